@@ -1,0 +1,267 @@
+//! The lock-free core: which slot belongs to whom, and who is woken.
+//!
+//! Read `slot.rs` (what a slot is), `idle.rs` (where idle ones wait), `waiters.rs` (how a slot
+//! reaches a waiter), `tokens.rs` (the rights to a slot), in this order.
+//!
+//! # Invariants
+//!
+//! | id | name | statement |
+//! |---|---|---|
+//! | I1 | exclusive | a slot has one owner: a queue, a token, or a hand-off on its way |
+//! | I2 | bounded | resources alive or being opened never exceed the capacity, at any instant |
+//! | I3 | conserved | at rest, vacant + idle + in use = capacity; errors, panics and dropped futures lose no slot |
+//! | I4 | no lost wake | if a waiter is parked and the pool could serve it, a wake is on its way |
+//! | I5 | legal transitions | only those of the table in `slot.rs` happen |
+//! | I6 | published | what one holder wrote happens before what the next holder reads |
+//! | I7 | wake handed on | a woken waiter that leaves without its slot passes it on |
+//! | I8 | close is final | after close no acquire succeeds, every waiter ends, every resource is dropped once |
+//! | I9 | first come | no acquire is served before one of its own shard that was parked when it began |
+//!
+//! Not here: clocks, runtimes, I/O, logging, user code, and, after construction, allocation.
+
+mod idle;
+mod slot;
+mod tokens;
+mod waiters;
+
+pub use self::idle::IdleOrder;
+pub use self::slot::State;
+pub(crate) use self::tokens::{
+    Found, Lease, Reservation, Trial, reserve, sweep, try_acquire, wait, wait_blocking,
+};
+
+use self::idle::Shelf;
+use self::slot::{Cell, Slot};
+use self::waiters::{Control, Handoff};
+use crate::sync::{AtomicU32, BoxQueue, thread_number};
+use crossbeam_utils::CachePadded;
+use event_listener::{Event, IntoNotification};
+use std::fmt;
+use std::sync::Arc;
+
+/// The largest capacity of a pool: 2^20 = 1,048,576 slots.
+pub const MAX_CAPACITY: usize = 1 << 20;
+
+/// The largest number of shards of a pool.
+pub const MAX_SHARDS: usize = 256;
+
+/// What stands behind a core: the pool that owns it.
+///
+/// The core calls these at the moments at which something beyond slots and waiters has to happen.
+pub(crate) trait Keeper: Sized {
+    /// What lives in the slots.
+    type Resource;
+
+    fn core(&self) -> &Core<Self::Resource>;
+
+    /// Somebody waits, and a slot may be vacant. Called from anywhere, also while a guard is
+    /// dropped: it must neither block nor panic.
+    fn vacancy(&self);
+
+    /// The caller has just parked, and a slot may be vacant.
+    fn parked(&self) {
+        self.vacancy();
+    }
+
+    /// The core is closed, and this resource was idle.
+    fn retire(&self, trial: Trial<&Self>) {
+        drop(trial);
+    }
+
+    /// A resource in doubt was dropped together with its token.
+    fn abandoned(&self) {}
+}
+
+/// Slots, shelves and waiters of one pool.
+pub(crate) struct Core<T> {
+    control: CachePadded<Control>,
+    shards: Box<[CachePadded<Shard<T>>]>,
+    cells: Box<[Cell]>,
+    vacant: BoxQueue<Slot<T>>,
+}
+
+/// What threads of one home share.
+struct Shard<T> {
+    shelf: Shelf<T>,
+    /// Waiters wait here for a hand-off.
+    event: Event<Handoff<T>>,
+    /// How many of them nobody has woken yet; zero spares a look behind the event's mutex.
+    listening: AtomicU32,
+    /// Hand-offs so far, which decide when one starts at another shard.
+    turn: AtomicU32,
+}
+
+/// How many slots are in which state, counted in one pass: they always add up to the capacity.
+///
+/// Each slot is counted in a state that it really had during the pass. A slot that moves meanwhile
+/// is counted once, where it was or where it is; so two figures may come from different moments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counts {
+    /// Slots without a resource, which may be filled.
+    pub vacant: usize,
+    /// Slots for which a resource is being opened.
+    pub connecting: usize,
+    /// Resources waiting for the next caller.
+    pub idle: usize,
+    /// Resources in the hands of callers.
+    pub in_use: usize,
+    /// Resources whose liveness is being checked.
+    pub checking: usize,
+    /// Resources that are being made clean.
+    pub resetting: usize,
+    /// Resources that are being closed.
+    pub closing: usize,
+    /// Callers that wait and have not been served.
+    pub waiters: usize,
+}
+
+impl Counts {
+    /// Resources that are alive: all slots but the vacant and the connecting ones.
+    #[must_use]
+    pub fn alive(&self) -> usize {
+        self.idle + self.in_use + self.checking + self.resetting + self.closing
+    }
+
+    /// All slots: the capacity.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.vacant + self.connecting + self.alive()
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} of {} in use, {} idle",
+            self.in_use,
+            self.capacity(),
+            self.idle
+        )?;
+        for (count, what) in [
+            (self.connecting, "connecting"),
+            (self.checking, "checking"),
+            (self.resetting, "resetting"),
+            (self.closing, "closing"),
+            (self.waiters, "waiting"),
+        ] {
+            if count > 0 {
+                write!(f, ", {count} {what}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<T> Core<T> {
+    /// A core with `capacity` vacant slots, in the given number of shards (a power of two).
+    pub(crate) fn new(capacity: usize, shards: usize, order: IdleOrder) -> Arc<Self> {
+        assert!(
+            (1..=MAX_CAPACITY).contains(&capacity),
+            "BUG: capacity {capacity}"
+        );
+        assert!(shards.is_power_of_two(), "BUG: {shards} shards");
+        Arc::new_cyclic(|core| {
+            let vacant = BoxQueue::new(capacity);
+            for id in 0..capacity as u32 {
+                let slot = Box::new(Slot {
+                    id,
+                    resource: None,
+                    core: core.clone(),
+                });
+                assert!(vacant.push(slot).is_ok(), "BUG: no room for a vacant slot");
+            }
+            Self {
+                control: CachePadded::new(Control::new()),
+                shards: (0..shards)
+                    .map(|_| CachePadded::new(Shard::new(order, capacity, shards)))
+                    .collect(),
+                cells: (0..capacity).map(|_| Cell::new()).collect(),
+                vacant,
+            }
+        })
+    }
+
+    /// The shard that the calling thread tries first.
+    #[inline]
+    fn home(&self) -> usize {
+        thread_number() & (self.shards.len() - 1)
+    }
+
+    #[inline]
+    fn cell(&self, slot: &Slot<T>) -> &Cell {
+        &self.cells[slot.id as usize]
+    }
+
+    pub(crate) fn capacity(&self) -> usize {
+        self.cells.len()
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.control.look().is_closed()
+    }
+
+    /// How many wait and have not been served.
+    ///
+    /// Zero: whoever begins to wait from now on sees what the caller published before. More: they
+    /// may have been served or have left since.
+    pub(crate) fn waiters(&self) -> usize {
+        self.control.look().waiters()
+    }
+
+    /// Whether a slot is vacant.
+    ///
+    /// False: whoever makes one vacant from now on sees the waiters that were counted before. True:
+    /// somebody may have taken it since.
+    pub(crate) fn has_vacant(&self) -> bool {
+        !self.vacant.is_empty()
+    }
+
+    /// The slots by state, and the waiters.
+    pub(crate) fn counts(&self) -> Counts {
+        let mut counts = Counts {
+            waiters: self.waiters(),
+            ..Counts::default()
+        };
+        for cell in &self.cells {
+            match cell.life().0 {
+                State::Vacant => counts.vacant += 1,
+                State::Connecting => counts.connecting += 1,
+                State::InUse => counts.in_use += 1,
+                State::Idle => counts.idle += 1,
+                State::Checking => counts.checking += 1,
+                State::Resetting => counts.resetting += 1,
+                State::Closing => counts.closing += 1,
+            }
+        }
+        counts
+    }
+
+    /// How many acquires there have been.
+    pub(crate) fn uses(&self) -> u64 {
+        self.cells.iter().map(|cell| cell.life().1).sum()
+    }
+}
+
+impl<T> Shard<T> {
+    fn new(order: IdleOrder, capacity: usize, shards: usize) -> Self {
+        let event = Event::with_tag();
+        // The first notification allocates the event's list; let that be now.
+        event.notify(0.tag_with(Handoff::look_again));
+        Self {
+            shelf: Shelf::new(order, capacity, shards),
+            event,
+            listening: AtomicU32::new(0),
+            turn: AtomicU32::new(0),
+        }
+    }
+}
+
+/// The number of shards for a pool that does not say: a power of two, no more than the machine's
+/// parallelism and no more than half the capacity, at least 1.
+pub(crate) fn default_shards(capacity: usize) -> usize {
+    let parallelism = std::thread::available_parallelism().map_or(1, usize::from);
+    let most = parallelism.min(capacity / 2).clamp(1, MAX_SHARDS);
+    1 << most.ilog2()
+}

@@ -1,0 +1,225 @@
+//! A slot, the states it goes through, and the cell beside it that others may read.
+//!
+//! A [`Slot`] is boxed once, when the pool is built. Whoever holds the box owns the slot (I1), and
+//! the compiler proves it. What others must read meanwhile stands in the slot's [`Cell`], which
+//! stays where it is while the box travels.
+//!
+//! Not here: where an idle slot waits (`idle.rs`), and who may hold one (`tokens.rs`).
+
+use crate::sync::{AtomicU32, AtomicU64, Keyed, Ordering};
+use crossbeam_utils::atomic::AtomicCell;
+use std::panic::Location;
+use std::sync::Weak;
+
+/// Where a slot is in its life.
+///
+/// | from | to | by |
+/// |---|---|---|
+/// | `Vacant` | `Connecting` | a reservation |
+/// | `Connecting` | `Vacant` | the connect failed or was abandoned |
+/// | `Connecting` | `InUse` | the connect succeeded: on its way to a waiter or to the idle ones |
+/// | `InUse` | `Idle` | released |
+/// | `Idle` | `InUse` | acquired |
+/// | `InUse` | `Checking`, `Resetting`, `Closing` | the holder hands the resource to the pool's own work |
+/// | `Checking`, `Resetting` | `InUse` | it is fit for use |
+/// | `Checking`, `Resetting` | `Closing` | it is not |
+/// | `InUse`, `Checking`, `Resetting`, `Closing` | `Vacant` | the resource is gone |
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// No resource. The slot waits among the vacant ones, or with nobody before its first use.
+    Vacant = 0,
+    /// No resource yet: somebody holds the right to bring one.
+    Connecting = 1,
+    /// In the hands of a caller, or on its way to one.
+    InUse = 2,
+    /// Waiting for the next caller.
+    Idle = 3,
+    /// Its liveness is being checked.
+    Checking = 4,
+    /// It is being made clean for the next caller.
+    Resetting = 5,
+    /// It is being closed.
+    Closing = 6,
+}
+
+impl State {
+    /// Every state, in the order of their numbers.
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Vacant,
+        Self::Connecting,
+        Self::InUse,
+        Self::Idle,
+        Self::Checking,
+        Self::Resetting,
+        Self::Closing,
+    ];
+
+    /// Whether the table above allows the step (I5).
+    pub(crate) const fn may_become(self, next: Self) -> bool {
+        use State::{Checking, Closing, Connecting, Idle, InUse, Resetting, Vacant};
+        matches!(
+            (self, next),
+            (Vacant, Connecting)
+                | (Connecting, Vacant | InUse)
+                | (Idle, InUse)
+                | (InUse, Idle | Checking | Resetting | Closing | Vacant)
+                | (Checking | Resetting, InUse | Closing | Vacant)
+                | (Closing, Vacant)
+        )
+    }
+}
+
+/// One place of the pool: a number, and the resource that lives there at the moment.
+///
+/// Aligned so that no two share a cache line: two neighbours on one line cost a quarter of the
+/// throughput of two threads.
+#[repr(align(128))]
+pub(crate) struct Slot<T> {
+    /// The slot's number, and the index of its cell.
+    pub(super) id: u32,
+    /// The resource; `None` while the slot is vacant or being connected.
+    pub(super) resource: Option<T>,
+    /// The core that the slot belongs to, for a hand-off that nobody is left to receive.
+    pub(super) core: Weak<super::Core<T>>,
+}
+
+impl<T> Keyed for Slot<T> {
+    fn key(&self) -> usize {
+        self.id as usize
+    }
+}
+
+/// What others may read of a slot while somebody owns it.
+///
+/// Only the owner writes `life` and `holder`, with plain stores: two owners' stores are ordered by
+/// whatever handed the slot from one to the other. `flags` is set by others and cleared by the
+/// owner.
+#[repr(align(64))]
+pub(crate) struct Cell {
+    /// The state in the lowest byte, the number of acquires so far above it: one store writes both,
+    /// and one load reads a pair that belongs together.
+    life: AtomicU64,
+    /// Reasons for which the slot may not be handed out on the fast path.
+    flags: AtomicU32,
+    /// Where the slot was acquired last.
+    holder: AtomicCell<Option<&'static Location<'static>>>,
+}
+
+const STATE_BITS: u32 = 8;
+const STATE_MASK: u64 = (1 << STATE_BITS) - 1;
+
+impl Cell {
+    pub(super) fn new() -> Self {
+        Self {
+            life: AtomicU64::new(State::Vacant as u64),
+            flags: AtomicU32::new(0),
+            holder: AtomicCell::new(None),
+        }
+    }
+
+    /// The state at this moment, and the number of acquires so far.
+    ///
+    /// Another thread may have moved the slot on by the time that the caller looks at the answer;
+    /// what holds is that both numbers were true together.
+    pub(super) fn life(&self) -> (State, u64) {
+        let life = self.life.load(Ordering::Relaxed);
+        (State::ALL[(life & STATE_MASK) as usize], life >> STATE_BITS)
+    }
+
+    /// Moves the slot to another state; only its owner may.
+    #[inline]
+    pub(super) fn enter(&self, next: State) {
+        let life = self.life.load(Ordering::Relaxed);
+        debug_assert!(
+            self.life().0.may_become(next),
+            "BUG: a slot went from {:?} to {next:?}",
+            self.life().0
+        );
+        self.life
+            .store((life & !STATE_MASK) | next as u64, Ordering::Relaxed);
+    }
+
+    /// An idle slot is acquired: one store marks it in use and counts the use.
+    #[inline]
+    pub(super) fn begin_use(&self, holder: &'static Location<'static>) {
+        let life = self.life.load(Ordering::Relaxed);
+        debug_assert_eq!(
+            self.life().0,
+            State::Idle,
+            "BUG: a slot on a shelf was not idle"
+        );
+        let uses = (life & !STATE_MASK).wrapping_add(1 << STATE_BITS);
+        self.life
+            .store(uses | State::InUse as u64, Ordering::Relaxed);
+        self.holder.store(Some(holder));
+    }
+
+    /// A slot that is in use already reached a caller.
+    pub(super) fn count_use(&self, holder: &'static Location<'static>) {
+        let life = self.life.load(Ordering::Relaxed);
+        self.life
+            .store(life.wrapping_add(1 << STATE_BITS), Ordering::Relaxed);
+        self.holder.store(Some(holder));
+    }
+
+    /// Whether something keeps the slot off the fast path.
+    #[inline]
+    pub(super) fn is_flagged(&self) -> bool {
+        self.flags.load(Ordering::Relaxed) != 0
+    }
+
+    /// Keeps the slot off the fast path until its owner has looked at it.
+    pub(super) fn flag(&self) {
+        self.flags.store(1, Ordering::Relaxed);
+    }
+
+    /// Puts the slot back on the fast path; only its owner may.
+    pub(super) fn clear_flags(&self) {
+        self.flags.store(0, Ordering::Relaxed);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_state_has_a_way_in_and_a_way_out() {
+        for state in State::ALL {
+            assert!(
+                State::ALL.iter().any(|from| from.may_become(state)),
+                "no way to {state:?}"
+            );
+            assert!(
+                State::ALL.iter().any(|to| state.may_become(*to)),
+                "no way from {state:?}"
+            );
+            assert!(!state.may_become(state), "{state:?} may not become itself");
+            assert_eq!(State::ALL[state as usize], state);
+        }
+    }
+
+    #[test]
+    fn only_a_lease_becomes_idle() {
+        let into_idle: Vec<_> = State::ALL
+            .into_iter()
+            .filter(|from| from.may_become(State::Idle))
+            .collect();
+        assert_eq!(into_idle, [State::InUse]);
+    }
+
+    #[test]
+    fn uses_and_state_do_not_disturb_each_other() {
+        let cell = Cell::new();
+        cell.enter(State::Connecting);
+        cell.enter(State::InUse);
+        for uses in 1..=1000 {
+            cell.count_use(Location::caller());
+            assert_eq!(cell.life(), (State::InUse, uses));
+            cell.enter(State::Idle);
+            assert_eq!(cell.life(), (State::Idle, uses));
+            cell.enter(State::InUse);
+        }
+    }
+}

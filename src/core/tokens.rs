@@ -1,0 +1,354 @@
+//! The rights to a slot, as values: whoever holds one owns the slot, and dropping it anywhere (on
+//! an error, in a panic, with a cancelled future) puts the slot where it belongs and sees to it that
+//! a waiter hears of it. There is no other repair path.
+//!
+//! | token | the slot is | dropping it |
+//! |---|---|---|
+//! | [`Reservation`] | connecting: the right to bring a resource | makes the slot vacant |
+//! | [`Lease`] | in use, with a resource fit for the next caller | releases it |
+//! | [`Trial`] | checking, resetting or closing, with a resource in doubt, or none any more | drops the resource, makes the slot vacant |
+//!
+//! A token goes with any pointer to its keeper: a reference, or an `Arc` where it must outlive the
+//! caller.
+//!
+//! Not here: how a slot finds its next owner (`waiters.rs`).
+
+use super::slot::{Cell, Slot, State};
+use super::{Keeper, waiters};
+use crate::sync::publish_fence;
+use std::ops::Deref;
+use std::panic::{AssertUnwindSafe, Location, catch_unwind};
+use std::time::Instant;
+
+/// The keeper that a pointer points to.
+type Of<R> = <R as Deref>::Target;
+/// What its slots hold.
+type Resource<R> = <Of<R> as Keeper>::Resource;
+
+const GONE: &str = "BUG: a token was used after it had been given away";
+const NOTHING: &str = "BUG: a slot without its resource";
+
+/// Makes a slot vacant, and tells the keeper if somebody waits.
+#[cold]
+fn vacate<K: Keeper>(keeper: &K, slot: Box<Slot<K::Resource>>) {
+    let core = keeper.core();
+    let cell = core.cell(&slot);
+    cell.clear_flags();
+    cell.enter(State::Vacant);
+    let pushed = core.vacant.push(slot);
+    debug_assert!(
+        pushed.is_ok(),
+        "BUG: more vacant slots than there are slots"
+    );
+    publish_fence();
+    // Ordering: the load in `look`, after the push; partner: a waiter counts itself and then has
+    // its keeper look for a vacant slot (I4).
+    if core.control.look().waiters() > 0 {
+        keeper.vacancy();
+    }
+}
+
+/// The right to bring a resource into a vacant slot.
+#[must_use]
+pub(crate) struct Reservation<R: Deref<Target: Keeper>> {
+    keeper: R,
+    slot: Option<Box<Slot<Resource<R>>>>,
+}
+
+impl<R: Deref<Target: Keeper> + Clone> Reservation<R> {
+    /// How often the slot has been acquired so far, by the holders of every resource it has had.
+    pub(crate) fn uses(&self) -> u64 {
+        self.keeper
+            .core()
+            .cell(self.slot.as_ref().expect(GONE))
+            .life()
+            .1
+    }
+
+    /// Puts the resource into the slot.
+    pub(crate) fn fill(mut self, resource: Resource<R>) -> Lease<R> {
+        let mut slot = self.slot.take().expect(GONE);
+        slot.resource = Some(resource);
+        self.keeper.core().cell(&slot).enter(State::InUse);
+        Lease {
+            keeper: self.keeper.clone(),
+            slot: Some(slot),
+        }
+    }
+}
+
+impl<R: Deref<Target: Keeper>> Drop for Reservation<R> {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            vacate(&*self.keeper, slot);
+        }
+    }
+}
+
+/// A slot with a resource that is fit for use.
+#[must_use]
+pub(crate) struct Lease<R: Deref<Target: Keeper>> {
+    keeper: R,
+    slot: Option<Box<Slot<Resource<R>>>>,
+}
+
+impl<R: Deref<Target: Keeper>> Lease<R> {
+    #[inline]
+    fn slot(&self) -> &Slot<Resource<R>> {
+        self.slot.as_ref().expect(GONE)
+    }
+
+    #[inline]
+    fn cell(&self) -> &Cell {
+        self.keeper.core().cell(self.slot())
+    }
+
+    #[inline]
+    pub(crate) fn keeper(&self) -> &R {
+        &self.keeper
+    }
+
+    #[inline]
+    pub(crate) fn resource(&self) -> &Resource<R> {
+        self.slot().resource.as_ref().expect(NOTHING)
+    }
+
+    #[inline]
+    pub(crate) fn resource_mut(&mut self) -> &mut Resource<R> {
+        self.slot
+            .as_mut()
+            .expect(GONE)
+            .resource
+            .as_mut()
+            .expect(NOTHING)
+    }
+
+    /// The keeper and the resource, unless the lease has been turned into something else.
+    #[inline]
+    pub(crate) fn parts(&mut self) -> Option<(&Of<R>, &mut Resource<R>)> {
+        let slot = self.slot.as_mut()?;
+        Some((&*self.keeper, slot.resource.as_mut().expect(NOTHING)))
+    }
+
+    /// Counts an acquire, and notes who made it.
+    #[inline]
+    pub(crate) fn count_use(&self, holder: &'static Location<'static>) {
+        self.cell().count_use(holder);
+    }
+
+    /// How often the slot has been acquired so far, by the holders of every resource it has had.
+    pub(crate) fn uses(&self) -> u64 {
+        self.cell().life().1
+    }
+
+    /// Whether something must be done before the resource is used.
+    #[inline]
+    pub(crate) fn is_flagged(&self) -> bool {
+        self.cell().is_flagged()
+    }
+
+    /// Sees to it that the next holder looks at the resource before using it.
+    pub(crate) fn flag(&self) {
+        self.cell().flag();
+    }
+
+    /// Takes the resource out of the pool. Nothing is left in the lease.
+    pub(crate) fn detach(&mut self) -> Resource<R> {
+        let mut slot = self.slot.take().expect(GONE);
+        let resource = slot.resource.take().expect(NOTHING);
+        vacate(&*self.keeper, slot);
+        resource
+    }
+}
+
+impl<R: Deref<Target: Keeper> + Clone> Lease<R> {
+    /// Puts the resource in doubt while it is being checked, reset or closed. Nothing is left in
+    /// the lease.
+    pub(crate) fn begin(&mut self, state: State) -> Trial<R> {
+        let slot = self.slot.take().expect(GONE);
+        self.keeper.core().cell(&slot).enter(state);
+        Trial {
+            keeper: self.keeper.clone(),
+            slot: Some(slot),
+        }
+    }
+}
+
+impl<R: Deref<Target: Keeper>> Drop for Lease<R> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            waiters::release(&*self.keeper, slot);
+        }
+    }
+}
+
+/// A slot whose resource is in doubt, or gone.
+#[must_use]
+pub(crate) struct Trial<R: Deref<Target: Keeper>> {
+    keeper: R,
+    slot: Option<Box<Slot<Resource<R>>>>,
+}
+
+impl<R: Deref<Target: Keeper>> Trial<R> {
+    pub(crate) fn keeper(&self) -> &R {
+        &self.keeper
+    }
+
+    pub(crate) fn resource_mut(&mut self) -> &mut Resource<R> {
+        self.slot
+            .as_mut()
+            .expect(GONE)
+            .resource
+            .as_mut()
+            .expect(NOTHING)
+    }
+
+    /// The resource is not fit for use, and is about to be closed.
+    pub(crate) fn fail(self) -> Self {
+        self.keeper
+            .core()
+            .cell(self.slot.as_ref().expect(GONE))
+            .enter(State::Closing);
+        self
+    }
+
+    /// Takes the resource; the slot stays occupied as long as the token lives.
+    pub(crate) fn take(&mut self) -> Option<Resource<R>> {
+        self.slot.as_mut().expect(GONE).resource.take()
+    }
+
+    /// The same right with another pointer to the same keeper.
+    pub(crate) fn with_keeper<S: Deref<Target = Of<R>>>(mut self, keeper: S) -> Trial<S> {
+        Trial {
+            keeper,
+            slot: self.slot.take(),
+        }
+    }
+}
+
+impl<R: Deref<Target: Keeper> + Clone> Trial<R> {
+    /// The resource is fit for use.
+    pub(crate) fn pass(mut self) -> Lease<R> {
+        let slot = self.slot.take().expect(GONE);
+        let cell = self.keeper.core().cell(&slot);
+        cell.clear_flags();
+        cell.enter(State::InUse);
+        Lease {
+            keeper: self.keeper.clone(),
+            slot: Some(slot),
+        }
+    }
+}
+
+impl<R: Deref<Target: Keeper>> Drop for Trial<R> {
+    fn drop(&mut self) {
+        let Some(mut slot) = self.slot.take() else {
+            return;
+        };
+        let resource = slot.resource.take();
+        if resource.is_some() {
+            self.keeper.abandoned();
+        }
+        // A resource that panics while it is dropped must not take the slot with it; the panic
+        // hook has reported it.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(resource)));
+        vacate(&*self.keeper, slot);
+    }
+}
+
+/// Ends every idle resource of a core that is closed.
+#[cold]
+pub(crate) fn sweep<K: Keeper>(keeper: &K) {
+    while let Some(mut lease) = take_idle(keeper) {
+        keeper.retire(lease.begin(State::Closing));
+    }
+}
+
+/// What a look at the shelves found.
+pub(crate) enum Found<R: Deref<Target: Keeper>> {
+    /// A resource that is ready; the use is counted.
+    Ready(Lease<R>),
+    /// A resource that must be looked at first; the use is not counted.
+    Flagged(Lease<R>),
+    /// None is idle, or others wait, or the core is closed.
+    Nothing,
+}
+
+/// Takes an idle slot, if nobody waits and the core is open.
+#[inline(always)]
+pub(crate) fn try_acquire<R>(keeper: &R, caller: &'static Location<'static>) -> Found<R>
+where
+    R: Deref<Target: Keeper> + Clone,
+{
+    let core = keeper.core();
+    if !core.control.glance().is_quiet() {
+        return Found::Nothing;
+    }
+    let Some(slot) = core.unshelve(core.home()) else {
+        return Found::Nothing;
+    };
+    let cell = core.cell(&slot);
+    if cell.is_flagged() {
+        cell.enter(State::InUse);
+        return Found::Flagged(Lease {
+            keeper: keeper.clone(),
+            slot: Some(slot),
+        });
+    }
+    cell.begin_use(caller);
+    Found::Ready(Lease {
+        keeper: keeper.clone(),
+        slot: Some(slot),
+    })
+}
+
+/// Waits in line for a slot; the use is not counted. `None` means: look again, whether the core is
+/// closed or whatever else has changed.
+pub(crate) async fn wait<R>(keeper: &R) -> Option<Lease<R>>
+where
+    R: Deref<Target: Keeper> + Clone,
+{
+    let slot = waiters::wait(&**keeper).await?;
+    Some(Lease {
+        keeper: keeper.clone(),
+        slot: Some(slot),
+    })
+}
+
+/// The same, blocking the thread; `None` also when the deadline has passed.
+pub(crate) fn wait_blocking<R>(keeper: &R, deadline: Option<Instant>) -> Option<Lease<R>>
+where
+    R: Deref<Target: Keeper> + Clone,
+{
+    let slot = waiters::wait_blocking(&**keeper, deadline)?;
+    Some(Lease {
+        keeper: keeper.clone(),
+        slot: Some(slot),
+    })
+}
+
+/// Takes an idle slot whether or not somebody waits or the core is closed.
+fn take_idle<R: Deref<Target: Keeper>>(keeper: R) -> Option<Lease<R>> {
+    let core = keeper.core();
+    let slot = core.unshelve(core.home())?;
+    core.cell(&slot).enter(State::InUse);
+    Some(Lease {
+        keeper,
+        slot: Some(slot),
+    })
+}
+
+/// Takes a vacant slot, unless the core is closed.
+pub(crate) fn reserve<R: Deref<Target: Keeper>>(keeper: R) -> Option<Reservation<R>> {
+    let core = keeper.core();
+    if core.is_closed() {
+        return None;
+    }
+    let slot = core.vacant.pop()?;
+    core.cell(&slot).enter(State::Connecting);
+    Some(Reservation {
+        keeper,
+        slot: Some(slot),
+    })
+}

@@ -1,0 +1,315 @@
+//! What can go wrong, in words for the person who reads the log.
+//!
+//! Not here: errors of a manager; they travel inside these, unchanged.
+
+use crate::core::{MAX_CAPACITY, MAX_SHARDS};
+use std::fmt::Display;
+
+/// A setting is out of its range. Nothing was built.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field} is {value}, but it {rule}")]
+pub struct ConfigError {
+    field: &'static str,
+    value: String,
+    rule: String,
+}
+
+impl ConfigError {
+    pub(crate) fn new(field: &'static str, value: impl Display, rule: impl Into<String>) -> Self {
+        Self {
+            field,
+            value: value.to_string(),
+            rule: rule.into(),
+        }
+    }
+
+    /// The setting, as the builder's method is called.
+    #[must_use]
+    pub fn field(&self) -> &str {
+        self.field
+    }
+
+    /// The value that was refused.
+    #[must_use]
+    pub fn value(&self) -> &str {
+        &self.value
+    }
+
+    /// The rule that it breaks; reads on from "it".
+    #[must_use]
+    pub fn rule(&self) -> &str {
+        &self.rule
+    }
+}
+
+pub(crate) fn check_capacity(field: &'static str, value: usize) -> Result<(), ConfigError> {
+    if (1..=MAX_CAPACITY).contains(&value) {
+        return Ok(());
+    }
+    Err(ConfigError::new(
+        field,
+        value,
+        format!("must be from 1 to {MAX_CAPACITY}"),
+    ))
+}
+
+pub(crate) fn check_shards(value: usize) -> Result<(), ConfigError> {
+    if value.is_power_of_two() && value <= MAX_SHARDS {
+        return Ok(());
+    }
+    let rule = format!("must be a power of two from 1 to {MAX_SHARDS}");
+    Err(ConfigError::new("shards", value, rule))
+}
+
+/// Why [`ObjectPool`](crate::ObjectPool) has no object for a caller that was ready to wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AcquireObjectError {
+    /// The deadline passed while every object was in use.
+    #[error("no object came back before the deadline")]
+    Timeout,
+    /// The pool is closed.
+    #[error("the pool is closed")]
+    Closed,
+}
+
+/// Why a pool has nothing for a caller that did not want to wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TryAcquireError {
+    /// Nothing is idle, or others were there first and wait.
+    #[error("nothing is idle")]
+    Empty,
+    /// The pool is closed.
+    #[error("the pool is closed")]
+    Closed,
+}
+
+/// Why [`ObjectPool::add`](crate::ObjectPool::add) refused an object, and the object.
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AddError<T> {
+    /// No place is vacant.
+    #[error("the pool is full")]
+    Full(T),
+    /// The pool is closed.
+    #[error("the pool is closed")]
+    Closed(T),
+}
+
+impl<T> AddError<T> {
+    /// The object that was refused.
+    pub fn into_inner(self) -> T {
+        match self {
+            Self::Full(object) | Self::Closed(object) => object,
+        }
+    }
+}
+
+impl<T> std::fmt::Debug for AddError<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Full(_) => "Full(..)",
+            Self::Closed(_) => "Closed(..)",
+        })
+    }
+}
+
+/// What went wrong with one of a manager's methods.
+#[cfg(feature = "tokio")]
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OperationError<E> {
+    /// The method returned an error: this one.
+    #[error(transparent)]
+    Failed(E),
+    /// The method took longer than its limit and was dropped.
+    #[error("no answer within {limit:?}")]
+    TimedOut {
+        /// The limit, from the pool's configuration.
+        limit: std::time::Duration,
+    },
+    /// The method panicked.
+    #[error("panicked: {message}")]
+    Panicked {
+        /// What the panic said.
+        message: String,
+    },
+}
+
+#[cfg(feature = "tokio")]
+pub use self::managed::{AcquireError, BuildError, ReleaseError, Stage, Timeout};
+
+/// The errors of the managed pool.
+#[cfg(feature = "tokio")]
+mod managed {
+    use super::{ConfigError, OperationError};
+    use crate::core::Counts;
+    use std::error::Error;
+    use std::fmt;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    /// Why a pool was not built.
+    #[derive(Debug, thiserror::Error)]
+    #[non_exhaustive]
+    pub enum BuildError<E: Error + 'static> {
+        /// A setting is out of its range.
+        #[error("invalid configuration")]
+        Config(#[from] ConfigError),
+        /// One of the first `min_idle` connections could not be opened.
+        #[error("cannot open the first connections")]
+        Connect(#[source] Arc<OperationError<E>>),
+        /// `build` was called outside a tokio runtime.
+        #[error(
+            "no tokio runtime here: call build inside one, or build_lazy, or use blocking::Pool"
+        )]
+        NoRuntime,
+    }
+
+    /// Why an acquire failed.
+    #[derive(thiserror::Error)]
+    #[non_exhaustive]
+    pub enum AcquireError<E: Error + 'static> {
+        /// The time was up. What the pool knows of the reason is inside.
+        #[error(transparent)]
+        Timeout(Box<Timeout<E>>),
+        /// Connecting failed in a way that the manager calls permanent.
+        #[error("cannot connect, and trying again will not help")]
+        Connect(#[source] Arc<OperationError<E>>),
+        /// The pool is closed.
+        #[error("the pool is closed")]
+        Closed,
+        /// No connection is idle, and there is no tokio runtime to open one or to wait on.
+        #[error(
+            "no connection is idle, and no tokio runtime to open one on: \
+             acquire inside a runtime, or use blocking::Pool"
+        )]
+        NoRuntime,
+        /// A blocking acquire would have blocked a thread that runs asynchronous tasks.
+        #[error(
+            "acquire_blocking would block a runtime's worker thread: \
+             use acquire().await here, or call it inside spawn_blocking"
+        )]
+        WouldBlock,
+    }
+
+    impl<E: Error + 'static> fmt::Debug for AcquireError<E> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            match self {
+                Self::Timeout(timeout) => fmt::Debug::fmt(timeout, f),
+                Self::Connect(error) => f.debug_tuple("Connect").field(error).finish(),
+                Self::Closed => f.write_str("Closed"),
+                Self::NoRuntime => f.write_str("NoRuntime"),
+                Self::WouldBlock => f.write_str("WouldBlock"),
+            }
+        }
+    }
+
+    /// An acquire ran into its deadline. `source()` is the last failure to connect, if connecting
+    /// has been failing.
+    pub struct Timeout<E> {
+        pub(crate) pool: Arc<str>,
+        pub(crate) waited: Duration,
+        pub(crate) stage: Stage,
+        pub(crate) counts: Counts,
+        pub(crate) last_connect_error: Option<Arc<OperationError<E>>>,
+    }
+
+    impl<E> Timeout<E> {
+        /// How long the acquire waited.
+        #[must_use]
+        pub fn waited(&self) -> Duration {
+            self.waited
+        }
+
+        /// What it was waiting for at the end.
+        #[must_use]
+        pub fn stage(&self) -> Stage {
+            self.stage
+        }
+
+        /// The pool's connections at that moment. The caller itself is no longer among the waiters.
+        #[must_use]
+        pub fn counts(&self) -> Counts {
+            self.counts
+        }
+
+        /// The last failure to connect, if no connect has succeeded since.
+        #[must_use]
+        pub fn last_connect_error(&self) -> Option<&Arc<OperationError<E>>> {
+            self.last_connect_error.as_ref()
+        }
+    }
+
+    impl<E> fmt::Display for Timeout<E> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            let Self {
+                pool,
+                waited,
+                stage,
+                counts,
+                ..
+            } = self;
+            write!(
+                f,
+                "pool {pool}: no connection within {waited:?}: {stage} ({counts})"
+            )
+        }
+    }
+
+    impl<E: fmt::Debug> fmt::Debug for Timeout<E> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.debug_struct("Timeout")
+                .field("pool", &self.pool)
+                .field("waited", &self.waited)
+                .field("stage", &self.stage)
+                .field("counts", &self.counts)
+                .field("last_connect_error", &self.last_connect_error)
+                .finish()
+        }
+    }
+
+    impl<E: Error + 'static> Error for Timeout<E> {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            self.last_connect_error.as_ref().map(|error| &**error as _)
+        }
+    }
+
+    /// What an acquire was waiting for when its time was up.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    #[non_exhaustive]
+    pub enum Stage {
+        /// Every connection was in use: raise `max_size`, or look for who holds them so long.
+        Queued,
+        /// A connection was being opened, and that took too long.
+        Connecting,
+        /// Connecting kept failing; the timeout's source says why.
+        ConnectFailing,
+        /// A connection was being checked.
+        Checking,
+    }
+
+    impl fmt::Display for Stage {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(match self {
+                Self::Queued => "none was released in time",
+                Self::Connecting => "opening one took too long",
+                Self::ConnectFailing => "opening one keeps failing",
+                Self::Checking => "checking one took too long",
+            })
+        }
+    }
+
+    /// Why [`Pooled::release`](crate::Pooled::release) could not keep the connection. It is closed.
+    #[derive(Debug, thiserror::Error)]
+    #[non_exhaustive]
+    pub enum ReleaseError<E: Error + 'static> {
+        /// The manager calls the connection broken.
+        #[error("the connection is broken")]
+        Broken,
+        /// Resetting it failed.
+        #[error("the connection cannot be reset")]
+        Reset(#[source] OperationError<E>),
+    }
+}

@@ -1,0 +1,33 @@
+//! A connection and object pool.
+
+#![forbid(unsafe_code)]
+
+mod core;
+mod error;
+mod guard;
+mod object;
+mod sync;
+
+#[cfg(feature = "tokio")]
+mod config;
+#[cfg(feature = "tokio")]
+mod manager;
+#[cfg(feature = "tokio")]
+mod metrics;
+#[cfg(feature = "tokio")]
+mod pool;
+
+pub use crate::core::{Counts, IdleOrder};
+pub use crate::error::{AcquireObjectError, AddError, ConfigError, TryAcquireError};
+pub use crate::object::{Object, ObjectPool, ObjectPoolBuilder, OwnedObject};
+
+#[cfg(feature = "tokio")]
+pub use crate::config::{CheckPolicy, Config};
+#[cfg(feature = "tokio")]
+pub use crate::error::{AcquireError, BuildError, OperationError, ReleaseError, Stage, Timeout};
+#[cfg(feature = "tokio")]
+pub use crate::manager::{Condition, FromFn, Manager, from_fn};
+#[cfg(feature = "tokio")]
+pub use crate::metrics::{Closed, PoolMetrics};
+#[cfg(feature = "tokio")]
+pub use crate::pool::{ConnectionInfo, Pool, PoolBuilder, Pooled, PooledOwned, WeakPool};

@@ -1,0 +1,169 @@
+//! How a pool opens, checks, resets and closes its connections: the one trait that users implement.
+//!
+//! Not here: any backend.
+
+use std::fmt;
+use std::future::Future;
+use std::marker::PhantomData;
+
+/// Opens connections for a pool, and looks after them.
+///
+/// Only [`connect`](Self::connect) is required. Write the asynchronous methods as `async fn`.
+///
+/// None of them holds up anybody but the one connection that it works on. Each has a time limit in
+/// the pool's configuration; a method that fails, panics or takes too long costs that connection
+/// and nothing else.
+///
+/// # Examples
+///
+/// ```
+/// use millpond::{Condition, Manager};
+/// use std::io;
+/// use tokio::net::TcpStream;
+///
+/// struct Redis { address: String }
+///
+/// impl Manager for Redis {
+///     type Connection = TcpStream;
+///     type Error = io::Error;
+///
+///     async fn connect(&self) -> io::Result<TcpStream> {
+///         TcpStream::connect(&self.address).await
+///     }
+///
+///     fn condition(&self, connection: &mut TcpStream) -> Condition {
+///         // Unread bytes, end of file or an error: nobody may use this stream again.
+///         match connection.try_read(&mut [0]) {
+///             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Condition::Clean,
+///             _ => Condition::Broken,
+///         }
+///     }
+/// }
+/// ```
+pub trait Manager: Send + Sync + 'static {
+    /// What the pool holds.
+    type Connection: Send + 'static;
+    /// What goes wrong when one is opened, checked or reset.
+    type Error: std::error::Error + Send + Sync + 'static;
+
+    /// Opens a connection. Called by the pool's own tasks, never by the caller who waits; limited
+    /// by `connect_timeout`.
+    fn connect(&self) -> impl Future<Output = Result<Self::Connection, Self::Error>> + Send;
+
+    /// What a connection is fit for, asked whenever one is released. It runs inside the guard's
+    /// `Drop`, possibly on a thread without a runtime: it must not block, wait or do I/O that can.
+    ///
+    /// Default: always [`Condition::Clean`].
+    fn condition(&self, connection: &mut Self::Connection) -> Condition {
+        let _ = connection;
+        Condition::Clean
+    }
+
+    /// Finds out whether a connection is alive, before it is handed out; when that happens is the
+    /// pool's [`CheckPolicy`](crate::CheckPolicy). Limited by `check_timeout`. A connection that
+    /// fails, or whose check was abandoned, is closed.
+    ///
+    /// Default: it is.
+    fn check(
+        &self,
+        connection: &mut Self::Connection,
+    ) -> impl Future<Output = Result<(), Self::Error>> + Send {
+        let _ = connection;
+        async { Ok(()) }
+    }
+
+    /// Makes a connection clean after [`condition`](Self::condition) called it dirty, before
+    /// anybody else sees it. Runs in the background; limited by `reset_timeout`. A connection whose
+    /// reset fails or was abandoned is closed.
+    ///
+    /// Default: nothing to do. A manager that ever answers [`Condition::Dirty`] must have its own.
+    fn reset(
+        &self,
+        connection: &mut Self::Connection,
+    ) -> impl Future<Output = Result<(), Self::Error>> + Send {
+        let _ = connection;
+        async { Ok(()) }
+    }
+
+    /// Says goodbye to a connection that the pool is done with. Limited by `close_timeout`; after
+    /// that, and wherever no runtime is left to run it, the connection is dropped.
+    ///
+    /// Default: drops it.
+    fn close(&self, connection: Self::Connection) -> impl Future<Output = ()> + Send {
+        async move { drop(connection) }
+    }
+
+    /// Whether trying again to connect is pointless, as with a wrong password. Such an error ends
+    /// every acquire that waits, after one attempt; any other is retried while somebody waits.
+    ///
+    /// Default: it never is.
+    fn is_permanent(&self, error: &Self::Error) -> bool {
+        let _ = error;
+        false
+    }
+}
+
+/// What a released connection is fit for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Condition {
+    /// Anybody may use it next.
+    Clean,
+    /// Something is left over, such as an open transaction: reset it first.
+    Dirty,
+    /// Nobody may use it again.
+    Broken,
+}
+
+/// A [`Manager`] made of a function that connects, and defaults for the rest.
+///
+/// # Examples
+///
+/// ```
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use millpond::{Pool, from_fn};
+/// use tokio::net::TcpStream;
+///
+/// let pool = Pool::builder(from_fn(|| TcpStream::connect("127.0.0.1:6379"))).build().await?;
+/// let stream = pool.acquire().await?;
+/// # drop(stream); Ok(()) }
+/// ```
+pub fn from_fn<F, Fut, C, E>(connect: F) -> FromFn<F, C, E>
+where
+    F: Fn() -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<C, E>> + Send,
+    C: Send + 'static,
+    E: std::error::Error + Send + Sync + 'static,
+{
+    FromFn {
+        connect,
+        opens: PhantomData,
+    }
+}
+
+/// The manager that [`from_fn`] makes.
+#[derive(Clone, Copy)]
+pub struct FromFn<F, C, E> {
+    connect: F,
+    opens: PhantomData<fn() -> Result<C, E>>,
+}
+
+impl<F, C, E> fmt::Debug for FromFn<F, C, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FromFn").finish_non_exhaustive()
+    }
+}
+
+impl<F, Fut, C, E> Manager for FromFn<F, C, E>
+where
+    F: Fn() -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<C, E>> + Send,
+    C: Send + 'static,
+    E: std::error::Error + Send + Sync + 'static,
+{
+    type Connection = C;
+    type Error = E;
+
+    async fn connect(&self) -> Result<C, E> {
+        (self.connect)().await
+    }
+}

@@ -1,0 +1,604 @@
+//! `ObjectPool`: the core alone, with objects that are already there.
+//!
+//! Not here: anything that connects, checks or closes; see `Pool`.
+
+use crate::core::{
+    Core, Counts, Found, IdleOrder, Keeper, Lease, State, default_shards, reserve, sweep,
+    try_acquire, wait, wait_blocking,
+};
+use crate::error::{AcquireObjectError, AddError, ConfigError, TryAcquireError};
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::ops::Deref;
+use std::panic::{AssertUnwindSafe, Location, catch_unwind};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+/// A pool of objects that are already there: buffers, parsers, scratch space, handles.
+///
+/// It needs no runtime: [`acquire`](Self::acquire) works on any executor, and
+/// [`acquire_blocking`](Self::acquire_blocking) on any thread. Both wait in one line, first come,
+/// first served. A clone is another handle to the same pool.
+///
+/// A pool that was made with a function ([`new`](Self::new)) makes a new object when it is asked
+/// for one and a place is vacant: after a [`detach`](Object::detach), or after an object was lost
+/// because its holder panicked. A pool that was made from objects ([`from_iter`](Self::from_iter))
+/// has those and what is [added](Self::add).
+///
+/// # Cost
+///
+/// Acquire and release allocate nothing, take no lock and read no clock while nobody waits; a wait
+/// allocates nothing either.
+///
+/// # Examples
+///
+/// ```
+/// use millpond::ObjectPool;
+///
+/// let pool = ObjectPool::new(4, || Vec::<u8>::with_capacity(16 << 10));
+/// let mut buffer = pool.acquire_blocking()?;
+/// buffer.extend_from_slice(b"hello");
+/// drop(buffer); // back in the pool, as it is
+/// assert_eq!(pool.counts().idle, 4);
+/// # Ok::<(), millpond::AcquireObjectError>(())
+/// ```
+pub struct ObjectPool<T> {
+    shared: Arc<Shared<T>>,
+}
+
+/// Makes an object.
+type Make<T> = Box<dyn Fn() -> T + Send + Sync>;
+/// Prepares an object for its next user; false: throw it away.
+type Reset<T> = Box<dyn Fn(&mut T) -> bool + Send + Sync>;
+
+struct Shared<T> {
+    core: Arc<Core<T>>,
+    make: Option<Make<T>>,
+    reset: Option<Reset<T>>,
+}
+
+impl<T> Keeper for Shared<T> {
+    type Resource = T;
+
+    #[inline]
+    fn core(&self) -> &Core<T> {
+        &self.core
+    }
+
+    fn vacancy(&self) {
+        // The object is made by the one who waits for it, on its own stack: `make` may panic.
+        if self.make.is_some() && self.core.has_vacant() {
+            self.core.nudge();
+        }
+    }
+
+    fn parked(&self) {
+        let Some(make) = &self.make else { return };
+        while self.core.waiters() > 0 {
+            let Some(reservation) = reserve(self) else {
+                return;
+            };
+            // The filled slot goes to whoever is first in line.
+            drop(reservation.fill(make()));
+        }
+    }
+}
+
+/// Settings of an [`ObjectPool`].
+///
+/// # Examples
+///
+/// ```
+/// use millpond::{IdleOrder, ObjectPool};
+///
+/// let pool = ObjectPool::builder(8)
+///     .order(IdleOrder::Lifo)
+///     .reset(|buffer: &mut Vec<u8>| {
+///         buffer.clear();
+///         buffer.capacity() <= 1 << 20 // let go of the ones that have grown too large
+///     })
+///     .build(|| Vec::with_capacity(4096))?;
+/// # Ok::<(), millpond::ConfigError>(())
+/// ```
+pub struct ObjectPoolBuilder<T> {
+    capacity: usize,
+    shards: Option<usize>,
+    order: IdleOrder,
+    reset: Option<Reset<T>>,
+}
+
+impl<T> ObjectPoolBuilder<T> {
+    /// The order in which idle objects are handed out. Default: [`IdleOrder::Recent`].
+    #[must_use]
+    pub fn order(mut self, order: IdleOrder) -> Self {
+        self.order = order;
+        self
+    }
+
+    /// The number of shards: a power of two, from 1 to 256. One shard is strictly first come,
+    /// first served; more scale with threads. Default: the largest power of two that is neither
+    /// above the machine's parallelism nor above half the capacity.
+    #[must_use]
+    pub fn shards(mut self, shards: usize) -> Self {
+        self.shards = Some(shards);
+        self
+    }
+
+    /// A function that prepares a released object for its next user, on the thread that releases
+    /// it. If it answers `false`, or panics, the object is dropped and its place is vacant.
+    /// Default: none; objects are handed on as they are.
+    #[must_use]
+    pub fn reset(mut self, reset: impl Fn(&mut T) -> bool + Send + Sync + 'static) -> Self {
+        self.reset = Some(Box::new(reset));
+        self
+    }
+
+    /// Builds the pool and fills it with objects from `make`, which it keeps for replacements.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] if the capacity or the number of shards is out of range.
+    pub fn build(
+        self,
+        make: impl Fn() -> T + Send + Sync + 'static,
+    ) -> Result<ObjectPool<T>, ConfigError> {
+        let capacity = self.capacity;
+        let pool = self.finish(Some(Box::new(make)))?;
+        for _ in 0..capacity {
+            let make = pool.shared.make.as_ref().map(|make| make());
+            pool.fill(make);
+        }
+        Ok(pool)
+    }
+
+    /// Builds the pool with the objects of `objects`, and as many vacant places as remain.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] if the capacity or the number of shards is out of range, or if there are
+    /// more objects than the capacity.
+    pub fn build_from(
+        self,
+        objects: impl IntoIterator<Item = T>,
+    ) -> Result<ObjectPool<T>, ConfigError> {
+        let capacity = self.capacity;
+        let pool = self.finish(None)?;
+        for object in objects {
+            if pool.add(object).is_err() {
+                return Err(ConfigError::new(
+                    "capacity",
+                    capacity,
+                    "must be at least the number of objects",
+                ));
+            }
+        }
+        Ok(pool)
+    }
+
+    fn finish(self, make: Option<Make<T>>) -> Result<ObjectPool<T>, ConfigError> {
+        crate::error::check_capacity("capacity", self.capacity)?;
+        let shards = self.shards.unwrap_or_else(|| default_shards(self.capacity));
+        crate::error::check_shards(shards)?;
+        Ok(ObjectPool {
+            shared: Arc::new(Shared {
+                core: Core::new(self.capacity, shards, self.order),
+                make,
+                reset: self.reset,
+            }),
+        })
+    }
+}
+
+impl<T> ObjectPool<T> {
+    /// A pool of `capacity` objects, made now by `make`, which it keeps for replacements.
+    ///
+    /// # Panics
+    ///
+    /// If `capacity` is 0 or above 1,048,576; [`builder`](Self::builder) has an error instead. If
+    /// `make` panics.
+    pub fn new(capacity: usize, make: impl Fn() -> T + Send + Sync + 'static) -> Self {
+        match Self::builder(capacity).build(make) {
+            Ok(pool) => pool,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Settings other than the defaults, for a pool of `capacity` objects (1 to 1,048,576).
+    #[must_use]
+    pub fn builder(capacity: usize) -> ObjectPoolBuilder<T> {
+        ObjectPoolBuilder {
+            capacity,
+            shards: None,
+            order: IdleOrder::default(),
+            reset: None,
+        }
+    }
+
+    /// Acquires an object, waiting in line if none is idle.
+    ///
+    /// # Errors
+    ///
+    /// - [`AcquireObjectError::Closed`] if the pool is closed, before or meanwhile.
+    ///
+    /// # Panics
+    ///
+    /// If the pool's own `make` panics; it is called only if a place is vacant.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives up the place in line and nothing else.
+    ///
+    /// # Cost
+    ///
+    /// No allocation, also when it waits; no lock and no clock when it does not.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # pollster::block_on(async {
+    /// let pool = millpond::ObjectPool::new(2, String::new);
+    /// let mut text = pool.acquire().await?;
+    /// text.push_str("scratch");
+    /// # Ok::<(), millpond::AcquireObjectError>(()) }).unwrap();
+    /// ```
+    #[track_caller]
+    #[inline]
+    pub fn acquire(
+        &self,
+    ) -> impl Future<Output = Result<Object<'_, T>, AcquireObjectError>> + use<'_, T> {
+        let caller = Location::caller();
+        async move {
+            let shared = &*self.shared;
+            if let Found::Ready(lease) = try_acquire(&shared, caller) {
+                return Ok(Object { lease });
+            }
+            Ok(Object {
+                lease: acquire_slow(shared, caller).await?,
+            })
+        }
+    }
+
+    /// Acquires an object that is not tied to this handle's lifetime, for one `Arc` clone more.
+    ///
+    /// # Errors, panics, cancel safety
+    ///
+    /// As [`acquire`](Self::acquire).
+    #[track_caller]
+    #[inline]
+    pub fn acquire_owned(
+        &self,
+    ) -> impl Future<Output = Result<OwnedObject<T>, AcquireObjectError>> + use<T> {
+        let caller = Location::caller();
+        let shared = self.shared.clone();
+        async move {
+            if let Found::Ready(lease) = try_acquire(&shared, caller) {
+                return Ok(OwnedObject { lease });
+            }
+            Ok(OwnedObject {
+                lease: acquire_slow(shared, caller).await?,
+            })
+        }
+    }
+
+    /// Acquires an object, but gives up when `deadline` completes: a timer of any runtime, or
+    /// anything else.
+    ///
+    /// # Errors
+    ///
+    /// - [`AcquireObjectError::Timeout`] if `deadline` completed first. It is not polled if an
+    ///   object is idle.
+    /// - [`AcquireObjectError::Closed`] as for [`acquire`](Self::acquire).
+    ///
+    /// # Panics, cancel safety
+    ///
+    /// As [`acquire`](Self::acquire).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use millpond::{AcquireObjectError, ObjectPool};
+    ///
+    /// # pollster::block_on(async {
+    /// let pool = ObjectPool::new(1, || ());
+    /// let held = pool.acquire().await?;
+    /// let gave_up = pool.acquire_until(std::future::ready(())).await;
+    /// assert!(matches!(gave_up, Err(AcquireObjectError::Timeout)));
+    /// # Ok::<(), AcquireObjectError>(()) }).unwrap();
+    /// ```
+    #[track_caller]
+    #[inline]
+    pub fn acquire_until<D: Future>(
+        &self,
+        deadline: D,
+    ) -> impl Future<Output = Result<Object<'_, T>, AcquireObjectError>> + use<'_, T, D> {
+        let caller = Location::caller();
+        async move {
+            let mut acquire = pin!(acquire_slow(&*self.shared, caller));
+            let mut deadline = pin!(deadline);
+            poll_fn(|cx| {
+                if let Poll::Ready(acquired) = acquire.as_mut().poll(cx) {
+                    return Poll::Ready(acquired.map(|lease| Object { lease }));
+                }
+                deadline
+                    .as_mut()
+                    .poll(cx)
+                    .map(|_| Err(AcquireObjectError::Timeout))
+            })
+            .await
+        }
+    }
+
+    /// Acquires an object, blocking the thread while it waits in line.
+    ///
+    /// # Errors, panics
+    ///
+    /// As [`acquire`](Self::acquire).
+    ///
+    /// # Cost
+    ///
+    /// No allocation, except on a thread's first wait.
+    #[track_caller]
+    #[inline]
+    pub fn acquire_blocking(&self) -> Result<Object<'_, T>, AcquireObjectError> {
+        acquire_blocking(&self.shared, Location::caller(), None)
+    }
+
+    /// Acquires an object, blocking the thread for `limit` at the most.
+    ///
+    /// # Errors
+    ///
+    /// - [`AcquireObjectError::Timeout`] if `limit` passed first. Zero looks once.
+    /// - [`AcquireObjectError::Closed`] as for [`acquire`](Self::acquire).
+    ///
+    /// # Panics
+    ///
+    /// As [`acquire`](Self::acquire).
+    #[track_caller]
+    #[inline]
+    pub fn acquire_blocking_timeout(
+        &self,
+        limit: Duration,
+    ) -> Result<Object<'_, T>, AcquireObjectError> {
+        acquire_blocking(&self.shared, Location::caller(), Some(limit))
+    }
+
+    /// Acquires an object if one is idle and nobody waits for it; never waits, never makes one.
+    ///
+    /// # Errors
+    ///
+    /// - [`TryAcquireError::Empty`] if none is idle, or if others wait.
+    /// - [`TryAcquireError::Closed`] if the pool is closed.
+    #[track_caller]
+    #[inline]
+    pub fn try_acquire(&self) -> Result<Object<'_, T>, TryAcquireError> {
+        let shared = &*self.shared;
+        match try_acquire(&shared, Location::caller()) {
+            Found::Ready(lease) => Ok(Object { lease }),
+            _ if shared.core.is_closed() => Err(TryAcquireError::Closed),
+            _ => Err(TryAcquireError::Empty),
+        }
+    }
+
+    /// Adds an object, if a place is vacant; whoever waits first gets it.
+    ///
+    /// # Errors
+    ///
+    /// - [`AddError::Full`] if no place is vacant.
+    /// - [`AddError::Closed`] if the pool is closed.
+    ///
+    /// Both give the object back.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use millpond::{AddError, ObjectPool};
+    ///
+    /// let pool: ObjectPool<&str> = ["one", "two"].into_iter().collect();
+    /// assert!(matches!(pool.add("three"), Err(AddError::Full("three"))));
+    /// let one = pool.try_acquire().unwrap().detach();
+    /// pool.add("three").unwrap();
+    /// # assert_eq!(one, "one");
+    /// ```
+    pub fn add(&self, object: T) -> Result<(), AddError<T>> {
+        self.fill(Some(object)).map_or(Ok(()), |object| {
+            Err(if self.is_closed() {
+                AddError::Closed(object)
+            } else {
+                AddError::Full(object)
+            })
+        })
+    }
+
+    /// Puts an object into a vacant slot, or gives it back.
+    fn fill(&self, object: Option<T>) -> Option<T> {
+        match (reserve(&*self.shared), object) {
+            (Some(reservation), Some(object)) => {
+                drop(reservation.fill(object));
+                None
+            }
+            (_, object) => object,
+        }
+    }
+
+    /// Closes the pool for good: idle objects are dropped now, the others when they are released,
+    /// and everyone who waits gets [`AcquireObjectError::Closed`]. Calling it again does nothing.
+    pub fn close(&self) {
+        self.shared.core.close();
+        sweep(&*self.shared);
+    }
+
+    /// Whether the pool is closed. `true` stays true; `false` may be out of date at once.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.shared.core.is_closed()
+    }
+
+    /// The number of objects that the pool has room for.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.shared.core.capacity()
+    }
+
+    /// The places by state, and the number of waiters. Costs one pass over all places.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.shared.core.counts()
+    }
+}
+
+#[cold]
+async fn acquire_slow<T, R>(
+    keeper: R,
+    caller: &'static Location<'static>,
+) -> Result<Lease<R>, AcquireObjectError>
+where
+    R: Deref<Target = Shared<T>> + Clone,
+{
+    loop {
+        if let Found::Ready(lease) = try_acquire(&keeper, caller) {
+            return Ok(lease);
+        }
+        if let Some(lease) = wait(&keeper).await {
+            lease.count_use(caller);
+            return Ok(lease);
+        }
+        if keeper.core.is_closed() {
+            return Err(AcquireObjectError::Closed);
+        }
+    }
+}
+
+#[inline]
+fn acquire_blocking<'p, T>(
+    shared: &'p Shared<T>,
+    caller: &'static Location<'static>,
+    limit: Option<Duration>,
+) -> Result<Object<'p, T>, AcquireObjectError> {
+    if let Found::Ready(lease) = try_acquire(&shared, caller) {
+        return Ok(Object { lease });
+    }
+    acquire_blocking_slow(shared, caller, limit)
+}
+
+#[cold]
+fn acquire_blocking_slow<'p, T>(
+    shared: &'p Shared<T>,
+    caller: &'static Location<'static>,
+    limit: Option<Duration>,
+) -> Result<Object<'p, T>, AcquireObjectError> {
+    // A limit too far away for the clock is no limit.
+    let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
+    loop {
+        if let Some(lease) = wait_blocking(&shared, deadline) {
+            lease.count_use(caller);
+            return Ok(Object { lease });
+        }
+        if shared.core.is_closed() {
+            return Err(AcquireObjectError::Closed);
+        }
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Err(AcquireObjectError::Timeout);
+        }
+    }
+}
+
+/// An object on loan from an [`ObjectPool`]; dropping it gives it back.
+pub struct Object<'p, T> {
+    lease: Lease<&'p Shared<T>>,
+}
+
+/// An object on loan that keeps its pool alive; dropping it gives it back.
+pub struct OwnedObject<T> {
+    lease: Lease<Arc<Shared<T>>>,
+}
+
+/// Decides what becomes of a released object, before its lease is dropped.
+#[inline]
+fn release<T, R: Deref<Target = Shared<T>> + Clone>(lease: &mut Lease<R>) {
+    // A holder that panics was interrupted half-way: nobody knows what state the object is in.
+    if std::thread::panicking() || lease.keeper().reset.is_some() {
+        release_slow(lease);
+    }
+}
+
+#[cold]
+fn release_slow<T, R: Deref<Target = Shared<T>> + Clone>(lease: &mut Lease<R>) {
+    let Some((shared, object)) = lease.parts() else {
+        return;
+    };
+    let reset = shared.reset.as_ref();
+    let fit = !std::thread::panicking()
+        && reset
+            .is_none_or(|reset| catch_unwind(AssertUnwindSafe(|| reset(object))).unwrap_or(false));
+    if !fit {
+        drop(lease.begin(State::Closing));
+    }
+}
+
+macro_rules! object_guard {
+    ($guard:ident<$($lifetime:lifetime,)? T>) => {
+        impl<$($lifetime,)? T> $guard<$($lifetime,)? T> {
+            /// Takes the object out of the pool for good; its place is vacant.
+            #[must_use]
+            pub fn detach(mut self) -> T {
+                self.lease.detach()
+            }
+        }
+
+        impl<$($lifetime,)? T> Drop for $guard<$($lifetime,)? T> {
+            #[inline]
+            fn drop(&mut self) {
+                release(&mut self.lease);
+            }
+        }
+
+        crate::guard::access!($guard<$($lifetime,)? T>, T,);
+    };
+}
+
+object_guard!(Object<'p, T>);
+object_guard!(OwnedObject<T>);
+
+impl<T> Clone for ObjectPool<T> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: self.shared.clone(),
+        }
+    }
+}
+
+impl<T> FromIterator<T> for ObjectPool<T> {
+    /// A pool of exactly these objects.
+    ///
+    /// # Panics
+    ///
+    /// If there is none, or more than 1,048,576.
+    fn from_iter<I: IntoIterator<Item = T>>(objects: I) -> Self {
+        let objects: Vec<T> = objects.into_iter().collect();
+        match Self::builder(objects.len()).build_from(objects) {
+            Ok(pool) => pool,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+impl<T> fmt::Debug for ObjectPool<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ObjectPool")
+            .field("counts", &self.counts())
+            .field("closed", &self.is_closed())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<T> fmt::Debug for ObjectPoolBuilder<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ObjectPoolBuilder")
+            .field("capacity", &self.capacity)
+            .field("shards", &self.shards)
+            .field("order", &self.order)
+            .finish_non_exhaustive()
+    }
+}

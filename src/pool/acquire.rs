@@ -1,0 +1,277 @@
+//! How a caller gets a connection: at once, or in line until its deadline.
+//!
+//! Not here: who is next in line (`core`), and how connections are opened (`connector.rs`).
+
+use super::{Shared, operation::bounded};
+use crate::core::{Found, Lease, State, Trial, try_acquire as take_idle, wait, wait_blocking};
+use crate::error::{AcquireError, Stage, Timeout, TryAcquireError};
+use crate::manager::Manager;
+use crate::metrics::CloseReason;
+use std::ops::Deref;
+use std::panic::Location;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use tokio::task::coop::{RestoreOnPending, poll_proceed};
+
+type Caller = &'static Location<'static>;
+
+/// A connection that is ready at once, or else one for which somebody waits.
+#[inline]
+pub(super) async fn acquire<M, R>(
+    keeper: R,
+    caller: Caller,
+    limit: Duration,
+) -> Result<Lease<R>, AcquireError<M::Error>>
+where
+    M: Manager,
+    R: Deref<Target = Shared<M>> + Clone + Send,
+{
+    match take_idle(&keeper, caller) {
+        Found::Ready(lease) => Ok(lease),
+        Found::Flagged(lease) => acquire_slow(keeper, caller, limit, Some(lease)).await,
+        Found::Nothing => acquire_slow(keeper, caller, limit, None).await,
+    }
+}
+
+#[cold]
+async fn acquire_slow<M, R>(
+    keeper: R,
+    caller: Caller,
+    limit: Duration,
+    found: Option<Lease<R>>,
+) -> Result<Lease<R>, AcquireError<M::Error>>
+where
+    M: Manager,
+    R: Deref<Target = Shared<M>> + Clone + Send,
+{
+    if keeper.core.is_closed() {
+        return Err(AcquireError::Closed);
+    }
+    if Handle::try_current().is_err() {
+        return Err(AcquireError::NoRuntime);
+    }
+    let began = tokio::time::Instant::now();
+    let checking = AtomicBool::new(false);
+    // Cancel: `obtain` is dropped at the deadline as it would be by its caller.
+    match tokio::time::timeout(limit, obtain(&keeper, caller, found, &checking)).await {
+        Ok(obtained) => obtained,
+        Err(_) => Err(keeper.timed_out(began.elapsed(), checking.into_inner())),
+    }
+}
+
+/// Waits in line, and checks what arrives, until something is fit for use.
+async fn obtain<M, R>(
+    keeper: &R,
+    caller: Caller,
+    mut found: Option<Lease<R>>,
+    checking: &AtomicBool,
+) -> Result<Lease<R>, AcquireError<M::Error>>
+where
+    M: Manager,
+    R: Deref<Target = Shared<M>> + Clone + Send,
+{
+    loop {
+        let mut lease = match found.take() {
+            Some(lease) => lease,
+            None => {
+                let verdicts = keeper.connector.verdicts();
+                match wait(keeper).await {
+                    Some(lease) => lease,
+                    None => {
+                        keeper.why_woken(verdicts)?;
+                        continue;
+                    }
+                }
+            }
+        };
+        if lease.is_flagged() {
+            checking.store(true, Ordering::Relaxed);
+            let checked = check(lease.begin(State::Checking)).await;
+            checking.store(false, Ordering::Relaxed);
+            match checked {
+                Some(fit) => lease = fit,
+                None => continue,
+            }
+        }
+        lease.count_use(caller);
+        return Ok(lease);
+    }
+}
+
+/// Checks a connection; closes it if it fails.
+///
+/// # Cancel safety
+///
+/// Dropping the future closes the connection: nobody knows where the check has left it.
+async fn check<M, R>(mut trial: Trial<R>) -> Option<Lease<R>>
+where
+    M: Manager,
+    R: Deref<Target = Shared<M>> + Clone + Send,
+{
+    let shared = trial.keeper().clone();
+    let limit = shared.config.check_timeout;
+    let connection = &mut trial.resource_mut().connection;
+    match bounded(limit, async { shared.manager.check(connection).await }).await {
+        Ok(()) => Some(trial.pass()),
+        Err(_) => {
+            shared.close_connection(trial.fail(), CloseReason::FailedCheck);
+            None
+        }
+    }
+}
+
+/// A connection that is ready at once.
+#[inline]
+pub(super) fn try_acquire<'p, M: Manager>(
+    shared: &'p Shared<M>,
+    caller: Caller,
+) -> Result<Lease<&'p Shared<M>>, TryAcquireError> {
+    match take_idle(&shared, caller) {
+        Found::Ready(lease) => Ok(lease),
+        Found::Flagged(lease) => {
+            shared.check_in_background(lease);
+            Err(TryAcquireError::Empty)
+        }
+        Found::Nothing if shared.core.is_closed() => Err(TryAcquireError::Closed),
+        Found::Nothing => Err(TryAcquireError::Empty),
+    }
+}
+
+/// A connection that is ready at once, or else one for which the thread is blocked.
+#[inline]
+pub(super) fn acquire_blocking<M, R>(
+    keeper: R,
+    caller: Caller,
+    limit: Duration,
+) -> Result<Lease<R>, AcquireError<M::Error>>
+where
+    M: Manager,
+    R: Deref<Target = Shared<M>> + Clone,
+{
+    match take_idle(&keeper, caller) {
+        Found::Ready(lease) => Ok(lease),
+        Found::Flagged(lease) => acquire_blocking_slow(&keeper, caller, limit, Some(lease)),
+        Found::Nothing => acquire_blocking_slow(&keeper, caller, limit, None),
+    }
+}
+
+#[cold]
+fn acquire_blocking_slow<M, R>(
+    keeper: &R,
+    caller: Caller,
+    limit: Duration,
+    mut found: Option<Lease<R>>,
+) -> Result<Lease<R>, AcquireError<M::Error>>
+where
+    M: Manager,
+    R: Deref<Target = Shared<M>> + Clone,
+{
+    if keeper.core.is_closed() {
+        return Err(AcquireError::Closed);
+    }
+    if runs_async_task() {
+        return Err(AcquireError::WouldBlock);
+    }
+    let began = Instant::now();
+    // A limit too far away for the clock is no limit.
+    let deadline = began.checked_add(limit);
+    loop {
+        let verdicts = keeper.connector.verdicts();
+        if keeper.core.has_vacant() && keeper.connector.runtime_or_current().is_none() {
+            return Err(AcquireError::NoRuntime);
+        }
+        match found.take().or_else(|| wait_blocking(keeper, deadline)) {
+            // This thread may be unable to drive a check's timers, so the pool's runtime does it,
+            // and what passes comes back through the line.
+            Some(lease) if lease.is_flagged() => keeper.check_in_background(lease),
+            Some(lease) => {
+                lease.count_use(caller);
+                return Ok(lease);
+            }
+            None => keeper.why_woken(verdicts)?,
+        }
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Err(keeper.timed_out(began.elapsed(), false));
+        }
+    }
+}
+
+/// The budget that tokio gives a task for one poll.
+const COOP_BUDGET: usize = 128;
+
+/// Whether this thread is running an asynchronous task of tokio's.
+///
+/// A task has a budget of operations for each poll; `spawn_blocking` and plain threads have no
+/// limit. So this spends the budget, sees whether it ran out, and puts it back.
+fn runs_async_task() -> bool {
+    if Handle::try_current().is_err() {
+        return false;
+    }
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut spent: [Option<RestoreOnPending>; COOP_BUDGET + 1] = [const { None }; COOP_BUDGET + 1];
+    let limited = spent.iter_mut().any(|unit| match poll_proceed(&mut cx) {
+        Poll::Ready(restore) => {
+            *unit = Some(restore);
+            false
+        }
+        Poll::Pending => true,
+    });
+    // Each unit restores the budget to what it was before it: the first must be the last to go.
+    for unit in spent.iter_mut().rev() {
+        *unit = None;
+    }
+    limited
+}
+
+impl<M: Manager> Shared<M> {
+    /// A waiter was woken without a connection: because the pool was closed, because of a verdict
+    /// since there were `verdicts`, or for nothing that concerns it.
+    fn why_woken(&self, verdicts: u64) -> Result<(), AcquireError<M::Error>> {
+        if self.core.is_closed() {
+            return Err(AcquireError::Closed);
+        }
+        match self.connector.verdict_since(verdicts) {
+            Some(error) => Err(AcquireError::Connect(error)),
+            None => Ok(()),
+        }
+    }
+
+    fn timed_out(&self, waited: Duration, checking: bool) -> AcquireError<M::Error> {
+        self.totals.timed_out();
+        let counts = self.core.counts();
+        let last_connect_error = self.connector.last_error();
+        let stage = if checking {
+            Stage::Checking
+        } else if last_connect_error.is_some() {
+            Stage::ConnectFailing
+        } else if counts.connecting > 0 {
+            Stage::Connecting
+        } else {
+            Stage::Queued
+        };
+        let pool = self.config.name.clone();
+        AcquireError::Timeout(Box::new(Timeout {
+            pool,
+            waited,
+            stage,
+            counts,
+            last_connect_error,
+        }))
+    }
+
+    /// Checks a connection on the pool's runtime; if it passes, it goes to whoever is first in
+    /// line, and needs no other check until it has been used.
+    fn check_in_background<R>(&self, mut lease: Lease<R>)
+    where
+        R: Deref<Target = Self> + Clone,
+    {
+        let trial = lease.begin(State::Checking).with_keeper(self.arc());
+        match self.connector.runtime_or_current() {
+            Some(runtime) => drop(runtime.spawn(async move { drop(check(trial).await) })),
+            // Dropping the trial closes the connection: nobody can check it.
+            None => drop(trial),
+        }
+    }
+}

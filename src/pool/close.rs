@@ -1,0 +1,93 @@
+//! How a connection ends, and how the pool does.
+//!
+//! Every connection that the pool gives up passes through [`Shared::close_connection`], except one
+//! whose check or reset was dropped half-way, which its token drops, and one that is detached.
+//!
+//! Not here: the decision to end one.
+
+use super::{Shared, Tenant, operation::bounded};
+use crate::core::{Trial, sweep};
+use crate::manager::Manager;
+use crate::metrics::CloseReason;
+use event_listener::{IntoNotification, listener};
+use std::convert::Infallible;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// A connection that is being closed. However this ends, the connection goes before the slot is
+/// vacant again (I2), and whoever waits for it in `close` hears of it.
+struct Closing<M: Manager> {
+    // The order of the fields is the order in which they are dropped.
+    tenant: Option<Tenant<M::Connection>>,
+    trial: Trial<Arc<Shared<M>>>,
+    count: Count<M>,
+}
+
+/// One of the connections that are being closed at the moment.
+struct Count<M: Manager>(Arc<Shared<M>>);
+
+impl<M: Manager> Drop for Count<M> {
+    fn drop(&mut self) {
+        // Ordering: SeqCst, partner: the load in `all_closed`, which comes after listening; so
+        // either it sees the count, or this notification reaches it (I8).
+        if self.0.closing.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.closed.notify(usize::MAX.additional());
+        }
+    }
+}
+
+impl<M: Manager> Closing<M> {
+    async fn run(mut self) {
+        let shared = self.count.0.clone();
+        if let Some(tenant) = self.tenant.take() {
+            let close =
+                async { Ok::<_, Infallible>(shared.manager.close(tenant.connection).await) };
+            // Cancel: the connection is dropped, and then `self` frees the slot.
+            drop(bounded(shared.config.close_timeout, close).await);
+        }
+    }
+}
+
+impl<M: Manager> Shared<M> {
+    /// Closes a connection in the background, or, where no runtime is left, drops it here.
+    pub(super) fn close_connection<R>(&self, mut trial: Trial<R>, reason: CloseReason)
+    where
+        R: Deref<Target = Self>,
+    {
+        self.totals.closed(reason);
+        self.closing.fetch_add(1, Ordering::SeqCst);
+        let shared = self.arc();
+        let closing = Closing {
+            tenant: trial.take(),
+            trial: trial.with_keeper(shared.clone()),
+            count: Count(shared),
+        };
+        match self.connector.runtime() {
+            Some(runtime) => drop(runtime.spawn(closing.run())),
+            None => drop(closing),
+        }
+    }
+
+    /// Refuses everything from now on, ends waiters and dials, and sets about closing what is idle.
+    pub(super) fn shut(&self) {
+        self.core.close();
+        self.connector.close();
+        sweep(self);
+    }
+
+    /// Waits until no connection is being closed, for `close_timeout` at the most.
+    pub(super) async fn all_closed(&self) {
+        let all = async {
+            loop {
+                listener!(self.closed => none_left);
+                if self.closing.load(Ordering::SeqCst) == 0 {
+                    return;
+                }
+                none_left.await;
+            }
+        };
+        // A runtime that nobody drives closes nothing, so this must not rely on it.
+        drop(tokio::time::timeout(self.config.close_timeout, all).await);
+    }
+}

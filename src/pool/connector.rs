@@ -1,0 +1,345 @@
+//! Opens connections, on behalf of the pool rather than of the caller that waits.
+//!
+//! A caller that finds nothing idle parks and says so ([`Shared::demand`]); so does everything that
+//! makes a slot vacant while somebody waits. What it starts are *dials*: tasks of the pool, each
+//! with a [`Reservation`], which outlive the caller. A connection that a dial opens goes to whoever
+//! is first in line.
+//!
+//! | what | how |
+//! |---|---|
+//! | how many at once | `admitted`: 1 at first and after a failure; each success doubles it, up to `max_connecting` |
+//! | the last of the failing dials | stays as the prober: it tries again, with growing pauses, while a connection is wanted |
+//! | an error that the manager calls permanent | is a verdict: no retry, and everybody who waits hears of it |
+//! | the runtime ends under a dial | the dial is dropped, and a waiter is told to look again: it starts the next one on its own runtime |
+//!
+//! Not here: who gets the connection (`core`), checks and resets (`acquire.rs`, `guard.rs`).
+
+use super::{Shared, Tenant, operation::bounded};
+use crate::core::{Reservation, reserve};
+use crate::error::OperationError;
+use crate::manager::Manager;
+use event_listener::{Event, IntoNotification, listener};
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+
+/// The connector's state. Nothing of it is touched by an acquire or a release that hits.
+pub(super) struct Connector<E> {
+    /// Dials under way, the prober's pauses included.
+    dials: AtomicUsize,
+    /// How many there may be at the moment.
+    admitted: AtomicUsize,
+    /// Where they run: the runtime that the pool was built on, or, when that has ended, the one of
+    /// the first caller who needed a connection after that.
+    runtime: Mutex<Option<Handle>>,
+    trouble: Mutex<Trouble<E>>,
+    /// Notified on close, for dials that hang or pause.
+    closing: Event,
+}
+
+/// What is known of failures.
+struct Trouble<E> {
+    /// The last failure, until a connect succeeds.
+    last: Option<Arc<OperationError<E>>>,
+    /// Failures since the last success.
+    in_a_row: u32,
+    /// Verdicts so far, and the last one.
+    verdicts: u64,
+    verdict: Option<Arc<OperationError<E>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<E> Connector<E> {
+    pub(super) fn new() -> Self {
+        Self {
+            dials: AtomicUsize::new(0),
+            admitted: AtomicUsize::new(1),
+            runtime: Mutex::new(Handle::try_current().ok()),
+            trouble: Mutex::new(Trouble {
+                last: None,
+                in_a_row: 0,
+                verdicts: 0,
+                verdict: None,
+            }),
+            closing: Event::new(),
+        }
+    }
+
+    /// The runtime for the pool's own tasks.
+    pub(super) fn runtime(&self) -> Option<Handle> {
+        lock(&self.runtime).clone()
+    }
+
+    /// The same, or the caller's if there is none.
+    pub(super) fn runtime_or_current(&self) -> Option<Handle> {
+        let mut runtime = lock(&self.runtime);
+        if runtime.is_none() {
+            *runtime = Handle::try_current().ok();
+        }
+        runtime.clone()
+    }
+
+    /// The last failure, if connecting has failed since it last succeeded.
+    pub(super) fn last_error(&self) -> Option<Arc<OperationError<E>>> {
+        lock(&self.trouble).last.clone()
+    }
+
+    /// How many verdicts there have been.
+    pub(super) fn verdicts(&self) -> u64 {
+        lock(&self.trouble).verdicts
+    }
+
+    /// The last verdict, if there has been one since there were `before`.
+    pub(super) fn verdict_since(&self, before: u64) -> Option<Arc<OperationError<E>>> {
+        let trouble = lock(&self.trouble);
+        if trouble.verdicts > before {
+            trouble.verdict.clone()
+        } else {
+            None
+        }
+    }
+
+    /// Ends the dials of a pool that has been closed.
+    pub(super) fn close(&self) {
+        self.closing.notify(usize::MAX.additional());
+    }
+
+    /// Lets one more dial begin, if fewer than `wanted` and fewer than admitted are under way.
+    fn admit(&self, wanted: usize) -> bool {
+        // Ordering: SeqCst, partner: the decrement in `Dial::drop`, after which that dial looks
+        // for demand again. Either we see it gone, or it sees what we wanted (I4).
+        let most = self.admitted.load(Ordering::SeqCst).min(wanted);
+        self.dials
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |dials| {
+                (dials < most).then_some(dials + 1)
+            })
+            .is_ok()
+    }
+
+    /// A failing dial leaves, unless it is the last one.
+    fn leave_to_others(&self) -> bool {
+        // Ordering: SeqCst, as in `admit`.
+        self.dials
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |dials| {
+                (dials > 1).then(|| dials - 1)
+            })
+            .is_ok()
+    }
+
+    fn succeeded(&self, most: usize) {
+        {
+            let mut trouble = lock(&self.trouble);
+            trouble.last = None;
+            trouble.in_a_row = 0;
+        }
+        let admitted = self.admitted.load(Ordering::SeqCst);
+        self.admitted
+            .store(admitted.saturating_mul(2).min(most), Ordering::SeqCst);
+    }
+
+    /// Notes a failure; answers how many there have been in a row.
+    fn failed(&self, error: Arc<OperationError<E>>, permanent: bool) -> u32 {
+        self.admitted.store(1, Ordering::SeqCst);
+        let mut trouble = lock(&self.trouble);
+        if permanent {
+            trouble.verdicts += 1;
+            trouble.verdict = Some(error.clone());
+        }
+        trouble.last = Some(error);
+        trouble.in_a_row = trouble.in_a_row.saturating_add(1);
+        trouble.in_a_row
+    }
+}
+
+impl<M: Manager> Shared<M> {
+    /// Starts dials, if connections are wanted and there are vacant slots for them.
+    ///
+    /// Called by whoever parks, and by whoever makes a slot vacant while somebody waits; `runtime`
+    /// is where the dials run.
+    pub(super) fn demand(&self, runtime: Option<Handle>) {
+        while !self.core.is_closed() && self.core.has_vacant() {
+            let Some(runtime) = &runtime else { return };
+            if !self.connector.admit(self.wanted()) {
+                return;
+            }
+            let shared = self.arc();
+            let dial = Dial {
+                shared: shared.clone(),
+                state: DialState::Unfinished,
+            };
+            match reserve(shared) {
+                Some(reservation) => drop(runtime.spawn(dial.run(reservation))),
+                // Somebody was faster. Dropping the dial looks once more.
+                None => dial.finish(),
+            }
+        }
+    }
+
+    /// How many connections are wanted that are not there.
+    fn wanted(&self) -> usize {
+        let waiters = self.core.waiters();
+        if self.config.min_idle == 0 {
+            return waiters;
+        }
+        waiters + self.config.min_idle.saturating_sub(self.core.counts().idle)
+    }
+
+    /// Opens one connection for a slot that has been acquired `uses_before` times.
+    pub(super) async fn connect(
+        &self,
+        uses_before: u64,
+    ) -> Result<Tenant<M::Connection>, OperationError<M::Error>> {
+        let limit = self.config.connect_timeout;
+        // The block makes sure that a panic outside the future is caught as well.
+        let connection = bounded(limit, async { self.manager.connect().await }).await?;
+        Ok(Tenant {
+            connection,
+            id: self.totals.created(),
+            created: Instant::now(),
+            uses_before,
+        })
+    }
+
+    /// Takes note of a failed connect.
+    pub(super) fn connect_failed(&self, error: OperationError<M::Error>) -> ConnectFailure<M> {
+        self.totals.connect_failed();
+        let permanent = match &error {
+            OperationError::Failed(error) => {
+                let ask = AssertUnwindSafe(|| self.manager.is_permanent(error));
+                catch_unwind(ask).unwrap_or(false)
+            }
+            OperationError::TimedOut { .. } | OperationError::Panicked { .. } => false,
+        };
+        let error = Arc::new(error);
+        let in_a_row = self.connector.failed(error.clone(), permanent);
+        ConnectFailure {
+            error,
+            permanent,
+            in_a_row,
+        }
+    }
+
+    /// Awaits `work`, unless the pool is closed first.
+    async fn unless_closed<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        listener!(self.connector.closing => closing);
+        if self.core.is_closed() {
+            return None;
+        }
+        let mut work = pin!(work);
+        poll_fn(|cx| {
+            if let Poll::Ready(done) = work.as_mut().poll(cx) {
+                return Poll::Ready(Some(done));
+            }
+            Pin::new(&mut closing).poll(cx).map(|()| None)
+        })
+        .await
+    }
+
+    /// The pause after `failures` in a row: random, up to a limit that doubles with each.
+    fn pause(&self, failures: u32) -> Duration {
+        let doublings = failures.saturating_sub(1).min(31);
+        let most = self
+            .config
+            .backoff
+            .saturating_mul(1 << doublings)
+            .min(self.config.backoff_max);
+        let nanos = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX);
+        Duration::from_nanos(fastrand::u64(0..=nanos))
+    }
+}
+
+/// What is made of a failed connect.
+pub(super) struct ConnectFailure<M: Manager> {
+    pub(super) error: Arc<OperationError<M::Error>>,
+    /// Trying again is pointless.
+    permanent: bool,
+    /// Failures since the last success, this one included.
+    in_a_row: u32,
+}
+
+/// A dial under way. Dropping it takes it off the count.
+struct Dial<M: Manager> {
+    shared: Arc<Shared<M>>,
+    state: DialState,
+}
+
+#[derive(PartialEq)]
+enum DialState {
+    /// Dropped like this, its runtime has ended.
+    Unfinished,
+    Finished,
+    /// A verdict: others must not try the same again on behalf of those who wait now.
+    Refused,
+    /// It has been taken off the count already.
+    Gone,
+}
+
+impl<M: Manager> Dial<M> {
+    fn finish(mut self) {
+        self.state = DialState::Finished;
+    }
+
+    async fn run(mut self, first: Reservation<Arc<Shared<M>>>) {
+        let shared = self.shared.clone();
+        let mut reservation = Some(first);
+        while let Some(vacant) = reservation.take().or_else(|| reserve(shared.clone())) {
+            // Cancel: `vacant` makes the slot vacant again, and `self` says why.
+            let failures = match shared.unless_closed(shared.connect(vacant.uses())).await {
+                None => break,
+                Some(Ok(tenant)) => {
+                    shared.connector.succeeded(shared.config.max_connecting);
+                    drop(vacant.fill(tenant));
+                    break;
+                }
+                Some(Err(error)) => {
+                    let failure = shared.connect_failed(error);
+                    if failure.permanent {
+                        self.state = DialState::Refused;
+                        return;
+                    }
+                    failure.in_a_row
+                }
+            };
+            drop(vacant);
+            if shared.connector.leave_to_others() {
+                self.state = DialState::Gone;
+                return;
+            }
+            let pause = tokio::time::sleep(shared.pause(failures));
+            // Cancel: nothing is held but the place among the dials.
+            if shared.unless_closed(pause).await.is_none() || shared.wanted() == 0 {
+                break;
+            }
+        }
+        self.finish();
+    }
+}
+
+impl<M: Manager> Drop for Dial<M> {
+    fn drop(&mut self) {
+        let Self { shared, state } = self;
+        if *state == DialState::Gone {
+            return;
+        }
+        // Ordering: SeqCst, partner: `admit` (I4).
+        shared.connector.dials.fetch_sub(1, Ordering::SeqCst);
+        match state {
+            DialState::Finished => shared.demand(shared.connector.runtime()),
+            DialState::Refused => shared.core.nudge_all(),
+            DialState::Unfinished => {
+                *lock(&shared.connector.runtime) = None;
+                shared.core.nudge();
+            }
+            DialState::Gone => {}
+        }
+    }
+}

@@ -1,0 +1,520 @@
+//! `Pool`: connections that are opened, checked, reset and closed by a [`Manager`].
+//!
+//! Read `mod.rs` (the handle and its settings), `acquire.rs` (how a caller gets a connection),
+//! `guard.rs` (how it comes back), `connector.rs` (how one is opened), `close.rs` (how one ends).
+//!
+//! Not here: which slot belongs to whom; see `core`.
+
+mod acquire;
+mod close;
+mod connector;
+mod guard;
+mod operation;
+
+pub use self::guard::{ConnectionInfo, Pooled, PooledOwned};
+
+use self::connector::Connector;
+use crate::config::{CheckPolicy, Config};
+use crate::core::{Core, IdleOrder, Keeper, Trial, default_shards, reserve};
+use crate::error::{AcquireError, BuildError, ConfigError, OperationError, TryAcquireError};
+use crate::manager::Manager;
+use crate::metrics::{CloseReason, PoolMetrics, Totals};
+use event_listener::Event;
+use std::fmt;
+use std::future::Future;
+use std::panic::Location;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+/// A pool of connections.
+///
+/// A clone is another handle to the same pool. When the last handle is dropped, idle connections
+/// are closed; guards that are still out go on working, and close theirs when they are dropped.
+///
+/// # Examples
+///
+/// ```
+/// use millpond::{Pool, from_fn};
+/// use std::convert::Infallible;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// // Anything that can be opened is a connection; here, a string.
+/// let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
+/// let pool = Pool::builder(manager).max_size(4).build().await?;
+///
+/// let connection = pool.acquire().await?;
+/// assert_eq!(*connection, "hello");
+/// drop(connection); // back in the pool
+/// assert_eq!(pool.metrics().counts.idle, 1);
+/// # Ok(()) }
+/// ```
+pub struct Pool<M: Manager> {
+    shared: Arc<Shared<M>>,
+    /// Closes the pool when the last handle goes. The pool's own tasks do without it.
+    handles: Arc<LastHandle<M>>,
+}
+
+/// What a pool's handles, guards and tasks share.
+struct Shared<M: Manager> {
+    core: Arc<Core<Tenant<M::Connection>>>,
+    /// Whether each connection is to be checked before its next use.
+    check_always: bool,
+    manager: M,
+    config: Config,
+    connector: Connector<M::Error>,
+    totals: Totals,
+    /// Connections that are being closed at the moment, and whom to tell when they are not.
+    closing: AtomicUsize,
+    closed: Event,
+    me: Weak<Self>,
+}
+
+/// What lives in a slot.
+struct Tenant<C> {
+    connection: C,
+    /// 1 for the pool's first connection.
+    id: u64,
+    created: Instant,
+    /// How often the slot had been acquired before this connection came.
+    uses_before: u64,
+}
+
+impl<M: Manager> Shared<M> {
+    fn arc(&self) -> Arc<Self> {
+        self.me
+            .upgrade()
+            .expect("BUG: a pool that is gone was asked for something")
+    }
+}
+
+impl<M: Manager> Keeper for Shared<M> {
+    type Resource = Tenant<M::Connection>;
+
+    #[inline]
+    fn core(&self) -> &Core<Self::Resource> {
+        &self.core
+    }
+
+    fn vacancy(&self) {
+        let runtime = self.connector.runtime();
+        if runtime.is_none() && self.core.has_vacant() {
+            // Whoever waits brings a runtime along.
+            self.core.nudge();
+        }
+        self.demand(runtime);
+    }
+
+    fn parked(&self) {
+        if self.core.has_vacant() {
+            self.demand(self.connector.runtime_or_current());
+        }
+    }
+
+    fn retire(&self, trial: Trial<&Self>) {
+        self.close_connection(trial, CloseReason::PoolClosed);
+    }
+
+    fn abandoned(&self) {
+        self.totals.closed(CloseReason::Abandoned);
+    }
+}
+
+struct LastHandle<M: Manager>(Arc<Shared<M>>);
+
+impl<M: Manager> Drop for LastHandle<M> {
+    fn drop(&mut self) {
+        self.0.shut();
+    }
+}
+
+/// The settings of a [`Pool`], one method each; see [`Config`] for units, ranges and defaults.
+#[must_use]
+pub struct PoolBuilder<M> {
+    manager: M,
+    config: Config,
+}
+
+macro_rules! settings {
+    ($($(#[$doc:meta])* $name:ident: $type:ty,)*) => {
+        $(
+            $(#[$doc])*
+            pub fn $name(mut self, $name: $type) -> Self {
+                self.config.$name = $name.into();
+                self
+            }
+        )*
+    };
+}
+
+impl<M: Manager> PoolBuilder<M> {
+    settings! {
+        /// The pool's name in messages. Default: `millpond`.
+        name: &str,
+        /// The most connections that are alive or being opened at any instant: 1 to 1,048,576.
+        /// Default: 10.
+        max_size: usize,
+        /// How many idle connections to keep ready: 0 to `max_size`. [`build`](Self::build) opens
+        /// that many. Default: 0.
+        min_idle: usize,
+        /// How long an acquire waits, all in all; above zero. Default: 5 s.
+        acquire_timeout: Duration,
+        /// How long one attempt to connect may take; above zero. Default: 5 s.
+        connect_timeout: Duration,
+        /// How long a check may take; above zero. Default: 1 s.
+        check_timeout: Duration,
+        /// How long a reset may take; above zero. Default: 1 s.
+        reset_timeout: Duration,
+        /// How long closing a connection may take; above zero. Default: 1 s.
+        close_timeout: Duration,
+        /// The most connects at the same time, at least 1. Default: 4.
+        max_connecting: usize,
+        /// When a connection is checked before it is handed out. Default: [`CheckPolicy::Never`].
+        check: CheckPolicy,
+        /// The order in which idle connections are handed out. Default: [`IdleOrder::Recent`].
+        order: IdleOrder,
+        /// The number of shards: a power of two from 1 to 256. One is strictly first come, first
+        /// served; more scale with threads. Default: the largest power of two that is neither above
+        /// the machine's parallelism nor above half of `max_size`.
+        shards: usize,
+    }
+
+    /// The pause after a failed connect: random, up to `first`; each further failure doubles that,
+    /// up to `most`. Both above zero. Default: 50 ms, 2 s.
+    pub fn backoff(mut self, first: Duration, most: Duration) -> Self {
+        self.config.backoff = first;
+        self.config.backoff_max = most;
+        self
+    }
+
+    /// Takes all settings from `config`.
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Builds the pool and opens its first `min_idle` connections, on the runtime that polls this.
+    ///
+    /// # Errors
+    ///
+    /// - [`BuildError::Config`] if a setting is out of range.
+    /// - [`BuildError::NoRuntime`] outside a tokio runtime.
+    /// - [`BuildError::Connect`] as soon as one of the connections cannot be opened.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future drops the pool and whatever has been opened.
+    pub async fn build(self) -> Result<Pool<M>, BuildError<M::Error>> {
+        self.config.validate()?;
+        if Handle::try_current().is_err() {
+            return Err(BuildError::NoRuntime);
+        }
+        let pool = self.build_lazy()?;
+        pool.shared
+            .open_first()
+            .await
+            .map_err(BuildError::Connect)?;
+        Ok(pool)
+    }
+
+    /// Builds the pool without opening anything; the first acquire does, and reports what goes
+    /// wrong. Works outside a runtime too: the pool then runs on the one of the first caller that
+    /// needs a connection.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] if a setting is out of range.
+    pub fn build_lazy(self) -> Result<Pool<M>, ConfigError> {
+        let Self { manager, config } = self;
+        config.validate()?;
+        let shards = config
+            .shards
+            .unwrap_or_else(|| default_shards(config.max_size));
+        let shared = Arc::new_cyclic(|me| Shared {
+            core: Core::new(config.max_size, shards, config.order),
+            check_always: config.check == CheckPolicy::Always,
+            manager,
+            config,
+            connector: Connector::new(),
+            totals: Totals::default(),
+            closing: AtomicUsize::new(0),
+            closed: Event::new(),
+            me: me.clone(),
+        });
+        let handles = Arc::new(LastHandle(shared.clone()));
+        Ok(Pool { shared, handles })
+    }
+}
+
+type Opened<M> = Result<(), Arc<OperationError<<M as Manager>::Error>>>;
+
+impl<M: Manager> Shared<M> {
+    /// Opens `min_idle` connections, the first alone, so that a wrong password is tried once.
+    async fn open_first(self: &Arc<Self>) -> Opened<M> {
+        let mut opening = JoinSet::new();
+        for begun in 0..self.config.min_idle {
+            // Cancel: dropping the set aborts its tasks, and their reservations free the slots.
+            if begun == 1 || opening.len() == self.config.max_connecting {
+                Self::opened(&mut opening).await?;
+            }
+            if let Some(reservation) = reserve(self.clone()) {
+                let shared = self.clone();
+                opening.spawn(async move {
+                    match shared.connect(reservation.uses()).await {
+                        Ok(tenant) => drop(reservation.fill(tenant)),
+                        Err(error) => return Err(shared.connect_failed(error).error),
+                    }
+                    Ok(())
+                });
+            }
+        }
+        while !opening.is_empty() {
+            Self::opened(&mut opening).await?;
+        }
+        Ok(())
+    }
+
+    async fn opened(opening: &mut JoinSet<Opened<M>>) -> Opened<M> {
+        match opening.join_next().await {
+            // The task cannot panic, and is aborted only together with the set.
+            None | Some(Err(_)) => Ok(()),
+            Some(Ok(outcome)) => outcome,
+        }
+    }
+}
+
+impl<M: Manager> Pool<M> {
+    /// Settings for a pool of `manager`'s connections.
+    pub fn builder(manager: M) -> PoolBuilder<M> {
+        PoolBuilder {
+            manager,
+            config: Config::default(),
+        }
+    }
+
+    /// Acquires a connection: an idle one, or, in line with everybody else who waits, whichever
+    /// comes first of one that is released and one that the pool opens.
+    ///
+    /// # Errors
+    ///
+    /// - [`AcquireError::Timeout`] after `acquire_timeout`; it says what the pool was waiting for,
+    ///   and its source is the last failure to connect, if there was one.
+    /// - [`AcquireError::Connect`] if connecting failed for good.
+    /// - [`AcquireError::Closed`] if the pool is closed, before or meanwhile.
+    /// - [`AcquireError::NoRuntime`] if it has to wait and there is no tokio runtime.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives up the place in line and nothing else: a connection that was on
+    /// its way goes to the next caller, one that is being opened stays in the pool. Only a
+    /// connection that was being checked is closed.
+    ///
+    /// # Cost
+    ///
+    /// A hit allocates nothing, takes no lock and reads no clock (P1, P2, P3). A wait creates one
+    /// timer and allocates nothing.
+    #[track_caller]
+    #[inline]
+    pub fn acquire(
+        &self,
+    ) -> impl Future<Output = Result<Pooled<'_, M>, AcquireError<M::Error>>> + Send + use<'_, M>
+    {
+        self.acquire_timeout(self.shared.config.acquire_timeout)
+    }
+
+    /// Acquires a connection, waiting for `limit` at the most instead of `acquire_timeout`. Zero
+    /// takes what is idle or gives up at once; [`Duration::MAX`] waits for good.
+    ///
+    /// # Errors, cancel safety, cost
+    ///
+    /// As [`acquire`](Self::acquire).
+    #[track_caller]
+    #[inline]
+    pub fn acquire_timeout(
+        &self,
+        limit: Duration,
+    ) -> impl Future<Output = Result<Pooled<'_, M>, AcquireError<M::Error>>> + Send + use<'_, M>
+    {
+        let caller = Location::caller();
+        async move {
+            acquire::acquire(&*self.shared, caller, limit)
+                .await
+                .map(Pooled::new)
+        }
+    }
+
+    /// Acquires a connection that is not tied to this handle's lifetime, for one `Arc` clone more.
+    ///
+    /// # Errors, cancel safety, cost
+    ///
+    /// As [`acquire`](Self::acquire).
+    #[track_caller]
+    #[inline]
+    pub fn acquire_owned(
+        &self,
+    ) -> impl Future<Output = Result<PooledOwned<M>, AcquireError<M::Error>>> + Send + use<M> {
+        let caller = Location::caller();
+        let shared = self.shared.clone();
+        async move {
+            let limit = shared.config.acquire_timeout;
+            acquire::acquire(shared, caller, limit)
+                .await
+                .map(PooledOwned::new)
+        }
+    }
+
+    /// Acquires a connection if one is idle and nobody waits; never waits, never opens one.
+    ///
+    /// With [`CheckPolicy::Always`] an idle connection that has to be checked first is sent to its
+    /// check in the background, and the answer is [`TryAcquireError::Empty`].
+    ///
+    /// # Errors
+    ///
+    /// - [`TryAcquireError::Empty`] if none is idle, or if others wait.
+    /// - [`TryAcquireError::Closed`] if the pool is closed.
+    #[track_caller]
+    #[inline]
+    pub fn try_acquire(&self) -> Result<Pooled<'_, M>, TryAcquireError> {
+        acquire::try_acquire(&self.shared, Location::caller()).map(Pooled::new)
+    }
+
+    /// Acquires a connection from a thread that runs no asynchronous tasks, blocking it while it
+    /// waits in line with everybody else. Connections are opened and checked on the pool's runtime.
+    ///
+    /// # Errors
+    ///
+    /// - As [`acquire`](Self::acquire).
+    /// - [`AcquireError::WouldBlock`] if it has to wait and the thread is running an asynchronous
+    ///   task: blocking it would hold up the very tasks that it waits for. `spawn_blocking` is fine.
+    ///
+    /// # Cost
+    ///
+    /// As [`acquire`](Self::acquire); a thread's first wait allocates.
+    #[track_caller]
+    #[inline]
+    pub fn acquire_blocking(&self) -> Result<Pooled<'_, M>, AcquireError<M::Error>> {
+        let limit = self.shared.config.acquire_timeout;
+        acquire::acquire_blocking(&*self.shared, Location::caller(), limit).map(Pooled::new)
+    }
+
+    /// As [`acquire_blocking`](Self::acquire_blocking), for `limit` at the most.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire_blocking`](Self::acquire_blocking).
+    #[track_caller]
+    pub fn acquire_blocking_timeout(
+        &self,
+        limit: Duration,
+    ) -> Result<Pooled<'_, M>, AcquireError<M::Error>> {
+        acquire::acquire_blocking(&*self.shared, Location::caller(), limit).map(Pooled::new)
+    }
+
+    /// Closes the pool for good: everyone who waits gets [`AcquireError::Closed`], so does whoever
+    /// comes later, and idle connections are closed. Returns when they are, or after
+    /// `close_timeout`. Connections that are in use are not waited for; each is closed when its
+    /// guard is dropped. May be called again, and by several tasks at once.
+    ///
+    /// # Cancel safety
+    ///
+    /// The pool is closed at the first poll. Dropping the future only stops waiting.
+    pub async fn close(&self) {
+        self.shared.shut();
+        self.shared.all_closed().await;
+    }
+
+    /// Whether the pool is closed. `true` stays true; `false` may be out of date at once.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.shared.core.is_closed()
+    }
+
+    /// The pool's figures at this moment. Costs one pass over all slots.
+    #[must_use]
+    pub fn metrics(&self) -> PoolMetrics {
+        let Shared { core, totals, .. } = &*self.shared;
+        totals.snapshot(core.counts(), core.uses())
+    }
+
+    /// The settings.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.shared.config
+    }
+
+    /// The manager.
+    #[must_use]
+    pub fn manager(&self) -> &M {
+        &self.shared.manager
+    }
+
+    /// A handle that does not keep the pool open.
+    #[must_use]
+    pub fn downgrade(&self) -> WeakPool<M> {
+        WeakPool {
+            handles: Arc::downgrade(&self.handles),
+        }
+    }
+}
+
+impl<M: Manager> Clone for Pool<M> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: self.shared.clone(),
+            handles: self.handles.clone(),
+        }
+    }
+}
+
+impl<M: Manager> fmt::Debug for Pool<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool")
+            .field("name", &self.shared.config.name)
+            .field("counts", &self.shared.core.counts())
+            .field("closed", &self.is_closed())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<M> fmt::Debug for PoolBuilder<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PoolBuilder")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A handle to a pool that does not keep it open.
+pub struct WeakPool<M: Manager> {
+    handles: Weak<LastHandle<M>>,
+}
+
+impl<M: Manager> WeakPool<M> {
+    /// The pool, unless its last handle has been dropped.
+    #[must_use]
+    pub fn upgrade(&self) -> Option<Pool<M>> {
+        let handles = self.handles.upgrade()?;
+        Some(Pool {
+            shared: handles.0.clone(),
+            handles,
+        })
+    }
+}
+
+impl<M: Manager> Clone for WeakPool<M> {
+    fn clone(&self) -> Self {
+        Self {
+            handles: self.handles.clone(),
+        }
+    }
+}
+
+impl<M: Manager> fmt::Debug for WeakPool<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WeakPool")
+    }
+}

@@ -1,0 +1,221 @@
+//! The synchronisation primitives that the core is built from: the real ones, or loom's.
+//!
+//! This is the only file that names loom. Under `--cfg loom` the atomics are the model checker's,
+//! and the two containers that hold boxed slots are stand-ins with the orderings of the originals.
+//!
+//! Not here: any algorithm of the pool.
+
+/// A queue of boxed slots.
+#[cfg(not(loom))]
+pub(crate) type BoxQueue<T> = crossbeam_queue::ArrayQueue<Box<T>>;
+/// A place for one boxed slot.
+#[cfg(not(loom))]
+pub(crate) type BoxCell<T> = crossbeam_utils::atomic::AtomicCell<Option<Box<T>>>;
+#[cfg(not(loom))]
+pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64};
+
+#[cfg(loom)]
+pub(crate) use self::model::{BoxCell, BoxQueue};
+#[cfg(loom)]
+pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64};
+
+#[cfg(loom)]
+pub use self::model::set_home;
+
+pub(crate) use std::sync::atomic::Ordering;
+
+/// What the model's containers need to know of a slot: a small number that is its own.
+pub(crate) trait Keyed {
+    /// The number; below 64 in a model.
+    #[cfg_attr(
+        not(loom),
+        expect(dead_code, reason = "only the model's containers ask")
+    )]
+    fn key(&self) -> usize;
+}
+
+/// Orders a push to a queue before the SeqCst load of the control word that follows it.
+///
+/// Its partner is the SeqCst fence that a pop runs before it says that a queue is empty. On x86-64
+/// the push's locked instruction is a full fence already and the load after it is SeqCst, so
+/// nothing is left to do there; a real fence would cost 5 ns on each release.
+#[inline]
+pub(crate) fn publish_fence() {
+    // Ordering: SeqCst, partner: the fence in `ArrayQueue::pop`. Without it I4 falls: the releaser
+    // reads a control word from before the waiter counted itself, the waiter a queue from before
+    // the push.
+    #[cfg(loom)]
+    loom::sync::atomic::fence(Ordering::SeqCst);
+    #[cfg(all(not(loom), not(target_arch = "x86_64")))]
+    std::sync::atomic::fence(Ordering::SeqCst);
+}
+
+/// Orders a failed look at a stack before the answer "empty"; the partner of [`publish_fence`].
+#[inline]
+pub(crate) fn empty_fence() {
+    // Ordering: SeqCst, partner: `publish_fence`; I4, as there.
+    #[cfg(loom)]
+    loom::sync::atomic::fence(Ordering::SeqCst);
+    #[cfg(not(loom))]
+    std::sync::atomic::fence(Ordering::SeqCst);
+}
+
+/// The number of this thread, from which its home shard follows: 0 for the first thread that ever
+/// asks, 1 for the second, and so on.
+#[cfg(not(loom))]
+#[inline]
+pub(crate) fn thread_number() -> usize {
+    use std::cell::Cell;
+    use std::sync::atomic::AtomicUsize;
+
+    const UNKNOWN: usize = usize::MAX;
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static NUMBER: Cell<usize> = const { Cell::new(UNKNOWN) };
+    }
+
+    #[cold]
+    fn number_slow(number: &Cell<usize>) -> usize {
+        number.set(NEXT.fetch_add(1, Ordering::Relaxed));
+        number.get()
+    }
+
+    NUMBER.with(|number| match number.get() {
+        UNKNOWN => number_slow(number),
+        known => known,
+    })
+}
+
+#[cfg(loom)]
+pub(crate) use self::model::thread_number;
+
+/// Stand-ins for the containers, small enough for the model checker.
+#[cfg(loom)]
+mod model {
+    use super::Keyed;
+    use loom::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
+    use loom::sync::atomic::{AtomicU64, AtomicUsize, fence};
+    use std::sync::{Mutex, PoisonError};
+
+    loom::thread_local! {
+        static HOME: std::cell::Cell<usize> = std::cell::Cell::new(0);
+    }
+
+    /// Chooses the home shard of the model thread that calls.
+    pub fn set_home(number: usize) {
+        HOME.with(|home| home.set(number));
+    }
+
+    pub(crate) fn thread_number() -> usize {
+        HOME.with(std::cell::Cell::get)
+    }
+
+    /// The boxes themselves, where the model checker does not see them: who may touch which entry
+    /// is decided by the atomics alone.
+    struct Table<T>(Mutex<Vec<Option<Box<T>>>>);
+
+    impl<T: Keyed> Table<T> {
+        fn new() -> Self {
+            Self(Mutex::new((0..64).map(|_| None).collect()))
+        }
+
+        fn put(&self, item: Box<T>) -> usize {
+            let key = item.key();
+            let before = self.lock()[key].replace(item);
+            assert!(before.is_none(), "BUG: two slots with one number");
+            key
+        }
+
+        fn take(&self, key: usize) -> Box<T> {
+            self.lock()[key]
+                .take()
+                .expect("BUG: the slot was taken twice")
+        }
+
+        fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Option<Box<T>>>> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        }
+    }
+
+    /// crossbeam's `ArrayQueue` as one word with a bit per slot.
+    ///
+    /// Loom: it keeps no order, which no invariant but I9 needs, and nothing is ever half done. It
+    /// keeps the original's orderings: the claim is a SeqCst compare-exchange, and `pop` runs a
+    /// SeqCst fence before it says "empty".
+    pub(crate) struct BoxQueue<T> {
+        present: AtomicU64,
+        table: Table<T>,
+    }
+
+    impl<T: Keyed> BoxQueue<T> {
+        pub(crate) fn new(capacity: usize) -> Self {
+            assert!(capacity > 0, "BUG: a queue without room");
+            Self {
+                present: AtomicU64::new(0),
+                table: Table::new(),
+            }
+        }
+
+        pub(crate) fn push(&self, item: Box<T>) -> Result<(), Box<T>> {
+            let bit = 1 << self.table.put(item);
+            let mut seen = self.present.load(Relaxed);
+            while let Err(now) = self
+                .present
+                .compare_exchange(seen, seen | bit, SeqCst, Relaxed)
+            {
+                seen = now;
+            }
+            Ok(())
+        }
+
+        pub(crate) fn pop(&self) -> Option<Box<T>> {
+            let mut seen = self.present.load(Acquire);
+            loop {
+                if seen == 0 {
+                    fence(SeqCst);
+                    seen = self.present.load(Relaxed);
+                }
+                if seen == 0 {
+                    return None;
+                }
+                let lowest = seen & seen.wrapping_neg();
+                match self
+                    .present
+                    .compare_exchange(seen, seen & !lowest, SeqCst, Relaxed)
+                {
+                    Ok(_) => return Some(self.table.take(lowest.trailing_zeros() as usize)),
+                    Err(now) => seen = now,
+                }
+            }
+        }
+    }
+
+    /// crossbeam's `AtomicCell<Option<Box<T>>>` as a word that holds a slot's number plus one.
+    pub(crate) struct BoxCell<T> {
+        occupant: AtomicUsize,
+        table: Table<T>,
+    }
+
+    impl<T: Keyed> BoxCell<T> {
+        pub(crate) fn new(item: Option<Box<T>>) -> Self {
+            assert!(item.is_none(), "BUG: cells start empty");
+            Self {
+                occupant: AtomicUsize::new(0),
+                table: Table::new(),
+            }
+        }
+
+        pub(crate) fn swap(&self, item: Option<Box<T>>) -> Option<Box<T>> {
+            let new = item.map_or(0, |item| self.table.put(item) + 1);
+            // The original swaps with AcqRel.
+            match self.occupant.swap(new, AcqRel) {
+                0 => None,
+                number => Some(self.table.take(number - 1)),
+            }
+        }
+
+        pub(crate) fn take(&self) -> Option<Box<T>> {
+            self.swap(None)
+        }
+    }
+}
