@@ -102,15 +102,8 @@ impl Config {
             }
         }
         if self.backoff > self.backoff_max {
-            let rule = format!(
-                "must be at most backoff_max, which is {:?}",
-                self.backoff_max
-            );
-            return Err(ConfigError::new(
-                "backoff",
-                format_args!("{:?}", self.backoff),
-                rule,
-            ));
+            let rule = format!("must be at most backoff_max, which is {:?}", self.backoff_max);
+            return Err(ConfigError::new("backoff", format_args!("{:?}", self.backoff), rule));
         }
         if self.max_connecting == 0 {
             return Err(ConfigError::new("max_connecting", 0, "must be at least 1"));

@@ -16,11 +16,7 @@ pub struct ConfigError {
 
 impl ConfigError {
     pub(crate) fn new(field: &'static str, value: impl Display, rule: impl Into<String>) -> Self {
-        Self {
-            field,
-            value: value.to_string(),
-            rule: rule.into(),
-        }
+        Self { field, value: value.to_string(), rule: rule.into() }
     }
 
     /// The setting, as the builder's method is called.
@@ -46,11 +42,7 @@ pub(crate) fn check_capacity(field: &'static str, value: usize) -> Result<(), Co
     if (1..=MAX_CAPACITY).contains(&value) {
         return Ok(());
     }
-    Err(ConfigError::new(
-        field,
-        value,
-        format!("must be from 1 to {MAX_CAPACITY}"),
-    ))
+    Err(ConfigError::new(field, value, format!("must be from 1 to {MAX_CAPACITY}")))
 }
 
 pub(crate) fn check_shards(value: usize) -> Result<(), ConfigError> {
@@ -244,17 +236,8 @@ mod managed {
 
     impl<E> fmt::Display for Timeout<E> {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            let Self {
-                pool,
-                waited,
-                stage,
-                counts,
-                ..
-            } = self;
-            write!(
-                f,
-                "pool {pool}: no connection within {waited:?}: {stage} ({counts})"
-            )
+            let Self { pool, waited, stage, counts, .. } = self;
+            write!(f, "pool {pool}: no connection within {waited:?}: {stage} ({counts})")
         }
     }
 

@@ -134,10 +134,7 @@ where
     C: Send + 'static,
     E: std::error::Error + Send + Sync + 'static,
 {
-    FromFn {
-        connect,
-        opens: PhantomData,
-    }
+    FromFn { connect, opens: PhantomData }
 }
 
 /// The manager that [`from_fn`] makes.

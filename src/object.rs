@@ -208,12 +208,7 @@ impl<T> ObjectPool<T> {
     /// Settings other than the defaults, for a pool of `capacity` objects (1 to 1,048,576).
     #[must_use]
     pub fn builder(capacity: usize) -> ObjectPoolBuilder<T> {
-        ObjectPoolBuilder {
-            capacity,
-            shards: None,
-            order: IdleOrder::default(),
-            reset: None,
-        }
+        ObjectPoolBuilder { capacity, shards: None, order: IdleOrder::default(), reset: None }
     }
 
     /// Acquires an object, waiting in line if none is idle.
@@ -254,9 +249,7 @@ impl<T> ObjectPool<T> {
             if let Found::Ready(lease) = try_acquire(&shared, caller) {
                 return Ok(Object { lease });
             }
-            Ok(Object {
-                lease: acquire_slow(shared, caller).await?,
-            })
+            Ok(Object { lease: acquire_slow(shared, caller).await? })
         }
     }
 
@@ -276,9 +269,7 @@ impl<T> ObjectPool<T> {
             if let Found::Ready(lease) = try_acquire(&shared, caller) {
                 return Ok(OwnedObject { lease });
             }
-            Ok(OwnedObject {
-                lease: acquire_slow(shared, caller).await?,
-            })
+            Ok(OwnedObject { lease: acquire_slow(shared, caller).await? })
         }
     }
 
@@ -321,10 +312,7 @@ impl<T> ObjectPool<T> {
                 if let Poll::Ready(acquired) = acquire.as_mut().poll(cx) {
                     return Poll::Ready(acquired.map(|lease| Object { lease }));
                 }
-                deadline
-                    .as_mut()
-                    .poll(cx)
-                    .map(|_| Err(AcquireObjectError::Timeout))
+                deadline.as_mut().poll(cx).map(|_| Err(AcquireObjectError::Timeout))
             })
             .await
         }
@@ -403,11 +391,7 @@ impl<T> ObjectPool<T> {
     /// ```
     pub fn add(&self, object: T) -> Result<(), AddError<T>> {
         self.fill(Some(object)).map_or(Ok(()), |object| {
-            Err(if self.is_closed() {
-                AddError::Closed(object)
-            } else {
-                AddError::Full(object)
-            })
+            Err(if self.is_closed() { AddError::Closed(object) } else { AddError::Full(object) })
         })
     }
 
@@ -563,9 +547,7 @@ object_guard!(OwnedObject<T>);
 
 impl<T> Clone for ObjectPool<T> {
     fn clone(&self) -> Self {
-        Self {
-            shared: self.shared.clone(),
-        }
+        Self { shared: self.shared.clone() }
     }
 }
 

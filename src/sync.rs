@@ -27,10 +27,7 @@ pub(crate) use std::sync::atomic::Ordering;
 /// What the model's containers need to know of a slot: a small number that is its own.
 pub(crate) trait Keyed {
     /// The number; below 64 in a model.
-    #[cfg_attr(
-        not(loom),
-        expect(dead_code, reason = "only the model's containers ask")
-    )]
+    #[cfg_attr(not(loom), expect(dead_code, reason = "only the model's containers ask"))]
     fn key(&self) -> usize;
 }
 
@@ -127,9 +124,7 @@ mod model {
         }
 
         fn take(&self, key: usize) -> Box<T> {
-            self.lock()[key]
-                .take()
-                .expect("BUG: the slot was taken twice")
+            self.lock()[key].take().expect("BUG: the slot was taken twice")
         }
 
         fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Option<Box<T>>>> {
@@ -150,19 +145,13 @@ mod model {
     impl<T: Keyed> BoxQueue<T> {
         pub(crate) fn new(capacity: usize) -> Self {
             assert!(capacity > 0, "BUG: a queue without room");
-            Self {
-                present: AtomicU64::new(0),
-                table: Table::new(),
-            }
+            Self { present: AtomicU64::new(0), table: Table::new() }
         }
 
         pub(crate) fn push(&self, item: Box<T>) -> Result<(), Box<T>> {
             let bit = 1 << self.table.put(item);
             let mut seen = self.present.load(Relaxed);
-            while let Err(now) = self
-                .present
-                .compare_exchange(seen, seen | bit, SeqCst, Relaxed)
-            {
+            while let Err(now) = self.present.compare_exchange(seen, seen | bit, SeqCst, Relaxed) {
                 seen = now;
             }
             Ok(())
@@ -179,10 +168,7 @@ mod model {
                     return None;
                 }
                 let lowest = seen & seen.wrapping_neg();
-                match self
-                    .present
-                    .compare_exchange(seen, seen & !lowest, SeqCst, Relaxed)
-                {
+                match self.present.compare_exchange(seen, seen & !lowest, SeqCst, Relaxed) {
                     Ok(_) => return Some(self.table.take(lowest.trailing_zeros() as usize)),
                     Err(now) => seen = now,
                 }
@@ -199,10 +185,7 @@ mod model {
     impl<T: Keyed> BoxCell<T> {
         pub(crate) fn new(item: Option<Box<T>>) -> Self {
             assert!(item.is_none(), "BUG: cells start empty");
-            Self {
-                occupant: AtomicUsize::new(0),
-                table: Table::new(),
-            }
+            Self { occupant: AtomicUsize::new(0), table: Table::new() }
         }
 
         pub(crate) fn swap(&self, item: Option<Box<T>>) -> Option<Box<T>> {

@@ -44,11 +44,7 @@ impl<T> Shelf<T> {
             }
             IdleOrder::Lifo => Rest::Stack(Stack::new(capacity)),
         };
-        Self {
-            order,
-            rest,
-            hot: CachePadded::new(BoxCell::new(None)),
-        }
+        Self { order, rest, hot: CachePadded::new(BoxCell::new(None)) }
     }
 
     /// Puts a slot here, and gives back the one that has to make room for it: with
@@ -106,9 +102,7 @@ impl<T> Shelf<T> {
 /// rings have that together, and a slot whose home ring is full goes to the next.
 fn room(capacity: usize, shards: usize) -> usize {
     const SMALL: usize = 128;
-    (2 * capacity)
-        .min(SMALL)
-        .max((2 * capacity).div_ceil(shards))
+    (2 * capacity).min(SMALL).max((2 * capacity).div_ceil(shards))
 }
 
 /// A stack of slots: newest first.
@@ -148,10 +142,7 @@ impl<T> Stack<T> {
             // Ordering: SeqCst. It releases `below` and `boxes` to the pop that acquires from it
             // (I6), and stands before the load of the control word in the order of all SeqCst
             // operations; partner: the fence in `pop` (I4).
-            match self
-                .head
-                .compare_exchange_weak(head, new, Ordering::SeqCst, Ordering::Relaxed)
-            {
+            match self.head.compare_exchange_weak(head, new, Ordering::SeqCst, Ordering::Relaxed) {
                 Ok(_) => return,
                 Err(now) => head = now,
             }
@@ -173,10 +164,7 @@ impl<T> Stack<T> {
             let new = next_head(head, u64::from(below));
             // Ordering: SeqCst on success, which continues the release sequence of the pushes below
             // it; Acquire on failure, as for the first load.
-            match self
-                .head
-                .compare_exchange_weak(head, new, Ordering::SeqCst, Ordering::Acquire)
-            {
+            match self.head.compare_exchange_weak(head, new, Ordering::SeqCst, Ordering::Acquire) {
                 Ok(_) => {
                     let slot = self.boxes[top as usize].take();
                     return Some(slot.expect("BUG: a slot's number was in the stack without it"));

@@ -132,13 +132,7 @@ impl Counts {
 
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} of {} in use, {} idle",
-            self.in_use,
-            self.capacity(),
-            self.idle
-        )?;
+        write!(f, "{} of {} in use, {} idle", self.in_use, self.capacity(), self.idle)?;
         for (count, what) in [
             (self.connecting, "connecting"),
             (self.checking, "checking"),
@@ -157,19 +151,12 @@ impl fmt::Display for Counts {
 impl<T> Core<T> {
     /// A core with `capacity` vacant slots, in the given number of shards (a power of two).
     pub(crate) fn new(capacity: usize, shards: usize, order: IdleOrder) -> Arc<Self> {
-        assert!(
-            (1..=MAX_CAPACITY).contains(&capacity),
-            "BUG: capacity {capacity}"
-        );
+        assert!((1..=MAX_CAPACITY).contains(&capacity), "BUG: capacity {capacity}");
         assert!(shards.is_power_of_two(), "BUG: {shards} shards");
         Arc::new_cyclic(|core| {
             let vacant = BoxQueue::new(capacity);
             for id in 0..capacity as u32 {
-                let slot = Box::new(Slot {
-                    id,
-                    resource: None,
-                    core: core.clone(),
-                });
+                let slot = Box::new(Slot { id, resource: None, core: core.clone() });
                 assert!(vacant.push(slot).is_ok(), "BUG: no room for a vacant slot");
             }
             Self {
@@ -220,10 +207,7 @@ impl<T> Core<T> {
 
     /// The slots by state, and the waiters.
     pub(crate) fn counts(&self) -> Counts {
-        let mut counts = Counts {
-            waiters: self.waiters(),
-            ..Counts::default()
-        };
+        let mut counts = Counts { waiters: self.waiters(), ..Counts::default() };
         for cell in &self.cells {
             match cell.life().0 {
                 State::Vacant => counts.vacant += 1,

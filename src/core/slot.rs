@@ -136,30 +136,23 @@ impl Cell {
             "BUG: a slot went from {:?} to {next:?}",
             self.life().0
         );
-        self.life
-            .store((life & !STATE_MASK) | next as u64, Ordering::Relaxed);
+        self.life.store((life & !STATE_MASK) | next as u64, Ordering::Relaxed);
     }
 
     /// An idle slot is acquired: one store marks it in use and counts the use.
     #[inline]
     pub(super) fn begin_use(&self, holder: &'static Location<'static>) {
         let life = self.life.load(Ordering::Relaxed);
-        debug_assert_eq!(
-            self.life().0,
-            State::Idle,
-            "BUG: a slot on a shelf was not idle"
-        );
+        debug_assert_eq!(self.life().0, State::Idle, "BUG: a slot on a shelf was not idle");
         let uses = (life & !STATE_MASK).wrapping_add(1 << STATE_BITS);
-        self.life
-            .store(uses | State::InUse as u64, Ordering::Relaxed);
+        self.life.store(uses | State::InUse as u64, Ordering::Relaxed);
         self.holder.store(Some(holder));
     }
 
     /// A slot that is in use already reached a caller.
     pub(super) fn count_use(&self, holder: &'static Location<'static>) {
         let life = self.life.load(Ordering::Relaxed);
-        self.life
-            .store(life.wrapping_add(1 << STATE_BITS), Ordering::Relaxed);
+        self.life.store(life.wrapping_add(1 << STATE_BITS), Ordering::Relaxed);
         self.holder.store(Some(holder));
     }
 
@@ -187,14 +180,8 @@ mod tests {
     #[test]
     fn every_state_has_a_way_in_and_a_way_out() {
         for state in State::ALL {
-            assert!(
-                State::ALL.iter().any(|from| from.may_become(state)),
-                "no way to {state:?}"
-            );
-            assert!(
-                State::ALL.iter().any(|to| state.may_become(*to)),
-                "no way from {state:?}"
-            );
+            assert!(State::ALL.iter().any(|from| from.may_become(state)), "no way to {state:?}");
+            assert!(State::ALL.iter().any(|to| state.may_become(*to)), "no way from {state:?}");
             assert!(!state.may_become(state), "{state:?} may not become itself");
             assert_eq!(State::ALL[state as usize], state);
         }
@@ -202,10 +189,8 @@ mod tests {
 
     #[test]
     fn only_a_lease_becomes_idle() {
-        let into_idle: Vec<_> = State::ALL
-            .into_iter()
-            .filter(|from| from.may_become(State::Idle))
-            .collect();
+        let into_idle: Vec<_> =
+            State::ALL.into_iter().filter(|from| from.may_become(State::Idle)).collect();
         assert_eq!(into_idle, [State::InUse]);
     }
 

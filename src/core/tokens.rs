@@ -36,10 +36,7 @@ fn vacate<K: Keeper>(keeper: &K, slot: Box<Slot<K::Resource>>) {
     cell.clear_flags();
     cell.enter(State::Vacant);
     let pushed = core.vacant.push(slot);
-    debug_assert!(
-        pushed.is_ok(),
-        "BUG: more vacant slots than there are slots"
-    );
+    debug_assert!(pushed.is_ok(), "BUG: more vacant slots than there are slots");
     publish_fence();
     // Ordering: the load in `look`, after the push; partner: a waiter counts itself and then has
     // its keeper look for a vacant slot (I4).
@@ -58,11 +55,7 @@ pub(crate) struct Reservation<R: Deref<Target: Keeper>> {
 impl<R: Deref<Target: Keeper> + Clone> Reservation<R> {
     /// How often the slot has been acquired so far, by the holders of every resource it has had.
     pub(crate) fn uses(&self) -> u64 {
-        self.keeper
-            .core()
-            .cell(self.slot.as_ref().expect(GONE))
-            .life()
-            .1
+        self.keeper.core().cell(self.slot.as_ref().expect(GONE)).life().1
     }
 
     /// Puts the resource into the slot.
@@ -70,10 +63,7 @@ impl<R: Deref<Target: Keeper> + Clone> Reservation<R> {
         let mut slot = self.slot.take().expect(GONE);
         slot.resource = Some(resource);
         self.keeper.core().cell(&slot).enter(State::InUse);
-        Lease {
-            keeper: self.keeper.clone(),
-            slot: Some(slot),
-        }
+        Lease { keeper: self.keeper.clone(), slot: Some(slot) }
     }
 }
 
@@ -115,12 +105,7 @@ impl<R: Deref<Target: Keeper>> Lease<R> {
 
     #[inline]
     pub(crate) fn resource_mut(&mut self) -> &mut Resource<R> {
-        self.slot
-            .as_mut()
-            .expect(GONE)
-            .resource
-            .as_mut()
-            .expect(NOTHING)
+        self.slot.as_mut().expect(GONE).resource.as_mut().expect(NOTHING)
     }
 
     /// The keeper and the resource, unless the lease has been turned into something else.
@@ -167,10 +152,7 @@ impl<R: Deref<Target: Keeper> + Clone> Lease<R> {
     pub(crate) fn begin(&mut self, state: State) -> Trial<R> {
         let slot = self.slot.take().expect(GONE);
         self.keeper.core().cell(&slot).enter(state);
-        Trial {
-            keeper: self.keeper.clone(),
-            slot: Some(slot),
-        }
+        Trial { keeper: self.keeper.clone(), slot: Some(slot) }
     }
 }
 
@@ -196,20 +178,12 @@ impl<R: Deref<Target: Keeper>> Trial<R> {
     }
 
     pub(crate) fn resource_mut(&mut self) -> &mut Resource<R> {
-        self.slot
-            .as_mut()
-            .expect(GONE)
-            .resource
-            .as_mut()
-            .expect(NOTHING)
+        self.slot.as_mut().expect(GONE).resource.as_mut().expect(NOTHING)
     }
 
     /// The resource is not fit for use, and is about to be closed.
     pub(crate) fn fail(self) -> Self {
-        self.keeper
-            .core()
-            .cell(self.slot.as_ref().expect(GONE))
-            .enter(State::Closing);
+        self.keeper.core().cell(self.slot.as_ref().expect(GONE)).enter(State::Closing);
         self
     }
 
@@ -220,10 +194,7 @@ impl<R: Deref<Target: Keeper>> Trial<R> {
 
     /// The same right with another pointer to the same keeper.
     pub(crate) fn with_keeper<S: Deref<Target = Of<R>>>(mut self, keeper: S) -> Trial<S> {
-        Trial {
-            keeper,
-            slot: self.slot.take(),
-        }
+        Trial { keeper, slot: self.slot.take() }
     }
 }
 
@@ -234,10 +205,7 @@ impl<R: Deref<Target: Keeper> + Clone> Trial<R> {
         let cell = self.keeper.core().cell(&slot);
         cell.clear_flags();
         cell.enter(State::InUse);
-        Lease {
-            keeper: self.keeper.clone(),
-            slot: Some(slot),
-        }
+        Lease { keeper: self.keeper.clone(), slot: Some(slot) }
     }
 }
 
@@ -291,16 +259,10 @@ where
     let cell = core.cell(&slot);
     if cell.is_flagged() {
         cell.enter(State::InUse);
-        return Found::Flagged(Lease {
-            keeper: keeper.clone(),
-            slot: Some(slot),
-        });
+        return Found::Flagged(Lease { keeper: keeper.clone(), slot: Some(slot) });
     }
     cell.begin_use(caller);
-    Found::Ready(Lease {
-        keeper: keeper.clone(),
-        slot: Some(slot),
-    })
+    Found::Ready(Lease { keeper: keeper.clone(), slot: Some(slot) })
 }
 
 /// Waits in line for a slot; the use is not counted. `None` means: look again, whether the core is
@@ -310,10 +272,7 @@ where
     R: Deref<Target: Keeper> + Clone,
 {
     let slot = waiters::wait(&**keeper).await?;
-    Some(Lease {
-        keeper: keeper.clone(),
-        slot: Some(slot),
-    })
+    Some(Lease { keeper: keeper.clone(), slot: Some(slot) })
 }
 
 /// The same, blocking the thread; `None` also when the deadline has passed.
@@ -322,10 +281,7 @@ where
     R: Deref<Target: Keeper> + Clone,
 {
     let slot = waiters::wait_blocking(&**keeper, deadline)?;
-    Some(Lease {
-        keeper: keeper.clone(),
-        slot: Some(slot),
-    })
+    Some(Lease { keeper: keeper.clone(), slot: Some(slot) })
 }
 
 /// Takes an idle slot whether or not somebody waits or the core is closed.
@@ -333,10 +289,7 @@ fn take_idle<R: Deref<Target: Keeper>>(keeper: R) -> Option<Lease<R>> {
     let core = keeper.core();
     let slot = core.unshelve(core.home())?;
     core.cell(&slot).enter(State::InUse);
-    Some(Lease {
-        keeper,
-        slot: Some(slot),
-    })
+    Some(Lease { keeper, slot: Some(slot) })
 }
 
 /// Takes a vacant slot, unless the core is closed.
@@ -347,8 +300,5 @@ pub(crate) fn reserve<R: Deref<Target: Keeper>>(keeper: R) -> Option<Reservation
     }
     let slot = core.vacant.pop()?;
     core.cell(&slot).enter(State::Connecting);
-    Some(Reservation {
-        keeper,
-        slot: Some(slot),
-    })
+    Some(Reservation { keeper, slot: Some(slot) })
 }

@@ -120,11 +120,7 @@ impl Control {
     fn discount(&self) -> Seen {
         // Ordering: SeqCst, as in `add`: what a leaving waiter searches afterwards must include
         // what others put back before they saw it gone (I7).
-        Seen(
-            self.0
-                .fetch_sub(WAITER, Ordering::SeqCst)
-                .wrapping_sub(WAITER),
-        )
+        Seen(self.0.fetch_sub(WAITER, Ordering::SeqCst).wrapping_sub(WAITER))
     }
 
     /// Closes; false if it was closed before.
@@ -180,11 +176,7 @@ impl<'k, K: Keeper> Place<'k, K> {
         let shard = core.home();
         core.control.count();
         core.shards[shard].listening.fetch_add(1, Ordering::Relaxed);
-        Self {
-            keeper,
-            shard,
-            served: false,
-        }
+        Self { keeper, shard, served: false }
     }
 
     /// Steps 3 and 4, once the waiter listens. False: the core is closed.
@@ -212,9 +204,7 @@ impl<K: Keeper> Drop for Place<'_, K> {
             return;
         }
         let core = self.keeper.core();
-        core.shards[self.shard]
-            .listening
-            .fetch_sub(1, Ordering::Relaxed);
+        core.shards[self.shard].listening.fetch_sub(1, Ordering::Relaxed);
         if !core.control.discount().is_quiet() {
             serve(self.keeper, self.shard);
             self.keeper.vacancy();
@@ -378,10 +368,7 @@ impl<T> Core<T> {
         for shard in self.rotation(self.home()) {
             let queue = &self.shards[shard];
             if queue.listening.load(Ordering::Relaxed) > 0
-                && queue
-                    .event
-                    .notify(1.additional().tag_with(Handoff::look_again))
-                    == 1
+                && queue.event.notify(1.additional().tag_with(Handoff::look_again)) == 1
             {
                 return;
             }
@@ -391,9 +378,7 @@ impl<T> Core<T> {
     /// Tells every waiter to look again.
     pub(crate) fn nudge_all(&self) {
         for shard in &self.shards {
-            shard
-                .event
-                .notify(usize::MAX.additional().tag_with(Handoff::look_again));
+            shard.event.notify(usize::MAX.additional().tag_with(Handoff::look_again));
         }
     }
 
@@ -435,10 +420,7 @@ impl<T> Core<T> {
     }
 
     fn unshelve_elsewhere(&self, home: usize) -> Option<Box<Slot<T>>> {
-        (1..self.shards.len()).find_map(|step| {
-            self.shards[(home + step) & (self.shards.len() - 1)]
-                .shelf
-                .take()
-        })
+        (1..self.shards.len())
+            .find_map(|step| self.shards[(home + step) & (self.shards.len() - 1)].shelf.take())
     }
 }

@@ -3,7 +3,7 @@
 //! Not here: who is next in line (`core`), and how connections are opened (`connector.rs`).
 
 use super::{Shared, operation::bounded};
-use crate::core::{Found, Lease, State, Trial, try_acquire as take_idle, wait, wait_blocking};
+use crate::core::{Found, Lease, State, Trial, try_acquire as look, wait, wait_blocking};
 use crate::error::{AcquireError, Stage, Timeout, TryAcquireError};
 use crate::manager::Manager;
 use crate::metrics::CloseReason;
@@ -17,35 +17,25 @@ use tokio::task::coop::{RestoreOnPending, poll_proceed};
 
 type Caller = &'static Location<'static>;
 
-/// A connection that is ready at once, or else one for which somebody waits.
-#[inline]
-pub(super) async fn acquire<M, R>(
-    keeper: R,
-    caller: Caller,
-    limit: Duration,
-) -> Result<Lease<R>, AcquireError<M::Error>>
-where
-    M: Manager,
-    R: Deref<Target = Shared<M>> + Clone + Send,
-{
-    match take_idle(&keeper, caller) {
-        Found::Ready(lease) => Ok(lease),
-        Found::Flagged(lease) => acquire_slow(keeper, caller, limit, Some(lease)).await,
-        Found::Nothing => acquire_slow(keeper, caller, limit, None).await,
-    }
-}
-
+/// What a look at the shelves did not settle: checks what it found, or waits in line, for
+/// `acquire_timeout` unless there is a limit.
 #[cold]
-async fn acquire_slow<M, R>(
+pub(super) async fn acquire_slow<M, R>(
     keeper: R,
     caller: Caller,
-    limit: Duration,
-    found: Option<Lease<R>>,
+    limit: Option<Duration>,
+    found: Found<R>,
 ) -> Result<Lease<R>, AcquireError<M::Error>>
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone + Send,
 {
+    let limit = limit.unwrap_or(keeper.config.acquire_timeout);
+    let found = match found {
+        Found::Ready(lease) => return Ok(lease),
+        Found::Flagged(lease) => Some(lease),
+        Found::Nothing => None,
+    };
     if keeper.core.is_closed() {
         return Err(AcquireError::Closed);
     }
@@ -128,7 +118,7 @@ pub(super) fn try_acquire<'p, M: Manager>(
     shared: &'p Shared<M>,
     caller: Caller,
 ) -> Result<Lease<&'p Shared<M>>, TryAcquireError> {
-    match take_idle(&shared, caller) {
+    match look(&shared, caller) {
         Found::Ready(lease) => Ok(lease),
         Found::Flagged(lease) => {
             shared.check_in_background(lease);
@@ -150,7 +140,7 @@ where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,
 {
-    match take_idle(&keeper, caller) {
+    match look(&keeper, caller) {
         Found::Ready(lease) => Ok(lease),
         Found::Flagged(lease) => acquire_blocking_slow(&keeper, caller, limit, Some(lease)),
         Found::Nothing => acquire_blocking_slow(&keeper, caller, limit, None),
@@ -252,13 +242,7 @@ impl<M: Manager> Shared<M> {
             Stage::Queued
         };
         let pool = self.config.name.clone();
-        AcquireError::Timeout(Box::new(Timeout {
-            pool,
-            waited,
-            stage,
-            counts,
-            last_connect_error,
-        }))
+        AcquireError::Timeout(Box::new(Timeout { pool, waited, stage, counts, last_connect_error }))
     }
 
     /// Checks a connection on the pool's runtime; if it passes, it goes to whoever is first in

@@ -64,12 +64,7 @@ impl<E> Connector<E> {
             dials: AtomicUsize::new(0),
             admitted: AtomicUsize::new(1),
             runtime: Mutex::new(Handle::try_current().ok()),
-            trouble: Mutex::new(Trouble {
-                last: None,
-                in_a_row: 0,
-                verdicts: 0,
-                verdict: None,
-            }),
+            trouble: Mutex::new(Trouble { last: None, in_a_row: 0, verdicts: 0, verdict: None }),
             closing: Event::new(),
         }
     }
@@ -101,11 +96,7 @@ impl<E> Connector<E> {
     /// The last verdict, if there has been one since there were `before`.
     pub(super) fn verdict_since(&self, before: u64) -> Option<Arc<OperationError<E>>> {
         let trouble = lock(&self.trouble);
-        if trouble.verdicts > before {
-            trouble.verdict.clone()
-        } else {
-            None
-        }
+        if trouble.verdicts > before { trouble.verdict.clone() } else { None }
     }
 
     /// Ends the dials of a pool that has been closed.
@@ -142,8 +133,7 @@ impl<E> Connector<E> {
             trouble.in_a_row = 0;
         }
         let admitted = self.admitted.load(Ordering::SeqCst);
-        self.admitted
-            .store(admitted.saturating_mul(2).min(most), Ordering::SeqCst);
+        self.admitted.store(admitted.saturating_mul(2).min(most), Ordering::SeqCst);
     }
 
     /// Notes a failure; answers how many there have been in a row.
@@ -172,10 +162,7 @@ impl<M: Manager> Shared<M> {
                 return;
             }
             let shared = self.arc();
-            let dial = Dial {
-                shared: shared.clone(),
-                state: DialState::Unfinished,
-            };
+            let dial = Dial { shared: shared.clone(), state: DialState::Unfinished };
             match reserve(shared) {
                 Some(reservation) => drop(runtime.spawn(dial.run(reservation))),
                 // Somebody was faster. Dropping the dial looks once more.
@@ -201,12 +188,7 @@ impl<M: Manager> Shared<M> {
         let limit = self.config.connect_timeout;
         // The block makes sure that a panic outside the future is caught as well.
         let connection = bounded(limit, async { self.manager.connect().await }).await?;
-        Ok(Tenant {
-            connection,
-            id: self.totals.created(),
-            created: Instant::now(),
-            uses_before,
-        })
+        Ok(Tenant { connection, id: self.totals.created(), created: Instant::now(), uses_before })
     }
 
     /// Takes note of a failed connect.
@@ -221,11 +203,7 @@ impl<M: Manager> Shared<M> {
         };
         let error = Arc::new(error);
         let in_a_row = self.connector.failed(error.clone(), permanent);
-        ConnectFailure {
-            error,
-            permanent,
-            in_a_row,
-        }
+        ConnectFailure { error, permanent, in_a_row }
     }
 
     /// Awaits `work`, unless the pool is closed first.
@@ -247,11 +225,7 @@ impl<M: Manager> Shared<M> {
     /// The pause after `failures` in a row: random, up to a limit that doubles with each.
     fn pause(&self, failures: u32) -> Duration {
         let doublings = failures.saturating_sub(1).min(31);
-        let most = self
-            .config
-            .backoff
-            .saturating_mul(1 << doublings)
-            .min(self.config.backoff_max);
+        let most = self.config.backoff.saturating_mul(1 << doublings).min(self.config.backoff_max);
         let nanos = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX);
         Duration::from_nanos(fastrand::u64(0..=nanos))
     }

@@ -13,9 +13,11 @@ mod operation;
 
 pub use self::guard::{ConnectionInfo, Pooled, PooledOwned};
 
+use self::acquire::acquire_slow;
 use self::connector::Connector;
 use crate::config::{CheckPolicy, Config};
-use crate::core::{Core, IdleOrder, Keeper, Trial, default_shards, reserve};
+use crate::core::try_acquire as look;
+use crate::core::{Core, Found, IdleOrder, Keeper, Trial, default_shards, reserve};
 use crate::error::{AcquireError, BuildError, ConfigError, OperationError, TryAcquireError};
 use crate::manager::Manager;
 use crate::metrics::{CloseReason, PoolMetrics, Totals};
@@ -86,9 +88,7 @@ struct Tenant<C> {
 
 impl<M: Manager> Shared<M> {
     fn arc(&self) -> Arc<Self> {
-        self.me
-            .upgrade()
-            .expect("BUG: a pool that is gone was asked for something")
+        self.me.upgrade().expect("BUG: a pool that is gone was asked for something")
     }
 }
 
@@ -214,10 +214,7 @@ impl<M: Manager> PoolBuilder<M> {
             return Err(BuildError::NoRuntime);
         }
         let pool = self.build_lazy()?;
-        pool.shared
-            .open_first()
-            .await
-            .map_err(BuildError::Connect)?;
+        pool.shared.open_first().await.map_err(BuildError::Connect)?;
         Ok(pool)
     }
 
@@ -231,9 +228,7 @@ impl<M: Manager> PoolBuilder<M> {
     pub fn build_lazy(self) -> Result<Pool<M>, ConfigError> {
         let Self { manager, config } = self;
         config.validate()?;
-        let shards = config
-            .shards
-            .unwrap_or_else(|| default_shards(config.max_size));
+        let shards = config.shards.unwrap_or_else(|| default_shards(config.max_size));
         let shared = Arc::new_cyclic(|me| Shared {
             core: Core::new(config.max_size, shards, config.order),
             check_always: config.check == CheckPolicy::Always,
@@ -290,10 +285,7 @@ impl<M: Manager> Shared<M> {
 impl<M: Manager> Pool<M> {
     /// Settings for a pool of `manager`'s connections.
     pub fn builder(manager: M) -> PoolBuilder<M> {
-        PoolBuilder {
-            manager,
-            config: Config::default(),
-        }
+        PoolBuilder { manager, config: Config::default() }
     }
 
     /// Acquires a connection: an idle one, or, in line with everybody else who waits, whichever
@@ -323,7 +315,14 @@ impl<M: Manager> Pool<M> {
         &self,
     ) -> impl Future<Output = Result<Pooled<'_, M>, AcquireError<M::Error>>> + Send + use<'_, M>
     {
-        self.acquire_timeout(self.shared.config.acquire_timeout)
+        let caller = Location::caller();
+        async move {
+            let shared = &*self.shared;
+            match look(&shared, caller) {
+                Found::Ready(lease) => Ok(Pooled::new(lease)),
+                found => acquire_slow(shared, caller, None, found).await.map(Pooled::new),
+            }
+        }
     }
 
     /// Acquires a connection, waiting for `limit` at the most instead of `acquire_timeout`. Zero
@@ -341,9 +340,11 @@ impl<M: Manager> Pool<M> {
     {
         let caller = Location::caller();
         async move {
-            acquire::acquire(&*self.shared, caller, limit)
-                .await
-                .map(Pooled::new)
+            let shared = &*self.shared;
+            match look(&shared, caller) {
+                Found::Ready(lease) => Ok(Pooled::new(lease)),
+                found => acquire_slow(shared, caller, Some(limit), found).await.map(Pooled::new),
+            }
         }
     }
 
@@ -360,10 +361,10 @@ impl<M: Manager> Pool<M> {
         let caller = Location::caller();
         let shared = self.shared.clone();
         async move {
-            let limit = shared.config.acquire_timeout;
-            acquire::acquire(shared, caller, limit)
-                .await
-                .map(PooledOwned::new)
+            match look(&shared, caller) {
+                Found::Ready(lease) => Ok(PooledOwned::new(lease)),
+                found => acquire_slow(shared, caller, None, found).await.map(PooledOwned::new),
+            }
         }
     }
 
@@ -455,18 +456,13 @@ impl<M: Manager> Pool<M> {
     /// A handle that does not keep the pool open.
     #[must_use]
     pub fn downgrade(&self) -> WeakPool<M> {
-        WeakPool {
-            handles: Arc::downgrade(&self.handles),
-        }
+        WeakPool { handles: Arc::downgrade(&self.handles) }
     }
 }
 
 impl<M: Manager> Clone for Pool<M> {
     fn clone(&self) -> Self {
-        Self {
-            shared: self.shared.clone(),
-            handles: self.handles.clone(),
-        }
+        Self { shared: self.shared.clone(), handles: self.handles.clone() }
     }
 }
 
@@ -482,9 +478,7 @@ impl<M: Manager> fmt::Debug for Pool<M> {
 
 impl<M> fmt::Debug for PoolBuilder<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PoolBuilder")
-            .field("config", &self.config)
-            .finish_non_exhaustive()
+        f.debug_struct("PoolBuilder").field("config", &self.config).finish_non_exhaustive()
     }
 }
 
@@ -498,18 +492,13 @@ impl<M: Manager> WeakPool<M> {
     #[must_use]
     pub fn upgrade(&self) -> Option<Pool<M>> {
         let handles = self.handles.upgrade()?;
-        Some(Pool {
-            shared: handles.0.clone(),
-            handles,
-        })
+        Some(Pool { shared: handles.0.clone(), handles })
     }
 }
 
 impl<M: Manager> Clone for WeakPool<M> {
     fn clone(&self) -> Self {
-        Self {
-            handles: self.handles.clone(),
-        }
+        Self { handles: self.handles.clone() }
     }
 }
 

@@ -21,15 +21,11 @@ pub(super) async fn bounded<T, E>(
 ) -> Result<T, OperationError<E>> {
     let mut operation = pin!(operation);
     let caught =
-        poll_fn(
-            |cx| match catch_unwind(AssertUnwindSafe(|| operation.as_mut().poll(cx))) {
-                Ok(Poll::Pending) => Poll::Pending,
-                Ok(Poll::Ready(outcome)) => Poll::Ready(outcome.map_err(OperationError::Failed)),
-                Err(panic) => Poll::Ready(Err(OperationError::Panicked {
-                    message: message(&*panic),
-                })),
-            },
-        );
+        poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| operation.as_mut().poll(cx))) {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(outcome)) => Poll::Ready(outcome.map_err(OperationError::Failed)),
+            Err(panic) => Poll::Ready(Err(OperationError::Panicked { message: message(&*panic) })),
+        });
     match tokio::time::timeout(limit, caught).await {
         Ok(outcome) => outcome,
         Err(_) => Err(OperationError::TimedOut { limit }),
