@@ -12,14 +12,14 @@ macro_rules! access {
 
             #[inline]
             fn deref(&self) -> &$target {
-                &(*self.lease.resource())$(.$field)?
+                &(*self.loan.resource())$(.$field)?
             }
         }
 
         impl<$($lifetime,)? $generic $(: $bound)?> std::ops::DerefMut for $guard<$($lifetime,)? $generic> {
             #[inline]
             fn deref_mut(&mut self) -> &mut $target {
-                &mut (*self.lease.resource_mut())$(.$field)?
+                &mut (*self.loan.resource_mut())$(.$field)?
             }
         }
 

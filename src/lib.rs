@@ -1,6 +1,8 @@
 //! A connection and object pool.
 
 #![forbid(unsafe_code)]
+// Loom: `model` lays the core open, whose accessors speak for themselves.
+#![cfg_attr(loom, allow(missing_docs))]
 
 mod core;
 mod error;
@@ -31,3 +33,14 @@ pub use crate::manager::{Condition, FromFn, Manager, from_fn};
 pub use crate::metrics::{Closed, PoolMetrics};
 #[cfg(feature = "tokio")]
 pub use crate::pool::{ConnectionInfo, Pool, PoolBuilder, Pooled, PooledOwned, WeakPool};
+
+/// What the models in `loom-tests` need of the core, beyond the public surface.
+#[cfg(loom)]
+#[doc(hidden)]
+pub mod model {
+    pub use crate::core::{
+        Core, Found, Keeper, Lease, Reservation, State, Trial, reserve, sweep, try_acquire, wait,
+        wait_blocking,
+    };
+    pub use crate::sync::set_home;
+}

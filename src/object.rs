@@ -3,8 +3,8 @@
 //! Not here: anything that connects, checks or closes; see `Pool`.
 
 use crate::core::{
-    Core, Counts, Found, IdleOrder, Keeper, Lease, State, default_shards, reserve, sweep,
-    try_acquire, wait, wait_blocking,
+    Core, Counts, Doubt, Found, IdleOrder, Keeper, Lease, Loan, State, default_shards, reserve,
+    sweep, try_acquire, wait, wait_blocking,
 };
 use crate::error::{AcquireObjectError, AddError, ConfigError, TryAcquireError};
 use std::fmt;
@@ -54,7 +54,7 @@ type Make<T> = Box<dyn Fn() -> T + Send + Sync>;
 type Reset<T> = Box<dyn Fn(&mut T) -> bool + Send + Sync>;
 
 struct Shared<T> {
-    core: Arc<Core<T>>,
+    core: Core<Self>,
     make: Option<Make<T>>,
     reset: Option<Reset<T>>,
 }
@@ -63,7 +63,7 @@ impl<T> Keeper for Shared<T> {
     type Resource = T;
 
     #[inline]
-    fn core(&self) -> &Core<T> {
+    fn core(&self) -> &Core<Self> {
         &self.core
     }
 
@@ -83,6 +83,21 @@ impl<T> Keeper for Shared<T> {
             // The filled slot goes to whoever is first in line.
             drop(reservation.fill(make()));
         }
+    }
+
+    #[inline]
+    fn inspect(&self, object: &mut T) -> Option<Doubt> {
+        if std::thread::panicking() {
+            return Some(Doubt::Interrupted);
+        }
+        let reset = self.reset.as_ref()?;
+        let fit = catch_unwind(AssertUnwindSafe(|| reset(object))).unwrap_or(false);
+        if fit { None } else { Some(Doubt::Broken) }
+    }
+
+    fn doubt<R: Deref<Target = Self> + Clone>(mut lease: Lease<R>, _: Doubt) {
+        // The object is dropped, and its place is vacant.
+        drop(lease.begin(State::Closing));
     }
 }
 
@@ -182,8 +197,8 @@ impl<T> ObjectPoolBuilder<T> {
         let shards = self.shards.unwrap_or_else(|| default_shards(self.capacity));
         crate::error::check_shards(shards)?;
         Ok(ObjectPool {
-            shared: Arc::new(Shared {
-                core: Core::new(self.capacity, shards, self.order),
+            shared: Arc::new_cyclic(|me| Shared {
+                core: Core::new(me, self.capacity, shards, self.order),
                 make,
                 reset: self.reset,
             }),
@@ -246,10 +261,10 @@ impl<T> ObjectPool<T> {
         let caller = Location::caller();
         async move {
             let shared = &*self.shared;
-            if let Found::Ready(lease) = try_acquire(&shared, caller) {
-                return Ok(Object { lease });
+            if let Found::Ready(loan) = try_acquire(&shared, caller) {
+                return Ok(Object { loan });
             }
-            Ok(Object { lease: acquire_slow(shared, caller).await? })
+            Ok(Object { loan: acquire_slow(shared, caller).await? })
         }
     }
 
@@ -266,10 +281,10 @@ impl<T> ObjectPool<T> {
         let caller = Location::caller();
         let shared = self.shared.clone();
         async move {
-            if let Found::Ready(lease) = try_acquire(&shared, caller) {
-                return Ok(OwnedObject { lease });
+            if let Found::Ready(loan) = try_acquire(&shared, caller) {
+                return Ok(OwnedObject { loan });
             }
-            Ok(OwnedObject { lease: acquire_slow(shared, caller).await? })
+            Ok(OwnedObject { loan: acquire_slow(shared, caller).await? })
         }
     }
 
@@ -310,7 +325,7 @@ impl<T> ObjectPool<T> {
             let mut deadline = pin!(deadline);
             poll_fn(|cx| {
                 if let Poll::Ready(acquired) = acquire.as_mut().poll(cx) {
-                    return Poll::Ready(acquired.map(|lease| Object { lease }));
+                    return Poll::Ready(acquired.map(|loan| Object { loan }));
                 }
                 deadline.as_mut().poll(cx).map(|_| Err(AcquireObjectError::Timeout))
             })
@@ -363,7 +378,7 @@ impl<T> ObjectPool<T> {
     pub fn try_acquire(&self) -> Result<Object<'_, T>, TryAcquireError> {
         let shared = &*self.shared;
         match try_acquire(&shared, Location::caller()) {
-            Found::Ready(lease) => Ok(Object { lease }),
+            Found::Ready(loan) => Ok(Object { loan }),
             _ if shared.core.is_closed() => Err(TryAcquireError::Closed),
             _ => Err(TryAcquireError::Empty),
         }
@@ -436,17 +451,16 @@ impl<T> ObjectPool<T> {
 async fn acquire_slow<T, R>(
     keeper: R,
     caller: &'static Location<'static>,
-) -> Result<Lease<R>, AcquireObjectError>
+) -> Result<Loan<R>, AcquireObjectError>
 where
     R: Deref<Target = Shared<T>> + Clone,
 {
     loop {
-        if let Found::Ready(lease) = try_acquire(&keeper, caller) {
-            return Ok(lease);
+        if let Found::Ready(loan) = try_acquire(&keeper, caller) {
+            return Ok(loan);
         }
         if let Some(lease) = wait(&keeper).await {
-            lease.count_use(caller);
-            return Ok(lease);
+            return Ok(lease.lend(caller));
         }
         if keeper.core.is_closed() {
             return Err(AcquireObjectError::Closed);
@@ -460,8 +474,8 @@ fn acquire_blocking<'p, T>(
     caller: &'static Location<'static>,
     limit: Option<Duration>,
 ) -> Result<Object<'p, T>, AcquireObjectError> {
-    if let Found::Ready(lease) = try_acquire(&shared, caller) {
-        return Ok(Object { lease });
+    if let Found::Ready(loan) = try_acquire(&shared, caller) {
+        return Ok(Object { loan });
     }
     acquire_blocking_slow(shared, caller, limit)
 }
@@ -476,8 +490,7 @@ fn acquire_blocking_slow<'p, T>(
     let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
     loop {
         if let Some(lease) = wait_blocking(&shared, deadline) {
-            lease.count_use(caller);
-            return Ok(Object { lease });
+            return Ok(Object { loan: lease.lend(caller) });
         }
         if shared.core.is_closed() {
             return Err(AcquireObjectError::Closed);
@@ -490,35 +503,12 @@ fn acquire_blocking_slow<'p, T>(
 
 /// An object on loan from an [`ObjectPool`]; dropping it gives it back.
 pub struct Object<'p, T> {
-    lease: Lease<&'p Shared<T>>,
+    loan: Loan<&'p Shared<T>>,
 }
 
 /// An object on loan that keeps its pool alive; dropping it gives it back.
 pub struct OwnedObject<T> {
-    lease: Lease<Arc<Shared<T>>>,
-}
-
-/// Decides what becomes of a released object, before its lease is dropped.
-#[inline]
-fn release<T, R: Deref<Target = Shared<T>> + Clone>(lease: &mut Lease<R>) {
-    // A holder that panics was interrupted half-way: nobody knows what state the object is in.
-    if std::thread::panicking() || lease.keeper().reset.is_some() {
-        release_slow(lease);
-    }
-}
-
-#[cold]
-fn release_slow<T, R: Deref<Target = Shared<T>> + Clone>(lease: &mut Lease<R>) {
-    let Some((shared, object)) = lease.parts() else {
-        return;
-    };
-    let reset = shared.reset.as_ref();
-    let fit = !std::thread::panicking()
-        && reset
-            .is_none_or(|reset| catch_unwind(AssertUnwindSafe(|| reset(object))).unwrap_or(false));
-    if !fit {
-        drop(lease.begin(State::Closing));
-    }
+    loan: Loan<Arc<Shared<T>>>,
 }
 
 macro_rules! object_guard {
@@ -527,14 +517,7 @@ macro_rules! object_guard {
             /// Takes the object out of the pool for good; its place is vacant.
             #[must_use]
             pub fn detach(mut self) -> T {
-                self.lease.detach()
-            }
-        }
-
-        impl<$($lifetime,)? T> Drop for $guard<$($lifetime,)? T> {
-            #[inline]
-            fn drop(&mut self) {
-                release(&mut self.lease);
+                self.loan.recall().detach()
             }
         }
 

@@ -174,6 +174,13 @@ mod model {
                 }
             }
         }
+
+        pub(crate) fn is_empty(&self) -> bool {
+            // Loom: the original loads with SeqCst; the model, which knows SeqCst only of fences,
+            // needs one to put this load behind what the caller did before.
+            fence(SeqCst);
+            self.present.load(Acquire) == 0
+        }
     }
 
     /// crossbeam's `AtomicCell<Option<Box<T>>>` as a word that holds a slot's number plus one.

@@ -1,1 +1,20 @@
+//! What the benches and the program `figures` share: a connection that costs nothing, every pool
+//! behind one interface, the loads, and rounds that take turns.
+//!
+//! Read `pools.rs` (who takes part, and how each is set up), `load.rs` (what they are put through),
+//! `rounds.rs` (how two of them are compared on a machine that does other things as well).
 
+#![forbid(unsafe_code)]
+
+mod load;
+mod pools;
+mod rounds;
+
+pub use self::load::{
+    Outcome, SHAPES, Shape, alone, thread_runtime, together, wait, worker_runtime,
+};
+pub use self::pools::{
+    BenchPool, Connection, Tally, TrivialManager, WaitingPool, contended, hits, millpond_pool,
+    waiting,
+};
+pub use self::rounds::Rounds;

@@ -1,1 +1,313 @@
+//! What the models share: how they are checked, the resource that they pass around, a keeper for
+//! the situations in which only a managed pool gets, and the law that holds at the end of each.
+//!
+//! Not here: the models, one file per invariant in `tests`.
 
+#![cfg(loom)]
+
+use loom::cell::Cell;
+use loom::sync::atomic::AtomicUsize;
+use millpond::model::{Core, Found, Keeper, Lease, Reservation, reserve, try_acquire};
+use millpond::{IdleOrder, ObjectPool, OwnedObject};
+use std::future::Future;
+use std::panic::Location;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll, Waker};
+
+pub use loom::future::block_on;
+pub use loom::thread;
+pub use millpond::model::set_home;
+
+/// Every idle order, for the models in which the place of a slot matters.
+pub const ORDERS: [IdleOrder; 3] = [IdleOrder::Recent, IdleOrder::Fifo, IdleOrder::Lifo];
+
+/// Checks a model in every interleaving of at most two preemptions.
+///
+/// The bound is the environment's `LOOM_MAX_PREEMPTIONS` if that is set.
+///
+/// # Panics
+///
+/// If the model does, or if it blocks for ever, in any interleaving; or if there was only one
+/// interleaving, since then nothing was checked.
+pub fn check(model: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = builder.preemption_bound.or(Some(2));
+    builder.max_branches = builder.max_branches.max(20_000);
+    // Not one of loom's: it counts across interleavings.
+    let interleavings = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counted = interleavings.clone();
+    builder.check(move || {
+        counted.fetch_add(1, Relaxed);
+        model();
+    });
+    let interleavings = interleavings.load(Relaxed);
+    assert!(interleavings > 1, "the threads of the model do not meet");
+    #[expect(clippy::print_stdout, reason = "libtest shows it with --nocapture")]
+    {
+        println!("{interleavings} interleavings at {}", thread_name());
+    }
+}
+
+fn thread_name() -> String {
+    std::thread::current().name().unwrap_or("?").to_owned()
+}
+
+/// How many resources of one model are alive, and how many there have ever been.
+#[derive(Clone)]
+pub struct Census(Arc<(AtomicUsize, std::sync::atomic::AtomicUsize)>);
+
+impl Default for Census {
+    fn default() -> Self {
+        Self(Arc::new((AtomicUsize::new(0), std::sync::atomic::AtomicUsize::new(0))))
+    }
+}
+
+impl Census {
+    /// A new resource.
+    ///
+    /// # Panics
+    ///
+    /// If it is one more than `most` (I2).
+    #[must_use]
+    pub fn born(&self, most: usize) -> Token {
+        let alive = self.0.0.fetch_add(1, Relaxed) + 1;
+        assert!(alive <= most, "I2: {alive} alive where {most} are allowed");
+        self.0.1.fetch_add(1, Relaxed);
+        Token { uses: Cell::new(0), held: false.into(), census: self.clone() }
+    }
+
+    /// How many are alive. The caller has joined the threads that may change it.
+    #[must_use]
+    pub fn alive(&self) -> usize {
+        self.0.0.load(Relaxed)
+    }
+
+    /// How many there have ever been.
+    #[must_use]
+    pub fn ever(&self) -> usize {
+        self.0.1.load(Relaxed)
+    }
+}
+
+/// A resource that notices two holders at once (I1) and unpublished writes (I6).
+pub struct Token {
+    /// Loom reports an access that the one before does not happen before.
+    uses: Cell<u32>,
+    /// Not one of loom's: it must not order anything.
+    held: std::sync::atomic::AtomicBool,
+    census: Census,
+}
+
+impl Token {
+    /// Uses the resource as only its holder may; answers how many uses there were before.
+    ///
+    /// # Panics
+    ///
+    /// If somebody else uses it at the same time (I1), or if the last use does not happen before
+    /// this one (I6).
+    pub fn use_it(&self) -> u32 {
+        assert!(!self.held.swap(true, Relaxed), "I1: two holders");
+        let uses = self.uses.get();
+        // Another thread may run here.
+        thread::yield_now();
+        self.uses.set(uses + 1);
+        self.held.store(false, Relaxed);
+        uses
+    }
+}
+
+impl Drop for Token {
+    fn drop(&mut self) {
+        // Loom: after a model has failed its objects must not be touched.
+        if !std::thread::panicking() {
+            let before = self.census.0.0.fetch_sub(1, Relaxed);
+            assert!(before > 0, "I8: dropped twice");
+        }
+    }
+}
+
+/// A pool of `objects` tokens with room for `capacity`.
+///
+/// # Panics
+///
+/// If the numbers are out of range.
+#[must_use]
+pub fn pool_of(
+    objects: usize,
+    capacity: usize,
+    shards: usize,
+    order: IdleOrder,
+    census: &Census,
+) -> ObjectPool<Token> {
+    ObjectPool::builder(capacity)
+        .shards(shards)
+        .order(order)
+        .build_from((0..objects).map(|_| census.born(capacity)))
+        .expect("the numbers are in range")
+}
+
+/// A full pool that makes new tokens for vacant places.
+///
+/// One more than the capacity may be alive: the one that has just been detached.
+///
+/// # Panics
+///
+/// If the numbers are out of range.
+#[must_use]
+pub fn making_pool(capacity: usize, shards: usize, census: &Census) -> ObjectPool<Token> {
+    let census = census.clone();
+    ObjectPool::builder(capacity)
+        .shards(shards)
+        .build(move || census.born(capacity + 1))
+        .expect("the numbers are in range")
+}
+
+/// Acquires as an async caller does, and uses the object.
+///
+/// # Panics
+///
+/// If the pool is closed.
+#[must_use]
+pub fn acquire(pool: &ObjectPool<Token>) -> OwnedObject<Token> {
+    let object = block_on(pool.acquire_owned()).expect("the pool is open");
+    object.use_it();
+    object
+}
+
+/// A waiter: a thread of the given home that acquires, and keeps what it gets until it is joined.
+#[must_use]
+pub fn waiter(pool: &ObjectPool<Token>, home: usize) -> thread::JoinHandle<OwnedObject<Token>> {
+    let pool = pool.clone();
+    thread::spawn(move || {
+        set_home(home);
+        acquire(&pool)
+    })
+}
+
+/// Polls once, with a waker that wakes nobody.
+pub fn poll_once<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
+    future.poll(&mut Context::from_waker(Waker::noop()))
+}
+
+/// The law at the end (I3): nobody waits, and each of `objects` objects can be acquired again.
+///
+/// # Panics
+///
+/// If a slot is lost, or one too many is there.
+pub fn assert_conserved(pool: &ObjectPool<Token>, objects: usize) {
+    let counts = pool.counts();
+    assert_eq!(counts.waiters, 0, "somebody still counts as a waiter");
+    assert_eq!(counts.idle, objects, "I3: not all that should be idle is");
+    assert_eq!(counts.vacant, pool.capacity() - objects, "I3: not all that should be vacant is");
+    let all: Vec<_> =
+        (0..objects).map(|_| pool.try_acquire().expect("I3: a slot is lost")).collect();
+    assert!(pool.try_acquire().is_err(), "I3: a slot too many");
+    for object in &all {
+        object.use_it();
+    }
+}
+
+/// A keeper that connects by itself, at once, and may fail a given number of times.
+///
+/// It stands for the managed pool's connector, whose tasks need a runtime.
+pub struct Station {
+    core: Arc<Core<Token>>,
+    census: Census,
+    failures: std::sync::atomic::AtomicUsize,
+}
+
+impl Station {
+    /// A station whose slots are all vacant, and whose first so many connects fail.
+    #[must_use]
+    pub fn new(capacity: usize, shards: usize, failures: usize, census: &Census) -> Arc<Self> {
+        Arc::new(Self {
+            core: Core::new(capacity, shards, IdleOrder::Recent),
+            census: census.clone(),
+            failures: failures.into(),
+        })
+    }
+
+    /// The right to connect, if a slot is vacant.
+    #[must_use]
+    pub fn reserve(self: &Arc<Self>) -> Option<Reservation<Arc<Self>>> {
+        reserve(self.clone())
+    }
+
+    /// A connection that succeeds.
+    #[must_use]
+    pub fn connect(&self) -> Token {
+        self.census.born(self.core.capacity())
+    }
+
+    /// Waits in line as the managed pool's acquire does.
+    ///
+    /// # Panics
+    ///
+    /// If the core is closed.
+    #[track_caller]
+    pub fn acquire(self: &Arc<Self>) -> Lease<Arc<Self>> {
+        let caller = Location::caller();
+        block_on(async {
+            loop {
+                if let Found::Ready(lease) = try_acquire(self, caller) {
+                    return lease;
+                }
+                if let Some(lease) = millpond::model::wait(self).await {
+                    return lease;
+                }
+                assert!(!self.core.is_closed(), "the core is open");
+            }
+        })
+    }
+
+    /// The law at the end (I3).
+    ///
+    /// # Panics
+    ///
+    /// If a slot is lost, or somebody still counts as a waiter.
+    pub fn assert_conserved(self: &Arc<Self>) {
+        let counts = self.core.counts();
+        assert_eq!(counts.waiters, 0, "somebody still counts as a waiter");
+        assert_eq!(counts.idle + counts.vacant, counts.capacity(), "I3: not all is at rest");
+        let caller = Location::caller();
+        let idle: Vec<_> = (0..counts.idle)
+            .map(|_| match try_acquire(self, caller) {
+                Found::Ready(lease) => lease,
+                _ => panic!("I3: an idle slot is lost"),
+            })
+            .collect();
+        let vacant: Vec<_> = (0..counts.vacant)
+            .map(|_| self.reserve().expect("I3: a vacant slot is lost"))
+            .collect();
+        assert!(self.reserve().is_none(), "I3: a slot too many");
+        assert_eq!(self.census.alive(), idle.len());
+        drop((idle, vacant));
+    }
+}
+
+impl Keeper for Station {
+    type Resource = Token;
+
+    fn core(&self) -> &Core<Token> {
+        &self.core
+    }
+
+    fn vacancy(&self) {
+        while self.core.waiters() > 0 {
+            let Some(reservation) = reserve(self) else {
+                return;
+            };
+            let fails = self
+                .failures
+                .fetch_update(Relaxed, Relaxed, |failures| failures.checked_sub(1))
+                .is_ok();
+            // Dropped, the right goes back and this is called again; filled, the slot goes to
+            // whoever is first in line.
+            if !fails {
+                drop(reservation.fill(self.connect()));
+            }
+        }
+    }
+}

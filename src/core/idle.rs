@@ -2,6 +2,7 @@
 //!
 //! Not here: who may take a slot while others wait (`waiters.rs`).
 
+use super::Keeper;
 use super::slot::Slot;
 use crate::sync::{AtomicU32, AtomicU64, BoxCell, BoxQueue, Ordering, empty_fence, publish_fence};
 use crossbeam_utils::CachePadded;
@@ -24,18 +25,18 @@ pub enum IdleOrder {
 ///
 /// `hot` holds the slot that was released last; the slot that it displaces goes to `rest`. Two
 /// locked instructions make an acquire and a release.
-pub(super) struct Shelf<T> {
+pub(super) struct Shelf<K: Keeper> {
     order: IdleOrder,
-    rest: Rest<T>,
-    hot: CachePadded<BoxCell<Slot<T>>>,
+    rest: Rest<K>,
+    hot: CachePadded<BoxCell<Slot<K>>>,
 }
 
-enum Rest<T> {
-    Ring(BoxQueue<Slot<T>>),
-    Stack(Stack<T>),
+enum Rest<K: Keeper> {
+    Ring(BoxQueue<Slot<K>>),
+    Stack(Stack<K>),
 }
 
-impl<T> Shelf<T> {
+impl<K: Keeper> Shelf<K> {
     /// A shelf of a pool with `capacity` slots in `shards` shards.
     pub(super) fn new(order: IdleOrder, capacity: usize, shards: usize) -> Self {
         let rest = match order {
@@ -52,7 +53,7 @@ impl<T> Shelf<T> {
     ///
     /// Before this, nobody finds the slot; after it, any [`take`](Self::take) does.
     #[inline(always)]
-    pub(super) fn put(&self, slot: Box<Slot<T>>) -> Option<Box<Slot<T>>> {
+    pub(super) fn put(&self, slot: Box<Slot<K>>) -> Option<Box<Slot<K>>> {
         if self.order == IdleOrder::Fifo {
             return Some(slot);
         }
@@ -63,7 +64,7 @@ impl<T> Shelf<T> {
     }
 
     /// Puts a slot behind the hot one; gives it back if there is no room.
-    pub(super) fn stow(&self, slot: Box<Slot<T>>) -> Result<(), Box<Slot<T>>> {
+    pub(super) fn stow(&self, slot: Box<Slot<K>>) -> Result<(), Box<Slot<K>>> {
         match &self.rest {
             Rest::Ring(ring) => ring.push(slot)?,
             Rest::Stack(stack) => stack.push(slot),
@@ -75,7 +76,7 @@ impl<T> Shelf<T> {
 
     /// Takes a slot.
     #[inline(always)]
-    pub(super) fn take(&self) -> Option<Box<Slot<T>>> {
+    pub(super) fn take(&self) -> Option<Box<Slot<K>>> {
         if self.order != IdleOrder::Fifo {
             // Ordering: AcqRel, partner: the swap in `put`; I4 and I6, as there.
             if let Some(slot) = self.hot.take() {
@@ -87,7 +88,7 @@ impl<T> Shelf<T> {
 
     /// Takes a slot from behind the hot one.
     #[inline(never)]
-    fn fetch(&self) -> Option<Box<Slot<T>>> {
+    fn fetch(&self) -> Option<Box<Slot<K>>> {
         match &self.rest {
             Rest::Ring(ring) => ring.pop(),
             Rest::Stack(stack) => stack.pop(),
@@ -110,10 +111,10 @@ fn room(capacity: usize, shards: usize) -> usize {
 /// `head` holds the topmost slot's number plus one, 0 when the stack is empty, and above it a tag
 /// that counts the changes, so that a pop that slept through some of them fails. `below[id]` is the
 /// entry under slot `id`, and `boxes[id]` the slot itself.
-struct Stack<T> {
+struct Stack<K: Keeper> {
     head: AtomicU64,
     below: Box<[AtomicU32]>,
-    boxes: Box<[BoxCell<Slot<T>>]>,
+    boxes: Box<[BoxCell<Slot<K>>]>,
 }
 
 /// Bits of `Stack::head` that hold the entry; the 40 above are the tag. A pop is fooled only if it
@@ -121,7 +122,7 @@ struct Stack<T> {
 const ENTRY_BITS: u32 = 24;
 const ENTRY_MASK: u64 = (1 << ENTRY_BITS) - 1;
 
-impl<T> Stack<T> {
+impl<K: Keeper> Stack<K> {
     fn new(capacity: usize) -> Self {
         Self {
             head: AtomicU64::new(0),
@@ -130,7 +131,7 @@ impl<T> Stack<T> {
         }
     }
 
-    fn push(&self, slot: Box<Slot<T>>) {
+    fn push(&self, slot: Box<Slot<K>>) {
         let id = slot.id as usize;
         // The pusher owns the slot, so nobody else touches its two entries.
         let before = self.boxes[id].swap(Some(slot));
@@ -149,7 +150,7 @@ impl<T> Stack<T> {
         }
     }
 
-    fn pop(&self) -> Option<Box<Slot<T>>> {
+    fn pop(&self) -> Option<Box<Slot<K>>> {
         // Ordering: Acquire, partner: the compare-exchange in `push`; without it `below` may be an
         // older link and a slot is lost (I3).
         let mut head = self.head.load(Ordering::Acquire);

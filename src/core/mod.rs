@@ -26,8 +26,8 @@ mod waiters;
 
 pub use self::idle::IdleOrder;
 pub use self::slot::State;
-pub(crate) use self::tokens::{
-    Found, Lease, Reservation, Trial, reserve, sweep, try_acquire, wait, wait_blocking,
+pub use self::tokens::{
+    Found, Lease, Loan, Reservation, Trial, reserve, sweep, try_acquire, wait, wait_blocking,
 };
 
 use self::idle::Shelf;
@@ -37,7 +37,8 @@ use crate::sync::{AtomicU32, BoxQueue, thread_number};
 use crossbeam_utils::CachePadded;
 use event_listener::{Event, IntoNotification};
 use std::fmt;
-use std::sync::Arc;
+use std::ops::Deref;
+use std::sync::Weak;
 
 /// The largest capacity of a pool: 2^20 = 1,048,576 slots.
 pub const MAX_CAPACITY: usize = 1 << 20;
@@ -48,11 +49,11 @@ pub const MAX_SHARDS: usize = 256;
 /// What stands behind a core: the pool that owns it.
 ///
 /// The core calls these at the moments at which something beyond slots and waiters has to happen.
-pub(crate) trait Keeper: Sized {
+pub trait Keeper: Sized {
     /// What lives in the slots.
     type Resource;
 
-    fn core(&self) -> &Core<Self::Resource>;
+    fn core(&self) -> &Core<Self>;
 
     /// Somebody waits, and a slot may be vacant. Called from anywhere, also while a guard is
     /// dropped: it must neither block nor panic.
@@ -61,6 +62,20 @@ pub(crate) trait Keeper: Sized {
     /// The caller has just parked, and a slot may be vacant.
     fn parked(&self) {
         self.vacancy();
+    }
+
+    /// Whether a resource that comes back from a caller is fit for the next one: `None` if it is.
+    /// Called while a guard is dropped: it must neither block nor panic.
+    #[inline]
+    fn inspect(&self, resource: &mut Self::Resource) -> Option<Doubt> {
+        let _ = resource;
+        None
+    }
+
+    /// What to do with a resource that is not.
+    fn doubt<R: Deref<Target = Self> + Clone>(lease: Lease<R>, doubt: Doubt) {
+        let _ = doubt;
+        drop(lease);
     }
 
     /// The core is closed, and this resource was idle.
@@ -72,19 +87,32 @@ pub(crate) trait Keeper: Sized {
     fn abandoned(&self) {}
 }
 
+/// Why a resource that comes back is not simply put on a shelf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// It is to be checked before its next use.
+    Unchecked,
+    /// It has to be made clean first.
+    Dirty,
+    /// It is of no use any more.
+    Broken,
+    /// Its holder panicked, and nobody knows what state it is in.
+    Interrupted,
+}
+
 /// Slots, shelves and waiters of one pool.
-pub(crate) struct Core<T> {
+pub struct Core<K: Keeper> {
     control: CachePadded<Control>,
-    shards: Box<[CachePadded<Shard<T>>]>,
+    shards: Box<[CachePadded<Shard<K>>]>,
     cells: Box<[Cell]>,
-    vacant: BoxQueue<Slot<T>>,
+    vacant: BoxQueue<Slot<K>>,
 }
 
 /// What threads of one home share.
-struct Shard<T> {
-    shelf: Shelf<T>,
+struct Shard<K: Keeper> {
+    shelf: Shelf<K>,
     /// Waiters wait here for a hand-off.
-    event: Event<Handoff<T>>,
+    event: Event<Handoff<K>>,
     /// How many of them nobody has woken yet; zero spares a look behind the event's mutex.
     listening: AtomicU32,
     /// Hand-offs so far, which decide when one starts at another shard.
@@ -148,26 +176,24 @@ impl fmt::Display for Counts {
     }
 }
 
-impl<T> Core<T> {
+impl<K: Keeper> Core<K> {
     /// A core with `capacity` vacant slots, in the given number of shards (a power of two).
-    pub(crate) fn new(capacity: usize, shards: usize, order: IdleOrder) -> Arc<Self> {
+    pub(crate) fn new(keeper: &Weak<K>, capacity: usize, shards: usize, order: IdleOrder) -> Self {
         assert!((1..=MAX_CAPACITY).contains(&capacity), "BUG: capacity {capacity}");
         assert!(shards.is_power_of_two(), "BUG: {shards} shards");
-        Arc::new_cyclic(|core| {
-            let vacant = BoxQueue::new(capacity);
-            for id in 0..capacity as u32 {
-                let slot = Box::new(Slot { id, resource: None, core: core.clone() });
-                assert!(vacant.push(slot).is_ok(), "BUG: no room for a vacant slot");
-            }
-            Self {
-                control: CachePadded::new(Control::new()),
-                shards: (0..shards)
-                    .map(|_| CachePadded::new(Shard::new(order, capacity, shards)))
-                    .collect(),
-                cells: (0..capacity).map(|_| Cell::new()).collect(),
-                vacant,
-            }
-        })
+        let vacant = BoxQueue::new(capacity);
+        for id in 0..capacity as u32 {
+            let slot = Box::new(Slot { id, resource: None, keeper: keeper.clone() });
+            assert!(vacant.push(slot).is_ok(), "BUG: no room for a vacant slot");
+        }
+        Self {
+            control: CachePadded::new(Control::new()),
+            shards: (0..shards)
+                .map(|_| CachePadded::new(Shard::new(order, capacity, shards)))
+                .collect(),
+            cells: (0..capacity).map(|_| Cell::new()).collect(),
+            vacant,
+        }
     }
 
     /// The shard that the calling thread tries first.
@@ -177,15 +203,15 @@ impl<T> Core<T> {
     }
 
     #[inline]
-    fn cell(&self, slot: &Slot<T>) -> &Cell {
+    fn cell(&self, slot: &Slot<K>) -> &Cell {
         &self.cells[slot.id as usize]
     }
 
-    pub(crate) fn capacity(&self) -> usize {
+    pub fn capacity(&self) -> usize {
         self.cells.len()
     }
 
-    pub(crate) fn is_closed(&self) -> bool {
+    pub fn is_closed(&self) -> bool {
         self.control.look().is_closed()
     }
 
@@ -193,7 +219,7 @@ impl<T> Core<T> {
     ///
     /// Zero: whoever begins to wait from now on sees what the caller published before. More: they
     /// may have been served or have left since.
-    pub(crate) fn waiters(&self) -> usize {
+    pub fn waiters(&self) -> usize {
         self.control.look().waiters()
     }
 
@@ -201,12 +227,12 @@ impl<T> Core<T> {
     ///
     /// False: whoever makes one vacant from now on sees the waiters that were counted before. True:
     /// somebody may have taken it since.
-    pub(crate) fn has_vacant(&self) -> bool {
+    pub fn has_vacant(&self) -> bool {
         !self.vacant.is_empty()
     }
 
     /// The slots by state, and the waiters.
-    pub(crate) fn counts(&self) -> Counts {
+    pub fn counts(&self) -> Counts {
         let mut counts = Counts { waiters: self.waiters(), ..Counts::default() };
         for cell in &self.cells {
             match cell.life().0 {
@@ -223,12 +249,12 @@ impl<T> Core<T> {
     }
 
     /// How many acquires there have been.
-    pub(crate) fn uses(&self) -> u64 {
+    pub fn uses(&self) -> u64 {
         self.cells.iter().map(|cell| cell.life().1).sum()
     }
 }
 
-impl<T> Shard<T> {
+impl<K: Keeper> Shard<K> {
     fn new(order: IdleOrder, capacity: usize, shards: usize) -> Self {
         let event = Event::with_tag();
         // The first notification allocates the event's list; let that be now.

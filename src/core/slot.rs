@@ -6,6 +6,7 @@
 //!
 //! Not here: where an idle slot waits (`idle.rs`), and who may hold one (`tokens.rs`).
 
+use super::Keeper;
 use crate::sync::{AtomicU32, AtomicU64, Keyed, Ordering};
 use crossbeam_utils::atomic::AtomicCell;
 use std::panic::Location;
@@ -75,16 +76,16 @@ impl State {
 /// Aligned so that no two share a cache line: two neighbours on one line cost a quarter of the
 /// throughput of two threads.
 #[repr(align(128))]
-pub(crate) struct Slot<T> {
+pub(crate) struct Slot<K: Keeper> {
     /// The slot's number, and the index of its cell.
     pub(super) id: u32,
     /// The resource; `None` while the slot is vacant or being connected.
-    pub(super) resource: Option<T>,
-    /// The core that the slot belongs to, for a hand-off that nobody is left to receive.
-    pub(super) core: Weak<super::Core<T>>,
+    pub(super) resource: Option<K::Resource>,
+    /// Whom the slot belongs to, for a hand-off that nobody is left to receive.
+    pub(super) keeper: Weak<K>,
 }
 
-impl<T> Keyed for Slot<T> {
+impl<K: Keeper> Keyed for Slot<K> {
     fn key(&self) -> usize {
         self.id as usize
     }

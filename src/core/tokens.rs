@@ -6,6 +6,7 @@
 //! |---|---|---|
 //! | [`Reservation`] | connecting: the right to bring a resource | makes the slot vacant |
 //! | [`Lease`] | in use, with a resource fit for the next caller | releases it |
+//! | [`Loan`] | in use, in the hands of a caller | asks the keeper whether it is fit for the next caller, and releases it |
 //! | [`Trial`] | checking, resetting or closing, with a resource in doubt, or none any more | drops the resource, makes the slot vacant |
 //!
 //! A token goes with any pointer to its keeper: a reference, or an `Arc` where it must outlive the
@@ -16,6 +17,7 @@
 use super::slot::{Cell, Slot, State};
 use super::{Keeper, waiters};
 use crate::sync::publish_fence;
+use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::time::Instant;
@@ -30,7 +32,7 @@ const NOTHING: &str = "BUG: a slot without its resource";
 
 /// Makes a slot vacant, and tells the keeper if somebody waits.
 #[cold]
-fn vacate<K: Keeper>(keeper: &K, slot: Box<Slot<K::Resource>>) {
+fn vacate<K: Keeper>(keeper: &K, slot: Box<Slot<K>>) {
     let core = keeper.core();
     let cell = core.cell(&slot);
     cell.clear_flags();
@@ -47,23 +49,23 @@ fn vacate<K: Keeper>(keeper: &K, slot: Box<Slot<K::Resource>>) {
 
 /// The right to bring a resource into a vacant slot.
 #[must_use]
-pub(crate) struct Reservation<R: Deref<Target: Keeper>> {
+pub struct Reservation<R: Deref<Target: Keeper>> {
     keeper: R,
-    slot: Option<Box<Slot<Resource<R>>>>,
+    slot: Option<Box<Slot<Of<R>>>>,
 }
 
 impl<R: Deref<Target: Keeper> + Clone> Reservation<R> {
     /// How often the slot has been acquired so far, by the holders of every resource it has had.
-    pub(crate) fn uses(&self) -> u64 {
+    pub fn uses(&self) -> u64 {
         self.keeper.core().cell(self.slot.as_ref().expect(GONE)).life().1
     }
 
     /// Puts the resource into the slot.
-    pub(crate) fn fill(mut self, resource: Resource<R>) -> Lease<R> {
+    pub fn fill(mut self, resource: Resource<R>) -> Lease<R> {
         let mut slot = self.slot.take().expect(GONE);
         slot.resource = Some(resource);
         self.keeper.core().cell(&slot).enter(State::InUse);
-        Lease { keeper: self.keeper.clone(), slot: Some(slot) }
+        Lease::new(self.keeper.clone(), slot)
     }
 }
 
@@ -77,14 +79,21 @@ impl<R: Deref<Target: Keeper>> Drop for Reservation<R> {
 
 /// A slot with a resource that is fit for use.
 #[must_use]
-pub(crate) struct Lease<R: Deref<Target: Keeper>> {
+pub struct Lease<R: Deref<Target: Keeper>> {
     keeper: R,
-    slot: Option<Box<Slot<Resource<R>>>>,
+    /// Emptied by every way out, `Drop` included. `ManuallyDrop` spares the hot path the second
+    /// look whether it really is empty.
+    slot: ManuallyDrop<Option<Box<Slot<Of<R>>>>>,
 }
 
 impl<R: Deref<Target: Keeper>> Lease<R> {
     #[inline]
-    fn slot(&self) -> &Slot<Resource<R>> {
+    fn new(keeper: R, slot: Box<Slot<Of<R>>>) -> Self {
+        Self { keeper, slot: ManuallyDrop::new(Some(slot)) }
+    }
+
+    #[inline]
+    fn slot(&self) -> &Slot<Of<R>> {
         self.slot.as_ref().expect(GONE)
     }
 
@@ -94,51 +103,33 @@ impl<R: Deref<Target: Keeper>> Lease<R> {
     }
 
     #[inline]
-    pub(crate) fn keeper(&self) -> &R {
+    pub fn keeper(&self) -> &R {
         &self.keeper
     }
 
     #[inline]
-    pub(crate) fn resource(&self) -> &Resource<R> {
+    pub fn resource(&self) -> &Resource<R> {
         self.slot().resource.as_ref().expect(NOTHING)
     }
 
     #[inline]
-    pub(crate) fn resource_mut(&mut self) -> &mut Resource<R> {
+    pub fn resource_mut(&mut self) -> &mut Resource<R> {
         self.slot.as_mut().expect(GONE).resource.as_mut().expect(NOTHING)
-    }
-
-    /// The keeper and the resource, unless the lease has been turned into something else.
-    #[inline]
-    pub(crate) fn parts(&mut self) -> Option<(&Of<R>, &mut Resource<R>)> {
-        let slot = self.slot.as_mut()?;
-        Some((&*self.keeper, slot.resource.as_mut().expect(NOTHING)))
-    }
-
-    /// Counts an acquire, and notes who made it.
-    #[inline]
-    pub(crate) fn count_use(&self, holder: &'static Location<'static>) {
-        self.cell().count_use(holder);
-    }
-
-    /// How often the slot has been acquired so far, by the holders of every resource it has had.
-    pub(crate) fn uses(&self) -> u64 {
-        self.cell().life().1
     }
 
     /// Whether something must be done before the resource is used.
     #[inline]
-    pub(crate) fn is_flagged(&self) -> bool {
+    pub fn is_flagged(&self) -> bool {
         self.cell().is_flagged()
     }
 
     /// Sees to it that the next holder looks at the resource before using it.
-    pub(crate) fn flag(&self) {
+    pub fn flag(&self) {
         self.cell().flag();
     }
 
     /// Takes the resource out of the pool. Nothing is left in the lease.
-    pub(crate) fn detach(&mut self) -> Resource<R> {
+    pub fn detach(&mut self) -> Resource<R> {
         let mut slot = self.slot.take().expect(GONE);
         let resource = slot.resource.take().expect(NOTHING);
         vacate(&*self.keeper, slot);
@@ -149,10 +140,17 @@ impl<R: Deref<Target: Keeper>> Lease<R> {
 impl<R: Deref<Target: Keeper> + Clone> Lease<R> {
     /// Puts the resource in doubt while it is being checked, reset or closed. Nothing is left in
     /// the lease.
-    pub(crate) fn begin(&mut self, state: State) -> Trial<R> {
+    pub fn begin(&mut self, state: State) -> Trial<R> {
         let slot = self.slot.take().expect(GONE);
         self.keeper.core().cell(&slot).enter(state);
         Trial { keeper: self.keeper.clone(), slot: Some(slot) }
+    }
+
+    /// Lends the resource to a caller, which counts as a use.
+    pub fn lend(mut self, caller: &'static Location<'static>) -> Loan<R> {
+        let slot = self.slot.take().expect(GONE);
+        self.keeper.core().cell(&slot).count_use(caller);
+        Loan { keeper: self.keeper.clone(), slot: ManuallyDrop::new(Some(slot)) }
     }
 }
 
@@ -165,47 +163,98 @@ impl<R: Deref<Target: Keeper>> Drop for Lease<R> {
     }
 }
 
-/// A slot whose resource is in doubt, or gone.
+/// A slot whose resource is in the hands of a caller.
 #[must_use]
-pub(crate) struct Trial<R: Deref<Target: Keeper>> {
+pub struct Loan<R: Deref<Target: Keeper> + Clone> {
     keeper: R,
-    slot: Option<Box<Slot<Resource<R>>>>,
+    /// As in [`Lease`].
+    slot: ManuallyDrop<Option<Box<Slot<Of<R>>>>>,
 }
 
-impl<R: Deref<Target: Keeper>> Trial<R> {
-    pub(crate) fn keeper(&self) -> &R {
+impl<R: Deref<Target: Keeper> + Clone> Loan<R> {
+    #[inline]
+    fn slot(&self) -> &Slot<Of<R>> {
+        self.slot.as_ref().expect(GONE)
+    }
+
+    #[inline]
+    pub fn keeper(&self) -> &R {
         &self.keeper
     }
 
-    pub(crate) fn resource_mut(&mut self) -> &mut Resource<R> {
+    #[inline]
+    pub fn resource(&self) -> &Resource<R> {
+        self.slot().resource.as_ref().expect(NOTHING)
+    }
+
+    #[inline]
+    pub fn resource_mut(&mut self) -> &mut Resource<R> {
+        self.slot.as_mut().expect(GONE).resource.as_mut().expect(NOTHING)
+    }
+
+    /// How often the slot has been acquired so far, by the holders of every resource it has had.
+    pub fn uses(&self) -> u64 {
+        self.keeper.core().cell(self.slot()).life().1
+    }
+
+    /// Takes the resource back from its caller. Nothing is left in the loan.
+    pub fn recall(&mut self) -> Lease<R> {
+        Lease::new(self.keeper.clone(), self.slot.take().expect(GONE))
+    }
+}
+
+impl<R: Deref<Target: Keeper> + Clone> Drop for Loan<R> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        let Some(mut slot) = self.slot.take() else { return };
+        match self.keeper.inspect(slot.resource.as_mut().expect(NOTHING)) {
+            None => waiters::release(&*self.keeper, slot),
+            Some(doubt) => Keeper::doubt(Lease::new(self.keeper.clone(), slot), doubt),
+        }
+    }
+}
+
+/// A slot whose resource is in doubt, or gone.
+#[must_use]
+pub struct Trial<R: Deref<Target: Keeper>> {
+    keeper: R,
+    slot: Option<Box<Slot<Of<R>>>>,
+}
+
+impl<R: Deref<Target: Keeper>> Trial<R> {
+    pub fn keeper(&self) -> &R {
+        &self.keeper
+    }
+
+    pub fn resource_mut(&mut self) -> &mut Resource<R> {
         self.slot.as_mut().expect(GONE).resource.as_mut().expect(NOTHING)
     }
 
     /// The resource is not fit for use, and is about to be closed.
-    pub(crate) fn fail(self) -> Self {
+    pub fn fail(self) -> Self {
         self.keeper.core().cell(self.slot.as_ref().expect(GONE)).enter(State::Closing);
         self
     }
 
     /// Takes the resource; the slot stays occupied as long as the token lives.
-    pub(crate) fn take(&mut self) -> Option<Resource<R>> {
+    pub fn take(&mut self) -> Option<Resource<R>> {
         self.slot.as_mut().expect(GONE).resource.take()
     }
 
     /// The same right with another pointer to the same keeper.
-    pub(crate) fn with_keeper<S: Deref<Target = Of<R>>>(mut self, keeper: S) -> Trial<S> {
+    pub fn with_keeper<S: Deref<Target = Of<R>>>(mut self, keeper: S) -> Trial<S> {
         Trial { keeper, slot: self.slot.take() }
     }
 }
 
 impl<R: Deref<Target: Keeper> + Clone> Trial<R> {
     /// The resource is fit for use.
-    pub(crate) fn pass(mut self) -> Lease<R> {
+    pub fn pass(mut self) -> Lease<R> {
         let slot = self.slot.take().expect(GONE);
         let cell = self.keeper.core().cell(&slot);
         cell.clear_flags();
         cell.enter(State::InUse);
-        Lease { keeper: self.keeper.clone(), slot: Some(slot) }
+        Lease::new(self.keeper.clone(), slot)
     }
 }
 
@@ -227,17 +276,17 @@ impl<R: Deref<Target: Keeper>> Drop for Trial<R> {
 
 /// Ends every idle resource of a core that is closed.
 #[cold]
-pub(crate) fn sweep<K: Keeper>(keeper: &K) {
+pub fn sweep<K: Keeper>(keeper: &K) {
     while let Some(mut lease) = take_idle(keeper) {
         keeper.retire(lease.begin(State::Closing));
     }
 }
 
 /// What a look at the shelves found.
-pub(crate) enum Found<R: Deref<Target: Keeper>> {
-    /// A resource that is ready; the use is counted.
-    Ready(Lease<R>),
-    /// A resource that must be looked at first; the use is not counted.
+pub enum Found<R: Deref<Target: Keeper> + Clone> {
+    /// A resource that is ready.
+    Ready(Loan<R>),
+    /// A resource that must be looked at first.
     Flagged(Lease<R>),
     /// None is idle, or others wait, or the core is closed.
     Nothing,
@@ -245,7 +294,7 @@ pub(crate) enum Found<R: Deref<Target: Keeper>> {
 
 /// Takes an idle slot, if nobody waits and the core is open.
 #[inline(always)]
-pub(crate) fn try_acquire<R>(keeper: &R, caller: &'static Location<'static>) -> Found<R>
+pub fn try_acquire<R>(keeper: &R, caller: &'static Location<'static>) -> Found<R>
 where
     R: Deref<Target: Keeper> + Clone,
 {
@@ -259,29 +308,29 @@ where
     let cell = core.cell(&slot);
     if cell.is_flagged() {
         cell.enter(State::InUse);
-        return Found::Flagged(Lease { keeper: keeper.clone(), slot: Some(slot) });
+        return Found::Flagged(Lease::new(keeper.clone(), slot));
     }
     cell.begin_use(caller);
-    Found::Ready(Lease { keeper: keeper.clone(), slot: Some(slot) })
+    Found::Ready(Loan { keeper: keeper.clone(), slot: ManuallyDrop::new(Some(slot)) })
 }
 
-/// Waits in line for a slot; the use is not counted. `None` means: look again, whether the core is
+/// Waits in line for a slot. `None` means: look again, whether the core is
 /// closed or whatever else has changed.
-pub(crate) async fn wait<R>(keeper: &R) -> Option<Lease<R>>
+pub async fn wait<R>(keeper: &R) -> Option<Lease<R>>
 where
     R: Deref<Target: Keeper> + Clone,
 {
     let slot = waiters::wait(&**keeper).await?;
-    Some(Lease { keeper: keeper.clone(), slot: Some(slot) })
+    Some(Lease::new(keeper.clone(), slot))
 }
 
 /// The same, blocking the thread; `None` also when the deadline has passed.
-pub(crate) fn wait_blocking<R>(keeper: &R, deadline: Option<Instant>) -> Option<Lease<R>>
+pub fn wait_blocking<R>(keeper: &R, deadline: Option<Instant>) -> Option<Lease<R>>
 where
     R: Deref<Target: Keeper> + Clone,
 {
     let slot = waiters::wait_blocking(&**keeper, deadline)?;
-    Some(Lease { keeper: keeper.clone(), slot: Some(slot) })
+    Some(Lease::new(keeper.clone(), slot))
 }
 
 /// Takes an idle slot whether or not somebody waits or the core is closed.
@@ -289,11 +338,11 @@ fn take_idle<R: Deref<Target: Keeper>>(keeper: R) -> Option<Lease<R>> {
     let core = keeper.core();
     let slot = core.unshelve(core.home())?;
     core.cell(&slot).enter(State::InUse);
-    Some(Lease { keeper, slot: Some(slot) })
+    Some(Lease::new(keeper, slot))
 }
 
 /// Takes a vacant slot, unless the core is closed.
-pub(crate) fn reserve<R: Deref<Target: Keeper>>(keeper: R) -> Option<Reservation<R>> {
+pub fn reserve<R: Deref<Target: Keeper>>(keeper: R) -> Option<Reservation<R>> {
     let core = keeper.core();
     if core.is_closed() {
         return None;

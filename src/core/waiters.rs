@@ -136,25 +136,26 @@ impl Control {
 /// A hand-off that nobody receives is dropped inside the event's mutex, by the leaving waiter. So
 /// its `Drop` only puts the slot back and undoes the count; the leaving waiter's [`Place`] does the
 /// rest. It must not touch an event.
-pub(super) struct Handoff<T>(Option<(Box<Slot<T>>, usize)>);
+pub(super) struct Handoff<K: Keeper>(Option<(Box<Slot<K>>, usize)>);
 
-impl<T> Handoff<T> {
+impl<K: Keeper> Handoff<K> {
     /// The word to look again.
     pub(super) fn look_again() -> Self {
         Self(None)
     }
 
-    fn into_slot(mut self) -> Option<Box<Slot<T>>> {
+    fn into_slot(mut self) -> Option<Box<Slot<K>>> {
         self.0.take().map(|(slot, _)| slot)
     }
 }
 
-impl<T> Drop for Handoff<T> {
+impl<K: Keeper> Drop for Handoff<K> {
     fn drop(&mut self) {
         if let Some((slot, shard)) = self.0.take() {
-            // The leaving waiter borrows the core, so the upgrade fails only when there is nobody
-            // left to miss the slot.
-            if let Some(core) = Weak::upgrade(&slot.core) {
+            // The leaving waiter borrows its keeper, so the upgrade fails only when there is nobody
+            // left to miss the slot, and this is not the keeper's last owner.
+            if let Some(keeper) = Weak::upgrade(&slot.keeper) {
+                let core = keeper.core();
                 core.shards[shard].listening.fetch_add(1, Ordering::Relaxed);
                 core.control.count();
                 core.shelve(shard, slot);
@@ -191,7 +192,7 @@ impl<'k, K: Keeper> Place<'k, K> {
     }
 
     /// Step 5 is over.
-    fn leave(mut self, handoff: Handoff<K::Resource>) -> Option<Box<Slot<K::Resource>>> {
+    fn leave(mut self, handoff: Handoff<K>) -> Option<Box<Slot<K>>> {
         let slot = handoff.into_slot();
         self.served = slot.is_some();
         slot
@@ -218,7 +219,7 @@ impl<K: Keeper> Drop for Place<'_, K> {
 ///
 /// Dropping the future gives up the place in the queue; a slot that was on its way goes to the next
 /// waiter.
-pub(super) async fn wait<K: Keeper>(keeper: &K) -> Option<Box<Slot<K::Resource>>> {
+pub(super) async fn wait<K: Keeper>(keeper: &K) -> Option<Box<Slot<K>>> {
     // Declared before the listener, so dropped after it.
     let place = Place::take(keeper);
     listener!(keeper.core().shards[place.shard].event => listener);
@@ -235,7 +236,7 @@ pub(super) async fn wait<K: Keeper>(keeper: &K) -> Option<Box<Slot<K::Resource>>
 pub(super) fn wait_blocking<K: Keeper>(
     keeper: &K,
     deadline: Option<Instant>,
-) -> Option<Box<Slot<K::Resource>>> {
+) -> Option<Box<Slot<K>>> {
     let place = Place::take(keeper);
     listener!(keeper.core().shards[place.shard].event => listener);
     if !place.arrive() {
@@ -258,7 +259,7 @@ const AWAY_EVERY: u32 = 8;
 ///
 /// Every call in it is the last thing it does, so that a hit needs no stack frame.
 #[inline(always)]
-pub(super) fn release<K: Keeper>(keeper: &K, slot: Box<Slot<K::Resource>>) {
+pub(super) fn release<K: Keeper>(keeper: &K, slot: Box<Slot<K>>) {
     let core = keeper.core();
     let home = core.home();
     if !core.control.glance().is_quiet() {
@@ -274,7 +275,7 @@ pub(super) fn release<K: Keeper>(keeper: &K, slot: Box<Slot<K::Resource>>) {
 }
 
 #[inline(never)]
-fn release_displaced<K: Keeper>(keeper: &K, home: usize, slot: Box<Slot<K::Resource>>) {
+fn release_displaced<K: Keeper>(keeper: &K, home: usize, slot: Box<Slot<K>>) {
     let core = keeper.core();
     core.stow(home, slot);
     if !core.control.look().is_quiet() {
@@ -283,7 +284,7 @@ fn release_displaced<K: Keeper>(keeper: &K, home: usize, slot: Box<Slot<K::Resou
 }
 
 #[cold]
-fn release_slow<K: Keeper>(keeper: &K, home: usize, slot: Box<Slot<K::Resource>>) {
+fn release_slow<K: Keeper>(keeper: &K, home: usize, slot: Box<Slot<K>>) {
     let core = keeper.core();
     let seen = core.control.look();
     let left = if seen.is_closed() || seen.waiters() == 0 {
@@ -325,9 +326,9 @@ fn serve<K: Keeper>(keeper: &K, home: usize) {
     }
 }
 
-impl<T> Core<T> {
+impl<K: Keeper> Core<K> {
     /// Gives a slot to the first waiter that nobody has woken yet; back if there is none.
-    pub(super) fn hand_off(&self, home: usize, slot: Box<Slot<T>>) -> Result<(), Box<Slot<T>>> {
+    pub(super) fn hand_off(&self, home: usize, slot: Box<Slot<K>>) -> Result<(), Box<Slot<K>>> {
         let mut slot = Some(slot);
         for shard in self.rotation(home) {
             let queue = &self.shards[shard];
@@ -350,7 +351,7 @@ impl<T> Core<T> {
     }
 
     /// The shards in the order in which a hand-off from `home` tries them.
-    fn rotation(&self, home: usize) -> impl Iterator<Item = usize> + use<T> {
+    fn rotation(&self, home: usize) -> impl Iterator<Item = usize> + use<K> {
         let shards = self.shards.len();
         let mut first = home;
         if shards > 1 {
@@ -364,7 +365,7 @@ impl<T> Core<T> {
     }
 
     /// Tells the first waiter to look again.
-    pub(crate) fn nudge(&self) {
+    pub fn nudge(&self) {
         for shard in self.rotation(self.home()) {
             let queue = &self.shards[shard];
             if queue.listening.load(Ordering::Relaxed) > 0
@@ -376,7 +377,7 @@ impl<T> Core<T> {
     }
 
     /// Tells every waiter to look again.
-    pub(crate) fn nudge_all(&self) {
+    pub fn nudge_all(&self) {
         for shard in &self.shards {
             shard.event.notify(usize::MAX.additional().tag_with(Handoff::look_again));
         }
@@ -385,14 +386,14 @@ impl<T> Core<T> {
     /// Refuses everything from now on, and wakes every waiter; false if it was closed before.
     ///
     /// The idle slots stay where they are: the closer calls [`sweep`] next.
-    pub(crate) fn close(&self) -> bool {
+    pub fn close(&self) -> bool {
         let first = self.control.close();
         self.nudge_all();
         first
     }
 
     /// Marks a slot idle and puts it on a shelf, the home shard's if there is room.
-    pub(super) fn shelve(&self, home: usize, slot: Box<Slot<T>>) {
+    pub(super) fn shelve(&self, home: usize, slot: Box<Slot<K>>) {
         self.cell(&slot).enter(State::Idle);
         if let Some(displaced) = self.shards[home].shelf.put(slot) {
             self.stow(home, displaced);
@@ -400,7 +401,7 @@ impl<T> Core<T> {
     }
 
     /// Finds room for a slot that is not the hot one.
-    fn stow(&self, home: usize, mut slot: Box<Slot<T>>) {
+    fn stow(&self, home: usize, mut slot: Box<Slot<K>>) {
         // All shelves together have room for twice the slots there are, so one of them has some;
         // only slots that others move can hide it from this walk.
         let mut shard = home;
@@ -412,14 +413,14 @@ impl<T> Core<T> {
 
     /// Takes an idle slot from any shelf, the home shard's first.
     #[inline(always)]
-    pub(super) fn unshelve(&self, home: usize) -> Option<Box<Slot<T>>> {
+    pub(super) fn unshelve(&self, home: usize) -> Option<Box<Slot<K>>> {
         match self.shards[home].shelf.take() {
             Some(slot) => Some(slot),
             None => self.unshelve_elsewhere(home),
         }
     }
 
-    fn unshelve_elsewhere(&self, home: usize) -> Option<Box<Slot<T>>> {
+    fn unshelve_elsewhere(&self, home: usize) -> Option<Box<Slot<K>>> {
         (1..self.shards.len())
             .find_map(|step| self.shards[(home + step) & (self.shards.len() - 1)].shelf.take())
     }

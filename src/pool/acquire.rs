@@ -3,7 +3,7 @@
 //! Not here: who is next in line (`core`), and how connections are opened (`connector.rs`).
 
 use super::{Shared, operation::bounded};
-use crate::core::{Found, Lease, State, Trial, try_acquire as look, wait, wait_blocking};
+use crate::core::{Found, Lease, Loan, State, Trial, try_acquire as look, wait, wait_blocking};
 use crate::error::{AcquireError, Stage, Timeout, TryAcquireError};
 use crate::manager::Manager;
 use crate::metrics::CloseReason;
@@ -25,14 +25,14 @@ pub(super) async fn acquire_slow<M, R>(
     caller: Caller,
     limit: Option<Duration>,
     found: Found<R>,
-) -> Result<Lease<R>, AcquireError<M::Error>>
+) -> Result<Loan<R>, AcquireError<M::Error>>
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone + Send,
 {
     let limit = limit.unwrap_or(keeper.config.acquire_timeout);
     let found = match found {
-        Found::Ready(lease) => return Ok(lease),
+        Found::Ready(loan) => return Ok(loan),
         Found::Flagged(lease) => Some(lease),
         Found::Nothing => None,
     };
@@ -57,7 +57,7 @@ async fn obtain<M, R>(
     caller: Caller,
     mut found: Option<Lease<R>>,
     checking: &AtomicBool,
-) -> Result<Lease<R>, AcquireError<M::Error>>
+) -> Result<Loan<R>, AcquireError<M::Error>>
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone + Send,
@@ -85,8 +85,7 @@ where
                 None => continue,
             }
         }
-        lease.count_use(caller);
-        return Ok(lease);
+        return Ok(lease.lend(caller));
     }
 }
 
@@ -117,9 +116,9 @@ where
 pub(super) fn try_acquire<'p, M: Manager>(
     shared: &'p Shared<M>,
     caller: Caller,
-) -> Result<Lease<&'p Shared<M>>, TryAcquireError> {
+) -> Result<Loan<&'p Shared<M>>, TryAcquireError> {
     match look(&shared, caller) {
-        Found::Ready(lease) => Ok(lease),
+        Found::Ready(loan) => Ok(loan),
         Found::Flagged(lease) => {
             shared.check_in_background(lease);
             Err(TryAcquireError::Empty)
@@ -135,13 +134,13 @@ pub(super) fn acquire_blocking<M, R>(
     keeper: R,
     caller: Caller,
     limit: Duration,
-) -> Result<Lease<R>, AcquireError<M::Error>>
+) -> Result<Loan<R>, AcquireError<M::Error>>
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,
 {
     match look(&keeper, caller) {
-        Found::Ready(lease) => Ok(lease),
+        Found::Ready(loan) => Ok(loan),
         Found::Flagged(lease) => acquire_blocking_slow(&keeper, caller, limit, Some(lease)),
         Found::Nothing => acquire_blocking_slow(&keeper, caller, limit, None),
     }
@@ -153,7 +152,7 @@ fn acquire_blocking_slow<M, R>(
     caller: Caller,
     limit: Duration,
     mut found: Option<Lease<R>>,
-) -> Result<Lease<R>, AcquireError<M::Error>>
+) -> Result<Loan<R>, AcquireError<M::Error>>
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,
@@ -176,10 +175,7 @@ where
             // This thread may be unable to drive a check's timers, so the pool's runtime does it,
             // and what passes comes back through the line.
             Some(lease) if lease.is_flagged() => keeper.check_in_background(lease),
-            Some(lease) => {
-                lease.count_use(caller);
-                return Ok(lease);
-            }
+            Some(lease) => return Ok(lease.lend(caller)),
             None => keeper.why_woken(verdicts)?,
         }
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {

@@ -21,7 +21,7 @@ struct Closing<M: Manager> {
     // The order of the fields is the order in which they are dropped.
     tenant: Option<Tenant<M::Connection>>,
     trial: Trial<Arc<Shared<M>>>,
-    count: Count<M>,
+    _count: Count<M>,
 }
 
 /// One of the connections that are being closed at the moment.
@@ -39,7 +39,7 @@ impl<M: Manager> Drop for Count<M> {
 
 impl<M: Manager> Closing<M> {
     async fn run(mut self) {
-        let shared = self.count.0.clone();
+        let shared = self.trial.keeper().clone();
         if let Some(tenant) = self.tenant.take() {
             let close =
                 async { Ok::<_, Infallible>(shared.manager.close(tenant.connection).await) };
@@ -61,7 +61,7 @@ impl<M: Manager> Shared<M> {
         let closing = Closing {
             tenant: trial.take(),
             trial: trial.with_keeper(shared.clone()),
-            count: Count(shared),
+            _count: Count(shared),
         };
         match self.connector.runtime() {
             Some(runtime) => drop(runtime.spawn(closing.run())),

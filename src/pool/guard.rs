@@ -3,7 +3,7 @@
 //! Not here: where a released connection goes (`core`).
 
 use super::{Shared, Tenant, operation::bounded};
-use crate::core::{Lease, State, Trial};
+use crate::core::{Doubt, Lease, Loan, State, Trial};
 use crate::error::{OperationError, ReleaseError};
 use crate::manager::{Condition, Manager};
 use crate::metrics::CloseReason;
@@ -24,13 +24,13 @@ use std::time::{Duration, Instant};
 /// Dropping it needs no runtime, never blocks and never panics (P4); for a clean connection it
 /// allocates nothing, and takes no lock while nobody waits (P1, P2).
 pub struct Pooled<'p, M: Manager> {
-    lease: Lease<&'p Shared<M>>,
+    loan: Loan<&'p Shared<M>>,
 }
 
 /// A connection on loan that is not tied to the lifetime of a pool's handle; otherwise a
 /// [`Pooled`].
 pub struct PooledOwned<M: Manager> {
-    lease: Lease<Arc<Shared<M>>>,
+    loan: Loan<Arc<Shared<M>>>,
 }
 
 /// What a pool knows of a connection.
@@ -51,21 +51,21 @@ macro_rules! pooled {
     ($guard:ident<$($lifetime:lifetime,)? M>, $keeper:ty) => {
         impl<$($lifetime,)? M: Manager> $guard<$($lifetime,)? M> {
             #[inline]
-            pub(super) fn new(lease: Lease<$keeper>) -> Self {
-                Self { lease }
+            pub(super) fn new(loan: Loan<$keeper>) -> Self {
+                Self { loan }
             }
 
             /// Takes the connection out of the pool for good. The pool may open another one in its
             /// place.
             #[must_use]
             pub fn detach(mut self) -> M::Connection {
-                self.lease.keeper().totals.closed(CloseReason::Detached);
-                self.lease.detach().connection
+                self.loan.keeper().totals.closed(CloseReason::Detached);
+                self.loan.recall().detach().connection
             }
 
             /// Has the connection closed rather than used again.
             pub fn discard(mut self) {
-                end(&mut self.lease, CloseReason::Discarded);
+                end(self.loan.recall(), CloseReason::Discarded);
             }
 
             /// Gives the connection back like a drop, but resets a dirty one here and now, and
@@ -83,26 +83,19 @@ macro_rules! pooled {
             /// If the future is dropped before the first poll, the connection is released as by a
             /// drop; if it is dropped during a reset, the connection is closed.
             pub async fn release(mut self) -> Result<(), ReleaseError<M::Error>> {
-                release(&mut self.lease).await
+                release(self.loan.recall()).await
             }
 
             /// What the pool knows of this connection. Reads the clock.
             #[must_use]
             pub fn info(&self) -> ConnectionInfo {
-                let tenant = self.lease.resource();
+                let tenant = self.loan.resource();
                 ConnectionInfo {
                     id: tenant.id,
                     created: tenant.created.into_std(),
                     age: tenant.created.elapsed(),
-                    uses: self.lease.uses() - tenant.uses_before,
+                    uses: self.loan.uses() - tenant.uses_before,
                 }
-            }
-        }
-
-        impl<$($lifetime,)? M: Manager> Drop for $guard<$($lifetime,)? M> {
-            #[inline]
-            fn drop(&mut self) {
-                let_go(&mut self.lease);
             }
         }
 
@@ -113,40 +106,46 @@ macro_rules! pooled {
 pooled!(Pooled<'p, M>, &'p Shared<M>);
 pooled!(PooledOwned<M>, Arc<Shared<M>>);
 
-/// What the manager makes of a connection; a manager that panics calls it broken.
-#[inline]
-fn condition<M: Manager>(shared: &Shared<M>, tenant: &mut Tenant<M::Connection>) -> Condition {
-    let ask = AssertUnwindSafe(|| shared.manager.condition(&mut tenant.connection));
-    catch_unwind(ask).unwrap_or(Condition::Broken)
+impl<M: Manager> Shared<M> {
+    /// What the manager makes of a connection; a manager that panics calls it broken.
+    #[inline]
+    fn condition(&self, tenant: &mut Tenant<M::Connection>) -> Condition {
+        let ask = AssertUnwindSafe(|| self.manager.condition(&mut tenant.connection));
+        catch_unwind(ask).unwrap_or(Condition::Broken)
+    }
+
+    /// Whether a connection that comes back is anything but clean.
+    #[inline]
+    pub(super) fn doubt_about(&self, tenant: &mut Tenant<M::Connection>) -> Option<Doubt> {
+        if std::thread::panicking() {
+            return Some(Doubt::Interrupted);
+        }
+        match self.condition(tenant) {
+            Condition::Clean if self.check_always => Some(Doubt::Unchecked),
+            Condition::Clean => None,
+            Condition::Dirty => Some(Doubt::Dirty),
+            Condition::Broken => Some(Doubt::Broken),
+        }
+    }
 }
 
-/// Decides what becomes of a connection whose guard is dropped, before its lease is dropped.
-#[inline]
-fn let_go<M, R>(lease: &mut Lease<R>)
+/// Does what a doubt asks for.
+#[cold]
+pub(super) fn settle<M, R>(mut lease: Lease<R>, doubt: Doubt)
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,
 {
-    let Some((shared, tenant)) = lease.parts() else {
-        return;
-    };
-    if std::thread::panicking() {
-        return end(lease, CloseReason::HolderPanicked);
-    }
-    match condition(shared, tenant) {
-        Condition::Clean => {
-            if shared.check_always {
-                lease.flag();
-            }
-        }
-        Condition::Dirty => reset_in_background(lease),
-        Condition::Broken => end(lease, CloseReason::Broken),
+    match doubt {
+        Doubt::Unchecked => lease.flag(),
+        Doubt::Dirty => reset_in_background(lease),
+        Doubt::Broken => end(lease, CloseReason::Broken),
+        Doubt::Interrupted => end(lease, CloseReason::HolderPanicked),
     }
 }
 
 /// Closes the connection of a lease, in the background.
-#[cold]
-fn end<M, R>(lease: &mut Lease<R>, reason: CloseReason)
+fn end<M, R>(mut lease: Lease<R>, reason: CloseReason)
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,
@@ -156,8 +155,7 @@ where
     shared.close_connection(trial, reason);
 }
 
-#[cold]
-fn reset_in_background<M, R>(lease: &mut Lease<R>)
+fn reset_in_background<M, R>(mut lease: Lease<R>)
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,
@@ -195,25 +193,25 @@ where
     }
 }
 
-async fn release<M, R>(lease: &mut Lease<R>) -> Result<(), ReleaseError<M::Error>>
+async fn release<M, R>(mut lease: Lease<R>) -> Result<(), ReleaseError<M::Error>>
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,
 {
-    let Some((shared, tenant)) = lease.parts() else {
-        return Ok(());
-    };
-    match condition(shared, tenant) {
-        Condition::Clean => Ok(()),
-        Condition::Dirty => {
+    let shared = lease.keeper().clone();
+    match shared.doubt_about(lease.resource_mut()) {
+        Some(Doubt::Dirty) => {
             let trial = lease.begin(State::Resetting);
-            let fit = reset(trial).await.map_err(ReleaseError::Reset)?;
-            drop(fit);
-            Ok(())
+            reset(trial).await.map(drop).map_err(ReleaseError::Reset)
         }
-        Condition::Broken => {
+        Some(Doubt::Broken) => {
             end(lease, CloseReason::Broken);
             Err(ReleaseError::Broken)
         }
+        Some(doubt) => {
+            settle(lease, doubt);
+            Ok(())
+        }
+        None => Ok(()),
     }
 }

@@ -17,13 +17,14 @@ use self::acquire::acquire_slow;
 use self::connector::Connector;
 use crate::config::{CheckPolicy, Config};
 use crate::core::try_acquire as look;
-use crate::core::{Core, Found, IdleOrder, Keeper, Trial, default_shards, reserve};
+use crate::core::{Core, Doubt, Found, IdleOrder, Keeper, Lease, Trial, default_shards, reserve};
 use crate::error::{AcquireError, BuildError, ConfigError, OperationError, TryAcquireError};
 use crate::manager::Manager;
 use crate::metrics::{CloseReason, PoolMetrics, Totals};
 use event_listener::Event;
 use std::fmt;
 use std::future::Future;
+use std::ops::Deref;
 use std::panic::Location;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Weak};
@@ -63,7 +64,7 @@ pub struct Pool<M: Manager> {
 
 /// What a pool's handles, guards and tasks share.
 struct Shared<M: Manager> {
-    core: Arc<Core<Tenant<M::Connection>>>,
+    core: Core<Self>,
     /// Whether each connection is to be checked before its next use.
     check_always: bool,
     manager: M,
@@ -96,7 +97,7 @@ impl<M: Manager> Keeper for Shared<M> {
     type Resource = Tenant<M::Connection>;
 
     #[inline]
-    fn core(&self) -> &Core<Self::Resource> {
+    fn core(&self) -> &Core<Self> {
         &self.core
     }
 
@@ -113,6 +114,15 @@ impl<M: Manager> Keeper for Shared<M> {
         if self.core.has_vacant() {
             self.demand(self.connector.runtime_or_current());
         }
+    }
+
+    #[inline]
+    fn inspect(&self, tenant: &mut Self::Resource) -> Option<Doubt> {
+        self.doubt_about(tenant)
+    }
+
+    fn doubt<R: Deref<Target = Self> + Clone>(lease: Lease<R>, doubt: Doubt) {
+        guard::settle(lease, doubt);
     }
 
     fn retire(&self, trial: Trial<&Self>) {
@@ -230,7 +240,7 @@ impl<M: Manager> PoolBuilder<M> {
         config.validate()?;
         let shards = config.shards.unwrap_or_else(|| default_shards(config.max_size));
         let shared = Arc::new_cyclic(|me| Shared {
-            core: Core::new(config.max_size, shards, config.order),
+            core: Core::new(me, config.max_size, shards, config.order),
             check_always: config.check == CheckPolicy::Always,
             manager,
             config,
@@ -319,7 +329,7 @@ impl<M: Manager> Pool<M> {
         async move {
             let shared = &*self.shared;
             match look(&shared, caller) {
-                Found::Ready(lease) => Ok(Pooled::new(lease)),
+                Found::Ready(loan) => Ok(Pooled::new(loan)),
                 found => acquire_slow(shared, caller, None, found).await.map(Pooled::new),
             }
         }
@@ -342,7 +352,7 @@ impl<M: Manager> Pool<M> {
         async move {
             let shared = &*self.shared;
             match look(&shared, caller) {
-                Found::Ready(lease) => Ok(Pooled::new(lease)),
+                Found::Ready(loan) => Ok(Pooled::new(loan)),
                 found => acquire_slow(shared, caller, Some(limit), found).await.map(Pooled::new),
             }
         }
@@ -362,7 +372,7 @@ impl<M: Manager> Pool<M> {
         let shared = self.shared.clone();
         async move {
             match look(&shared, caller) {
-                Found::Ready(lease) => Ok(PooledOwned::new(lease)),
+                Found::Ready(loan) => Ok(PooledOwned::new(loan)),
                 found => acquire_slow(shared, caller, None, found).await.map(PooledOwned::new),
             }
         }

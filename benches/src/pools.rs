@@ -1,0 +1,474 @@
+//! Who takes part: Millpond in each of its interfaces, a bare queue, and the peers.
+//!
+//! All hold the same connection, opened beforehand, and none checks it before handing it out: bb8
+//! and r2d2 are told not to; deadpool and asyncband always ask the manager, which says yes. The rest
+//! is left at each pool's defaults. So Millpond and bb8 wait with a deadline, and deadpool and
+//! asyncband without one, which is to their advantage.
+
+use crate::load::Log;
+use crossbeam_queue::ArrayQueue;
+use millpond::{IdleOrder, ObjectPool, Pool, PoolBuilder};
+use std::convert::Infallible;
+use std::future::Future;
+use std::hint::black_box;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::task::yield_now;
+
+/// What the pools hold: small, but not nothing.
+#[derive(Debug, Default)]
+pub struct Connection(u64);
+
+impl Connection {
+    /// Uses the connection, so that the compiler cannot do without it.
+    #[inline]
+    pub fn touch(&mut self) {
+        black_box(&mut self.0);
+    }
+}
+
+/// What a manager was asked for.
+#[derive(Debug, Default)]
+pub struct Tally {
+    opened: AtomicUsize,
+    checks: AtomicUsize,
+}
+
+/// The manager of every managed pool: opens at once, finds nothing wrong, and keeps the tally.
+#[derive(Clone, Debug, Default)]
+pub struct TrivialManager {
+    tally: Arc<Tally>,
+}
+
+impl TrivialManager {
+    fn open(&self) -> Connection {
+        self.tally.opened.fetch_add(1, Ordering::Relaxed);
+        Connection::default()
+    }
+
+    /// A check that should not have been asked for.
+    fn check(&self) {
+        self.tally.checks.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl millpond::Manager for TrivialManager {
+    type Connection = Connection;
+    type Error = Infallible;
+
+    async fn connect(&self) -> Result<Connection, Infallible> {
+        Ok(self.open())
+    }
+
+    async fn check(&self, _: &mut Connection) -> Result<(), Infallible> {
+        self.check();
+        Ok(())
+    }
+}
+
+impl deadpool::managed::Manager for TrivialManager {
+    type Type = Connection;
+    type Error = Infallible;
+
+    async fn create(&self) -> Result<Connection, Infallible> {
+        Ok(self.open())
+    }
+
+    async fn recycle(
+        &self,
+        _: &mut Connection,
+        _: &deadpool::managed::Metrics,
+    ) -> deadpool::managed::RecycleResult<Infallible> {
+        Ok(())
+    }
+}
+
+impl asyncband::pool::ManageObject for TrivialManager {
+    type Object = Connection;
+    type Error = Infallible;
+
+    async fn create(&self) -> Result<Connection, Infallible> {
+        Ok(self.open())
+    }
+
+    async fn is_recyclable(
+        &self,
+        _: &mut Connection,
+        _: &asyncband::pool::ObjectStatus,
+    ) -> Result<(), Infallible> {
+        Ok(())
+    }
+}
+
+impl bb8::ManageConnection for TrivialManager {
+    type Connection = Connection;
+    type Error = Infallible;
+
+    async fn connect(&self) -> Result<Connection, Infallible> {
+        Ok(self.open())
+    }
+
+    async fn is_valid(&self, _: &mut Connection) -> Result<(), Infallible> {
+        self.check();
+        Ok(())
+    }
+
+    fn has_broken(&self, _: &mut Connection) -> bool {
+        false
+    }
+}
+
+impl r2d2::ManageConnection for TrivialManager {
+    type Connection = Connection;
+    type Error = Infallible;
+
+    fn connect(&self) -> Result<Connection, Infallible> {
+        Ok(self.open())
+    }
+
+    fn is_valid(&self, _: &mut Connection) -> Result<(), Infallible> {
+        self.check();
+        Ok(())
+    }
+
+    fn has_broken(&self, _: &mut Connection) -> bool {
+        false
+    }
+}
+
+type Boxed<'p, T> = Pin<Box<dyn Future<Output = T> + Send + 'p>>;
+
+/// A pool, or one interface of it, behind which a loop of turns runs.
+///
+/// The loop itself is behind the interface, not the single acquire, so that the call through it
+/// and the box cost nothing per turn, and the compiler sees each pool's own guard.
+pub trait BenchPool: Send + Sync {
+    /// The name in tables.
+    fn name(&self) -> &'static str;
+    /// Acquires, touches and releases so many times, one after another.
+    fn turns(&self, turns: u64) -> Boxed<'_, ()>;
+    /// Acquires so many connections at once, and releases them: opens what is not open yet.
+    fn fill(&self, connections: usize) -> Boxed<'_, ()>;
+    /// The most connections that the pool says it will hold.
+    fn capacity(&self) -> usize;
+    /// What the pool asked of its manager, if it has one.
+    fn tally(&self) -> Option<&Tally>;
+}
+
+/// A pool on whose connections tasks can wait.
+pub trait WaitingPool: BenchPool {
+    /// Acquires, yields to the runtime once, and releases, until the log says that the time is up.
+    fn take_turns(&self, log: Log) -> Boxed<'_, Log>;
+}
+
+/// Puts one interface of a pool behind [`BenchPool`], and behind [`WaitingPool`] if it says `async`.
+macro_rules! bench_pool {
+    (async $name:ident, $pool:ty, |$p:ident| $acquire:expr, $capacity:expr) => {
+        bench_pool!($name, $pool, |$p| $acquire, $capacity);
+
+        impl WaitingPool for $name {
+            fn take_turns(&self, mut log: Log) -> Boxed<'_, Log> {
+                let $p = &self.pool;
+                Box::pin(async move {
+                    loop {
+                        let began = log.begin();
+                        let mut connection = $acquire;
+                        let waited = began.map(|began| began.elapsed());
+                        connection.touch();
+                        yield_now().await;
+                        drop(connection);
+                        if !log.note(waited) {
+                            return log;
+                        }
+                    }
+                })
+            }
+        }
+    };
+    ($name:ident, $pool:ty, |$p:ident| $acquire:expr, $capacity:expr) => {
+        struct $name {
+            name: &'static str,
+            pool: $pool,
+            tally: Option<Arc<Tally>>,
+        }
+
+        impl BenchPool for $name {
+            fn name(&self) -> &'static str {
+                self.name
+            }
+
+            fn turns(&self, turns: u64) -> Boxed<'_, ()> {
+                let $p = &self.pool;
+                Box::pin(async move {
+                    for _ in 0..turns {
+                        $acquire.touch();
+                    }
+                })
+            }
+
+            fn fill(&self, connections: usize) -> Boxed<'_, ()> {
+                let $p = &self.pool;
+                Box::pin(async move {
+                    let mut held = Vec::new();
+                    for _ in 0..connections {
+                        held.push($acquire);
+                    }
+                })
+            }
+
+            fn capacity(&self) -> usize {
+                let $p = &self.pool;
+                $capacity
+            }
+
+            fn tally(&self) -> Option<&Tally> {
+                self.tally.as_deref()
+            }
+        }
+    };
+}
+
+const HIT: &str = "a connection within the time limit";
+
+type Objects = ObjectPool<Connection>;
+type Millpond = Pool<TrivialManager>;
+
+bench_pool!(async ObjectAsync, Objects, |p| p.acquire().await.expect(HIT), p.capacity());
+bench_pool!(ObjectOwned, Objects, |p| p.acquire_owned().await.expect(HIT), p.capacity());
+bench_pool!(ObjectBlocking, Objects, |p| p.acquire_blocking().expect(HIT), p.capacity());
+bench_pool!(ObjectTry, Objects, |p| p.try_acquire().expect(HIT), p.capacity());
+bench_pool!(async PoolAsync, Millpond, |p| p.acquire().await.expect(HIT), p.config().max_size);
+bench_pool!(PoolOwned, Millpond, |p| p.acquire_owned().await.expect(HIT), p.config().max_size);
+bench_pool!(PoolBlocking, Millpond, |p| p.acquire_blocking().expect(HIT), p.config().max_size);
+bench_pool!(PoolTry, Millpond, |p| p.try_acquire().expect(HIT), p.config().max_size);
+
+type Deadpool = deadpool::managed::Pool<TrivialManager>;
+type Asyncband = Arc<asyncband::pool::bounded::Pool<TrivialManager>>;
+type Bb8 = bb8::Pool<TrivialManager>;
+type R2d2 = r2d2::Pool<TrivialManager>;
+
+bench_pool!(async DeadpoolAsync, Deadpool, |p| p.get().await.expect(HIT), p.status().max_size);
+bench_pool!(async AsyncbandAsync, Asyncband, |p| p.get().await.expect(HIT), p.status().max_size);
+bench_pool!(async Bb8Async, Bb8, |p| p.get().await.expect(HIT), p.config().max_size as usize);
+bench_pool!(R2d2Blocking, R2d2, |p| p.get().expect(HIT), p.max_size() as usize);
+
+/// The floor: a bare `ArrayQueue` of boxes, without any of what makes a pool of it.
+struct RawQueue(ArrayQueue<Box<Connection>>);
+
+impl BenchPool for RawQueue {
+    fn name(&self) -> &'static str {
+        "raw `ArrayQueue` pop + push"
+    }
+
+    fn turns(&self, turns: u64) -> Boxed<'_, ()> {
+        Box::pin(async move {
+            for _ in 0..turns {
+                let mut connection = self.0.pop().expect(HIT);
+                connection.touch();
+                let _ = self.0.push(connection);
+            }
+        })
+    }
+
+    fn fill(&self, connections: usize) -> Boxed<'_, ()> {
+        assert_eq!(self.0.len(), connections);
+        Box::pin(std::future::ready(()))
+    }
+
+    fn capacity(&self) -> usize {
+        self.0.capacity()
+    }
+
+    fn tally(&self) -> Option<&Tally> {
+        None
+    }
+}
+
+/// A managed pool of Millpond's with all its connections open, and settings as `set` likes.
+///
+/// # Panics
+///
+/// If the settings are out of range.
+pub async fn millpond_pool(
+    capacity: usize,
+    set: impl FnOnce(PoolBuilder<TrivialManager>) -> PoolBuilder<TrivialManager>,
+) -> Pool<TrivialManager> {
+    let builder = Pool::builder(TrivialManager::default()).max_size(capacity).min_idle(capacity);
+    set(builder).build().await.expect("a pool")
+}
+
+/// Wraps a pool of Millpond's.
+macro_rules! millpond {
+    ($wrapper:ident, $name:literal, $pool:expr) => {{
+        let pool: Millpond = $pool;
+        let tally = Some(pool.manager().tally.clone());
+        Arc::new($wrapper { name: $name, pool, tally })
+    }};
+}
+
+/// Wraps an object pool of Millpond's.
+macro_rules! objects {
+    ($wrapper:ident, $name:literal, $capacity:expr) => {
+        Arc::new($wrapper {
+            name: $name,
+            pool: ObjectPool::new($capacity, Connection::default),
+            tally: None,
+        })
+    };
+}
+
+fn raw_queue(capacity: usize) -> Arc<RawQueue> {
+    let queue = ArrayQueue::new(capacity);
+    while queue.push(Box::default()).is_ok() {}
+    Arc::new(RawQueue(queue))
+}
+
+fn deadpool(capacity: usize) -> Arc<DeadpoolAsync> {
+    let manager = TrivialManager::default();
+    let tally = Some(manager.tally.clone());
+    let pool = Deadpool::builder(manager).max_size(capacity).build().expect("a pool");
+    Arc::new(DeadpoolAsync { name: "deadpool", pool, tally })
+}
+
+fn asyncband(capacity: usize) -> Arc<AsyncbandAsync> {
+    let manager = TrivialManager::default();
+    let tally = Some(manager.tally.clone());
+    let config = asyncband::pool::bounded::PoolConfig::new(capacity);
+    let pool = asyncband::pool::bounded::Pool::new(config, manager);
+    Arc::new(AsyncbandAsync { name: "asyncband", pool, tally })
+}
+
+async fn bb8(capacity: usize) -> Arc<Bb8Async> {
+    let manager = TrivialManager::default();
+    let tally = Some(manager.tally.clone());
+    let size = u32::try_from(capacity).expect("a small pool");
+    let pool = Bb8::builder()
+        .max_size(size)
+        .min_idle(size)
+        .test_on_check_out(false)
+        .build(manager)
+        .await
+        .expect("a pool");
+    Arc::new(Bb8Async { name: "bb8", pool, tally })
+}
+
+fn r2d2(capacity: usize) -> Arc<R2d2Blocking> {
+    let manager = TrivialManager::default();
+    let tally = Some(manager.tally.clone());
+    let size = u32::try_from(capacity).expect("a small pool");
+    // Without a `min_idle` r2d2 opens all of them.
+    let pool =
+        R2d2::builder().max_size(size).test_on_check_out(false).build(manager).expect("a pool");
+    Arc::new(R2d2Blocking { name: "r2d2", pool, tally })
+}
+
+/// Warms a pool and makes sure that it is set up like the others: the capacity is what was asked
+/// for, every connection is open before the measurement and stays open, and no turn checks one.
+async fn admit(pool: &dyn BenchPool, capacity: usize) {
+    let name = pool.name();
+    assert_eq!(pool.capacity(), capacity, "{name}: another capacity");
+    pool.fill(capacity).await;
+    pool.turns(10 * capacity as u64).await;
+    if let Some(tally) = pool.tally() {
+        let opened = tally.opened.load(Ordering::Relaxed);
+        assert_eq!(opened, capacity, "{name}: connections opened");
+        assert_eq!(tally.checks.load(Ordering::Relaxed), 0, "{name}: checks before handing out");
+    }
+}
+
+/// Everybody for the bench of hits: the raw queue first, `Pool::acquire` second.
+pub async fn hits(capacity: usize) -> Vec<Arc<dyn BenchPool>> {
+    let order = |order| millpond_pool(capacity, move |pool| pool.order(order));
+    let recent = || order(IdleOrder::Recent);
+    let pools: Vec<Arc<dyn BenchPool>> = vec![
+        raw_queue(capacity),
+        millpond!(PoolAsync, "`Pool::acquire().await`", recent().await),
+        millpond!(PoolOwned, "`Pool::acquire_owned().await`", recent().await),
+        millpond!(PoolBlocking, "`Pool::acquire_blocking()`", recent().await),
+        millpond!(PoolTry, "`Pool::try_acquire()`", recent().await),
+        millpond!(PoolAsync, "`Pool::acquire().await`, `Fifo`", order(IdleOrder::Fifo).await),
+        millpond!(PoolAsync, "`Pool::acquire().await`, `Lifo`", order(IdleOrder::Lifo).await),
+        objects!(ObjectAsync, "`ObjectPool::acquire().await`", capacity),
+        objects!(ObjectOwned, "`ObjectPool::acquire_owned().await`", capacity),
+        objects!(ObjectBlocking, "`ObjectPool::acquire_blocking()`", capacity),
+        objects!(ObjectTry, "`ObjectPool::try_acquire()`", capacity),
+        deadpool(capacity),
+        bb8(capacity).await,
+        r2d2(capacity),
+        asyncband(capacity),
+    ];
+    for pool in &pools {
+        admit(&**pool, capacity).await;
+    }
+    pools
+}
+
+/// Those that several threads use at the same time: the raw queue first, `Pool::acquire` second.
+pub async fn contended(capacity: usize) -> Vec<Arc<dyn BenchPool>> {
+    let pool = millpond_pool(capacity, |pool| pool).await;
+    let pools: Vec<Arc<dyn BenchPool>> = vec![
+        raw_queue(capacity),
+        millpond!(PoolAsync, "`Pool::acquire().await`", pool),
+        objects!(ObjectAsync, "`ObjectPool::acquire().await`", capacity),
+        deadpool(capacity),
+        bb8(capacity).await,
+        r2d2(capacity),
+        asyncband(capacity),
+    ];
+    for pool in &pools {
+        admit(&**pool, capacity).await;
+    }
+    pools
+}
+
+/// Those on which tasks can wait: Millpond first and, with one shard, second; then the peers that
+/// serve first come, first served, and last bb8, which does not.
+pub async fn waiting(capacity: usize) -> Vec<Arc<dyn WaitingPool>> {
+    let sharded = millpond_pool(capacity, |pool| pool).await;
+    let one_shard = millpond_pool(capacity, |pool| pool.shards(1)).await;
+    let pools: Vec<Arc<dyn WaitingPool>> = vec![
+        millpond!(PoolAsync, "millpond", sharded),
+        millpond!(PoolAsync, "millpond, `shards(1)`", one_shard),
+        deadpool(capacity),
+        asyncband(capacity),
+        bb8(capacity).await,
+    ];
+    for pool in &pools {
+        admit(&**pool, capacity).await;
+    }
+    pools
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::{SHAPES, Shape, thread_runtime, wait, worker_runtime};
+    use std::time::Duration;
+
+    #[test]
+    fn all_are_set_up_alike() {
+        // `admit` is the test.
+        thread_runtime().block_on(async {
+            assert_eq!(hits(16).await.len(), 15);
+            assert_eq!(contended(16).await.len(), 7);
+            for Shape { connections, .. } in SHAPES {
+                assert_eq!(waiting(connections).await.len(), 5);
+            }
+        });
+    }
+
+    #[test]
+    fn tasks_wait_and_nobody_opens_more_connections() {
+        let runtime = worker_runtime();
+        let shape = Shape { tasks: 16, connections: 4 };
+        for pool in runtime.block_on(waiting(shape.connections)) {
+            let outcome = wait(&runtime, &pool, shape, Duration::from_millis(20), true);
+            assert!(outcome.per_second() > 0.0);
+            assert!(outcome.wait(0.5) > 0.0, "{}: nobody waited", pool.name());
+            let tally = pool.tally().expect("a manager");
+            assert_eq!(tally.opened.load(Ordering::Relaxed), 4, "{}", pool.name());
+            assert_eq!(tally.checks.load(Ordering::Relaxed), 0, "{}", pool.name());
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! Rounds that take turns.
+//!
+//! Times from a machine that others use as well move by tens of per cent within minutes. Two
+//! measurements that follow each other closely are disturbed alike, so what is compared runs in turn
+//! (A B C, B C A, …) and the figure is the median of the ratios within each round.
+
+/// The samples of some contestants, round by round.
+#[derive(Debug)]
+pub struct Rounds<M>(Vec<Vec<M>>);
+
+impl<M> Rounds<M> {
+    /// Measures each of `contestants` once per round; another one begins in each round, so that
+    /// none always runs after the same neighbour's leftovers. A first round only warms up.
+    pub fn run(rounds: usize, contestants: usize, mut measure: impl FnMut(usize) -> M) -> Self {
+        let mut samples: Vec<Vec<M>> = (0..contestants).map(|_| Vec::new()).collect();
+        for round in 0..=rounds {
+            for step in 0..contestants {
+                let who = (round + step) % contestants;
+                let sample = measure(who);
+                if round > 0 {
+                    samples[who].push(sample);
+                }
+            }
+        }
+        Self(samples)
+    }
+
+    /// The median of one contestant's figure.
+    #[must_use]
+    pub fn median(&self, who: usize, figure: impl Fn(&M) -> f64) -> f64 {
+        median(self.0[who].iter().map(figure).collect())
+    }
+
+    /// The median over all rounds of one contestant's figure divided by another's.
+    #[must_use]
+    pub fn ratio(&self, who: usize, to: usize, figure: impl Fn(&M) -> f64) -> f64 {
+        median(self.0[who].iter().zip(&self.0[to]).map(|(a, b)| figure(a) / figure(b)).collect())
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.len() % 2 == 1 {
+        values[middle]
+    } else {
+        f64::midpoint(values[middle - 1], values[middle])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ratio_is_taken_within_each_round() {
+        // The machine gets slower with each round; the ratio stays.
+        let mut calls = 0.0;
+        let rounds = Rounds::run(5, 2, |who| {
+            calls += 0.5_f64;
+            (calls + 0.5).floor() * if who == 0 { 1.0 } else { 3.0 }
+        });
+        assert!((rounds.ratio(1, 0, |sample| *sample) - 3.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn the_median_of_an_even_number_lies_between_the_two_in_the_middle() {
+        assert!((median(vec![4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < 1e-9);
+    }
+}

@@ -1,0 +1,87 @@
+//! I2, bounded: resources alive or being opened never exceed the capacity, at any instant.
+//!
+//! Every birth of a token checks the number of those alive.
+
+#![cfg(loom)]
+
+use loom::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use millpond::model::State;
+use millpond::{IdleOrder, ObjectPool};
+use millpond_loom::{
+    Census, Station, acquire, assert_conserved, block_on, check, set_home, thread, waiter,
+};
+
+/// The holder's object fails its reset, while another waits to make a new one in its place.
+///
+/// Mutant seen to be caught: "the slot is vacant before its resource is gone".
+#[test]
+fn a_new_object_is_made_only_when_the_old_one_is_gone() {
+    check(|| {
+        let census = Census::default();
+        let pool = ObjectPool::builder(1)
+            .shards(1)
+            .order(IdleOrder::Recent)
+            .reset(|_| false)
+            .build({
+                let census = census.clone();
+                move || census.born(1)
+            })
+            .unwrap();
+        let held = acquire(&pool);
+        let other = waiter(&pool, 0);
+        drop(held);
+        drop(other.join().unwrap());
+        assert_eq!((census.ever(), census.alive()), (2, 0));
+        // Every release empties a slot here, so the law is in the counts.
+        assert_eq!((pool.counts().vacant, pool.counts().waiters), (1, 0));
+    });
+}
+
+/// Two callers and one who gives up its connection all want to connect, with one slot.
+#[test]
+fn connectors_that_race_share_one_right() {
+    check(|| {
+        let census = Census::default();
+        let station = Station::new(1, 1, 0, &census);
+        let callers = [0, 0].map(|home| {
+            let station = station.clone();
+            thread::spawn(move || {
+                set_home(home);
+                let mut lease = station.acquire();
+                lease.resource().use_it();
+                // The connection ends; the next caller opens one of its own.
+                drop(lease.begin(State::Closing));
+            })
+        });
+        for caller in callers {
+            caller.join().unwrap();
+        }
+        assert_eq!((census.ever(), census.alive()), (2, 0));
+        station.assert_conserved();
+    });
+}
+
+/// An object is detached and another one added, while a third caller waits.
+#[test]
+fn a_detached_place_is_filled_once() {
+    check(|| {
+        let census = Census::default();
+        let pool = millpond_loom::making_pool(1, 1, &census);
+        let held = acquire(&pool);
+        let added = std::sync::Arc::new(AtomicBool::new(false));
+        let adder = thread::spawn({
+            let (pool, census, added) = (pool.clone(), census.clone(), added.clone());
+            // Two are alive at the most: the detached one is out of the pool.
+            move || added.store(pool.add(census.born(3)).is_ok(), Relaxed)
+        });
+        // It leaves the pool, and ends at once.
+        drop(held.detach());
+        adder.join().unwrap();
+        let made = block_on(pool.acquire());
+        if added.load(Relaxed) {
+            drop(made);
+            assert_conserved(&pool, 1);
+        }
+        assert_eq!(pool.counts().capacity(), 1);
+    });
+}

@@ -1,0 +1,171 @@
+//! I4, no lost wake: if a waiter is parked and the pool could serve it, a wake is on its way.
+//!
+//! A lost wake shows as a deadlock, which loom reports. Every waiter keeps what it gets: one that
+//! released soon would hand its own slot on and hide the wake that was lost.
+
+#![cfg(loom)]
+
+use millpond::IdleOrder;
+use millpond::model::State;
+use millpond_loom::{
+    Census, ORDERS, Station, acquire, assert_conserved, check, making_pool, pool_of, set_home,
+    thread, waiter,
+};
+
+/// The only object comes back just when somebody parks.
+///
+/// Mutants seen to be caught: "nobody looks after a release", "the newcomer does not search",
+/// "a failed hand-off is not tried again", "a waiter does not count", "no shelf but the own one".
+#[test]
+fn a_release_finds_whoever_parks_meanwhile() {
+    for order in ORDERS {
+        for (shards, home) in [(1, 0), (2, 0), (2, 1)] {
+            check(move || {
+                let pool = pool_of(1, 1, shards, order, &Census::default());
+                let held = acquire(&pool);
+                let other = waiter(&pool, home);
+                drop(held);
+                drop(other.join().unwrap());
+                assert_conserved(&pool, 1);
+            });
+        }
+    }
+}
+
+/// The same with a thread that blocks.
+#[test]
+fn a_release_finds_whoever_blocks_meanwhile() {
+    check(|| {
+        let pool = pool_of(1, 1, 1, IdleOrder::Recent, &Census::default());
+        let held = acquire(&pool);
+        let other = thread::spawn({
+            let pool = pool.clone();
+            move || {
+                pool.acquire_blocking().expect("the pool is open").use_it();
+            }
+        });
+        drop(held);
+        other.join().unwrap();
+        assert_conserved(&pool, 1);
+    });
+}
+
+/// One thread releases two objects, of which the second displaces the first from `hot`, beside two
+/// callers: the one that comes first may take the hot one, and the other must find what was
+/// displaced.
+///
+/// Mutants seen to be caught: "no fence", "nobody looks after a displacing release", "a second wake
+/// is swallowed".
+#[test]
+fn two_releases_serve_two_waiters() {
+    for order in ORDERS {
+        for (shards, homes) in [(1, [0, 0]), (2, [0, 1])] {
+            check(move || {
+                let pool = pool_of(2, 2, shards, order, &Census::default());
+                let held = [acquire(&pool), acquire(&pool)];
+                let others = homes.map(|home| waiter(&pool, home));
+                drop(held);
+                let kept = others.map(|other| other.join().unwrap());
+                drop(kept);
+                assert_conserved(&pool, 2);
+            });
+        }
+    }
+}
+
+/// An object leaves for good just when somebody parks, who must get one that is newly made.
+///
+/// Mutants seen to be caught: "nobody hears of a vacant slot", "a newcomer does not ask for one".
+#[test]
+fn a_detach_makes_room_for_whoever_parks_meanwhile() {
+    for (shards, home) in [(1, 0), (2, 1)] {
+        check(move || {
+            let census = Census::default();
+            let pool = making_pool(1, shards, &census);
+            let held = acquire(&pool);
+            let other = waiter(&pool, home);
+            drop(held.detach());
+            let theirs = other.join().unwrap();
+            assert_eq!(census.ever(), 2, "a new one was made");
+            drop(theirs);
+            assert_conserved(&pool, 1);
+        });
+    }
+}
+
+/// An object is added just when somebody parks.
+#[test]
+fn an_added_object_finds_whoever_parks_meanwhile() {
+    for (shards, home) in [(1, 0), (2, 1)] {
+        check(move || {
+            let census = Census::default();
+            let pool = pool_of(0, 1, shards, IdleOrder::Recent, &census);
+            let other = waiter(&pool, home);
+            assert!(pool.add(census.born(1)).is_ok(), "a place is vacant");
+            drop(other.join().unwrap());
+            assert_conserved(&pool, 1);
+        });
+    }
+}
+
+/// A connect fails while somebody parks, who must see to another attempt.
+///
+/// Mutants seen to be caught: "nobody hears of a vacant slot", "no fence".
+#[test]
+fn a_failed_connect_leaves_its_right_to_whoever_parks_meanwhile() {
+    for failures in [0, 1] {
+        check(move || {
+            let census = Census::default();
+            let station = Station::new(1, 1, failures, &census);
+            let reservation = station.reserve().expect("a slot is vacant");
+            let other = thread::spawn({
+                let station = station.clone();
+                move || station.acquire()
+            });
+            drop(reservation);
+            let lease = other.join().unwrap();
+            lease.resource().use_it();
+            drop(lease);
+            station.assert_conserved();
+        });
+    }
+}
+
+/// A connect succeeds while somebody parks.
+#[test]
+fn a_new_connection_finds_whoever_parks_meanwhile() {
+    check(|| {
+        let station = Station::new(1, 2, 0, &Census::default());
+        let reservation = station.reserve().expect("a slot is vacant");
+        let other = thread::spawn({
+            let station = station.clone();
+            move || {
+                set_home(1);
+                station.acquire()
+            }
+        });
+        drop(reservation.fill(station.connect()));
+        drop(other.join().unwrap());
+        station.assert_conserved();
+    });
+}
+
+/// Of two connections one comes back and one ends, beside two waiters that keep what they get.
+#[test]
+fn a_release_and_a_retirement_serve_two_waiters() {
+    check(|| {
+        let station = Station::new(2, 1, 0, &Census::default());
+        let mut leases = [(); 2].map(|()| {
+            station.reserve().expect("a slot is vacant").fill(station.connect())
+        });
+        let others = [(); 2].map(|()| {
+            let station = station.clone();
+            thread::spawn(move || station.acquire())
+        });
+        drop(leases[0].begin(State::Closing));
+        drop(leases);
+        let kept = others.map(|other| other.join().unwrap());
+        drop(kept);
+        station.assert_conserved();
+    });
+}

@@ -1,0 +1,402 @@
+//! The connector: who connects, how many at once, and what becomes of failures.
+
+#![cfg(feature = "tokio")]
+
+mod support;
+use support::*;
+
+use millpond::{AcquireError, OperationError, Pool, Pooled, Stage};
+use std::error::Error;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+const SECOND: Duration = Duration::from_secs(1);
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+type Acquired<'p> = Result<Pooled<'p, TestManager>, AcquireError<TestError>>;
+type Acquire<'p> = Pin<Box<dyn Future<Output = Acquired<'p>> + Send + 'p>>;
+
+/// So many acquires that wait in line, without a deadline to speak of.
+fn waiting(pool: &Pool<TestManager>, count: usize) -> Vec<Acquire<'_>> {
+    let before = pool.metrics().counts.waiters;
+    let mut acquires: Vec<Acquire<'_>> = Vec::new();
+    for _ in 0..count {
+        let mut acquire: Acquire<'_> = Box::pin(pool.acquire_timeout(Duration::MAX));
+        assert!(poll_once(acquire.as_mut()).is_pending());
+        acquires.push(acquire);
+    }
+    assert_eq!(pool.metrics().counts.waiters, before + count);
+    acquires
+}
+
+/// Lets all other tasks run until they have nothing to do; the clock stands still.
+async fn settle() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[track_caller]
+fn assert_refused(result: Acquired<'_>) -> Arc<OperationError<TestError>> {
+    match result {
+        Err(AcquireError::Connect(error)) => error,
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permanent_error_ends_every_waiter_after_one_attempt() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Permanent);
+    let pool = Pool::builder(manager.clone()).max_size(8).build_lazy().unwrap();
+    let began = Instant::now();
+    let acquires = waiting(&pool, 8);
+    for acquire in acquires {
+        let error = assert_refused(acquire.await);
+        assert!(matches!(&*error, OperationError::Failed(error) if error.permanent));
+    }
+    assert_eq!(began.elapsed(), Duration::ZERO, "told at once");
+    settle().await;
+    assert_eq!(manager.connect.calls(), 1, "one attempt for all of them");
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.connect_failures, metrics.timeouts, metrics.created), (1, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permanent_error_ends_the_retries_for_every_waiter() {
+    let manager = TestManager::new();
+    manager.connect.once(Act::Gated);
+    manager.connect.always(Act::Permanent);
+    let pool = Pool::builder(manager.clone()).max_size(4).connect_timeout(SECOND).build_lazy();
+    let pool = pool.unwrap();
+    let tasks: Vec<_> = (0..4)
+        .map(|_| {
+            let pool = pool.clone();
+            tokio::spawn(async move { assert_refused(pool.acquire().await) })
+        })
+        .collect();
+    // The first attempt times out, which is not permanent; the second is refused.
+    for task in tasks {
+        task.await.unwrap();
+    }
+    settle().await;
+    assert_eq!(manager.connect.calls(), 2);
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_error_of_a_refused_acquire_leads_to_the_cause() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Permanent);
+    let pool = Pool::builder(manager).max_size(1).build_lazy().unwrap();
+    let error = pool.acquire().await.unwrap_err();
+    assert_eq!(error.to_string(), "cannot connect, and trying again will not help");
+    let source = error.source().expect("the cause");
+    assert_eq!(source.to_string(), "scripted connect error");
+    // The same type as in the source of a timeout.
+    let cause = source.downcast_ref::<OperationError<TestError>>();
+    assert!(matches!(cause, Some(OperationError::Failed(_))), "source is not an OperationError");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acquire_after_a_permanent_error_tries_again_once() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Permanent);
+    let pool = Pool::builder(manager.clone()).max_size(2).build_lazy().unwrap();
+    for attempt in 1..=3 {
+        assert_refused(pool.acquire().await);
+        settle().await;
+        assert_eq!(manager.connect.calls(), attempt);
+    }
+    manager.connect.calm();
+    drop(pool.acquire().await.unwrap());
+    assert_eq!(balanced(&pool, &manager.ledger).await.connect_failures, 3);
+}
+
+#[tokio::test]
+async fn a_permanent_error_ends_a_blocking_waiter_too() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Permanent);
+    let pool = Pool::builder(manager.clone()).max_size(2).build_lazy().unwrap();
+    let blocked = std::thread::spawn({
+        let pool = pool.clone();
+        move || drop(assert_refused(pool.acquire_blocking()))
+    });
+    eventually("the thread has ended", || blocked.is_finished()).await;
+    join(blocked);
+    assert_eq!(manager.connect.calls(), 1);
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_pool_recovers_by_itself_when_the_server_comes_back() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Error);
+    let pool = Pool::builder(manager.clone()).max_size(4).build_lazy().unwrap();
+    let acquires = waiting(&pool, 4);
+    tokio::time::sleep(60 * SECOND).await;
+    // No pause is longer than two seconds, and the pauses before the longest are shorter. On
+    // average a pause is half that, so twice the expected number of attempts is 20 sigma away.
+    let attempts = manager.connect.calls();
+    assert!((30..=150).contains(&attempts), "{attempts} attempts in a minute");
+    assert_eq!(manager.connect.most_running(), 1, "one prober");
+    assert_eq!(pool.metrics().counts.waiters, 4);
+
+    manager.connect.calm();
+    let back = Instant::now();
+    let mut guards = Vec::new();
+    for acquire in acquires {
+        guards.push(acquire.await.unwrap());
+    }
+    assert!(back.elapsed() <= pool.config().backoff_max + MILLISECOND, "{:?}", back.elapsed());
+    drop(guards);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.connect_failures, metrics.timeouts), (attempts as u64, 0));
+    assert_eq!(metrics.counts.idle, 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pauses_between_attempts_grow_from_backoff_to_its_limit() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Error);
+    let pool = Pool::builder(manager.clone())
+        .max_size(1)
+        .backoff(100 * MILLISECOND, 800 * MILLISECOND)
+        .build_lazy()
+        .unwrap();
+    let _acquires = waiting(&pool, 1);
+    let mut last = Instant::now();
+    for attempt in 1..40 {
+        eventually("one more attempt", || manager.connect.calls() == attempt).await;
+        let pause = last.elapsed();
+        last = Instant::now();
+        let doublings = u32::try_from(attempt).unwrap().saturating_sub(2).min(3);
+        let most = 100 * MILLISECOND * (1 << doublings);
+        // `eventually` and the timer look once a millisecond each.
+        assert!(pause <= most + 2 * MILLISECOND, "{pause:?} before attempt {attempt}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn concurrent_dials_that_all_fail_leave_one_prober() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(8).max_connecting(4).build_lazy().unwrap();
+    // Three good connects, so that four dials are admitted at once.
+    let warm = (pool.acquire().await.unwrap(), pool.acquire().await.unwrap());
+    manager.connect.always(Act::Slow(SECOND));
+    let acquires = waiting(&pool, 6);
+    settle().await;
+    assert_eq!(manager.connect.running(), 4);
+    assert_eq!(pool.metrics().counts.connecting, 4);
+
+    // These four succeed, and the two that follow them meet a dead server, with two more waiters.
+    manager.connect.always(Act::Error);
+    tokio::time::sleep(SECOND).await;
+    settle().await;
+    assert_eq!(pool.metrics().counts.waiters, 2);
+    let calls = manager.connect.calls();
+    manager.connect.always(Act::Slow(10 * SECOND));
+    eventually("the prober tries again", || manager.connect.calls() > calls).await;
+    settle().await;
+    assert_eq!(manager.connect.running(), 1, "one prober");
+    assert_eq!(pool.metrics().counts.connecting, 1);
+    drop((warm, acquires));
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_number_of_connects_at_once_grows_1_2_4_up_to_max_connecting() {
+    for failures in [0, 3] {
+        let manager = TestManager::new();
+        for _ in 0..failures {
+            manager.connect.once(Act::Error);
+        }
+        manager.connect.always(Act::Gated);
+        let pool = Pool::builder(manager.clone())
+            .max_size(32)
+            .max_connecting(6)
+            .connect_timeout(600 * SECOND)
+            .build_lazy()
+            .unwrap();
+        let acquires = waiting(&pool, 32);
+        eventually("the failures are over", || manager.connect.calls() == failures + 1).await;
+        settle().await;
+        assert_eq!(manager.connect.running(), 1, "alone, after {failures} failures");
+        for (opened, running) in [(1, 2), (1, 4), (1, 6), (6, 6), (6, 6), (6, 6)] {
+            manager.connect.open(opened);
+            settle().await;
+            assert_eq!(manager.connect.running(), running, "after {failures} failures");
+            assert_eq!(pool.metrics().counts.connecting, running);
+        }
+        manager.connect.open(32);
+        let mut guards = Vec::new();
+        for acquire in acquires {
+            guards.push(acquire.await.unwrap());
+        }
+        assert_eq!(manager.connect.most_running(), 6);
+        drop(guards);
+        assert_eq!(balanced(&pool, &manager.ledger).await.created, 32);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_makes_the_next_connect_go_alone_again() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(16).build_lazy().unwrap();
+    let mut guards = Vec::new();
+    for _ in 0..4 {
+        guards.push(pool.acquire().await.unwrap());
+    }
+    manager.connect.once(Act::Error);
+    guards.push(pool.acquire().await.unwrap());
+    // That success has doubled it from one to two.
+    manager.connect.always(Act::Gated);
+    let acquires = waiting(&pool, 8);
+    settle().await;
+    assert_eq!(manager.connect.running(), 2);
+    manager.connect.open(8);
+    for acquire in acquires {
+        guards.push(acquire.await.unwrap());
+    }
+    drop(guards);
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test]
+async fn never_more_than_max_connecting_at_once() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Slow(MILLISECOND));
+    manager.condition.always(Act::Error);
+    let pool = Pool::builder(manager.clone())
+        .max_size(16)
+        .max_connecting(3)
+        .acquire_timeout(PATIENCE)
+        .build_lazy()
+        .unwrap();
+    let tasks: Vec<_> = (0..16)
+        .map(|_| {
+            let pool = pool.clone();
+            tokio::spawn(async move {
+                for _ in 0..20 {
+                    drop(pool.acquire().await.unwrap());
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        joined(task).await;
+    }
+    assert_eq!(manager.connect.most_running(), 3);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.acquires, metrics.timeouts), (320, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_returned_connection_goes_to_the_waiter_for_whom_a_dial_was_begun() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(2).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.connect.once(Act::Gated);
+    let mut acquire = pin!(pool.acquire());
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    settle().await;
+    assert_eq!(manager.connect.running(), 1);
+
+    let began = Instant::now();
+    drop(held);
+    let served = acquire.await.unwrap();
+    assert_eq!((served.id, began.elapsed()), (1, Duration::ZERO));
+    assert_eq!(pool.metrics().counts.connecting, 1, "the dial goes on");
+
+    manager.connect.open(1);
+    settle().await;
+    assert_eq!(pool.metrics().counts.idle, 1);
+    assert_eq!(pool.acquire().await.unwrap().id, 2);
+    drop(served);
+    assert_eq!(balanced(&pool, &manager.ledger).await.created, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn retries_stop_when_nobody_waits_and_begin_again_when_somebody_does() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Error);
+    let pool = Pool::builder(manager.clone()).max_size(2).build_lazy().unwrap();
+    assert!(pool.acquire_timeout(5 * SECOND).await.is_err());
+    tokio::time::sleep(pool.config().backoff_max).await;
+    let attempts = manager.connect.calls();
+    tokio::time::sleep(600 * SECOND).await;
+    assert_eq!(manager.connect.calls(), attempts, "for whom?");
+
+    let _waiting = waiting(&pool, 1);
+    settle().await;
+    assert_eq!(manager.connect.calls(), attempts + 1);
+    manager.connect.calm();
+    drop(pool.acquire().await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_waiter_beside_a_failing_connect_learns_the_cause_at_its_own_deadline() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Error);
+    let pool = Pool::builder(manager.clone()).max_size(4).build_lazy().unwrap();
+    let tasks: Vec<_> = (1..=4)
+        .map(|seconds| {
+            let pool = pool.clone();
+            tokio::spawn(async move {
+                let began = Instant::now();
+                let result = pool.acquire_timeout(seconds * SECOND).await;
+                let Err(AcquireError::Timeout(timeout)) = result else {
+                    panic!("no timeout: {result:?}");
+                };
+                assert!(began.elapsed() >= seconds * SECOND);
+                assert!(began.elapsed() <= seconds * SECOND + MILLISECOND);
+                assert_eq!(timeout.stage(), Stage::ConnectFailing);
+                let source = timeout.source().expect("the cause");
+                assert_eq!(source.to_string(), "scripted connect error");
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.timeouts, metrics.created), (4, 0));
+    assert_eq!(metrics.connect_failures, manager.connect.calls() as u64);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_connect_frees_its_place_for_the_next_waiter() {
+    let manager = TestManager::new();
+    manager.connect.once(Act::Error);
+    manager.connect.once(Act::Error);
+    let pool = Pool::builder(manager.clone()).max_size(1).build_lazy().unwrap();
+    let tasks: Vec<_> = (0..4)
+        .map(|_| {
+            let pool = pool.clone();
+            tokio::spawn(async move { drop(pool.acquire().await.unwrap()) })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.connect_failures, metrics.created, metrics.acquires), (2, 1, 4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_connect_goes_alone() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Gated);
+    let pool = Pool::builder(manager.clone()).max_size(8).build_lazy().unwrap();
+    let acquires = waiting(&pool, 8);
+    settle().await;
+    assert_eq!(manager.connect.running(), 1);
+    assert_eq!(manager.connect.calls(), 1);
+    drop(acquires);
+    manager.connect.open(1);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.counts.idle, metrics.created), (1, 1), "nobody wants a second one now");
+}

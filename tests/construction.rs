@@ -1,0 +1,516 @@
+//! Building a pool: what is refused, what is opened, and how large things are.
+
+#![cfg(feature = "tokio")]
+
+mod support;
+
+use millpond::{
+    AcquireError, BuildError, CheckPolicy, Config, ConfigError, IdleOrder, OperationError, Pool,
+    PoolBuilder, Pooled, PooledOwned, Stage, WeakPool, from_fn,
+};
+use std::error::Error;
+use std::pin::pin;
+use std::time::Duration;
+use support::{Act, TestError, TestManager, eventually, join, poll_once};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn builder(manager: &TestManager) -> PoolBuilder<TestManager> {
+    Pool::builder(manager.clone())
+}
+
+/// What `build_lazy` and `build` say of these settings; they must say the same, and not connect.
+fn refusal(set: impl Fn(PoolBuilder<TestManager>) -> PoolBuilder<TestManager>) -> ConfigError {
+    let manager = TestManager::new();
+    let lazy = set(builder(&manager)).build_lazy().expect_err("build_lazy must refuse this");
+    match pollster::block_on(set(builder(&manager)).build()) {
+        Err(BuildError::Config(error)) => assert_eq!(error, lazy),
+        other => panic!("build must refuse this, but answers {other:?}"),
+    }
+    assert_eq!(manager.connect.calls(), 0);
+    lazy
+}
+
+#[track_caller]
+fn assert_refusal(error: &ConfigError, field: &str, value: &str, rule: &str) {
+    assert_eq!((error.field(), error.value(), error.rule()), (field, value, rule));
+    assert_eq!(error.to_string(), format!("{field} is {value}, but it {rule}"));
+}
+
+#[test]
+fn max_size_zero_is_refused() {
+    assert_refusal(&refusal(|b| b.max_size(0)), "max_size", "0", "must be from 1 to 1048576");
+}
+
+#[test]
+fn max_size_above_the_largest_capacity_is_refused() {
+    let error = refusal(|b| b.max_size(1_048_577));
+    assert_refusal(&error, "max_size", "1048577", "must be from 1 to 1048576");
+    let error = refusal(|b| b.max_size(usize::MAX));
+    assert_refusal(&error, "max_size", &usize::MAX.to_string(), "must be from 1 to 1048576");
+}
+
+#[test]
+fn the_smallest_and_a_large_max_size_are_accepted() {
+    let manager = TestManager::new();
+    for max_size in [1, 100_000] {
+        let pool = builder(&manager).max_size(max_size).build_lazy().unwrap();
+        assert_eq!(pool.metrics().counts.vacant, max_size);
+        assert_eq!(pool.metrics().counts.capacity(), max_size);
+    }
+}
+
+#[test]
+fn min_idle_over_max_size_is_refused() {
+    let error = refusal(|b| b.max_size(7).min_idle(8));
+    assert_refusal(&error, "min_idle", "8", "must be at most max_size, which is 7");
+}
+
+#[test]
+fn a_zero_in_any_duration_is_refused() {
+    type Set = fn(PoolBuilder<TestManager>) -> PoolBuilder<TestManager>;
+    let cases: [(&str, Set); 6] = [
+        ("acquire_timeout", |b| b.acquire_timeout(Duration::ZERO)),
+        ("connect_timeout", |b| b.connect_timeout(Duration::ZERO)),
+        ("check_timeout", |b| b.check_timeout(Duration::ZERO)),
+        ("reset_timeout", |b| b.reset_timeout(Duration::ZERO)),
+        ("close_timeout", |b| b.close_timeout(Duration::ZERO)),
+        ("backoff", |b| b.backoff(Duration::ZERO, SECOND)),
+    ];
+    for (field, set) in cases {
+        assert_refusal(&refusal(set), field, "0ns", "must be above zero");
+    }
+}
+
+#[test]
+fn a_nanosecond_in_every_duration_is_accepted() {
+    let tiny = Duration::from_nanos(1);
+    let manager = TestManager::new();
+    let built = builder(&manager)
+        .acquire_timeout(tiny)
+        .connect_timeout(tiny)
+        .check_timeout(tiny)
+        .reset_timeout(tiny)
+        .close_timeout(tiny)
+        .backoff(tiny, tiny)
+        .build_lazy();
+    assert!(built.is_ok());
+}
+
+#[test]
+fn a_backoff_over_its_maximum_is_refused() {
+    let error = refusal(|b| b.backoff(2 * SECOND, SECOND));
+    assert_refusal(&error, "backoff", "2s", "must be at most backoff_max, which is 1s");
+    let error = refusal(|b| b.backoff(2 * SECOND, Duration::ZERO));
+    assert_refusal(&error, "backoff", "2s", "must be at most backoff_max, which is 0ns");
+}
+
+#[test]
+fn max_connecting_zero_is_refused() {
+    let error = refusal(|b| b.max_connecting(0));
+    assert_refusal(&error, "max_connecting", "0", "must be at least 1");
+}
+
+#[test]
+fn shards_that_are_no_power_of_two_or_too_many_are_refused() {
+    for shards in [0, 3, 6, 255, 257, 512, usize::MAX] {
+        let error = refusal(|b| b.shards(shards));
+        let rule = "must be a power of two from 1 to 256";
+        assert_refusal(&error, "shards", &shards.to_string(), rule);
+    }
+    let manager = TestManager::new();
+    for shards in [1, 2, 64, 256] {
+        assert!(builder(&manager).shards(shards).build_lazy().is_ok());
+    }
+}
+
+#[test]
+fn a_config_goes_through_the_same_checks_as_the_builder() {
+    let mut config = Config::default();
+    config.max_size = 3;
+    config.min_idle = 4;
+    let error = refusal(|b| b.config(config.clone()));
+    assert_refusal(&error, "min_idle", "4", "must be at most max_size, which is 3");
+}
+
+#[test]
+fn a_build_error_has_the_config_error_as_its_source() {
+    let manager = TestManager::new();
+    let error = pollster::block_on(builder(&manager).max_size(0).build()).unwrap_err();
+    let source = error.source().expect("a source");
+    assert!(source.downcast_ref::<ConfigError>().is_some_and(|e| e.field() == "max_size"));
+    assert!(!error.to_string().contains("max_size"), "the source says that: {error}");
+}
+
+#[test]
+fn the_pool_has_the_settings_that_the_builder_was_given() {
+    let manager = TestManager::new();
+    let pool = builder(&manager)
+        .name("orders")
+        .max_size(20)
+        .min_idle(2)
+        .acquire_timeout(2 * SECOND)
+        .connect_timeout(3 * SECOND)
+        .check_timeout(4 * SECOND)
+        .reset_timeout(5 * SECOND)
+        .close_timeout(6 * SECOND)
+        .max_connecting(7)
+        .backoff(8 * SECOND, 9 * SECOND)
+        .check(CheckPolicy::Always)
+        .order(IdleOrder::Fifo)
+        .shards(4)
+        .build_lazy()
+        .unwrap();
+    let config = pool.config();
+    assert_eq!(&*config.name, "orders");
+    assert_eq!((config.max_size, config.min_idle, config.max_connecting), (20, 2, 7));
+    assert_eq!(config.acquire_timeout, 2 * SECOND);
+    assert_eq!(config.connect_timeout, 3 * SECOND);
+    assert_eq!(config.check_timeout, 4 * SECOND);
+    assert_eq!(config.reset_timeout, 5 * SECOND);
+    assert_eq!(config.close_timeout, 6 * SECOND);
+    assert_eq!((config.backoff, config.backoff_max), (8 * SECOND, 9 * SECOND));
+    assert_eq!(config.check, CheckPolicy::Always);
+    assert_eq!(config.order, IdleOrder::Fifo);
+    assert_eq!(config.shards, Some(4));
+    let debug = format!("{pool:?}");
+    assert!(debug.contains("orders") && debug.contains("vacant: 20"), "{debug}");
+}
+
+// ---- what build opens ----
+
+#[tokio::test(start_paused = true)]
+async fn min_idle_at_max_size_is_warm_after_build() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Slow(Duration::from_millis(100)));
+    let pool = builder(&manager).max_size(9).min_idle(9).build().await.unwrap();
+    let metrics = pool.metrics();
+    assert_eq!((metrics.counts.idle, metrics.counts.alive(), metrics.created), (9, 9, 9));
+    assert_eq!((metrics.acquires, metrics.connect_failures), (0, 0));
+    let warm: Vec<_> = (0..9).map(|_| pool.try_acquire().unwrap()).collect();
+    assert_eq!(manager.connect.calls(), 9);
+    drop(warm);
+}
+
+#[tokio::test]
+async fn build_without_min_idle_opens_nothing() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).build().await.unwrap();
+    assert_eq!(manager.connect.calls(), 0);
+    assert_eq!(pool.metrics().counts.vacant, 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_connect_of_build_goes_alone_and_then_max_connecting_at_once() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Gated);
+    let mut build = pin!(builder(&manager).max_connecting(3).min_idle(8).build());
+    for (opened, running) in [(0, 1), (1, 3), (4, 3), (7, 1)] {
+        manager.connect.open(opened - manager.ledger.opened());
+        eventually("the connects that may begin have begun", || {
+            assert!(poll_once(build.as_mut()).is_pending());
+            manager.ledger.opened() == opened && manager.connect.running() == running
+        })
+        .await;
+    }
+    assert_eq!(manager.connect.most_running(), 3);
+    manager.connect.open(1);
+    let pool = build.await.unwrap();
+    assert_eq!(pool.metrics().counts.idle, 8);
+}
+
+#[tokio::test]
+async fn the_first_failing_connect_surfaces_in_build_after_one_attempt() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Error);
+    let error = builder(&manager).max_size(4).min_idle(4).build().await.unwrap_err();
+    let BuildError::Connect(cause) = &error else { panic!("{error:?}") };
+    let expected = TestError { what: "connect", permanent: false };
+    assert!(matches!(&**cause, OperationError::Failed(failed) if *failed == expected));
+    assert_eq!(error.source().unwrap().to_string(), "scripted connect error");
+    assert_eq!(manager.connect.calls(), 1);
+}
+
+#[tokio::test]
+async fn a_later_failing_connect_surfaces_in_build_and_what_was_opened_is_closed() {
+    let manager = TestManager::new();
+    for act in [Act::Ok, Act::Ok, Act::Error] {
+        manager.connect.once(act);
+    }
+    manager.connect.always(Act::Never);
+    let built = builder(&manager).max_size(8).min_idle(8).build().await;
+    assert!(matches!(built, Err(BuildError::Connect(_))), "{built:?}");
+    eventually("nothing is left", || manager.ledger.live() == 0).await;
+    assert_eq!((manager.ledger.opened(), manager.ledger.closed()), (2, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panicking_or_hanging_connect_surfaces_in_build() {
+    let manager = TestManager::new();
+    manager.connect.once(Act::Panic);
+    let built = builder(&manager).min_idle(1).build().await;
+    let Err(BuildError::Connect(cause)) = &built else { panic!("{built:?}") };
+    let OperationError::Panicked { message } = &**cause else { panic!("{cause:?}") };
+    assert_eq!(message, "scripted panic in connect");
+
+    manager.connect.once(Act::Never);
+    let began = tokio::time::Instant::now();
+    let built = builder(&manager).min_idle(1).connect_timeout(3 * SECOND).build().await;
+    let Err(BuildError::Connect(cause)) = &built else { panic!("{built:?}") };
+    assert!(matches!(**cause, OperationError::TimedOut { limit } if limit == 3 * SECOND));
+    assert_eq!(began.elapsed(), 3 * SECOND);
+    assert_eq!(manager.ledger.live(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropping_build_half_way_closes_what_was_opened() {
+    let manager = TestManager::new();
+    manager.connect.once(Act::Ok);
+    manager.connect.always(Act::Never);
+    {
+        let mut build = pin!(builder(&manager).min_idle(4).build());
+        eventually("one is open, three hang", || {
+            assert!(poll_once(build.as_mut()).is_pending());
+            manager.ledger.live() == 4
+        })
+        .await;
+    }
+    eventually("nothing is left", || manager.ledger.live() == 0).await;
+    assert_eq!(manager.ledger.opened(), 1);
+}
+
+// ---- build_lazy ----
+
+#[tokio::test(start_paused = true)]
+async fn build_lazy_never_connects() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).min_idle(3).build_lazy().unwrap();
+    tokio::time::sleep(3600 * SECOND).await;
+    assert_eq!(manager.connect.calls(), 0);
+    assert_eq!(pool.metrics().counts.vacant, 10);
+}
+
+#[tokio::test]
+async fn the_first_acquire_of_a_lazy_pool_connects_and_tops_up_to_min_idle() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).min_idle(3).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    eventually("three are idle beside it", || pool.metrics().counts.idle == 3).await;
+    assert_eq!(pool.metrics().counts.in_use, 1);
+    assert_eq!(manager.connect.calls(), 4);
+    drop(held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_acquire_of_a_lazy_pool_reports_the_error() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Permanent);
+    let pool = builder(&manager).build_lazy().unwrap();
+    let error = pool.acquire().await.unwrap_err();
+    assert!(matches!(error, AcquireError::Connect(_)), "{error:?}");
+    assert_eq!(error.source().unwrap().to_string(), "scripted connect error");
+    assert_eq!(manager.connect.calls(), 1);
+
+    let manager = TestManager::new();
+    manager.connect.always(Act::Error);
+    let pool = builder(&manager).build_lazy().unwrap();
+    let error = pool.acquire().await.unwrap_err();
+    let AcquireError::Timeout(timeout) = &error else { panic!("{error:?}") };
+    assert_eq!(timeout.stage(), Stage::ConnectFailing);
+    assert_eq!(error.source().unwrap().to_string(), "scripted connect error");
+}
+
+#[test]
+fn build_lazy_works_outside_a_runtime_and_serves_the_runtime_that_comes() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).build_lazy().unwrap();
+    for id in 1..=2 {
+        // The first runtime ends with its dial done; the second finds the connection idle.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let first = pool.acquire().await.unwrap();
+            let second = pool.acquire().await.unwrap();
+            assert_eq!((first.id.min(second.id), first.id.max(second.id)), (1, 2));
+            assert_eq!(first.id + second.id, 3, "round {id}");
+        });
+    }
+    assert_eq!(manager.connect.calls(), 2);
+}
+
+// ---- no runtime ----
+
+#[test]
+fn build_outside_a_runtime_is_a_clear_error() {
+    let manager = TestManager::new();
+    for min_idle in [0, 1] {
+        let error = pollster::block_on(builder(&manager).min_idle(min_idle).build()).unwrap_err();
+        assert!(matches!(error, BuildError::NoRuntime), "{error:?}");
+        assert!(error.to_string().contains("no tokio runtime"), "{error}");
+    }
+    assert_eq!(manager.connect.calls(), 0);
+}
+
+#[test]
+fn an_acquire_that_needs_a_runtime_and_has_none_is_a_clear_error() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).build_lazy().unwrap();
+    let error = pollster::block_on(pool.acquire()).unwrap_err();
+    assert!(matches!(error, AcquireError::NoRuntime), "{error:?}");
+    let error = pollster::block_on(pool.acquire_timeout(SECOND)).unwrap_err();
+    assert!(matches!(error, AcquireError::NoRuntime), "{error:?}");
+    let error = pollster::block_on(pool.acquire_owned()).unwrap_err();
+    assert!(matches!(error, AcquireError::NoRuntime), "{error:?}");
+    let error = pool.acquire_blocking().unwrap_err();
+    assert!(matches!(error, AcquireError::NoRuntime), "{error:?}");
+    assert_eq!(pool.metrics().counts.waiters, 0);
+    assert_eq!(manager.connect.calls(), 0);
+}
+
+#[test]
+fn an_idle_connection_is_acquired_and_released_without_a_runtime() {
+    let manager = TestManager::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let pool = runtime.block_on(builder(&manager).min_idle(1).build()).unwrap();
+    assert_eq!(pollster::block_on(pool.acquire()).unwrap().id, 1);
+    assert_eq!(pool.acquire_blocking().unwrap().id, 1);
+    assert_eq!(pool.metrics().counts.idle, 1);
+}
+
+// ---- durations without end ----
+
+fn endless(manager: &TestManager) -> PoolBuilder<TestManager> {
+    let max = Duration::MAX;
+    builder(manager)
+        .acquire_timeout(max)
+        .connect_timeout(max)
+        .check_timeout(max)
+        .reset_timeout(max)
+        .close_timeout(max)
+        .backoff(max, max)
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_longest_duration_in_every_field_does_not_overflow() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Slow(SECOND));
+    manager.check.always(Act::Slow(SECOND));
+    manager.reset.always(Act::Slow(SECOND));
+    manager.close.always(Act::Slow(SECOND));
+    manager.condition.once(Act::Slow(SECOND)); // dirty
+    let pool =
+        endless(&manager).max_size(1).min_idle(1).check(CheckPolicy::Always).build().await.unwrap();
+    drop(pool.acquire().await.unwrap());
+    drop(pool.acquire_timeout(Duration::MAX).await.unwrap());
+    drop(pool.acquire_owned().await.unwrap());
+    assert_eq!(manager.reset.calls(), 1);
+    assert!(manager.check.calls() >= 1);
+    pool.close().await;
+    assert_eq!((manager.ledger.closed(), manager.ledger.live()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_longest_pause_after_a_failed_connect_does_not_overflow() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Error);
+    let pool = endless(&manager).build_lazy().unwrap();
+    let mut acquire = pin!(pool.acquire());
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!((manager.connect.calls(), pool.metrics().connect_failures), (1, 1));
+    pool.close().await;
+    assert!(matches!(acquire.await, Err(AcquireError::Closed)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_pause_doubles_many_times_without_overflow() {
+    let manager = TestManager::new();
+    for _ in 0..70 {
+        manager.connect.once(Act::Error);
+    }
+    let pool =
+        endless(&manager).backoff(Duration::from_nanos(1), Duration::MAX).build_lazy().unwrap();
+    assert_eq!(pool.acquire().await.unwrap().id, 1);
+    assert_eq!(pool.metrics().connect_failures, 70);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_longest_blocking_wait_does_not_overflow() {
+    let manager = TestManager::new();
+    let pool = endless(&manager).max_size(1).build_lazy().unwrap();
+    for limit in [None, Some(Duration::MAX)] {
+        let held = pool.acquire().await.unwrap();
+        let waiter = std::thread::spawn({
+            let pool = pool.clone();
+            move || match limit {
+                None => pool.acquire_blocking().unwrap().id,
+                Some(limit) => pool.acquire_blocking_timeout(limit).unwrap().id,
+            }
+        });
+        eventually("the thread waits", || pool.metrics().counts.waiters == 1).await;
+        drop(held);
+        assert_eq!(join(waiter), 1);
+    }
+}
+
+// ---- types and sizes ----
+
+#[test]
+fn the_pool_and_its_guards_and_futures_may_go_to_other_threads() {
+    fn handle<T: Send + Sync + Clone + 'static>() {}
+    fn value<T: Send + Sync>() {}
+    fn of_future<F: Future + Send>(_: &F) {}
+    handle::<Pool<TestManager>>();
+    handle::<WeakPool<TestManager>>();
+    value::<Pooled<'static, TestManager>>();
+    value::<PooledOwned<TestManager>>();
+    value::<PoolBuilder<TestManager>>();
+    value::<AcquireError<TestError>>();
+    value::<BuildError<TestError>>();
+    let manager = TestManager::new();
+    of_future(&builder(&manager).build());
+    let pool = builder(&manager).build_lazy().unwrap();
+    of_future(&pool.acquire());
+    of_future(&pool.acquire_owned());
+    of_future(&pool.acquire_timeout(SECOND));
+    of_future(&pool.close());
+    if let Ok(guard) = pool.try_acquire() {
+        of_future(&guard.release());
+    }
+}
+
+#[test]
+fn an_owned_acquire_does_not_borrow_the_pool() {
+    fn owned<F: Future + Send + 'static>(future: F) -> F {
+        future
+    }
+    let manager = TestManager::new();
+    let pool = builder(&manager).build_lazy().unwrap();
+    let acquire = owned(pool.acquire_owned());
+    drop(pool);
+    drop(acquire);
+}
+
+#[test]
+fn a_guard_is_two_words_and_the_acquire_futures_stay_small() {
+    assert_eq!(size_of::<Pooled<'_, TestManager>>(), 16);
+    assert_eq!(size_of::<PooledOwned<TestManager>>(), 16);
+    assert_eq!(size_of::<Pool<TestManager>>(), 16);
+    assert_eq!(size_of::<Option<Pooled<'_, TestManager>>>(), 16);
+    // A manager whose own futures are next to nothing.
+    let manager = from_fn(|| std::future::ready(Ok::<_, TestError>(0_u64)));
+    let pool = Pool::builder(manager).build_lazy().unwrap();
+    let sizes = [
+        ("acquire", size_of_val(&pool.acquire())),
+        ("acquire_owned", size_of_val(&pool.acquire_owned())),
+        ("acquire_timeout", size_of_val(&pool.acquire_timeout(SECOND))),
+    ];
+    println!("{sizes:?}");
+    for (what, size) in sizes {
+        assert!(size <= LARGEST_FUTURE, "{what} has {size} bytes");
+    }
+}
+
+/// The largest of them when this was written; most of it is two timers and a listener.
+const LARGEST_FUTURE: usize = 1;

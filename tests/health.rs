@@ -1,0 +1,428 @@
+//! Connections that are broken, dirty or dead: what becomes of them, and of whoever waits.
+
+#![cfg(feature = "tokio")]
+
+mod support;
+use support::*;
+
+use millpond::{CheckPolicy, Pool, PoolBuilder, ReleaseError, TryAcquireError};
+use std::pin::pin;
+use std::time::Duration;
+use tokio::time::Instant;
+
+const SECOND: Duration = Duration::from_secs(1);
+const DIRTY: Act = Act::Slow(Duration::ZERO);
+const BROKEN: Act = Act::Error;
+
+fn always_checked(manager: &TestManager, max_size: usize) -> PoolBuilder<TestManager> {
+    Pool::builder(manager.clone()).max_size(max_size).check(CheckPolicy::Always)
+}
+
+/// So many idle connections that must be checked before their next use.
+async fn used(pool: &Pool<TestManager>, count: usize) {
+    let mut guards = Vec::new();
+    for _ in 0..count {
+        guards.push(pool.acquire().await.unwrap_or_else(|error| panic!("{error}")));
+    }
+}
+
+/// Runs a blocking call on a thread of its own, while this runtime goes on.
+async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let thread = std::thread::spawn(work);
+    eventually("the thread has ended", || thread.is_finished()).await;
+    join(thread)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broken_connection_is_closed_and_a_waiter_gets_a_new_one() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(1).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let mut acquire = pin!(pool.acquire());
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    manager.condition.once(BROKEN);
+    let began = Instant::now();
+    drop(held);
+    let fresh = acquire.await.unwrap();
+    assert_eq!((fresh.id, began.elapsed()), (2, Duration::ZERO));
+    drop(fresh);
+
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.broken, metrics.closed.total()), (1, 1));
+    assert_eq!((manager.ledger.closed(), manager.reset.calls()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_discarded_connection_is_closed_and_a_waiter_gets_a_new_one() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(1).build_lazy().unwrap();
+    let held = pool.acquire_owned().await.unwrap();
+    let mut acquire = pin!(pool.acquire());
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    held.discard();
+    assert_eq!(acquire.await.unwrap().id, 2);
+
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.discarded, metrics.closed.total()), (1, 1));
+    assert_eq!(manager.ledger.closed(), 1);
+    assert_eq!(manager.condition.calls(), 1, "the discarded one is not asked about");
+}
+
+#[tokio::test(start_paused = true)]
+async fn min_idle_is_kept_when_a_connection_turns_out_broken() {
+    let manager = TestManager::new();
+    let pool =
+        Pool::builder(manager.clone()).max_size(4).min_idle(2).build().await.unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.condition.once(BROKEN);
+    drop(held);
+    eventually("two are idle again", || pool.metrics().counts.idle == 2).await;
+    assert_eq!(balanced(&pool, &manager.ledger).await.created, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn min_idle_is_kept_when_a_connection_is_discarded() {
+    let manager = TestManager::new();
+    let pool =
+        Pool::builder(manager.clone()).max_size(4).min_idle(2).build().await.unwrap();
+    pool.acquire().await.unwrap().discard();
+    eventually("two are idle again", || pool.metrics().counts.idle == 2).await;
+    assert_eq!(balanced(&pool, &manager.ledger).await.created, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn min_idle_is_kept_although_the_server_is_down_for_a_while() {
+    let manager = TestManager::new();
+    let pool =
+        Pool::builder(manager.clone()).max_size(4).min_idle(2).build().await.unwrap();
+    manager.connect.always(Act::Error);
+    pool.acquire().await.unwrap().discard();
+    tokio::time::sleep(30 * SECOND).await;
+    assert_eq!(manager.connect.most_running(), 1);
+    manager.connect.calm();
+    eventually("two are idle again", || pool.metrics().counts.idle == 2).await;
+    assert_eq!(balanced(&pool, &manager.ledger).await.created, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dirty_connection_is_reset_before_anybody_else_sees_it() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(1).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let mut acquire = pin!(pool.acquire());
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    manager.condition.once(DIRTY);
+    manager.reset.once(Act::Gated);
+    drop(held);
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+        assert!(poll_once(acquire.as_mut()).is_pending());
+        assert_eq!(pool.try_acquire().unwrap_err(), TryAcquireError::Empty);
+    }
+    assert_eq!((manager.reset.running(), pool.metrics().counts.resetting), (1, 1));
+    manager.reset.open(1);
+    let clean = acquire.await.unwrap();
+    assert_eq!((clean.id, manager.reset.calls()), (1, 1));
+    drop(clean);
+
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.resets, metrics.closed.total(), metrics.created), (1, 0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn release_resets_a_dirty_connection_before_it_returns() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(1).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.condition.once(DIRTY);
+    manager.reset.once(Act::Slow(SECOND));
+    held.release().await.unwrap();
+    let metrics = pool.metrics();
+    assert_eq!((metrics.resets, metrics.counts.idle), (1, 1));
+    assert_eq!(pool.try_acquire().unwrap().id, 1);
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn release_asks_for_the_condition_once() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(1).build_lazy().unwrap();
+    pool.acquire().await.unwrap().release().await.unwrap();
+    assert_eq!(manager.condition.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn release_says_that_the_connection_is_broken() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(1).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.condition.once(BROKEN);
+    assert!(matches!(held.release().await, Err(ReleaseError::Broken)));
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.broken, metrics.counts.vacant), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failing_reset_retires_the_connection_and_the_waiter_gets_another() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(1).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let mut acquire = pin!(pool.acquire());
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    manager.condition.once(DIRTY);
+    manager.reset.once(Act::Error);
+    drop(held);
+    assert_eq!(acquire.await.unwrap().id, 2);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.failed_reset, metrics.closed.total()), (1, 1));
+    assert_eq!((metrics.resets, manager.ledger.closed()), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn release_reports_a_failing_reset_and_the_waiter_gets_another() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(1).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let mut acquire = pin!(pool.acquire());
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    manager.condition.once(DIRTY);
+    manager.reset.once(Act::Error);
+    let error = held.release().await.unwrap_err();
+    let source = std::error::Error::source(&error).expect("the cause");
+    assert_eq!(source.to_string(), "scripted reset error");
+    assert_eq!(acquire.await.unwrap().id, 2);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.failed_reset, metrics.closed.total()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn always_checks_each_connection_before_each_use() {
+    let manager = TestManager::new();
+    let pool = always_checked(&manager, 1).build_lazy().unwrap();
+    for acquires in 0..10 {
+        drop(pool.acquire().await.unwrap());
+        assert_eq!(manager.check.calls(), acquires, "a new connection needs no check");
+    }
+    let held = pool.acquire().await.unwrap();
+    let mut acquire = pin!(pool.acquire());
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    drop(held);
+    assert_eq!(manager.check.calls(), 10);
+    drop(acquire.await.unwrap());
+    assert_eq!(manager.check.calls(), 11, "a connection that is handed over is checked too");
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.acquires, metrics.created), (12, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acquire_whose_check_fails_goes_on_to_the_next_connection() {
+    let manager = TestManager::new();
+    let pool = always_checked(&manager, 2).build_lazy().unwrap();
+    used(&pool, 2).await;
+    manager.check.once(Act::Error);
+    let began = Instant::now();
+    let held = pool.acquire().await.unwrap();
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    assert_eq!((manager.check.calls(), manager.connect.calls()), (2, 2));
+    drop(held);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.failed_check, metrics.closed.total()), (1, 1));
+    assert_eq!((metrics.counts.idle, manager.ledger.closed()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acquire_that_finds_all_idle_ones_dead_ends_with_a_new_one_and_exact_counts() {
+    let manager = TestManager::new();
+    let pool = always_checked(&manager, 8).build_lazy().unwrap();
+    used(&pool, 8).await;
+    manager.check.always(Act::Error);
+    let fresh = pool.acquire().await.unwrap();
+    assert_eq!(fresh.id, 9);
+    drop(fresh);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.failed_check, metrics.closed.total()), (8, 8));
+    assert_eq!((metrics.created, metrics.counts.idle, metrics.acquires), (9, 1, 9));
+    assert_eq!((manager.check.calls(), manager.ledger.closed()), (8, 8));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acquire_that_finds_all_idle_ones_dead_and_no_server_ends_at_its_deadline() {
+    let manager = TestManager::new();
+    let pool = always_checked(&manager, 4).build_lazy().unwrap();
+    used(&pool, 4).await;
+    manager.check.always(Act::Error);
+    manager.connect.always(Act::Error);
+    let began = Instant::now();
+    let error = pool.acquire_timeout(3 * SECOND).await.unwrap_err();
+    assert_eq!(began.elapsed().as_secs(), 3);
+    let source = std::error::Error::source(&error).expect("the cause");
+    assert_eq!(source.to_string(), "scripted connect error");
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.failed_check, metrics.counts.vacant), (4, 4));
+
+    manager.connect.calm();
+    drop(pool.acquire().await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_check_in_one_acquire_does_not_hold_up_another() {
+    let manager = TestManager::new();
+    let pool = always_checked(&manager, 2).build_lazy().unwrap();
+    used(&pool, 2).await;
+    manager.check.once(Act::Gated);
+    let mut slow = Box::pin(pool.acquire());
+    assert!(poll_once(slow.as_mut()).is_pending());
+    assert_eq!(pool.metrics().counts.checking, 1);
+
+    let began = Instant::now();
+    for _ in 0..3 {
+        drop(pool.acquire().await.unwrap());
+    }
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    assert_eq!(manager.connect.calls(), 2);
+    assert!(poll_once(slow.as_mut()).is_pending());
+    manager.check.open(1);
+    drop(slow.await.unwrap());
+    assert_eq!(balanced(&pool, &manager.ledger).await.closed.total(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_being_checked_is_replaced_for_a_waiter_if_there_is_room() {
+    let manager = TestManager::new();
+    let pool = always_checked(&manager, 2).build_lazy().unwrap();
+    used(&pool, 1).await;
+    manager.check.once(Act::Gated);
+    let mut slow = Box::pin(pool.acquire());
+    assert!(poll_once(slow.as_mut()).is_pending());
+    assert_eq!(pool.acquire().await.unwrap().id, 2);
+    manager.check.open(1);
+    assert_eq!(slow.await.unwrap().id, 1);
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn try_acquire_sends_an_unchecked_connection_to_its_check_and_answers_empty() {
+    let manager = TestManager::new();
+    let pool = always_checked(&manager, 1).build_lazy().unwrap();
+    used(&pool, 1).await;
+    manager.check.once(Act::Gated);
+    assert_eq!(pool.try_acquire().unwrap_err(), TryAcquireError::Empty);
+    eventually("it is being checked", || manager.check.running() == 1).await;
+    assert_eq!(pool.try_acquire().unwrap_err(), TryAcquireError::Empty);
+    assert_eq!(pool.metrics().counts.checking, 1);
+    manager.check.open(1);
+    eventually("it is idle again", || pool.metrics().counts.idle == 1).await;
+    assert_eq!(pool.try_acquire().unwrap().id, 1);
+    assert_eq!(manager.check.calls(), 1);
+
+    // It has been used, so it needs another check; this one fails.
+    manager.check.once(Act::Error);
+    assert_eq!(pool.try_acquire().unwrap_err(), TryAcquireError::Empty);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.failed_check, metrics.counts.vacant), (1, 1));
+    assert_eq!(metrics.acquires, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_background_check_passes_goes_to_a_waiter_without_another() {
+    let manager = TestManager::new();
+    let pool = always_checked(&manager, 1).build_lazy().unwrap();
+    used(&pool, 1).await;
+    manager.check.once(Act::Gated);
+    assert_eq!(pool.try_acquire().unwrap_err(), TryAcquireError::Empty);
+    let mut acquire = Box::pin(pool.acquire());
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    manager.check.open(1);
+    assert_eq!(acquire.await.unwrap().id, 1);
+    assert_eq!(manager.check.calls(), 1);
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[test]
+fn try_acquire_outside_a_runtime_has_the_check_done_on_the_pools() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_time()
+        .build()
+        .unwrap();
+    let manager = TestManager::new();
+    let pool = runtime.block_on(always_checked(&manager, 1).build()).unwrap();
+    runtime.block_on(used(&pool, 1));
+    assert_eq!(pool.try_acquire().unwrap_err(), TryAcquireError::Empty);
+    eventually_blocking("it has been checked", || pool.metrics().counts.idle == 1);
+    drop(pool.try_acquire().unwrap());
+    assert_eq!(balanced_blocking(&pool, &manager.ledger).created, 1);
+    assert_eq!(manager.check.calls(), 1);
+}
+
+#[tokio::test]
+async fn a_blocking_acquire_has_its_connection_checked_on_the_pools_runtime() {
+    let manager = TestManager::new();
+    let pool = always_checked(&manager, 1).build_lazy().unwrap();
+    used(&pool, 1).await;
+    on_a_thread({
+        let pool = pool.clone();
+        move || {
+            for _ in 0..10 {
+                drop(pool.acquire_blocking().unwrap());
+            }
+        }
+    })
+    .await;
+    assert_eq!(manager.check.calls(), 10);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.created, metrics.acquires), (1, 11));
+}
+
+#[tokio::test]
+async fn a_blocking_acquire_whose_check_fails_goes_on_to_a_new_connection() {
+    let manager = TestManager::new();
+    let pool = always_checked(&manager, 2).build_lazy().unwrap();
+    used(&pool, 2).await;
+    manager.check.once(Act::Error);
+    manager.check.once(Act::Panic);
+    hush_scripted_panics();
+    on_a_thread({
+        let pool = pool.clone();
+        move || drop(pool.acquire_blocking().unwrap())
+    })
+    .await;
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!(metrics.acquires, 3);
+    assert_eq!(metrics.closed.failed_check, metrics.closed.total());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_policy_never_checks_nothing_in_a_million_hot_acquires() {
+    // Without optimisation a million take several seconds; the claim is the same.
+    let acquires = if cfg!(debug_assertions) { 100_000 } else { 1_000_000 };
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(4).build_lazy().unwrap();
+    for _ in 0..acquires {
+        drop(pool.acquire().await.unwrap());
+    }
+    assert_eq!((manager.check.calls(), manager.connect.calls()), (0, 1));
+    assert_eq!((manager.reset.calls(), manager.close.calls()), (0, 0));
+    assert_eq!(balanced(&pool, &manager.ledger).await.acquires, acquires);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_is_served_although_the_connection_before_it_failed_its_check() {
+    let manager = TestManager::new();
+    let pool = always_checked(&manager, 1).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.check.once(Act::Error);
+    let tasks: Vec<_> = (0..3)
+        .map(|_| {
+            let pool = pool.clone();
+            tokio::spawn(async move { pool.acquire().await.map(|guard| guard.id) })
+        })
+        .collect();
+    eventually("all wait", || pool.metrics().counts.waiters == 3).await;
+    drop(held);
+    for task in tasks {
+        assert_eq!(task.await.unwrap().unwrap(), 2);
+    }
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.failed_check, metrics.created), (1, 2));
+}

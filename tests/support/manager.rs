@@ -1,0 +1,313 @@
+//! A manager that does as it is told, and connections that count themselves.
+//!
+//! ```ignore
+//! let manager = TestManager::new();          // a clone is another handle to the same manager
+//! manager.connect.once(Act::Error);          // the next connect fails,
+//! manager.connect.once(Act::Gated);          // the one after that waits for `connect.open(1)`,
+//! manager.connect.always(Act::Slow(SECOND)); // and from then on each takes a second
+//! manager.condition.always(Act::Error);      // every released connection is broken
+//! let pool = Pool::builder(manager.clone()).build().await?;
+//! assert_eq!(manager.ledger.live(), 0);
+//! ```
+
+use millpond::{Condition, Manager};
+use std::collections::VecDeque;
+use std::future::pending;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// What one call of one of the manager's methods does.
+///
+/// `condition`, which cannot wait or fail, answers: `Ok` clean, `Slow` dirty, anything else broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// Succeeds at its first poll.
+    Ok,
+    /// Fails at its first poll.
+    Error,
+    /// Fails with an error that `is_permanent`.
+    Permanent,
+    /// Succeeds after this long.
+    Slow(Duration),
+    /// Succeeds when the test calls [`Script::open`].
+    Gated,
+    /// Never completes.
+    Never,
+    /// Panics at its first poll.
+    Panic,
+}
+
+/// What one of the methods does, call by call, and how often it has been called.
+#[derive(Debug)]
+pub struct Script {
+    next: Mutex<VecDeque<Act>>,
+    always: Mutex<Act>,
+    calls: AtomicUsize,
+    running: AtomicUsize,
+    most_running: AtomicUsize,
+    gate: Semaphore,
+}
+
+impl Script {
+    fn new() -> Self {
+        Self {
+            next: Mutex::default(),
+            always: Mutex::new(Act::Ok),
+            calls: AtomicUsize::new(0),
+            running: AtomicUsize::new(0),
+            most_running: AtomicUsize::new(0),
+            gate: Semaphore::new(0),
+        }
+    }
+
+    /// One more call, after those said before, does this.
+    pub fn once(&self, act: Act) {
+        self.next.lock().unwrap().push_back(act);
+    }
+
+    /// Every call does this, once what was said with [`once`](Self::once) is used up.
+    pub fn always(&self, act: Act) {
+        *self.always.lock().unwrap() = act;
+    }
+
+    /// Forgets all that was said: from now on, every call succeeds.
+    pub fn calm(&self) {
+        self.next.lock().unwrap().clear();
+        self.always(Act::Ok);
+    }
+
+    /// Lets `count` gated calls succeed, those that wait now or those to come.
+    pub fn open(&self, count: usize) {
+        self.gate.add_permits(count);
+    }
+
+    /// How many calls have begun.
+    pub fn calls(&self) -> usize {
+        self.calls.load(Ordering::SeqCst)
+    }
+
+    /// How many calls are under way.
+    pub fn running(&self) -> usize {
+        self.running.load(Ordering::SeqCst)
+    }
+
+    /// The most calls that were ever under way at the same time.
+    pub fn most_running(&self) -> usize {
+        self.most_running.load(Ordering::SeqCst)
+    }
+
+    fn begin(&self) -> Act {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        let next = self.next.lock().unwrap().pop_front();
+        next.unwrap_or_else(|| *self.always.lock().unwrap())
+    }
+
+    /// Acts, for the method called `what`.
+    async fn act(&self, what: &'static str) -> Result<(), TestError> {
+        let act = self.begin();
+        let _running = Running::new(self);
+        match act {
+            Act::Ok => {}
+            Act::Error => return Err(TestError { what, permanent: false }),
+            Act::Permanent => return Err(TestError { what, permanent: true }),
+            Act::Slow(time) => tokio::time::sleep(time).await,
+            Act::Gated => self.gate.acquire().await.expect("the gate is never closed").forget(),
+            Act::Never => pending().await,
+            Act::Panic => panic!("scripted panic in {what}"),
+        }
+        Ok(())
+    }
+}
+
+struct Running<'s>(&'s Script);
+
+impl<'s> Running<'s> {
+    fn new(script: &'s Script) -> Self {
+        let running = script.running.fetch_add(1, Ordering::SeqCst) + 1;
+        script.most_running.fetch_max(running, Ordering::SeqCst);
+        Self(script)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// The error of a scripted call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TestError {
+    /// The method that failed.
+    pub what: &'static str,
+    /// Whether trying again is pointless.
+    pub permanent: bool,
+}
+
+impl std::fmt::Display for TestError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "scripted {} error", self.what)
+    }
+}
+
+impl std::error::Error for TestError {}
+
+/// Counts connections.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    live: AtomicUsize,
+    most_live: AtomicUsize,
+    opened: AtomicUsize,
+    dropped: AtomicUsize,
+    closed: AtomicUsize,
+}
+
+impl Ledger {
+    /// Connections that are alive or being opened, without those [taken off](Conn::uncount).
+    pub fn live(&self) -> usize {
+        self.live.load(Ordering::SeqCst)
+    }
+
+    /// The most there ever were.
+    pub fn most_live(&self) -> usize {
+        self.most_live.load(Ordering::SeqCst)
+    }
+
+    /// Connections that were opened with success.
+    pub fn opened(&self) -> usize {
+        self.opened.load(Ordering::SeqCst)
+    }
+
+    /// Connections that were opened with success and have been dropped since.
+    pub fn dropped(&self) -> usize {
+        self.dropped.load(Ordering::SeqCst)
+    }
+
+    /// Connections that were given to `close`.
+    pub fn closed(&self) -> usize {
+        self.closed.load(Ordering::SeqCst)
+    }
+}
+
+/// A connection. It counts as live from the moment at which it begins to be opened, until its drop.
+#[derive(Debug)]
+pub struct Conn {
+    /// 1 for the manager's first connection that was opened with success; unique.
+    pub id: usize,
+    /// Room for whatever a test wants to leave in it.
+    pub note: usize,
+    counted: bool,
+    opened: bool,
+    ledger: Arc<Ledger>,
+}
+
+impl Conn {
+    fn new(ledger: &Arc<Ledger>) -> Self {
+        let live = ledger.live.fetch_add(1, Ordering::SeqCst) + 1;
+        ledger.most_live.fetch_max(live, Ordering::SeqCst);
+        Self { id: 0, note: 0, counted: true, opened: false, ledger: ledger.clone() }
+    }
+
+    /// Takes it off the count of live ones: for a connection that is about to be detached.
+    pub fn uncount(&mut self) {
+        if std::mem::replace(&mut self.counted, false) {
+            self.ledger.live.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+impl Drop for Conn {
+    fn drop(&mut self) {
+        self.uncount();
+        if self.opened {
+            self.ledger.dropped.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
+/// A manager that does as it is told; a clone is another handle to the same one.
+#[derive(Clone, Debug)]
+pub struct TestManager(Arc<Scripts>);
+
+/// The scripts of a [`TestManager`], which derefs to them.
+#[derive(Debug)]
+pub struct Scripts {
+    /// What `connect` does.
+    pub connect: Script,
+    /// What `check` does.
+    pub check: Script,
+    /// What `reset` does.
+    pub reset: Script,
+    /// What `close` does.
+    pub close: Script,
+    /// What `condition` answers; see [`Act`].
+    pub condition: Script,
+    /// The connections.
+    pub ledger: Arc<Ledger>,
+}
+
+impl TestManager {
+    /// A manager with which all goes well.
+    pub fn new() -> Self {
+        Self(Arc::new(Scripts {
+            connect: Script::new(),
+            check: Script::new(),
+            reset: Script::new(),
+            close: Script::new(),
+            condition: Script::new(),
+            ledger: Arc::default(),
+        }))
+    }
+}
+
+impl Deref for TestManager {
+    type Target = Scripts;
+
+    fn deref(&self) -> &Scripts {
+        &self.0
+    }
+}
+
+impl Manager for TestManager {
+    type Connection = Conn;
+    type Error = TestError;
+
+    async fn connect(&self) -> Result<Conn, TestError> {
+        let mut conn = Conn::new(&self.ledger);
+        self.connect.act("connect").await?;
+        conn.id = self.ledger.opened.fetch_add(1, Ordering::SeqCst) + 1;
+        conn.opened = true;
+        Ok(conn)
+    }
+
+    fn condition(&self, _: &mut Conn) -> Condition {
+        match self.condition.begin() {
+            Act::Ok => Condition::Clean,
+            Act::Slow(_) => Condition::Dirty,
+            Act::Panic => panic!("scripted panic in condition"),
+            _ => Condition::Broken,
+        }
+    }
+
+    async fn check(&self, _: &mut Conn) -> Result<(), TestError> {
+        self.check.act("check").await
+    }
+
+    async fn reset(&self, _: &mut Conn) -> Result<(), TestError> {
+        self.reset.act("reset").await
+    }
+
+    async fn close(&self, conn: Conn) {
+        self.ledger.closed.fetch_add(1, Ordering::SeqCst);
+        // An error has nowhere to go: it closes like success.
+        let _ = self.close.act("close").await;
+        drop(conn);
+    }
+
+    fn is_permanent(&self, error: &TestError) -> bool {
+        error.permanent
+    }
+}

@@ -1,0 +1,478 @@
+//! Deadlines: of an acquire, of each of the manager's methods, and what a timeout tells.
+
+#![cfg(feature = "tokio")]
+
+mod support;
+use support::*;
+
+use millpond::{AcquireError, CheckPolicy, OperationError, Pool, ReleaseError, Stage, Timeout};
+use std::error::Error;
+use std::fmt::Debug;
+use std::pin::pin;
+use std::time::Duration;
+use tokio::time::Instant;
+
+const SECOND: Duration = Duration::from_secs(1);
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+fn timeout_of<T: Debug>(result: Result<T, AcquireError<TestError>>) -> Timeout<TestError> {
+    match result {
+        Err(AcquireError::Timeout(timeout)) => *timeout,
+        other => panic!("no timeout: {other:?}"),
+    }
+}
+
+/// Asserts that so much of the paused clock's time has passed, to the timer's millisecond.
+#[track_caller]
+fn assert_passed(since: Instant, expected: Duration) {
+    let passed = since.elapsed();
+    assert!(passed >= expected, "{passed:?}, sooner than {expected:?}");
+    assert!(passed <= expected + MILLISECOND, "{passed:?}, later than {expected:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acquire_times_out_at_its_deadline_and_not_before() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone())
+        .max_size(1)
+        .acquire_timeout(3 * SECOND)
+        .build_lazy()
+        .unwrap();
+    let held = pool.acquire().await.unwrap();
+
+    let began = Instant::now();
+    let mut acquire = pin!(pool.acquire());
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    tokio::time::advance(3 * SECOND - MILLISECOND).await;
+    assert!(poll_once(acquire.as_mut()).is_pending(), "before its deadline");
+    assert_eq!(pool.metrics().counts.waiters, 1);
+
+    let timeout = timeout_of(acquire.await);
+    assert_passed(began, 3 * SECOND);
+    assert_eq!(timeout.waited(), began.elapsed());
+    assert_eq!(pool.metrics().timeouts, 1);
+    assert_eq!(pool.metrics().acquires, 1);
+    drop(held);
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn acquire_timeout_overrides_the_configured_limit_both_ways() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager).max_size(1).acquire_timeout(2 * SECOND).build_lazy().unwrap();
+    let _held = pool.acquire().await.unwrap();
+    for limit in [SECOND, 5 * SECOND] {
+        let began = Instant::now();
+        timeout_of(pool.acquire_timeout(limit).await);
+        assert_passed(began, limit);
+    }
+    let began = Instant::now();
+    timeout_of(pool.acquire_owned().await);
+    assert_passed(began, 2 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_timeout_the_next_acquire_works() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(1).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    for _ in 0..3 {
+        timeout_of(pool.acquire_timeout(SECOND).await);
+    }
+    drop(held);
+    drop(pool.acquire_timeout(Duration::ZERO).await.unwrap());
+
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.timeouts, metrics.acquires, metrics.created), (3, 2, 1));
+    assert_eq!(metrics.counts.idle, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timeout_of_the_callers_own_is_a_cancel_and_counts_as_none() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(1).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    assert!(tokio::time::timeout(SECOND, pool.acquire()).await.is_err());
+    assert_eq!(pool.metrics().counts.waiters, 0);
+    assert_eq!(pool.metrics().timeouts, 0);
+
+    drop(held);
+    drop(tokio::time::timeout(SECOND, pool.acquire()).await.unwrap().unwrap());
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.timeouts, metrics.acquires, metrics.created), (0, 2, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hanging_connect_is_bounded_by_its_own_timeout() {
+    let manager = TestManager::new();
+    manager.connect.once(Act::Never);
+    let pool = Pool::builder(manager.clone())
+        .max_size(1)
+        .connect_timeout(SECOND)
+        .acquire_timeout(60 * SECOND)
+        .build_lazy()
+        .unwrap();
+    let began = Instant::now();
+    drop(pool.acquire().await.unwrap());
+    assert!(began.elapsed() >= SECOND);
+    assert!(began.elapsed() <= SECOND + pool.config().backoff + MILLISECOND);
+
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.connect_failures, metrics.created, metrics.timeouts), (1, 1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acquire_honours_its_deadline_while_connect_hangs_and_the_slot_comes_back() {
+    let manager = TestManager::new();
+    manager.connect.once(Act::Never);
+    let pool = Pool::builder(manager.clone())
+        .max_size(1)
+        .connect_timeout(20 * SECOND)
+        .build_lazy()
+        .unwrap();
+    let began = Instant::now();
+    let timeout = timeout_of(pool.acquire_timeout(2 * SECOND).await);
+    assert_passed(began, 2 * SECOND);
+    assert_eq!(timeout.stage(), Stage::Connecting);
+    assert_eq!(pool.metrics().counts.connecting, 1, "the dial goes on without its caller");
+
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_passed(began, 20 * SECOND);
+    assert_eq!(metrics.counts.vacant, 1);
+    drop(pool.acquire().await.unwrap());
+    assert_eq!(balanced(&pool, &manager.ledger).await.created, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hanging_check_is_bounded_by_its_own_timeout() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone())
+        .max_size(1)
+        .min_idle(1)
+        .check(CheckPolicy::Always)
+        .check_timeout(SECOND)
+        .acquire_timeout(60 * SECOND)
+        .build()
+        .await
+        .unwrap();
+    drop(pool.acquire().await.unwrap());
+    manager.check.once(Act::Never);
+    let began = Instant::now();
+    let fresh = pool.acquire().await.unwrap();
+    assert_passed(began, SECOND);
+    assert_eq!(fresh.id, 2, "the one that did not answer is gone");
+    drop(fresh);
+
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!(metrics.closed.failed_check, 1);
+    assert_eq!((metrics.closed.total(), metrics.created, metrics.timeouts), (1, 2, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acquire_honours_its_deadline_while_a_check_hangs_and_the_slot_comes_back() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone())
+        .max_size(1)
+        .check(CheckPolicy::Always)
+        .check_timeout(60 * SECOND)
+        .build_lazy()
+        .unwrap();
+    drop(pool.acquire().await.unwrap());
+    manager.check.once(Act::Never);
+    let began = Instant::now();
+    let timeout = timeout_of(pool.acquire_timeout(2 * SECOND).await);
+    assert_passed(began, 2 * SECOND);
+    assert_eq!(timeout.stage(), Stage::Checking);
+    assert!(timeout.to_string().contains("checking one took too long"), "{timeout}");
+    assert!(timeout.source().is_none());
+    assert_eq!(manager.check.running(), 0);
+
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.abandoned, metrics.closed.total()), (1, 1));
+    drop(pool.acquire().await.unwrap());
+    assert_eq!(balanced(&pool, &manager.ledger).await.created, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hanging_reset_is_bounded_by_its_own_timeout() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone())
+        .max_size(1)
+        .reset_timeout(SECOND)
+        .acquire_timeout(60 * SECOND)
+        .build_lazy()
+        .unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.condition.once(Act::Slow(Duration::ZERO));
+    manager.reset.once(Act::Never);
+    let began = Instant::now();
+    drop(held);
+    assert_eq!(pool.metrics().counts.resetting, 1);
+    let fresh = pool.acquire().await.unwrap();
+    assert_passed(began, SECOND);
+    assert_eq!(fresh.id, 2);
+    drop(fresh);
+
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.failed_reset, metrics.closed.total()), (1, 1));
+    assert_eq!(metrics.resets, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acquire_honours_its_deadline_while_a_reset_hangs() {
+    let manager = TestManager::new();
+    let pool =
+        Pool::builder(manager.clone()).max_size(1).reset_timeout(9 * SECOND).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.condition.once(Act::Slow(Duration::ZERO));
+    manager.reset.once(Act::Never);
+    let began = Instant::now();
+    drop(held);
+    let timeout = timeout_of(pool.acquire_timeout(2 * SECOND).await);
+    assert_passed(began, 2 * SECOND);
+    assert_eq!(timeout.counts().resetting, 1);
+
+    balanced(&pool, &manager.ledger).await;
+    assert_passed(began, 9 * SECOND);
+    drop(pool.acquire().await.unwrap());
+    assert_eq!(balanced(&pool, &manager.ledger).await.created, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn release_reports_a_reset_that_takes_too_long() {
+    let manager = TestManager::new();
+    let pool =
+        Pool::builder(manager.clone()).max_size(1).reset_timeout(SECOND).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.condition.once(Act::Slow(Duration::ZERO));
+    manager.reset.once(Act::Never);
+    let began = Instant::now();
+    let error = held.release().await.unwrap_err();
+    assert_passed(began, SECOND);
+    assert!(
+        matches!(error, ReleaseError::Reset(OperationError::TimedOut { limit }) if limit == SECOND),
+        "{error:?}"
+    );
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.failed_reset, metrics.closed.total()), (1, 1));
+    assert_eq!(manager.ledger.closed(), 1, "close was called once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hanging_close_is_bounded_by_its_own_timeout() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone())
+        .max_size(1)
+        .close_timeout(SECOND)
+        .acquire_timeout(60 * SECOND)
+        .build_lazy()
+        .unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.close.once(Act::Never);
+    let began = Instant::now();
+    held.discard();
+    let fresh = pool.acquire().await.unwrap();
+    assert_passed(began, SECOND);
+    assert_eq!(fresh.id, 2);
+    drop(fresh);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.discarded, metrics.closed.total()), (1, 1));
+    assert_eq!(manager.ledger.dropped(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acquire_honours_its_deadline_while_a_close_hangs() {
+    let manager = TestManager::new();
+    let pool =
+        Pool::builder(manager.clone()).max_size(1).close_timeout(9 * SECOND).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.close.once(Act::Never);
+    let began = Instant::now();
+    held.discard();
+    let timeout = timeout_of(pool.acquire_timeout(2 * SECOND).await);
+    assert_passed(began, 2 * SECOND);
+    assert_eq!(timeout.counts().closing, 1, "a connection occupies its place until it is gone");
+
+    assert_eq!(balanced(&pool, &manager.ledger).await.counts.vacant, 1);
+    assert_passed(began, 9 * SECOND);
+    drop(pool.acquire().await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn closing_a_pool_waits_for_hanging_closes_no_longer_than_close_timeout() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone())
+        .max_size(4)
+        .min_idle(4)
+        .close_timeout(SECOND)
+        .build()
+        .await
+        .unwrap();
+    manager.close.always(Act::Never);
+    let began = Instant::now();
+    pool.close().await;
+    assert_passed(began, SECOND);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.pool_closed, metrics.closed.total()), (4, 4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timeout_while_all_are_in_use_says_queued() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager).name("orders").max_size(2).build_lazy().unwrap();
+    let _held = (pool.acquire().await.unwrap(), pool.acquire().await.unwrap());
+    let mut other = pin!(pool.acquire_timeout(9 * SECOND));
+    assert!(poll_once(other.as_mut()).is_pending());
+
+    let error = pool.acquire_timeout(SECOND).await.unwrap_err();
+    assert!(error.source().is_none());
+    assert_eq!(
+        error.to_string(),
+        "pool orders: no connection within 1s: none was released in time \
+         (2 of 2 in use, 0 idle, 1 waiting)"
+    );
+    let timeout = timeout_of::<()>(Err(error));
+    assert_eq!(timeout.stage(), Stage::Queued);
+    assert_eq!(timeout.waited(), SECOND);
+    assert_eq!((timeout.counts().in_use, timeout.counts().capacity()), (2, 2));
+    assert_eq!(timeout.counts().waiters, 1, "the other one: the caller is no longer counted");
+    assert!(timeout.last_connect_error().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timeout_while_connect_is_slow_says_connecting() {
+    let manager = TestManager::new();
+    manager.connect.once(Act::Gated);
+    let pool = Pool::builder(manager).max_size(2).build_lazy().unwrap();
+    let error = pool.acquire_timeout(SECOND).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "pool millpond: no connection within 1s: opening one took too long \
+         (0 of 2 in use, 0 idle, 1 connecting)"
+    );
+    let timeout = timeout_of::<()>(Err(error));
+    assert_eq!((timeout.stage(), timeout.counts().connecting), (Stage::Connecting, 1));
+    assert!(timeout.source().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timeout_while_connect_fails_carries_the_cause_in_its_source_chain() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Error);
+    let pool = Pool::builder(manager.clone()).max_size(1).build_lazy().unwrap();
+    let error = pool.acquire_timeout(SECOND).await.unwrap_err();
+    let source = error.source().expect("the cause");
+    assert_eq!(source.to_string(), "scripted connect error");
+    let cause = source.downcast_ref::<OperationError<TestError>>().expect("an OperationError");
+    assert!(matches!(cause, OperationError::Failed(error) if error.what == "connect"));
+    assert!(!error.to_string().contains("scripted"), "Display does not repeat its source");
+
+    let timeout = timeout_of::<()>(Err(error));
+    assert_eq!(timeout.stage(), Stage::ConnectFailing);
+    assert!(timeout.to_string().contains("opening one keeps failing"), "{timeout}");
+    let last = timeout.last_connect_error().expect("the cause");
+    assert!(matches!(&**last, OperationError::Failed(_)), "{last:?}");
+    assert_eq!(pool.metrics().connect_failures, manager.connect.calls() as u64);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connect_that_takes_too_long_is_a_cause_of_its_own() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Never);
+    let pool = Pool::builder(manager).max_size(1).connect_timeout(SECOND).build_lazy().unwrap();
+    let timeout = timeout_of(pool.acquire_timeout(3 * SECOND / 2).await);
+    assert_eq!(timeout.stage(), Stage::ConnectFailing);
+    let source = timeout.source().expect("the cause");
+    assert_eq!(source.to_string(), "no answer within 1s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_cause_is_forgotten_when_a_connect_succeeds() {
+    let manager = TestManager::new();
+    manager.connect.once(Act::Error);
+    let pool = Pool::builder(manager).max_size(1).build_lazy().unwrap();
+    let _held = pool.acquire().await.unwrap();
+    let timeout = timeout_of(pool.acquire_timeout(SECOND).await);
+    assert_eq!(timeout.stage(), Stage::Queued);
+    assert!(timeout.source().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_zero_limit_takes_what_is_idle_or_gives_up_at_once() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(1).min_idle(1).build().await.unwrap();
+    let held = pool.acquire_timeout(Duration::ZERO).await.unwrap();
+    let began = Instant::now();
+    let timeout = timeout_of(pool.acquire_timeout(Duration::ZERO).await);
+    assert_passed(began, Duration::ZERO);
+    assert_eq!((timeout.stage(), timeout.counts().waiters), (Stage::Queued, 0));
+    drop(held);
+    drop(pool.acquire_timeout(Duration::ZERO).await.unwrap());
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.timeouts, metrics.acquires), (1, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unlimited_acquire_waits_for_good() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(1).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let mut acquire = pin!(pool.acquire_timeout(Duration::MAX));
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    tokio::time::advance(Duration::from_secs(3600 * 24 * 365)).await;
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    drop(held);
+    drop(acquire.await.unwrap());
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test]
+async fn a_blocking_acquire_times_out_at_its_deadline_and_not_before() {
+    let limit = Duration::from_millis(40);
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(1).acquire_timeout(limit);
+    let pool = pool.build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let blocked = std::thread::spawn({
+        let pool = pool.clone();
+        move || {
+            for acquire in [0, 1] {
+                let began = std::time::Instant::now();
+                let result = match acquire {
+                    0 => pool.acquire_blocking(),
+                    _ => pool.acquire_blocking_timeout(limit),
+                };
+                let timeout = timeout_of(result);
+                assert!(began.elapsed() >= limit, "{:?}", began.elapsed());
+                assert!(timeout.waited() >= limit, "{:?}", timeout.waited());
+                assert_eq!((timeout.stage(), timeout.counts().waiters), (Stage::Queued, 0));
+            }
+            timeout_of(pool.acquire_blocking_timeout(Duration::ZERO));
+        }
+    });
+    eventually("the thread has ended", || blocked.is_finished()).await;
+    join(blocked);
+    drop(held);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.timeouts, metrics.acquires), (3, 1));
+    drop(pool.acquire().await.unwrap());
+}
+
+#[test]
+fn a_hit_needs_neither_runtime_nor_timer() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(1).min_idle(1);
+    let pool = runtime.block_on(pool.build()).unwrap();
+    for _ in 0..100 {
+        drop(pollster::block_on(pool.acquire()).unwrap());
+        drop(pollster::block_on(pool.acquire_timeout(SECOND)).unwrap());
+        drop(pollster::block_on(pool.acquire_owned()).unwrap());
+        drop(pool.acquire_blocking().unwrap());
+        drop(pool.try_acquire().unwrap());
+        pollster::block_on(pollster::block_on(pool.acquire()).unwrap().release()).unwrap();
+    }
+    let without_timers = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    without_timers.block_on(async { drop(pool.acquire().await.unwrap()) });
+    assert_eq!(balanced_blocking(&pool, &manager.ledger).acquires, 601);
+}
