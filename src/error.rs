@@ -157,6 +157,9 @@ mod managed {
             "no tokio runtime here: call build inside one, or build_lazy, or use blocking::Pool"
         )]
         NoRuntime,
+        /// The system refused what a pool with a thread of its own needs.
+        #[error("cannot start the pool's thread")]
+        Thread(#[source] std::io::Error),
     }
 
     /// Why an acquire failed.

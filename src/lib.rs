@@ -11,6 +11,8 @@ mod object;
 mod sync;
 
 #[cfg(feature = "tokio")]
+pub mod blocking;
+#[cfg(feature = "tokio")]
 mod config;
 #[cfg(feature = "tokio")]
 mod manager;

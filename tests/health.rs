@@ -71,8 +71,7 @@ async fn a_discarded_connection_is_closed_and_a_waiter_gets_a_new_one() {
 #[tokio::test(start_paused = true)]
 async fn min_idle_is_kept_when_a_connection_turns_out_broken() {
     let manager = TestManager::new();
-    let pool =
-        Pool::builder(manager.clone()).max_size(4).min_idle(2).build().await.unwrap();
+    let pool = Pool::builder(manager.clone()).max_size(4).min_idle(2).build().await.unwrap();
     let held = pool.acquire().await.unwrap();
     manager.condition.once(BROKEN);
     drop(held);
@@ -83,8 +82,7 @@ async fn min_idle_is_kept_when_a_connection_turns_out_broken() {
 #[tokio::test(start_paused = true)]
 async fn min_idle_is_kept_when_a_connection_is_discarded() {
     let manager = TestManager::new();
-    let pool =
-        Pool::builder(manager.clone()).max_size(4).min_idle(2).build().await.unwrap();
+    let pool = Pool::builder(manager.clone()).max_size(4).min_idle(2).build().await.unwrap();
     pool.acquire().await.unwrap().discard();
     eventually("two are idle again", || pool.metrics().counts.idle == 2).await;
     assert_eq!(balanced(&pool, &manager.ledger).await.created, 3);
@@ -93,8 +91,7 @@ async fn min_idle_is_kept_when_a_connection_is_discarded() {
 #[tokio::test(start_paused = true)]
 async fn min_idle_is_kept_although_the_server_is_down_for_a_while() {
     let manager = TestManager::new();
-    let pool =
-        Pool::builder(manager.clone()).max_size(4).min_idle(2).build().await.unwrap();
+    let pool = Pool::builder(manager.clone()).max_size(4).min_idle(2).build().await.unwrap();
     manager.connect.always(Act::Error);
     pool.acquire().await.unwrap().discard();
     tokio::time::sleep(30 * SECOND).await;

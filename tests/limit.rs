@@ -239,8 +239,11 @@ async fn topping_up_to_min_idle_beside_acquires_does_not_overshoot() {
 async fn topping_up_stops_at_min_idle() {
     let manager = TestManager::new();
     let pool = builder(&manager).max_size(8).min_idle(2).build().await.unwrap();
-    let held =
-        [pool.acquire().await.unwrap(), pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    let held = [
+        pool.acquire().await.unwrap(),
+        pool.acquire().await.unwrap(),
+        pool.acquire().await.unwrap(),
+    ];
     eventually("two are idle beside those in use", || pool.metrics().counts.idle == 2).await;
     drop(held);
     assert_eq!(pool.metrics().counts.idle, 5);

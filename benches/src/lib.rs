@@ -2,14 +2,17 @@
 //! behind one interface, the loads, and rounds that take turns.
 //!
 //! Read `pools.rs` (who takes part, and how each is set up), `load.rs` (what they are put through),
-//! `rounds.rs` (how two of them are compared on a machine that does other things as well).
+//! `rounds.rs` and `calm.rs` (how two of them are compared on a machine that does other things as
+//! well).
 
 #![forbid(unsafe_code)]
 
+mod calm;
 mod load;
 mod pools;
 mod rounds;
 
+pub use self::calm::{calm, disturbed};
 pub use self::load::{
     Outcome, SHAPES, Shape, alone, thread_runtime, together, wait, worker_runtime,
 };

@@ -1,5 +1,6 @@
 //! The loads: one user alone, several threads together, and more tasks than connections.
 
+use crate::calm::noting_delay;
 use crate::pools::{BenchPool, WaitingPool};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
@@ -63,7 +64,7 @@ pub fn together(runtime: &Handle, pool: &dyn BenchPool, threads: usize, turns: u
                         thread::yield_now();
                     }
                     let began = Instant::now();
-                    let took = alone(runtime, pool, turns);
+                    let took = noting_delay(|| alone(runtime, pool, turns));
                     (began, began + took)
                 })
             })

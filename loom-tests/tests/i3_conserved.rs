@@ -4,7 +4,7 @@
 
 use millpond::ObjectPool;
 use millpond_loom::{
-    Census, ORDERS, Station, acquire, assert_conserved, block_on, check, pool_of, poll_once,
+    Census, ORDERS, Station, acquire, assert_conserved, block_on, check, poll_once, pool_of,
     set_home, thread, waiter,
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -155,9 +155,8 @@ fn a_new_connection_finds_whoever_parks_meanwhile() {
 fn a_release_and_a_retirement_serve_two_waiters() {
     check(|| {
         let station = Station::new(2, 1, 0, &Census::default());
-        let mut leases = [(); 2].map(|()| {
-            station.reserve().expect("a slot is vacant").fill(station.connect())
-        });
+        let mut leases =
+            [(); 2].map(|()| station.reserve().expect("a slot is vacant").fill(station.connect()));
         let others = [(); 2].map(|()| {
             let station = station.clone();
             thread::spawn(move || station.acquire())

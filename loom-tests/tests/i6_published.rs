@@ -7,7 +7,7 @@
 
 use millpond::IdleOrder;
 use millpond_loom::{
-    Census, ORDERS, acquire, assert_conserved, check, pool_of, poll_once, set_home, thread, waiter,
+    Census, ORDERS, acquire, assert_conserved, check, poll_once, pool_of, set_home, thread, waiter,
 };
 use std::pin::pin;
 

@@ -8,7 +8,7 @@
 
 use millpond::IdleOrder;
 use millpond_loom::{
-    Census, Station, acquire, assert_conserved, check, making_pool, pool_of, poll_once, set_home,
+    Census, Station, acquire, assert_conserved, check, making_pool, poll_once, pool_of, set_home,
     thread, waiter,
 };
 use std::pin::pin;

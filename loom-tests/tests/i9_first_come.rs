@@ -5,7 +5,7 @@
 #![cfg(loom)]
 
 use millpond_loom::{
-    Census, ORDERS, acquire, assert_conserved, block_on, check, making_pool, pool_of, poll_once,
+    Census, ORDERS, acquire, assert_conserved, block_on, check, making_pool, poll_once, pool_of,
     thread,
 };
 use std::pin::pin;

@@ -183,7 +183,7 @@ impl<K: Keeper> Core<K> {
         assert!(shards.is_power_of_two(), "BUG: {shards} shards");
         let vacant = BoxQueue::new(capacity);
         for id in 0..capacity as u32 {
-            let slot = Box::new(Slot { id, resource: None, keeper: keeper.clone() });
+            let slot = Box::new(Slot { id, uses: 0, resource: None, keeper: keeper.clone() });
             assert!(vacant.push(slot).is_ok(), "BUG: no room for a vacant slot");
         }
         Self {

@@ -79,10 +79,29 @@ impl State {
 pub(crate) struct Slot<K: Keeper> {
     /// The slot's number, and the index of its cell.
     pub(super) id: u32,
+    /// How often the slot has been acquired. The cell has a copy for others to read; the owner need
+    /// not wait for its own store to come back from there.
+    pub(super) uses: u64,
     /// The resource; `None` while the slot is vacant or being connected.
     pub(super) resource: Option<K::Resource>,
     /// Whom the slot belongs to, for a hand-off that nobody is left to receive.
     pub(super) keeper: Weak<K>,
+}
+
+impl<K: Keeper> Slot<K> {
+    /// Moves the slot to another state.
+    #[inline]
+    pub(super) fn enter(&self, cell: &Cell, next: State) {
+        cell.note(next, self.uses);
+    }
+
+    /// The slot reaches a caller: counts a use, and notes who made it.
+    #[inline]
+    pub(super) fn begin_use(&mut self, cell: &Cell, holder: &'static Location<'static>) {
+        self.uses = self.uses.wrapping_add(1);
+        cell.note(State::InUse, self.uses);
+        cell.holder.store(Some(holder));
+    }
 }
 
 impl<K: Keeper> Keyed for Slot<K> {
@@ -128,33 +147,15 @@ impl Cell {
         (State::ALL[(life & STATE_MASK) as usize], life >> STATE_BITS)
     }
 
-    /// Moves the slot to another state; only its owner may.
+    /// Writes down what the owner's copy says.
     #[inline]
-    pub(super) fn enter(&self, next: State) {
-        let life = self.life.load(Ordering::Relaxed);
+    fn note(&self, state: State, uses: u64) {
         debug_assert!(
-            self.life().0.may_become(next),
-            "BUG: a slot went from {:?} to {next:?}",
+            self.life().0.may_become(state) || self.life().0 == state && self.life().1 + 1 == uses,
+            "BUG: a slot went from {:?} to {state:?}",
             self.life().0
         );
-        self.life.store((life & !STATE_MASK) | next as u64, Ordering::Relaxed);
-    }
-
-    /// An idle slot is acquired: one store marks it in use and counts the use.
-    #[inline]
-    pub(super) fn begin_use(&self, holder: &'static Location<'static>) {
-        let life = self.life.load(Ordering::Relaxed);
-        debug_assert_eq!(self.life().0, State::Idle, "BUG: a slot on a shelf was not idle");
-        let uses = (life & !STATE_MASK).wrapping_add(1 << STATE_BITS);
-        self.life.store(uses | State::InUse as u64, Ordering::Relaxed);
-        self.holder.store(Some(holder));
-    }
-
-    /// A slot that is in use already reached a caller.
-    pub(super) fn count_use(&self, holder: &'static Location<'static>) {
-        let life = self.life.load(Ordering::Relaxed);
-        self.life.store(life.wrapping_add(1 << STATE_BITS), Ordering::Relaxed);
-        self.holder.store(Some(holder));
+        self.life.store(uses << STATE_BITS | state as u64, Ordering::Relaxed);
     }
 
     /// Whether something keeps the slot off the fast path.
@@ -196,16 +197,23 @@ mod tests {
     }
 
     #[test]
-    fn uses_and_state_do_not_disturb_each_other() {
+    fn a_cell_says_what_was_noted() {
         let cell = Cell::new();
-        cell.enter(State::Connecting);
-        cell.enter(State::InUse);
+        assert_eq!(cell.life(), (State::Vacant, 0));
+        cell.note(State::Connecting, 0);
+        cell.note(State::InUse, 0);
         for uses in 1..=1000 {
-            cell.count_use(Location::caller());
+            cell.note(State::InUse, uses);
             assert_eq!(cell.life(), (State::InUse, uses));
-            cell.enter(State::Idle);
+            cell.note(State::Idle, uses);
             assert_eq!(cell.life(), (State::Idle, uses));
-            cell.enter(State::InUse);
+            cell.note(State::InUse, uses);
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "BUG: a slot went from Vacant to Idle")]
+    fn an_illegal_step_is_a_bug() {
+        Cell::new().note(State::Idle, 0);
     }
 }

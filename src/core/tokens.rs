@@ -36,7 +36,7 @@ fn vacate<K: Keeper>(keeper: &K, slot: Box<Slot<K>>) {
     let core = keeper.core();
     let cell = core.cell(&slot);
     cell.clear_flags();
-    cell.enter(State::Vacant);
+    slot.enter(cell, State::Vacant);
     let pushed = core.vacant.push(slot);
     debug_assert!(pushed.is_ok(), "BUG: more vacant slots than there are slots");
     publish_fence();
@@ -57,14 +57,14 @@ pub struct Reservation<R: Deref<Target: Keeper>> {
 impl<R: Deref<Target: Keeper> + Clone> Reservation<R> {
     /// How often the slot has been acquired so far, by the holders of every resource it has had.
     pub fn uses(&self) -> u64 {
-        self.keeper.core().cell(self.slot.as_ref().expect(GONE)).life().1
+        self.slot.as_ref().expect(GONE).uses
     }
 
     /// Puts the resource into the slot.
     pub fn fill(mut self, resource: Resource<R>) -> Lease<R> {
         let mut slot = self.slot.take().expect(GONE);
         slot.resource = Some(resource);
-        self.keeper.core().cell(&slot).enter(State::InUse);
+        slot.enter(self.keeper.core().cell(&slot), State::InUse);
         Lease::new(self.keeper.clone(), slot)
     }
 }
@@ -142,14 +142,14 @@ impl<R: Deref<Target: Keeper> + Clone> Lease<R> {
     /// the lease.
     pub fn begin(&mut self, state: State) -> Trial<R> {
         let slot = self.slot.take().expect(GONE);
-        self.keeper.core().cell(&slot).enter(state);
+        slot.enter(self.keeper.core().cell(&slot), state);
         Trial { keeper: self.keeper.clone(), slot: Some(slot) }
     }
 
     /// Lends the resource to a caller, which counts as a use.
     pub fn lend(mut self, caller: &'static Location<'static>) -> Loan<R> {
-        let slot = self.slot.take().expect(GONE);
-        self.keeper.core().cell(&slot).count_use(caller);
+        let mut slot = self.slot.take().expect(GONE);
+        slot.begin_use(self.keeper.core().cell(&slot), caller);
         Loan { keeper: self.keeper.clone(), slot: ManuallyDrop::new(Some(slot)) }
     }
 }
@@ -194,7 +194,7 @@ impl<R: Deref<Target: Keeper> + Clone> Loan<R> {
 
     /// How often the slot has been acquired so far, by the holders of every resource it has had.
     pub fn uses(&self) -> u64 {
-        self.keeper.core().cell(self.slot()).life().1
+        self.slot().uses
     }
 
     /// Takes the resource back from its caller. Nothing is left in the loan.
@@ -232,7 +232,8 @@ impl<R: Deref<Target: Keeper>> Trial<R> {
 
     /// The resource is not fit for use, and is about to be closed.
     pub fn fail(self) -> Self {
-        self.keeper.core().cell(self.slot.as_ref().expect(GONE)).enter(State::Closing);
+        let slot = self.slot.as_ref().expect(GONE);
+        slot.enter(self.keeper.core().cell(slot), State::Closing);
         self
     }
 
@@ -253,7 +254,7 @@ impl<R: Deref<Target: Keeper> + Clone> Trial<R> {
         let slot = self.slot.take().expect(GONE);
         let cell = self.keeper.core().cell(&slot);
         cell.clear_flags();
-        cell.enter(State::InUse);
+        slot.enter(cell, State::InUse);
         Lease::new(self.keeper.clone(), slot)
     }
 }
@@ -302,15 +303,15 @@ where
     if !core.control.glance().is_quiet() {
         return Found::Nothing;
     }
-    let Some(slot) = core.unshelve(core.home()) else {
+    let Some(mut slot) = core.unshelve(core.home()) else {
         return Found::Nothing;
     };
     let cell = core.cell(&slot);
     if cell.is_flagged() {
-        cell.enter(State::InUse);
+        slot.enter(cell, State::InUse);
         return Found::Flagged(Lease::new(keeper.clone(), slot));
     }
-    cell.begin_use(caller);
+    slot.begin_use(cell, caller);
     Found::Ready(Loan { keeper: keeper.clone(), slot: ManuallyDrop::new(Some(slot)) })
 }
 
@@ -337,7 +338,7 @@ where
 fn take_idle<R: Deref<Target: Keeper>>(keeper: R) -> Option<Lease<R>> {
     let core = keeper.core();
     let slot = core.unshelve(core.home())?;
-    core.cell(&slot).enter(State::InUse);
+    slot.enter(core.cell(&slot), State::InUse);
     Some(Lease::new(keeper, slot))
 }
 
@@ -348,6 +349,6 @@ pub fn reserve<R: Deref<Target: Keeper>>(keeper: R) -> Option<Reservation<R>> {
         return None;
     }
     let slot = core.vacant.pop()?;
-    core.cell(&slot).enter(State::Connecting);
+    slot.enter(core.cell(&slot), State::Connecting);
     Some(Reservation { keeper, slot: Some(slot) })
 }

@@ -265,7 +265,7 @@ pub(super) fn release<K: Keeper>(keeper: &K, slot: Box<Slot<K>>) {
     if !core.control.glance().is_quiet() {
         return release_slow(keeper, home, slot);
     }
-    core.cell(&slot).enter(State::Idle);
+    slot.enter(core.cell(&slot), State::Idle);
     if let Some(displaced) = core.shards[home].shelf.put(slot) {
         return release_displaced(keeper, home, displaced);
     }
@@ -318,7 +318,7 @@ fn serve<K: Keeper>(keeper: &K, home: usize) {
         let Some(slot) = core.unshelve(home) else {
             return;
         };
-        core.cell(&slot).enter(State::InUse);
+        slot.enter(core.cell(&slot), State::InUse);
         if let Err(slot) = core.hand_off(home, slot) {
             core.shelve(home, slot);
             fruitless = Some(seen.arrivals());
@@ -394,7 +394,7 @@ impl<K: Keeper> Core<K> {
 
     /// Marks a slot idle and puts it on a shelf, the home shard's if there is room.
     pub(super) fn shelve(&self, home: usize, slot: Box<Slot<K>>) {
-        self.cell(&slot).enter(State::Idle);
+        slot.enter(self.cell(&slot), State::Idle);
         if let Some(displaced) = self.shards[home].shelf.put(slot) {
             self.stow(home, displaced);
         }

@@ -9,11 +9,12 @@ use super::{Shared, Tenant, operation::bounded};
 use crate::core::{Trial, sweep};
 use crate::manager::Manager;
 use crate::metrics::CloseReason;
-use event_listener::{IntoNotification, listener};
+use event_listener::{IntoNotification, Listener, listener};
 use std::convert::Infallible;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 /// A connection that is being closed. However this ends, the connection goes before the slot is
 /// vacant again (I2), and whoever waits for it in `close` hears of it.
@@ -74,6 +75,24 @@ impl<M: Manager> Shared<M> {
         self.core.close();
         self.connector.close();
         sweep(self);
+    }
+
+    /// The same, blocking the thread.
+    pub(super) fn all_closed_blocking(&self) {
+        let deadline = Instant::now().checked_add(self.config.close_timeout);
+        loop {
+            listener!(self.closed => none_left);
+            if self.closing.load(Ordering::SeqCst) == 0 {
+                return;
+            }
+            match deadline {
+                None => none_left.wait(),
+                Some(deadline) => match none_left.wait_deadline(deadline) {
+                    Some(()) => {}
+                    None => return,
+                },
+            }
+        }
     }
 
     /// Waits until no connection is being closed, for `close_timeout` at the most.

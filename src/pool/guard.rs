@@ -131,7 +131,7 @@ impl<M: Manager> Shared<M> {
 
 /// Does what a doubt asks for.
 #[cold]
-pub(super) fn settle<M, R>(mut lease: Lease<R>, doubt: Doubt)
+pub(super) fn settle<M, R>(lease: Lease<R>, doubt: Doubt)
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,

@@ -201,6 +201,11 @@ impl<M: Manager> PoolBuilder<M> {
         self
     }
 
+    /// What the thread of a blocking pool is called.
+    pub(crate) fn thread_name(&self) -> String {
+        format!("{}-pool", self.config.name).replace('\0', "")
+    }
+
     /// Takes all settings from `config`.
     pub fn config(mut self, config: Config) -> Self {
         self.config = config;
@@ -425,6 +430,19 @@ impl<M: Manager> Pool<M> {
         acquire::acquire_blocking(&*self.shared, Location::caller(), limit).map(Pooled::new)
     }
 
+    /// As [`acquire_blocking`](Self::acquire_blocking), for a connection that is not tied to this
+    /// handle's lifetime.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire_blocking`](Self::acquire_blocking).
+    #[track_caller]
+    pub fn acquire_blocking_owned(&self) -> Result<PooledOwned<M>, AcquireError<M::Error>> {
+        let limit = self.shared.config.acquire_timeout;
+        acquire::acquire_blocking(self.shared.clone(), Location::caller(), limit)
+            .map(PooledOwned::new)
+    }
+
     /// Closes the pool for good: everyone who waits gets [`AcquireError::Closed`], so does whoever
     /// comes later, and idle connections are closed. Returns when they are, or after
     /// `close_timeout`. Connections that are in use are not waited for; each is closed when its
@@ -436,6 +454,19 @@ impl<M: Manager> Pool<M> {
     pub async fn close(&self) {
         self.shared.shut();
         self.shared.all_closed().await;
+    }
+
+    /// As [`close`](Self::close), blocking the thread.
+    pub(crate) fn close_blocking(&self) {
+        self.shared.shut();
+        self.shared.all_closed_blocking();
+    }
+
+    /// Completes when no connection is being closed, or after `close_timeout`; does not keep the
+    /// pool open.
+    pub(crate) fn when_all_closed(&self) -> impl Future<Output = ()> + use<M> {
+        let shared = self.shared.clone();
+        async move { shared.all_closed().await }
     }
 
     /// Whether the pool is closed. `true` stays true; `false` may be out of date at once.

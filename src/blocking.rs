@@ -1,0 +1,224 @@
+//! The pool for programs that have no runtime: it brings its own.
+//!
+//! One thread runs a single-threaded tokio runtime, on which connections are opened, checked, reset
+//! and closed. Callers never run on it; they wait in the same line as in [`crate::Pool`].
+//!
+//! Not here: any difference in what the pool does.
+
+use crate::config::Config;
+use crate::error::{AcquireError, BuildError, TryAcquireError};
+use crate::manager::Manager;
+use crate::metrics::PoolMetrics;
+use crate::pool::{Pool as AsyncPool, PoolBuilder, Pooled, PooledOwned};
+use event_listener::{Event, IntoNotification, listener};
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+use tokio::runtime::{Builder, Runtime};
+
+/// A pool of connections for threads, with a runtime of its own.
+///
+/// Made by [`PoolBuilder::build_blocking`]. A clone is another handle to the same pool. When the
+/// last handle is dropped, idle connections are closed and the runtime's thread ends; that takes
+/// `close_timeout` at the most.
+///
+/// # Examples
+///
+/// ```
+/// use millpond::{Pool, from_fn};
+/// use std::convert::Infallible;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
+/// let pool = Pool::builder(manager).max_size(4).build_blocking()?;
+/// let connection = pool.acquire()?;
+/// assert_eq!(*connection, "hello");
+/// # Ok(()) }
+/// ```
+pub struct Pool<M: Manager> {
+    // The order of the fields is the order in which they are dropped: the last handle closes the
+    // connections, then the driver waits for that.
+    pool: AsyncPool<M>,
+    driver: Arc<Driver>,
+}
+
+/// The thread that runs the pool's runtime.
+struct Driver {
+    stop: Arc<Stop>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Stop {
+    stopped: AtomicBool,
+    event: Event,
+}
+
+impl Stop {
+    fn stop(&self) {
+        // Ordering: SeqCst, partner: the load after listening in `stopped`.
+        self.stopped.store(true, Ordering::SeqCst);
+        self.event.notify(usize::MAX.additional());
+    }
+
+    async fn stopped(&self) {
+        listener!(self.event => stopped);
+        if !self.stopped.load(Ordering::SeqCst) {
+            stopped.await;
+        }
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.stop.stop();
+        if let Some(thread) = self.thread.take() {
+            // The last handle may be dropped by one of the pool's own tasks.
+            if thread.thread().id() != thread::current().id() {
+                // A panic of that thread has been reported, and there is nothing left to save.
+                drop(thread.join());
+            }
+        }
+    }
+}
+
+impl<M: Manager> PoolBuilder<M> {
+    /// Builds the pool for a program without a runtime, and opens its first `min_idle`
+    /// connections. Blocks until they are open.
+    ///
+    /// # Errors
+    ///
+    /// - [`BuildError::Config`] if a setting is out of range.
+    /// - [`BuildError::Connect`] as soon as one of the connections cannot be opened.
+    /// - [`BuildError::Thread`] if the system refuses a thread or what a runtime needs.
+    pub fn build_blocking(self) -> Result<Pool<M>, BuildError<M::Error>> {
+        let (report, built) = mpsc::channel();
+        let stop = Arc::new(Stop::default());
+        let runtime = Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(BuildError::Thread)?;
+        let thread = thread::Builder::new().name(self.thread_name());
+        let drive = {
+            let stop = stop.clone();
+            move || drive(&runtime, self, &stop, &report)
+        };
+        let thread = thread.spawn(drive).map_err(BuildError::Thread)?;
+        let driver = Arc::new(Driver { stop, thread: Some(thread) });
+        match built.recv() {
+            Ok(built) => Ok(Pool { pool: built?, driver }),
+            Err(_) => Err(BuildError::Thread(io::Error::other("the pool's thread panicked"))),
+        }
+    }
+}
+
+/// What the pool's thread does: builds the pool, and keeps its runtime going until the end.
+fn drive<M: Manager>(
+    runtime: &Runtime,
+    builder: PoolBuilder<M>,
+    stop: &Stop,
+    report: &mpsc::Sender<Result<AsyncPool<M>, BuildError<M::Error>>>,
+) {
+    runtime.block_on(async {
+        let (built, all_closed) = match builder.build().await {
+            Ok(pool) => {
+                let all_closed = pool.when_all_closed();
+                (Ok(pool), Some(all_closed))
+            }
+            Err(error) => (Err(error), None),
+        };
+        // The one who waits for this is gone only if it panicked.
+        drop(report.send(built));
+        if let Some(all_closed) = all_closed {
+            stop.stopped().await;
+            all_closed.await;
+        }
+    });
+}
+
+impl<M: Manager> Pool<M> {
+    /// Acquires a connection, waiting in line for `acquire_timeout` at the most.
+    ///
+    /// # Errors
+    ///
+    /// As [`crate::Pool::acquire_blocking`].
+    #[track_caller]
+    pub fn acquire(&self) -> Result<Pooled<'_, M>, AcquireError<M::Error>> {
+        self.pool.acquire_blocking()
+    }
+
+    /// Acquires a connection, waiting in line for `limit` at the most.
+    ///
+    /// # Errors
+    ///
+    /// As [`crate::Pool::acquire_blocking`].
+    #[track_caller]
+    pub fn acquire_timeout(
+        &self,
+        limit: Duration,
+    ) -> Result<Pooled<'_, M>, AcquireError<M::Error>> {
+        self.pool.acquire_blocking_timeout(limit)
+    }
+
+    /// Acquires a connection that is not tied to this handle's lifetime.
+    ///
+    /// # Errors
+    ///
+    /// As [`crate::Pool::acquire_blocking`].
+    #[track_caller]
+    pub fn acquire_owned(&self) -> Result<PooledOwned<M>, AcquireError<M::Error>> {
+        self.pool.acquire_blocking_owned()
+    }
+
+    /// Acquires a connection if one is idle and nobody waits; never waits, never opens one.
+    ///
+    /// # Errors
+    ///
+    /// As [`crate::Pool::try_acquire`].
+    #[track_caller]
+    pub fn try_acquire(&self) -> Result<Pooled<'_, M>, TryAcquireError> {
+        self.pool.try_acquire()
+    }
+
+    /// Closes the pool for good, as [`crate::Pool::close`] does.
+    pub fn close(&self) {
+        self.pool.close_blocking();
+    }
+
+    /// Whether the pool is closed. `true` stays true; `false` may be out of date at once.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.pool.is_closed()
+    }
+
+    /// The pool's figures at this moment. Costs one pass over all slots.
+    #[must_use]
+    pub fn metrics(&self) -> PoolMetrics {
+        self.pool.metrics()
+    }
+
+    /// The settings.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        self.pool.config()
+    }
+
+    /// The manager.
+    #[must_use]
+    pub fn manager(&self) -> &M {
+        self.pool.manager()
+    }
+}
+
+impl<M: Manager> Clone for Pool<M> {
+    fn clone(&self) -> Self {
+        Self { pool: self.pool.clone(), driver: self.driver.clone() }
+    }
+}
+
+impl<M: Manager> fmt::Debug for Pool<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.pool, f)
+    }
+}
