@@ -174,7 +174,7 @@ impl Tally {
 
     fn acquired(&mut self, began: Instant) {
         let nanos = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.acquire.saturating_record(nanos);
+        self.acquire += nanos;
     }
 
     fn add(&mut self, other: &Self) -> Result<(), Failure> {

@@ -1,17 +1,74 @@
-//! A connection and object pool.
+//! A connection and object pool for latency-sensitive services.
+//!
+//! - **Fast**: an acquire and a release are two locked instructions. They allocate nothing, take no
+//!   lock and read no clock while nobody waits; a wait allocates nothing either.
+//! - **Fair**: whoever waits is served first come, first served, async and blocking callers in one
+//!   line. A newcomer does not overtake.
+//! - **Honest**: a timeout says what the pool was waiting for, and carries the last failure to
+//!   connect as its source. Figures are counted from the slots, so they cannot drift.
+//! - **Safe**: no `unsafe` in the crate; the protocol is model-checked with loom.
+//!
+//! # What there is
+//!
+//! | | for | needs |
+//! |---|---|---|
+//! | [`Pool`] | connections that a [`Manager`] opens, checks, resets and closes | feature `tokio` (default) |
+//! | [`blocking::Pool`] | the same in a program without a runtime | feature `tokio` (default) |
+//! | [`ObjectPool`] | objects that are already there: buffers, parsers, handles | nothing; any executor, or none |
+//!
+//! # Examples
+//!
+//! ```
+//! use millpond::{Manager, Pool};
+//! use std::{io, time::Duration};
+//! use tokio::net::{TcpListener, TcpStream};
+//!
+//! /// Opens connections to a server.
+//! struct Server { address: std::net::SocketAddr }
+//!
+//! impl Manager for Server {
+//!     type Connection = TcpStream;
+//!     type Error = io::Error;
+//!
+//!     async fn connect(&self) -> io::Result<TcpStream> {
+//!         TcpStream::connect(self.address).await
+//!     }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let listener = TcpListener::bind("127.0.0.1:0").await?;
+//! # let address = listener.local_addr()?;
+//! let pool = Pool::builder(Server { address })
+//!     .max_size(16)
+//!     .acquire_timeout(Duration::from_secs(1))
+//!     .build()
+//!     .await?;
+//! let stream = pool.acquire().await?;
+//! assert_eq!(stream.peer_addr()?, address);
+//! # Ok(()) }
+//! ```
+//!
+//! # What it is not
+//!
+//! No query builder, no load balancer, no cache: it hands out what a manager opens. It does not
+//! reconnect a connection that is in use, and it does not take one back before its guard is dropped.
+//!
+//! # How to read the code
+//!
+//! In the order of the modules below: `core` is everything that is lock-free, `object` and `pool`
+//! are built on it. `ARCHITECTURE.md` has the protocol, the invariants and where each is tested.
 
 #![forbid(unsafe_code)]
-// Loom: `model` lays the core open, whose accessors speak for themselves.
-#![cfg_attr(loom, allow(missing_docs))]
+
+mod sync;
 
 mod core;
+
 mod error;
 mod guard;
 mod object;
-mod sync;
 
-#[cfg(feature = "tokio")]
-pub mod blocking;
 #[cfg(feature = "tokio")]
 mod config;
 #[cfg(feature = "tokio")]
@@ -20,6 +77,9 @@ mod manager;
 mod metrics;
 #[cfg(feature = "tokio")]
 mod pool;
+
+#[cfg(feature = "tokio")]
+pub mod blocking;
 
 pub use crate::core::{Counts, IdleOrder};
 pub use crate::error::{AcquireObjectError, AddError, ConfigError, TryAcquireError};
@@ -41,8 +101,8 @@ pub use crate::pool::{ConnectionInfo, Pool, PoolBuilder, Pooled, PooledOwned, We
 #[doc(hidden)]
 pub mod model {
     pub use crate::core::{
-        Core, Found, Keeper, Lease, Reservation, State, Trial, reserve, sweep, try_acquire, wait,
-        wait_blocking,
+        Core, Doubt, Found, Keeper, Lease, Loan, Reservation, State, Trial, reserve, sweep,
+        try_acquire, wait, wait_blocking,
     };
     pub use crate::sync::set_home;
 }

@@ -270,9 +270,9 @@ impl<T> ObjectPool<T> {
 
     /// Acquires an object that is not tied to this handle's lifetime, for one `Arc` clone more.
     ///
-    /// # Errors, panics, cancel safety
+    /// # Errors
     ///
-    /// As [`acquire`](Self::acquire).
+    /// As [`acquire`](Self::acquire); so are its panics and its cancel safety.
     #[track_caller]
     #[inline]
     pub fn acquire_owned(
@@ -297,7 +297,11 @@ impl<T> ObjectPool<T> {
     ///   object is idle.
     /// - [`AcquireObjectError::Closed`] as for [`acquire`](Self::acquire).
     ///
-    /// # Panics, cancel safety
+    /// # Panics
+    ///
+    /// As [`acquire`](Self::acquire).
+    ///
+    /// # Cancel safety
     ///
     /// As [`acquire`](Self::acquire).
     ///
@@ -335,9 +339,9 @@ impl<T> ObjectPool<T> {
 
     /// Acquires an object, blocking the thread while it waits in line.
     ///
-    /// # Errors, panics
+    /// # Errors
     ///
-    /// As [`acquire`](Self::acquire).
+    /// As [`acquire`](Self::acquire); so are its panics.
     ///
     /// # Cost
     ///

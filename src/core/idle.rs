@@ -31,6 +31,7 @@ pub(super) struct Shelf<K: Keeper> {
     hot: CachePadded<BoxCell<Slot<K>>>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "there is one for each shard, and most are rings")]
 enum Rest<K: Keeper> {
     Ring(BoxQueue<Slot<K>>),
     Stack(Stack<K>),

@@ -107,7 +107,8 @@ impl<R: Deref<Target: Keeper>> Lease<R> {
         &self.keeper
     }
 
-    #[inline]
+    /// The resource. Only the models look at one that has not been lent.
+    #[cfg(loom)]
     pub fn resource(&self) -> &Resource<R> {
         self.slot().resource.as_ref().expect(NOTHING)
     }

@@ -113,10 +113,10 @@ where
 
 /// A connection that is ready at once.
 #[inline]
-pub(super) fn try_acquire<'p, M: Manager>(
-    shared: &'p Shared<M>,
+pub(super) fn try_acquire<M: Manager>(
+    shared: &Shared<M>,
     caller: Caller,
-) -> Result<Loan<&'p Shared<M>>, TryAcquireError> {
+) -> Result<Loan<&Shared<M>>, TryAcquireError> {
     match look(&shared, caller) {
         Found::Ready(loan) => Ok(loan),
         Found::Flagged(lease) => {

@@ -42,8 +42,10 @@ impl<M: Manager> Closing<M> {
     async fn run(mut self) {
         let shared = self.trial.keeper().clone();
         if let Some(tenant) = self.tenant.take() {
-            let close =
-                async { Ok::<_, Infallible>(shared.manager.close(tenant.connection).await) };
+            let close = async {
+                shared.manager.close(tenant.connection).await;
+                Ok::<_, Infallible>(())
+            };
             // Cancel: the connection is dropped, and then `self` frees the slot.
             drop(bounded(shared.config.close_timeout, close).await);
         }

@@ -343,9 +343,9 @@ impl<M: Manager> Pool<M> {
     /// Acquires a connection, waiting for `limit` at the most instead of `acquire_timeout`. Zero
     /// takes what is idle or gives up at once; [`Duration::MAX`] waits for good.
     ///
-    /// # Errors, cancel safety, cost
+    /// # Errors
     ///
-    /// As [`acquire`](Self::acquire).
+    /// As [`acquire`](Self::acquire); so are its cancel safety and its cost.
     #[track_caller]
     #[inline]
     pub fn acquire_timeout(
@@ -365,9 +365,9 @@ impl<M: Manager> Pool<M> {
 
     /// Acquires a connection that is not tied to this handle's lifetime, for one `Arc` clone more.
     ///
-    /// # Errors, cancel safety, cost
+    /// # Errors
     ///
-    /// As [`acquire`](Self::acquire).
+    /// As [`acquire`](Self::acquire); so are its cancel safety and its cost.
     #[track_caller]
     #[inline]
     pub fn acquire_owned(
