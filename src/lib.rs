@@ -18,7 +18,8 @@
 //!
 //! # Examples
 //!
-//! ```
+#![cfg_attr(feature = "tokio", doc = "```")]
+#![cfg_attr(not(feature = "tokio"), doc = "```ignore")]
 //! use millpond::{Manager, Pool};
 //! use std::{io, time::Duration};
 //! use tokio::net::{TcpListener, TcpStream};
@@ -60,6 +61,10 @@
 //! are built on it. `ARCHITECTURE.md` has the protocol, the invariants and where each is tested.
 
 #![forbid(unsafe_code)]
+// Loom: `model` lays the core open, whose accessors speak for themselves.
+#![cfg_attr(loom, allow(missing_docs))]
+// The table above names what the feature brings.
+#![cfg_attr(not(feature = "tokio"), allow(rustdoc::broken_intra_doc_links))]
 
 mod sync;
 

@@ -404,9 +404,9 @@ impl<T> ObjectPool<T> {
     ///
     /// let pool: ObjectPool<&str> = ["one", "two"].into_iter().collect();
     /// assert!(matches!(pool.add("three"), Err(AddError::Full("three"))));
-    /// let one = pool.try_acquire().unwrap().detach();
+    /// let mine = pool.try_acquire().unwrap().detach();
     /// pool.add("three").unwrap();
-    /// # assert_eq!(one, "one");
+    /// # assert_eq!(mine, "two");
     /// ```
     pub fn add(&self, object: T) -> Result<(), AddError<T>> {
         self.fill(Some(object)).map_or(Ok(()), |object| {

@@ -335,10 +335,12 @@ async fn a_connect_that_completes_after_close_is_closed_and_not_pooled() {
     // The dial is woken, and before it runs the pool is closed.
     manager.connect.open(1);
     let mut close = pin!(pool.close());
-    drop(poll_once(close.as_mut()));
+    let closed = poll_once(close.as_mut()).is_ready();
     assert!(pool.is_closed());
     assert_eq!(manager.ledger.opened(), 0);
-    close.await;
+    if !closed {
+        close.await;
+    }
     assert!(acquire.await.is_err());
     eventually("it is closed", || manager.ledger.live() == 0).await;
     assert_eq!((manager.ledger.opened(), manager.close.calls()), (1, 1));

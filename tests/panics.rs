@@ -6,16 +6,249 @@
 mod support;
 use support::*;
 
-use millpond::{AcquireError, CheckPolicy, Condition, Manager, OperationError, Pool, ReleaseError};
+use millpond::{
+    AcquireError, CheckPolicy, Condition, Manager, OperationError, Pool, PoolBuilder, PoolMetrics,
+    ReleaseError,
+};
 use std::error::Error;
+use std::future::{Future, pending};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
 const DIRTY: Act = Act::Slow(Duration::ZERO);
-const BROKEN: Act = Act::Error;
+
+fn pool_of(manager: &TestManager) -> PoolBuilder<TestManager> {
+    hush_scripted_panics();
+    Pool::builder(manager.clone()).max_size(1)
+}
+
+/// The connection in use is let go of by `let_go` while somebody waits, who must be served with a
+/// new one; answers with the figures after that.
+async fn waiter_is_served_after<F: Future<Output = ()>>(
+    pool: &Pool<TestManager>,
+    manager: &TestManager,
+    let_go: impl FnOnce(millpond::PooledOwned<TestManager>) -> F,
+) -> PoolMetrics {
+    let held = pool.acquire_owned().await.expect("the server is well");
+    let before = held.id;
+    let mut waiter = pin!(pool.acquire());
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    let_go(held).await;
+    let served = waiter.await.expect("the server is well");
+    assert_eq!(served.id, before + 1, "a new connection");
+    drop(served);
+    // The pool goes on.
+    drop(pool.acquire().await.expect("the server is well"));
+    balanced(pool, &manager.ledger).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_connect_costs_one_attempt() {
+    let manager = TestManager::new();
+    manager.connect.once(Act::Panic);
+    let pool = pool_of(&manager).build_lazy().unwrap();
+    let mut waiters: Vec<_> = (0..3).map(|_| Box::pin(pool.acquire())).collect();
+    for waiter in &mut waiters {
+        assert!(poll_once(waiter.as_mut()).is_pending());
+    }
+    for waiter in waiters {
+        drop(waiter.await.unwrap());
+    }
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.connect_failures, metrics.created, metrics.acquires), (1, 1, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timeout_tells_that_connect_panics_and_with_what_words() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Panic);
+    let pool = pool_of(&manager).build_lazy().unwrap();
+    let error = pool.acquire_timeout(SECOND).await.unwrap_err();
+    let source = error.source().expect("the cause");
+    assert_eq!(source.to_string(), "panicked: scripted panic in connect");
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.created, metrics.counts.vacant, metrics.timeouts), (0, 1, 1));
+    assert_eq!(metrics.connect_failures, manager.connect.calls() as u64);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_connect_surfaces_in_build() {
+    let manager = TestManager::new();
+    manager.connect.once(Act::Panic);
+    let error = pool_of(&manager).min_idle(1).build().await.unwrap_err();
+    let source = error.source().expect("the cause");
+    assert_eq!(source.to_string(), "panicked: scripted panic in connect");
+    assert_eq!(manager.ledger.live(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_check_retires_the_connection_and_the_acquire_goes_on() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager).check(CheckPolicy::Always).build_lazy().unwrap();
+    drop(pool.acquire().await.unwrap());
+    manager.check.once(Act::Panic);
+    assert_eq!(pool.acquire().await.unwrap().id, 2);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.failed_check, metrics.closed.total()), (1, 1));
+    assert_eq!(manager.ledger.closed(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_a_background_check_retires_the_connection_and_wakes_a_waiter() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager).check(CheckPolicy::Always).build_lazy().unwrap();
+    drop(pool.acquire().await.unwrap());
+    manager.check.once(Act::Panic);
+    assert!(pool.try_acquire().is_err());
+    assert_eq!(pool.acquire().await.unwrap().id, 2);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.failed_check, metrics.closed.total()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_reset_retires_the_connection_and_wakes_a_waiter() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager).build_lazy().unwrap();
+    manager.condition.once(DIRTY);
+    manager.reset.once(Act::Panic);
+    let metrics = waiter_is_served_after(&pool, &manager, async |held| drop(held)).await;
+    assert_eq!((metrics.closed.failed_reset, metrics.closed.total()), (1, 1));
+    assert_eq!((metrics.resets, manager.ledger.closed()), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn release_reports_a_panic_in_reset_and_a_waiter_is_served() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager).build_lazy().unwrap();
+    manager.condition.once(DIRTY);
+    manager.reset.once(Act::Panic);
+    let metrics =
+        waiter_is_served_after(&pool, &manager, async |held| match held.release().await {
+            Err(ReleaseError::Reset(OperationError::Panicked { message })) => {
+                assert_eq!(message, "scripted panic in reset");
+            }
+            other => panic!("{other:?}"),
+        })
+        .await;
+    assert_eq!((metrics.closed.failed_reset, metrics.closed.total()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_condition_counts_as_broken_and_does_not_reach_the_holder() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager).build_lazy().unwrap();
+    manager.condition.once(Act::Panic);
+    let metrics = waiter_is_served_after(&pool, &manager, async |held| drop(held)).await;
+    assert_eq!((metrics.closed.broken, metrics.closed.total()), (1, 1));
+
+    manager.condition.once(Act::Panic);
+    let released = pool.acquire().await.unwrap().release().await;
+    assert!(matches!(released, Err(ReleaseError::Broken)), "{released:?}");
+    assert_eq!(balanced(&pool, &manager.ledger).await.closed.broken, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_close_frees_the_slot_and_wakes_a_waiter() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager).build_lazy().unwrap();
+    manager.close.once(Act::Panic);
+    let metrics = waiter_is_served_after(&pool, &manager, async |held| held.discard()).await;
+    assert_eq!((metrics.closed.discarded, metrics.closed.total()), (1, 1));
+
+    manager.close.once(Act::Panic);
+    pool.close().await;
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.pool_closed, metrics.counts.vacant), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_holder_that_panics_has_his_connection_closed_and_a_waiter_gets_a_new_one() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager).build_lazy().unwrap();
+    let metrics = waiter_is_served_after(&pool, &manager, async |held| {
+        let task = tokio::spawn(async move {
+            let _held = held;
+            panic!("scripted panic of a holder");
+        });
+        assert!(task.await.unwrap_err().is_panic());
+    })
+    .await;
+    assert_eq!((metrics.closed.holder_panicked, metrics.closed.total()), (1, 1));
+    assert_eq!(manager.ledger.closed(), 1);
+    assert_eq!(manager.condition.calls(), 2, "the manager is not asked while a thread unwinds");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_borrowed_guard_dropped_while_unwinding_is_never_handed_on() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager).check(CheckPolicy::Always).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let unwound = catch_unwind(AssertUnwindSafe(|| {
+        let _held = held;
+        panic!("scripted panic of a holder");
+    }));
+    assert!(unwound.is_err());
+    assert!(pool.try_acquire().is_err());
+    assert_eq!(pool.metrics().counts.idle, 0);
+    assert_eq!(pool.acquire().await.unwrap().id, 2);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.holder_panicked, metrics.closed.total()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_holder_that_panics_on_a_plain_thread_has_his_connection_closed() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager).build_lazy().unwrap();
+    let metrics = waiter_is_served_after(&pool, &manager, async |held| {
+        let thread = std::thread::spawn(move || {
+            let _held = held;
+            panic!("scripted panic of a holder");
+        });
+        eventually("the thread has ended", || thread.is_finished()).await;
+        assert!(thread.join().is_err());
+    })
+    .await;
+    assert_eq!((metrics.closed.holder_panicked, metrics.closed.total()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guard_that_outlives_a_caught_panic_is_returned_as_usual() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    assert!(catch_unwind(|| panic!("scripted panic of somebody else")).is_err());
+    drop(held);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.total(), metrics.counts.idle), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_that_panics_passes_on_the_slot_that_was_handed_to_it() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let mut first = Box::pin(pool.acquire());
+    let mut second = Box::pin(pool.acquire());
+    assert!(poll_once(first.as_mut()).is_pending());
+    assert!(poll_once(second.as_mut()).is_pending());
+    drop(held);
+    let unwound = catch_unwind(AssertUnwindSafe(move || {
+        let _first = first;
+        panic!("scripted panic of a waiter");
+    }));
+    assert!(unwound.is_err());
+    let Poll::Ready(served) = poll_once(second.as_mut()) else {
+        panic!("the slot was lost");
+    };
+    assert_eq!(served.unwrap().id, 1, "nobody had touched it");
+    drop(second);
+    assert_eq!(balanced(&pool, &manager.ledger).await.closed.total(), 0);
+}
 
 /// A connection that can panic when it is dropped.
 #[derive(Debug)]
@@ -26,41 +259,42 @@ struct Bomb {
 
 impl Drop for Bomb {
     fn drop(&mut self) {
-        assert!(!self.armed || std::thread::panicking(), "scripted panic in drop");
+        assert!(!self.armed, "scripted panic in drop");
     }
 }
 
-/// A [`TestManager`] whose connections are bombs, and which panics where that one does not.
+/// A [`TestManager`] whose connections are bombs, and that panics where that one cannot.
 struct Explosive {
     calm: TestManager,
     /// Panic in `is_permanent`.
     judge: AtomicBool,
+    /// How often that was asked.
+    judged: AtomicUsize,
     /// Panic in `connect` before there is a future.
     eager: AtomicBool,
-    judged: AtomicUsize,
+    /// Never finish closing.
+    hang: AtomicBool,
 }
 
-impl Explosive {
-    fn pool(manager: &TestManager) -> millpond::PoolBuilder<Self> {
-        hush_scripted_panics();
-        Pool::builder(Self {
-            calm: manager.clone(),
-            judge: AtomicBool::new(false),
-            eager: AtomicBool::new(false),
-            judged: AtomicUsize::new(0),
-        })
-        .max_size(1)
-    }
+fn explosive(manager: &TestManager) -> PoolBuilder<Explosive> {
+    hush_scripted_panics();
+    Pool::builder(Explosive {
+        calm: manager.clone(),
+        judge: AtomicBool::new(false),
+        judged: AtomicUsize::new(0),
+        eager: AtomicBool::new(false),
+        hang: AtomicBool::new(false),
+    })
+    .max_size(1)
 }
 
 impl Manager for Explosive {
     type Connection = Bomb;
     type Error = TestError;
 
-    #[allow(clippy::manual_async_fn, reason = "it panics before there is a future")]
     fn connect(&self) -> impl Future<Output = Result<Bomb, TestError>> + Send {
         assert!(!self.eager.swap(false, Ordering::SeqCst), "scripted panic before connect");
-        async { Ok(Bomb { conn: self.calm.connect().await?, armed: false }) }
+        async { self.calm.connect().await.map(|conn| Bomb { conn, armed: false }) }
     }
 
     fn condition(&self, bomb: &mut Bomb) -> Condition {
@@ -76,10 +310,10 @@ impl Manager for Explosive {
     }
 
     async fn close(&self, bomb: Bomb) {
-        // An error has nowhere to go; a hanging close holds the connection.
-        if self.calm.close.calls() < usize::MAX {
-            self.calm.reset_free_close(bomb).await;
+        if self.hang.load(Ordering::SeqCst) {
+            pending::<()>().await;
         }
+        drop(bomb);
     }
 
     fn is_permanent(&self, error: &TestError) -> bool {
@@ -87,4 +321,129 @@ impl Manager for Explosive {
         assert!(!self.judge.load(Ordering::SeqCst), "scripted panic in is_permanent");
         error.permanent
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_is_permanent_counts_as_not_permanent() {
+    let manager = TestManager::new();
+    let pool = explosive(&manager).build_lazy().unwrap();
+    pool.manager().judge.store(true, Ordering::SeqCst);
+    manager.connect.once(Act::Permanent);
+    drop(pool.acquire().await.unwrap());
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.connect_failures, metrics.created), (1, 1));
+    assert_eq!(pool.manager().judged.load(Ordering::SeqCst), 1);
+
+    pool.manager().judge.store(false, Ordering::SeqCst);
+    manager.connect.once(Act::Permanent);
+    pool.acquire().await.unwrap().discard();
+    assert!(matches!(pool.acquire().await, Err(AcquireError::Connect(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_connect_before_there_is_a_future_costs_one_attempt() {
+    let manager = TestManager::new();
+    let pool = explosive(&manager).build_lazy().unwrap();
+    pool.manager().eager.store(true, Ordering::SeqCst);
+    drop(pool.acquire().await.unwrap());
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.connect_failures, metrics.created), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_a_discarded_connections_drop_frees_the_slot_and_wakes_a_waiter() {
+    let manager = TestManager::new();
+    let pool = explosive(&manager).build_lazy().unwrap();
+    let mut held = pool.acquire().await.unwrap();
+    let mut waiter = pin!(pool.acquire());
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    held.armed = true;
+    held.discard();
+    assert_eq!(waiter.await.unwrap().conn.id, 2);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.discarded, metrics.closed.total()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_the_drop_of_a_connection_whose_close_hangs_frees_the_slot() {
+    let manager = TestManager::new();
+    let pool = explosive(&manager).build_lazy().unwrap();
+    let mut held = pool.acquire().await.unwrap();
+    let mut waiter = pin!(pool.acquire());
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    held.armed = true;
+    pool.manager().hang.store(true, Ordering::SeqCst);
+    held.discard();
+    assert_eq!(waiter.await.unwrap().conn.id, 2);
+    pool.manager().hang.store(false, Ordering::SeqCst);
+    pool.close().await;
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.discarded, metrics.closed.pool_closed), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_the_drop_of_a_connection_whose_check_was_cancelled_frees_the_slot() {
+    let manager = TestManager::new();
+    let pool = explosive(&manager).check(CheckPolicy::Always).build_lazy().unwrap();
+    let mut held = pool.acquire().await.unwrap();
+    held.armed = true;
+    drop(held);
+    manager.check.once(Act::Never);
+    let mut checking = Box::pin(pool.acquire());
+    let mut waiter = pin!(pool.acquire());
+    assert!(poll_once(checking.as_mut()).is_pending());
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    drop(checking);
+    assert_eq!(waiter.await.unwrap().conn.id, 2);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.abandoned, metrics.closed.total()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_an_idle_connections_drop_does_not_keep_the_pool_from_closing() {
+    let manager = TestManager::new();
+    let pool = explosive(&manager).max_size(4).min_idle(4).build().await.unwrap();
+    for _ in 0..4 {
+        let mut guards = Vec::new();
+        for _ in 0..4 {
+            let mut guard = pool.acquire().await.unwrap();
+            guard.armed = guard.conn.id % 2 == 0;
+            guards.push(guard);
+        }
+    }
+    pool.close().await;
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.pool_closed, metrics.counts.vacant), (4, 4));
+}
+
+/// A pool with one connection in use, whose runtime has ended while a dial was under way.
+fn without_a_runtime(
+    manager: &TestManager,
+) -> (Arc<Pool<Explosive>>, millpond::PooledOwned<Explosive>) {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    let pool = runtime.block_on(async { explosive(manager).max_size(2).build_lazy() });
+    let pool = pool.expect("the settings are in range");
+    let held = runtime.block_on(pool.acquire_owned()).expect("the server is well");
+    manager.connect.once(Act::Never);
+    runtime.block_on(async {
+        let mut waiter = pin!(pool.acquire());
+        assert!(poll_once(waiter.as_mut()).is_pending());
+        eventually("a dial is under way", || manager.connect.running() == 1).await;
+    });
+    drop(runtime);
+    assert_eq!(manager.connect.running(), 0);
+    (Arc::new(pool), held)
+}
+
+#[test]
+fn a_panic_in_a_connections_drop_does_not_reach_its_holder_where_no_runtime_is_left() {
+    let manager = TestManager::new();
+    let (pool, mut held) = without_a_runtime(&manager);
+    held.armed = true;
+    manager.condition.once(Act::Error);
+    let dropped = catch_unwind(AssertUnwindSafe(|| drop(held)));
+    assert!(dropped.is_ok(), "dropping a guard never panics");
+    let metrics = balanced_blocking(&pool, &manager.ledger);
+    assert_eq!((metrics.closed.broken, metrics.counts.vacant), (1, 2));
 }

@@ -448,7 +448,7 @@ async fn nobody_waits_after_a_panic() {
 }
 
 #[tokio::test]
-async fn nobody_waits_after_a_permanent_error() {
+async fn a_permanent_error_ends_all_who_wait_after_one_attempt() {
     let manager = TestManager::new();
     manager.connect.always(Act::Permanent);
     let pool = builder(&manager, 2).min_idle(0).build().await.unwrap();
@@ -457,8 +457,9 @@ async fn nobody_waits_after_a_permanent_error() {
         let error = waiter.await.unwrap_err();
         assert!(matches!(error, AcquireError::Connect(_)), "{error:?}");
     }
+    assert_eq!(waiting(&pool), 0);
+    eventually("nothing dials", || pool.metrics().counts.vacant == 2).await;
     assert_eq!(manager.connect.calls(), 1);
-    assert_eq!((waiting(&pool), pool.metrics().counts.vacant), (0, 2));
 }
 
 // ---- many ----

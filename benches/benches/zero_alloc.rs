@@ -1,2 +1,286 @@
-//! Placeholder.
-fn main() {}
+//! Counts allocations: on hits, waits, time-outs, cancels and hand-offs, and what a slot costs.
+//!
+//! Nothing is timed here. The exit code is 1 if one of Millpond's promises does not hold.
+
+// A global allocator is an unsafe trait. Nothing else in the workspace is.
+#![allow(unsafe_code)]
+
+use millpond::{AcquireError, AcquireObjectError, IdleOrder, ObjectPool, Pool};
+use millpond_bench::{TrivialManager, millpond_pool, thread_runtime};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::future::{Future, poll_fn};
+use std::hint::black_box;
+use std::pin::{Pin, pin};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::Poll;
+use std::thread;
+use std::time::Duration;
+use tokio::task::yield_now;
+
+/// The system's allocator, counting.
+struct Counting;
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+static BYTES: AtomicUsize = AtomicUsize::new(0);
+
+fn count(bytes: usize) {
+    ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+    BYTES.fetch_add(bytes, Ordering::Relaxed);
+}
+
+// SAFETY: every method passes its arguments on to `System`, which keeps the contract, and returns
+// its answer; counting touches nothing but two static atomics.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: the caller's promises are those that `System` asks for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: as in `alloc`.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // Growing may move, so it counts as an allocation of what is added.
+        count(size.saturating_sub(layout.size()));
+        // SAFETY: `pointer` came from `System`, as all of ours do; the rest as in `alloc`.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as in `realloc`.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn allocations() -> usize {
+    ALLOCATIONS.load(Ordering::Relaxed)
+}
+
+const TURNS: usize = 10_000;
+/// Each of these waits for a timer.
+const TIMEOUTS: usize = 500;
+
+/// The table, and whether all of it holds.
+struct Report {
+    holds: bool,
+}
+
+impl Report {
+    /// One row: allocations counted during `operations`, and how many each of them may make.
+    fn row(&mut self, what: &str, operations: usize, counted: usize, allowed: usize) {
+        let holds = counted == allowed * operations;
+        let verdict = if holds { "" } else { "  <- BROKEN" };
+        println!(
+            "{what:<58}{operations:>8}{counted:>10}{:>10.4}{allowed:>10}{verdict}",
+            counted as f64 / operations as f64
+        );
+        self.holds &= holds;
+    }
+}
+
+/// Polls a future once; whether it is still pending.
+async fn is_pending<F: Future>(mut future: Pin<&mut F>) -> bool {
+    poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx).is_pending())).await
+}
+
+/// Both kinds of pools, so that each row is written once. `$pool` has the capacity that the macro's
+/// user says; `waiters` reads how many wait.
+macro_rules! rows {
+    ($report:expr, $kind:literal, $pool:expr, $one:expr, $waiters:expr) => {{
+        let (report, pool, one): (&mut Report, _, _) = ($report, &$pool, &$one);
+
+        macro_rules! hits {
+            ($what:literal, $acquire:expr) => {{
+                drop($acquire.expect("idle"));
+                let before = allocations();
+                for _ in 0..TURNS {
+                    drop($acquire.expect("idle"));
+                }
+                report.row(concat!($kind, ": hit, ", $what), TURNS, allocations() - before, 0);
+            }};
+        }
+        hits!("acquire().await", pool.acquire().await);
+        hits!("acquire_owned().await", pool.acquire_owned().await);
+        hits!("acquire_blocking()", pool.acquire_blocking());
+        hits!("try_acquire()", pool.try_acquire());
+
+        // Two tasks share one connection, and each acquire has to wait for the other's release.
+        let alternate = |warm: usize| async move {
+            let mut counted = (0, 0);
+            for turn in 0..TURNS / 2 + warm {
+                if turn == warm {
+                    counted.0 = allocations();
+                }
+                let mut acquire = pin!(one.acquire());
+                // The very first one of the two finds it idle; from then on both wait.
+                let held = if turn == 0 || is_pending(acquire.as_mut()).await {
+                    acquire.await
+                } else {
+                    panic!("an acquire did not wait")
+                };
+                yield_now().await;
+                drop(held.expect("handed over"));
+                counted.1 = allocations();
+            }
+            counted
+        };
+        let (first, _) = tokio::join!(alternate(100), alternate(100));
+        report.row(concat!($kind, ": wait, async"), TURNS, first.1 - first.0, 0);
+
+        // A hand-off is the release that a waiter is waiting for; nothing else is counted.
+        let mut counted = 0;
+        for _ in 0..TURNS {
+            let held = one.acquire().await.expect("idle");
+            let mut acquire = pin!(one.acquire());
+            assert!(is_pending(acquire.as_mut()).await, "an acquire did not wait");
+            let before = allocations();
+            drop(held);
+            counted += allocations() - before;
+            drop(acquire.await.expect("handed over"));
+        }
+        report.row(concat!($kind, ": release that hands over to a waiter"), TURNS, counted, 0);
+
+        let held = one.acquire().await.expect("idle");
+        let before = allocations();
+        for _ in 0..TURNS {
+            let mut acquire = pin!(one.acquire());
+            assert!(is_pending(acquire.as_mut()).await, "an acquire did not wait");
+        }
+        report.row(concat!($kind, ": cancel while queued"), TURNS, allocations() - before, 0);
+        drop(held);
+
+        let before = allocations();
+        for _ in 0..TURNS {
+            let held = one.acquire().await.expect("given back by the cancelled one");
+            let mut acquire = pin!(one.acquire());
+            assert!(is_pending(acquire.as_mut()).await, "an acquire did not wait");
+            drop(held);
+        }
+        report.row(concat!($kind, ": cancel after the hand-off"), TURNS, allocations() - before, 0);
+
+        // Two threads do the same; each keeps the connection until the other is parked.
+        let done = AtomicBool::new(false);
+        let counted = thread::scope(|scope| {
+            let alternate = |warm: usize| {
+                let mut counted = (0, 0);
+                for turn in 0..TURNS / 2 + warm {
+                    if turn == warm {
+                        counted.0 = allocations();
+                    }
+                    let held = one.acquire_blocking().expect("handed over");
+                    while $waiters(one) == 0 && !done.load(Ordering::Relaxed) {
+                        thread::yield_now();
+                    }
+                    counted.1 = allocations();
+                    drop(held);
+                }
+                done.store(true, Ordering::Relaxed);
+                counted
+            };
+            let first = scope.spawn(move || alternate(100));
+            let second = scope.spawn(move || alternate(100));
+            let (first, second) = (first.join(), second.join());
+            let (first, second) = (first.expect("no panic"), second.expect("no panic"));
+            // Up to the first one's end: after it a thread is torn down.
+            first.1.min(second.1) - first.0.max(second.0)
+        });
+        let what = concat!($kind, ": wait, blocking (after each thread's first)");
+        report.row(what, TURNS, counted, 0);
+    }};
+}
+
+/// Expired deadlines.
+async fn timeouts(report: &mut Report, pool: &Pool<TrivialManager>, objects: &ObjectPool<u64>) {
+    let limit = Duration::from_millis(1);
+    // The runtime's first timer allocates twice, whoever sets it; that is tokio's and happens once.
+    tokio::time::sleep(limit).await;
+
+    let _held = objects.acquire().await.expect("idle");
+    let before = allocations();
+    for _ in 0..TIMEOUTS {
+        let gave_up = objects.acquire_until(tokio::time::sleep(limit)).await;
+        assert!(matches!(gave_up, Err(AcquireObjectError::Timeout)));
+    }
+    let counted = allocations() - before;
+    report.row("ObjectPool: time-out", TIMEOUTS, counted, 0);
+
+    let _held = pool.acquire().await.expect("idle");
+    let (mut waiting, mut all) = (0, 0);
+    for _ in 0..TIMEOUTS {
+        let before = allocations();
+        {
+            // Waits until the timer is about to expire, and is cancelled: all but the error.
+            let mut acquire = pin!(pool.acquire_timeout(limit));
+            assert!(is_pending(acquire.as_mut()).await, "an acquire did not wait");
+        }
+        waiting += allocations() - before;
+        let before = allocations();
+        let gave_up = pool.acquire_timeout(limit).await;
+        all += allocations() - before;
+        assert!(matches!(gave_up, Err(AcquireError::Timeout(_))));
+    }
+    report.row("Pool: acquire_timeout, its wait and timer, cancelled", TIMEOUTS, waiting, 0);
+    report.row("Pool: acquire_timeout that expires: the error's own box", TIMEOUTS, all, 1);
+}
+
+/// What building a pool allocates for each slot, beyond the connection itself.
+fn memory(report: &mut Report) {
+    const MOST: usize = 256;
+    println!(
+        "\nbytes allocated for each slot of an ObjectPool<u64>, beyond the object: at most {MOST}"
+    );
+    for order in [IdleOrder::Recent, IdleOrder::Fifo, IdleOrder::Lifo] {
+        for slots in [1_000, 10_000] {
+            let before = BYTES.load(Ordering::Relaxed);
+            let pool = ObjectPool::builder(slots).order(order).build(|| 0_u64).expect("in range");
+            let bytes = BYTES.load(Ordering::Relaxed) - before;
+            let each = bytes.div_ceil(slots) - size_of::<u64>();
+            let verdict = if each <= MOST { "" } else { "  <- BROKEN" };
+            println!("{:<58}{slots:>8}{each:>10}{verdict}", format!("{order:?}"));
+            report.holds &= each <= MOST;
+            drop(pool);
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let mut report = Report { holds: true };
+    println!("{:<58}{:>8}{:>10}{:>10}{:>10}", "", "times", "counted", "each", "allowed");
+    // A counter that counts nothing would find everything free of charge.
+    let before = allocations();
+    for number in 0..TURNS {
+        black_box(Box::new(number));
+    }
+    report.row("for comparison: Box::new", TURNS, allocations() - before, 1);
+
+    // One thread runs the tasks, so that nobody else allocates meanwhile.
+    thread_runtime().block_on(async {
+        let objects = ObjectPool::new(16, || 0_u64);
+        let object = ObjectPool::new(1, || 0_u64);
+        rows!(&mut report, "ObjectPool", objects, object, |pool: &ObjectPool<u64>| {
+            pool.counts().waiters
+        });
+        let pool = millpond_pool(16, |pool| pool).await;
+        let one = millpond_pool(1, |pool| pool).await;
+        rows!(&mut report, "Pool", pool, one, |pool: &Pool<TrivialManager>| {
+            pool.metrics().counts.waiters
+        });
+        timeouts(&mut report, &one, &object).await;
+    });
+    memory(&mut report);
+    if report.holds {
+        println!("\nall of it holds");
+        ExitCode::SUCCESS
+    } else {
+        println!("\nsomething does not hold: see BROKEN");
+        ExitCode::FAILURE
+    }
+}

@@ -16,9 +16,9 @@ static ENDED: AtomicU64 = AtomicU64::new(0);
 static DISTURBED: AtomicUsize = AtomicUsize::new(0);
 static TAKEN: AtomicUsize = AtomicUsize::new(0);
 
-/// Runs `measure` again until it was not disturbed; after ten times, settles for the best.
+/// Runs `measure` again until it was not disturbed; after five times, settles for the best.
 pub fn calm<M>(mut measure: impl FnMut() -> M) -> M {
-    const ATTEMPTS: u32 = 10;
+    const ATTEMPTS: u32 = 5;
     /// The share of the time for which our threads, taken together, may have been kept waiting.
     const TOLERABLE: f64 = 0.03;
 

@@ -7,7 +7,7 @@
 
 use loom::cell::Cell;
 use loom::sync::atomic::AtomicUsize;
-use millpond::model::{Core, Found, Keeper, Lease, Reservation, reserve, try_acquire};
+use millpond::model::{Core, Found, Keeper, Loan, Reservation, reserve, try_acquire, wait};
 use millpond::{IdleOrder, ObjectPool, OwnedObject};
 use std::future::Future;
 use std::panic::Location;
@@ -38,6 +38,7 @@ pub fn check(model: impl Fn() + Sync + Send + 'static) {
     // Not one of loom's: it counts across interleavings.
     let interleavings = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let counted = interleavings.clone();
+    let began = std::time::Instant::now();
     builder.check(move || {
         counted.fetch_add(1, Relaxed);
         model();
@@ -46,7 +47,7 @@ pub fn check(model: impl Fn() + Sync + Send + 'static) {
     assert!(interleavings > 1, "the threads of the model do not meet");
     #[expect(clippy::print_stdout, reason = "libtest shows it with --nocapture")]
     {
-        println!("{interleavings} interleavings at {}", thread_name());
+        println!("{interleavings} interleavings in {:?}: {}", began.elapsed(), thread_name());
     }
 }
 
@@ -209,11 +210,14 @@ pub fn assert_conserved(pool: &ObjectPool<Token>, objects: usize) {
     }
 }
 
+/// A connection of a [`Station`], on loan.
+pub type Connection = Loan<Arc<Station>>;
+
 /// A keeper that connects by itself, at once, and may fail a given number of times.
 ///
 /// It stands for the managed pool's connector, whose tasks need a runtime.
 pub struct Station {
-    core: Arc<Core<Token>>,
+    core: Core<Self>,
     census: Census,
     failures: std::sync::atomic::AtomicUsize,
 }
@@ -222,11 +226,49 @@ impl Station {
     /// A station whose slots are all vacant, and whose first so many connects fail.
     #[must_use]
     pub fn new(capacity: usize, shards: usize, failures: usize, census: &Census) -> Arc<Self> {
-        Arc::new(Self {
-            core: Core::new(capacity, shards, IdleOrder::Recent),
+        Self::with_order(capacity, shards, IdleOrder::Recent, failures, census)
+    }
+
+    fn with_order(
+        capacity: usize,
+        shards: usize,
+        order: IdleOrder,
+        failures: usize,
+        census: &Census,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            core: Core::new(me, capacity, shards, order),
             census: census.clone(),
             failures: failures.into(),
         })
+    }
+
+    /// A station whose slots are all connected and lent to the caller.
+    ///
+    /// # Panics
+    ///
+    /// If there are not `N` slots, as the core then has a bug.
+    #[must_use]
+    pub fn lent<const N: usize>(
+        shards: usize,
+        order: IdleOrder,
+        census: &Census,
+    ) -> (Arc<Self>, [Connection; N]) {
+        let station = Self::with_order(N, shards, order, 0, census);
+        let lent = [(); N].map(|()| {
+            let reservation = station.reserve().expect("a slot is vacant");
+            reservation.fill(station.connect()).lend(Location::caller())
+        });
+        (station, lent)
+    }
+
+    /// A connection that is idle, if nobody waits.
+    #[must_use]
+    pub fn try_acquire(self: &Arc<Self>) -> Option<Connection> {
+        match try_acquire(self, Location::caller()) {
+            Found::Ready(loan) => Some(loan),
+            _ => None,
+        }
     }
 
     /// The right to connect, if a slot is vacant.
@@ -246,16 +288,15 @@ impl Station {
     /// # Panics
     ///
     /// If the core is closed.
-    #[track_caller]
-    pub fn acquire(self: &Arc<Self>) -> Lease<Arc<Self>> {
-        let caller = Location::caller();
+    #[must_use]
+    pub fn acquire(self: &Arc<Self>) -> Connection {
         block_on(async {
             loop {
-                if let Found::Ready(lease) = try_acquire(self, caller) {
-                    return lease;
+                if let Some(loan) = self.try_acquire() {
+                    return loan;
                 }
-                if let Some(lease) = millpond::model::wait(self).await {
-                    return lease;
+                if let Some(lease) = wait(self).await {
+                    return lease.lend(Location::caller());
                 }
                 assert!(!self.core.is_closed(), "the core is open");
             }
@@ -271,12 +312,8 @@ impl Station {
         let counts = self.core.counts();
         assert_eq!(counts.waiters, 0, "somebody still counts as a waiter");
         assert_eq!(counts.idle + counts.vacant, counts.capacity(), "I3: not all is at rest");
-        let caller = Location::caller();
         let idle: Vec<_> = (0..counts.idle)
-            .map(|_| match try_acquire(self, caller) {
-                Found::Ready(lease) => lease,
-                _ => panic!("I3: an idle slot is lost"),
-            })
+            .map(|_| self.try_acquire().expect("I3: an idle slot is lost"))
             .collect();
         let vacant: Vec<_> = (0..counts.vacant)
             .map(|_| self.reserve().expect("I3: a vacant slot is lost"))
@@ -290,7 +327,7 @@ impl Station {
 impl Keeper for Station {
     type Resource = Token;
 
-    fn core(&self) -> &Core<Token> {
+    fn core(&self) -> &Core<Self> {
         &self.core
     }
 

@@ -63,11 +63,10 @@ fn a_stack_that_looks_as_before_is_not_taken_for_it() {
         let hot = acquire(&pool);
         let other = waiter(&pool, 0);
         let upper = acquire(&pool);
-        if let Ok(lower) = pool.try_acquire() {
-            // The upper one goes to `hot`, from where the lower one displaces it.
-            drop(upper);
-            drop(lower);
-        }
+        let lower = pool.try_acquire();
+        // The upper one goes to `hot`, from where the lower one displaces it.
+        drop(upper);
+        drop(lower);
         let theirs = other.join().unwrap();
         drop((hot, theirs));
         assert_conserved(&pool, 3);

@@ -47,10 +47,10 @@ fn connectors_that_race_share_one_right() {
             let station = station.clone();
             thread::spawn(move || {
                 set_home(home);
-                let mut lease = station.acquire();
-                lease.resource().use_it();
+                let mut loan = station.acquire();
+                loan.resource().use_it();
                 // The connection ends; the next caller opens one of its own.
-                drop(lease.begin(State::Closing));
+                drop(loan.recall().begin(State::Closing));
             })
         });
         for caller in callers {

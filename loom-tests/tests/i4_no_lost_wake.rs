@@ -50,27 +50,77 @@ fn a_release_finds_whoever_blocks_meanwhile() {
     });
 }
 
-/// One thread releases two objects, of which the second displaces the first from `hot`, beside two
-/// callers: the one that comes first may take the hot one, and the other must find what was
-/// displaced.
-///
-/// Mutants seen to be caught: "no fence", "nobody looks after a displacing release", "a second wake
-/// is swallowed".
+/// One thread releases two connections, of which the second displaces the first from `hot`, beside
+/// a caller that may take the hot one and a waiter that must then find the displaced one. Both keep
+/// what they get.
+fn two_releases_beside_a_taker_and_a_waiter(order: IdleOrder, shards: usize) {
+    check(move || {
+        let (station, lent) = Station::lent::<2>(shards, order, &Census::default());
+        let taker = thread::spawn({
+            let station = station.clone();
+            move || station.try_acquire()
+        });
+        let other = thread::spawn({
+            let station = station.clone();
+            move || {
+                set_home(1);
+                station.acquire()
+            }
+        });
+        drop(lent);
+        let taken = taker.join().unwrap();
+        drop((other.join().unwrap(), taken));
+        station.assert_conserved();
+    });
+}
+
+/// Mutants seen to be caught: "no fence", "nobody looks after a displacing release".
 #[test]
-fn two_releases_serve_two_waiters() {
-    for order in ORDERS {
-        for (shards, homes) in [(1, [0, 0]), (2, [0, 1])] {
-            check(move || {
-                let pool = pool_of(2, 2, shards, order, &Census::default());
-                let held = [acquire(&pool), acquire(&pool)];
-                let others = homes.map(|home| waiter(&pool, home));
-                drop(held);
-                let kept = others.map(|other| other.join().unwrap());
-                drop(kept);
-                assert_conserved(&pool, 2);
-            });
-        }
-    }
+fn a_displaced_slot_finds_whoever_parks_meanwhile() {
+    two_releases_beside_a_taker_and_a_waiter(IdleOrder::Recent, 1);
+    two_releases_beside_a_taker_and_a_waiter(IdleOrder::Recent, 2);
+}
+
+/// The same behind the hot slot with a stack.
+///
+/// Mutant seen to be caught: "no fence".
+#[test]
+fn a_slot_displaced_to_the_stack_finds_whoever_parks_meanwhile() {
+    two_releases_beside_a_taker_and_a_waiter(IdleOrder::Lifo, 1);
+}
+
+/// Two releases, and two waiters that keep what they get.
+fn two_releases_beside_two_waiters(order: IdleOrder, shards: usize) {
+    check(move || {
+        let pool = pool_of(2, 2, shards, order, &Census::default());
+        let held = [acquire(&pool), acquire(&pool)];
+        let others = [0, 1].map(|home| waiter(&pool, home));
+        drop(held);
+        let kept = others.map(|other| other.join().unwrap());
+        drop(kept);
+        assert_conserved(&pool, 2);
+    });
+}
+
+/// Mutant seen to be caught: "a second wake is swallowed".
+#[test]
+fn two_releases_serve_two_waiters_of_one_shard() {
+    two_releases_beside_two_waiters(IdleOrder::Recent, 1);
+}
+
+#[test]
+fn two_releases_serve_two_waiters_of_one_shard_in_a_ring() {
+    two_releases_beside_two_waiters(IdleOrder::Fifo, 1);
+}
+
+#[test]
+fn two_releases_serve_two_waiters_of_one_shard_in_a_stack() {
+    two_releases_beside_two_waiters(IdleOrder::Lifo, 1);
+}
+
+#[test]
+fn two_releases_serve_two_waiters_of_two_shards() {
+    two_releases_beside_two_waiters(IdleOrder::Recent, 2);
 }
 
 /// An object leaves for good just when somebody parks, who must get one that is newly made.
@@ -123,9 +173,9 @@ fn a_failed_connect_leaves_its_right_to_whoever_parks_meanwhile() {
                 move || station.acquire()
             });
             drop(reservation);
-            let lease = other.join().unwrap();
-            lease.resource().use_it();
-            drop(lease);
+            let loan = other.join().unwrap();
+            loan.resource().use_it();
+            drop(loan);
             station.assert_conserved();
         });
     }
@@ -154,15 +204,14 @@ fn a_new_connection_finds_whoever_parks_meanwhile() {
 #[test]
 fn a_release_and_a_retirement_serve_two_waiters() {
     check(|| {
-        let station = Station::new(2, 1, 0, &Census::default());
-        let mut leases =
-            [(); 2].map(|()| station.reserve().expect("a slot is vacant").fill(station.connect()));
+        let (station, [mut ending, returning]) =
+            Station::lent(1, IdleOrder::Recent, &Census::default());
         let others = [(); 2].map(|()| {
             let station = station.clone();
             thread::spawn(move || station.acquire())
         });
-        drop(leases[0].begin(State::Closing));
-        drop(leases);
+        drop(ending.recall().begin(State::Closing));
+        drop(returning);
         let kept = others.map(|other| other.join().unwrap());
         drop(kept);
         station.assert_conserved();

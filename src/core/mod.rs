@@ -178,7 +178,7 @@ impl fmt::Display for Counts {
 
 impl<K: Keeper> Core<K> {
     /// A core with `capacity` vacant slots, in the given number of shards (a power of two).
-    pub(crate) fn new(keeper: &Weak<K>, capacity: usize, shards: usize, order: IdleOrder) -> Self {
+    pub fn new(keeper: &Weak<K>, capacity: usize, shards: usize, order: IdleOrder) -> Self {
         assert!((1..=MAX_CAPACITY).contains(&capacity), "BUG: capacity {capacity}");
         assert!(shards.is_power_of_two(), "BUG: {shards} shards");
         let vacant = BoxQueue::new(capacity);

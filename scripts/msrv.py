@@ -1,0 +1,37 @@
+#!/usr/bin/env python3
+"""Checks that no dependency of the default features asks for a newer Rust than Cargo.toml promises.
+
+The code itself is held to it by clippy's `incompatible_msrv`, which reads the same promise.
+"""
+
+import json
+import subprocess
+import sys
+
+
+def version(text):
+    return tuple(int(part) for part in text.split("."))
+
+
+def cargo(*arguments):
+    command = ["cargo", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+metadata = json.loads(cargo("metadata", "--format-version", "1", "--locked"))
+asked = {(p["name"], p["version"]): p["rust_version"] for p in metadata["packages"]}
+promised = next(p["rust_version"] for p in metadata["packages"] if p["name"] == "millpond")
+
+tree = cargo(
+    "tree", "--package", "millpond", "--edges", "normal,build", "--prefix", "none",
+    "--format", "{p}", "--locked",
+)
+used = {(words[0], words[1].removeprefix("v")) for words in map(str.split, tree.splitlines()) if words}
+too_new = [
+    f"{name} {number} asks for {asked[name, number]}"
+    for name, number in sorted(used)
+    if asked[name, number] and version(asked[name, number])[:2] > version(promised)[:2]
+]
+if too_new:
+    sys.exit(f"Cargo.toml promises Rust {promised}, but " + "; ".join(too_new))
+print(f"Rust {promised} is enough for all {len(used)} packages of the default features")

@@ -1,0 +1,642 @@
+//! The end of a pool, of its handles, of the runtimes that it ran on; and threads of all kinds.
+
+#![cfg(feature = "tokio")]
+
+mod support;
+use support::*;
+
+use millpond::{AcquireError, Pool, PoolBuilder, TryAcquireError};
+use std::pin::pin;
+use std::sync::LazyLock;
+use std::sync::mpsc;
+use std::time::Duration;
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::Instant;
+
+const SECOND: Duration = Duration::from_secs(1);
+const DIRTY: Act = Act::Slow(Duration::ZERO);
+const BROKEN: Act = Act::Error;
+
+fn pool_of(manager: &TestManager, max_size: usize) -> PoolBuilder<TestManager> {
+    Pool::builder(manager.clone()).max_size(max_size)
+}
+
+fn single() -> Runtime {
+    Builder::new_current_thread().enable_time().build().expect("a runtime")
+}
+
+fn multi() -> Runtime {
+    Builder::new_multi_thread().worker_threads(2).enable_time().build().expect("a runtime")
+}
+
+/// Runs `work` on a thread of its own, and panics if it takes longer than [`PATIENCE`].
+#[track_caller]
+fn must_end<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    join(std::thread::spawn(work))
+}
+
+/// The same, while this runtime goes on.
+async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let thread = std::thread::spawn(work);
+    eventually("the thread has ended", || thread.is_finished()).await;
+    join(thread)
+}
+
+#[tokio::test]
+async fn close_ends_every_waiter() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).acquire_timeout(PATIENCE).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let tasks: Vec<_> = (0..4)
+        .map(|_| {
+            let pool = pool.clone();
+            tokio::spawn(async move { pool.acquire().await.map(drop) })
+        })
+        .collect();
+    let threads: Vec<_> = (0..4)
+        .map(|_| {
+            let pool = pool.clone();
+            std::thread::spawn(move || pool.acquire_blocking().map(drop))
+        })
+        .collect();
+    eventually("all wait", || pool.metrics().counts.waiters == 8).await;
+    pool.close().await;
+    for task in tasks {
+        assert!(matches!(joined(task).await, Err(AcquireError::Closed)));
+    }
+    for thread in threads {
+        assert!(matches!(join(thread), Err(AcquireError::Closed)));
+    }
+    drop(held);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.timeouts, metrics.acquires), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closed_pool_refuses_newcomers_of_every_kind() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).min_idle(2).build().await.unwrap();
+    assert!(!pool.is_closed());
+    pool.close().await;
+    assert!(pool.is_closed());
+    assert!(matches!(pool.acquire().await, Err(AcquireError::Closed)));
+    assert!(matches!(pool.acquire_owned().await, Err(AcquireError::Closed)));
+    assert!(matches!(pool.acquire_timeout(SECOND).await, Err(AcquireError::Closed)));
+    assert!(matches!(pool.acquire_timeout(Duration::ZERO).await, Err(AcquireError::Closed)));
+    assert!(matches!(pool.acquire_blocking(), Err(AcquireError::Closed)));
+    assert!(matches!(pool.try_acquire(), Err(TryAcquireError::Closed)));
+    assert!(matches!(pollster::block_on(pool.acquire()), Err(AcquireError::Closed)));
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((manager.connect.calls(), metrics.acquires, metrics.timeouts), (2, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn close_closes_idle_connections_before_it_returns() {
+    let manager = TestManager::new();
+    manager.close.always(Act::Slow(Duration::from_millis(500)));
+    let pool = pool_of(&manager, 4).min_idle(4).build().await.unwrap();
+    let began = Instant::now();
+    pool.close().await;
+    assert_eq!(manager.ledger.live(), 0);
+    assert!(began.elapsed() < 2 * Duration::from_millis(500), "all at the same time");
+    let metrics = pool.metrics();
+    assert_eq!((metrics.closed.pool_closed, metrics.counts.vacant), (4, 4));
+    assert_eq!(manager.ledger.closed(), 4);
+}
+
+#[tokio::test]
+async fn close_may_be_called_again_and_by_many_tasks_at_once() {
+    let manager = TestManager::new();
+    manager.close.always(Act::Slow(Duration::from_millis(5)));
+    let pool = pool_of(&manager, 8).min_idle(8).build().await.unwrap();
+    let held = pool.acquire().await.unwrap();
+    let tasks: Vec<_> = (0..16)
+        .map(|_| {
+            let pool = pool.clone();
+            tokio::spawn(async move {
+                pool.close().await;
+                assert_eq!(pool.metrics().counts.idle, 0);
+                assert_eq!(pool.metrics().counts.closing, 0);
+            })
+        })
+        .collect();
+    for task in tasks {
+        joined(task).await;
+    }
+    drop(held);
+    pool.close().await;
+    pool.close().await;
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.pool_closed, metrics.closed.total()), (8, 8));
+    assert_eq!(manager.ledger.closed(), 8, "once per connection");
+}
+
+#[tokio::test(start_paused = true)]
+async fn close_outside_a_runtime_does_not_panic() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).min_idle(2).build().await.unwrap();
+    on_a_thread({
+        let pool = pool.clone();
+        move || pollster::block_on(pool.close())
+    })
+    .await;
+    assert!(pool.is_closed());
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test]
+async fn release_of_a_dirty_connection_outside_a_runtime_does_not_panic() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).build_lazy().unwrap();
+    let held = pool.acquire_owned().await.unwrap();
+    manager.condition.once(DIRTY);
+    on_a_thread(move || drop(pollster::block_on(held.release()))).await;
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guard_released_after_close_closes_its_connection() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 4).build_lazy().unwrap();
+    let clean = pool.acquire().await.unwrap();
+    let owned = pool.acquire_owned().await.unwrap();
+    let released = pool.acquire().await.unwrap();
+    let dirty = pool.acquire().await.unwrap();
+    pool.close().await;
+    assert_eq!((manager.ledger.live(), pool.metrics().counts.in_use), (4, 4));
+    drop(clean);
+    drop(owned);
+    drop(released.release().await);
+    manager.condition.once(DIRTY);
+    drop(dirty);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.total(), metrics.counts.vacant), (4, 4));
+    assert_eq!((metrics.closed.pool_closed, manager.ledger.closed()), (4, 4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn close_is_called_once_per_connection_in_every_way_out() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).check(millpond::CheckPolicy::Always).build_lazy().unwrap();
+    pool.acquire().await.unwrap().discard();
+
+    let held = pool.acquire().await.unwrap();
+    manager.condition.once(BROKEN);
+    drop(held);
+
+    let held = pool.acquire().await.unwrap();
+    manager.condition.once(BROKEN);
+    assert!(held.release().await.is_err());
+
+    let held = pool.acquire().await.unwrap();
+    manager.condition.once(DIRTY);
+    manager.reset.once(Act::Error);
+    drop(held);
+
+    let held = pool.acquire().await.unwrap();
+    manager.condition.once(DIRTY);
+    manager.reset.once(Act::Error);
+    assert!(held.release().await.is_err());
+
+    drop(pool.acquire().await.unwrap());
+    manager.check.once(Act::Error);
+    drop(pool.acquire().await.unwrap());
+    pool.close().await;
+
+    let metrics = balanced(&pool, &manager.ledger).await;
+    let closed = metrics.closed;
+    assert_eq!((closed.discarded, closed.broken, closed.failed_reset), (1, 2, 2));
+    assert_eq!((closed.failed_check, closed.pool_closed, closed.total()), (1, 1, 7));
+    assert_eq!(manager.ledger.closed(), 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connect_under_way_is_ended_by_close() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Never);
+    let pool = pool_of(&manager, 2).connect_timeout(600 * SECOND).build_lazy().unwrap();
+    let mut waiter = pin!(pool.acquire());
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    eventually("a dial is under way", || manager.connect.running() == 1).await;
+    let began = Instant::now();
+    pool.close().await;
+    assert!(matches!(waiter.await, Err(AcquireError::Closed)));
+    eventually("the dial is gone", || manager.connect.running() == 0).await;
+    assert!(began.elapsed() < SECOND);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.created, metrics.counts.vacant, metrics.connect_failures), (0, 2, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_between_attempts_is_ended_by_close() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Error);
+    let pool = pool_of(&manager, 1).backoff(600 * SECOND, 600 * SECOND).build_lazy().unwrap();
+    assert!(pool.acquire_timeout(Duration::from_millis(1)).await.is_err());
+    let attempts = manager.connect.calls();
+    let weak = pool.downgrade();
+    drop(pool);
+    assert!(weak.upgrade().is_none());
+    tokio::time::sleep(2000 * SECOND).await;
+    assert_eq!(manager.connect.calls(), attempts);
+}
+
+#[tokio::test]
+async fn close_and_connect_in_any_order_leave_nothing_open() {
+    for round in 0..200 {
+        let manager = TestManager::new();
+        let pool = pool_of(&manager, 4).acquire_timeout(PATIENCE).build_lazy().unwrap();
+        let users: Vec<_> = (0..4)
+            .map(|_| {
+                let pool = pool.clone();
+                tokio::spawn(async move { while pool.acquire().await.is_ok() {} })
+            })
+            .collect();
+        for _ in 0..round % 20 {
+            tokio::task::yield_now().await;
+        }
+        pool.close().await;
+        for user in users {
+            joined(user).await;
+        }
+        let metrics = balanced(&pool, &manager.ledger).await;
+        assert_eq!(metrics.counts.vacant, 4);
+        assert_eq!(manager.ledger.closed() as u64, metrics.created);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_handle_closes_the_idle_connections() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 4).min_idle(4).build().await.unwrap();
+    let other = pool.clone();
+    drop(pool);
+    tokio::task::yield_now().await;
+    assert_eq!((other.is_closed(), manager.ledger.live()), (false, 4));
+    drop(other);
+    eventually("all are closed", || manager.ledger.live() == 0).await;
+    assert_eq!(manager.ledger.closed(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owned_guard_outlives_the_last_handle_and_closes_its_connection() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).min_idle(2).build().await.unwrap();
+    let mut held = pool.acquire_owned().await.unwrap();
+    let other = pool.acquire_owned().await.unwrap();
+    let weak = pool.downgrade();
+    drop(pool);
+    assert!(weak.upgrade().is_none(), "a guard does not keep the pool open");
+    held.note = 7;
+    assert_eq!((held.note, manager.ledger.live()), (7, 2));
+    drop(held);
+    eventually("one is closed", || manager.ledger.live() == 1).await;
+    manager.condition.once(DIRTY);
+    drop(other);
+    eventually("both are closed", || manager.ledger.live() == 0).await;
+    assert_eq!(manager.ledger.closed(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_weak_handle_upgrades_as_long_as_there_is_a_strong_one() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).build_lazy().unwrap();
+    let weak = pool.downgrade();
+    let again = weak.upgrade().expect("there is a handle");
+    drop(pool);
+    drop(again.acquire().await.unwrap());
+    assert!(!again.is_closed());
+    let weaker = weak.clone();
+    drop(again);
+    assert!(weak.upgrade().is_none());
+    assert!(weaker.upgrade().is_none());
+    eventually("it is closed", || manager.ledger.live() == 0).await;
+}
+
+#[tokio::test]
+async fn a_guard_dropped_on_a_plain_thread_goes_back_or_is_reset_or_closed() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 3).build_lazy().unwrap();
+    let guards = [
+        pool.acquire_owned().await.unwrap(),
+        pool.acquire_owned().await.unwrap(),
+        pool.acquire_owned().await.unwrap(),
+    ];
+    manager.condition.once(Act::Ok);
+    manager.condition.once(DIRTY);
+    manager.condition.once(BROKEN);
+    on_a_thread(move || guards.map(drop)).await;
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.counts.idle, metrics.resets, metrics.closed.broken), (2, 1, 1));
+    assert_eq!(manager.ledger.closed(), 1);
+}
+
+#[test]
+fn guards_dropped_while_the_runtime_shuts_down_neither_panic_nor_hang() {
+    for runtime in [single as fn() -> Runtime, multi] {
+        let manager = TestManager::new();
+        let pool = must_end({
+            let manager = manager.clone();
+            move || {
+                let runtime = runtime();
+                let pool = runtime.block_on(pool_of(&manager, 6).min_idle(6).build()).unwrap();
+                let (send, receive) = mpsc::channel();
+                for act in [Act::Ok, DIRTY, BROKEN] {
+                    manager.condition.once(act);
+                }
+                for _ in 0..5 {
+                    let (pool, send) = (pool.clone(), send.clone());
+                    drop(runtime.spawn(async move {
+                        let _held = pool.acquire_owned().await.unwrap();
+                        send.send(()).unwrap();
+                        std::future::pending::<()>().await;
+                    }));
+                }
+                // A waiter and a dial as well.
+                manager.connect.always(Act::Never);
+                let handle = pool.clone();
+                drop(runtime.spawn(async move {
+                    let held = (handle.acquire().await.unwrap(), handle.acquire().await);
+                    drop(held);
+                }));
+                runtime.block_on(eventually("all hold", || receive.try_iter().count() < 6));
+                runtime.block_on(eventually("all is taken", || pool.metrics().counts.in_use == 6));
+                drop(runtime);
+                pool
+            }
+        });
+        let metrics = balanced_blocking(&pool, &manager.ledger);
+        assert_eq!(metrics.counts.in_use, 0, "{metrics:?}");
+        assert_eq!(metrics.closed.broken, 1, "{metrics:?}");
+    }
+}
+
+#[test]
+fn guards_dropped_after_the_runtime_is_gone_neither_panic_nor_hang() {
+    let manager = TestManager::new();
+    must_end({
+        let manager = manager.clone();
+        move || {
+            let runtime = multi();
+            let pool = runtime.block_on(pool_of(&manager, 4).min_idle(4).build()).unwrap();
+            let mut guards = Vec::new();
+            for _ in 0..4 {
+                guards.push(runtime.block_on(pool.acquire_owned()).unwrap());
+            }
+            drop(runtime);
+            for act in [Act::Ok, DIRTY, BROKEN] {
+                manager.condition.once(act);
+                drop(guards.pop());
+            }
+            guards.pop().expect("the fourth").discard();
+            let metrics = balanced_blocking(&pool, &manager.ledger);
+            assert_eq!((metrics.counts.idle, metrics.counts.vacant), (1, 3));
+            assert_eq!((metrics.closed.broken, metrics.closed.discarded), (1, 1));
+            assert_eq!(metrics.closed.abandoned, 1, "nobody was left to reset it");
+            drop(pool);
+        }
+    });
+    assert_eq!(manager.ledger.live(), 0);
+}
+
+#[test]
+fn the_last_handle_dropped_after_the_runtime_is_gone_drops_the_connections() {
+    let manager = TestManager::new();
+    must_end({
+        let manager = manager.clone();
+        move || {
+            let runtime = single();
+            let pool = runtime.block_on(pool_of(&manager, 4).min_idle(4).build()).unwrap();
+            drop(runtime);
+            drop(pool);
+        }
+    });
+    assert_eq!((manager.ledger.live(), manager.ledger.dropped()), (0, 4));
+}
+
+#[test]
+fn one_static_pool_serves_a_hundred_runtimes_one_after_the_other() {
+    static MANAGER: LazyLock<TestManager> = LazyLock::new(TestManager::new);
+    static POOL: LazyLock<Pool<TestManager>> =
+        LazyLock::new(|| pool_of(&MANAGER, 2).build_lazy().expect("the settings are in range"));
+    must_end(|| {
+        for round in 0..100 {
+            let runtime = if round % 2 == 0 { single() } else { multi() };
+            runtime.block_on(async {
+                let (one, two) = (POOL.acquire().await.unwrap(), POOL.acquire().await.unwrap());
+                match round % 4 {
+                    0 => drop((one, two)),
+                    1 => one.discard(),
+                    2 => two.release().await.unwrap(),
+                    _ => {
+                        one.discard();
+                        two.discard();
+                    }
+                }
+            });
+        }
+    });
+    let metrics = balanced_blocking(&POOL, &MANAGER.ledger);
+    assert_eq!((metrics.acquires, metrics.timeouts), (200, 0));
+    assert_eq!(metrics.closed.discarded, metrics.closed.total());
+}
+
+#[test]
+fn a_pool_whose_runtime_has_ended_dials_on_the_callers() {
+    let manager = TestManager::new();
+    must_end({
+        let manager = manager.clone();
+        move || {
+            let first = single();
+            let pool = first.block_on(async { pool_of(&manager, 1).build_lazy() }).unwrap();
+            first.block_on(pool.acquire()).unwrap().discard();
+            drop(first);
+            balanced_blocking(&pool, &manager.ledger);
+            drop(single().block_on(pool.acquire()).unwrap());
+            assert_eq!(balanced_blocking(&pool, &manager.ledger).created, 2);
+        }
+    });
+}
+
+#[test]
+fn waiters_on_another_runtime_are_served_when_the_pools_own_ends_under_the_dial() {
+    let manager = TestManager::new();
+    must_end({
+        let manager = manager.clone();
+        move || {
+            let first = multi();
+            let pool = pool_of(&manager, 2).acquire_timeout(PATIENCE);
+            let pool = first.block_on(async { pool.build_lazy() }).unwrap();
+            manager.connect.once(Act::Never);
+            let second = multi();
+            let waiters: Vec<_> = (0..3)
+                .map(|_| {
+                    let pool = pool.clone();
+                    second.spawn(async move { pool.acquire().await.map(|guard| guard.id) })
+                })
+                .collect();
+            eventually_blocking("all wait for one dial", || {
+                manager.connect.running() == 1 && pool.metrics().counts.waiters == 3
+            });
+            drop(first);
+            for waiter in waiters {
+                second.block_on(joined(waiter)).unwrap();
+            }
+            let metrics = balanced_blocking(&pool, &manager.ledger);
+            assert_eq!((metrics.acquires, metrics.timeouts), (3, 0));
+        }
+    });
+}
+
+#[test]
+fn a_connection_is_closed_by_the_manager_on_the_current_runtime_if_the_pools_own_has_ended() {
+    let manager = TestManager::new();
+    must_end({
+        let manager = manager.clone();
+        move || {
+            let first = single();
+            let pool = first.block_on(pool_of(&manager, 1).min_idle(1).build()).unwrap();
+            drop(first);
+            single().block_on(async {
+                pool.acquire().await.unwrap().discard();
+                balanced(&pool, &manager.ledger).await;
+            });
+        }
+    });
+    assert_eq!(manager.ledger.closed(), 1, "there was a runtime that could have run it");
+}
+
+#[test]
+fn a_dirty_connection_is_reset_on_the_current_runtime_if_the_pools_own_has_ended() {
+    let manager = TestManager::new();
+    must_end({
+        let manager = manager.clone();
+        move || {
+            let first = single();
+            let pool = first.block_on(pool_of(&manager, 1).min_idle(1).build()).unwrap();
+            drop(first);
+            single().block_on(async {
+                manager.condition.once(DIRTY);
+                drop(pool.acquire().await.unwrap());
+                balanced(&pool, &manager.ledger).await;
+            });
+        }
+    });
+    assert_eq!(manager.reset.calls(), 1, "there was a runtime that could have run it");
+}
+
+#[test]
+fn an_acquire_with_nothing_idle_outside_any_runtime_says_so() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).build_lazy().unwrap();
+    let refused = pollster::block_on(pool.acquire());
+    assert!(matches!(refused, Err(AcquireError::NoRuntime)), "{refused:?}");
+    let refused = must_end({
+        let pool = pool.clone();
+        move || pool.acquire_blocking().map(drop)
+    });
+    assert!(matches!(refused, Err(AcquireError::NoRuntime)), "{refused:?}");
+    assert!(matches!(pool.try_acquire(), Err(TryAcquireError::Empty)));
+    let metrics = balanced_blocking(&pool, &manager.ledger);
+    assert_eq!((metrics.acquires, metrics.timeouts, metrics.counts.vacant), (0, 0, 2));
+
+    // It is none the worse for it.
+    drop(single().block_on(pool.acquire()).unwrap());
+}
+
+#[tokio::test]
+async fn a_blocking_acquire_waits_on_a_plain_thread() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).acquire_timeout(PATIENCE).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let thread = std::thread::spawn({
+        let pool = pool.clone();
+        move || pool.acquire_blocking().map(|guard| guard.id)
+    });
+    eventually("it waits", || pool.metrics().counts.waiters == 1).await;
+    drop(held);
+    eventually("the thread has ended", || thread.is_finished()).await;
+    assert_eq!(join(thread).unwrap(), 1);
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[test]
+fn a_blocking_acquire_waits_inside_spawn_blocking() {
+    for runtime in [single, multi] {
+        must_end(move || {
+            let manager = TestManager::new();
+            runtime().block_on(async {
+                let pool = pool_of(&manager, 1).acquire_timeout(PATIENCE).build_lazy().unwrap();
+                // Nothing idle: it has one opened.
+                let blocking = tokio::task::spawn_blocking({
+                    let pool = pool.clone();
+                    move || pool.acquire_blocking().map(|guard| guard.id)
+                });
+                assert_eq!(joined(blocking).await.unwrap(), 1);
+                // All in use: it waits.
+                let held = pool.acquire().await.unwrap();
+                let blocking = tokio::task::spawn_blocking({
+                    let pool = pool.clone();
+                    move || pool.acquire_blocking().map(|guard| guard.id)
+                });
+                eventually("it waits", || pool.metrics().counts.waiters == 1).await;
+                drop(held);
+                assert_eq!(joined(blocking).await.unwrap(), 1);
+                balanced(&pool, &manager.ledger).await;
+            });
+        });
+    }
+}
+
+/// A blocking acquire that would have to wait is refused; one that need not is not.
+async fn blocking_is_refused_here(pool: &Pool<TestManager>) {
+    drop(pool.acquire_blocking().expect("one is idle"));
+    let held = pool.acquire_blocking().expect("one is idle");
+    for _ in 0..3 {
+        let refused = pool.acquire_blocking();
+        assert!(matches!(refused, Err(AcquireError::WouldBlock)), "{refused:?}");
+    }
+    assert_eq!(pool.metrics().counts.waiters, 0);
+    // Its question has not used up the budget of this task.
+    for _ in 0..100 {
+        tokio::task::coop::consume_budget().await;
+    }
+    drop(held);
+    drop(pool.acquire_blocking().expect("one is idle"));
+}
+
+#[test]
+fn a_blocking_acquire_in_an_async_task_is_refused_only_if_it_would_wait() {
+    for runtime in [single, multi] {
+        must_end(move || {
+            let manager = TestManager::new();
+            let runtime = runtime();
+            let pool = runtime.block_on(pool_of(&manager, 1).min_idle(1).build()).unwrap();
+            // In block_on itself.
+            runtime.block_on(blocking_is_refused_here(&pool));
+            // In a task of a worker, or of block_on's own thread.
+            let task = runtime.spawn({
+                let pool = pool.clone();
+                async move { blocking_is_refused_here(&pool).await }
+            });
+            runtime.block_on(joined(task));
+            // In a task of a LocalSet.
+            let local = tokio::task::LocalSet::new();
+            local.block_on(&runtime, blocking_is_refused_here(&pool));
+            let metrics = balanced_blocking(&pool, &manager.ledger);
+            assert_eq!((metrics.acquires, metrics.created), (9, 1));
+        });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_blocking_acquire_waits_inside_block_in_place() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).acquire_timeout(PATIENCE).build_lazy().unwrap();
+    let task = tokio::spawn({
+        let pool = pool.clone();
+        async move { tokio::task::block_in_place(|| pool.acquire_blocking().map(|guard| guard.id)) }
+    });
+    assert_eq!(joined(task).await.unwrap(), 1);
+    balanced(&pool, &manager.ledger).await;
+}
