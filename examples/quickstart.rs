@@ -205,10 +205,12 @@ impl Source {
             }
             Self::Opened(sqlite, limit) => {
                 let _permit = limit.acquire().await?;
-                let connection = block_in_place(|| sqlite.open())?;
-                tally.acquired(began);
-                work.perform(&connection, tally)?;
-                block_in_place(|| drop(connection));
+                // All in one, which is the fastest for this way of working.
+                block_in_place(|| {
+                    let connection = sqlite.open()?;
+                    tally.acquired(began);
+                    work.perform(&connection, tally)
+                })?;
             }
         }
         Ok(())
@@ -299,7 +301,8 @@ fn allocations_per_acquire(pool: &Pool<Sqlite>) -> Result<f64, Failure> {
 }
 
 async fn run(options: &Options, out: &mut impl Write) -> Result<(), Failure> {
-    let directory = tempfile::tempdir()?;
+    let directory = tempfile::tempdir()
+        .map_err(|error| format!("cannot make a directory for the database: {error}"))?;
     let path = directory.path().join("quickstart.db");
     // This connection stays open to the end: when the last one is closed, SQLite writes everything
     // back to the main file, which would make opening one each time look worse than it is.

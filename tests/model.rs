@@ -9,7 +9,11 @@
 mod model;
 
 use arbtest::arbtest;
+use millpond::ObjectPool;
 use std::cell::Cell;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker};
 
 #[test]
 fn pools_do_what_the_model_does() {
@@ -24,4 +28,42 @@ fn pools_do_what_the_model_does() {
     let chosen = std::env::var_os("ARBTEST_BUDGET_MS").is_some();
     if chosen { test } else { test.budget_ms(2_000) }.run();
     eprintln!("{} operations in {} cases", operations.get(), cases.get());
+}
+
+fn poll<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
+    future.poll(&mut Context::from_waker(Waker::noop()))
+}
+
+#[test]
+#[ignore = "a waiter that is told to look for a vacant place leaves the line (I9); see MOST_TOLD"]
+fn a_waiter_that_looks_for_a_vacancy_keeps_its_place() {
+    let pool = ObjectPool::builder(1).shards(1).build(|| ()).expect("one object");
+    let held = pool.try_acquire().expect("it is idle");
+    let (mut first, mut second, mut third) =
+        (pin!(pool.acquire()), pin!(pool.acquire()), pin!(pool.acquire()));
+    assert!(poll(first.as_mut()).is_pending());
+    assert!(poll(second.as_mut()).is_pending());
+    assert!(poll(third.as_mut()).is_pending());
+
+    let () = held.detach();
+    let Poll::Ready(Ok(made)) = poll(first.as_mut()) else {
+        panic!("the first in line does not get what it has made");
+    };
+    assert!(poll(second.as_mut()).is_pending());
+    drop(made);
+    assert!(poll(second.as_mut()).is_ready(), "the third was served before the second");
+}
+
+#[test]
+#[ignore = "a newcomer takes the vacant place that a waiter was told of (I9); see MOST_TOLD"]
+fn a_newcomer_does_not_take_the_vacancy_that_a_waiter_was_told_of() {
+    let pool = ObjectPool::builder(1).shards(1).build(|| ()).expect("one object");
+    let held = pool.try_acquire().expect("it is idle");
+    let mut first = pin!(pool.acquire());
+    assert!(poll(first.as_mut()).is_pending());
+
+    let () = held.detach();
+    let mut newcomer = pin!(pool.acquire());
+    assert!(poll(newcomer.as_mut()).is_pending(), "the newcomer overtakes");
+    assert!(poll(first.as_mut()).is_ready());
 }

@@ -1,0 +1,65 @@
+//! Makes hits of one kind and nothing else, for `scripts/hot-path` to count their instructions.
+//!
+//! `hits KIND COUNT`, where KIND is one of those below.
+
+use crossbeam_queue::ArrayQueue;
+use millpond::{ObjectPool, Pool};
+use millpond_bench::TrivialManager;
+use std::future::Future;
+use std::hint::black_box;
+use std::pin::pin;
+use std::process::ExitCode;
+use std::task::{Context, Poll, Waker};
+
+/// The loop whose instructions are counted. The script looks for its name.
+#[inline(never)]
+fn counted_loop(count: u64, mut hit: impl FnMut()) {
+    for _ in 0..count {
+        hit();
+    }
+}
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let kind = arguments.next().unwrap_or_default();
+    let count = arguments.next().and_then(|count| count.parse().ok()).unwrap_or(0);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    let build = Pool::builder(TrivialManager::default()).max_size(16).min_idle(16).build();
+    let pool = runtime.block_on(build).expect("a pool");
+    let objects = ObjectPool::new(16, || 0_u64);
+    let queue = ArrayQueue::new(16);
+    for number in 0..16_u64 {
+        assert!(queue.push(Box::new(number)).is_ok(), "the queue has room for 16");
+    }
+    match kind.as_str() {
+        "queue" => counted_loop(count, || {
+            let number = queue.pop().expect("a number");
+            assert!(queue.push(black_box(number)).is_ok(), "the queue has room");
+        }),
+        "object" => counted_loop(count, || {
+            black_box(&*objects.acquire_blocking().expect("an idle object"));
+        }),
+        "blocking" => counted_loop(count, || {
+            black_box(&*pool.acquire_blocking().expect("an idle connection"));
+        }),
+        "try" => counted_loop(count, || {
+            black_box(&*pool.try_acquire().expect("an idle connection"));
+        }),
+        // One poll is all that an executor does for a hit.
+        "async" => counted_loop(count, || {
+            let acquire = pin!(pool.acquire());
+            match acquire.poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(connection) => {
+                    black_box(&*connection.expect("an idle connection"));
+                }
+                Poll::Pending => unreachable!("a hit does not wait"),
+            }
+        }),
+        other => {
+            eprintln!("'{other}' is not a kind of hit");
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
