@@ -86,6 +86,11 @@ mod pool;
 #[cfg(feature = "tokio")]
 pub mod blocking;
 
+/// The README's examples are tests.
+#[cfg(all(doctest, feature = "tokio"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub use crate::core::{Counts, IdleOrder};
 pub use crate::error::{AcquireObjectError, AddError, ConfigError, TryAcquireError};
 pub use crate::object::{Object, ObjectPool, ObjectPoolBuilder, OwnedObject};

@@ -1,6 +1,7 @@
 //! Getting a connection and giving it back: who gets which, and what is counted.
 
 #![cfg(feature = "tokio")]
+#![allow(clippy::unwrap_used, reason = "these are tests, though clippy only sees their helpers")]
 
 mod support;
 

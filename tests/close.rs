@@ -353,14 +353,18 @@ fn guards_dropped_while_the_runtime_shuts_down_neither_panic_nor_hang() {
                         std::future::pending::<()>().await;
                     }));
                 }
-                // A waiter and a dial as well.
-                manager.connect.always(Act::Never);
-                let handle = pool.clone();
-                drop(runtime.spawn(async move {
-                    let held = (handle.acquire().await.unwrap(), handle.acquire().await);
-                    drop(held);
+                runtime.block_on(eventually("five hold one", || {
+                    pool.metrics().counts.in_use == 5
                 }));
-                runtime.block_on(eventually("all is taken", || pool.metrics().counts.in_use == 6));
+                // And a dial that hangs is under way for somebody who waits.
+                manager.connect.always(Act::Never);
+                let last = runtime.block_on(pool.acquire_owned()).unwrap();
+                last.discard();
+                drop(runtime.spawn({
+                    let pool = pool.clone();
+                    async move { pool.acquire().await.map(drop) }
+                }));
+                runtime.block_on(eventually("a dial hangs", || manager.connect.running() == 1));
                 drop(runtime);
                 pool
             }

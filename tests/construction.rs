@@ -506,7 +506,7 @@ fn a_guard_is_two_words_and_the_acquire_futures_stay_small() {
         ("acquire_owned", size_of_val(&pool.acquire_owned())),
         ("acquire_timeout", size_of_val(&pool.acquire_timeout(SECOND))),
     ];
-    println!("{sizes:?}");
+    eprintln!("{sizes:?}");
     for (what, size) in sizes {
         assert!(size <= LARGEST_FUTURE, "{what} has {size} bytes");
     }

@@ -225,7 +225,7 @@ fn pools_and_guards_may_go_to_other_threads_and_are_small() {
         size_of_val(&pool.acquire_owned()),
         size_of_val(&pool.acquire_until(pending::<()>())),
     ];
-    println!("{sizes:?}");
+    eprintln!("{sizes:?}");
     assert!(sizes.iter().all(|size| *size <= LARGEST_FUTURE), "{sizes:?}");
 }
 

@@ -1,6 +1,7 @@
 //! Waiting in line: who is served, in which order, and what is left when somebody leaves.
 
 #![cfg(feature = "tokio")]
+#![allow(clippy::unwrap_used, reason = "these are tests, though clippy only sees their helpers")]
 
 mod support;
 

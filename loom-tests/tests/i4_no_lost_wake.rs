@@ -8,9 +8,10 @@
 use millpond::IdleOrder;
 use millpond::model::State;
 use millpond_loom::{
-    Census, ORDERS, Station, acquire, assert_conserved, check, making_pool, pool_of, set_home,
-    thread, waiter,
+    Census, ORDERS, Station, acquire, assert_conserved, block_on, check, check_large, making_pool,
+    poll_once, pool_of, set_home, thread, waiter,
 };
+use std::pin::pin;
 
 /// The only object comes back just when somebody parks.
 ///
@@ -89,38 +90,48 @@ fn a_slot_displaced_to_the_stack_finds_whoever_parks_meanwhile() {
     two_releases_beside_a_taker_and_a_waiter(IdleOrder::Lifo, 1);
 }
 
-/// Two releases, and two waiters that keep what they get.
-fn two_releases_beside_two_waiters(order: IdleOrder, shards: usize) {
-    check(move || {
-        let pool = pool_of(2, 2, shards, order, &Census::default());
-        let held = [acquire(&pool), acquire(&pool)];
-        let others = [0, 1].map(|home| waiter(&pool, home));
-        drop(held);
-        let kept = others.map(|other| other.join().unwrap());
-        drop(kept);
-        assert_conserved(&pool, 2);
-    });
-}
-
+/// Two releases at once serve one waiter that is parked and has no time to run, and another that is
+/// just parking. Both keep what they get.
+///
 /// Mutant seen to be caught: "a second wake is swallowed".
 #[test]
-fn two_releases_serve_two_waiters_of_one_shard() {
-    two_releases_beside_two_waiters(IdleOrder::Recent, 1);
+fn two_releases_serve_a_parked_waiter_and_another() {
+    for order in ORDERS {
+        for (shards, home) in [(1, 0), (2, 1)] {
+            check(move || {
+                let pool = pool_of(2, 2, shards, order, &Census::default());
+                let held = [acquire(&pool), acquire(&pool)];
+                {
+                    let mut parked = pin!(pool.acquire());
+                    assert!(poll_once(parked.as_mut()).is_pending());
+                    let other = waiter(&pool, home);
+                    drop(held);
+                    let theirs = other.join().unwrap();
+                    let mine = block_on(parked).expect("the pool is open");
+                    drop((mine, theirs));
+                }
+                assert_conserved(&pool, 2);
+            });
+        }
+    }
 }
 
+/// Two releases beside two waiters that are both just parking, and keep what they get.
 #[test]
-fn two_releases_serve_two_waiters_of_one_shard_in_a_ring() {
-    two_releases_beside_two_waiters(IdleOrder::Fifo, 1);
-}
-
-#[test]
-fn two_releases_serve_two_waiters_of_one_shard_in_a_stack() {
-    two_releases_beside_two_waiters(IdleOrder::Lifo, 1);
-}
-
-#[test]
-fn two_releases_serve_two_waiters_of_two_shards() {
-    two_releases_beside_two_waiters(IdleOrder::Recent, 2);
+fn two_releases_serve_two_waiters() {
+    for (order, shards) in
+        [(IdleOrder::Recent, 1), (IdleOrder::Recent, 2), (IdleOrder::Fifo, 1), (IdleOrder::Lifo, 1)]
+    {
+        check_large(move || {
+            let pool = pool_of(2, 2, shards, order, &Census::default());
+            let held = [acquire(&pool), acquire(&pool)];
+            let others = [0, 1].map(|home| waiter(&pool, home));
+            drop(held);
+            let kept = others.map(|other| other.join().unwrap());
+            drop(kept);
+            assert_conserved(&pool, 2);
+        });
+    }
 }
 
 /// An object leaves for good just when somebody parks, who must get one that is newly made.

@@ -154,10 +154,11 @@ impl<M: Manager> Shared<M> {
     /// Starts dials, if connections are wanted and there are vacant slots for them.
     ///
     /// Called by whoever parks, and by whoever makes a slot vacant while somebody waits; `runtime`
-    /// is where the dials run.
-    pub(super) fn demand(&self, runtime: Option<Handle>) {
+    /// says where the next dial runs. It is asked each time: a runtime that has ended drops the
+    /// dial at once, and is forgotten.
+    pub(super) fn demand(&self, runtime: fn(&Connector<M::Error>) -> Option<Handle>) {
         while !self.core.is_closed() && self.core.has_vacant() {
-            let Some(runtime) = &runtime else { return };
+            let Some(runtime) = runtime(&self.connector) else { return };
             if !self.connector.admit(self.wanted()) {
                 return;
             }
@@ -307,7 +308,7 @@ impl<M: Manager> Drop for Dial<M> {
         // Ordering: SeqCst, partner: `admit` (I4).
         shared.connector.dials.fetch_sub(1, Ordering::SeqCst);
         match state {
-            DialState::Finished => shared.demand(shared.connector.runtime()),
+            DialState::Finished => shared.demand(Connector::runtime),
             DialState::Refused => shared.core.nudge_all(),
             DialState::Unfinished => {
                 *lock(&shared.connector.runtime) = None;

@@ -102,18 +102,17 @@ impl<M: Manager> Keeper for Shared<M> {
     }
 
     fn vacancy(&self) {
-        let runtime = self.connector.runtime();
-        if runtime.is_none() && self.core.has_vacant() {
-            // Whoever waits brings a runtime along.
-            self.core.nudge();
+        if self.core.has_vacant() {
+            if self.connector.runtime().is_none() {
+                // Whoever waits brings a runtime along.
+                self.core.nudge();
+            }
+            self.demand(Connector::runtime);
         }
-        self.demand(runtime);
     }
 
     fn parked(&self) {
-        if self.core.has_vacant() {
-            self.demand(self.connector.runtime_or_current());
-        }
+        self.demand(Connector::runtime_or_current);
     }
 
     #[inline]
