@@ -284,11 +284,11 @@ async fn storm(pool: Pool<TestManager>, manager: &TestManager, aborts: usize, se
         let old = std::mem::replace(&mut users[random.below(8)], fresh);
         old.abort();
         // A panic of a user must not go unseen.
-        assert!(old.await.unwrap_err().is_cancelled());
+        assert!(old.await.expect_err("it never returns").is_cancelled());
     }
     for user in users {
         user.abort();
-        assert!(user.await.unwrap_err().is_cancelled());
+        assert!(user.await.expect_err("it never returns").is_cancelled());
     }
     for script in [&manager.connect, &manager.check, &manager.reset] {
         script.calm();

@@ -435,6 +435,26 @@ async fn the_pause_doubles_many_times_without_overflow() {
     assert_eq!(pool.metrics().connect_failures, 70);
 }
 
+#[tokio::test(start_paused = true)]
+async fn doubling_the_longest_pause_does_not_overflow() {
+    let manager = TestManager::new();
+    for _ in 0..3 {
+        manager.connect.once(Act::Error);
+    }
+    let pool = endless(&manager).build_lazy().unwrap();
+    // The pauses are random, up to 584 years; tokio's longest timeout is 30. No clock is too patient.
+    for _ in 0..200 {
+        match pool.acquire().await {
+            Ok(conn) => {
+                assert_eq!((conn.id, pool.metrics().connect_failures), (1, 3));
+                return;
+            }
+            Err(error) => assert!(matches!(error, AcquireError::Timeout(_)), "{error:?}"),
+        }
+    }
+    panic!("{:?}", pool.metrics());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn the_longest_blocking_wait_does_not_overflow() {
     let manager = TestManager::new();

@@ -1,6 +1,7 @@
 //! The limit holds: never more connections than `max_size`, counted by the connections themselves.
 
 #![cfg(feature = "tokio")]
+#![allow(clippy::unwrap_used, reason = "these are tests, though clippy only sees their helpers")]
 
 mod support;
 
@@ -203,6 +204,7 @@ async fn random_things(pool: PoolBuilder<TestManager>, manager: &TestManager, se
         joined(task).await;
     }
     sampler.stop();
+    manager.clear();
     assert_conserved(&pool, manager).await;
 }
 

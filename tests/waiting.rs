@@ -89,7 +89,7 @@ async fn two_releases_on_two_threads_wake_two_waiters() {
         let held = [pool.acquire_owned().await.unwrap(), pool.acquire_owned().await.unwrap()];
         let mut parked = park(&pool, 2);
         let threads = held.map(|guard| std::thread::spawn(move || drop(guard)));
-        threads.map(join);
+        let [(), ()] = threads.map(join);
         let served = [ready(&mut parked[0]), ready(&mut parked[1])];
         assert_eq!(served[0].id + served[1].id, 3);
     }
@@ -493,12 +493,12 @@ async fn ten_thousand_waiters_of_whom_every_third_leaves_are_served_in_order() {
     }
     drop(held);
     let (mut served, mut gone) = (0, 0);
-    for number in 0..parked.len() {
+    for (number, waiter) in parked.iter_mut().enumerate() {
         // The other half leave just when their connection is on its way.
         if number >= 5_000 && number % 3 == 0 {
-            parked[number] = None;
+            *waiter = None;
         }
-        match &mut parked[number] {
+        match waiter {
             Some(waiter) => {
                 drop(ready(waiter));
                 served += 1;

@@ -7,8 +7,7 @@
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Nanoseconds that threads which have ended since were kept waiting.
 static ENDED: AtomicU64 = AtomicU64::new(0);
@@ -16,14 +15,14 @@ static ENDED: AtomicU64 = AtomicU64::new(0);
 static DISTURBED: AtomicUsize = AtomicUsize::new(0);
 static TAKEN: AtomicUsize = AtomicUsize::new(0);
 
-/// Runs `measure` again until it was not disturbed; after five times, settles for the best.
+/// Runs `measure` again until it was not disturbed; after eight times, settles for the best.
 pub fn calm<M>(mut measure: impl FnMut() -> M) -> M {
-    const ATTEMPTS: u32 = 5;
+    const ATTEMPTS: u32 = 8;
     /// The share of the time for which our threads, taken together, may have been kept waiting.
     const TOLERABLE: f64 = 0.03;
 
     let mut best: Option<(f64, M)> = None;
-    for attempt in 0..ATTEMPTS {
+    for _ in 0..ATTEMPTS {
         let (before, began) = (delay(), Instant::now());
         let sample = measure();
         let took = began.elapsed().as_nanos() as f64;
@@ -34,8 +33,6 @@ pub fn calm<M>(mut measure: impl FnMut() -> M) -> M {
         if share < TOLERABLE {
             break;
         }
-        // A compiler that has just begun will be busy for a while.
-        thread::sleep(Duration::from_millis(20) * attempt);
     }
     let (share, sample) = best.expect("at least one attempt");
     TAKEN.fetch_add(1, Ordering::Relaxed);

@@ -59,13 +59,15 @@ pub fn together(runtime: &Handle, pool: &dyn BenchPool, threads: usize, turns: u
                 scope.spawn(|| {
                     // Some turns first: the thread gets its home shard and warms its caches.
                     let _ = alone(runtime, pool, turns / 10);
-                    ready.fetch_add(1, Ordering::Relaxed);
-                    while ready.load(Ordering::Relaxed) < threads {
-                        thread::yield_now();
-                    }
-                    let began = Instant::now();
-                    let took = noting_delay(|| alone(runtime, pool, turns));
-                    (began, began + took)
+                    // One that is kept from starting spoils the measurement as well.
+                    noting_delay(|| {
+                        ready.fetch_add(1, Ordering::Relaxed);
+                        while ready.load(Ordering::Relaxed) < threads {
+                            thread::yield_now();
+                        }
+                        let began = Instant::now();
+                        (began, began + alone(runtime, pool, turns))
+                    })
                 })
             })
             .collect();

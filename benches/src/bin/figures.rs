@@ -24,7 +24,8 @@ const POOL: usize = 1;
 /// How much of everything.
 struct Effort {
     rounds: usize,
-    /// The time that one measurement of hits is to take.
+    /// The time that one measurement of hits is to take: less than a time slice, so that even on a
+    /// busy machine many are undisturbed.
     sample: Duration,
     /// The time that one load of waiting tasks runs.
     window: Duration,
@@ -64,14 +65,14 @@ fn main() {
     let effort = if std::env::args().any(|argument| argument == "--quick") {
         Effort {
             rounds: 5,
-            sample: Duration::from_millis(2),
+            sample: Duration::from_millis(1),
             window: Duration::from_millis(30),
             crowds: 3,
         }
     } else {
         Effort {
             rounds: 25,
-            sample: Duration::from_millis(8),
+            sample: Duration::from_millis(2),
             window: Duration::from_millis(80),
             crowds: 9,
         }
@@ -139,7 +140,7 @@ fn hit(runtime: &Runtime, effort: &Effort, goals: &mut Goals) {
 fn scaling(runtime: &Runtime, effort: &Effort, goals: &mut Goals) {
     let pools = runtime.block_on(contended(16));
     let turns: Vec<u64> =
-        pools.iter().map(|pool| turns_for(runtime, &**pool, effort.sample)).collect();
+        pools.iter().map(|pool| turns_for(runtime, &**pool, 2 * effort.sample)).collect();
     // One thread and two threads of one pool follow each other: 2 × who, 2 × who + 1.
     let rounds = Rounds::run(effort.rounds, 2 * pools.len(), |entry| {
         let (who, threads) = (entry / 2, 1 + entry % 2);
