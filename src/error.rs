@@ -143,60 +143,89 @@ mod managed {
     use std::time::Duration;
 
     /// Why a pool was not built.
-    #[derive(Debug, thiserror::Error)]
+    #[derive(Debug)]
     #[non_exhaustive]
-    pub enum BuildError<E: Error + 'static> {
+    pub enum BuildError<E> {
         /// A setting is out of its range.
-        #[error("invalid configuration")]
-        Config(#[from] ConfigError),
+        Config(ConfigError),
         /// One of the first `min_idle` connections could not be opened.
-        #[error("cannot open the first connections")]
-        Connect(#[source] Arc<OperationError<E>>),
+        Connect(Arc<OperationError<E>>),
         /// `build` was called outside a tokio runtime.
-        #[error(
-            "no tokio runtime here: call build inside one, or build_lazy, or use blocking::Pool"
-        )]
         NoRuntime,
         /// The system refused what a pool with a thread of its own needs.
-        #[error("cannot start the pool's thread")]
-        Thread(#[source] std::io::Error),
+        Thread(std::io::Error),
+    }
+
+    impl<E> fmt::Display for BuildError<E> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(match self {
+                Self::Config(_) => "invalid configuration",
+                Self::Connect(_) => "cannot open the first connections",
+                Self::NoRuntime => {
+                    "no tokio runtime here: call build inside one, or build_lazy, or build_blocking"
+                }
+                Self::Thread(_) => "cannot start the pool's thread",
+            })
+        }
+    }
+
+    impl<E: Error + 'static> Error for BuildError<E> {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            match self {
+                Self::Config(error) => Some(error),
+                Self::Connect(error) => Some(&**error),
+                Self::NoRuntime => None,
+                Self::Thread(error) => Some(error),
+            }
+        }
+    }
+
+    impl<E> From<ConfigError> for BuildError<E> {
+        fn from(error: ConfigError) -> Self {
+            Self::Config(error)
+        }
     }
 
     /// Why an acquire failed.
-    #[derive(thiserror::Error)]
+    #[derive(Debug)]
     #[non_exhaustive]
-    pub enum AcquireError<E: Error + 'static> {
+    pub enum AcquireError<E> {
         /// The time was up. What the pool knows of the reason is inside.
-        #[error(transparent)]
         Timeout(Box<Timeout<E>>),
         /// Connecting failed in a way that the manager calls permanent.
-        #[error("cannot connect, and trying again will not help")]
-        Connect(#[source] Arc<OperationError<E>>),
+        Connect(Arc<OperationError<E>>),
         /// The pool is closed.
-        #[error("the pool is closed")]
         Closed,
         /// No connection is idle, and there is no tokio runtime to open one or to wait on.
-        #[error(
-            "no connection is idle, and no tokio runtime to open one on: \
-             acquire inside a runtime, or use blocking::Pool"
-        )]
         NoRuntime,
         /// A blocking acquire would have blocked a thread that runs asynchronous tasks.
-        #[error(
-            "acquire_blocking would block a runtime's worker thread: \
-             use acquire().await here, or call it inside spawn_blocking"
-        )]
         WouldBlock,
     }
 
-    impl<E: Error + 'static> fmt::Debug for AcquireError<E> {
+    impl<E> fmt::Display for AcquireError<E> {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(match self {
+                Self::Timeout(timeout) => return fmt::Display::fmt(timeout, f),
+                Self::Connect(_) => "cannot connect, and trying again will not help",
+                Self::Closed => "the pool is closed",
+                Self::NoRuntime => {
+                    "no connection is idle, and no tokio runtime to open one on: \
+                     acquire inside a runtime, or use blocking::Pool"
+                }
+                Self::WouldBlock => {
+                    "acquire_blocking would block a thread that runs asynchronous tasks: \
+                     use acquire().await here, or call it inside spawn_blocking"
+                }
+            })
+        }
+    }
+
+    impl<E: Error + 'static> Error for AcquireError<E> {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
             match self {
-                Self::Timeout(timeout) => fmt::Debug::fmt(timeout, f),
-                Self::Connect(error) => f.debug_tuple("Connect").field(error).finish(),
-                Self::Closed => f.write_str("Closed"),
-                Self::NoRuntime => f.write_str("NoRuntime"),
-                Self::WouldBlock => f.write_str("WouldBlock"),
+                Self::Timeout(timeout) => timeout.source(),
+                Self::Connect(error) => Some(&**error),
+                Self::Closed | Self::NoRuntime | Self::WouldBlock => None,
             }
         }
     }
@@ -287,7 +316,7 @@ mod managed {
         }
     }
 
-    /// Why [`Pooled::release`](crate::Pooled::release) could not keep the connection. It is closed.
+    /// Why [`Pooled::release`](crate::Pooled::release) did not put the connection back.
     #[derive(Debug, thiserror::Error)]
     #[non_exhaustive]
     pub enum ReleaseError<E: Error + 'static> {
@@ -297,5 +326,10 @@ mod managed {
         /// Resetting it failed.
         #[error("the connection cannot be reset")]
         Reset(#[source] OperationError<E>),
+        /// It is dirty, and there is no tokio runtime here to reset it on.
+        #[error(
+            "the connection is dirty, and there is no tokio runtime here to wait for its reset"
+        )]
+        NoRuntime,
     }
 }

@@ -3,8 +3,8 @@
 //! Not here: anything that connects, checks or closes; see `Pool`.
 
 use crate::core::{
-    Core, Counts, Doubt, Found, IdleOrder, Keeper, Lease, Loan, State, default_shards, reserve,
-    sweep, try_acquire, wait, wait_blocking,
+    Core, Counts, Doubt, Found, IdleOrder, Keeper, Lease, Loan, State, Woken, default_shards,
+    offer_vacant, reserve, sweep, try_acquire, wait, wait_blocking,
 };
 use crate::error::{AcquireObjectError, AddError, ConfigError, TryAcquireError};
 use std::fmt;
@@ -68,20 +68,9 @@ impl<T> Keeper for Shared<T> {
     }
 
     fn vacancy(&self) {
-        // The object is made by the one who waits for it, on its own stack: `make` may panic.
-        if self.make.is_some() && self.core.has_vacant() {
-            self.core.nudge();
-        }
-    }
-
-    fn parked(&self) {
-        let Some(make) = &self.make else { return };
-        while self.core.waiters() > 0 {
-            let Some(reservation) = reserve(self) else {
-                return;
-            };
-            // The filled slot goes to whoever is first in line.
-            drop(reservation.fill(make()));
+        // The object is made by the one who gets the slot, on its own stack: `make` may panic.
+        if self.make.is_some() {
+            offer_vacant(self);
         }
     }
 
@@ -463,12 +452,29 @@ where
         if let Found::Ready(loan) = try_acquire(&keeper, caller) {
             return Ok(loan);
         }
-        if let Some(lease) = wait(&keeper).await {
-            return Ok(lease.lend(caller));
+        if let Some(loan) = take_up(wait(&keeper).await, caller) {
+            return Ok(loan);
         }
         if keeper.core.is_closed() {
             return Err(AcquireObjectError::Closed);
         }
+    }
+}
+
+/// What a waiter does with what it was woken with.
+fn take_up<T, R>(woken: Woken<R>, caller: &'static Location<'static>) -> Option<Loan<R>>
+where
+    R: Deref<Target = Shared<T>> + Clone,
+{
+    match woken {
+        Woken::Lease(lease) => Some(lease.lend(caller)),
+        Woken::Vacant(reservation) => {
+            // Only a pool that can make objects offers vacant slots. If `make` panics, the
+            // reservation offers the slot to the next in line.
+            let object = reservation.keeper().make.as_ref().map(|make| make())?;
+            Some(reservation.fill(object).lend(caller))
+        }
+        Woken::LookAgain => None,
     }
 }
 
@@ -493,8 +499,8 @@ fn acquire_blocking_slow<'p, T>(
     // A limit too far away for the clock is no limit.
     let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
     loop {
-        if let Some(lease) = wait_blocking(&shared, deadline) {
-            return Ok(Object { loan: lease.lend(caller) });
+        if let Some(loan) = take_up(wait_blocking(&shared, deadline), caller) {
+            return Ok(Object { loan });
         }
         if shared.core.is_closed() {
             return Err(AcquireObjectError::Closed);

@@ -353,9 +353,7 @@ fn guards_dropped_while_the_runtime_shuts_down_neither_panic_nor_hang() {
                         std::future::pending::<()>().await;
                     }));
                 }
-                runtime.block_on(eventually("five hold one", || {
-                    pool.metrics().counts.in_use == 5
-                }));
+                runtime.block_on(eventually("five hold one", || pool.metrics().counts.in_use == 5));
                 // And a dial that hangs is under way for somebody who waits.
                 manager.connect.always(Act::Never);
                 let last = runtime.block_on(pool.acquire_owned()).unwrap();

@@ -10,6 +10,8 @@ use millpond::{
 };
 use std::error::Error;
 use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use support::{Act, TestError, TestManager, eventually, join, poll_once};
 
@@ -442,11 +444,24 @@ async fn doubling_the_longest_pause_does_not_overflow() {
         manager.connect.once(Act::Error);
     }
     let pool = endless(&manager).build_lazy().unwrap();
+    // A dial that panics is replaced, so that only the panic itself tells of it.
+    let panicked = Arc::new(AtomicBool::new(false));
+    std::panic::set_hook(Box::new({
+        let (here, before) = (std::thread::current().id(), std::panic::take_hook());
+        let panicked = panicked.clone();
+        move |panic| {
+            if std::thread::current().id() == here {
+                panicked.store(true, Ordering::SeqCst);
+            }
+            before(panic);
+        }
+    }));
     // The pauses are random, up to 584 years; tokio's longest timeout is 30. No clock is too patient.
     for _ in 0..200 {
         match pool.acquire().await {
             Ok(conn) => {
                 assert_eq!((conn.id, pool.metrics().connect_failures), (1, 3));
+                assert!(!panicked.load(Ordering::SeqCst), "the dial panicked");
                 return;
             }
             Err(error) => assert!(matches!(error, AcquireError::Timeout(_)), "{error:?}"),

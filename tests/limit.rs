@@ -5,12 +5,13 @@
 
 mod support;
 
-use millpond::{CheckPolicy, IdleOrder, Pool, PoolBuilder};
+use millpond::{CheckPolicy, IdleOrder, Manager, Pool, PoolBuilder, WeakPool};
 use std::pin::pin;
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Mutex, OnceLock};
 use std::time::Duration;
 use support::{
-    Act, Random, Sampler, TestManager, eventually, eventually_blocking, join, joined, poll_once,
+    Act, Random, Sampler, TestError, TestManager, eventually, eventually_blocking, join, joined,
+    poll_once,
 };
 use tokio::task::yield_now;
 
@@ -362,4 +363,56 @@ async fn close_ends_a_connect_that_hangs() {
     assert!(acquire.await.is_err());
     eventually("nothing is left", || manager.ledger.live() == 0).await;
     assert_eq!(pool.metrics().counts.vacant, 2);
+}
+
+/// A connection that looks at its pool while it is dropped.
+struct Witness {
+    pool: Arc<OnceLock<WeakPool<WitnessManager>>>,
+    /// How many connections there still were, by the pool's count.
+    seen: Arc<Mutex<Vec<usize>>>,
+}
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        let pool = self.pool.get().and_then(WeakPool::upgrade).expect("the pool is there");
+        self.seen.lock().unwrap().push(pool.metrics().counts.alive());
+    }
+}
+
+#[derive(Clone, Default)]
+struct WitnessManager {
+    pool: Arc<OnceLock<WeakPool<Self>>>,
+    seen: Arc<Mutex<Vec<usize>>>,
+}
+
+impl Manager for WitnessManager {
+    type Connection = Witness;
+    type Error = TestError;
+
+    async fn connect(&self) -> Result<Witness, TestError> {
+        Ok(Witness { pool: self.pool.clone(), seen: self.seen.clone() })
+    }
+}
+
+#[test]
+fn a_connection_is_gone_before_its_place_is_vacant_with_a_runtime_or_without() {
+    let manager = WitnessManager::default();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let pool =
+        runtime.block_on(Pool::builder(manager.clone()).max_size(3).min_idle(3).build()).unwrap();
+    assert!(manager.pool.set(pool.downgrade()).is_ok());
+    // Closed by a task,
+    runtime.block_on(async {
+        pool.acquire().await.unwrap().discard();
+        eventually("it is closed", || pool.metrics().counts.vacant == 1).await;
+    });
+    // by a task that ends with its runtime,
+    let guard = pool.try_acquire().unwrap();
+    guard.discard();
+    drop(runtime);
+    assert_eq!(pool.metrics().counts.vacant, 2);
+    // and where there is no runtime any more.
+    pool.try_acquire().unwrap().discard();
+    assert_eq!(pool.metrics().counts.vacant, 3);
+    assert_eq!(*manager.seen.lock().unwrap(), [3, 2, 1]);
 }

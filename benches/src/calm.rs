@@ -15,8 +15,9 @@ static ENDED: AtomicU64 = AtomicU64::new(0);
 static DISTURBED: AtomicUsize = AtomicUsize::new(0);
 static TAKEN: AtomicUsize = AtomicUsize::new(0);
 
-/// Runs `measure` again until it was not disturbed; after eight times, settles for the best.
-pub fn calm<M>(mut measure: impl FnMut() -> M) -> M {
+/// Runs `measure` again until it was not disturbed; after eight times, settles for the best. Says
+/// whether the result is undisturbed.
+pub(crate) fn calm<M>(mut measure: impl FnMut() -> M) -> (M, bool) {
     const ATTEMPTS: u32 = 8;
     /// The share of the time for which our threads, taken together, may have been kept waiting.
     const TOLERABLE: f64 = 0.03;
@@ -39,7 +40,7 @@ pub fn calm<M>(mut measure: impl FnMut() -> M) -> M {
     if share >= TOLERABLE {
         DISTURBED.fetch_add(1, Ordering::Relaxed);
     }
-    sample
+    (sample, share < TOLERABLE)
 }
 
 /// How many measurements stayed disturbed, of how many.

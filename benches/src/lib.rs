@@ -12,7 +12,7 @@ mod load;
 mod pools;
 mod rounds;
 
-pub use self::calm::{calm, disturbed};
+pub use self::calm::disturbed;
 pub use self::load::{
     Outcome, SHAPES, Shape, alone, thread_runtime, together, wait, worker_runtime,
 };

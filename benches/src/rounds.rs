@@ -4,19 +4,24 @@
 //! measurements that follow each other closely are disturbed alike, so what is compared runs in turn
 //! (A B C, B C A, …) and the figure is the median of the ratios within each round.
 
-/// The samples of some contestants, round by round.
+use crate::calm::calm;
+
+/// The samples of some contestants, round by round, and whether each is undisturbed.
 #[derive(Debug)]
-pub struct Rounds<M>(Vec<Vec<M>>);
+pub struct Rounds<M>(Vec<Vec<(M, bool)>>);
+
+/// With fewer undisturbed samples than this, the disturbed ones count as well.
+const ENOUGH: usize = 3;
 
 impl<M> Rounds<M> {
     /// Measures each of `contestants` once per round; another one begins in each round, so that
     /// none always runs after the same neighbour's leftovers. A first round only warms up.
     pub fn run(rounds: usize, contestants: usize, mut measure: impl FnMut(usize) -> M) -> Self {
-        let mut samples: Vec<Vec<M>> = (0..contestants).map(|_| Vec::new()).collect();
+        let mut samples: Vec<Vec<(M, bool)>> = (0..contestants).map(|_| Vec::new()).collect();
         for round in 0..=rounds {
             for step in 0..contestants {
                 let who = (round + step) % contestants;
-                let sample = measure(who);
+                let sample = calm(|| measure(who));
                 if round > 0 {
                     samples[who].push(sample);
                 }
@@ -28,17 +33,22 @@ impl<M> Rounds<M> {
     /// The median of one contestant's figure.
     #[must_use]
     pub fn median(&self, who: usize, figure: impl Fn(&M) -> f64) -> f64 {
-        median(self.0[who].iter().map(figure).collect())
+        median(self.0[who].iter().map(|(sample, calm)| (figure(sample), *calm)).collect())
     }
 
     /// The median over all rounds of one contestant's figure divided by another's.
     #[must_use]
     pub fn ratio(&self, who: usize, to: usize, figure: impl Fn(&M) -> f64) -> f64 {
-        median(self.0[who].iter().zip(&self.0[to]).map(|(a, b)| figure(a) / figure(b)).collect())
+        let pairs = self.0[who].iter().zip(&self.0[to]);
+        median(pairs.map(|(a, b)| (figure(&a.0) / figure(&b.0), a.1 && b.1)).collect())
     }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+/// The median of the undisturbed values, if there are enough of them.
+fn median(values: Vec<(f64, bool)>) -> f64 {
+    let all = values.iter().filter(|(_, calm)| *calm).count() < ENOUGH;
+    let mut values: Vec<f64> =
+        values.into_iter().filter(|(_, calm)| all || *calm).map(|(value, _)| value).collect();
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     if values.len() % 2 == 1 {
@@ -64,7 +74,10 @@ mod tests {
     }
 
     #[test]
-    fn the_median_of_an_even_number_lies_between_the_two_in_the_middle() {
-        assert!((median(vec![4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < 1e-9);
+    fn disturbed_samples_count_only_if_there_are_too_few_others() {
+        let calm = [1.0, 2.0, 3.0].map(|value| (value, true));
+        let disturbed = [90.0, 91.0, 92.0, 93.0].map(|value| (value, false));
+        assert!((median([&calm[..], &disturbed[..]].concat()) - 2.0).abs() < 1e-9);
+        assert!((median([&calm[..2], &disturbed[..]].concat()) - 90.5).abs() < 1e-9);
     }
 }

@@ -16,7 +16,7 @@ use std::pin::pin;
 /// The only object comes back just when somebody parks.
 ///
 /// Mutants seen to be caught: "nobody looks after a release", "the newcomer does not search",
-/// "a failed hand-off is not tried again", "a waiter does not count", "no shelf but the own one".
+/// "a waiter does not count", "no shelf but the own one", "no waiters but the own shard's".
 #[test]
 fn a_release_finds_whoever_parks_meanwhile() {
     for order in ORDERS {
@@ -27,6 +27,30 @@ fn a_release_finds_whoever_parks_meanwhile() {
                 let other = waiter(&pool, home);
                 drop(held);
                 drop(other.join().unwrap());
+                assert_conserved(&pool, 1);
+            });
+        }
+    }
+}
+
+/// The same with the parts exchanged: here the bound lets the waiter be interrupted when it counts
+/// but does not listen yet, and the releaser when it holds the slot and has found nobody.
+///
+/// Mutant seen to be caught: "the arrivals are not compared".
+#[test]
+fn a_hand_off_that_came_too_early_is_tried_again() {
+    for order in ORDERS {
+        for (shards, home) in [(1, 0), (2, 0), (2, 1)] {
+            check(move || {
+                let pool = pool_of(1, 1, shards, order, &Census::default());
+                let held = acquire(&pool);
+                let other = thread::spawn(move || {
+                    set_home(home);
+                    drop(held);
+                });
+                let mine = acquire(&pool);
+                other.join().unwrap();
+                drop(mine);
                 assert_conserved(&pool, 1);
             });
         }

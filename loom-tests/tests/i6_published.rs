@@ -13,7 +13,7 @@ use std::pin::pin;
 
 /// Through a shelf: the other thread takes what it finds, and does not wait.
 ///
-/// Mutants seen to be caught: "the hot swap is relaxed" (`Recent`, `Lifo`), "the ring's claim is
+/// Mutants seen to be caught: "the hot swap is relaxed" (`Recent`, `Lifo`), "the ring's push is
 /// relaxed" (`Fifo`).
 #[test]
 fn the_next_taker_sees_the_last_use() {

@@ -27,13 +27,14 @@ mod waiters;
 pub use self::idle::IdleOrder;
 pub use self::slot::State;
 pub use self::tokens::{
-    Found, Lease, Loan, Reservation, Trial, reserve, sweep, try_acquire, wait, wait_blocking,
+    Found, Lease, Loan, Reservation, Trial, Woken, reserve, sweep, try_acquire, wait, wait_blocking,
 };
 
 use self::idle::Shelf;
 use self::slot::{Cell, Slot};
+pub(crate) use self::waiters::offer_vacant;
 use self::waiters::{Control, Handoff};
-use crate::sync::{AtomicU32, BoxQueue, thread_number};
+use crate::sync::{AtomicU32, BoxQueue, publish_fence, thread_number};
 use crossbeam_utils::CachePadded;
 use event_listener::{Event, IntoNotification};
 use std::fmt;
@@ -55,8 +56,8 @@ pub trait Keeper: Sized {
 
     fn core(&self) -> &Core<Self>;
 
-    /// Somebody waits, and a slot may be vacant. Called from anywhere, also while a guard is
-    /// dropped: it must neither block nor panic.
+    /// A slot may be vacant, and somebody may be waiting. Called from anywhere, also while a guard
+    /// is dropped: it must neither block nor panic.
     fn vacancy(&self);
 
     /// The caller has just parked, and a slot may be vacant.
@@ -106,6 +107,7 @@ pub struct Core<K: Keeper> {
     shards: Box<[CachePadded<Shard<K>>]>,
     cells: Box<[Cell]>,
     vacant: BoxQueue<Slot<K>>,
+    keeper: Weak<K>,
 }
 
 /// What threads of one home share.
@@ -193,6 +195,7 @@ impl<K: Keeper> Core<K> {
                 .collect(),
             cells: (0..capacity).map(|_| Cell::new()).collect(),
             vacant,
+            keeper: keeper.clone(),
         }
     }
 
@@ -231,6 +234,16 @@ impl<K: Keeper> Core<K> {
         !self.vacant.is_empty()
     }
 
+    /// Puts a slot among the vacant ones.
+    ///
+    /// Whoever calls this owes a look at the control word afterwards.
+    fn put_vacant(&self, slot: Box<Slot<K>>) {
+        slot.enter(self.cell(&slot), State::Vacant);
+        let pushed = self.vacant.push(slot);
+        debug_assert!(pushed.is_ok(), "BUG: more vacant slots than there are slots");
+        publish_fence();
+    }
+
     /// The slots by state, and the waiters.
     pub fn counts(&self) -> Counts {
         let mut counts = Counts { waiters: self.waiters(), ..Counts::default() };
@@ -258,7 +271,7 @@ impl<K: Keeper> Shard<K> {
     fn new(order: IdleOrder, capacity: usize, shards: usize) -> Self {
         let event = Event::with_tag();
         // The first notification allocates the event's list; let that be now.
-        event.notify(0.tag_with(Handoff::look_again));
+        event.notify(0.tag_with(Handoff::to_nobody));
         Self {
             shelf: Shelf::new(order, capacity, shards),
             event,

@@ -16,7 +16,6 @@
 
 use super::slot::{Cell, Slot, State};
 use super::{Keeper, waiters};
-use crate::sync::publish_fence;
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
@@ -30,21 +29,15 @@ type Resource<R> = <Of<R> as Keeper>::Resource;
 const GONE: &str = "BUG: a token was used after it had been given away";
 const NOTHING: &str = "BUG: a slot without its resource";
 
-/// Makes a slot vacant, and tells the keeper if somebody waits.
+/// Makes a slot vacant, and tells the keeper.
 #[cold]
 fn vacate<K: Keeper>(keeper: &K, slot: Box<Slot<K>>) {
     let core = keeper.core();
-    let cell = core.cell(&slot);
-    cell.clear_flags();
-    slot.enter(cell, State::Vacant);
-    let pushed = core.vacant.push(slot);
-    debug_assert!(pushed.is_ok(), "BUG: more vacant slots than there are slots");
-    publish_fence();
-    // Ordering: the load in `look`, after the push; partner: a waiter counts itself and then has
-    // its keeper look for a vacant slot (I4).
-    if core.control.look().waiters() > 0 {
-        keeper.vacancy();
-    }
+    core.cell(&slot).clear_flags();
+    core.put_vacant(slot);
+    // The keeper looks for waiters after the push; a waiter counts itself and then has its keeper
+    // look for a vacant slot (I4).
+    keeper.vacancy();
 }
 
 /// The right to bring a resource into a vacant slot.
@@ -55,6 +48,10 @@ pub struct Reservation<R: Deref<Target: Keeper>> {
 }
 
 impl<R: Deref<Target: Keeper> + Clone> Reservation<R> {
+    pub fn keeper(&self) -> &R {
+        &self.keeper
+    }
+
     /// How often the slot has been acquired so far, by the holders of every resource it has had.
     pub fn uses(&self) -> u64 {
         self.slot.as_ref().expect(GONE).uses
@@ -316,23 +313,44 @@ where
     Found::Ready(Loan { keeper: keeper.clone(), slot: ManuallyDrop::new(Some(slot)) })
 }
 
-/// Waits in line for a slot. `None` means: look again, whether the core is
-/// closed or whatever else has changed.
-pub async fn wait<R>(keeper: &R) -> Option<Lease<R>>
-where
-    R: Deref<Target: Keeper> + Clone,
-{
-    let slot = waiters::wait(&**keeper).await?;
-    Some(Lease::new(keeper.clone(), slot))
+/// What a waiter is woken with.
+pub enum Woken<R: Deref<Target: Keeper>> {
+    /// A resource.
+    Lease(Lease<R>),
+    /// A slot to fill; only from a keeper that [offers](super::offer_vacant) them.
+    Vacant(Reservation<R>),
+    /// The word to look again, whether the core is closed or whatever else has changed.
+    LookAgain,
 }
 
-/// The same, blocking the thread; `None` also when the deadline has passed.
-pub fn wait_blocking<R>(keeper: &R, deadline: Option<Instant>) -> Option<Lease<R>>
+impl<R: Deref<Target: Keeper> + Clone> Woken<R> {
+    fn new(keeper: &R, slot: Option<Box<Slot<Of<R>>>>) -> Self {
+        match slot {
+            None => Self::LookAgain,
+            Some(slot) if slot.resource.is_some() => Self::Lease(Lease::new(keeper.clone(), slot)),
+            Some(slot) => Self::Vacant(Reservation { keeper: keeper.clone(), slot: Some(slot) }),
+        }
+    }
+}
+
+/// Waits in line.
+///
+/// # Cancel safety
+///
+/// Dropping the future gives up the place in line; what was on its way goes to the next waiter.
+pub async fn wait<R>(keeper: &R) -> Woken<R>
 where
     R: Deref<Target: Keeper> + Clone,
 {
-    let slot = waiters::wait_blocking(&**keeper, deadline)?;
-    Some(Lease::new(keeper.clone(), slot))
+    Woken::new(keeper, waiters::wait(&**keeper).await)
+}
+
+/// The same, blocking the thread; to look again also when the deadline has passed.
+pub fn wait_blocking<R>(keeper: &R, deadline: Option<Instant>) -> Woken<R>
+where
+    R: Deref<Target: Keeper> + Clone,
+{
+    Woken::new(keeper, waiters::wait_blocking(&**keeper, deadline))
 }
 
 /// Takes an idle slot whether or not somebody waits or the core is closed.

@@ -35,10 +35,11 @@
 //!
 //! # Leaving
 //!
-//! A waiter that is served takes its slot with it, and whoever served it has already taken it off
-//! the count. A waiter that leaves in any other way drops its listener first: if a slot was on its
-//! way, the event passes it to the next listener, or drops it and [`Handoff`] puts it back on a
-//! shelf. Then [`Place`] takes the waiter off the count and serves the others (I7).
+//! A waiter that is woken, with a slot or with the word to look again, has already been taken off the
+//! count by whoever woke it. A waiter that leaves in any other way drops its listener first: if
+//! something was on its way, the event passes it to the next listener, or drops it, and [`Handoff`]
+//! undoes the count and puts the slot back. Then [`Place`] takes the waiter off the count and serves
+//! the others (I7).
 //!
 //! Not here: deadlines, and what a waiter does when it is told to look again (`tokens.rs`).
 
@@ -47,6 +48,7 @@ use super::tokens::sweep;
 use super::{Core, Keeper};
 use crate::sync::{AtomicU64, Ordering};
 use event_listener::{IntoNotification, Listener, listener};
+use std::mem;
 use std::sync::Weak;
 use std::time::Instant;
 
@@ -131,44 +133,66 @@ impl Control {
     }
 }
 
-/// What travels through an event to a waiter: a slot, or the word to look again.
+/// What travels through an event to a waiter: a slot with a resource, a vacant slot to fill, or the
+/// word to look again.
 ///
-/// A hand-off that nobody receives is dropped inside the event's mutex, by the leaving waiter. So
-/// its `Drop` only puts the slot back and undoes the count; the leaving waiter's [`Place`] does the
-/// rest. It must not touch an event.
-pub(super) struct Handoff<K: Keeper>(Option<(Box<Slot<K>>, usize)>);
+/// Whoever sends one takes its waiter off the count. A hand-off that nobody receives is dropped
+/// inside the event's mutex, by the leaving waiter. So its `Drop` only undoes the count and puts the
+/// slot back; the leaving waiter's [`Place`] does the rest. It must not touch an event.
+pub(super) struct Handoff<K: Keeper> {
+    /// The shard of the waiter that it was sent to.
+    shard: usize,
+    content: Content<K>,
+}
+
+enum Content<K: Keeper> {
+    Slot(Box<Slot<K>>),
+    /// The word to look again.
+    Word(Weak<K>),
+    /// It has been received, or was never sent.
+    Nothing,
+}
 
 impl<K: Keeper> Handoff<K> {
-    /// The word to look again.
-    pub(super) fn look_again() -> Self {
-        Self(None)
+    /// For a notification that reaches nobody.
+    pub(super) fn to_nobody() -> Self {
+        Self { shard: 0, content: Content::Nothing }
     }
 
-    fn into_slot(mut self) -> Option<Box<Slot<K>>> {
-        self.0.take().map(|(slot, _)| slot)
+    fn receive(mut self) -> Option<Box<Slot<K>>> {
+        match mem::replace(&mut self.content, Content::Nothing) {
+            Content::Slot(slot) => Some(slot),
+            Content::Word(_) | Content::Nothing => None,
+        }
     }
 }
 
 impl<K: Keeper> Drop for Handoff<K> {
     fn drop(&mut self) {
-        if let Some((slot, shard)) = self.0.take() {
-            // The leaving waiter borrows its keeper, so the upgrade fails only when there is nobody
-            // left to miss the slot, and this is not the keeper's last owner.
-            if let Some(keeper) = Weak::upgrade(&slot.keeper) {
-                let core = keeper.core();
-                core.shards[shard].listening.fetch_add(1, Ordering::Relaxed);
-                core.control.count();
-                core.shelve(shard, slot);
-            }
+        let (keeper, slot) = match mem::replace(&mut self.content, Content::Nothing) {
+            Content::Slot(slot) => (slot.keeper.upgrade(), Some(slot)),
+            Content::Word(keeper) => (keeper.upgrade(), None),
+            Content::Nothing => return,
+        };
+        // The leaving waiter borrows its keeper, so the upgrade fails only when there is nobody
+        // left to miss the slot, and this is not the keeper's last owner.
+        let Some(keeper) = keeper else { return };
+        let core = keeper.core();
+        core.shards[self.shard].listening.fetch_add(1, Ordering::Relaxed);
+        core.control.count();
+        match slot {
+            None => {}
+            Some(slot) if slot.resource.is_some() => core.shelve(self.shard, slot),
+            Some(slot) => core.put_vacant(slot),
         }
     }
 }
 
-/// A waiter's place in the queue: it counts as long as this lives, unless it was served.
+/// A waiter's place in the queue: it counts as long as this lives, unless somebody woke it.
 struct Place<'k, K: Keeper> {
     keeper: &'k K,
     shard: usize,
-    served: bool,
+    woken: bool,
 }
 
 impl<'k, K: Keeper> Place<'k, K> {
@@ -177,7 +201,7 @@ impl<'k, K: Keeper> Place<'k, K> {
         let shard = core.home();
         core.control.count();
         core.shards[shard].listening.fetch_add(1, Ordering::Relaxed);
-        Self { keeper, shard, served: false }
+        Self { keeper, shard, woken: false }
     }
 
     /// Steps 3 and 4, once the waiter listens. False: the core is closed.
@@ -193,15 +217,14 @@ impl<'k, K: Keeper> Place<'k, K> {
 
     /// Step 5 is over.
     fn leave(mut self, handoff: Handoff<K>) -> Option<Box<Slot<K>>> {
-        let slot = handoff.into_slot();
-        self.served = slot.is_some();
-        slot
+        self.woken = true;
+        handoff.receive()
     }
 }
 
 impl<K: Keeper> Drop for Place<'_, K> {
     fn drop(&mut self) {
-        if self.served {
+        if self.woken {
             return;
         }
         let core = self.keeper.core();
@@ -213,7 +236,8 @@ impl<K: Keeper> Drop for Place<'_, K> {
     }
 }
 
-/// Waits for a slot. `None` means that something else has changed: look again.
+/// Waits for a slot, with a resource or to be filled. `None` means that something else has changed:
+/// look again.
 ///
 /// # Cancel safety
 ///
@@ -326,6 +350,25 @@ fn serve<K: Keeper>(keeper: &K, home: usize) {
     }
 }
 
+/// Gives vacant slots to waiters, as [`serve`] does with idle ones: for a keeper whose waiters fill
+/// them on their own.
+pub(crate) fn offer_vacant<K: Keeper>(keeper: &K) {
+    let core = keeper.core();
+    let mut fruitless = None;
+    loop {
+        let seen = core.control.look();
+        if seen.is_closed() || seen.waiters() == 0 || fruitless == Some(seen.arrivals()) {
+            return;
+        }
+        let Some(slot) = core.vacant.pop() else { return };
+        slot.enter(core.cell(&slot), State::Connecting);
+        if let Err(slot) = core.hand_off(core.home(), slot) {
+            core.put_vacant(slot);
+            fruitless = Some(seen.arrivals());
+        }
+    }
+}
+
 impl<K: Keeper> Core<K> {
     /// Gives a slot to the first waiter that nobody has woken yet; back if there is none.
     pub(super) fn hand_off(&self, home: usize, slot: Box<Slot<K>>) -> Result<(), Box<Slot<K>>> {
@@ -339,9 +382,7 @@ impl<K: Keeper> Core<K> {
             // woken and has not run yet. `relaxed`: the control word has been looked at with the
             // ordering that this needs.
             queue.event.notify(1.additional().relaxed().tag_with(|| {
-                queue.listening.fetch_sub(1, Ordering::Relaxed);
-                self.control.discount();
-                Handoff(slot.take().map(|slot| (slot, shard)))
+                self.send(shard, slot.take().map_or(Content::Nothing, Content::Slot))
             }));
             if slot.is_none() {
                 return Ok(());
@@ -364,12 +405,21 @@ impl<K: Keeper> Core<K> {
         (0..shards).map(move |step| (first + step) & (shards - 1))
     }
 
+    /// Makes a hand-off for a waiter of `shard`, and takes that waiter off the count. Called inside
+    /// the event's mutex, once for each waiter that is woken.
+    fn send(&self, shard: usize, content: Content<K>) -> Handoff<K> {
+        self.shards[shard].listening.fetch_sub(1, Ordering::Relaxed);
+        self.control.discount();
+        Handoff { shard, content }
+    }
+
     /// Tells the first waiter to look again.
-    pub fn nudge(&self) {
+    pub(crate) fn nudge(&self) {
         for shard in self.rotation(self.home()) {
             let queue = &self.shards[shard];
+            let word = || self.send(shard, Content::Word(self.keeper.clone()));
             if queue.listening.load(Ordering::Relaxed) > 0
-                && queue.event.notify(1.additional().tag_with(Handoff::look_again)) == 1
+                && queue.event.notify(1.additional().tag_with(word)) == 1
             {
                 return;
             }
@@ -377,9 +427,10 @@ impl<K: Keeper> Core<K> {
     }
 
     /// Tells every waiter to look again.
-    pub fn nudge_all(&self) {
-        for shard in &self.shards {
-            shard.event.notify(usize::MAX.additional().tag_with(Handoff::look_again));
+    pub(crate) fn nudge_all(&self) {
+        for (shard, queue) in self.shards.iter().enumerate() {
+            let word = || self.send(shard, Content::Word(self.keeper.clone()));
+            queue.event.notify(usize::MAX.additional().tag_with(word));
         }
     }
 

@@ -3,7 +3,9 @@
 //! Not here: who is next in line (`core`), and how connections are opened (`connector.rs`).
 
 use super::{Shared, operation::bounded};
-use crate::core::{Found, Lease, Loan, State, Trial, try_acquire as look, wait, wait_blocking};
+use crate::core::{
+    Found, Keeper, Lease, Loan, State, Trial, Woken, try_acquire as look, wait, wait_blocking,
+};
 use crate::error::{AcquireError, Stage, Timeout, TryAcquireError};
 use crate::manager::Manager;
 use crate::metrics::CloseReason;
@@ -68,8 +70,9 @@ where
             None => {
                 let verdicts = keeper.connector.verdicts();
                 match wait(keeper).await {
-                    Some(lease) => lease,
-                    None => {
+                    Woken::Lease(lease) => lease,
+                    // Vacant slots are the connector's; dropping this one tells it.
+                    Woken::Vacant(_) | Woken::LookAgain => {
                         keeper.why_woken(verdicts)?;
                         continue;
                     }
@@ -168,15 +171,19 @@ where
     let deadline = began.checked_add(limit);
     loop {
         let verdicts = keeper.connector.verdicts();
-        if keeper.core.has_vacant() && keeper.connector.runtime_or_current().is_none() {
+        if keeper.core.has_vacant() && keeper.ground_or_current().is_none() {
             return Err(AcquireError::NoRuntime);
         }
-        match found.take().or_else(|| wait_blocking(keeper, deadline)) {
+        let woken = match found.take() {
+            Some(lease) => Woken::Lease(lease),
+            None => wait_blocking(keeper, deadline),
+        };
+        match woken {
             // This thread may be unable to drive a check's timers, so the pool's runtime does it,
             // and what passes comes back through the line.
-            Some(lease) if lease.is_flagged() => keeper.check_in_background(lease),
-            Some(lease) => return Ok(lease.lend(caller)),
-            None => keeper.why_woken(verdicts)?,
+            Woken::Lease(lease) if lease.is_flagged() => keeper.check_in_background(lease),
+            Woken::Lease(lease) => return Ok(lease.lend(caller)),
+            Woken::Vacant(_) | Woken::LookAgain => keeper.why_woken(verdicts)?,
         }
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return Err(keeper.timed_out(began.elapsed(), false));
@@ -219,7 +226,11 @@ impl<M: Manager> Shared<M> {
             return Err(AcquireError::Closed);
         }
         match self.connector.verdict_since(verdicts) {
-            Some(error) => Err(AcquireError::Connect(error)),
+            Some(error) => {
+                // The word may have been about something else as well, which concerns others.
+                self.vacancy();
+                Err(AcquireError::Connect(error))
+            }
             None => Ok(()),
         }
     }
@@ -248,8 +259,8 @@ impl<M: Manager> Shared<M> {
         R: Deref<Target = Self> + Clone,
     {
         let trial = lease.begin(State::Checking).with_keeper(self.arc());
-        match self.connector.runtime_or_current() {
-            Some(runtime) => drop(runtime.spawn(async move { drop(check(trial).await) })),
+        match self.ground_or_current() {
+            Some(ground) => ground.spawn(async move { drop(check(trial).await) }),
             // Dropping the trial closes the connection: nobody can check it.
             None => drop(trial),
         }

@@ -12,9 +12,11 @@ use crate::metrics::CloseReason;
 use event_listener::{IntoNotification, Listener, listener};
 use std::convert::Infallible;
 use std::ops::Deref;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
+use tokio::runtime::Handle;
 
 /// A connection that is being closed. However this ends, the connection goes before the slot is
 /// vacant again (I2), and whoever waits for it in `close` hears of it.
@@ -66,9 +68,10 @@ impl<M: Manager> Shared<M> {
             trial: trial.with_keeper(shared.clone()),
             _count: Count(shared),
         };
-        match self.connector.runtime() {
-            Some(runtime) => drop(runtime.spawn(closing.run())),
-            None => drop(closing),
+        match self.ground_or_current() {
+            Some(ground) => ground.spawn(closing.run()),
+            // The panic hook has reported a connection that panics while it is dropped.
+            None => drop(catch_unwind(AssertUnwindSafe(|| drop(closing)))),
         }
     }
 
@@ -99,6 +102,10 @@ impl<M: Manager> Shared<M> {
 
     /// Waits until no connection is being closed, for `close_timeout` at the most.
     pub(super) async fn all_closed(&self) {
+        if Handle::try_current().is_err() {
+            // Without a timer this could wait for a runtime that nobody drives.
+            return;
+        }
         let all = async {
             loop {
                 listener!(self.closed => none_left);

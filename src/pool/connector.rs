@@ -10,7 +10,7 @@
 //! | how many at once | `admitted`: 1 at first and after a failure; each success doubles it, up to `max_connecting` |
 //! | the last of the failing dials | stays as the prober: it tries again, with growing pauses, while a connection is wanted |
 //! | an error that the manager calls permanent | is a verdict: no retry, and everybody who waits hears of it |
-//! | the runtime ends under a dial | the dial is dropped, and a waiter is told to look again: it starts the next one on its own runtime |
+//! | the runtime ends | its sentinel is dropped and forgets it; a dial that is dropped has a waiter look again, which starts the next one on its own runtime |
 //!
 //! Not here: who gets the connection (`core`), checks and resets (`acquire.rs`, `guard.rs`).
 
@@ -22,8 +22,8 @@ use event_listener::{Event, IntoNotification, listener};
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -36,11 +36,27 @@ pub(super) struct Connector<E> {
     /// How many there may be at the moment.
     admitted: AtomicUsize,
     /// Where they run: the runtime that the pool was built on, or, when that has ended, the one of
-    /// the first caller who needed a connection after that.
-    runtime: Mutex<Option<Handle>>,
+    /// the first caller who needed one after that.
+    ground: Mutex<Option<Ground>>,
+    /// Runtimes so far.
+    generations: AtomicU64,
     trouble: Mutex<Trouble<E>>,
-    /// Notified on close, for dials that hang or pause.
-    closing: Event,
+    /// Notified on close, for dials that hang or pause and for the sentinel.
+    closing: Arc<Event>,
+}
+
+/// A runtime for the pool's own tasks.
+#[derive(Clone)]
+pub(super) struct Ground {
+    runtime: Handle,
+    /// Tells it from those before and after it.
+    generation: u64,
+}
+
+impl Ground {
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        drop(self.runtime.spawn(task));
+    }
 }
 
 /// What is known of failures.
@@ -63,24 +79,19 @@ impl<E> Connector<E> {
         Self {
             dials: AtomicUsize::new(0),
             admitted: AtomicUsize::new(1),
-            runtime: Mutex::new(Handle::try_current().ok()),
+            ground: Mutex::new(None),
+            generations: AtomicU64::new(0),
             trouble: Mutex::new(Trouble { last: None, in_a_row: 0, verdicts: 0, verdict: None }),
-            closing: Event::new(),
+            closing: Arc::new(Event::new()),
         }
     }
 
-    /// The runtime for the pool's own tasks.
-    pub(super) fn runtime(&self) -> Option<Handle> {
-        lock(&self.runtime).clone()
-    }
-
-    /// The same, or the caller's if there is none.
-    pub(super) fn runtime_or_current(&self) -> Option<Handle> {
-        let mut runtime = lock(&self.runtime);
-        if runtime.is_none() {
-            *runtime = Handle::try_current().ok();
+    /// Forgets a runtime that has ended, unless there is another one already.
+    fn forget(&self, generation: u64) {
+        let mut ground = lock(&self.ground);
+        if ground.as_ref().is_some_and(|ground| ground.generation == generation) {
+            *ground = None;
         }
-        runtime.clone()
     }
 
     /// The last failure, if connecting has failed since it last succeeded.
@@ -151,21 +162,47 @@ impl<E> Connector<E> {
 }
 
 impl<M: Manager> Shared<M> {
+    /// The runtime for the pool's own tasks, unless it has ended.
+    pub(super) fn ground(&self) -> Option<Ground> {
+        lock(&self.connector.ground).clone()
+    }
+
+    /// The same, or the caller's if there is none.
+    pub(super) fn ground_or_current(&self) -> Option<Ground> {
+        let adopted = {
+            let mut ground = lock(&self.connector.ground);
+            if let Some(ground) = &*ground {
+                return Some(ground.clone());
+            }
+            let runtime = Handle::try_current().ok()?;
+            let generation = self.connector.generations.fetch_add(1, Ordering::Relaxed);
+            ground.insert(Ground { runtime, generation }).clone()
+        };
+        let sentinel = Sentinel {
+            shared: self.me.clone(),
+            closing: self.connector.closing.clone(),
+            generation: adopted.generation,
+        };
+        adopted.spawn(sentinel.watch());
+        Some(adopted)
+    }
+
     /// Starts dials, if connections are wanted and there are vacant slots for them.
     ///
-    /// Called by whoever parks, and by whoever makes a slot vacant while somebody waits; `runtime`
-    /// says where the next dial runs. It is asked each time: a runtime that has ended drops the
-    /// dial at once, and is forgotten.
-    pub(super) fn demand(&self, runtime: fn(&Connector<M::Error>) -> Option<Handle>) {
+    /// Called by whoever parks, and by whoever makes a slot vacant; `ground` says where the next
+    /// dial runs. It is asked each time: a runtime that has ended drops the dial at once, and is
+    /// forgotten.
+    pub(super) fn demand(&self, ground: fn(&Self) -> Option<Ground>) {
         while !self.core.is_closed() && self.core.has_vacant() {
-            let Some(runtime) = runtime(&self.connector) else { return };
+            let Some(ground) = ground(self) else { return };
             if !self.connector.admit(self.wanted()) {
                 return;
             }
             let shared = self.arc();
-            let dial = Dial { shared: shared.clone(), state: DialState::Unfinished };
+            let generation = ground.generation;
+            let dial = Dial { shared: shared.clone(), generation, state: DialState::Unfinished };
             match reserve(shared) {
-                Some(reservation) => drop(runtime.spawn(dial.run(reservation))),
+                Some(reservation) => ground.spawn(dial.run(reservation)),
                 // Somebody was faster. Dropping the dial looks once more.
                 None => dial.finish(),
             }
@@ -175,7 +212,7 @@ impl<M: Manager> Shared<M> {
     /// How many connections are wanted that are not there.
     fn wanted(&self) -> usize {
         let waiters = self.core.waiters();
-        if self.config.min_idle == 0 {
+        if self.config.min_idle == 0 || !self.keeps_idle.load(Ordering::Relaxed) {
             return waiters;
         }
         waiters + self.config.min_idle.saturating_sub(self.core.counts().idle)
@@ -244,6 +281,7 @@ pub(super) struct ConnectFailure<M: Manager> {
 /// A dial under way. Dropping it takes it off the count.
 struct Dial<M: Manager> {
     shared: Arc<Shared<M>>,
+    generation: u64,
     state: DialState,
 }
 
@@ -301,20 +339,45 @@ impl<M: Manager> Dial<M> {
 
 impl<M: Manager> Drop for Dial<M> {
     fn drop(&mut self) {
-        let Self { shared, state } = self;
+        let Self { shared, generation, state } = self;
         if *state == DialState::Gone {
             return;
         }
         // Ordering: SeqCst, partner: `admit` (I4).
         shared.connector.dials.fetch_sub(1, Ordering::SeqCst);
         match state {
-            DialState::Finished => shared.demand(Connector::runtime),
+            DialState::Finished => shared.demand(Shared::ground),
             DialState::Refused => shared.core.nudge_all(),
             DialState::Unfinished => {
-                *lock(&shared.connector.runtime) = None;
+                shared.connector.forget(*generation);
                 shared.core.nudge();
             }
             DialState::Gone => {}
+        }
+    }
+}
+
+/// Sleeps on the pool's runtime until the pool is closed, and is dropped if the runtime ends first.
+struct Sentinel<M: Manager> {
+    shared: Weak<Shared<M>>,
+    closing: Arc<Event>,
+    generation: u64,
+}
+
+impl<M: Manager> Sentinel<M> {
+    async fn watch(self) {
+        listener!(self.closing => closing);
+        if self.shared.upgrade().is_some_and(|shared| !shared.core.is_closed()) {
+            closing.await;
+        }
+    }
+}
+
+impl<M: Manager> Drop for Sentinel<M> {
+    fn drop(&mut self) {
+        // A closed pool still closes connections there, if there still is a there.
+        if let Some(shared) = self.shared.upgrade().filter(|shared| !shared.core.is_closed()) {
+            shared.connector.forget(self.generation);
         }
     }
 }

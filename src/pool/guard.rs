@@ -11,6 +11,7 @@ use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
 
 /// A connection on loan; dropping it gives it back.
 ///
@@ -73,10 +74,11 @@ macro_rules! pooled {
             ///
             /// # Errors
             ///
-            /// - [`ReleaseError::Broken`] if the manager calls the connection broken.
-            /// - [`ReleaseError::Reset`] if the reset failed, panicked or took too long.
-            ///
-            /// In both cases the connection is closed.
+            /// - [`ReleaseError::Broken`] if the manager calls the connection broken: it is closed.
+            /// - [`ReleaseError::Reset`] if the reset failed, panicked or took too long: it is
+            ///   closed.
+            /// - [`ReleaseError::NoRuntime`] if it is dirty and there is no tokio runtime here: it
+            ///   is reset in the background, as by a drop.
             ///
             /// # Cancel safety
             ///
@@ -161,11 +163,11 @@ where
     R: Deref<Target = Shared<M>> + Clone,
 {
     let shared = lease.keeper().arc();
-    let Some(runtime) = shared.connector.runtime() else {
+    let Some(ground) = shared.ground_or_current() else {
         return end(lease, CloseReason::Abandoned);
     };
     let trial = lease.begin(State::Resetting).with_keeper(shared);
-    runtime.spawn(async move { drop(reset(trial).await) });
+    ground.spawn(async move { drop(reset(trial).await) });
 }
 
 /// Makes a dirty connection clean; closes it if that fails.
@@ -200,6 +202,10 @@ where
 {
     let shared = lease.keeper().clone();
     match shared.doubt_about(lease.resource_mut()) {
+        Some(Doubt::Dirty) if Handle::try_current().is_err() => {
+            reset_in_background(lease);
+            Err(ReleaseError::NoRuntime)
+        }
         Some(Doubt::Dirty) => {
             let trial = lease.begin(State::Resetting);
             reset(trial).await.map(drop).map_err(ReleaseError::Reset)

@@ -26,7 +26,7 @@ use std::fmt;
 use std::future::Future;
 use std::ops::Deref;
 use std::panic::Location;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -71,6 +71,8 @@ struct Shared<M: Manager> {
     config: Config,
     connector: Connector<M::Error>,
     totals: Totals,
+    /// False while `build` opens the first connections itself.
+    keeps_idle: AtomicBool,
     /// Connections that are being closed at the moment, and whom to tell when they are not.
     closing: AtomicUsize,
     closed: Event,
@@ -103,16 +105,16 @@ impl<M: Manager> Keeper for Shared<M> {
 
     fn vacancy(&self) {
         if self.core.has_vacant() {
-            if self.connector.runtime().is_none() {
+            if self.ground().is_none() {
                 // Whoever waits brings a runtime along.
                 self.core.nudge();
             }
-            self.demand(Connector::runtime);
+            self.demand(Self::ground);
         }
     }
 
     fn parked(&self) {
-        self.demand(Connector::runtime_or_current);
+        self.demand(Self::ground_or_current);
     }
 
     #[inline]
@@ -250,10 +252,13 @@ impl<M: Manager> PoolBuilder<M> {
             config,
             connector: Connector::new(),
             totals: Totals::default(),
+            keeps_idle: AtomicBool::new(true),
             closing: AtomicUsize::new(0),
             closed: Event::new(),
             me: me.clone(),
         });
+        // Outside a runtime there is none yet; the first caller who needs one brings it.
+        drop(shared.ground_or_current());
         let handles = Arc::new(LastHandle(shared.clone()));
         Ok(Pool { shared, handles })
     }
@@ -264,6 +269,8 @@ type Opened<M> = Result<(), Arc<OperationError<<M as Manager>::Error>>>;
 impl<M: Manager> Shared<M> {
     /// Opens `min_idle` connections, the first alone, so that a wrong password is tried once.
     async fn open_first(self: &Arc<Self>) -> Opened<M> {
+        // One that fails here fails the build; nobody is to try again in the background.
+        self.keeps_idle.store(false, Ordering::Relaxed);
         let mut opening = JoinSet::new();
         for begun in 0..self.config.min_idle {
             // Cancel: dropping the set aborts its tasks, and their reservations free the slots.
@@ -284,6 +291,7 @@ impl<M: Manager> Shared<M> {
         while !opening.is_empty() {
             Self::opened(&mut opening).await?;
         }
+        self.keeps_idle.store(true, Ordering::Relaxed);
         Ok(())
     }
 
@@ -321,8 +329,8 @@ impl<M: Manager> Pool<M> {
     ///
     /// # Cost
     ///
-    /// A hit allocates nothing, takes no lock and reads no clock (P1, P2, P3). A wait creates one
-    /// timer and allocates nothing.
+    /// A hit allocates nothing, takes no lock and reads no clock (P1, P2, P3); nor does it yield to
+    /// the runtime. A wait creates one timer and allocates nothing.
     #[track_caller]
     #[inline]
     pub fn acquire(
@@ -444,7 +452,7 @@ impl<M: Manager> Pool<M> {
 
     /// Closes the pool for good: everyone who waits gets [`AcquireError::Closed`], so does whoever
     /// comes later, and idle connections are closed. Returns when they are, or after
-    /// `close_timeout`. Connections that are in use are not waited for; each is closed when its
+    /// `close_timeout`; outside a tokio runtime, at once. Connections that are in use are not waited for; each is closed when its
     /// guard is dropped. May be called again, and by several tasks at once.
     ///
     /// # Cancel safety

@@ -6,8 +6,8 @@
 //! `rounds.rs`); so the ratios hold on a machine that does other things as well, the times less so.
 
 use millpond_bench::{
-    BenchPool, Connection, Rounds, SHAPES, Shape, WaitingPool, alone, calm, contended, disturbed,
-    hits, millpond_pool, thread_runtime, together, wait, waiting, worker_runtime,
+    BenchPool, Connection, Rounds, SHAPES, Shape, WaitingPool, alone, contended, disturbed, hits,
+    millpond_pool, thread_runtime, together, wait, waiting, worker_runtime,
 };
 use std::future::Future;
 use std::hint::black_box;
@@ -114,7 +114,7 @@ fn hit(runtime: &Runtime, effort: &Effort, goals: &mut Goals) {
     let turns: Vec<u64> =
         pools.iter().map(|pool| turns_for(runtime, &**pool, effort.sample)).collect();
     let rounds = Rounds::run(effort.rounds, pools.len(), |who| {
-        let took = calm(|| alone(runtime.handle(), &*pools[who], turns[who]));
+        let took = alone(runtime.handle(), &*pools[who], turns[who]);
         took.as_nanos() as f64 / turns[who] as f64
     });
     println!("\n## A hit: one task, 16 connections\n");
@@ -144,7 +144,7 @@ fn scaling(runtime: &Runtime, effort: &Effort, goals: &mut Goals) {
     // One thread and two threads of one pool follow each other: 2 × who, 2 × who + 1.
     let rounds = Rounds::run(effort.rounds, 2 * pools.len(), |entry| {
         let (who, threads) = (entry / 2, 1 + entry % 2);
-        let took = calm(|| together(runtime.handle(), &*pools[who], threads, turns[who]));
+        let took = together(runtime.handle(), &*pools[who], threads, turns[who]);
         (threads as u64 * turns[who]) as f64 / took.as_secs_f64() / 1e6
     });
     println!("\n## Threads: 16 connections, millions of turns a second\n");
@@ -178,7 +178,7 @@ fn waits(shape: Shape, effort: &Effort, goals: &mut Goals) {
     let runtime = worker_runtime();
     let pools: Vec<Arc<dyn WaitingPool>> = runtime.block_on(waiting(connections));
     let rounds = Rounds::run(effort.rounds, pools.len(), |who| {
-        let run = |timed| calm(|| wait(&runtime, &pools[who], shape, effort.window, timed));
+        let run = |timed| wait(&runtime, &pools[who], shape, effort.window, timed);
         let rate = run(false).per_second() / 1e6;
         let timed = run(true);
         Sample {
@@ -295,7 +295,7 @@ fn crowds(runtime: &Runtime, effort: &Effort, goals: &mut Goals) {
     println!("\n## Crowds: waiters on one connection\n");
     println!("| | waiters | ns each | ns to cancel one |\n|---|--:|--:|--:|");
     let mut report = |name: &str, measure: &dyn Fn(usize) -> Crowd| {
-        let rounds = Rounds::run(effort.crowds, SIZES.len(), |size| calm(|| measure(SIZES[size])));
+        let rounds = Rounds::run(effort.crowds, SIZES.len(), |size| measure(SIZES[size]));
         for (size, waiters) in SIZES.iter().enumerate() {
             println!(
                 "| {name} | {waiters} | {:.0} | {:.0} |",
