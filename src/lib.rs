@@ -111,7 +111,7 @@ pub use crate::pool::{ConnectionInfo, Pool, PoolBuilder, Pooled, PooledOwned, We
 #[doc(hidden)]
 pub mod model {
     pub use crate::core::{
-        Core, Doubt, Found, Keeper, Lease, Loan, Reservation, State, Trial, reserve, sweep,
+        Core, Doubt, Found, Keeper, Lease, Loan, Reservation, State, Trial, Woken, reserve, sweep,
         try_acquire, wait, wait_blocking,
     };
     pub use crate::sync::set_home;

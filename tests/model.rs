@@ -35,7 +35,6 @@ fn poll<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
 }
 
 #[test]
-#[ignore = "a waiter that is told to look for a vacant place leaves the line (I9); see MOST_TOLD"]
 fn a_waiter_that_looks_for_a_vacancy_keeps_its_place() {
     let pool = ObjectPool::builder(1).shards(1).build(|| ()).expect("one object");
     let held = pool.try_acquire().expect("it is idle");
@@ -55,7 +54,6 @@ fn a_waiter_that_looks_for_a_vacancy_keeps_its_place() {
 }
 
 #[test]
-#[ignore = "a newcomer takes the vacant place that a waiter was told of (I9); see MOST_TOLD"]
 fn a_newcomer_does_not_take_the_vacancy_that_a_waiter_was_told_of() {
     let pool = ObjectPool::builder(1).shards(1).build(|| ()).expect("one object");
     let held = pool.try_acquire().expect("it is idle");

@@ -7,7 +7,7 @@
 
 use loom::cell::Cell;
 use loom::sync::atomic::{AtomicBool, AtomicUsize};
-use millpond::model::{Core, Found, Keeper, Loan, Reservation, reserve, try_acquire, wait};
+use millpond::model::{Core, Found, Keeper, Loan, Reservation, Woken, reserve, try_acquire, wait};
 use millpond::{IdleOrder, ObjectPool, OwnedObject};
 use std::future::Future;
 use std::panic::Location;
@@ -310,8 +310,12 @@ impl Station {
                 if let Some(loan) = self.try_acquire() {
                     return loan;
                 }
-                if let Some(lease) = wait(self).await {
-                    return lease.lend(Location::caller());
+                match wait(self).await {
+                    Woken::Lease(lease) => return lease.lend(Location::caller()),
+                    Woken::Vacant(reservation) => {
+                        return reservation.fill(self.connect()).lend(Location::caller());
+                    }
+                    Woken::LookAgain => {}
                 }
                 assert!(!self.core.is_closed(), "the core is open");
             }

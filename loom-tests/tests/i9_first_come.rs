@@ -95,7 +95,6 @@ fn two_that_are_parked_are_served_in_turn() {
 
 /// The same when an object is newly made for a place that has become vacant.
 #[test]
-#[ignore = "I9 does not hold here yet: who is told to look again is out of line meanwhile"]
 fn a_new_object_goes_to_the_first_to_park() {
     check(|| {
         let pool = making_pool(1, 1, &Census::default());

@@ -70,12 +70,6 @@ pub enum Connects {
 const CLOSE_BELOW: u8 = 8;
 /// More waiters than this show nothing new.
 const MOST_WAITERS: usize = 9;
-/// With more waiters than this, an `ObjectPool` that makes objects loses none.
-///
-/// A waiter that is told of a vacant place leaves the line and joins it again at the end; it gets
-/// what it makes only because the second, told for nothing, is no longer in line either. With a
-/// third in line, that one gets it. `a_waiter_that_looks_for_a_vacancy_keeps_its_place` shows it.
-const MOST_TOLD: usize = 2;
 /// More operations than this in one case neither.
 const MOST_OPERATIONS: u64 = 2_000;
 
@@ -260,17 +254,29 @@ impl Idle {
 /// The name of an acquire that waits.
 type Name = u64;
 
+/// What the next poll of an acquire that has been woken will say.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fate {
+    /// It gets this resource.
+    Served(u64),
+    /// It makes one for the vacant slot that it was given.
+    Makes,
+    Refused(Refusal),
+}
+
 /// The pool as it ought to be.
 struct Model {
     kind: Kind,
     capacity: usize,
     idle: Idle,
     vacant: usize,
+    /// Vacant slots in the hands of those who are to make something for them.
+    making: usize,
     in_use: usize,
     /// Who waits, in the order of arrival.
     line: VecDeque<Name>,
-    /// Who has been woken and not been polled since, and what the poll will say.
-    fates: BTreeMap<Name, Result<u64, Refusal>>,
+    /// Who has been woken and not been polled since.
+    fates: BTreeMap<Name, Fate>,
     /// Resources made so far.
     made: u64,
     closed: bool,
@@ -291,6 +297,7 @@ impl Model {
                 Order::Lifo => Idle::Lifo(Vec::new()),
             },
             vacant: setting.capacity() - setting.stock(),
+            making: 0,
             in_use: 0,
             line: VecDeque::new(),
             fates: BTreeMap::new(),
@@ -320,7 +327,7 @@ impl Model {
             self.vacant += 1;
             self.totals.pool_closed += 1;
         } else if let Some(name) = self.line.pop_front() {
-            self.fates.insert(name, Ok(number));
+            self.fates.insert(name, Fate::Served(number));
         } else {
             self.in_use -= 1;
             self.idle.put(number);
@@ -343,32 +350,51 @@ impl Model {
     /// A new acquire: its outcome, or it waits in line.
     fn acquire(&mut self, name: Name) {
         if self.closed {
-            self.fates.insert(name, Err(Refusal::Closed));
+            self.fates.insert(name, Fate::Refused(Refusal::Closed));
             return;
         }
         // Nobody waits while something is idle, so nobody is overtaken.
         if let Some(number) = self.take_idle() {
-            self.fates.insert(name, Ok(number));
+            self.fates.insert(name, Fate::Served(number));
             return;
         }
         self.line.push_back(name);
-        if self.kind == Kind::Made {
-            self.make_for_line();
+        self.offer_vacant();
+    }
+
+    /// Vacant slots go to the first in line, to make something for them.
+    fn offer_vacant(&mut self) {
+        while self.kind == Kind::Made && self.vacant > 0 && !self.closed {
+            let Some(name) = self.line.pop_front() else { return };
+            self.fates.insert(name, Fate::Makes);
+            self.vacant -= 1;
+            self.making += 1;
         }
     }
 
-    /// Whoever waits makes what is missing.
-    fn make_for_line(&mut self) {
-        while self.vacant > 0 && !self.line.is_empty() && !self.closed {
-            let number = self.make();
-            self.fill(number);
-        }
+    /// An acquire that has been woken is polled.
+    fn hear(&mut self, name: Name) -> Option<Result<u64, Refusal>> {
+        Some(match self.fates.remove(&name)? {
+            Fate::Served(number) => Ok(number),
+            Fate::Makes => {
+                self.making -= 1;
+                self.in_use += 1;
+                Ok(self.make())
+            }
+            Fate::Refused(refusal) => Err(refusal),
+        })
     }
 
     fn cancel(&mut self, name: Name) {
         self.line.retain(|&other| other != name);
-        if let Some(Ok(number)) = self.fates.remove(&name) {
-            self.give(number);
+        match self.fates.remove(&name) {
+            Some(Fate::Served(number)) => self.give(number),
+            Some(Fate::Makes) => {
+                self.making -= 1;
+                self.vacant += 1;
+                self.offer_vacant();
+            }
+            Some(Fate::Refused(_)) | None => {}
         }
     }
 
@@ -383,6 +409,7 @@ impl Model {
     fn lose(&mut self) {
         self.in_use -= 1;
         self.vacant += 1;
+        self.offer_vacant();
     }
 
     fn add(&mut self) -> Result<(), Refused> {
@@ -402,8 +429,14 @@ impl Model {
         while let Some(number) = self.take_idle() {
             self.give(number);
         }
+        // Whoever has not heard of a refusal hears of the close instead.
+        for fate in self.fates.values_mut() {
+            if *fate == Fate::Refused(Refusal::Connect) {
+                *fate = Fate::Refused(Refusal::Closed);
+            }
+        }
         for name in std::mem::take(&mut self.line) {
-            self.fates.insert(name, Err(Refusal::Closed));
+            self.fates.insert(name, Fate::Refused(Refusal::Closed));
         }
     }
 
@@ -427,7 +460,7 @@ impl Model {
             Connects::Fail => self.pausing = true,
             Connects::Refuse => {
                 for name in std::mem::take(&mut self.line) {
-                    self.fates.insert(name, Err(Refusal::Connect));
+                    self.fates.insert(name, Fate::Refused(Refusal::Connect));
                 }
             }
         }
@@ -545,8 +578,12 @@ impl<'p, S: Subject> Driver<'p, S> {
             }
             Operation::Cancel(choice) => {
                 if let Some(waiter) = choose(&mut self.waiters, choice) {
+                    let fate = self.model.fates.get(&waiter.name).copied();
                     self.model.cancel(waiter.name);
                     drop(waiter);
+                    if fate == Some(Fate::Refused(Refusal::Connect)) {
+                        self.pass_word_on();
+                    }
                 }
             }
             Operation::Release(choice) => self.release(choice),
@@ -579,7 +616,6 @@ impl<'p, S: Subject> Driver<'p, S> {
         }
         self.model.settle();
         self.pool.settle();
-        self.hear_refusals();
     }
 
     fn acquire(&mut self, owned: bool) {
@@ -595,7 +631,7 @@ impl<'p, S: Subject> Driver<'p, S> {
 
     /// Polls an acquire, and puts it back in its place `at` if it has to wait on.
     fn poll(&mut self, at: usize, mut waiter: Waiter<'p, S::Guard<'p>>) {
-        let expected = self.model.fates.remove(&waiter.name);
+        let expected = self.model.hear(waiter.name);
         match waiter.poll() {
             Poll::Pending => {
                 assert_eq!(expected, None, "acquire {} still waits", waiter.name);
@@ -611,20 +647,16 @@ impl<'p, S: Subject> Driver<'p, S> {
         }
     }
 
-    /// Whoever hears that connecting is pointless runs at once: until then they count as waiting,
-    /// and the pool would open connections on their behalf.
-    fn hear_refusals(&mut self) {
-        let refused = Err(Refusal::Connect);
-        while let Some(at) = self
-            .waiters
-            .iter()
-            .position(|waiter| self.model.fates.get(&waiter.name) == Some(&refused))
-        {
-            let waiter = self.waiters.remove(at);
-            assert!(waiter.is_woken(), "acquire {} is not told of the refusal", waiter.name);
-            self.poll(at, waiter);
-        }
-        self.pool.settle();
+    /// The word that a cancelled waiter has not heard goes to the next one, whom it does not concern:
+    /// that one looks again, and joins the line at its end.
+    fn pass_word_on(&mut self) {
+        let Some(&name) = self.model.line.front() else { return };
+        let at = self.waiters.iter().position(|waiter| waiter.name == name);
+        let at = at.expect("whoever is in line waits");
+        let waiter = self.waiters.remove(at);
+        assert!(waiter.is_woken(), "acquire {name} has not got the word");
+        self.model.line.rotate_left(1);
+        self.poll(at, waiter);
     }
 
     fn release(&mut self, choice: u8) {
@@ -636,9 +668,6 @@ impl<'p, S: Subject> Driver<'p, S> {
 
     /// Takes a resource out of the pool for good.
     fn lose(&mut self, choice: u8, discard: bool) {
-        if self.model.kind == Kind::Made && self.model.line.len() > MOST_TOLD {
-            return self.release(choice);
-        }
         let Some(guard) = choose(&mut self.guards, choice) else {
             return;
         };
@@ -651,21 +680,6 @@ impl<'p, S: Subject> Driver<'p, S> {
             self.model.totals.detached += 1;
             let resource = S::detach(guard);
             assert_eq!(resource.number, number, "the resource that was detached");
-        }
-        if self.model.kind == Kind::Made {
-            let line: Vec<Name> = self.model.line.iter().copied().collect();
-            self.model.make_for_line();
-            self.hear_of_vacancy(&line);
-        }
-    }
-
-    /// Whoever in `line` is told to look for a vacant place runs at once: the first makes what is
-    /// missing, and tells the second for nothing.
-    fn hear_of_vacancy(&mut self, line: &[Name]) {
-        let told = |waiter: &Waiter<'p, _>| waiter.is_woken() && line.contains(&waiter.name);
-        while let Some(at) = self.waiters.iter().position(told) {
-            let waiter = self.waiters.remove(at);
-            self.poll(at, waiter);
         }
     }
 
@@ -687,10 +701,10 @@ impl<'p, S: Subject> Driver<'p, S> {
     fn compare(&self) {
         let model = &self.model;
         let counts = self.pool.counts();
-        let unheard = model.fates.values().filter(|fate| fate.is_err()).count();
-        let seen = (counts.idle, counts.in_use, counts.vacant, counts.waiters);
-        let expected = (model.idle.count(), model.in_use, model.vacant, model.line.len() + unheard);
-        assert_eq!(seen, expected, "idle, in use, vacant, waiters");
+        let seen = (counts.idle, counts.in_use, counts.vacant, counts.connecting, counts.waiters);
+        let expected =
+            (model.idle.count(), model.in_use, model.vacant, model.making, model.line.len());
+        assert_eq!(seen, expected, "idle, in use, vacant, being made, waiters");
         assert_eq!(counts.capacity(), model.capacity, "{counts}");
         assert_eq!(counts.alive(), counts.idle + counts.in_use, "something is half done: {counts}");
         assert_eq!(self.supply.alive.load(Relaxed), counts.alive(), "resources that exist");
