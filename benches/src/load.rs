@@ -195,6 +195,10 @@ pub fn wait(
             outcome.waits.extend(log.waits);
         }
     });
+    if outcome.turns == 0 {
+        // The machine gave us nothing at all in this window.
+        return wait(runtime, pool, shape, window, timed);
+    }
     outcome.waits.sort_unstable();
     outcome
 }

@@ -146,7 +146,7 @@ fn two_releases_serve_two_waiters() {
     for (order, shards) in
         [(IdleOrder::Recent, 1), (IdleOrder::Recent, 2), (IdleOrder::Fifo, 1), (IdleOrder::Lifo, 1)]
     {
-        check_large(move || {
+        check(move || {
             let pool = pool_of(2, 2, shards, order, &Census::default());
             let held = [acquire(&pool), acquire(&pool)];
             let others = [0, 1].map(|home| waiter(&pool, home));
