@@ -32,25 +32,8 @@ pub const ORDERS: [IdleOrder; 3] = [IdleOrder::Recent, IdleOrder::Fifo, IdleOrde
 /// If the model does, or if it blocks for ever, in any interleaving; or if there was only one
 /// interleaving, since then nothing was checked.
 pub fn check(model: impl Fn() + Sync + Send + 'static) {
-    check_within(bound(), model);
-}
-
-/// The same with one preemption fewer, for models that are too large otherwise.
-///
-/// # Panics
-///
-/// As [`check`].
-pub fn check_large(model: impl Fn() + Sync + Send + 'static) {
-    check_within(bound() - 1, model);
-}
-
-fn bound() -> usize {
-    loom::model::Builder::new().preemption_bound.unwrap_or(2)
-}
-
-fn check_within(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(preemptions);
+    builder.preemption_bound = builder.preemption_bound.or(Some(2));
     builder.max_branches = builder.max_branches.max(20_000);
     // Not one of loom's: it counts across interleavings.
     let interleavings = Arc::new(std::sync::atomic::AtomicUsize::new(0));

@@ -8,8 +8,8 @@
 use millpond::IdleOrder;
 use millpond::model::State;
 use millpond_loom::{
-    Census, ORDERS, Station, acquire, assert_conserved, block_on, check, check_large, making_pool,
-    poll_once, pool_of, set_home, thread, waiter,
+    Census, ORDERS, Station, acquire, assert_conserved, block_on, check, making_pool, poll_once,
+    pool_of, set_home, thread, waiter,
 };
 use std::pin::pin;
 
@@ -173,6 +173,29 @@ fn a_detach_makes_room_for_whoever_parks_meanwhile() {
             let theirs = other.join().unwrap();
             assert_eq!(census.ever(), 2, "a new one was made");
             drop(theirs);
+            assert_conserved(&pool, 1);
+        });
+    }
+}
+
+/// The same with the parts exchanged, as with a release.
+///
+/// Mutant seen to be caught: "the arrivals are not compared (vacant)".
+#[test]
+fn an_offer_that_came_too_early_is_made_again() {
+    for (shards, home) in [(1, 0), (2, 1)] {
+        check(move || {
+            let census = Census::default();
+            let pool = making_pool(1, shards, &census);
+            let held = acquire(&pool);
+            let other = thread::spawn(move || {
+                set_home(home);
+                drop(held.detach());
+            });
+            let mine = acquire(&pool);
+            other.join().unwrap();
+            assert_eq!(census.ever(), 2, "a new one was made");
+            drop(mine);
             assert_conserved(&pool, 1);
         });
     }

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
+use tokio::task;
 use tokio::task::coop::{RestoreOnPending, poll_proceed};
 
 type Caller = &'static Location<'static>;
@@ -41,13 +42,21 @@ where
     if keeper.core.is_closed() {
         return Err(AcquireError::Closed);
     }
-    if Handle::try_current().is_err() {
+    // The second question takes a reference to the runtime that all its threads share, so it is
+    // asked only outside tasks.
+    if task::try_id().is_none() && Handle::try_current().is_err() {
         return Err(AcquireError::NoRuntime);
     }
     let began = tokio::time::Instant::now();
     let checking = AtomicBool::new(false);
+    let obtain = obtain(&keeper, caller, found, &checking);
     // Cancel: `obtain` is dropped at the deadline as it would be by its caller.
-    match tokio::time::timeout(limit, obtain(&keeper, caller, found, &checking)).await {
+    let obtained = match began.checked_add(limit) {
+        Some(deadline) => tokio::time::timeout_at(deadline, obtain).await,
+        // A limit too far away for the clock is no limit.
+        None => Ok(obtain.await),
+    };
+    match obtained {
         Ok(obtained) => obtained,
         Err(_) => Err(keeper.timed_out(began.elapsed(), checking.into_inner())),
     }

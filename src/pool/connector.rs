@@ -41,6 +41,8 @@ pub(super) struct Connector<E> {
     /// Runtimes so far.
     generations: AtomicU64,
     trouble: Mutex<Trouble<E>>,
+    /// Verdicts so far; whoever waits reads this without the lock.
+    verdicts: AtomicU64,
     /// Notified on close, for dials that hang or pause and for the sentinel.
     closing: Arc<Event>,
 }
@@ -65,8 +67,7 @@ struct Trouble<E> {
     last: Option<Arc<OperationError<E>>>,
     /// Failures since the last success.
     in_a_row: u32,
-    /// Verdicts so far, and the last one.
-    verdicts: u64,
+    /// The last verdict.
     verdict: Option<Arc<OperationError<E>>>,
 }
 
@@ -81,7 +82,8 @@ impl<E> Connector<E> {
             admitted: AtomicUsize::new(1),
             ground: Mutex::new(None),
             generations: AtomicU64::new(0),
-            trouble: Mutex::new(Trouble { last: None, in_a_row: 0, verdicts: 0, verdict: None }),
+            trouble: Mutex::new(Trouble { last: None, in_a_row: 0, verdict: None }),
+            verdicts: AtomicU64::new(0),
             closing: Arc::new(Event::new()),
         }
     }
@@ -101,13 +103,13 @@ impl<E> Connector<E> {
 
     /// How many verdicts there have been.
     pub(super) fn verdicts(&self) -> u64 {
-        lock(&self.trouble).verdicts
+        // Ordering: Acquire, partner: the increment in `failed`.
+        self.verdicts.load(Ordering::Acquire)
     }
 
     /// The last verdict, if there has been one since there were `before`.
     pub(super) fn verdict_since(&self, before: u64) -> Option<Arc<OperationError<E>>> {
-        let trouble = lock(&self.trouble);
-        if trouble.verdicts > before { trouble.verdict.clone() } else { None }
+        if self.verdicts() > before { lock(&self.trouble).verdict.clone() } else { None }
     }
 
     /// Ends the dials of a pool that has been closed.
@@ -152,8 +154,10 @@ impl<E> Connector<E> {
         self.admitted.store(1, Ordering::SeqCst);
         let mut trouble = lock(&self.trouble);
         if permanent {
-            trouble.verdicts += 1;
             trouble.verdict = Some(error.clone());
+            // Ordering: Release, partner: the load in `verdicts`; whoever sees the count finds the
+            // verdict behind the lock.
+            self.verdicts.fetch_add(1, Ordering::Release);
         }
         trouble.last = Some(error);
         trouble.in_a_row = trouble.in_a_row.saturating_add(1);
