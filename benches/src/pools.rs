@@ -443,14 +443,17 @@ pub async fn contended(capacity: usize) -> Vec<Arc<dyn BenchPool>> {
     pools
 }
 
-/// Those on which tasks can wait: `Pool` first and, with one shard, second; `ObjectPool`, which has no
-/// deadline; then the peers that serve first come, first served, without a deadline and with one; and
-/// last bb8, which lets newcomers overtake.
+/// Those on which tasks can wait: `Pool` first, with its deadline, and second without one; with one
+/// shard; `ObjectPool`; then the peers that serve first come, first served, without a deadline and
+/// with one; and last bb8, which lets newcomers overtake.
 pub async fn waiting(capacity: usize) -> Vec<Arc<dyn WaitingPool>> {
     let sharded = millpond_pool(capacity, |pool| pool).await;
-    let one_shard = millpond_pool(capacity, |pool| pool.shards(1)).await;
+    let patient = millpond_pool(capacity, |pool| pool.acquire_timeout(Duration::MAX)).await;
+    let one_shard =
+        millpond_pool(capacity, |pool| pool.acquire_timeout(Duration::MAX).shards(1)).await;
     let pools: Vec<Arc<dyn WaitingPool>> = vec![
-        millpond!(PoolAsync, "millpond", sharded),
+        millpond!(PoolAsync, "millpond, deadline", sharded),
+        millpond!(PoolAsync, "millpond", patient),
         millpond!(PoolAsync, "millpond, `shards(1)`", one_shard),
         objects!(ObjectAsync, "millpond, `ObjectPool`", capacity),
         deadpool(capacity, None),
@@ -477,7 +480,7 @@ mod tests {
             assert_eq!(hits(16).await.len(), 15);
             assert_eq!(contended(16).await.len(), 7);
             for Shape { connections, .. } in SHAPES {
-                assert_eq!(waiting(connections).await.len(), 8);
+                assert_eq!(waiting(connections).await.len(), 9);
             }
         });
     }

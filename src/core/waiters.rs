@@ -275,8 +275,10 @@ pub(super) fn wait_blocking<K: Keeper>(
 
 /// Every so many hand-offs of a shard, one starts at another shard, so that no shard starves (I9).
 ///
-/// The knob between throughput and an even tail: starting elsewhere every 1st, 2nd, 4th, 8th and
-/// 32nd time gave 1.45, 1.71, 1.98, 1.99 and 2.29 M operations/s for 64 tasks on 8 connections.
+/// The knob between throughput and an even tail. On two noisy cores, 8 had 1.57 times the
+/// throughput of the best fair peer and 0.91 times its p99.9 of the wait (64 tasks on 8
+/// connections); 2 had 1.08 and 1.30 times. `cargo run --release -p millpond-bench --bin figures --
+/// waiting` measures it.
 const AWAY_EVERY: u32 = 8;
 
 /// Puts a released slot where it belongs.

@@ -47,20 +47,21 @@ where
     if task::try_id().is_none() && Handle::try_current().is_err() {
         return Err(AcquireError::NoRuntime);
     }
-    let began = tokio::time::Instant::now();
     let checking = AtomicBool::new(false);
     let obtain = obtain(&keeper, caller, found, &checking);
+    if limit == Duration::MAX {
+        return obtain.await;
+    }
+    let began = tokio::time::Instant::now();
     // Cancel: `obtain` is dropped at the deadline as it would be by its caller.
-    let obtained = match began.checked_add(limit) {
-        Some(deadline) => tokio::time::timeout_at(deadline, obtain).await,
-        // A limit too far away for the clock is no limit.
-        None => Ok(obtain.await),
-    };
-    match obtained {
+    match tokio::time::timeout_at(began + limit.min(FAR_FUTURE), obtain).await {
         Ok(obtained) => obtained,
         Err(_) => Err(keeper.timed_out(began.elapsed(), checking.into_inner())),
     }
 }
+
+/// A limit that no clock overflows at: some 30 years.
+const FAR_FUTURE: Duration = Duration::from_secs(1 << 30);
 
 /// Waits in line, and checks what arrives, until something is fit for use.
 async fn obtain<M, R>(
@@ -140,35 +141,24 @@ pub(super) fn try_acquire<M: Manager>(
     }
 }
 
-/// A connection that is ready at once, or else one for which the thread is blocked.
-#[inline]
-pub(super) fn acquire_blocking<M, R>(
-    keeper: R,
-    caller: Caller,
-    limit: Duration,
-) -> Result<Loan<R>, AcquireError<M::Error>>
-where
-    M: Manager,
-    R: Deref<Target = Shared<M>> + Clone,
-{
-    match look(&keeper, caller) {
-        Found::Ready(loan) => Ok(loan),
-        Found::Flagged(lease) => acquire_blocking_slow(&keeper, caller, limit, Some(lease)),
-        Found::Nothing => acquire_blocking_slow(&keeper, caller, limit, None),
-    }
-}
-
+/// As [`acquire_slow`], blocking the thread.
 #[cold]
-fn acquire_blocking_slow<M, R>(
+pub(super) fn acquire_blocking_slow<M, R>(
     keeper: &R,
     caller: Caller,
-    limit: Duration,
-    mut found: Option<Lease<R>>,
+    limit: Option<Duration>,
+    found: Found<R>,
 ) -> Result<Loan<R>, AcquireError<M::Error>>
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,
 {
+    let limit = limit.unwrap_or(keeper.config.acquire_timeout);
+    let mut found = match found {
+        Found::Ready(loan) => return Ok(loan),
+        Found::Flagged(lease) => Some(lease),
+        Found::Nothing => None,
+    };
     if keeper.core.is_closed() {
         return Err(AcquireError::Closed);
     }

@@ -13,7 +13,7 @@ mod operation;
 
 pub use self::guard::{ConnectionInfo, Pooled, PooledOwned};
 
-use self::acquire::acquire_slow;
+use self::acquire::{acquire_blocking_slow, acquire_slow};
 use self::connector::Connector;
 use crate::config::{CheckPolicy, Config};
 use crate::core::try_acquire as look;
@@ -348,7 +348,8 @@ impl<M: Manager> Pool<M> {
     }
 
     /// Acquires a connection, waiting for `limit` at the most instead of `acquire_timeout`. Zero
-    /// takes what is idle or gives up at once; [`Duration::MAX`] waits for good.
+    /// takes what is idle or gives up at once; [`Duration::MAX`] waits for good, and without a
+    /// timer, which is the larger part of what a short wait costs.
     ///
     /// # Errors
     ///
@@ -420,8 +421,11 @@ impl<M: Manager> Pool<M> {
     #[track_caller]
     #[inline]
     pub fn acquire_blocking(&self) -> Result<Pooled<'_, M>, AcquireError<M::Error>> {
-        let limit = self.shared.config.acquire_timeout;
-        acquire::acquire_blocking(&*self.shared, Location::caller(), limit).map(Pooled::new)
+        let (shared, caller) = (&*self.shared, Location::caller());
+        match look(&shared, caller) {
+            Found::Ready(loan) => Ok(Pooled::new(loan)),
+            found => acquire_blocking_slow(&shared, caller, None, found).map(Pooled::new),
+        }
     }
 
     /// As [`acquire_blocking`](Self::acquire_blocking), for `limit` at the most.
@@ -430,11 +434,16 @@ impl<M: Manager> Pool<M> {
     ///
     /// As [`acquire_blocking`](Self::acquire_blocking).
     #[track_caller]
+    #[inline]
     pub fn acquire_blocking_timeout(
         &self,
         limit: Duration,
     ) -> Result<Pooled<'_, M>, AcquireError<M::Error>> {
-        acquire::acquire_blocking(&*self.shared, Location::caller(), limit).map(Pooled::new)
+        let (shared, caller) = (&*self.shared, Location::caller());
+        match look(&shared, caller) {
+            Found::Ready(loan) => Ok(Pooled::new(loan)),
+            found => acquire_blocking_slow(&shared, caller, Some(limit), found).map(Pooled::new),
+        }
     }
 
     /// As [`acquire_blocking`](Self::acquire_blocking), for a connection that is not tied to this
@@ -444,10 +453,13 @@ impl<M: Manager> Pool<M> {
     ///
     /// As [`acquire_blocking`](Self::acquire_blocking).
     #[track_caller]
+    #[inline]
     pub fn acquire_blocking_owned(&self) -> Result<PooledOwned<M>, AcquireError<M::Error>> {
-        let limit = self.shared.config.acquire_timeout;
-        acquire::acquire_blocking(self.shared.clone(), Location::caller(), limit)
-            .map(PooledOwned::new)
+        let (shared, caller) = (&self.shared, Location::caller());
+        match look(shared, caller) {
+            Found::Ready(loan) => Ok(PooledOwned::new(loan)),
+            found => acquire_blocking_slow(shared, caller, None, found).map(PooledOwned::new),
+        }
     }
 
     /// Closes the pool for good: everyone who waits gets [`AcquireError::Closed`], so does whoever

@@ -172,8 +172,8 @@ struct Sample {
 }
 
 fn waits(shape: Shape, effort: &Effort, goals: &mut Goals) {
-    const MILLPOND: usize = 0;
-    const OBJECTS: usize = 2;
+    const PUNCTUAL: usize = 0;
+    const PATIENT: usize = 1;
     let Shape { tasks, connections } = shape;
     let runtime = worker_runtime();
     let pools: Vec<Arc<dyn WaitingPool>> = runtime.block_on(waiting(connections));
@@ -203,17 +203,15 @@ fn waits(shape: Shape, effort: &Effort, goals: &mut Goals) {
             rounds.median(who, |sample| sample.p99),
             rounds.median(who, |sample| sample.p999),
             rounds.median(who, |sample| sample.max),
-            rounds.ratio(who, MILLPOND, |sample| sample.rate),
-            rounds.ratio(who, MILLPOND, |sample| sample.p999),
+            rounds.ratio(who, PATIENT, |sample| sample.rate),
+            rounds.ratio(who, PATIENT, |sample| sample.p999),
         );
     }
     // A pool whose newcomers overtake is no measure for those that keep the line. Of the others,
-    // those with a deadline do what `Pool` does, and those without one what `ObjectPool` does; the
-    // goal is the harder comparison, `Pool` with those that have none.
+    // like is compared with like: nobody with a deadline, then all with one.
     for (own, suffix, comparison) in [
-        (MILLPOND, "", "the best fair peer's"),
-        (MILLPOND, ", deadline", "the best fair peer's with a deadline"),
-        (OBJECTS, "", "(`ObjectPool`) the best fair peer's"),
+        (PATIENT, "", "the best fair peer's"),
+        (PUNCTUAL, ", deadline", "the best fair peer's, all with a deadline"),
     ] {
         let is_fair = |who: &usize| {
             ["deadpool", "asyncband"]
