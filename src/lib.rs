@@ -68,6 +68,10 @@
 
 mod sync;
 
+#[cfg_attr(
+    not(feature = "tokio"),
+    allow(dead_code, unused_imports, reason = "only `Pool` uses all of the core")
+)]
 mod core;
 
 mod error;

@@ -416,7 +416,6 @@ impl<K: Keeper> Core<K> {
     }
 
     /// Tells the first waiter to look again.
-    #[cfg_attr(not(feature = "tokio"), expect(dead_code, reason = "only `Pool` has such news"))]
     pub(crate) fn nudge(&self) {
         for shard in self.rotation(self.home()) {
             let queue = &self.shards[shard];
