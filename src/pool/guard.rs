@@ -24,6 +24,22 @@ use tokio::runtime::Handle;
 ///
 /// Dropping it needs no runtime, never blocks and never panics (P4); for a clean connection it
 /// allocates nothing, and takes no lock while nobody waits (P1, P2).
+///
+/// # Examples
+///
+/// ```
+/// # use millpond::{Pool, from_fn};
+/// # use std::convert::Infallible;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
+/// let pool = Pool::builder(manager).max_size(1).build().await?;
+/// pool.acquire().await?.discard(); // closed, not used again
+/// pool.acquire().await?.release().await?; // given back; tells of errors
+/// let mine: String = pool.acquire().await?.detach(); // out of the pool for good
+/// assert_eq!(mine, "hello");
+/// # Ok(()) }
+/// ```
 pub struct Pooled<'p, M: Manager> {
     loan: Loan<&'p Shared<M>>,
 }
