@@ -1,0 +1,155 @@
+//! `blocking::Pool`: the same pool in a program that has no runtime.
+//!
+//! Not here: what the pool does, which the other tests show on `Pool`.
+
+#![cfg(feature = "tokio")]
+#![allow(clippy::unwrap_used, reason = "these are tests, though clippy only sees their helpers")]
+
+mod support;
+
+use millpond::{AcquireError, BuildError, CheckPolicy, Pool, PoolBuilder, TryAcquireError};
+use std::error::Error;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+use support::{Act, TestManager, eventually_blocking, join};
+
+fn builder(manager: &TestManager) -> PoolBuilder<TestManager> {
+    Pool::builder(manager.clone()).name("blocking")
+}
+
+#[test]
+fn a_connection_is_opened_reused_and_closed_with_the_pool() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).max_size(2).build_blocking().unwrap();
+    assert_eq!(manager.connect.calls(), 0, "nothing is opened before it is needed");
+    let id = pool.acquire().unwrap().info().id;
+    assert_eq!(pool.acquire().unwrap().info().id, id);
+    assert_eq!((manager.ledger.live(), pool.metrics().acquires), (1, 2));
+    drop(pool);
+    // The last handle waits for its thread, and the thread for the connections.
+    assert_eq!((manager.ledger.live(), manager.close.calls()), (0, 1));
+}
+
+#[test]
+fn a_waiter_is_served_by_a_release_on_another_thread() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).max_size(1).build_blocking().unwrap();
+    let held = pool.acquire_owned().unwrap();
+    let (served, is_served) = mpsc::channel();
+    let waiter = thread::spawn({
+        let pool = pool.clone();
+        move || {
+            let connection = pool.acquire().unwrap();
+            served.send(connection.info().uses).unwrap();
+        }
+    });
+    eventually_blocking("it waits", || pool.metrics().counts.waiters == 1);
+    assert!(is_served.try_recv().is_err());
+    assert!(matches!(pool.try_acquire(), Err(TryAcquireError::Empty)));
+    drop(held);
+    join(waiter);
+    assert_eq!(is_served.recv().unwrap(), 2);
+    assert_eq!(manager.connect.calls(), 1);
+}
+
+#[test]
+fn threads_never_open_more_than_the_limit_and_none_is_forgotten() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).max_size(3).check(CheckPolicy::Always).build_blocking().unwrap();
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..50 {
+                    drop(pool.acquire().unwrap());
+                }
+            });
+        }
+    });
+    assert!(manager.ledger.most_live() <= 3);
+    let metrics = pool.metrics();
+    assert_eq!((metrics.acquires, metrics.timeouts, metrics.counts.waiters), (400, 0, 0));
+    assert!(manager.check.calls() > 0, "the pool's own runtime checks");
+    let all: Vec<_> = (0..3).map(|_| pool.acquire().unwrap()).collect();
+    assert!(pool.try_acquire().is_err());
+    drop(all);
+}
+
+#[test]
+fn a_timeout_says_why() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Error);
+    let pool = builder(&manager).build_blocking().unwrap();
+    let error = pool.acquire_timeout(Duration::from_millis(30)).unwrap_err();
+    let AcquireError::Timeout(timeout) = &error else { panic!("{error:?}") };
+    assert!(timeout.waited() < pool.config().acquire_timeout, "the limit was ignored");
+    assert!(error.to_string().starts_with("pool blocking: no connection within"), "{error}");
+    assert!(error.source().is_some(), "the cause is lost");
+    manager.connect.always(Act::Ok);
+    // The server is back: the next acquire gets a connection.
+    assert!(pool.acquire().is_ok());
+}
+
+#[test]
+fn a_bad_setting_and_a_failing_first_connect_surface_in_build() {
+    let manager = TestManager::new();
+    let refused = builder(&manager).max_size(0).build_blocking().unwrap_err();
+    assert!(matches!(&refused, BuildError::Config(error) if error.field() == "max_size"));
+    manager.connect.always(Act::Error);
+    let refused = builder(&manager).min_idle(2).build_blocking().unwrap_err();
+    assert!(matches!(refused, BuildError::Connect(_)), "{refused:?}");
+    assert_eq!((manager.connect.calls(), manager.ledger.live()), (1, 0));
+}
+
+#[test]
+fn close_ends_waiters_and_is_final() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).max_size(1).min_idle(1).build_blocking().unwrap();
+    let held = pool.acquire().unwrap();
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| pool.acquire().map(drop));
+        eventually_blocking("it waits", || pool.metrics().counts.waiters == 1);
+        pool.close();
+        assert!(matches!(waiter.join().unwrap(), Err(AcquireError::Closed)));
+    });
+    pool.close();
+    assert!(pool.is_closed());
+    assert!(matches!(pool.acquire(), Err(AcquireError::Closed)));
+    drop(held);
+    eventually_blocking("what was out is closed too", || manager.ledger.live() == 0);
+}
+
+#[test]
+fn an_owned_guard_outlives_the_pool_and_its_runtime() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).build_blocking().unwrap();
+    let guard = pool.acquire_owned().unwrap();
+    drop(pool);
+    assert_eq!((guard.info().uses, manager.ledger.live()), (1, 1));
+    drop(guard);
+    assert_eq!(manager.ledger.live(), 0);
+}
+
+#[test]
+fn the_last_handle_may_go_while_a_close_hangs() {
+    let manager = TestManager::new();
+    manager.close.always(Act::Never);
+    let limit = Duration::from_millis(20);
+    let pool = builder(&manager).close_timeout(limit).min_idle(1).build_blocking().unwrap();
+    drop(pool);
+    assert_eq!(manager.ledger.live(), 0);
+}
+
+#[test]
+fn a_wait_inside_an_asynchronous_task_is_refused() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).max_size(1).build_blocking().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        assert!(matches!(pool.acquire(), Err(AcquireError::WouldBlock)));
+    });
+    let held = pool.acquire().unwrap();
+    drop(held);
+    // A hit blocks nobody.
+    runtime.block_on(async { assert!(pool.acquire().is_ok()) });
+}
