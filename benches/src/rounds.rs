@@ -65,12 +65,19 @@ mod tests {
     #[test]
     fn a_ratio_is_taken_within_each_round() {
         // The machine gets slower with each round; the ratio stays.
-        let mut calls = 0.0;
-        let rounds = Rounds::run(5, 2, |who| {
-            calls += 0.5_f64;
-            (calls + 0.5).floor() * if who == 0 { 1.0 } else { 3.0 }
-        });
+        let times = |factor: f64| [1.0, 2.0, 4.0, 8.0].map(|slow| (slow * factor, true)).to_vec();
+        let rounds = Rounds(vec![times(1.0), times(3.0)]);
         assert!((rounds.ratio(1, 0, |sample| *sample) - 3.0).abs() < 1e-9);
+        assert!((rounds.median(0, |sample| *sample) - 3.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn another_contestant_begins_in_each_round() {
+        let mut order = Vec::new();
+        Rounds::run(2, 3, |who| order.push(who));
+        // A measurement that was disturbed is repeated at once.
+        order.dedup();
+        assert_eq!(order, [0, 1, 2, 1, 2, 0, 2, 0, 1]);
     }
 
     #[test]
