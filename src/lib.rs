@@ -1,7 +1,7 @@
 //! A connection and object pool for latency-sensitive services.
 //!
-//! - **Fast**: an acquire and a release are two locked instructions. They allocate nothing, take no
-//!   lock and read no clock while nobody waits; a wait allocates nothing either.
+//! - **Fast**: an acquire and a release allocate nothing, and take no lock and read no clock while
+//!   nobody waits; a wait allocates nothing either.
 //! - **Fair**: whoever waits is served first come, first served, async and blocking callers in one
 //!   line. A newcomer does not overtake.
 //! - **Honest**: a timeout says what the pool was waiting for, and carries the last failure to

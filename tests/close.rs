@@ -491,6 +491,47 @@ fn waiters_on_another_runtime_are_served_when_the_pools_own_ends_under_the_dial(
 }
 
 #[test]
+fn threads_that_have_no_runtime_left_pass_on_the_word_that_the_pools_own_has_ended() {
+    let manager = TestManager::new();
+    must_end({
+        let manager = manager.clone();
+        move || {
+            let first = multi();
+            let pool = pool_of(&manager, 1).shards(1).acquire_timeout(PATIENCE);
+            let pool = first.block_on(async { pool.build_lazy() }).unwrap();
+            manager.connect.once(Act::Never);
+            // Each word reaches one waiter, and these are first in line but cannot connect.
+            let threads: Vec<_> = (1..=4)
+                .map(|waiters| {
+                    let thread = std::thread::spawn({
+                        let pool = pool.clone();
+                        move || pool.acquire_blocking().map(drop)
+                    });
+                    eventually_blocking("it waits", || pool.metrics().counts.waiters == waiters);
+                    thread
+                })
+                .collect();
+            eventually_blocking("the pool dials", || manager.connect.running() == 1);
+            let second = multi();
+            let last = second.spawn({
+                let pool = pool.clone();
+                async move { pool.acquire().await.map(|guard| guard.id) }
+            });
+            eventually_blocking("the last waits", || pool.metrics().counts.waiters == 5);
+            drop(first);
+            second.block_on(joined(last)).unwrap();
+            for thread in threads {
+                // Whoever looks after the last has connected is served.
+                let outcome = join(thread);
+                assert!(matches!(outcome, Ok(()) | Err(AcquireError::NoRuntime)), "{outcome:?}");
+            }
+            let metrics = balanced_blocking(&pool, &manager.ledger);
+            assert_eq!(metrics.timeouts, 0);
+        }
+    });
+}
+
+#[test]
 fn a_connection_is_closed_by_the_manager_on_the_current_runtime_if_the_pools_own_has_ended() {
     let manager = TestManager::new();
     must_end({

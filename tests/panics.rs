@@ -447,3 +447,23 @@ fn a_panic_in_a_connections_drop_does_not_reach_its_holder_where_no_runtime_is_l
     let metrics = balanced_blocking(&pool, &manager.ledger);
     assert_eq!((metrics.closed.broken, metrics.counts.vacant), (1, 2));
 }
+
+/// Panics when it is dropped.
+struct Fuse;
+
+impl Drop for Fuse {
+    fn drop(&mut self) {
+        panic!("scripted: a connect that panics while it is dropped");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connect_that_panics_while_it_is_dropped_fails_the_build() {
+    hush_scripted_panics();
+    let manager = millpond::from_fn(|| async {
+        let _fuse = Fuse;
+        std::future::pending::<Result<(), std::convert::Infallible>>().await
+    });
+    let built = Pool::builder(manager).min_idle(1).build().await;
+    assert!(matches!(built, Err(millpond::BuildError::Connect(_))), "{built:?}");
+}

@@ -171,7 +171,7 @@ where
     loop {
         let verdicts = keeper.connector.verdicts();
         if keeper.core.has_vacant() && keeper.ground_or_current().is_none() {
-            return Err(AcquireError::NoRuntime);
+            return Err(keeper.give_up(AcquireError::NoRuntime));
         }
         let woken = match found.take() {
             Some(lease) => Woken::Lease(lease),
@@ -185,7 +185,7 @@ where
             Woken::Vacant(_) | Woken::LookAgain => keeper.why_woken(verdicts)?,
         }
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            return Err(keeper.timed_out(began.elapsed(), false));
+            return Err(keeper.give_up(keeper.timed_out(began.elapsed(), false)));
         }
     }
 }
@@ -225,13 +225,16 @@ impl<M: Manager> Shared<M> {
             return Err(AcquireError::Closed);
         }
         match self.connector.verdict_since(verdicts) {
-            Some(error) => {
-                // The word may have been about something else as well, which concerns others.
-                self.vacancy();
-                Err(AcquireError::Connect(error))
-            }
+            Some(error) => Err(self.give_up(AcquireError::Connect(error))),
             None => Ok(()),
         }
+    }
+
+    /// A waiter that may have been told to look again leaves without doing so: whoever is next in
+    /// line must hear of it (I7).
+    fn give_up(&self, error: AcquireError<M::Error>) -> AcquireError<M::Error> {
+        self.vacancy();
+        error
     }
 
     fn timed_out(&self, waited: Duration, checking: bool) -> AcquireError<M::Error> {

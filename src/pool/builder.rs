@@ -153,7 +153,7 @@ impl<M: Manager> Shared<M> {
         for begun in 0..self.config.min_idle {
             // Cancel: dropping the set aborts its tasks, and their reservations free the slots.
             if begun == 1 || opening.len() == self.config.max_connecting {
-                Self::opened(&mut opening).await?;
+                self.opened(&mut opening).await?;
             }
             if let Some(reservation) = reserve(self.clone()) {
                 let shared = self.clone();
@@ -167,17 +167,21 @@ impl<M: Manager> Shared<M> {
             }
         }
         while !opening.is_empty() {
-            Self::opened(&mut opening).await?;
+            self.opened(&mut opening).await?;
         }
         self.keeps_idle.store(true, Ordering::Relaxed);
         Ok(())
     }
 
-    async fn opened(opening: &mut JoinSet<Opened<M>>) -> Opened<M> {
+    async fn opened(&self, opening: &mut JoinSet<Opened<M>>) -> Opened<M> {
         match opening.join_next().await {
-            // The task cannot panic, and is aborted only together with the set.
-            None | Some(Err(_)) => Ok(()),
+            None => Ok(()),
             Some(Ok(outcome)) => outcome,
+            // A panic in a connect is an outcome; what is left is one while its future was dropped.
+            Some(Err(panic)) => {
+                let message = panic.to_string();
+                Err(self.connect_failed(OperationError::Panicked { message }).error)
+            }
         }
     }
 }

@@ -145,8 +145,10 @@ impl<E> Connector<E> {
             trouble.last = None;
             trouble.in_a_row = 0;
         }
-        let admitted = self.admitted.load(Ordering::SeqCst);
-        self.admitted.store(admitted.saturating_mul(2).min(most), Ordering::SeqCst);
+        // One step, so that a failure that sets the number back meanwhile is not undone.
+        let double = |admitted: usize| Some(admitted.saturating_mul(2).min(most));
+        let doubled = self.admitted.fetch_update(Ordering::SeqCst, Ordering::SeqCst, double);
+        debug_assert!(doubled.is_ok(), "BUG: doubling cannot be refused");
     }
 
     /// Notes a failure; answers how many there have been in a row.
