@@ -3,8 +3,8 @@
 //! Not here: anything that connects, checks or closes; see `Pool`.
 
 use crate::core::{
-    Core, Counts, Doubt, Found, IdleOrder, Keeper, Lease, Loan, State, Woken, default_shards,
-    offer_vacant, reserve, sweep, try_acquire, wait, wait_blocking,
+    Core, Counts, Doubt, Found, IdleOrder, Keeper, Lease, Line, Loan, Size, State, Woken,
+    default_shards, offer_vacant, reserve, sweep, try_acquire, wait, wait_blocking,
 };
 use crate::error::{AcquireObjectError, AddError, ConfigError, TryAcquireError};
 use std::fmt;
@@ -187,7 +187,7 @@ impl<T> ObjectPoolBuilder<T> {
         crate::error::check_shards(shards)?;
         Ok(ObjectPool {
             shared: Arc::new_cyclic(|me| Shared {
-                core: Core::new(me, self.capacity, shards, self.order),
+                core: Core::new(me, Size::new(self.capacity, shards), self.order),
                 make,
                 reset: self.reset,
             }),
@@ -452,7 +452,7 @@ where
         if let Found::Ready(loan) = try_acquire(&keeper, caller) {
             return Ok(loan);
         }
-        if let Some(loan) = take_up(wait(&keeper).await, caller) {
+        if let Some(loan) = take_up(wait(&keeper, Line::General, usize::MAX).await, caller) {
             return Ok(loan);
         }
         if keeper.core.is_closed() {
@@ -474,7 +474,7 @@ where
             let object = reservation.keeper().make.as_ref().map(|make| make())?;
             Some(reservation.fill(object).lend(caller))
         }
-        Woken::LookAgain => None,
+        Woken::LookAgain | Woken::LineFull => None,
     }
 }
 
@@ -499,7 +499,8 @@ fn acquire_blocking_slow<'p, T>(
     // A limit too far away for the clock is no limit.
     let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
     loop {
-        if let Some(loan) = take_up(wait_blocking(&shared, deadline), caller) {
+        let woken = wait_blocking(&shared, Line::General, usize::MAX, deadline);
+        if let Some(loan) = take_up(woken, caller) {
             return Ok(Object { loan });
         }
         if shared.core.is_closed() {

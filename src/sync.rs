@@ -12,12 +12,12 @@ pub(crate) type BoxQueue<T> = crossbeam_queue::ArrayQueue<Box<T>>;
 #[cfg(not(loom))]
 pub(crate) type BoxCell<T> = crossbeam_utils::atomic::AtomicCell<Option<Box<T>>>;
 #[cfg(not(loom))]
-pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64};
+pub(crate) use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64};
 
 #[cfg(loom)]
 pub(crate) use self::model::{BoxCell, BoxQueue};
 #[cfg(loom)]
-pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64};
+pub(crate) use loom::sync::atomic::{AtomicI32, AtomicU32, AtomicU64};
 
 #[cfg(loom)]
 pub use self::model::set_home;
@@ -132,55 +132,68 @@ mod model {
         }
     }
 
-    /// crossbeam's `ArrayQueue` as one word with a bit per slot.
+    /// crossbeam's `ArrayQueue` as one word: four bits for each slot in it, the oldest lowest, which
+    /// hold the slot's number plus one.
     ///
-    /// Loom: it keeps no order, which no invariant but I9 needs, and nothing is ever half done. It
-    /// keeps the original's orderings: the claim is a SeqCst compare-exchange, and `pop` runs a
-    /// SeqCst fence before it says "empty".
+    /// Loom: nothing is ever half done. It keeps the original's order and its orderings: the claim is
+    /// a SeqCst compare-exchange, and `pop` runs a SeqCst fence before it says "empty".
     pub(crate) struct BoxQueue<T> {
-        present: AtomicU64,
+        line: AtomicU64,
         table: Table<T>,
     }
 
     impl<T: Keyed> BoxQueue<T> {
         pub(crate) fn new(capacity: usize) -> Self {
             assert!(capacity > 0, "BUG: a queue without room");
-            Self { present: AtomicU64::new(0), table: Table::new() }
+            Self { line: AtomicU64::new(0), table: Table::new() }
         }
 
         pub(crate) fn push(&self, item: Box<T>) -> Result<(), Box<T>> {
-            let bit = 1 << self.table.put(item);
-            let mut seen = self.present.load(Relaxed);
-            while let Err(now) = self.present.compare_exchange(seen, seen | bit, SeqCst, Relaxed) {
-                seen = now;
+            let entry = self.table.put(item) as u64 + 1;
+            assert!(entry < 16, "BUG: too many slots for a model");
+            let mut seen = self.line.load(Relaxed);
+            loop {
+                let new = seen | entry << (4 * length(seen));
+                match self.line.compare_exchange(seen, new, SeqCst, Relaxed) {
+                    Ok(_) => return Ok(()),
+                    Err(now) => seen = now,
+                }
             }
-            Ok(())
         }
 
         pub(crate) fn pop(&self) -> Option<Box<T>> {
-            let mut seen = self.present.load(Acquire);
+            let mut seen = self.line.load(Acquire);
             loop {
                 if seen == 0 {
                     fence(SeqCst);
-                    seen = self.present.load(Relaxed);
+                    seen = self.line.load(Relaxed);
                 }
                 if seen == 0 {
                     return None;
                 }
-                let lowest = seen & seen.wrapping_neg();
-                match self.present.compare_exchange(seen, seen & !lowest, SeqCst, Relaxed) {
-                    Ok(_) => return Some(self.table.take(lowest.trailing_zeros() as usize)),
+                match self.line.compare_exchange(seen, seen >> 4, SeqCst, Relaxed) {
+                    Ok(_) => return Some(self.table.take((seen & 15) as usize - 1)),
                     Err(now) => seen = now,
                 }
             }
+        }
+
+        pub(crate) fn len(&self) -> usize {
+            // Loom: as in `is_empty`.
+            fence(SeqCst);
+            length(self.line.load(Acquire)) as usize
         }
 
         pub(crate) fn is_empty(&self) -> bool {
             // Loom: the original loads with SeqCst; the model, which knows SeqCst only of fences,
             // needs one to put this load behind what the caller did before.
             fence(SeqCst);
-            self.present.load(Acquire) == 0
+            self.line.load(Acquire) == 0
         }
+    }
+
+    fn length(line: u64) -> u32 {
+        (u64::BITS - line.leading_zeros()).div_ceil(4)
     }
 
     /// crossbeam's `AtomicCell<Option<Box<T>>>` as a word that holds a slot's number plus one.

@@ -95,6 +95,62 @@ impl<K: Keeper> Shelf<K> {
             Rest::Stack(stack) => stack.pop(),
         }
     }
+
+    /// About how many slots there are behind the hot one.
+    pub(super) fn behind(&self) -> usize {
+        match &self.rest {
+            Rest::Ring(ring) => ring.len(),
+            Rest::Stack(stack) => stack.len.load(Ordering::Relaxed) as usize,
+        }
+    }
+
+    /// Takes the next slot of a walk over this shelf. A ring gives its slots in turn, whatever
+    /// they are, so that one that is put back behind the others keeps its place among them; a
+    /// stack gives only those that are `wanted`, out of its middle.
+    pub(super) fn browse(
+        &self,
+        walk: &mut Walk,
+        mut wanted: impl FnMut(u32) -> bool,
+    ) -> Option<Box<Slot<K>>> {
+        match &self.rest {
+            Rest::Ring(ring) => {
+                let left = walk.left.get_or_insert_with(|| ring.len());
+                while *left > 0 {
+                    *left -= 1;
+                    if let Some(slot) = ring.pop() {
+                        return Some(slot);
+                    }
+                }
+            }
+            Rest::Stack(stack) => {
+                let capacity = stack.boxes.len();
+                let left = walk.left.get_or_insert(capacity);
+                while *left > 0 {
+                    let id = capacity - *left;
+                    *left -= 1;
+                    if wanted(id as u32) {
+                        if let Some(slot) = stack.steal(id) {
+                            return Some(slot);
+                        }
+                    }
+                }
+            }
+        }
+        if self.order == IdleOrder::Fifo || std::mem::replace(&mut walk.seen_hot, true) {
+            return None;
+        }
+        // Ordering: AcqRel, partner: the swap in `put`; I4 and I6, as there.
+        self.hot.take()
+    }
+}
+
+/// How far a walk over a shelf has come.
+#[derive(Default)]
+pub(super) struct Walk {
+    /// Slots behind the hot one that are still to be seen; `None` before the first.
+    left: Option<usize>,
+    /// The slot that was taken last was the hot one.
+    pub(super) seen_hot: bool,
 }
 
 /// How many slots a ring has room for.
@@ -112,11 +168,28 @@ fn room(capacity: usize, shards: usize) -> usize {
 /// `head` holds the topmost slot's number plus one, 0 when the stack is empty, and above it a tag
 /// that counts the changes, so that a pop that slept through some of them fails. `below[id]` is the
 /// entry under slot `id`, and `boxes[id]` the slot itself.
+///
+/// A slot may be stolen out of the middle: its entry stays where it is, empty, until it comes to the
+/// top or the slot comes back to it. `links[id]` says which:
+///
+/// | from | to | by |
+/// |---|---|---|
+/// | `UNLINKED` | `FULL` | a push, before it links the entry |
+/// | `FULL` | `STOLEN` | a thief, who has the slot from then on |
+/// | `STOLEN` | `FULL` | a push of the same slot, which goes back to its old place |
+/// | `FULL`, `STOLEN` | `UNLINKED` | the pop that has taken the entry off the top |
 struct Stack<K: Keeper> {
     head: AtomicU64,
     below: Box<[AtomicU32]>,
+    links: Box<[AtomicU32]>,
     boxes: Box<[BoxCell<Slot<K>>]>,
+    /// Slots in it; a hint.
+    len: AtomicU32,
 }
+
+const UNLINKED: u32 = 0;
+const FULL: u32 = 1;
+const STOLEN: u32 = 2;
 
 /// Bits of `Stack::head` that hold the entry; the 40 above are the tag. A pop is fooled only if it
 /// sleeps through an exact multiple of 2^40 changes.
@@ -128,7 +201,9 @@ impl<K: Keeper> Stack<K> {
         Self {
             head: AtomicU64::new(0),
             below: (0..capacity).map(|_| AtomicU32::new(0)).collect(),
+            links: (0..capacity).map(|_| AtomicU32::new(UNLINKED)).collect(),
             boxes: (0..capacity).map(|_| BoxCell::new(None)).collect(),
+            len: AtomicU32::new(0),
         }
     }
 
@@ -137,6 +212,17 @@ impl<K: Keeper> Stack<K> {
         // The pusher owns the slot, so nobody else touches its two entries.
         let before = self.boxes[id].swap(Some(slot));
         debug_assert!(before.is_none(), "BUG: the slot was in the stack already");
+        self.len.fetch_add(1, Ordering::Relaxed);
+        let link = &self.links[id];
+        // Ordering: SeqCst. It releases `boxes` to whoever takes the slot next (I6), and stands
+        // before the load of the control word that follows; partner: the swap in `pop`, which finds
+        // either the slot or nothing, and then the entry is ours to link again (I3, I4).
+        if link.compare_exchange(STOLEN, FULL, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
+            return;
+        }
+        // Nobody else may link this slot. Ordering: Release, partner: `steal`, which may come before
+        // the entry is linked, and must find the slot then.
+        link.store(FULL, Ordering::Release);
         let mut head = self.head.load(Ordering::Relaxed);
         loop {
             self.below[id].store((head & ENTRY_MASK) as u32, Ordering::Relaxed);
@@ -168,12 +254,34 @@ impl<K: Keeper> Stack<K> {
             // it; Acquire on failure, as for the first load.
             match self.head.compare_exchange_weak(head, new, Ordering::SeqCst, Ordering::Acquire) {
                 Ok(_) => {
-                    let slot = self.boxes[top as usize].take();
-                    return Some(slot.expect("BUG: a slot's number was in the stack without it"));
+                    // Ordering: SeqCst, partners: the compare-exchanges in `push` and `steal`. A
+                    // slot that was stolen meanwhile leaves its entry to us; whoever brings it back
+                    // finds it unlinked (I1, I3).
+                    if self.links[top as usize].swap(UNLINKED, Ordering::SeqCst) == FULL {
+                        return Some(self.unbox(top as usize));
+                    }
+                    head = self.head.load(Ordering::Acquire);
                 }
                 Err(now) => head = now,
             }
         }
+    }
+
+    /// Takes a slot out of the middle, if it is there.
+    fn steal(&self, id: usize) -> Option<Box<Slot<K>>> {
+        // Ordering: SeqCst, partners: `push`, whose slot this acquires (I6), and the swap in `pop`,
+        // of which one comes first (I1). SeqCst on failure too, so that the look does not run ahead
+        // of the alert before it; partner: `look` after the push, which finds that alert otherwise.
+        self.links[id]
+            .compare_exchange(FULL, STOLEN, Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok()
+            .then(|| self.unbox(id))
+    }
+
+    /// The slot, for the one who has won the right to it.
+    fn unbox(&self, id: usize) -> Box<Slot<K>> {
+        self.len.fetch_sub(1, Ordering::Relaxed);
+        self.boxes[id].take().expect("BUG: a slot's number was in the stack without it")
     }
 }
 

@@ -1,7 +1,8 @@
 //! The lock-free core: which slot belongs to whom, and who is woken.
 //!
 //! Read `slot.rs` (what a slot is), `idle.rs` (where idle ones wait), `waiters.rs` (how a slot
-//! reaches a waiter), `tokens.rs` (the rights to a slot), in this order.
+//! reaches a waiter), `tokens.rs` (the rights to a slot), `limit.rs` (how many slots are in
+//! service), `search.rs` (a walk over the idle ones), in this order.
 //!
 //! # Invariants
 //!
@@ -20,25 +21,31 @@
 //! Not here: clocks, runtimes, I/O, logging, user code, and, after construction, allocation.
 
 mod idle;
+mod limit;
+mod search;
 mod slot;
 mod tokens;
 mod waiters;
 
 pub use self::idle::IdleOrder;
-pub use self::slot::State;
+pub use self::search::Search;
+pub use self::slot::{Flags, State};
 pub use self::tokens::{
     Found, Lease, Loan, Reservation, Trial, Woken, reserve, sweep, try_acquire, wait, wait_blocking,
 };
 
 use self::idle::Shelf;
+use self::limit::Limit;
 use self::slot::{Cell, Slot};
 pub(crate) use self::waiters::offer_vacant;
 use self::waiters::{Control, Handoff};
-use crate::sync::{AtomicU32, BoxQueue, publish_fence, thread_number};
+use crate::sync::{AtomicU32, BoxQueue, Ordering, publish_fence, thread_number};
 use crossbeam_utils::CachePadded;
 use event_listener::{Event, IntoNotification};
 use std::fmt;
+use std::mem;
 use std::ops::Deref;
+use std::panic::Location;
 use std::sync::Weak;
 
 /// The largest capacity of a pool: 2^20 = 1,048,576 slots.
@@ -46,6 +53,15 @@ pub const MAX_CAPACITY: usize = 1 << 20;
 
 /// The largest number of shards of a pool.
 pub const MAX_SHARDS: usize = 256;
+
+/// Where a caller waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Line {
+    /// Behind everybody of the own shard who came before.
+    General,
+    /// Before all those, behind whoever waits here.
+    High,
+}
 
 /// What stands behind a core: the pool that owns it.
 ///
@@ -64,6 +80,15 @@ pub trait Keeper: Sized {
     fn parked(&self) {
         self.vacancy();
     }
+
+    /// The caller has just taken a slot, and fewer than the floor may be idle.
+    fn dipped(&self) {
+        self.vacancy();
+    }
+
+    /// An idle slot is flagged for the keeper, and whoever raised the flag may have missed it: the
+    /// keeper is to [search](Search) for flagged slots. Called as `vacancy` is.
+    fn flagged(&self) {}
 
     /// Whether a resource that comes back from a caller is fit for the next one: `None` if it is.
     /// Called while a guard is dropped: it must neither block nor panic.
@@ -91,23 +116,56 @@ pub trait Keeper: Sized {
 /// Why a resource that comes back is not simply put on a shelf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Doubt {
-    /// It is to be checked before its next use.
-    Unchecked,
     /// It has to be made clean first.
     Dirty,
     /// It is of no use any more.
     Broken,
     /// Its holder panicked, and nobody knows what state it is in.
     Interrupted,
+    /// The slot is flagged: the keeper wants a look at it.
+    Flagged,
+    /// The keeper has something to do when it comes back.
+    Greeted,
 }
 
 /// Slots, shelves and waiters of one pool.
 pub struct Core<K: Keeper> {
     control: CachePadded<Control>,
+    /// Those of the general line, and then one for the high line and the reserved slots.
     shards: Box<[CachePadded<Shard<K>>]>,
     cells: Box<[Cell]>,
     vacant: BoxQueue<Slot<K>>,
+    /// Vacant slots with the numbers below `reserved`.
+    vacant_reserved: BoxQueue<Slot<K>>,
+    /// Slots that were on their way to a waiter who left; that one is about to mend it.
+    strays: BoxQueue<Slot<K>>,
+    limit: Limit<K>,
+    reserved: usize,
+    /// How many are to be idle, if there are vacant slots.
+    floor: usize,
     keeper: Weak<K>,
+}
+
+/// How large a core is.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    /// All slots.
+    pub capacity: usize,
+    /// Those in service at first; the others are spare.
+    pub limit: usize,
+    /// Those that only the high line gets; fewer than `limit`.
+    pub reserved: usize,
+    /// A power of two.
+    pub shards: usize,
+    /// How many are to be idle, if there are vacant slots.
+    pub floor: usize,
+}
+
+impl Size {
+    /// All of `capacity` slots in service, in `shards` shards.
+    pub fn new(capacity: usize, shards: usize) -> Self {
+        Self { capacity, limit: capacity, reserved: 0, shards, floor: 0 }
+    }
 }
 
 /// What threads of one home share.
@@ -142,12 +200,14 @@ pub struct Counts {
     pub resetting: usize,
     /// Resources that are being closed.
     pub closing: usize,
+    /// Slots that are out of service, because the pool is smaller than its capacity.
+    pub spare: usize,
     /// Callers that wait and have not been served.
     pub waiters: usize,
 }
 
 impl Counts {
-    /// Resources that are alive: all slots but the vacant and the connecting ones.
+    /// Resources that are alive: all slots but the vacant, the spare and the connecting ones.
     #[must_use]
     pub fn alive(&self) -> usize {
         self.idle + self.in_use + self.checking + self.resetting + self.closing
@@ -156,13 +216,19 @@ impl Counts {
     /// All slots: the capacity.
     #[must_use]
     pub fn capacity(&self) -> usize {
+        self.spare + self.in_service()
+    }
+
+    /// The slots that are not spare: the pool's size, and, while it shrinks, what has still to go.
+    #[must_use]
+    pub fn in_service(&self) -> usize {
         self.vacant + self.connecting + self.alive()
     }
 }
 
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of {} in use, {} idle", self.in_use, self.capacity(), self.idle)?;
+        write!(f, "{} of {} in use, {} idle", self.in_use, self.in_service(), self.idle)?;
         for (count, what) in [
             (self.connecting, "connecting"),
             (self.checking, "checking"),
@@ -179,30 +245,58 @@ impl fmt::Display for Counts {
 }
 
 impl<K: Keeper> Core<K> {
-    /// A core with `capacity` vacant slots, in the given number of shards (a power of two).
-    pub fn new(keeper: &Weak<K>, capacity: usize, shards: usize, order: IdleOrder) -> Self {
+    /// A core with vacant slots and, above its limit, spare ones.
+    pub fn new(keeper: &Weak<K>, size: Size, order: IdleOrder) -> Self {
+        let Size { capacity, limit, reserved, shards, floor } = size;
         assert!((1..=MAX_CAPACITY).contains(&capacity), "BUG: capacity {capacity}");
+        assert!((1..=capacity).contains(&limit), "BUG: {limit} of {capacity} slots");
+        assert!(reserved < limit, "BUG: {reserved} of {limit} slots reserved");
         assert!(shards.is_power_of_two(), "BUG: {shards} shards");
-        let vacant = BoxQueue::new(capacity);
-        for id in 0..capacity as u32 {
-            let slot = Box::new(Slot { id, uses: 0, resource: None, keeper: keeper.clone() });
-            assert!(vacant.push(slot).is_ok(), "BUG: no room for a vacant slot");
-        }
-        Self {
+        let general = (0..shards).map(|_| Shard::new(order, capacity, shards));
+        let high = Shard::new(IdleOrder::Fifo, reserved.max(1), 1);
+        let core = Self {
             control: CachePadded::new(Control::new()),
-            shards: (0..shards)
-                .map(|_| CachePadded::new(Shard::new(order, capacity, shards)))
-                .collect(),
+            shards: general.chain([high]).map(CachePadded::new).collect(),
             cells: (0..capacity).map(|_| Cell::new()).collect(),
-            vacant,
+            vacant: BoxQueue::new(capacity),
+            vacant_reserved: BoxQueue::new(reserved.max(1)),
+            strays: BoxQueue::new(capacity),
+            limit: Limit::new(capacity, limit),
+            reserved,
+            floor,
             keeper: keeper.clone(),
+        };
+        for id in 0..capacity {
+            let keeper = keeper.clone();
+            let slot =
+                Box::new(Slot { id: id as u32, uses: 0, resource: None, leaving: false, keeper });
+            if id < reserved {
+                core.cell(&slot).raise(Flags::RESERVED);
+            }
+            core.place_new(slot);
         }
+        core
     }
 
     /// The shard that the calling thread tries first.
     #[inline]
     fn home(&self) -> usize {
-        thread_number() & (self.shards.len() - 1)
+        thread_number() & (self.general() - 1)
+    }
+
+    /// How many shards the general line has.
+    #[inline]
+    fn general(&self) -> usize {
+        self.shards.len() - 1
+    }
+
+    /// The shard of the high line.
+    fn high(&self) -> usize {
+        self.shards.len() - 1
+    }
+
+    fn is_reserved(&self, slot: &Slot<K>) -> bool {
+        (slot.id as usize) < self.reserved
     }
 
     #[inline]
@@ -231,17 +325,85 @@ impl<K: Keeper> Core<K> {
     /// False: whoever makes one vacant from now on sees the waiters that were counted before. True:
     /// somebody may have taken it since.
     pub fn has_vacant(&self) -> bool {
-        !self.vacant.is_empty()
+        !self.vacant.is_empty() || self.has_vacant_reserved()
     }
 
-    /// Puts a slot among the vacant ones.
+    /// Whether a reserved slot is vacant, and somebody waits who may have it.
+    fn has_vacant_reserved(&self) -> bool {
+        self.reserved > 0
+            && self.shards[self.high()].listening.load(Ordering::Relaxed) > 0
+            && !self.vacant_reserved.is_empty()
+    }
+
+    /// Takes a vacant slot, a reserved one only if somebody waits who may have it.
+    fn take_vacant(&self) -> Option<Box<Slot<K>>> {
+        self.vacant
+            .pop()
+            .or_else(|| self.has_vacant_reserved().then(|| self.vacant_reserved.pop()).flatten())
+    }
+
+    /// Puts a slot among the vacant ones, or, if it is one too many, among the spare ones.
     ///
     /// Whoever calls this owes a look at the control word afterwards.
-    fn put_vacant(&self, slot: Box<Slot<K>>) {
-        slot.enter(self.cell(&slot), State::Vacant);
-        let pushed = self.vacant.push(slot);
+    fn put_vacant(&self, mut slot: Box<Slot<K>>) {
+        if mem::take(&mut slot.leaving) {
+            self.put_spare(slot);
+        } else {
+            slot.enter(self.cell(&slot), State::Vacant);
+            self.push_vacant(slot);
+        }
+        self.balance();
+    }
+
+    /// Puts a slot that is vacant where the next reservation finds it.
+    fn push_vacant(&self, slot: Box<Slot<K>>) {
+        let queue = if self.is_reserved(&slot) { &self.vacant_reserved } else { &self.vacant };
+        let pushed = queue.push(slot);
         debug_assert!(pushed.is_ok(), "BUG: more vacant slots than there are slots");
         publish_fence();
+    }
+
+    /// Whether, after a thread of this home has taken a slot, fewer than the floor may be idle, and
+    /// something could be done about it.
+    #[inline]
+    fn may_have_dipped(&self, home: usize) -> bool {
+        // If too few are idle in all, too few are behind the hot slot of each shard.
+        !self.vacant.is_empty()
+            && self.shards[home].shelf.behind() < self.floor
+            && self.are_few_idle()
+    }
+
+    #[inline(never)]
+    fn are_few_idle(&self) -> bool {
+        let general = &self.shards[..self.general()];
+        general.iter().map(|shard| shard.shelf.behind()).sum::<usize>() < self.floor
+    }
+
+    /// Raises flags of a slot.
+    ///
+    /// One that is in use shows them to its owner when it comes back. For one that may be idle, or on
+    /// its way there, call [`alert`](Self::alert) and then [search](Search).
+    pub fn raise(&self, slot: usize, flags: Flags) {
+        self.cells[slot].raise(flags);
+    }
+
+    /// The same for all slots.
+    pub fn raise_all(&self, flags: Flags) {
+        for cell in &self.cells {
+            cell.raise(flags);
+        }
+    }
+
+    /// What a slot's cell says at this moment.
+    pub fn glimpse(&self, slot: usize) -> Glimpse {
+        let cell = &self.cells[slot];
+        loop {
+            let (state, uses) = cell.life();
+            let holder = cell.holder();
+            if cell.life() == (state, uses) {
+                return Glimpse { state, uses, holder, flags: cell.flags() };
+            }
+        }
     }
 
     /// The slots by state, and the waiters.
@@ -256,6 +418,7 @@ impl<K: Keeper> Core<K> {
                 State::Checking => counts.checking += 1,
                 State::Resetting => counts.resetting += 1,
                 State::Closing => counts.closing += 1,
+                State::Spare => counts.spare += 1,
             }
         }
         counts
@@ -279,6 +442,17 @@ impl<K: Keeper> Shard<K> {
             turn: AtomicU32::new(0),
         }
     }
+}
+
+/// What can be seen of a slot from outside.
+#[derive(Clone, Copy, Debug)]
+pub struct Glimpse {
+    pub state: State,
+    /// How often it has been acquired.
+    pub uses: u64,
+    /// Where it was acquired last.
+    pub holder: Option<&'static Location<'static>>,
+    pub flags: Flags,
 }
 
 /// The number of shards for a pool that does not say: a power of two, no more than the machine's

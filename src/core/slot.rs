@@ -25,6 +25,10 @@ use std::sync::Weak;
 /// | `Checking`, `Resetting` | `InUse` | it is fit for use |
 /// | `Checking`, `Resetting` | `Closing` | it is not |
 /// | `InUse`, `Checking`, `Resetting`, `Closing` | `Vacant` | the resource is gone |
+/// | `Closing` | `Spare` | the resource is gone, and it was one too many |
+/// | `Closing` | `Connecting` | the resource is gone, and whoever ended it brings the next |
+/// | `Vacant` | `Spare` | taken out of service |
+/// | `Spare` | `Vacant` | put into service |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum State {
@@ -42,11 +46,13 @@ pub enum State {
     Resetting = 5,
     /// It is being closed.
     Closing = 6,
+    /// No resource, and none may be brought: the pool is smaller than its capacity.
+    Spare = 7,
 }
 
 impl State {
     /// Every state, in the order of their numbers.
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Vacant,
         Self::Connecting,
         Self::InUse,
@@ -54,19 +60,21 @@ impl State {
         Self::Checking,
         Self::Resetting,
         Self::Closing,
+        Self::Spare,
     ];
 
     /// Whether the table above allows the step (I5).
     pub(crate) const fn may_become(self, next: Self) -> bool {
-        use State::{Checking, Closing, Connecting, Idle, InUse, Resetting, Vacant};
+        use State::{Checking, Closing, Connecting, Idle, InUse, Resetting, Spare, Vacant};
         matches!(
             (self, next),
-            (Vacant, Connecting)
+            (Vacant, Connecting | Spare)
+                | (Spare, Vacant)
                 | (Connecting, Vacant | InUse)
                 | (Idle, InUse)
                 | (InUse, Idle | Checking | Resetting | Closing | Vacant)
                 | (Checking | Resetting, InUse | Closing | Vacant)
-                | (Closing, Vacant)
+                | (Closing, Vacant | Spare | Connecting)
         )
     }
 }
@@ -84,6 +92,8 @@ pub(crate) struct Slot<K: Keeper> {
     pub(super) uses: u64,
     /// The resource; `None` while the slot is vacant or being connected.
     pub(super) resource: Option<K::Resource>,
+    /// It is one too many, and goes to the spare ones as soon as its resource is gone.
+    pub(super) leaving: bool,
     /// Whom the slot belongs to, for a hand-off that nobody is left to receive.
     pub(super) keeper: Weak<K>,
 }
@@ -120,7 +130,7 @@ pub(crate) struct Cell {
     /// The state in the lowest byte, the number of acquires so far above it: one store writes both,
     /// and one load reads a pair that belongs together.
     life: AtomicU64,
-    /// Reasons for which the slot may not be handed out on the fast path.
+    /// [`Flags`]: reasons to leave the fast path.
     flags: AtomicU32,
     /// Where the slot was acquired last.
     holder: AtomicCell<Option<&'static Location<'static>>>,
@@ -158,20 +168,67 @@ impl Cell {
         self.life.store(uses << STATE_BITS | state as u64, Ordering::Relaxed);
     }
 
-    /// Whether something keeps the slot off the fast path.
+    /// Who acquired the slot last.
+    pub(super) fn holder(&self) -> Option<&'static Location<'static>> {
+        self.holder.load()
+    }
+
+    /// Why the slot is to leave the fast path.
     #[inline]
-    pub(super) fn is_flagged(&self) -> bool {
-        self.flags.load(Ordering::Relaxed) != 0
+    pub(super) fn flags(&self) -> Flags {
+        // Relaxed: whoever raised a flag while this slot was on its way searches the shelves
+        // afterwards, and whoever puts it on a shelf looks once more if anything has changed
+        // (`Core::alert`).
+        Flags(self.flags.load(Ordering::Relaxed))
     }
 
-    /// Keeps the slot off the fast path until its owner has looked at it.
-    pub(super) fn flag(&self) {
-        self.flags.store(1, Ordering::Relaxed);
+    /// Raises flags; anybody may.
+    pub(super) fn raise(&self, flags: Flags) {
+        // Ordering: Release, partner: `lower`. An owner may see the flag before the alert.
+        self.flags.fetch_or(flags.0, Ordering::Release);
     }
 
-    /// Puts the slot back on the fast path; only its owner may.
-    pub(super) fn clear_flags(&self) {
-        self.flags.store(0, Ordering::Relaxed);
+    /// Lowers flags; only the slot's owner may.
+    pub(super) fn lower(&self, flags: Flags) {
+        // Ordering: Acquire, partner: `raise`; what the owner examines next is what the one who
+        // raised the flag wanted it to see.
+        self.flags.fetch_and(!flags.0, Ordering::Acquire);
+    }
+}
+
+/// Reasons for which a slot leaves the fast path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flags(u32);
+
+impl Flags {
+    /// None.
+    pub const NONE: Self = Self(0);
+    /// The keeper is to decide whether the resource stays, before it is used or put back.
+    pub const LOOK: Self = Self(1);
+    /// The resource is to be checked before it is used.
+    pub const CHECK: Self = Self(2);
+    /// The keeper has something to do whenever the resource is lent.
+    pub const GREET: Self = Self(4);
+    /// The slot is kept for those who wait in the [`High`](super::Line::High) line. Never lowered.
+    pub(super) const RESERVED: Self = Self(8);
+    /// What a slot loses with its resource.
+    pub(super) const OF_RESOURCE: Self = Self(1 | 2 | 4);
+
+    #[inline]
+    pub(super) const fn any(self) -> bool {
+        self.0 != 0
+    }
+
+    /// Whether at least one of `flags` is raised.
+    #[inline]
+    pub const fn has(self, flags: Self) -> bool {
+        self.0 & flags.0 != 0
+    }
+
+    /// Whether a release must leave the fast path.
+    #[inline]
+    pub(super) const fn bar_release(self) -> bool {
+        self.0 & (Self::LOOK.0 | Self::RESERVED.0) != 0
     }
 }
 

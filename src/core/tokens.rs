@@ -14,8 +14,9 @@
 //!
 //! Not here: how a slot finds its next owner (`waiters.rs`).
 
-use super::slot::{Cell, Slot, State};
-use super::{Keeper, waiters};
+use super::slot::{Cell, Flags, Slot, State};
+use super::waiters::{self, LineFull};
+use super::{Keeper, Line};
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
@@ -33,11 +34,21 @@ const NOTHING: &str = "BUG: a slot without its resource";
 #[cold]
 fn vacate<K: Keeper>(keeper: &K, slot: Box<Slot<K>>) {
     let core = keeper.core();
-    core.cell(&slot).clear_flags();
+    core.cell(&slot).lower(Flags::OF_RESOURCE);
     core.put_vacant(slot);
     // The keeper looks for waiters after the push; a waiter counts itself and then has its keeper
     // look for a vacant slot (I4).
     keeper.vacancy();
+}
+
+/// Puts a slot back that was on its way to somebody who has left.
+#[cold]
+pub(super) fn mend<K: Keeper>(keeper: &K, slot: Box<Slot<K>>) {
+    if slot.resource.is_some() {
+        waiters::release(keeper, slot);
+    } else {
+        vacate(keeper, slot);
+    }
 }
 
 /// The right to bring a resource into a vacant slot.
@@ -55,6 +66,11 @@ impl<R: Deref<Target: Keeper> + Clone> Reservation<R> {
     /// How often the slot has been acquired so far, by the holders of every resource it has had.
     pub fn uses(&self) -> u64 {
         self.slot.as_ref().expect(GONE).uses
+    }
+
+    /// The slot's number.
+    pub fn slot(&self) -> usize {
+        self.slot.as_ref().expect(GONE).id as usize
     }
 
     /// Puts the resource into the slot.
@@ -85,7 +101,7 @@ pub struct Lease<R: Deref<Target: Keeper>> {
 
 impl<R: Deref<Target: Keeper>> Lease<R> {
     #[inline]
-    fn new(keeper: R, slot: Box<Slot<Of<R>>>) -> Self {
+    pub(super) fn new(keeper: R, slot: Box<Slot<Of<R>>>) -> Self {
         Self { keeper, slot: ManuallyDrop::new(Some(slot)) }
     }
 
@@ -115,15 +131,40 @@ impl<R: Deref<Target: Keeper>> Lease<R> {
         self.slot.as_mut().expect(GONE).resource.as_mut().expect(NOTHING)
     }
 
-    /// Whether something must be done before the resource is used.
-    #[inline]
-    pub fn is_flagged(&self) -> bool {
-        self.cell().is_flagged()
+    pub(super) fn take_slot(&mut self) -> Box<Slot<Of<R>>> {
+        self.slot.take().expect(GONE)
     }
 
-    /// Sees to it that the next holder looks at the resource before using it.
-    pub fn flag(&self) {
-        self.cell().flag();
+    /// The same right with another pointer to the same keeper.
+    pub fn with_keeper<S: Deref<Target = Of<R>>>(mut self, keeper: S) -> Lease<S> {
+        Lease::new(keeper, self.take_slot())
+    }
+
+    /// The slot's number.
+    pub fn number(&self) -> usize {
+        self.slot().id as usize
+    }
+
+    /// How often the slot has been acquired so far, by the holders of every resource it has had.
+    pub fn uses(&self) -> u64 {
+        self.slot().uses
+    }
+
+    /// What must be done before the resource is used or put back.
+    #[inline]
+    pub fn flags(&self) -> Flags {
+        self.cell().flags()
+    }
+
+    /// Has the next holder, or whoever puts the resource back, do something first.
+    pub fn raise(&self, flags: Flags) {
+        self.cell().raise(flags);
+    }
+
+    /// It is being done. What the caller examines after this includes whatever was changed before
+    /// the flags were raised.
+    pub fn lower(&self, flags: Flags) {
+        self.cell().lower(flags);
     }
 
     /// Takes the resource out of the pool. Nothing is left in the lease.
@@ -142,6 +183,18 @@ impl<R: Deref<Target: Keeper> + Clone> Lease<R> {
         let slot = self.slot.take().expect(GONE);
         slot.enter(self.keeper.core().cell(&slot), state);
         Trial { keeper: self.keeper.clone(), slot: Some(slot) }
+    }
+
+    /// Ends the resource if the pool has one too many; then nothing is left in the lease.
+    pub fn begin_leaving(&mut self) -> Option<Trial<R>> {
+        let core = self.keeper.core();
+        // Reserved slots are the last to go: a pool is never smaller than they are many.
+        if core.is_reserved(self.slot()) || !core.claim_surplus() {
+            return None;
+        }
+        let mut trial = self.begin(State::Closing);
+        trial.slot.as_mut().expect(GONE).leaving = true;
+        Some(trial)
     }
 
     /// Lends the resource to a caller, which counts as a use.
@@ -173,11 +226,6 @@ impl<R: Deref<Target: Keeper> + Clone> Loan<R> {
     #[inline]
     fn slot(&self) -> &Slot<Of<R>> {
         self.slot.as_ref().expect(GONE)
-    }
-
-    #[inline]
-    pub fn keeper(&self) -> &R {
-        &self.keeper
     }
 
     #[inline]
@@ -251,9 +299,17 @@ impl<R: Deref<Target: Keeper> + Clone> Trial<R> {
     pub fn pass(mut self) -> Lease<R> {
         let slot = self.slot.take().expect(GONE);
         let cell = self.keeper.core().cell(&slot);
-        cell.clear_flags();
+        cell.lower(Flags::CHECK);
         slot.enter(cell, State::InUse);
         Lease::new(self.keeper.clone(), slot)
+    }
+
+    /// The right to bring the next resource, once the one that was closed is gone.
+    pub fn renew(mut self) -> Reservation<R> {
+        let slot = self.slot.take().expect(GONE);
+        debug_assert!(slot.resource.is_none(), "BUG: the last resource is still there");
+        slot.enter(self.keeper.core().cell(&slot), State::Connecting);
+        Reservation { keeper: self.keeper.clone(), slot: Some(slot) }
     }
 }
 
@@ -301,15 +357,19 @@ where
     if !core.control.glance().is_quiet() {
         return Found::Nothing;
     }
-    let Some(mut slot) = core.unshelve(core.home()) else {
+    let home = core.home();
+    let Some(mut slot) = core.unshelve(home) else {
         return Found::Nothing;
     };
     let cell = core.cell(&slot);
-    if cell.is_flagged() {
+    if cell.flags().any() {
         slot.enter(cell, State::InUse);
         return Found::Flagged(Lease::new(keeper.clone(), slot));
     }
     slot.begin_use(cell, caller);
+    if core.floor > 0 && core.may_have_dipped(home) {
+        keeper.dipped();
+    }
     Found::Ready(Loan { keeper: keeper.clone(), slot: ManuallyDrop::new(Some(slot)) })
 }
 
@@ -321,42 +381,49 @@ pub enum Woken<R: Deref<Target: Keeper>> {
     Vacant(Reservation<R>),
     /// The word to look again, whether the core is closed or whatever else has changed.
     LookAgain,
+    /// Too many wait already.
+    LineFull,
 }
 
 impl<R: Deref<Target: Keeper> + Clone> Woken<R> {
-    fn new(keeper: &R, slot: Option<Box<Slot<Of<R>>>>) -> Self {
+    fn new(keeper: &R, slot: Result<Option<Box<Slot<Of<R>>>>, LineFull>) -> Self {
         match slot {
-            None => Self::LookAgain,
-            Some(slot) if slot.resource.is_some() => Self::Lease(Lease::new(keeper.clone(), slot)),
-            Some(slot) => Self::Vacant(Reservation { keeper: keeper.clone(), slot: Some(slot) }),
+            Err(LineFull) => Self::LineFull,
+            Ok(None) => Self::LookAgain,
+            Ok(Some(slot)) if slot.resource.is_some() => {
+                Self::Lease(Lease::new(keeper.clone(), slot))
+            }
+            Ok(Some(slot)) => {
+                Self::Vacant(Reservation { keeper: keeper.clone(), slot: Some(slot) })
+            }
         }
     }
 }
 
-/// Waits in line.
+/// Waits in a line, unless `most` do so already.
 ///
 /// # Cancel safety
 ///
 /// Dropping the future gives up the place in line; what was on its way goes to the next waiter.
-pub async fn wait<R>(keeper: &R) -> Woken<R>
+pub async fn wait<R>(keeper: &R, line: Line, most: usize) -> Woken<R>
 where
     R: Deref<Target: Keeper> + Clone,
 {
-    Woken::new(keeper, waiters::wait(&**keeper).await)
+    Woken::new(keeper, waiters::wait(&**keeper, line, most).await)
 }
 
 /// The same, blocking the thread; to look again also when the deadline has passed.
-pub fn wait_blocking<R>(keeper: &R, deadline: Option<Instant>) -> Woken<R>
+pub fn wait_blocking<R>(keeper: &R, line: Line, most: usize, deadline: Option<Instant>) -> Woken<R>
 where
     R: Deref<Target: Keeper> + Clone,
 {
-    Woken::new(keeper, waiters::wait_blocking(&**keeper, deadline))
+    Woken::new(keeper, waiters::wait_blocking(&**keeper, line, most, deadline))
 }
 
 /// Takes an idle slot whether or not somebody waits or the core is closed.
 fn take_idle<R: Deref<Target: Keeper>>(keeper: R) -> Option<Lease<R>> {
     let core = keeper.core();
-    let slot = core.unshelve(core.home())?;
+    let slot = core.unshelve_any()?;
     slot.enter(core.cell(&slot), State::InUse);
     Some(Lease::new(keeper, slot))
 }
@@ -364,10 +431,18 @@ fn take_idle<R: Deref<Target: Keeper>>(keeper: R) -> Option<Lease<R>> {
 /// Takes a vacant slot, unless the core is closed.
 pub fn reserve<R: Deref<Target: Keeper>>(keeper: R) -> Option<Reservation<R>> {
     let core = keeper.core();
-    if core.is_closed() {
-        return None;
+    loop {
+        if core.is_closed() {
+            return None;
+        }
+        let slot = core.take_vacant()?;
+        if core.has_surplus() && !core.is_reserved(&slot) {
+            // A shrink is under way that looked for this slot, or is about to.
+            core.push_vacant(slot);
+            core.balance();
+            continue;
+        }
+        slot.enter(core.cell(&slot), State::Connecting);
+        return Some(Reservation { keeper, slot: Some(slot) });
     }
-    let slot = core.vacant.pop()?;
-    slot.enter(core.cell(&slot), State::Connecting);
-    Some(Reservation { keeper, slot: Some(slot) })
 }

@@ -7,7 +7,7 @@
 //! | 0 | the core is closed |
 //! | 1–5 | room for more reasons to leave the fast path |
 //! | 6–31 | waiters that nobody has woken yet |
-//! | 32–63 | arrivals: how many waiters have ever begun to listen, modulo 2^32 |
+//! | 32–63 | arrivals: how many waiters have ever begun to listen, and alerts, modulo 2^32 |
 //!
 //! The lower half is zero exactly while nothing unusual is going on; then acquire and release look
 //! no further.
@@ -38,19 +38,32 @@
 //! A waiter that is woken, with a slot or with the word to look again, has already been taken off the
 //! count by whoever woke it. A waiter that leaves in any other way drops its listener first: if
 //! something was on its way, the event passes it to the next listener, or drops it, and [`Handoff`]
-//! undoes the count and puts the slot back. Then [`Place`] takes the waiter off the count and serves
-//! the others (I7).
+//! undoes the count and lays the slot among the strays. Then [`Place`] takes the waiter off the
+//! count, releases the strays and serves the others (I7).
+//!
+//! # Alerts
+//!
+//! Whoever raises a flag of slots that may be idle (a connection is too old, the pool is to shrink)
+//! calls [`Core::alert`] and then searches the shelves ([`super::search`]). The alert changes the
+//! control word. So whoever puts a slot on a shelf and finds the control word as it was before knows
+//! that the search will find the slot; otherwise it looks at the slot's flags again, and has the
+//! keeper search.
+//!
+//! # Lines
+//!
+//! Those who wait in the [`Line::High`] line have an event of their own, which comes before the
+//! others. Reserved slots go to nobody else, and lie on a shelf and in a list of their own.
 //!
 //! Not here: deadlines, and what a waiter does when it is told to look again (`tokens.rs`).
 
-use super::slot::{Slot, State};
-use super::tokens::sweep;
-use super::{Core, Keeper};
+use super::slot::{Flags, Slot, State};
+use super::tokens::{Lease, mend, sweep};
+use super::{Core, Doubt, Keeper, Line};
 use crate::sync::{AtomicU64, Ordering};
 use event_listener::{IntoNotification, Listener, listener};
-use std::mem;
 use std::sync::Weak;
 use std::time::Instant;
+use std::{iter, mem};
 
 const CLOSED: u64 = 1;
 const WAITER: u64 = 1 << 6;
@@ -60,7 +73,7 @@ const ARRIVAL: u64 = 1 << 32;
 pub(super) struct Control(AtomicU64);
 
 /// What the control word said at one moment.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Seen(u64);
 
 impl Seen {
@@ -91,9 +104,11 @@ impl Control {
     /// A look before anything has been published or claimed.
     #[inline(always)]
     pub(super) fn glance(&self) -> Seen {
-        // Relaxed: whoever must not be missed here is found by `look` after the slot has been put
-        // back (release), or has not yet been counted when this acquire began (acquire; I9).
-        Seen(self.0.load(Ordering::Relaxed))
+        // Ordering: Acquire, partner: `alert`. A release that sees the alert sees the flags that were
+        // raised before it; one that does not finds the control word changed after it has put its
+        // slot back. Whoever waits is found by `look` then (I4), or has not yet been counted when
+        // this acquire began (I9).
+        Seen(self.0.load(Ordering::Acquire))
     }
 
     /// A look after a slot has been put where others find it.
@@ -111,8 +126,14 @@ impl Control {
         Seen(self.0.fetch_add(what, Ordering::SeqCst).wrapping_add(what))
     }
 
-    fn count(&self) {
-        self.add(WAITER);
+    fn count(&self) -> Seen {
+        self.add(WAITER)
+    }
+
+    /// Something has changed for slots that may be on their way to a shelf.
+    pub(super) fn alert(&self) {
+        // An alert counts as an arrival: it changes the word, and has a fruitless search repeated.
+        self.add(ARRIVAL);
     }
 
     fn arrive(&self) -> Seen {
@@ -137,8 +158,8 @@ impl Control {
 /// word to look again.
 ///
 /// Whoever sends one takes its waiter off the count. A hand-off that nobody receives is dropped
-/// inside the event's mutex, by the leaving waiter. So its `Drop` only undoes the count and puts the
-/// slot back; the leaving waiter's [`Place`] does the rest. It must not touch an event.
+/// inside the event's mutex, by the leaving waiter. So its `Drop` only undoes the count and lays the
+/// slot among the strays; the leaving waiter's [`Place`] does the rest. It must not touch an event.
 pub(super) struct Handoff<K: Keeper> {
     /// The shard of the waiter that it was sent to.
     shard: usize,
@@ -180,10 +201,9 @@ impl<K: Keeper> Drop for Handoff<K> {
         let core = keeper.core();
         core.shards[self.shard].listening.fetch_add(1, Ordering::Relaxed);
         core.control.count();
-        match slot {
-            None => {}
-            Some(slot) if slot.resource.is_some() => core.shelve(self.shard, slot),
-            Some(slot) => core.put_vacant(slot),
+        if let Some(slot) = slot {
+            let laid = core.strays.push(slot);
+            debug_assert!(laid.is_ok(), "BUG: more strays than there are slots");
         }
     }
 }
@@ -196,12 +216,18 @@ struct Place<'k, K: Keeper> {
 }
 
 impl<'k, K: Keeper> Place<'k, K> {
-    fn take(keeper: &'k K) -> Self {
+    /// A place in a line of `most` waiters at the most; `None` if it is full.
+    fn take(keeper: &'k K, line: Line, most: usize) -> Option<Self> {
         let core = keeper.core();
-        let shard = core.home();
-        core.control.count();
+        let shard = match line {
+            Line::General => core.home(),
+            Line::High => core.high(),
+        };
+        let seen = core.control.count();
         core.shards[shard].listening.fetch_add(1, Ordering::Relaxed);
-        Self { keeper, shard, woken: false }
+        let place = Self { keeper, shard, woken: false };
+        // One too many leaves like any other waiter.
+        (seen.waiters() <= most).then_some(place)
     }
 
     /// Steps 3 and 4, once the waiter listens. False: the core is closed.
@@ -210,7 +236,7 @@ impl<'k, K: Keeper> Place<'k, K> {
         if core.control.arrive().is_closed() {
             return false;
         }
-        serve(self.keeper, self.shard);
+        serve(self.keeper, core.home());
         self.keeper.parked();
         true
     }
@@ -229,48 +255,66 @@ impl<K: Keeper> Drop for Place<'_, K> {
         }
         let core = self.keeper.core();
         core.shards[self.shard].listening.fetch_sub(1, Ordering::Relaxed);
-        if !core.control.discount().is_quiet() {
-            serve(self.keeper, self.shard);
+        let seen = core.control.discount();
+        while let Some(slot) = core.strays.pop() {
+            mend(self.keeper, slot);
+        }
+        if !seen.is_quiet() {
+            serve(self.keeper, core.home());
             self.keeper.vacancy();
         }
     }
 }
 
+/// The line is as long as it may be.
+#[derive(Debug)]
+pub struct LineFull;
+
 /// Waits for a slot, with a resource or to be filled. `None` means that something else has changed:
 /// look again.
+///
+/// # Errors
+///
+/// If `most` or more wait already.
 ///
 /// # Cancel safety
 ///
 /// Dropping the future gives up the place in the queue; a slot that was on its way goes to the next
 /// waiter.
-pub(super) async fn wait<K: Keeper>(keeper: &K) -> Option<Box<Slot<K>>> {
+pub(super) async fn wait<K: Keeper>(
+    keeper: &K,
+    line: Line,
+    most: usize,
+) -> Result<Option<Box<Slot<K>>>, LineFull> {
     // Declared before the listener, so dropped after it.
-    let place = Place::take(keeper);
+    let place = Place::take(keeper, line, most).ok_or(LineFull)?;
     listener!(keeper.core().shards[place.shard].event => listener);
     if !place.arrive() {
-        return None;
+        return Ok(None);
     }
     // Cancel: `Handoff` and `Place` put everything right.
     let handoff = listener.await;
-    place.leave(handoff)
+    Ok(place.leave(handoff))
 }
 
 /// Blocks the thread until a slot arrives. `None` means that something else has changed, or that
 /// the deadline has passed.
 pub(super) fn wait_blocking<K: Keeper>(
     keeper: &K,
+    line: Line,
+    most: usize,
     deadline: Option<Instant>,
-) -> Option<Box<Slot<K>>> {
-    let place = Place::take(keeper);
+) -> Result<Option<Box<Slot<K>>>, LineFull> {
+    let place = Place::take(keeper, line, most).ok_or(LineFull)?;
     listener!(keeper.core().shards[place.shard].event => listener);
     if !place.arrive() {
-        return None;
+        return Ok(None);
     }
     let handoff = match deadline {
-        None => listener.wait(),
-        Some(deadline) => listener.wait_deadline(deadline)?,
+        None => Some(listener.wait()),
+        Some(deadline) => listener.wait_deadline(deadline),
     };
-    place.leave(handoff)
+    Ok(handoff.and_then(|handoff| place.leave(handoff)))
 }
 
 /// Every so many hand-offs of a shard, one starts at another shard, so that no shard starves (I9).
@@ -288,24 +332,36 @@ const AWAY_EVERY: u32 = 8;
 pub(super) fn release<K: Keeper>(keeper: &K, slot: Box<Slot<K>>) {
     let core = keeper.core();
     let home = core.home();
-    if !core.control.glance().is_quiet() {
+    let before = core.control.glance();
+    let cell = core.cell(&slot);
+    if !before.is_quiet() || cell.flags().bar_release() {
         return release_slow(keeper, home, slot);
     }
-    slot.enter(core.cell(&slot), State::Idle);
+    slot.enter(cell, State::Idle);
+    let id = slot.id;
     if let Some(displaced) = core.shards[home].shelf.put(slot) {
-        return release_displaced(keeper, home, displaced);
+        return release_displaced(keeper, home, before, id, displaced);
     }
-    if !core.control.look().is_quiet() {
-        serve(keeper, home);
+    if core.control.look() != before {
+        settle(keeper, home, Moved { slot: id, displaced: id });
     }
 }
 
 #[inline(never)]
-fn release_displaced<K: Keeper>(keeper: &K, home: usize, slot: Box<Slot<K>>) {
+fn release_displaced<K: Keeper>(
+    keeper: &K,
+    home: usize,
+    before: Seen,
+    slot: u32,
+    displaced: Box<Slot<K>>,
+) {
     let core = keeper.core();
-    core.stow(home, slot);
-    if !core.control.look().is_quiet() {
-        serve(keeper, home);
+    let moved = Moved { slot, displaced: displaced.id };
+    core.stow(home, displaced);
+    // The displaced slot may have been flagged before this release began, and a search that has
+    // passed the shelf meanwhile has not met it.
+    if core.control.look() != before || core.has_flagged(moved) {
+        settle(keeper, home, moved);
     }
 }
 
@@ -313,14 +369,38 @@ fn release_displaced<K: Keeper>(keeper: &K, home: usize, slot: Box<Slot<K>>) {
 fn release_slow<K: Keeper>(keeper: &K, home: usize, slot: Box<Slot<K>>) {
     let core = keeper.core();
     let seen = core.control.look();
+    if core.cell(&slot).flags().has(Flags::LOOK) && !seen.is_closed() {
+        return K::doubt(Lease::new(keeper, slot), Doubt::Flagged);
+    }
     let left = if seen.is_closed() || seen.waiters() == 0 {
         Some(slot)
     } else {
         core.hand_off(home, slot).err()
     };
     if let Some(slot) = left {
-        core.shelve(home, slot);
-        serve(keeper, home);
+        let moved = core.shelve(home, slot);
+        settle(keeper, home, moved);
+    }
+}
+
+/// The slots that somebody has just put on shelves.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Moved {
+    slot: u32,
+    /// The slot that had to make room for it, or the slot itself.
+    displaced: u32,
+}
+
+/// Does what is left to do once slots have been put on shelves, and the control word was not quiet
+/// or has changed.
+#[cold]
+fn settle<K: Keeper>(keeper: &K, home: usize, moved: Moved) {
+    let core = keeper.core();
+    serve(keeper, home);
+    // `serve` has looked at the control word, so a flag that was raised before a search that could
+    // not find these slots is seen here.
+    if core.has_flagged(moved) {
+        keeper.flagged();
     }
 }
 
@@ -330,7 +410,7 @@ fn release_slow<K: Keeper>(keeper: &K, home: usize, slot: Box<Slot<K>>) {
 /// Whoever puts a slot on a shelf or a waiter off the count calls this afterwards, unless the
 /// control word is quiet.
 #[cold]
-fn serve<K: Keeper>(keeper: &K, home: usize) {
+pub(super) fn serve<K: Keeper>(keeper: &K, home: usize) {
     let core = keeper.core();
     let mut fruitless = None;
     loop {
@@ -338,16 +418,25 @@ fn serve<K: Keeper>(keeper: &K, home: usize) {
         if seen.is_closed() {
             return sweep(keeper);
         }
-        if seen.waiters() == 0 || fruitless == Some(seen.arrivals()) {
+        if let Some((arrivals, moved)) = fruitless {
+            if core.has_flagged(moved) {
+                keeper.flagged();
+            }
+            // Also if it is flagged: the keeper may search later, and nothing is gained by turning
+            // round until it does.
+            if arrivals == seen.arrivals() {
+                return;
+            }
+        }
+        if seen.waiters() == 0 {
             return;
         }
-        let Some(slot) = core.unshelve(home) else {
+        let Some(slot) = core.unshelve(home).or_else(|| core.unshelve_reserved()) else {
             return;
         };
         slot.enter(core.cell(&slot), State::InUse);
         if let Err(slot) = core.hand_off(home, slot) {
-            core.shelve(home, slot);
-            fruitless = Some(seen.arrivals());
+            fruitless = Some((seen.arrivals(), core.shelve(home, slot)));
         }
     }
 }
@@ -372,10 +461,23 @@ pub(crate) fn offer_vacant<K: Keeper>(keeper: &K) {
 }
 
 impl<K: Keeper> Core<K> {
+    /// Flags have been raised of slots that may be on their way to a shelf: whoever puts one there
+    /// without having seen its flag looks again. The caller searches the shelves next.
+    pub fn alert(&self) {
+        self.control.alert();
+    }
+
+    /// Whether one of these slots is flagged for its keeper.
+    pub(super) fn has_flagged(&self, moved: Moved) -> bool {
+        let flagged = |slot: u32| self.cells[slot as usize].flags().has(Flags::LOOK);
+        flagged(moved.slot) || flagged(moved.displaced)
+    }
+
     /// Gives a slot to the first waiter that nobody has woken yet; back if there is none.
     pub(super) fn hand_off(&self, home: usize, slot: Box<Slot<K>>) -> Result<(), Box<Slot<K>>> {
+        let most = if self.is_reserved(&slot) { 1 } else { usize::MAX };
         let mut slot = Some(slot);
-        for shard in self.rotation(home) {
+        for shard in iter::once(self.high()).chain(self.rotation(home)).take(most) {
             let queue = &self.shards[shard];
             if queue.listening.load(Ordering::Relaxed) == 0 {
                 continue;
@@ -395,7 +497,7 @@ impl<K: Keeper> Core<K> {
 
     /// The shards in the order in which a hand-off from `home` tries them.
     fn rotation(&self, home: usize) -> impl Iterator<Item = usize> + use<K> {
-        let shards = self.shards.len();
+        let shards = self.general();
         let mut first = home;
         if shards > 1 {
             let turn = self.shards[home].turn.fetch_add(1, Ordering::Relaxed);
@@ -417,7 +519,7 @@ impl<K: Keeper> Core<K> {
 
     /// Tells the first waiter to look again.
     pub(crate) fn nudge(&self) {
-        for shard in self.rotation(self.home()) {
+        for shard in iter::once(self.high()).chain(self.rotation(self.home())) {
             let queue = &self.shards[shard];
             let word = || self.send(shard, Content::Word(self.keeper.clone()));
             if queue.listening.load(Ordering::Relaxed) > 0
@@ -446,22 +548,39 @@ impl<K: Keeper> Core<K> {
     }
 
     /// Marks a slot idle and puts it on a shelf, the home shard's if there is room.
-    pub(super) fn shelve(&self, home: usize, slot: Box<Slot<K>>) {
+    pub(super) fn shelve(&self, home: usize, slot: Box<Slot<K>>) -> Moved {
         slot.enter(self.cell(&slot), State::Idle);
-        if let Some(displaced) = self.shards[home].shelf.put(slot) {
-            self.stow(home, displaced);
+        let shard = if self.is_reserved(&slot) { self.high() } else { home };
+        self.put(shard, slot)
+    }
+
+    /// Puts a slot that is idle on a shelf.
+    pub(super) fn put(&self, shard: usize, slot: Box<Slot<K>>) -> Moved {
+        let id = slot.id;
+        match self.shards[shard].shelf.put(slot) {
+            None => Moved { slot: id, displaced: id },
+            Some(displaced) => Moved { slot: id, displaced: self.stow(shard, displaced) },
         }
     }
 
-    /// Finds room for a slot that is not the hot one.
-    fn stow(&self, home: usize, mut slot: Box<Slot<K>>) {
+    /// Finds room for a slot that is not the hot one; answers with its number.
+    pub(super) fn stow(&self, home: usize, mut slot: Box<Slot<K>>) -> u32 {
+        let id = slot.id;
         // All shelves together have room for twice the slots there are, so one of them has some;
-        // only slots that others move can hide it from this walk.
+        // only slots that others move can hide it from this walk. The reserved ones' has room for
+        // all of them.
         let mut shard = home;
         while let Err(back) = self.shards[shard].shelf.stow(slot) {
             slot = back;
-            shard = (shard + 1) & (self.shards.len() - 1);
+            shard = (shard + 1) & (self.general() - 1);
         }
+        id
+    }
+
+    /// Puts a slot behind the hot one of its shelf.
+    pub(super) fn put_behind(&self, shard: usize, slot: Box<Slot<K>>) -> Moved {
+        let id = self.stow(shard, slot);
+        Moved { slot: id, displaced: id }
     }
 
     /// Takes an idle slot from any shelf, the home shard's first.
@@ -474,7 +593,20 @@ impl<K: Keeper> Core<K> {
     }
 
     fn unshelve_elsewhere(&self, home: usize) -> Option<Box<Slot<K>>> {
-        (1..self.shards.len())
-            .find_map(|step| self.shards[(home + step) & (self.shards.len() - 1)].shelf.take())
+        let shards = self.general();
+        (1..shards).find_map(|step| self.shards[(home + step) & (shards - 1)].shelf.take())
+    }
+
+    /// Takes a reserved idle slot, if somebody waits who may have it.
+    fn unshelve_reserved(&self) -> Option<Box<Slot<K>>> {
+        let high = &self.shards[self.high()];
+        let wanted = self.reserved > 0 && high.listening.load(Ordering::Relaxed) > 0;
+        if wanted { high.shelf.take() } else { None }
+    }
+
+    /// Takes any idle slot, reserved or not.
+    pub(super) fn unshelve_any(&self) -> Option<Box<Slot<K>>> {
+        let reserved = || self.shards[self.high()].shelf.take();
+        self.unshelve(self.home()).or_else(reserved)
     }
 }
