@@ -5,11 +5,13 @@
 //!
 //! Not here: any difference in what the pool does.
 
-use crate::config::Config;
-use crate::error::{AcquireError, BuildError, TryAcquireError};
+use crate::config::{Config, Priority};
+use crate::error::{AcquireError, BuildError, ConfigError, TryAcquireError};
 use crate::manager::Manager;
 use crate::metrics::PoolMetrics;
-use crate::pool::{Pool as AsyncPool, PoolBuilder, Pooled, PooledOwned};
+use crate::pool::{
+    ConnectionInfo, DrainReport, Holder, Pool as AsyncPool, PoolBuilder, Pooled, PooledOwned,
+};
 use event_listener::{Event, IntoNotification, listener};
 use std::fmt;
 use std::io;
@@ -184,6 +186,56 @@ impl<M: Manager> Pool<M> {
     /// Closes the pool for good, as [`crate::Pool::close`] does.
     pub fn close(&self) {
         self.pool.close_blocking();
+    }
+
+    /// Acquires a connection, waiting in the line of this priority; see
+    /// [`crate::Pool::acquire_with`].
+    ///
+    /// # Errors
+    ///
+    /// As [`crate::Pool::acquire_blocking`].
+    #[track_caller]
+    pub fn acquire_with(
+        &self,
+        priority: Priority,
+    ) -> Result<Pooled<'_, M>, AcquireError<M::Error>> {
+        self.pool.acquire_blocking_with(priority)
+    }
+
+    /// Changes the most connections that may be alive; see [`crate::Pool::resize`].
+    ///
+    /// # Errors
+    ///
+    /// As [`crate::Pool::resize`].
+    pub fn resize(&self, max_size: usize) -> Result<(), ConfigError> {
+        self.pool.resize(max_size)
+    }
+
+    /// Declares all connections out of date; see [`crate::Pool::invalidate`].
+    pub fn invalidate(&self) {
+        self.pool.invalidate();
+    }
+
+    /// Closes the idle connections that `keep` does not want; see [`crate::Pool::retain`].
+    ///
+    /// # Panics
+    ///
+    /// If `keep` does.
+    pub fn retain(&self, keep: impl FnMut(&mut M::Connection, &ConnectionInfo) -> bool) -> usize {
+        self.pool.retain(keep)
+    }
+
+    /// Who holds a connection at the moment, and where it was acquired.
+    #[must_use]
+    pub fn holders(&self) -> Vec<Holder> {
+        self.pool.holders()
+    }
+
+    /// Closes the pool for good, and waits for the connections in use until `deadline` from now; see
+    /// [`crate::Pool::drain`].
+    #[must_use = "the report says who still holds a connection"]
+    pub fn drain(&self, deadline: Duration) -> DrainReport {
+        self.pool.drain_blocking(deadline)
     }
 
     /// Whether the pool is closed. `true` stays true; `false` may be out of date at once.

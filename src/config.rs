@@ -7,15 +7,71 @@ use crate::error::{ConfigError, check_capacity, check_shards};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// When a connection is checked before it is handed out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+/// When a connection is checked before it is handed out. Default: if it has been idle for 5 s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CheckPolicy {
     /// Never: a dead connection shows when it is used, or in [`condition`](crate::Manager::condition).
-    #[default]
     Never,
     /// Every time: one call of [`check`](crate::Manager::check) for each acquire.
     Always,
+    /// When it has been idle for this long, or up to one `maintenance_interval` longer: the reaper
+    /// measures, so that an acquire need not read the clock. Above zero.
+    IfIdleFor(Duration),
+}
+
+impl Default for CheckPolicy {
+    fn default() -> Self {
+        Self::IfIdleFor(Duration::from_secs(5))
+    }
+}
+
+/// Who goes first when callers wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Priority {
+    /// First come, first served.
+    #[default]
+    Normal,
+    /// Before everybody who waits with [`Priority::Normal`], and with the reserved connections to
+    /// itself: for health probes and the like.
+    High,
+}
+
+/// When callers who have waited too long are turned away, so that the others are served in time.
+///
+/// If the smallest wait over an interval was longer than the target, the line does not empty any
+/// more. Then, during the next interval, whoever is served after twice the target gets
+/// [`AcquireError::Shed`](crate::AcquireError::Shed) instead, and the connection goes to the next in
+/// line. An empty line counts as no wait at all.
+///
+/// The rule is that of CoDel ([RFC 8289](https://www.rfc-editor.org/rfc/rfc8289)), as folly's
+/// `Codel` and Elixir's `db_connection` apply it to queues of requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Shed {
+    /// The wait that is acceptable for good; above zero. folly's default is 5 ms.
+    pub target: Duration,
+    /// How long waits may be longer than that, before anybody is turned away; at least `target`.
+    /// folly's default is 100 ms.
+    pub interval: Duration,
+    /// Only count who would be turned away, in [`PoolMetrics::shed`](crate::PoolMetrics::shed).
+    pub report_only: bool,
+}
+
+impl Shed {
+    /// Turns callers away by this target and interval.
+    #[must_use]
+    pub fn new(target: Duration, interval: Duration) -> Self {
+        Self { target, interval, report_only: false }
+    }
+
+    /// Only counts them.
+    #[must_use]
+    pub fn report_only(mut self) -> Self {
+        self.report_only = true;
+        self
+    }
 }
 
 /// The settings of a pool, as the builder has checked them.
@@ -25,8 +81,11 @@ pub struct Config {
     /// The pool's name in messages. Default: `millpond`.
     pub name: Arc<str>,
     /// The most connections that are alive or being opened at any instant: 1 to 1,048,576.
-    /// Default: 10.
+    /// [`Pool::resize`](crate::Pool::resize) changes it. Default: 10.
     pub max_size: usize,
+    /// The largest `max_size` that the pool can be resized to: `max_size` to 1,048,576. A slot costs
+    /// some 250 bytes, used or not. Default: `None`, which is `max_size`.
+    pub capacity: Option<usize>,
     /// How many idle connections the pool keeps ready: 0 to `max_size`. Default: 0.
     pub min_idle: usize,
     /// How long an acquire waits, all in all; above zero. Default: 5 s.
@@ -47,8 +106,41 @@ pub struct Config {
     pub backoff: Duration,
     /// The most that the pause grows to. Default: 2 s.
     pub backoff_max: Duration,
-    /// When a connection is checked before it is handed out. Default: [`CheckPolicy::Never`].
+    /// When a connection is checked before it is handed out. Default: if it has been idle for 5 s.
     pub check: CheckPolicy,
+    /// How long a connection lives: an idle one is closed then, one in use when it comes back. Above
+    /// zero; `None` for no limit. Default: 30 min.
+    pub max_lifetime: Option<Duration>,
+    /// The part of `max_lifetime` by which a connection's life may be shorter, so that those opened
+    /// together are not closed together: 0.0 to 1.0. Default: 0.2.
+    pub lifetime_jitter: f64,
+    /// How long connections may be idle that are not needed; above zero, at most `max_lifetime`;
+    /// `None` for no limit. `min_idle` stay. Default: 10 min.
+    pub idle_timeout: Option<Duration>,
+    /// How long a connection may be idle without a [`check`](crate::Manager::check) to keep it
+    /// alive; above zero; `None` for none. Default: 2 min.
+    pub keepalive_interval: Option<Duration>,
+    /// How often the reaper looks; above zero. It is the resolution of all times that it measures.
+    /// Default: 1 s.
+    pub maintenance_interval: Duration,
+    /// A connection that is held for longer is reported as leaked; above zero; `None` for never.
+    /// Default: `None`.
+    pub leak_after: Option<Duration>,
+    /// The most callers that may wait; whoever comes when they do gets
+    /// [`AcquireError::QueueFull`](crate::AcquireError::QueueFull). At least 1; `None` for no limit.
+    /// Default: `None`.
+    pub max_waiters: Option<usize>,
+    /// Connections that only callers with [`Priority::High`] get: below `max_size`. Default: none.
+    pub reserved: (Priority, usize),
+    /// Turns callers away who have waited too long. Default: `None`.
+    pub shed: Option<Shed>,
+    /// While connecting fails and no connection is left that could come back, whoever would have to
+    /// wait gets [`AcquireError::Unavailable`](crate::AcquireError::Unavailable) at once. Default:
+    /// `false`: they wait until their deadlines.
+    pub fail_fast: bool,
+    /// Finds out when everybody who holds a connection waits for another one. It makes each acquire
+    /// slower, and takes a connection to be held by the task that acquired it. Default: `false`.
+    pub detect_deadlock: bool,
     /// The order in which idle connections are handed out. Default: [`IdleOrder::Recent`].
     pub order: IdleOrder,
     /// The number of shards: a power of two from 1 to 256, or `None` for the largest that is
@@ -62,6 +154,7 @@ impl Default for Config {
         Self {
             name: "millpond".into(),
             max_size: 10,
+            capacity: None,
             min_idle: 0,
             acquire_timeout: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(5),
@@ -71,7 +164,18 @@ impl Default for Config {
             max_connecting: 4,
             backoff: Duration::from_millis(50),
             backoff_max: Duration::from_secs(2),
-            check: CheckPolicy::Never,
+            check: CheckPolicy::default(),
+            max_lifetime: Some(Duration::from_secs(30 * 60)),
+            lifetime_jitter: 0.2,
+            idle_timeout: Some(Duration::from_secs(10 * 60)),
+            keepalive_interval: Some(Duration::from_secs(2 * 60)),
+            maintenance_interval: Duration::from_secs(1),
+            leak_after: None,
+            max_waiters: None,
+            reserved: (Priority::High, 0),
+            shed: None,
+            fail_fast: false,
+            detect_deadlock: false,
             order: IdleOrder::Recent,
             shards: None,
         }
@@ -79,35 +183,106 @@ impl Default for Config {
 }
 
 impl Config {
+    /// The number of slots.
+    pub(crate) fn slots(&self) -> usize {
+        self.capacity.unwrap_or(self.max_size)
+    }
+
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         check_capacity("max_size", self.max_size)?;
+        if let Some(capacity) = self.capacity {
+            check_capacity("capacity", capacity)?;
+            if capacity < self.max_size {
+                let rule = format!("must be at least max_size, which is {}", self.max_size);
+                return Err(ConfigError::new("capacity", capacity, rule));
+            }
+        }
         if self.min_idle > self.max_size {
             let rule = format!("must be at most max_size, which is {}", self.max_size);
             return Err(ConfigError::new("min_idle", self.min_idle, rule));
         }
-        for (field, limit) in [
+        self.validate_durations()?;
+        if !(0.0..=1.0).contains(&self.lifetime_jitter) {
+            let rule = "must be from 0.0 to 1.0";
+            return Err(ConfigError::new("lifetime_jitter", self.lifetime_jitter, rule));
+        }
+        if self.max_connecting == 0 {
+            return Err(ConfigError::new("max_connecting", 0, "must be at least 1"));
+        }
+        if self.max_waiters == Some(0) {
+            return Err(ConfigError::new("max_waiters", 0, "must be at least 1"));
+        }
+        self.check_reserved(self.max_size)?;
+        self.shards.map_or(Ok(()), check_shards)
+    }
+
+    fn validate_durations(&self) -> Result<(), ConfigError> {
+        let always = [
             ("acquire_timeout", self.acquire_timeout),
             ("connect_timeout", self.connect_timeout),
             ("check_timeout", self.check_timeout),
             ("reset_timeout", self.reset_timeout),
             ("close_timeout", self.close_timeout),
             ("backoff", self.backoff),
-        ] {
-            if limit.is_zero() {
-                return Err(ConfigError::new(
-                    field,
-                    format_args!("{limit:?}"),
-                    "must be above zero",
-                ));
+            ("maintenance_interval", self.maintenance_interval),
+        ];
+        let idle_for = match self.check {
+            CheckPolicy::IfIdleFor(time) => Some(time),
+            CheckPolicy::Never | CheckPolicy::Always => None,
+        };
+        let perhaps = [
+            ("check", idle_for),
+            ("max_lifetime", self.max_lifetime),
+            ("idle_timeout", self.idle_timeout),
+            ("keepalive_interval", self.keepalive_interval),
+            ("leak_after", self.leak_after),
+            ("shed", self.shed.map(|shed| shed.target)),
+        ];
+        let perhaps = perhaps.into_iter().filter_map(|(field, time)| Some((field, time?)));
+        for (field, time) in always.into_iter().chain(perhaps) {
+            above_zero(field, time)?;
+        }
+        at_most(("backoff", self.backoff), ("backoff_max", self.backoff_max))?;
+        if let (Some(idle), Some(life)) = (self.idle_timeout, self.max_lifetime) {
+            at_most(("idle_timeout", idle), ("max_lifetime", life))?;
+        }
+        match self.shed {
+            Some(shed) => at_most(("shed", shed.target), ("its interval", shed.interval)),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a pool of `size` connections has room for the reserved ones.
+    pub(crate) fn check_reserved(&self, size: usize) -> Result<(), ConfigError> {
+        match self.reserved {
+            (_, 0) => Ok(()),
+            (Priority::High, count) if count < size => Ok(()),
+            (Priority::High, count) => {
+                let rule = format!("must be below max_size, which is {size}");
+                Err(ConfigError::new("reserved", count, rule))
+            }
+            (Priority::Normal, count) => {
+                let rule = "must be 0 for Priority::Normal, which takes what is not reserved";
+                Err(ConfigError::new("reserved", count, rule))
             }
         }
-        if self.backoff > self.backoff_max {
-            let rule = format!("must be at most backoff_max, which is {:?}", self.backoff_max);
-            return Err(ConfigError::new("backoff", format_args!("{:?}", self.backoff), rule));
-        }
-        if self.max_connecting == 0 {
-            return Err(ConfigError::new("max_connecting", 0, "must be at least 1"));
-        }
-        self.shards.map_or(Ok(()), check_shards)
     }
+}
+
+pub(crate) fn above_zero(field: &'static str, time: Duration) -> Result<(), ConfigError> {
+    if time.is_zero() {
+        return Err(ConfigError::new(field, format_args!("{time:?}"), "must be above zero"));
+    }
+    Ok(())
+}
+
+fn at_most(
+    (field, time): (&'static str, Duration),
+    (other, most): (&str, Duration),
+) -> Result<(), ConfigError> {
+    if time > most {
+        let rule = format!("must be at most {other}, which is {most:?}");
+        return Err(ConfigError::new(field, format_args!("{time:?}"), rule));
+    }
+    Ok(())
 }

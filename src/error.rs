@@ -72,6 +72,9 @@ pub enum TryAcquireError {
     /// Nothing is idle, or others were there first and wait.
     #[error("nothing is idle")]
     Empty,
+    /// The pool is being drained.
+    #[error("the pool is being drained")]
+    Draining,
     /// The pool is closed.
     #[error("the pool is closed")]
     Closed,
@@ -130,15 +133,19 @@ pub enum OperationError<E> {
 }
 
 #[cfg(feature = "tokio")]
-pub use self::managed::{AcquireError, BuildError, ReleaseError, Stage, Timeout};
+pub use self::managed::{
+    AcquireError, BuildError, Deadlock, ReleaseError, RotateError, Stage, Timeout, WarmUpError,
+};
 
 /// The errors of the managed pool.
 #[cfg(feature = "tokio")]
 mod managed {
     use super::{ConfigError, OperationError};
     use crate::core::Counts;
+    use crate::pool::Holder;
     use std::error::Error;
     use std::fmt;
+    use std::panic::Location;
     use std::sync::Arc;
     use std::time::Duration;
 
@@ -194,6 +201,20 @@ mod managed {
         Timeout(Box<Timeout<E>>),
         /// Connecting failed in a way that the manager calls permanent.
         Connect(Arc<OperationError<E>>),
+        /// Connecting fails, no connection is left, and the pool is set to `fail_fast`. It goes on
+        /// trying by itself.
+        Unavailable(Arc<OperationError<E>>),
+        /// As many callers wait as `max_waiters` allows.
+        QueueFull,
+        /// The caller had waited too long to be served in time; see [`Shed`](crate::Shed).
+        Shed {
+            /// How long it had waited.
+            waited: Duration,
+        },
+        /// Everybody who holds a connection waits for another one, and the caller is one of them.
+        WouldDeadlock(Box<Deadlock>),
+        /// The pool is being drained.
+        Draining,
         /// The pool is closed.
         Closed,
         /// No connection is idle, and there is no tokio runtime to open one or to wait on.
@@ -207,6 +228,17 @@ mod managed {
             f.write_str(match self {
                 Self::Timeout(timeout) => return fmt::Display::fmt(timeout, f),
                 Self::Connect(_) => "cannot connect, and trying again will not help",
+                Self::Unavailable(_) => {
+                    "cannot connect at the moment, and no connection is left; the pool keeps trying"
+                }
+                Self::QueueFull => {
+                    "as many callers wait as max_waiters allows: the pool is overloaded"
+                }
+                Self::Shed { waited } => {
+                    return write!(f, "turned away after {waited:?}: the pool is overloaded");
+                }
+                Self::WouldDeadlock(deadlock) => return fmt::Display::fmt(deadlock, f),
+                Self::Draining => "the pool is being drained",
                 Self::Closed => "the pool is closed",
                 Self::NoRuntime => {
                     "no connection is idle, and no tokio runtime to open one on: \
@@ -224,10 +256,91 @@ mod managed {
         fn source(&self) -> Option<&(dyn Error + 'static)> {
             match self {
                 Self::Timeout(timeout) => timeout.source(),
-                Self::Connect(error) => Some(&**error),
-                Self::Closed | Self::NoRuntime | Self::WouldBlock => None,
+                Self::Connect(error) | Self::Unavailable(error) => Some(&**error),
+                Self::QueueFull
+                | Self::Shed { .. }
+                | Self::WouldDeadlock(_)
+                | Self::Draining
+                | Self::Closed
+                | Self::NoRuntime
+                | Self::WouldBlock => None,
             }
         }
+    }
+
+    /// Who holds the connections that everybody waits for.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub struct Deadlock {
+        pub(crate) held_at: Vec<&'static Location<'static>>,
+        pub(crate) wanted_at: &'static Location<'static>,
+    }
+
+    impl Deadlock {
+        /// Where the connections were acquired, one for each.
+        #[must_use]
+        pub fn held_at(&self) -> &[&'static Location<'static>] {
+            &self.held_at
+        }
+
+        /// Where one more was asked for.
+        #[must_use]
+        pub fn wanted_at(&self) -> &'static Location<'static> {
+            self.wanted_at
+        }
+    }
+
+    impl fmt::Display for Deadlock {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            let Self { held_at, wanted_at } = self;
+            write!(
+                f,
+                "would wait for ever at {wanted_at}: every connection is held by a task that waits for another; acquired at"
+            )?;
+            for (index, site) in held_at.iter().enumerate() {
+                let comma = if index == 0 { "" } else { "," };
+                write!(f, "{comma} {site}")?;
+            }
+            Ok(())
+        }
+    }
+
+    /// Why [`Pool::warm_up`](crate::Pool::warm_up) did not open what it was asked for.
+    #[derive(Debug, thiserror::Error)]
+    #[non_exhaustive]
+    pub enum WarmUpError<E: Error + 'static> {
+        /// More than the pool may have.
+        #[error(transparent)]
+        TooMany(ConfigError),
+        /// A connection could not be opened. Those that could stay in the pool.
+        #[error("cannot open a connection")]
+        Connect(#[source] Arc<OperationError<E>>),
+        /// The pool is closed.
+        #[error("the pool is closed")]
+        Closed,
+        /// There is no tokio runtime here.
+        #[error("no tokio runtime here to open connections on")]
+        NoRuntime,
+    }
+
+    /// Why [`Pool::rotate`](crate::Pool::rotate) kept the old connections.
+    #[derive(Debug, thiserror::Error)]
+    #[non_exhaustive]
+    pub enum RotateError<E: Error + 'static> {
+        /// The new connection could not be opened.
+        #[error("cannot open a connection of the new generation")]
+        Connect(#[source] OperationError<E>),
+        /// It was opened, and did not pass the caller's test.
+        #[error("the first connection of the new generation does not pass")]
+        Verify(#[source] OperationError<E>),
+        /// Every connection was in use, and none came back to make room for the new one.
+        #[error("no room for a connection of the new generation")]
+        NoRoom(#[source] AcquireError<E>),
+        /// The pool is closed.
+        #[error("the pool is closed")]
+        Closed,
+        /// There is no tokio runtime here.
+        #[error("no tokio runtime here to open a connection on")]
+        NoRuntime,
     }
 
     /// An acquire ran into its deadline. `source()` is the last failure to connect, if connecting
@@ -237,6 +350,7 @@ mod managed {
         pub(crate) waited: Duration,
         pub(crate) stage: Stage,
         pub(crate) counts: Counts,
+        pub(crate) longest_held: Option<Holder>,
         pub(crate) last_connect_error: Option<Arc<OperationError<E>>>,
     }
 
@@ -259,6 +373,12 @@ mod managed {
             self.counts
         }
 
+        /// Who has held a connection for longest, to the reaper's resolution.
+        #[must_use]
+        pub fn longest_held(&self) -> Option<Holder> {
+            self.longest_held
+        }
+
         /// The last failure to connect, if no connect has succeeded since.
         #[must_use]
         pub fn last_connect_error(&self) -> Option<&Arc<OperationError<E>>> {
@@ -269,7 +389,11 @@ mod managed {
     impl<E> fmt::Display for Timeout<E> {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             let Self { pool, waited, stage, counts, .. } = self;
-            write!(f, "pool {pool}: no connection within {waited:?}: {stage} ({counts})")
+            write!(f, "pool {pool}: no connection within {waited:?}: {stage} ({counts})")?;
+            match self.longest_held {
+                Some(holder) => write!(f, "; held longest: {holder}"),
+                None => Ok(()),
+            }
         }
     }
 
@@ -280,6 +404,7 @@ mod managed {
                 .field("waited", &self.waited)
                 .field("stage", &self.stage)
                 .field("counts", &self.counts)
+                .field("longest_held", &self.longest_held)
                 .field("last_connect_error", &self.last_connect_error)
                 .finish()
         }
@@ -323,6 +448,9 @@ mod managed {
         /// The manager calls the connection broken.
         #[error("the connection is broken")]
         Broken,
+        /// The hook `on_checkin` panicked; the connection is closed.
+        #[error("the hook on_checkin panicked")]
+        Rejected,
         /// Resetting it failed.
         #[error("the connection cannot be reset")]
         Reset(#[source] OperationError<E>),

@@ -81,6 +81,8 @@ mod object;
 #[cfg(feature = "tokio")]
 mod config;
 #[cfg(feature = "tokio")]
+mod hooks;
+#[cfg(feature = "tokio")]
 mod manager;
 #[cfg(feature = "tokio")]
 mod metrics;
@@ -100,23 +102,31 @@ pub use crate::error::{AcquireObjectError, AddError, ConfigError, TryAcquireErro
 pub use crate::object::{Object, ObjectPool, ObjectPoolBuilder, OwnedObject};
 
 #[cfg(feature = "tokio")]
-pub use crate::config::{CheckPolicy, Config};
+pub use crate::config::{CheckPolicy, Config, Priority, Shed};
 #[cfg(feature = "tokio")]
-pub use crate::error::{AcquireError, BuildError, OperationError, ReleaseError, Stage, Timeout};
+pub use crate::error::{
+    AcquireError, BuildError, Deadlock, OperationError, ReleaseError, RotateError, Stage, Timeout,
+    WarmUpError,
+};
+#[cfg(feature = "tokio")]
+pub use crate::hooks::{HookFuture, Hooks, Leak};
 #[cfg(feature = "tokio")]
 pub use crate::manager::{Condition, FromFn, Manager, from_fn};
 #[cfg(feature = "tokio")]
 pub use crate::metrics::{Closed, PoolMetrics};
 #[cfg(feature = "tokio")]
-pub use crate::pool::{ConnectionInfo, Pool, PoolBuilder, Pooled, PooledOwned, WeakPool};
+pub use crate::pool::{
+    ConnectionInfo, DrainReport, Holder, Maintenance, Pool, PoolBuilder, Pooled, PooledOwned,
+    WeakPool,
+};
 
 /// What the models in `loom-tests` need of the core, beyond the public surface.
 #[cfg(loom)]
 #[doc(hidden)]
 pub mod model {
     pub use crate::core::{
-        Core, Doubt, Found, Keeper, Lease, Loan, Reservation, State, Trial, Woken, reserve, sweep,
-        try_acquire, wait, wait_blocking,
+        Core, Doubt, Flags, Found, Glimpse, Keeper, Lease, Line, Loan, Reservation, Search, Size,
+        State, Trial, Woken, reserve, sweep, try_acquire, wait, wait_blocking,
     };
     pub use crate::sync::set_home;
 }

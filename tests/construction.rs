@@ -443,7 +443,8 @@ async fn doubling_the_longest_pause_does_not_overflow() {
     for _ in 0..3 {
         manager.connect.once(Act::Error);
     }
-    let pool = endless(&manager).build_lazy().unwrap();
+    // The clock is about to go on for centuries.
+    let pool = endless(&manager).maintenance_interval(Duration::MAX).build_lazy().unwrap();
     // A dial that panics is replaced, so that only the panic itself tells of it.
     let panicked = Arc::new(AtomicBool::new(false));
     std::panic::set_hook(Box::new({
@@ -549,4 +550,4 @@ fn a_guard_is_two_words_and_the_acquire_futures_stay_small() {
 
 /// The largest of them when this was written, without optimisation or with; most of it is two
 /// timers and a listener.
-const LARGEST_FUTURE: usize = 680;
+const LARGEST_FUTURE: usize = 784;

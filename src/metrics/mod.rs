@@ -18,10 +18,17 @@ pub(crate) enum CloseReason {
     Detached,
     HolderPanicked,
     PoolClosed,
+    Drained,
     Abandoned,
+    Lifetime,
+    Idle,
+    Invalidated,
+    Surplus,
+    Removed,
+    Rejected,
 }
 
-const REASONS: usize = CloseReason::Abandoned as usize + 1;
+const REASONS: usize = CloseReason::Rejected as usize + 1;
 
 /// Totals of the cold paths.
 #[derive(Default)]
@@ -30,6 +37,11 @@ pub(crate) struct Totals {
     connect_failures: AtomicU64,
     timeouts: AtomicU64,
     resets: AtomicU64,
+    checks: AtomicU64,
+    leaks: AtomicU64,
+    late_returns: AtomicU64,
+    queue_full: AtomicU64,
+    shed: AtomicU64,
     closed: [AtomicU64; REASONS],
 }
 
@@ -51,6 +63,32 @@ impl Totals {
         self.resets.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(crate) fn check(&self) {
+        self.checks.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn leaked(&self) {
+        self.leaks.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn came_back_late(&self) {
+        self.late_returns.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn queue_full(&self) {
+        self.queue_full.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn shed(&self) {
+        self.shed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Connections that the pool has closed so far; not those that were detached.
+    pub(crate) fn ended(&self) -> u64 {
+        let all: u64 = self.closed.iter().map(|count| count.load(Ordering::Relaxed)).sum();
+        all - self.closed[CloseReason::Detached as usize].load(Ordering::Relaxed)
+    }
+
     pub(crate) fn closed(&self, reason: CloseReason) {
         self.closed[reason as usize].fetch_add(1, Ordering::Relaxed);
     }
@@ -64,6 +102,11 @@ impl Totals {
             connect_failures: self.connect_failures.load(Ordering::Relaxed),
             timeouts: self.timeouts.load(Ordering::Relaxed),
             resets: self.resets.load(Ordering::Relaxed),
+            checks: self.checks.load(Ordering::Relaxed),
+            leaks: self.leaks.load(Ordering::Relaxed),
+            late_returns: self.late_returns.load(Ordering::Relaxed),
+            queue_full: self.queue_full.load(Ordering::Relaxed),
+            shed: self.shed.load(Ordering::Relaxed),
             closed: Closed {
                 broken: closed(CloseReason::Broken),
                 failed_check: closed(CloseReason::FailedCheck),
@@ -72,7 +115,14 @@ impl Totals {
                 detached: closed(CloseReason::Detached),
                 holder_panicked: closed(CloseReason::HolderPanicked),
                 pool_closed: closed(CloseReason::PoolClosed),
+                drained: closed(CloseReason::Drained),
                 abandoned: closed(CloseReason::Abandoned),
+                lifetime: closed(CloseReason::Lifetime),
+                idle: closed(CloseReason::Idle),
+                invalidated: closed(CloseReason::Invalidated),
+                surplus: closed(CloseReason::Surplus),
+                removed: closed(CloseReason::Removed),
+                rejected: closed(CloseReason::Rejected),
             },
         }
     }
@@ -97,6 +147,17 @@ pub struct PoolMetrics {
     pub timeouts: u64,
     /// Resets that succeeded.
     pub resets: u64,
+    /// Checks, by acquires and to keep connections alive, whether they succeeded or not.
+    pub checks: u64,
+    /// Connections that were held for longer than `leak_after`.
+    pub leaks: u64,
+    /// Those of them that came back after all.
+    pub late_returns: u64,
+    /// Acquires that were turned away because `max_waiters` waited.
+    pub queue_full: u64,
+    /// Acquires that were [turned away](crate::Shed) because they had waited too long, or would have
+    /// been.
+    pub shed: u64,
     /// Connections that the pool let go of, by reason.
     pub closed: Closed,
 }
@@ -119,8 +180,23 @@ pub struct Closed {
     pub holder_panicked: u64,
     /// The pool was closed.
     pub pool_closed: u64,
+    /// The pool was drained.
+    pub drained: u64,
     /// A check or reset was abandoned: its caller gave up, or its runtime ended.
     pub abandoned: u64,
+    /// It had reached its lifetime.
+    pub lifetime: u64,
+    /// It had not been needed for `idle_timeout`.
+    pub idle: u64,
+    /// It was older than the last [`invalidate`](crate::Pool::invalidate) or
+    /// [`rotate`](crate::Pool::rotate).
+    pub invalidated: u64,
+    /// The pool was made smaller.
+    pub surplus: u64,
+    /// [`retain`](crate::Pool::retain) did not want it.
+    pub removed: u64,
+    /// A [hook](crate::Hooks) rejected it or panicked.
+    pub rejected: u64,
 }
 
 impl Closed {
@@ -134,6 +210,13 @@ impl Closed {
             + self.detached
             + self.holder_panicked
             + self.pool_closed
+            + self.drained
             + self.abandoned
+            + self.lifetime
+            + self.idle
+            + self.invalidated
+            + self.surplus
+            + self.removed
+            + self.rejected
     }
 }

@@ -2,9 +2,12 @@
 //!
 //! Not here: who is next in line (`core`), and how connections are opened (`connector.rs`).
 
-use super::{Shared, operation::bounded};
+use super::guard::end;
+use super::life::look_over;
+use super::{DRAINING, Shared, deadlock::Waiting, operation::bounded};
 use crate::core::{
-    Found, Keeper, Lease, Loan, State, Trial, Woken, try_acquire as look, wait, wait_blocking,
+    Flags, Found, Keeper, Lease, Line, Loan, State, Trial, Woken, try_acquire as look, wait,
+    wait_blocking,
 };
 use crate::error::{AcquireError, Stage, Timeout, TryAcquireError};
 use crate::manager::Manager;
@@ -12,6 +15,7 @@ use crate::metrics::CloseReason;
 use std::ops::Deref;
 use std::panic::Location;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
@@ -20,27 +24,53 @@ use tokio::task::coop::{RestoreOnPending, poll_proceed};
 
 type Caller = &'static Location<'static>;
 
-/// What a look at the shelves did not settle: checks what it found, or waits in line, for
+/// What a caller asks for.
+#[derive(Clone, Copy)]
+pub(super) struct Ask {
+    pub(super) caller: Caller,
+    /// How long it waits; `None` for `acquire_timeout`.
+    pub(super) limit: Option<Duration>,
+    pub(super) line: Line,
+}
+
+impl Ask {
+    pub(super) fn new(caller: Caller) -> Self {
+        Self { caller, limit: None, line: Line::General }
+    }
+
+    /// How many may wait before it.
+    fn most_waiters<M: Manager>(&self, shared: &Shared<M>) -> usize {
+        match self.line {
+            Line::General => shared.config.max_waiters.unwrap_or(usize::MAX),
+            Line::High => usize::MAX,
+        }
+    }
+}
+
+/// What a look at the shelves did not settle: prepares what it found, or waits in line, for
 /// `acquire_timeout` unless there is a limit.
 #[cold]
 pub(super) async fn acquire_slow<M, R>(
     keeper: R,
-    caller: Caller,
-    limit: Option<Duration>,
+    ask: Ask,
     found: Found<R>,
 ) -> Result<Loan<R>, AcquireError<M::Error>>
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone + Send,
 {
-    let limit = limit.unwrap_or(keeper.config.acquire_timeout);
-    let found = match found {
+    let limit = ask.limit.unwrap_or(keeper.config.acquire_timeout);
+    let unready = match found {
         Found::Ready(loan) => return Ok(loan),
-        Found::Flagged(lease) => Some(lease),
+        Found::Flagged(lease) => match welcome(lease, ask.caller) {
+            Welcome::Given(loan) => return Ok(loan),
+            Welcome::Unready(lease) => Some(lease),
+            Welcome::Gone => None,
+        },
         Found::Nothing => None,
     };
     if keeper.core.is_closed() {
-        return Err(AcquireError::Closed);
+        return Err(keeper.closed_error());
     }
     // The second question takes a reference to the runtime that all its threads share, so it is
     // asked only outside tasks.
@@ -48,7 +78,7 @@ where
         return Err(AcquireError::NoRuntime);
     }
     let checking = AtomicBool::new(false);
-    let obtain = obtain(&keeper, caller, found, &checking);
+    let obtain = obtain(&keeper, ask, unready, &checking);
     if limit == Duration::MAX {
         return obtain.await;
     }
@@ -61,44 +91,123 @@ where
 }
 
 /// A limit that no clock overflows at: some 30 years.
-const FAR_FUTURE: Duration = Duration::from_secs(1 << 30);
+pub(super) const FAR_FUTURE: Duration = Duration::from_secs(1 << 30);
 
-/// Waits in line, and checks what arrives, until something is fit for use.
+/// Waits in line, and prepares what arrives, until something is fit for use.
 async fn obtain<M, R>(
     keeper: &R,
-    caller: Caller,
-    mut found: Option<Lease<R>>,
+    ask: Ask,
+    mut unready: Option<Lease<R>>,
     checking: &AtomicBool,
 ) -> Result<Loan<R>, AcquireError<M::Error>>
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone + Send,
 {
+    // A caller that is told to look again has been let into the line before.
+    let mut most = ask.most_waiters(keeper);
+    let began = keeper.shedder.as_ref().map(|_| keeper.now());
     loop {
-        let mut lease = match found.take() {
-            Some(lease) => lease,
-            None => {
-                let verdicts = keeper.connector.verdicts();
-                match wait(keeper).await {
-                    Woken::Lease(lease) => lease,
-                    // Vacant slots are the connector's; dropping this one tells it.
-                    Woken::Vacant(_) | Woken::LookAgain => {
-                        keeper.why_woken(verdicts)?;
-                        continue;
-                    }
-                }
-            }
-        };
-        if lease.is_flagged() {
+        if let Some(lease) = unready.take() {
             checking.store(true, Ordering::Relaxed);
-            let checked = check(lease.begin(State::Checking)).await;
+            let prepared = prepare(lease).await;
             checking.store(false, Ordering::Relaxed);
-            match checked {
-                Some(fit) => lease = fit,
-                None => continue,
+            if let Some(loan) = prepared.and_then(|lease| lend(lease, ask.caller)) {
+                return Ok(loan);
             }
         }
-        return Ok(lease.lend(caller));
+        let verdicts = keeper.connector.verdicts();
+        let woken = {
+            let _waiting = keeper.about_to_wait(ask.caller)?;
+            wait(keeper, ask.line, most).await
+        };
+        most = usize::MAX;
+        match woken {
+            Woken::Lease(lease) => {
+                keeper.in_time(ask.line, began)?;
+                match welcome(lease, ask.caller) {
+                    Welcome::Given(loan) => return Ok(loan),
+                    Welcome::Unready(lease) => unready = Some(lease),
+                    Welcome::Gone => {}
+                }
+            }
+            // Vacant slots are the connector's; dropping this one tells it.
+            Woken::Vacant(_) | Woken::LookAgain => keeper.why_woken(verdicts)?,
+            Woken::LineFull => return Err(keeper.line_full()),
+        }
+    }
+}
+
+/// What becomes of a connection that leaves the fast path on its way to a caller.
+enum Welcome<R: Deref<Target: Keeper> + Clone> {
+    Given(Loan<R>),
+    /// It has to be checked, or a hook awaits something.
+    Unready(Lease<R>),
+    /// It was ended.
+    Gone,
+}
+
+/// Does what can be done without waiting.
+fn welcome<M, R>(mut lease: Lease<R>, caller: Caller) -> Welcome<R>
+where
+    M: Manager,
+    R: Deref<Target = Shared<M>> + Clone,
+{
+    if lease.flags().has(Flags::LOOK) {
+        match look_over(lease) {
+            Some(fit) => lease = fit,
+            None => return Welcome::Gone,
+        }
+    }
+    if lease.flags().has(Flags::CHECK) || lease.keeper().hooks.before_acquire.is_some() {
+        return Welcome::Unready(lease);
+    }
+    lend(lease, caller).map_or(Welcome::Gone, Welcome::Given)
+}
+
+/// Hands a connection out, unless the hook rejects it.
+fn lend<M, R>(mut lease: Lease<R>, caller: Caller) -> Option<Loan<R>>
+where
+    M: Manager,
+    R: Deref<Target = Shared<M>> + Clone,
+{
+    if lease.flags().has(Flags::GREET) {
+        let shared = lease.keeper().clone();
+        if !shared.hooks.checkout(&lease.resource_mut().connection) {
+            end(lease, CloseReason::Rejected);
+            return None;
+        }
+        if let Some(detector) = &shared.detector {
+            detector.lent(lease.number(), caller);
+        }
+    }
+    Some(lease.lend(caller))
+}
+
+/// Checks a connection if it has to be, and has the hook prepare it; closes it if either fails.
+///
+/// # Cancel safety
+///
+/// As [`check`].
+async fn prepare<M, R>(mut lease: Lease<R>) -> Option<Lease<R>>
+where
+    M: Manager,
+    R: Deref<Target = Shared<M>> + Clone + Send,
+{
+    if lease.flags().has(Flags::CHECK) {
+        lease = check(lease.begin(State::Checking)).await?;
+    }
+    let shared = lease.keeper().clone();
+    let Some(hook) = &shared.hooks.before_acquire else { return Some(lease) };
+    let mut trial = lease.begin(State::Checking);
+    let limit = shared.config.check_timeout;
+    let connection = &mut trial.resource_mut().connection;
+    match bounded(limit, async { hook(connection).await }).await {
+        Ok(()) => Some(trial.pass()),
+        Err(_) => {
+            shared.close_connection(trial.fail(), CloseReason::Rejected);
+            None
+        }
     }
 }
 
@@ -107,13 +216,14 @@ where
 /// # Cancel safety
 ///
 /// Dropping the future closes the connection: nobody knows where the check has left it.
-async fn check<M, R>(mut trial: Trial<R>) -> Option<Lease<R>>
+pub(super) async fn check<M, R>(mut trial: Trial<R>) -> Option<Lease<R>>
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone + Send,
 {
     let shared = trial.keeper().clone();
     let limit = shared.config.check_timeout;
+    shared.totals.check();
     let connection = &mut trial.resource_mut().connection;
     match bounded(limit, async { shared.manager.check(connection).await }).await {
         Ok(()) => Some(trial.pass()),
@@ -132,12 +242,37 @@ pub(super) fn try_acquire<M: Manager>(
 ) -> Result<Loan<&Shared<M>>, TryAcquireError> {
     match look(&shared, caller) {
         Found::Ready(loan) => Ok(loan),
-        Found::Flagged(lease) => {
-            shared.check_in_background(lease);
-            Err(TryAcquireError::Empty)
+        found => try_acquire_slow(shared, caller, found),
+    }
+}
+
+#[cold]
+fn try_acquire_slow<'p, M: Manager>(
+    shared: &'p Shared<M>,
+    caller: Caller,
+    mut found: Found<&'p Shared<M>>,
+) -> Result<Loan<&'p Shared<M>>, TryAcquireError> {
+    loop {
+        match found {
+            Found::Ready(loan) => return Ok(loan),
+            Found::Flagged(lease) => match welcome(lease, caller) {
+                Welcome::Given(loan) => return Ok(loan),
+                Welcome::Unready(lease) => {
+                    if lease.flags().has(Flags::CHECK) {
+                        shared.check_in_background(lease);
+                    }
+                    return Err(TryAcquireError::Empty);
+                }
+                Welcome::Gone => found = look(&shared, caller),
+            },
+            Found::Nothing if !shared.core.is_closed() => return Err(TryAcquireError::Empty),
+            Found::Nothing => {
+                return Err(match shared.phase.load(Ordering::SeqCst) {
+                    DRAINING => TryAcquireError::Draining,
+                    _ => TryAcquireError::Closed,
+                });
+            }
         }
-        Found::Nothing if shared.core.is_closed() => Err(TryAcquireError::Closed),
-        Found::Nothing => Err(TryAcquireError::Empty),
     }
 }
 
@@ -145,22 +280,25 @@ pub(super) fn try_acquire<M: Manager>(
 #[cold]
 pub(super) fn acquire_blocking_slow<M, R>(
     keeper: &R,
-    caller: Caller,
-    limit: Option<Duration>,
+    ask: Ask,
     found: Found<R>,
 ) -> Result<Loan<R>, AcquireError<M::Error>>
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,
 {
-    let limit = limit.unwrap_or(keeper.config.acquire_timeout);
-    let mut found = match found {
+    let limit = ask.limit.unwrap_or(keeper.config.acquire_timeout);
+    let mut unready = match found {
         Found::Ready(loan) => return Ok(loan),
-        Found::Flagged(lease) => Some(lease),
+        Found::Flagged(lease) => match welcome(lease, ask.caller) {
+            Welcome::Given(loan) => return Ok(loan),
+            Welcome::Unready(lease) => Some(lease),
+            Welcome::Gone => None,
+        },
         Found::Nothing => None,
     };
     if keeper.core.is_closed() {
-        return Err(AcquireError::Closed);
+        return Err(keeper.closed_error());
     }
     if runs_async_task() {
         return Err(AcquireError::WouldBlock);
@@ -168,26 +306,70 @@ where
     let began = Instant::now();
     // A limit too far away for the clock is no limit.
     let deadline = began.checked_add(limit);
+    let mut most = ask.most_waiters(keeper);
+    let queued = keeper.shedder.as_ref().map(|_| keeper.now());
     loop {
+        let mut checking = false;
+        if let Some(lease) = unready.take() {
+            checking = true;
+            let prepared = prepare_blocking(lease, deadline);
+            if let Some(loan) = prepared.and_then(|lease| lend(lease, ask.caller)) {
+                return Ok(loan);
+            }
+        }
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Err(keeper.give_up(keeper.timed_out(began.elapsed(), checking)));
+        }
         let verdicts = keeper.connector.verdicts();
         if keeper.core.has_vacant() && keeper.ground_or_current().is_none() {
             return Err(keeper.give_up(AcquireError::NoRuntime));
         }
-        let woken = match found.take() {
-            Some(lease) => Woken::Lease(lease),
-            None => wait_blocking(keeper, deadline),
+        let woken = {
+            let _waiting = keeper.about_to_wait(ask.caller)?;
+            wait_blocking(keeper, ask.line, most, deadline)
         };
+        most = usize::MAX;
         match woken {
-            // This thread may be unable to drive a check's timers, so the pool's runtime does it,
-            // and what passes comes back through the line.
-            Woken::Lease(lease) if lease.is_flagged() => keeper.check_in_background(lease),
-            Woken::Lease(lease) => return Ok(lease.lend(caller)),
+            Woken::Lease(lease) => {
+                keeper.in_time(ask.line, queued)?;
+                match welcome(lease, ask.caller) {
+                    Welcome::Given(loan) => return Ok(loan),
+                    Welcome::Unready(lease) => unready = Some(lease),
+                    Welcome::Gone => {}
+                }
+            }
             Woken::Vacant(_) | Woken::LookAgain => keeper.why_woken(verdicts)?,
-        }
-        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            return Err(keeper.give_up(keeper.timed_out(began.elapsed(), false)));
+            Woken::LineFull => return Err(keeper.line_full()),
         }
     }
+}
+
+/// As [`prepare`], on the pool's runtime: this thread may be unable to drive timers. A connection
+/// that is ready after the deadline goes back to the pool.
+fn prepare_blocking<M, R>(lease: Lease<R>, deadline: Option<Instant>) -> Option<Lease<R>>
+where
+    M: Manager,
+    R: Deref<Target = Shared<M>> + Clone,
+{
+    let keeper = lease.keeper().clone();
+    let Some(ground) = keeper.ground_or_current() else {
+        // Nobody can prepare it.
+        end(lease, CloseReason::Abandoned);
+        return None;
+    };
+    let lease = lease.with_keeper(keeper.arc());
+    let (report, prepared) = mpsc::sync_channel(1);
+    ground.spawn(async move {
+        // Whoever does not wait any more does not want it, and dropping it puts it back.
+        drop(report.send(prepare(lease).await));
+    });
+    let prepared = match deadline {
+        None => prepared.recv().ok(),
+        Some(deadline) => {
+            prepared.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
+        }
+    };
+    prepared.flatten().map(|lease| lease.with_keeper(keeper))
 }
 
 /// The budget that tokio gives a task for one poll.
@@ -222,12 +404,49 @@ impl<M: Manager> Shared<M> {
     /// since there were `verdicts`, or for nothing that concerns it.
     fn why_woken(&self, verdicts: u64) -> Result<(), AcquireError<M::Error>> {
         if self.core.is_closed() {
-            return Err(AcquireError::Closed);
+            return Err(self.closed_error());
         }
         match self.connector.verdict_since(verdicts) {
-            Some(error) => Err(self.give_up(AcquireError::Connect(error))),
+            Some(verdict) => Err(self.give_up(verdict.into())),
             None => Ok(()),
         }
+    }
+
+    fn closed_error(&self) -> AcquireError<M::Error> {
+        match self.phase.load(Ordering::SeqCst) {
+            DRAINING => AcquireError::Draining,
+            _ => AcquireError::Closed,
+        }
+    }
+
+    /// Whether a caller may wait, for as long as the answer lives.
+    fn about_to_wait(&self, caller: Caller) -> Result<Option<Waiting<'_>>, AcquireError<M::Error>> {
+        if self.config.fail_fast && self.core.counts().alive() == 0 {
+            if let Some(error) = self.connector.error_while_probing() {
+                return Err(AcquireError::Unavailable(error));
+            }
+        }
+        let Some(detector) = &self.detector else { return Ok(None) };
+        let waiting = detector.wait(caller, self.core.limit());
+        waiting.map(Some).map_err(AcquireError::WouldDeadlock)
+    }
+
+    /// Whether a caller that has been in line since `began` is still to be served.
+    fn in_time(&self, line: Line, began: Option<u64>) -> Result<(), AcquireError<M::Error>> {
+        let (Some(shedder), Some(began)) = (&self.shedder, began) else { return Ok(()) };
+        let now = self.now();
+        let waited = Duration::from_nanos(now.saturating_sub(began));
+        let late = shedder.is_too_late(now, waited, self.core.waiters() == 0);
+        if !late || line == Line::High {
+            return Ok(());
+        }
+        self.totals.shed();
+        if shedder.reports_only() { Ok(()) } else { Err(AcquireError::Shed { waited }) }
+    }
+
+    fn line_full(&self) -> AcquireError<M::Error> {
+        self.totals.queue_full();
+        AcquireError::QueueFull
     }
 
     /// A waiter that may have been told to look again leaves without doing so: whoever is next in
@@ -251,7 +470,15 @@ impl<M: Manager> Shared<M> {
             Stage::Queued
         };
         let pool = self.config.name.clone();
-        AcquireError::Timeout(Box::new(Timeout { pool, waited, stage, counts, last_connect_error }))
+        let longest_held = self.oldest_holder();
+        AcquireError::Timeout(Box::new(Timeout {
+            pool,
+            waited,
+            stage,
+            counts,
+            longest_held,
+            last_connect_error,
+        }))
     }
 
     /// Checks a connection on the pool's runtime; if it passes, it goes to whoever is first in

@@ -3,25 +3,33 @@
 //! Not here: the ranges of the settings (`config.rs`).
 
 use super::connector::Connector;
-use super::{LastHandle, Pool, Shared};
-use crate::config::{CheckPolicy, Config};
-use crate::core::{Core, IdleOrder, default_shards, reserve};
-use crate::error::{BuildError, ConfigError, OperationError};
+use super::deadlock::Detector;
+use super::life::Record;
+use super::reaper::{Memory, Upkeep};
+use super::shed::Shedder;
+use super::{LastHandle, OPEN, Pool, Shared};
+use crate::config::{CheckPolicy, Config, Priority, Shed};
+use crate::core::{Core, Flags, IdleOrder, Size, default_shards};
+use crate::error::{BuildError, ConfigError, WarmUpError};
+use crate::hooks::Hooks;
 use crate::manager::Manager;
 use crate::metrics::Totals;
 use event_listener::Event;
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 /// The settings of a [`Pool`], one method each; see [`Config`] for units, ranges and defaults.
 #[must_use]
-pub struct PoolBuilder<M> {
+pub struct PoolBuilder<M: Manager> {
     manager: M,
     config: Config,
+    hooks: Hooks<M>,
+    /// The user has chosen an idle timeout.
+    idle_timeout_chosen: bool,
 }
 
 macro_rules! settings {
@@ -38,7 +46,8 @@ macro_rules! settings {
 
 impl<M: Manager> PoolBuilder<M> {
     pub(super) fn new(manager: M) -> Self {
-        Self { manager, config: Config::default() }
+        let config = Config::default();
+        Self { manager, config, hooks: Hooks::new(), idle_timeout_chosen: false }
     }
 
     settings! {
@@ -62,8 +71,27 @@ impl<M: Manager> PoolBuilder<M> {
         close_timeout: Duration,
         /// The most connects at the same time, at least 1. Default: 4.
         max_connecting: usize,
-        /// When a connection is checked before it is handed out. Default: [`CheckPolicy::Never`].
+        /// The largest size that the pool can be [resized](Pool::resize) to: `max_size` to
+        /// 1,048,576. Default: `max_size`.
+        capacity: usize,
+        /// When a connection is checked before it is handed out. Default: if it has been idle for
+        /// 5 s.
         check: CheckPolicy,
+        /// The part of `max_lifetime` by which a connection's life may be shorter, so that those
+        /// opened together are not closed together: 0.0 to 1.0. Default: 0.2.
+        lifetime_jitter: f64,
+        /// How often the reaper looks; above zero. It is the resolution of all times that it
+        /// measures. Default: 1 s.
+        maintenance_interval: Duration,
+        /// While connecting fails and no connection is left that could come back, whoever would
+        /// have to wait gets [`AcquireError::Unavailable`](crate::AcquireError::Unavailable) at
+        /// once. Default: `false`.
+        fail_fast: bool,
+        /// Finds out when everybody who holds a connection waits for another one, and ends the last
+        /// wait with [`AcquireError::WouldDeadlock`](crate::AcquireError::WouldDeadlock). It makes
+        /// each acquire slower, and takes a connection to be held by the task that acquired it.
+        /// Default: `false`.
+        detect_deadlock: bool,
         /// The order in which idle connections are handed out. Default: [`IdleOrder::Recent`].
         order: IdleOrder,
         /// The number of shards: a power of two from 1 to 256. One is strictly first come, first
@@ -80,6 +108,66 @@ impl<M: Manager> PoolBuilder<M> {
         self
     }
 
+    /// How long a connection lives: an idle one is closed then, one in use when it comes back. Above
+    /// zero; `None` for no limit. An `idle_timeout` that was not chosen is shortened to it. Default:
+    /// 30 min.
+    pub fn max_lifetime(mut self, max_lifetime: impl Into<Option<Duration>>) -> Self {
+        self.config.max_lifetime = max_lifetime.into();
+        if !self.idle_timeout_chosen {
+            let limit = self.config.max_lifetime;
+            let shorter = |idle: Duration| limit.map_or(idle, |limit| idle.min(limit));
+            self.config.idle_timeout = Config::default().idle_timeout.map(shorter);
+        }
+        self
+    }
+
+    /// How long connections may be idle that are not needed; above zero, at most `max_lifetime`;
+    /// `None` for no limit. `min_idle` stay. Default: 10 min.
+    pub fn idle_timeout(mut self, idle_timeout: impl Into<Option<Duration>>) -> Self {
+        self.config.idle_timeout = idle_timeout.into();
+        self.idle_timeout_chosen = true;
+        self
+    }
+
+    /// How long a connection may be idle without a check to keep it alive; above zero; `None` for
+    /// none. Default: 2 min.
+    pub fn keepalive_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
+        self.config.keepalive_interval = interval.into();
+        self
+    }
+
+    /// A connection that is held for longer is reported to [`Hooks::on_leak`] and counted; above
+    /// zero; `None` for never. Default: `None`.
+    pub fn leak_after(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.config.leak_after = limit.into();
+        self
+    }
+
+    /// The most callers that may wait, at least 1; `None` for no limit. Default: `None`.
+    pub fn max_waiters(mut self, most: impl Into<Option<usize>>) -> Self {
+        self.config.max_waiters = most.into();
+        self
+    }
+
+    /// Turns callers away who have waited too long. Default: `None`.
+    pub fn shed(mut self, shed: impl Into<Option<Shed>>) -> Self {
+        self.config.shed = shed.into();
+        self
+    }
+
+    /// Keeps `count` connections for callers of this priority: below `max_size` for
+    /// [`Priority::High`], none for [`Priority::Normal`]. Default: none.
+    pub fn reserved(mut self, priority: Priority, count: usize) -> Self {
+        self.config.reserved = (priority, count);
+        self
+    }
+
+    /// What is called at the turns of a connection's life. Default: nothing.
+    pub fn hooks(mut self, hooks: Hooks<M>) -> Self {
+        self.hooks = hooks;
+        self
+    }
+
     /// What the thread of a blocking pool is called.
     pub(crate) fn thread_name(&self) -> String {
         format!("{}-pool", self.config.name).replace('\0', "")
@@ -88,6 +176,7 @@ impl<M: Manager> PoolBuilder<M> {
     /// Takes all settings from `config`.
     pub fn config(mut self, config: Config) -> Self {
         self.config = config;
+        self.idle_timeout_chosen = true;
         self
     }
 
@@ -108,7 +197,7 @@ impl<M: Manager> PoolBuilder<M> {
             return Err(BuildError::NoRuntime);
         }
         let pool = self.build_lazy()?;
-        pool.shared.open_first().await.map_err(BuildError::Connect)?;
+        pool.shared.open_first().await?;
         Ok(pool)
     }
 
@@ -120,19 +209,40 @@ impl<M: Manager> PoolBuilder<M> {
     ///
     /// [`ConfigError`] if a setting is out of range.
     pub fn build_lazy(self) -> Result<Pool<M>, ConfigError> {
-        let Self { manager, config } = self;
+        let Self { manager, config, hooks, .. } = self;
         config.validate()?;
-        let shards = config.shards.unwrap_or_else(|| default_shards(config.max_size));
+        let capacity = config.slots();
+        let size = Size {
+            capacity,
+            limit: config.max_size,
+            reserved: config.reserved.1,
+            shards: config.shards.unwrap_or_else(|| default_shards(config.max_size)),
+            floor: config.min_idle,
+        };
+        let checks = config.check == CheckPolicy::Always;
+        let greets = hooks.at_acquire() || config.detect_deadlock;
         let shared = Arc::new_cyclic(|me| Shared {
-            core: Core::new(me, config.max_size, shards, config.order),
-            check_always: config.check == CheckPolicy::Always,
+            core: Core::new(me, size, config.order),
+            attentive: checks || hooks.at_release() || config.detect_deadlock,
+            greeting: if greets { Flags::GREET } else { Flags::NONE },
             manager,
-            config,
+            hooks,
             connector: Connector::new(),
             totals: Totals::default(),
-            keeps_idle: AtomicBool::new(true),
+            keeps_idle: AtomicBool::new(false),
             closing: AtomicUsize::new(0),
-            closed: Event::new(),
+            changed: Event::new(),
+            phase: AtomicU8::new(OPEN),
+            began: Instant::now(),
+            generation: AtomicU64::new(0),
+            spread: fastrand::f64(),
+            records: (0..capacity).map(|_| Record::new()).collect(),
+            upkeep: Arc::new(Upkeep::new(config.maintenance_interval)),
+            memory: Mutex::new(Memory::new(capacity)),
+            expiring: AtomicUsize::new(0),
+            shedder: config.shed.map(Shedder::new),
+            detector: config.detect_deadlock.then(|| Detector::new(capacity)),
+            config,
             me: me.clone(),
         });
         // Outside a runtime there is none yet; the first caller who needs one brings it.
@@ -142,51 +252,21 @@ impl<M: Manager> PoolBuilder<M> {
     }
 }
 
-type Opened<M> = Result<(), Arc<OperationError<<M as Manager>::Error>>>;
-
 impl<M: Manager> Shared<M> {
-    /// Opens `min_idle` connections, the first alone, so that a wrong password is tried once.
-    async fn open_first(self: &Arc<Self>) -> Opened<M> {
-        // One that fails here fails the build; nobody is to try again in the background.
-        self.keeps_idle.store(false, Ordering::Relaxed);
-        let mut opening = JoinSet::new();
-        for begun in 0..self.config.min_idle {
-            // Cancel: dropping the set aborts its tasks, and their reservations free the slots.
-            if begun == 1 || opening.len() == self.config.max_connecting {
-                self.opened(&mut opening).await?;
-            }
-            if let Some(reservation) = reserve(self.clone()) {
-                let shared = self.clone();
-                opening.spawn(async move {
-                    match shared.connect(reservation.uses()).await {
-                        Ok(tenant) => drop(reservation.fill(tenant)),
-                        Err(error) => return Err(shared.connect_failed(error).error),
-                    }
-                    Ok(())
-                });
-            }
-        }
-        while !opening.is_empty() {
-            self.opened(&mut opening).await?;
+    /// Opens the first connections.
+    async fn open_first(self: &Arc<Self>) -> Result<(), BuildError<M::Error>> {
+        // One that fails here fails the build; until then nobody tries again in the background.
+        match self.open(self.config.min_idle).await {
+            Ok(()) => {}
+            Err(WarmUpError::Connect(error)) => return Err(BuildError::Connect(error)),
+            Err(error) => unreachable!("BUG: a pool that nobody else knows: {error}"),
         }
         self.keeps_idle.store(true, Ordering::Relaxed);
         Ok(())
     }
-
-    async fn opened(&self, opening: &mut JoinSet<Opened<M>>) -> Opened<M> {
-        match opening.join_next().await {
-            None => Ok(()),
-            Some(Ok(outcome)) => outcome,
-            // A panic in a connect is an outcome; what is left is one while its future was dropped.
-            Some(Err(panic)) => {
-                let message = panic.to_string();
-                Err(self.connect_failed(OperationError::Panicked { message }).error)
-            }
-        }
-    }
 }
 
-impl<M> fmt::Debug for PoolBuilder<M> {
+impl<M: Manager> fmt::Debug for PoolBuilder<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PoolBuilder").field("config", &self.config).finish_non_exhaustive()
     }

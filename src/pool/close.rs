@@ -5,11 +5,11 @@
 //!
 //! Not here: the decision to end one.
 
-use super::{Shared, Tenant, operation::bounded};
+use super::{CLOSED, DRAINING, OPEN, Shared, Tenant, operation::bounded};
 use crate::core::{Trial, sweep};
 use crate::manager::Manager;
 use crate::metrics::CloseReason;
-use event_listener::{IntoNotification, Listener, listener};
+use event_listener::{Listener, listener};
 use std::convert::Infallible;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -32,10 +32,11 @@ struct Count<M: Manager>(Arc<Shared<M>>);
 
 impl<M: Manager> Drop for Count<M> {
     fn drop(&mut self) {
+        self.0.hooks.destroyed();
         // Ordering: SeqCst, partner: the load in `all_closed`, which comes after listening; so
         // either it sees the count, or this notification reaches it (I8).
         if self.0.closing.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.0.closed.notify(usize::MAX.additional());
+            self.0.changed();
         }
     }
 }
@@ -75,10 +76,22 @@ impl<M: Manager> Shared<M> {
         }
     }
 
+    /// Why connections end once the pool is closed.
+    pub(super) fn closed_because(&self) -> CloseReason {
+        match self.phase.load(Ordering::SeqCst) {
+            DRAINING => CloseReason::Drained,
+            _ => CloseReason::PoolClosed,
+        }
+    }
+
     /// Refuses everything from now on, ends waiters and dials, and sets about closing what is idle.
     pub(super) fn shut(&self) {
+        // A pool that is being drained stays that until the drain is over.
+        let _ = self.phase.compare_exchange(OPEN, CLOSED, Ordering::SeqCst, Ordering::SeqCst);
         self.core.close();
         self.connector.close();
+        self.upkeep.notify();
+        self.changed();
         sweep(self);
     }
 
@@ -86,7 +99,7 @@ impl<M: Manager> Shared<M> {
     pub(super) fn all_closed_blocking(&self) {
         let deadline = Instant::now().checked_add(self.config.close_timeout);
         loop {
-            listener!(self.closed => none_left);
+            listener!(self.changed => none_left);
             if self.closing.load(Ordering::SeqCst) == 0 {
                 return;
             }
@@ -108,7 +121,7 @@ impl<M: Manager> Shared<M> {
         }
         let all = async {
             loop {
-                listener!(self.closed => none_left);
+                listener!(self.changed => none_left);
                 if self.closing.load(Ordering::SeqCst) == 0 {
                     return;
                 }

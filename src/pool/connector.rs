@@ -10,20 +10,23 @@
 //! | how many at once | `admitted`: 1 at first and after a failure; each success doubles it, up to `max_connecting` |
 //! | the last of the failing dials | stays as the prober: it tries again, with growing pauses, while a connection is wanted |
 //! | an error that the manager calls permanent | is a verdict: no retry, and everybody who waits hears of it |
-//! | the runtime ends | its sentinel is dropped and forgets it; a dial that is dropped has a waiter look again, which starts the next one on its own runtime |
+//! | the runtime ends | the reaper, its task, is dropped and forgets it; a dial that is dropped has a waiter look again, which starts the next one on its own runtime |
 //!
 //! Not here: who gets the connection (`core`), checks and resets (`acquire.rs`, `guard.rs`).
 
-use super::{Shared, Tenant, operation::bounded};
+use super::reaper::Reaper;
+use super::{Shared, Tenant, lock, operation::bounded};
 use crate::core::{Reservation, reserve};
-use crate::error::OperationError;
+use crate::error::{AcquireError, OperationError};
+use crate::hooks::Hooks;
 use crate::manager::Manager;
 use event_listener::{Event, IntoNotification, listener};
+use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -43,8 +46,8 @@ pub(super) struct Connector<E> {
     trouble: Mutex<Trouble<E>>,
     /// Verdicts so far; whoever waits reads this without the lock.
     verdicts: AtomicU64,
-    /// Notified on close, for dials that hang or pause and for the sentinel.
-    closing: Arc<Event>,
+    /// Notified on close, for dials that hang or pause.
+    closing: Event,
 }
 
 /// A runtime for the pool's own tasks.
@@ -68,11 +71,33 @@ struct Trouble<E> {
     /// Failures since the last success.
     in_a_row: u32,
     /// The last verdict.
-    verdict: Option<Arc<OperationError<E>>>,
+    verdict: Option<Verdict<E>>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// A failure that ends every wait.
+pub(super) enum Verdict<E> {
+    /// There is no point in trying again.
+    Permanent(Arc<OperationError<E>>),
+    /// The pool tries again, but nobody is to wait for it.
+    Down(Arc<OperationError<E>>),
+}
+
+impl<E> Clone for Verdict<E> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Permanent(error) => Self::Permanent(error.clone()),
+            Self::Down(error) => Self::Down(error.clone()),
+        }
+    }
+}
+
+impl<E> From<Verdict<E>> for AcquireError<E> {
+    fn from(verdict: Verdict<E>) -> Self {
+        match verdict {
+            Verdict::Permanent(error) => Self::Connect(error),
+            Verdict::Down(error) => Self::Unavailable(error),
+        }
+    }
 }
 
 impl<E> Connector<E> {
@@ -84,12 +109,12 @@ impl<E> Connector<E> {
             generations: AtomicU64::new(0),
             trouble: Mutex::new(Trouble { last: None, in_a_row: 0, verdict: None }),
             verdicts: AtomicU64::new(0),
-            closing: Arc::new(Event::new()),
+            closing: Event::new(),
         }
     }
 
     /// Forgets a runtime that has ended, unless there is another one already.
-    fn forget(&self, generation: u64) {
+    pub(super) fn forget(&self, generation: u64) {
         let mut ground = lock(&self.ground);
         if ground.as_ref().is_some_and(|ground| ground.generation == generation) {
             *ground = None;
@@ -101,6 +126,11 @@ impl<E> Connector<E> {
         lock(&self.trouble).last.clone()
     }
 
+    /// The last failure, if a prober is trying again.
+    pub(super) fn error_while_probing(&self) -> Option<Arc<OperationError<E>>> {
+        if self.dials.load(Ordering::SeqCst) == 0 { None } else { self.last_error() }
+    }
+
     /// How many verdicts there have been.
     pub(super) fn verdicts(&self) -> u64 {
         // Ordering: Acquire, partner: the increment in `failed`.
@@ -108,7 +138,7 @@ impl<E> Connector<E> {
     }
 
     /// The last verdict, if there has been one since there were `before`.
-    pub(super) fn verdict_since(&self, before: u64) -> Option<Arc<OperationError<E>>> {
+    pub(super) fn verdict_since(&self, before: u64) -> Option<Verdict<E>> {
         if self.verdicts() > before { lock(&self.trouble).verdict.clone() } else { None }
     }
 
@@ -151,12 +181,12 @@ impl<E> Connector<E> {
         debug_assert!(doubled.is_ok(), "BUG: doubling cannot be refused");
     }
 
-    /// Notes a failure; answers how many there have been in a row.
-    fn failed(&self, error: Arc<OperationError<E>>, permanent: bool) -> u32 {
+    /// Notes a failure, and the verdict on it; answers how many there have been in a row.
+    fn failed(&self, error: Arc<OperationError<E>>, verdict: Option<Verdict<E>>) -> u32 {
         self.admitted.store(1, Ordering::SeqCst);
         let mut trouble = lock(&self.trouble);
-        if permanent {
-            trouble.verdict = Some(error.clone());
+        if verdict.is_some() {
+            trouble.verdict = verdict;
             // Ordering: Release, partner: the load in `verdicts`; whoever sees the count finds the
             // verdict behind the lock.
             self.verdicts.fetch_add(1, Ordering::Release);
@@ -164,6 +194,17 @@ impl<E> Connector<E> {
         trouble.last = Some(error);
         trouble.in_a_row = trouble.in_a_row.saturating_add(1);
         trouble.in_a_row
+    }
+}
+
+/// Tells the hook of the end of a connection that has been opened and is not yet the pool's.
+struct Unborn<'h, M: Manager>(Option<&'h Hooks<M>>);
+
+impl<M: Manager> Drop for Unborn<'_, M> {
+    fn drop(&mut self) {
+        if let Some(hooks) = self.0 {
+            hooks.destroyed();
+        }
     }
 }
 
@@ -184,12 +225,7 @@ impl<M: Manager> Shared<M> {
             let generation = self.connector.generations.fetch_add(1, Ordering::Relaxed);
             ground.insert(Ground { runtime, generation }).clone()
         };
-        let sentinel = Sentinel {
-            shared: self.me.clone(),
-            closing: self.connector.closing.clone(),
-            generation: adopted.generation,
-        };
-        adopted.spawn(sentinel.watch());
+        adopted.spawn(Reaper::new(self, adopted.generation).run());
         Some(adopted)
     }
 
@@ -221,7 +257,8 @@ impl<M: Manager> Shared<M> {
         if self.config.min_idle == 0 || !self.keeps_idle.load(Ordering::Relaxed) {
             return waiters;
         }
-        waiters + self.config.min_idle.saturating_sub(self.core.counts().idle)
+        let idle = self.config.min_idle + self.expiring.load(Ordering::Relaxed);
+        waiters + idle.saturating_sub(self.core.counts().idle)
     }
 
     /// Opens one connection for a slot that has been acquired `uses_before` times.
@@ -229,10 +266,39 @@ impl<M: Manager> Shared<M> {
         &self,
         uses_before: u64,
     ) -> Result<Tenant<M::Connection>, OperationError<M::Error>> {
+        let generation = self.generation();
+        let began = Instant::now();
         let limit = self.config.connect_timeout;
+        // Declared before the connection, so dropped after it.
+        let mut unborn = Unborn::<M>(None);
         // The block makes sure that a panic outside the future is caught as well.
-        let connection = bounded(limit, async { self.manager.connect().await }).await?;
-        Ok(Tenant { connection, id: self.totals.created(), created: Instant::now(), uses_before })
+        let mut connection = bounded(limit, async { self.manager.connect().await }).await?;
+        // Cancel: the connection is dropped, and the hook hears of it.
+        unborn.0 = Some(&self.hooks);
+        let set_up = match &self.hooks.after_connect {
+            None => Ok(()),
+            Some(hook) => {
+                let left = limit.saturating_sub(began.elapsed());
+                bounded(left, async { hook(&mut connection).await }).await
+            }
+        };
+        let ready = set_up.and_then(|()| {
+            let panicked = |message| OperationError::Panicked { message };
+            self.hooks.create(&connection).map_err(panicked)
+        });
+        if let Err(error) = ready {
+            // It has been opened, so the manager closes it.
+            let close = async {
+                self.manager.close(connection).await;
+                Ok::<_, Infallible>(())
+            };
+            drop(bounded(self.config.close_timeout, close).await);
+            return Err(error);
+        }
+        unborn.0 = None;
+        let (id, created) = (self.totals.created(), Instant::now());
+        let term = self.term(id);
+        Ok(Tenant { connection, id, created, generation, term, uses_before })
     }
 
     /// Takes note of a failed connect.
@@ -246,12 +312,20 @@ impl<M: Manager> Shared<M> {
             OperationError::TimedOut { .. } | OperationError::Panicked { .. } => false,
         };
         let error = Arc::new(error);
-        let in_a_row = self.connector.failed(error.clone(), permanent);
-        ConnectFailure { error, permanent, in_a_row }
+        let hopeless = self.config.fail_fast && self.core.counts().alive() == 0;
+        let verdict = match (permanent, hopeless) {
+            (true, _) => Some(Verdict::Permanent(error.clone())),
+            (false, true) => Some(Verdict::Down(error.clone())),
+            (false, false) => None,
+        };
+        let tell = verdict.is_some();
+        let in_a_row = self.connector.failed(error.clone(), verdict);
+        self.changed();
+        ConnectFailure { error, permanent, tell, in_a_row }
     }
 
     /// Awaits `work`, unless the pool is closed first.
-    async fn unless_closed<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+    pub(super) async fn unless_closed<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         listener!(self.connector.closing => closing);
         if self.core.is_closed() {
             return None;
@@ -280,6 +354,8 @@ pub(super) struct ConnectFailure<M: Manager> {
     pub(super) error: Arc<OperationError<M::Error>>,
     /// Trying again is pointless.
     permanent: bool,
+    /// Whoever waits is to hear of it.
+    tell: bool,
     /// Failures since the last success, this one included.
     in_a_row: u32,
 }
@@ -316,7 +392,8 @@ impl<M: Manager> Dial<M> {
                 None => break,
                 Some(Ok(tenant)) => {
                     shared.connector.succeeded(shared.config.max_connecting);
-                    drop(vacant.fill(tenant));
+                    drop(shared.move_in(vacant, tenant));
+                    shared.changed();
                     break;
                 }
                 Some(Err(error)) => {
@@ -324,6 +401,9 @@ impl<M: Manager> Dial<M> {
                     if failure.permanent {
                         self.state = DialState::Refused;
                         return;
+                    }
+                    if failure.tell {
+                        shared.core.nudge_all();
                     }
                     failure.in_a_row
                 }
@@ -335,7 +415,12 @@ impl<M: Manager> Dial<M> {
             }
             let pause = tokio::time::sleep(shared.pause(failures));
             // Cancel: nothing is held but the place among the dials.
-            if shared.unless_closed(pause).await.is_none() || shared.wanted() == 0 {
+            if shared.unless_closed(pause).await.is_none() {
+                break;
+            }
+            // With `fail_fast` nobody waits, and it is the prober who finds out that the server is
+            // back.
+            if shared.wanted() == 0 && !shared.config.fail_fast {
                 break;
             }
         }
@@ -359,31 +444,6 @@ impl<M: Manager> Drop for Dial<M> {
                 shared.core.nudge();
             }
             DialState::Gone => {}
-        }
-    }
-}
-
-/// Sleeps on the pool's runtime until the pool is closed, and is dropped if the runtime ends first.
-struct Sentinel<M: Manager> {
-    shared: Weak<Shared<M>>,
-    closing: Arc<Event>,
-    generation: u64,
-}
-
-impl<M: Manager> Sentinel<M> {
-    async fn watch(self) {
-        listener!(self.closing => closing);
-        if self.shared.upgrade().is_some_and(|shared| !shared.core.is_closed()) {
-            closing.await;
-        }
-    }
-}
-
-impl<M: Manager> Drop for Sentinel<M> {
-    fn drop(&mut self) {
-        // A closed pool still closes connections there, if there still is a there.
-        if let Some(shared) = self.shared.upgrade().filter(|shared| !shared.core.is_closed()) {
-            shared.connector.forget(self.generation);
         }
     }
 }

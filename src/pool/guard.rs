@@ -2,8 +2,10 @@
 //!
 //! Not here: where a released connection goes (`core`).
 
+use super::life::look_over;
 use super::{Shared, Tenant, operation::bounded};
-use crate::core::{Doubt, Lease, Loan, State, Trial};
+use crate::config::CheckPolicy;
+use crate::core::{Doubt, Flags, Lease, Loan, State, Trial};
 use crate::error::{OperationError, ReleaseError};
 use crate::manager::{Condition, Manager};
 use crate::metrics::CloseReason;
@@ -62,6 +64,8 @@ pub struct ConnectionInfo {
     pub age: Duration,
     /// How often it has been acquired, this time included.
     pub uses: u64,
+    /// How long it has been idle, to the resolution of `maintenance_interval`; zero for one in use.
+    pub idle: Duration,
 }
 
 macro_rules! pooled {
@@ -76,13 +80,21 @@ macro_rules! pooled {
             /// place.
             #[must_use]
             pub fn detach(mut self) -> M::Connection {
-                self.loan.keeper().totals.closed(CloseReason::Detached);
-                self.loan.recall().detach().connection
+                let mut lease = self.loan.recall();
+                let shared = lease.keeper().clone();
+                shared.totals.closed(CloseReason::Detached);
+                shared.no_longer_lent(lease.number());
+                lease.detach().connection
             }
 
             /// Has the connection closed rather than used again.
             pub fn discard(mut self) {
-                end(self.loan.recall(), CloseReason::Discarded);
+                let lease = self.loan.recall();
+                let shared = lease.keeper().clone();
+                if let Some(lease) = check_in(lease) {
+                    end(lease, CloseReason::Discarded);
+                }
+                shared.hooks.released();
             }
 
             /// Gives the connection back like a drop, but resets a dirty one here and now, and
@@ -90,6 +102,7 @@ macro_rules! pooled {
             ///
             /// # Errors
             ///
+            /// - [`ReleaseError::Rejected`] if the hook `on_checkin` panics: it is closed.
             /// - [`ReleaseError::Broken`] if the manager calls the connection broken: it is closed.
             /// - [`ReleaseError::Reset`] if the reset failed, panicked or took too long: it is
             ///   closed.
@@ -101,19 +114,17 @@ macro_rules! pooled {
             /// If the future is dropped before the first poll, the connection is released as by a
             /// drop; if it is dropped during a reset, the connection is closed.
             pub async fn release(mut self) -> Result<(), ReleaseError<M::Error>> {
-                release(self.loan.recall()).await
+                let lease = self.loan.recall();
+                let shared = lease.keeper().clone();
+                let released = release(lease).await;
+                shared.hooks.released();
+                released
             }
 
             /// What the pool knows of this connection. Reads the clock.
             #[must_use]
             pub fn info(&self) -> ConnectionInfo {
-                let tenant = self.loan.resource();
-                ConnectionInfo {
-                    id: tenant.id,
-                    created: tenant.created.into_std(),
-                    age: tenant.created.elapsed(),
-                    uses: self.loan.uses() - tenant.uses_before,
-                }
+                self.loan.resource().info(self.loan.uses(), Duration::ZERO)
             }
         }
 
@@ -124,12 +135,32 @@ macro_rules! pooled {
 pooled!(Pooled<'p, M>, &'p Shared<M>);
 pooled!(PooledOwned<M>, Arc<Shared<M>>);
 
+impl<C> Tenant<C> {
+    /// What there is to know of a connection in a slot that has been acquired `uses` times.
+    pub(super) fn info(&self, uses: u64, idle: Duration) -> ConnectionInfo {
+        ConnectionInfo {
+            id: self.id,
+            created: self.created.into_std(),
+            age: self.created.elapsed(),
+            uses: uses - self.uses_before,
+            idle,
+        }
+    }
+}
+
 impl<M: Manager> Shared<M> {
     /// What the manager makes of a connection; a manager that panics calls it broken.
     #[inline]
     fn condition(&self, tenant: &mut Tenant<M::Connection>) -> Condition {
         let ask = AssertUnwindSafe(|| self.manager.condition(&mut tenant.connection));
         catch_unwind(ask).unwrap_or(Condition::Broken)
+    }
+
+    /// The detector of deadlocks is to forget who holds the connection of this slot.
+    pub(super) fn no_longer_lent(&self, slot: usize) {
+        if let Some(detector) = &self.detector {
+            detector.returned(slot);
+        }
     }
 
     /// Whether a connection that comes back is anything but clean.
@@ -139,7 +170,7 @@ impl<M: Manager> Shared<M> {
             return Some(Doubt::Interrupted);
         }
         match self.condition(tenant) {
-            Condition::Clean if self.check_always => Some(Doubt::Unchecked),
+            Condition::Clean if self.attentive => Some(Doubt::Greeted),
             Condition::Clean => None,
             Condition::Dirty => Some(Doubt::Dirty),
             Condition::Broken => Some(Doubt::Broken),
@@ -154,8 +185,43 @@ where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,
 {
+    if doubt == Doubt::Flagged {
+        // Nobody gives it back now: a release has found the flag.
+        return drop(look_over(lease));
+    }
+    let shared = lease.keeper().clone();
+    if let Some(lease) = check_in(lease) {
+        act_on(lease, doubt);
+    }
+    shared.hooks.released();
+}
+
+/// Has the hook see a connection that comes back. A connection whose hook panics is closed.
+fn check_in<M, R>(mut lease: Lease<R>) -> Option<Lease<R>>
+where
+    M: Manager,
+    R: Deref<Target = Shared<M>> + Clone,
+{
+    let shared = lease.keeper().clone();
+    shared.no_longer_lent(lease.number());
+    if shared.hooks.checkin(&lease.resource_mut().connection) {
+        return Some(lease);
+    }
+    end(lease, CloseReason::Rejected);
+    None
+}
+
+fn act_on<M, R>(lease: Lease<R>, doubt: Doubt)
+where
+    M: Manager,
+    R: Deref<Target = Shared<M>> + Clone,
+{
     match doubt {
-        Doubt::Unchecked => lease.flag(),
+        Doubt::Greeted | Doubt::Flagged => {
+            if lease.keeper().config.check == CheckPolicy::Always {
+                lease.raise(Flags::CHECK);
+            }
+        }
         Doubt::Dirty => reset_in_background(lease),
         Doubt::Broken => end(lease, CloseReason::Broken),
         Doubt::Interrupted => end(lease, CloseReason::HolderPanicked),
@@ -163,7 +229,7 @@ where
 }
 
 /// Closes the connection of a lease, in the background.
-fn end<M, R>(mut lease: Lease<R>, reason: CloseReason)
+pub(super) fn end<M, R>(mut lease: Lease<R>, reason: CloseReason)
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,
@@ -217,7 +283,10 @@ where
     R: Deref<Target = Shared<M>> + Clone,
 {
     let shared = lease.keeper().clone();
-    match shared.doubt_about(lease.resource_mut()) {
+    let doubt = shared.doubt_about(lease.resource_mut());
+    let Some(mut lease) = check_in(lease) else { return Err(ReleaseError::Rejected) };
+    match doubt {
+        None => Ok(()),
         Some(Doubt::Dirty) if Handle::try_current().is_err() => {
             reset_in_background(lease);
             Err(ReleaseError::NoRuntime)
@@ -231,9 +300,8 @@ where
             Err(ReleaseError::Broken)
         }
         Some(doubt) => {
-            settle(lease, doubt);
+            act_on(lease, doubt);
             Ok(())
         }
-        None => Ok(()),
     }
 }

@@ -1,35 +1,49 @@
 //! `Pool`: connections that are opened, checked, reset and closed by a [`Manager`].
 //!
-//! Read `mod.rs` (the handle), `builder.rs` (its settings), `acquire.rs` (how a caller gets a connection),
-//! `guard.rs` (how it comes back), `connector.rs` (how one is opened), `close.rs` (how one ends).
+//! Read `mod.rs` (the handle), `builder.rs` (its settings), `acquire.rs` (how a caller gets a
+//! connection), `guard.rs` (how it comes back), `connector.rs` (how one is opened), `close.rs` (how
+//! one ends), `life.rs` (when it has to), `reaper.rs` (what happens by the clock), `admin.rs` (what
+//! an operator does), `shed.rs` and `deadlock.rs` (two options for when too much is asked).
 //!
 //! Not here: which slot belongs to whom; see `core`.
 
 mod acquire;
+mod admin;
 mod builder;
 mod close;
 mod connector;
+mod deadlock;
 mod guard;
-mod operation;
+mod life;
+pub(crate) mod operation;
+mod reaper;
+mod shed;
 
+pub use self::admin::DrainReport;
 pub use self::builder::PoolBuilder;
 pub use self::guard::{ConnectionInfo, Pooled, PooledOwned};
+pub use self::reaper::{Holder, Maintenance};
 
-use self::acquire::{acquire_blocking_slow, acquire_slow};
+use self::acquire::{Ask, acquire_blocking_slow, acquire_slow};
 use self::connector::Connector;
-use crate::config::Config;
+use self::deadlock::Detector;
+use self::life::{Record, Term};
+use self::reaper::{Memory, Upkeep};
+use self::shed::Shedder;
+use crate::config::{Config, Priority};
 use crate::core::try_acquire as look;
-use crate::core::{Core, Doubt, Found, Keeper, Lease, Trial};
+use crate::core::{Core, Doubt, Flags, Found, Keeper, Lease, Line, Trial};
 use crate::error::{AcquireError, TryAcquireError};
+use crate::hooks::Hooks;
 use crate::manager::Manager;
 use crate::metrics::{CloseReason, PoolMetrics, Totals};
-use event_listener::Event;
+use event_listener::{Event, IntoNotification};
 use std::fmt;
 use std::future::Future;
 use std::ops::Deref;
 use std::panic::Location;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -65,19 +79,43 @@ pub struct Pool<M: Manager> {
 /// What a pool's handles, guards and tasks share.
 struct Shared<M: Manager> {
     core: Core<Self>,
-    /// Whether each connection is to be checked before its next use.
-    check_always: bool,
+    /// Whether there is something to do whenever a clean connection comes back.
+    attentive: bool,
+    /// What is flagged of each connection as long as it lives.
+    greeting: Flags,
     manager: M,
     config: Config,
+    hooks: Hooks<M>,
     connector: Connector<M::Error>,
     totals: Totals,
-    /// False while `build` opens the first connections itself.
+    /// False until the first connections are open, or somebody waits for one.
     keeps_idle: AtomicBool,
-    /// Connections that are being closed at the moment, and whom to tell when they are not.
+    /// Connections that are being closed at the moment.
     closing: AtomicUsize,
-    closed: Event,
+    /// Notified when a slot becomes vacant, a connection has been opened, or none is being closed.
+    changed: Event,
+    /// [`OPEN`], [`DRAINING`] or [`CLOSED`]; only tells which error a closed core stands for.
+    phase: AtomicU8,
+    /// When the pool's clock began.
+    began: Instant,
+    /// How often all connections have been invalidated.
+    generation: AtomicU64,
+    /// Where the sequence of lifetimes begins, 0.0 to 1.0.
+    spread: f64,
+    /// By slot.
+    records: Box<[Record]>,
+    upkeep: Arc<Upkeep>,
+    memory: Mutex<Memory>,
+    /// Idle connections that are kept until their replacement is there.
+    expiring: AtomicUsize,
+    shedder: Option<Shedder>,
+    detector: Option<Detector>,
     me: Weak<Self>,
 }
+
+const OPEN: u8 = 0;
+const DRAINING: u8 = 1;
+const CLOSED: u8 = 2;
 
 /// What lives in a slot.
 struct Tenant<C> {
@@ -85,6 +123,9 @@ struct Tenant<C> {
     /// 1 for the pool's first connection.
     id: u64,
     created: Instant,
+    /// How many invalidations there had been when it was opened.
+    generation: u64,
+    term: Term,
     /// How often the slot had been acquired before this connection came.
     uses_before: u64,
 }
@@ -93,6 +134,15 @@ impl<M: Manager> Shared<M> {
     fn arc(&self) -> Arc<Self> {
         self.me.upgrade().expect("BUG: a pool that is gone was asked for something")
     }
+
+    /// Tells those who wait for the pool to open, close or give up connections.
+    fn changed(&self) {
+        self.changed.notify(usize::MAX.additional());
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<M: Manager> Keeper for Shared<M> {
@@ -104,6 +154,7 @@ impl<M: Manager> Keeper for Shared<M> {
     }
 
     fn vacancy(&self) {
+        self.changed();
         if self.core.has_vacant() {
             if self.ground().is_none() {
                 // Whoever waits brings a runtime along.
@@ -114,7 +165,20 @@ impl<M: Manager> Keeper for Shared<M> {
     }
 
     fn parked(&self) {
+        // A pool that was built lazily keeps no idle connections before somebody wants one.
+        if !self.keeps_idle.load(Ordering::Relaxed) {
+            self.keeps_idle.store(true, Ordering::Relaxed);
+        }
         self.demand(Self::ground_or_current);
+    }
+
+    #[cold]
+    fn dipped(&self) {
+        self.demand(Self::ground_or_current);
+    }
+
+    fn flagged(&self) {
+        self.look_at_flagged();
     }
 
     #[inline]
@@ -127,11 +191,12 @@ impl<M: Manager> Keeper for Shared<M> {
     }
 
     fn retire(&self, trial: Trial<&Self>) {
-        self.close_connection(trial, CloseReason::PoolClosed);
+        self.close_connection(trial, self.closed_because());
     }
 
     fn abandoned(&self) {
         self.totals.closed(CloseReason::Abandoned);
+        self.hooks.destroyed();
     }
 }
 
@@ -157,7 +222,11 @@ impl<M: Manager> Pool<M> {
     /// - [`AcquireError::Timeout`] after `acquire_timeout`; it says what the pool was waiting for,
     ///   and its source is the last failure to connect, if there was one.
     /// - [`AcquireError::Connect`] if connecting failed for good.
-    /// - [`AcquireError::Closed`] if the pool is closed, before or meanwhile.
+    /// - [`AcquireError::Closed`] if the pool is closed, before or meanwhile;
+    ///   [`AcquireError::Draining`] while it is being drained.
+    /// - [`AcquireError::Unavailable`], [`AcquireError::QueueFull`], [`AcquireError::Shed`] and
+    ///   [`AcquireError::WouldDeadlock`] only if the settings `fail_fast`, `max_waiters`, `shed` and
+    ///   `detect_deadlock` ask for them.
     /// - [`AcquireError::NoRuntime`] if it has to wait and there is no tokio runtime.
     ///
     /// # Cancel safety
@@ -199,7 +268,51 @@ impl<M: Manager> Pool<M> {
             let shared = &*self.shared;
             match look(&shared, caller) {
                 Found::Ready(loan) => Ok(Pooled::new(loan)),
-                found => acquire_slow(shared, caller, None, found).await.map(Pooled::new),
+                found => acquire_slow(shared, Ask::new(caller), found).await.map(Pooled::new),
+            }
+        }
+    }
+
+    /// Acquires a connection, waiting in the line of this priority; otherwise as
+    /// [`acquire`](Self::acquire).
+    ///
+    /// Callers with [`Priority::High`] are served before all others, have the
+    /// [reserved](PoolBuilder::reserved) connections to themselves, and are neither refused because
+    /// of `max_waiters` nor shed. While they keep coming, nobody else is served.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Self::acquire); so are its cancel safety and its cost.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{Pool, from_fn};
+    /// # use std::convert::Infallible;
+    /// use millpond::Priority;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
+    /// let pool = Pool::builder(manager).max_size(2).reserved(Priority::High, 1).build().await?;
+    /// let bulk = pool.acquire().await?;
+    /// assert!(pool.try_acquire().is_err()); // the other one is reserved
+    /// let probe = pool.acquire_with(Priority::High).await?;
+    /// # Ok(()) }
+    /// ```
+    #[track_caller]
+    #[inline]
+    pub fn acquire_with(
+        &self,
+        priority: Priority,
+    ) -> impl Future<Output = Result<Pooled<'_, M>, AcquireError<M::Error>>> + Send + use<'_, M>
+    {
+        let ask = Ask { line: line(priority), ..Ask::new(Location::caller()) };
+        async move {
+            let shared = &*self.shared;
+            match look(&shared, ask.caller) {
+                Found::Ready(loan) => Ok(Pooled::new(loan)),
+                found => acquire_slow(shared, ask, found).await.map(Pooled::new),
             }
         }
     }
@@ -223,7 +336,10 @@ impl<M: Manager> Pool<M> {
             let shared = &*self.shared;
             match look(&shared, caller) {
                 Found::Ready(loan) => Ok(Pooled::new(loan)),
-                found => acquire_slow(shared, caller, Some(limit), found).await.map(Pooled::new),
+                found => {
+                    let ask = Ask { limit: Some(limit), ..Ask::new(caller) };
+                    acquire_slow(shared, ask, found).await.map(Pooled::new)
+                }
             }
         }
     }
@@ -243,19 +359,20 @@ impl<M: Manager> Pool<M> {
         async move {
             match look(&shared, caller) {
                 Found::Ready(loan) => Ok(PooledOwned::new(loan)),
-                found => acquire_slow(shared, caller, None, found).await.map(PooledOwned::new),
+                found => acquire_slow(shared, Ask::new(caller), found).await.map(PooledOwned::new),
             }
         }
     }
 
     /// Acquires a connection if one is idle and nobody waits; never waits, never opens one.
     ///
-    /// With [`CheckPolicy::Always`](crate::CheckPolicy::Always) an idle connection that has to be checked first is sent to its
-    /// check in the background, and the answer is [`TryAcquireError::Empty`].
+    /// An idle connection that has to be [checked](crate::CheckPolicy) first is sent to its check in
+    /// the background, and the answer is [`TryAcquireError::Empty`].
     ///
     /// # Errors
     ///
     /// - [`TryAcquireError::Empty`] if none is idle, or if others wait.
+    /// - [`TryAcquireError::Draining`] if the pool is being drained.
     /// - [`TryAcquireError::Closed`] if the pool is closed.
     ///
     /// # Examples
@@ -313,7 +430,7 @@ impl<M: Manager> Pool<M> {
         let (shared, caller) = (&*self.shared, Location::caller());
         match look(&shared, caller) {
             Found::Ready(loan) => Ok(Pooled::new(loan)),
-            found => acquire_blocking_slow(&shared, caller, None, found).map(Pooled::new),
+            found => acquire_blocking_slow(&shared, Ask::new(caller), found).map(Pooled::new),
         }
     }
 
@@ -331,7 +448,30 @@ impl<M: Manager> Pool<M> {
         let (shared, caller) = (&*self.shared, Location::caller());
         match look(&shared, caller) {
             Found::Ready(loan) => Ok(Pooled::new(loan)),
-            found => acquire_blocking_slow(&shared, caller, Some(limit), found).map(Pooled::new),
+            found => {
+                let ask = Ask { limit: Some(limit), ..Ask::new(caller) };
+                acquire_blocking_slow(&shared, ask, found).map(Pooled::new)
+            }
+        }
+    }
+
+    /// As [`acquire_blocking`](Self::acquire_blocking), in the line of this priority; see
+    /// [`acquire_with`](Self::acquire_with).
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire_blocking`](Self::acquire_blocking).
+    #[track_caller]
+    #[inline]
+    pub fn acquire_blocking_with(
+        &self,
+        priority: Priority,
+    ) -> Result<Pooled<'_, M>, AcquireError<M::Error>> {
+        let shared = &*self.shared;
+        let ask = Ask { line: line(priority), ..Ask::new(Location::caller()) };
+        match look(&shared, ask.caller) {
+            Found::Ready(loan) => Ok(Pooled::new(loan)),
+            found => acquire_blocking_slow(&shared, ask, found).map(Pooled::new),
         }
     }
 
@@ -347,7 +487,7 @@ impl<M: Manager> Pool<M> {
         let (shared, caller) = (&self.shared, Location::caller());
         match look(shared, caller) {
             Found::Ready(loan) => Ok(PooledOwned::new(loan)),
-            found => acquire_blocking_slow(shared, caller, None, found).map(PooledOwned::new),
+            found => acquire_blocking_slow(shared, Ask::new(caller), found).map(PooledOwned::new),
         }
     }
 
@@ -422,6 +562,14 @@ impl<M: Manager> Pool<M> {
     #[must_use]
     pub fn downgrade(&self) -> WeakPool<M> {
         WeakPool { handles: Arc::downgrade(&self.handles) }
+    }
+}
+
+/// The line of the core in which callers of this priority wait.
+fn line(priority: Priority) -> Line {
+    match priority {
+        Priority::Normal => Line::General,
+        Priority::High => Line::High,
     }
 }
 

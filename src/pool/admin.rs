@@ -1,0 +1,493 @@
+//! What an operator does to a pool: resize, warm up, invalidate, rotate, pick out, drain, look who
+//! holds what.
+//!
+//! Not here: what the pool does by itself.
+
+use super::acquire::{Ask, FAR_FUTURE, acquire_slow};
+use super::{CLOSED, DRAINING, Holder, OPEN, Pool, Shared};
+use super::{life::look_over, operation::bounded};
+use crate::core::{Flags, Found, Line, Reservation, Search, State, reserve};
+use crate::error::{
+    AcquireError, ConfigError, OperationError, RotateError, WarmUpError, check_capacity,
+};
+use crate::hooks::HookFuture;
+use crate::manager::Manager;
+use crate::metrics::CloseReason;
+use crate::pool::ConnectionInfo;
+use event_listener::{Listener, listener};
+use std::convert::Infallible;
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::panic::Location;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+
+/// What [`Pool::drain`] has done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DrainReport {
+    /// Connections that were closed meanwhile.
+    pub closed: u64,
+    /// Who still held a connection at the deadline. Each is closed when its guard is dropped.
+    pub still_out: Vec<Holder>,
+}
+
+impl fmt::Display for DrainReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} closed, {} still out", self.closed, self.still_out.len())?;
+        for holder in &self.still_out {
+            write!(f, "; {holder}")?;
+        }
+        Ok(())
+    }
+}
+
+impl<M: Manager> Pool<M> {
+    /// The most connections that may be alive or being opened at the moment: `max_size`, or what the
+    /// pool was [resized](Self::resize) to.
+    #[must_use]
+    pub fn max_size(&self) -> usize {
+        self.shared.core.limit()
+    }
+
+    /// Changes the most connections that may be alive or being opened, from 1 to `capacity`.
+    ///
+    /// A larger pool opens connections for those who wait, at once. A smaller one closes idle
+    /// connections now, and as many of those in use as are still too many when they come back; until
+    /// then there are more than the new limit, but never more than the limit and those that were out.
+    /// On a closed pool it changes nothing that could be seen.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] for `max_size` if it is 0, above `capacity`, or not above what is reserved.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{Pool, from_fn};
+    /// # use std::convert::Infallible;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
+    /// let pool = Pool::builder(manager).max_size(4).capacity(8).build().await?;
+    /// pool.resize(8)?;
+    /// pool.resize(1)?;
+    /// let error = pool.resize(9).unwrap_err();
+    /// assert_eq!(error.to_string(), "max_size is 9, but it must be at most capacity, which is 8");
+    /// # Ok(()) }
+    /// ```
+    pub fn resize(&self, max_size: usize) -> Result<(), ConfigError> {
+        let shared = &*self.shared;
+        check_capacity("max_size", max_size)?;
+        let capacity = shared.core.capacity();
+        if max_size > capacity {
+            let rule = format!("must be at most capacity, which is {capacity}");
+            return Err(ConfigError::new("max_size", max_size, rule));
+        }
+        shared.config.check_reserved(max_size)?;
+        if max_size < shared.core.resize(max_size) {
+            shared.look_at_all();
+        }
+        crate::core::Keeper::vacancy(shared);
+        Ok(())
+    }
+
+    /// Opens connections until `count` are open, in use or not; returns when they are. Never more
+    /// than the pool may have: fewer if it is made smaller meanwhile, and without those that are
+    /// [reserved](crate::PoolBuilder::reserved), which are opened for those who may have them.
+    ///
+    /// # Errors
+    ///
+    /// - [`WarmUpError::TooMany`] if `count` is above [`max_size`](Self::max_size).
+    /// - [`WarmUpError::Connect`] as soon as one of them cannot be opened.
+    /// - [`WarmUpError::Closed`] if the pool is closed, before or meanwhile.
+    /// - [`WarmUpError::NoRuntime`] outside a tokio runtime.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops the connects that it has begun; what is open stays open.
+    pub async fn warm_up(&self, count: usize) -> Result<(), WarmUpError<M::Error>> {
+        let most = self.max_size();
+        if count > most {
+            let rule = format!("must be at most max_size, which is {most}");
+            return Err(WarmUpError::TooMany(ConfigError::new("warm_up", count, rule)));
+        }
+        if Handle::try_current().is_err() {
+            return Err(WarmUpError::NoRuntime);
+        }
+        self.shared.open(count).await
+    }
+
+    /// Declares all connections of the pool out of date: idle ones are closed now, those in use when
+    /// they come back, and those that are being opened when they arrive. No acquire that begins after
+    /// this gets one of them. For a failover, or whatever else makes them useless.
+    pub fn invalidate(&self) {
+        self.shared.next_generation();
+        self.shared.look_at_all();
+    }
+
+    /// Goes over to new credentials or another endpoint: opens one connection, has `verify` try it,
+    /// and only if that goes well [invalidates](Self::invalidate) all others. The manager must
+    /// connect the new way already, for instance because it reads a `watch` channel.
+    ///
+    /// If the pool is full, one connection makes room: an idle one, or the first that comes back
+    /// within `acquire_timeout`. `verify` may take `check_timeout`.
+    ///
+    /// # Errors
+    ///
+    /// - [`RotateError::Connect`], [`RotateError::Verify`], [`RotateError::NoRoom`]: the others go on
+    ///   as before.
+    /// - [`RotateError::Closed`] if the pool is closed; [`RotateError::NoRuntime`] outside a tokio
+    ///   runtime.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future closes the new connection; the others go on as before.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{Pool, from_fn};
+    /// # use std::convert::Infallible;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
+    /// let pool = Pool::builder(manager).min_idle(2).build().await?;
+    /// pool.rotate(|connection| {
+    ///     Box::pin(async move {
+    ///         assert_eq!(connection, "hello"); // such as `SELECT current_user`
+    ///         Ok(())
+    ///     })
+    /// })
+    /// .await?;
+    /// assert_eq!(pool.metrics().closed.invalidated, 2);
+    /// # Ok(()) }
+    /// ```
+    #[track_caller]
+    pub fn rotate<F>(
+        &self,
+        verify: F,
+    ) -> impl Future<Output = Result<(), RotateError<M::Error>>> + Send + use<'_, M, F>
+    where
+        F: for<'c> FnOnce(&'c mut M::Connection) -> HookFuture<'c, M::Error> + Send,
+    {
+        let caller = Location::caller();
+        async move {
+            if Handle::try_current().is_err() {
+                return Err(RotateError::NoRuntime);
+            }
+            let shared = self.shared.clone();
+            // Cancel: the reservation gives the slot back, with or without a connection.
+            let reservation = shared.make_room(caller).await?;
+            let connect = shared.connect(reservation.uses());
+            let tenant = match shared.unless_closed(connect).await {
+                None => return Err(RotateError::Closed),
+                Some(Ok(tenant)) => tenant,
+                Some(Err(error)) => {
+                    shared.totals.connect_failed();
+                    return Err(RotateError::Connect(error));
+                }
+            };
+            // It waits in its slot, so that whatever happens closes it and gives the slot back.
+            let mut trial = shared.move_in(reservation, tenant).begin(State::Checking);
+            let limit = shared.config.check_timeout;
+            let connection = &mut trial.resource_mut().connection;
+            match bounded(limit, async { verify(connection).await }).await {
+                Ok(()) => {
+                    let generation = shared.next_generation();
+                    let tenant = trial.resource_mut();
+                    // It belongs to the generation that it begins, unless others have begun one
+                    // since it was opened: then it is as old as all the rest.
+                    if tenant.generation + 1 == generation {
+                        tenant.generation = generation;
+                    }
+                    shared.look_at_all();
+                    drop(trial.pass());
+                    Ok(())
+                }
+                Err(error) => {
+                    shared.close_connection(trial.fail(), CloseReason::FailedCheck);
+                    Err(RotateError::Verify(error))
+                }
+            }
+        }
+    }
+
+    /// Closes the idle connections that `keep` does not want; answers how many. It sees one at a
+    /// time, and nobody else waits for that; those in use it does not see.
+    ///
+    /// # Panics
+    ///
+    /// If `keep` does; the connection that it saw is closed.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{Pool, from_fn};
+    /// # use std::convert::Infallible;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
+    /// let pool = Pool::builder(manager).build().await?;
+    /// pool.warm_up(4).await?;
+    /// let closed = pool.retain(|_, info| info.id % 2 == 0);
+    /// assert_eq!(closed, 2);
+    /// # Ok(()) }
+    /// ```
+    pub fn retain(
+        &self,
+        mut keep: impl FnMut(&mut M::Connection, &ConnectionInfo) -> bool,
+    ) -> usize {
+        let shared = &*self.shared;
+        let mut removed = 0;
+        let mut search = Search::new(shared);
+        while let Some(mut lease) = search.next(|_| true) {
+            let flags = lease.flags();
+            if flags.has(Flags::LOOK) {
+                match look_over(lease) {
+                    Some(fit) => lease = fit,
+                    None => continue,
+                }
+            }
+            let (slot, uses) = (lease.number(), lease.uses());
+            let info = lease.resource_mut().info(uses, shared.idle_for(slot, uses));
+            // A trial, so that a panic closes the connection.
+            let mut trial = lease.begin(State::Checking);
+            if keep(&mut trial.resource_mut().connection, &info) {
+                let lease = trial.pass();
+                if flags.has(Flags::CHECK) {
+                    // This was no check.
+                    lease.raise(Flags::CHECK);
+                }
+                search.restore(lease);
+            } else {
+                removed += 1;
+                shared.close_connection(trial.fail(), CloseReason::Removed);
+            }
+        }
+        removed
+    }
+
+    /// Who holds a connection at the moment, and where it was acquired. Costs one pass over all
+    /// slots.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{Pool, from_fn};
+    /// # use std::convert::Infallible;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
+    /// let pool = Pool::builder(manager).build().await?;
+    /// let connection = pool.acquire().await?;
+    /// let holders = pool.holders();
+    /// assert_eq!(holders[0].connection, connection.info().id);
+    /// assert!(holders[0].site.is_some_and(|site| site.line() > 0));
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn holders(&self) -> Vec<Holder> {
+        self.shared.holders()
+    }
+
+    /// Closes the pool for good like [`close`](Self::close), but waits for the connections that are
+    /// in use too, until `deadline` from now. Meanwhile whoever waits or comes gets
+    /// [`AcquireError::Draining`](crate::AcquireError::Draining), afterwards
+    /// [`AcquireError::Closed`](crate::AcquireError::Closed). May be called again, and by several
+    /// tasks at once. Outside a tokio runtime it does not wait.
+    ///
+    /// # Cancel safety
+    ///
+    /// The pool refuses everything from the first poll. Dropping the future only stops waiting.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{Pool, from_fn};
+    /// # use std::{convert::Infallible, time::Duration};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
+    /// let pool = Pool::builder(manager).build().await?;
+    /// let connection = pool.acquire().await?;
+    /// let report = pool.drain(Duration::from_millis(10)).await;
+    /// println!("{report}"); // says who holds it, with file and line
+    /// assert_eq!(report.still_out.len(), 1);
+    /// # Ok(()) }
+    /// ```
+    pub async fn drain(&self, deadline: Duration) -> DrainReport {
+        let draining = Draining::begin(&self.shared);
+        if Handle::try_current().is_ok() {
+            let all = async {
+                loop {
+                    listener!(self.shared.changed => changed);
+                    if self.shared.is_empty() {
+                        return;
+                    }
+                    changed.await;
+                }
+            };
+            // Whether in time or not, the report says what is still out.
+            drop(tokio::time::timeout(deadline.min(FAR_FUTURE), all).await);
+        }
+        draining.report()
+    }
+
+    /// As [`drain`](Self::drain), blocking the thread.
+    pub(crate) fn drain_blocking(&self, deadline: Duration) -> DrainReport {
+        let draining = Draining::begin(&self.shared);
+        let deadline = Instant::now().checked_add(deadline);
+        loop {
+            listener!(self.shared.changed => changed);
+            if self.shared.is_empty() {
+                break;
+            }
+            match deadline {
+                None => changed.wait(),
+                Some(deadline) if changed.wait_deadline(deadline).is_none() => break,
+                Some(_) => {}
+            }
+        }
+        draining.report()
+    }
+}
+
+/// A pool that is being drained; once this is gone, it is closed.
+struct Draining<'p, M: Manager> {
+    shared: &'p Shared<M>,
+    ended_before: u64,
+}
+
+impl<'p, M: Manager> Draining<'p, M> {
+    fn begin(shared: &'p Shared<M>) -> Self {
+        let ended_before = shared.totals.ended();
+        // A pool that is closed already stays so.
+        let _ = shared.phase.compare_exchange(OPEN, DRAINING, Ordering::SeqCst, Ordering::SeqCst);
+        shared.shut();
+        Self { shared, ended_before }
+    }
+
+    fn report(self) -> DrainReport {
+        let closed = self.shared.totals.ended() - self.ended_before;
+        DrainReport { closed, still_out: self.shared.holders() }
+    }
+}
+
+impl<M: Manager> Drop for Draining<'_, M> {
+    fn drop(&mut self) {
+        self.shared.phase.store(CLOSED, Ordering::SeqCst);
+    }
+}
+
+/// How one of the connections that `open` opens ended up.
+type Opened<M> = Result<(), Arc<OperationError<<M as Manager>::Error>>>;
+
+impl<M: Manager> Shared<M> {
+    /// Whether no connection is alive or being opened.
+    fn is_empty(&self) -> bool {
+        let counts = self.core.counts();
+        counts.alive() + counts.connecting == 0
+    }
+
+    /// Opens connections on the caller's runtime until `count` are open, the first alone, so that a
+    /// wrong password is tried once.
+    pub(super) async fn open(self: &Arc<Self>, count: usize) -> Result<(), WarmUpError<M::Error>> {
+        let mut opening: JoinSet<Opened<M>> = JoinSet::new();
+        let mut one_is_open = false;
+        loop {
+            listener!(self.changed => changed);
+            if self.core.is_closed() {
+                return Err(WarmUpError::Closed);
+            }
+            let counts = self.core.counts();
+            let open = counts.alive() - counts.closing;
+            if open >= count.min(self.within_reach()) {
+                return Ok(());
+            }
+            let at_once = if one_is_open { self.config.max_connecting } else { 1 };
+            // Those that others are opening count as well; if they fail, there is room again.
+            if open + counts.connecting < count && opening.len() < at_once {
+                if let Some(reservation) = reserve(self.clone()) {
+                    opening.spawn(self.clone().open_one(reservation));
+                    continue;
+                }
+            }
+            // Cancel: dropping the set aborts its tasks, and their reservations free the slots.
+            let opened = poll_fn(|cx| match opening.poll_join_next(cx) {
+                Poll::Ready(Some(opened)) => Poll::Ready(Some(opened)),
+                Poll::Ready(None) | Poll::Pending => Pin::new(&mut changed).poll(cx).map(|()| None),
+            });
+            if let Some(opened) = opened.await {
+                self.joined(opened).map_err(WarmUpError::Connect)?;
+                one_is_open = true;
+            }
+        }
+    }
+
+    /// How many connections there can be at the most, unless callers come for whom the vacant
+    /// reserved slots are kept.
+    fn within_reach(&self) -> usize {
+        let kept = (0..self.config.reserved.1)
+            .filter(|&slot| self.core.glimpse(slot).state == State::Vacant)
+            .count();
+        self.core.limit().saturating_sub(kept)
+    }
+
+    async fn open_one(self: Arc<Self>, reservation: Reservation<Arc<Self>>) -> Opened<M> {
+        match self.connect(reservation.uses()).await {
+            Ok(tenant) => drop(self.move_in(reservation, tenant)),
+            Err(error) => return Err(self.connect_failed(error).error),
+        }
+        self.changed();
+        Ok(())
+    }
+
+    fn joined(&self, opened: Result<Opened<M>, tokio::task::JoinError>) -> Opened<M> {
+        // A panic in a connect is an outcome; what is left is one while its future was dropped.
+        opened.unwrap_or_else(|panic| {
+            let message = panic.to_string();
+            Err(self.connect_failed(OperationError::Panicked { message }).error)
+        })
+    }
+
+    /// The right to open a connection, at the cost of another one if need be.
+    async fn make_room(
+        self: &Arc<Self>,
+        caller: &'static Location<'static>,
+    ) -> Result<Reservation<Arc<Self>>, RotateError<M::Error>> {
+        if let Some(reservation) = reserve(self.clone()) {
+            return Ok(reservation);
+        }
+        if self.core.is_closed() {
+            return Err(RotateError::Closed);
+        }
+        let ask = Ask { line: Line::High, ..Ask::new(caller) };
+        let found = Found::Nothing;
+        let acquired = acquire_slow(self.clone(), ask, found).await;
+        let mut loan = acquired.map_err(|error| match error {
+            AcquireError::Closed | AcquireError::Draining => RotateError::Closed,
+            error => RotateError::NoRoom(error),
+        })?;
+        let lease = loan.recall();
+        self.no_longer_lent(lease.number());
+        let mut lease = lease;
+        let mut trial = lease.begin(State::Closing);
+        self.totals.closed(CloseReason::Invalidated);
+        if let Some(tenant) = trial.take() {
+            let close = async {
+                self.manager.close(tenant.connection).await;
+                Ok::<_, Infallible>(())
+            };
+            // Cancel: the connection is dropped, and then the trial frees the slot.
+            drop(bounded(self.config.close_timeout, close).await);
+            self.hooks.destroyed();
+        }
+        Ok(trial.renew())
+    }
+}

@@ -1,0 +1,582 @@
+//! The reaper: the pool's one standing task, which does everything that depends on time.
+//!
+//! Acquire and release read no clock. So at each tick the reaper compares what it sees of each slot
+//! (state and number of uses) with what it saw before, and infers how long the connection has been
+//! idle or held. What it finds is exact to one `maintenance_interval`.
+//!
+//! | finding | what follows |
+//! |---|---|
+//! | past its lifetime | ended: an idle one here, one in use when it comes back; at most a twentieth of the pool each second |
+//! | past its lifetime, idle, and needed for `min_idle` | its replacement is opened first |
+//! | idle for `idle_timeout` | ended, as long as `min_idle` are left |
+//! | as many idle at every look for `idle_timeout` | so many are ended: with [`IdleOrder::Recent`] and [`IdleOrder::Fifo`] the load goes round, and none ever looks idle |
+//! | idle for [`CheckPolicy::IfIdleFor`] | flagged for a check before its next use |
+//! | idle and unchecked for `keepalive_interval` | checked, one after the other |
+//! | held for `leak_after` | reported |
+//!
+//! Not here: how a connection is ended (`close.rs`, `life.rs`).
+
+use super::acquire::check;
+use super::guard::end;
+use super::life::{Term, look_over, nanos};
+use super::{Pool, Shared, lock};
+use crate::config::{CheckPolicy, above_zero};
+use crate::core::{Flags, Glimpse, IdleOrder, Lease, Search, State};
+use crate::error::ConfigError;
+use crate::hooks::Leak;
+use crate::manager::Manager;
+use crate::metrics::CloseReason;
+use event_listener::{Event, IntoNotification, listener};
+use std::cell::Cell;
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::panic::Location;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::task::Poll;
+use std::time::Duration;
+
+/// When the reaper looks.
+pub(super) struct Upkeep {
+    paused: AtomicBool,
+    /// In nanoseconds.
+    interval: AtomicU64,
+    /// Keepalive checks are under way.
+    pinging: AtomicBool,
+    /// Notified when one of the above has changed, or the pool is closed.
+    changed: Event,
+}
+
+impl Upkeep {
+    pub(super) fn new(interval: Duration) -> Self {
+        Self {
+            paused: AtomicBool::new(false),
+            interval: AtomicU64::new(nanos(interval)),
+            pinging: AtomicBool::new(false),
+            changed: Event::new(),
+        }
+    }
+
+    /// Has the reaper look whether it is still wanted.
+    pub(super) fn notify(&self) {
+        self.changed.notify(usize::MAX.additional());
+    }
+}
+
+/// What the reaper remembers from one look to the next.
+pub(super) struct Memory {
+    tracks: Box<[Track]>,
+    /// The fewest idle connections since `window`.
+    fewest_idle: usize,
+    window: u64,
+}
+
+impl Memory {
+    pub(super) fn new(capacity: usize) -> Self {
+        let tracks = (0..capacity).map(|_| Track::default()).collect();
+        Self { tracks, fewest_idle: usize::MAX, window: 0 }
+    }
+}
+
+/// What it remembers of one slot.
+#[derive(Clone, Copy, Default)]
+struct Track {
+    uses: u64,
+    connection: u64,
+    /// When it was first seen like this, by the pool's clock.
+    since: u64,
+    /// When its connection was last checked to keep it alive.
+    checked: u64,
+    site: Option<&'static Location<'static>>,
+    /// Somebody holds it.
+    held: bool,
+    /// That has been reported as a leak.
+    reported: bool,
+}
+
+impl Track {
+    /// Takes note of what is seen now. Answers who has come back late.
+    fn observe(&mut self, seen: &Glimpse, connection: u64, now: u64) -> Option<Holder> {
+        let lent = seen.state == State::InUse && (self.held || seen.uses != self.uses);
+        let same = seen.uses == self.uses && connection == self.connection && lent == self.held;
+        if same {
+            return None;
+        }
+        let late = (self.held && self.reported).then(|| self.holder(now));
+        *self = Self {
+            uses: seen.uses,
+            connection,
+            since: now,
+            checked: now,
+            site: seen.holder,
+            held: lent,
+            reported: false,
+        };
+        late
+    }
+
+    fn holder(&self, now: u64) -> Holder {
+        let held = Duration::from_nanos(now - self.since);
+        Holder { connection: self.connection, site: self.site, held }
+    }
+
+    /// How long it has been idle, if it is.
+    fn idle(&self, seen: &Glimpse, now: u64) -> Option<u64> {
+        (seen.state == State::Idle && seen.uses == self.uses).then(|| now - self.since)
+    }
+}
+
+/// Who holds a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Holder {
+    /// The connection's number; see [`ConnectionInfo::id`](crate::ConnectionInfo::id).
+    pub connection: u64,
+    /// Where it was acquired.
+    pub site: Option<&'static Location<'static>>,
+    /// For how long it has been held, from the first look of the reaper that saw it: up to one
+    /// `maintenance_interval` less than in truth.
+    pub held: Duration,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "connection {}", self.connection)?;
+        if !self.held.is_zero() {
+            write!(f, " for {:?}", self.held)?;
+        }
+        match self.site {
+            Some(site) => write!(f, ", acquired at {site}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What a look found that has to be done.
+struct Plan {
+    /// For each slot: why its connection is to be ended, and the number of uses that this holds for.
+    ends: Vec<Option<(CloseReason, u64)>>,
+    /// Connections to be ended, whichever they are.
+    surplus: usize,
+    /// For each slot: the number of uses after which it is to be checked.
+    pings: Vec<Option<u64>>,
+    leaks: Vec<Leak>,
+    /// Idle ones whose replacement is to be opened first.
+    expiring: usize,
+    /// There is more to do than may be done at once.
+    more: bool,
+}
+
+/// At most one in so many connections is ended for its age each second.
+const AT_ONCE: usize = 20;
+const SECOND: Duration = Duration::from_secs(1);
+
+impl<M: Manager> Shared<M> {
+    /// One look at all slots, and what follows from it; true if there is more to do soon. Keepalive
+    /// checks go on in the background.
+    pub(super) fn tick(&self) -> bool {
+        if self.core.is_closed() {
+            return false;
+        }
+        let now = self.now();
+        let Plan { ends, surplus, pings, leaks, expiring, more } =
+            self.survey(&mut lock(&self.memory), now);
+        for leak in &leaks {
+            match leak {
+                Leak::Held(_) => self.totals.leaked(),
+                Leak::Returned(_) => self.totals.came_back_late(),
+            }
+            self.hooks.leaked(leak);
+        }
+        self.retire(ends, surplus);
+        self.expiring.store(expiring, Ordering::Relaxed);
+        self.demand(Self::ground);
+        if pings.iter().any(Option::is_some) {
+            self.ping(pings);
+        }
+        more
+    }
+
+    fn survey(&self, memory: &mut Memory, now: u64) -> Plan {
+        let capacity = memory.tracks.len();
+        let mut plan = Plan {
+            ends: vec![None; capacity],
+            surplus: 0,
+            pings: vec![None; capacity],
+            leaks: Vec::new(),
+            expiring: 0,
+            more: false,
+        };
+        let mut budget = self.core.limit().div_ceil(AT_ONCE);
+        let mut idle = Vec::new();
+        for (slot, track) in memory.tracks.iter_mut().enumerate() {
+            let seen = self.core.glimpse(slot);
+            let (connection, term) = self.records[slot].read();
+            plan.leaks.extend(track.observe(&seen, connection, now).map(Leak::Returned));
+            if let Some(age) = track.idle(&seen, now) {
+                idle.push((slot, age, term));
+                self.look_at_idle(slot, &seen, track, now, &mut plan);
+            } else if track.held {
+                plan.leaks.extend(self.leak(track, now));
+                if term.soft <= now && !seen.flags.has(Flags::LOOK) {
+                    match budget.checked_sub(1) {
+                        Some(left) => {
+                            budget = left;
+                            // Its holder's release, or whoever looks then, ends it.
+                            self.core.raise(slot, Flags::LOOK);
+                        }
+                        None => plan.more = true,
+                    }
+                }
+            }
+        }
+        let left = self.plan_idle(memory, &idle, now, &mut plan);
+        self.plan_lifetimes(memory, &idle, (left, budget), now, &mut plan);
+        plan
+    }
+
+    fn leak(&self, track: &mut Track, now: u64) -> Option<Leak> {
+        let limit = self.config.leak_after?;
+        let late = !track.reported && now - track.since >= nanos(limit);
+        late.then(|| {
+            track.reported = true;
+            Leak::Held(track.holder(now))
+        })
+    }
+
+    /// Whether an idle connection is to be checked, now or before its next use.
+    fn look_at_idle(&self, slot: usize, seen: &Glimpse, track: &Track, now: u64, plan: &mut Plan) {
+        let unchecked = now - track.since.max(track.checked);
+        if let CheckPolicy::IfIdleFor(limit) = self.config.check {
+            if unchecked >= nanos(limit) && !seen.flags.has(Flags::CHECK) {
+                self.core.raise(slot, Flags::CHECK);
+            }
+        }
+        if self.config.keepalive_interval.is_some_and(|limit| unchecked >= nanos(limit)) {
+            plan.pings[slot] = Some(seen.uses);
+        }
+    }
+
+    /// Ends what has been idle for too long; answers how many idle ones that leaves.
+    fn plan_idle(
+        &self,
+        memory: &mut Memory,
+        idle: &[(usize, u64, Term)],
+        now: u64,
+        plan: &mut Plan,
+    ) -> usize {
+        let mut left = idle.len();
+        let Some(limit) = self.config.idle_timeout.map(nanos) else { return left };
+        let floor = self.config.min_idle;
+        for &(slot, age, _) in idle {
+            if age >= limit && left > floor {
+                plan.ends[slot] = Some((CloseReason::Idle, memory.tracks[slot].uses));
+                left -= 1;
+            }
+        }
+        if self.config.order == IdleOrder::Lifo {
+            return left;
+        }
+        if memory.fewest_idle == usize::MAX {
+            // The first look: one alone says nothing about a time.
+            memory.window = now;
+        }
+        memory.fewest_idle = memory.fewest_idle.min(left);
+        if now - memory.window >= limit {
+            plan.surplus = memory.fewest_idle.saturating_sub(floor);
+            left -= plan.surplus;
+            (memory.window, memory.fewest_idle) = (now, left);
+        }
+        left
+    }
+
+    /// Ends idle connections that are past their lifetime, no more at once than `budget`, and not
+    /// before their replacement is there, if there is room for one.
+    fn plan_lifetimes(
+        &self,
+        memory: &Memory,
+        idle: &[(usize, u64, Term)],
+        (mut left, mut budget): (usize, usize),
+        now: u64,
+        plan: &mut Plan,
+    ) {
+        let room = self.core.counts().vacant;
+        for &(slot, _, term) in idle {
+            if term.soft > now || plan.ends[slot].is_some() {
+                continue;
+            }
+            if budget == 0 {
+                plan.more = true;
+                return;
+            }
+            budget -= 1;
+            let needed = left <= self.config.min_idle;
+            if needed && now < term.hard && plan.expiring < room {
+                plan.expiring += 1;
+                plan.more = true;
+            } else {
+                plan.ends[slot] = Some((CloseReason::Lifetime, memory.tracks[slot].uses));
+                left = left.saturating_sub(1);
+            }
+        }
+    }
+
+    /// Ends the idle connections that a plan names, and so many others.
+    fn retire(&self, mut ends: Vec<Option<(CloseReason, u64)>>, surplus: usize) {
+        let named = ends.iter().filter(|end| end.is_some()).count();
+        let (named, surplus) = (Cell::new(named), Cell::new(surplus));
+        let mut search = Search::new(self);
+        while named.get() + surplus.get() > 0 {
+            let wanted = |slot: usize| ends[slot].is_some() || surplus.get() > 0;
+            let Some(lease) = search.next(wanted) else { return };
+            let Some(lease) = unflagged(lease) else { continue };
+            match ends[lease.number()].take() {
+                Some((reason, uses)) => {
+                    named.set(named.get() - 1);
+                    if lease.uses() == uses {
+                        end(lease, reason);
+                    } else {
+                        search.restore(lease);
+                    }
+                }
+                None if surplus.get() > 0 => {
+                    surplus.set(surplus.get() - 1);
+                    end(lease, CloseReason::Idle);
+                }
+                None => search.restore(lease),
+            }
+        }
+    }
+
+    /// Checks idle connections one after the other, in the background, unless that is going on.
+    fn ping(&self, mut due: Vec<Option<u64>>) {
+        let Some(ground) = self.ground() else { return };
+        // Ordering: SeqCst, partner: the store in `Pinging::drop`.
+        if self.upkeep.pinging.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let pinging = Pinging(self.upkeep.clone());
+        let shared = self.arc();
+        ground.spawn(async move {
+            let _pinging = pinging;
+            let mut search = Search::new(shared.clone());
+            while let Some(lease) = search.next(|slot| due[slot].is_some()) {
+                let Some(mut lease) = unflagged(lease) else { continue };
+                let slot = lease.number();
+                if due[slot].take() != Some(lease.uses()) {
+                    search.restore(lease);
+                    continue;
+                }
+                // Cancel: the check that is dropped closes its connection.
+                if let Some(lease) = check(lease.begin(State::Checking)).await {
+                    lock(&shared.memory).tracks[slot].checked = shared.now();
+                    search.restore(lease);
+                }
+            }
+        });
+    }
+
+    /// Who holds a connection at the moment.
+    pub(super) fn holders(&self) -> Vec<Holder> {
+        let memory = lock(&self.memory);
+        let holders = (0..memory.tracks.len()).filter_map(|slot| self.holder(&memory, slot));
+        holders.collect()
+    }
+
+    /// Who has held a connection for longest.
+    pub(super) fn oldest_holder(&self) -> Option<Holder> {
+        let memory = lock(&self.memory);
+        let holders = (0..memory.tracks.len()).filter_map(|slot| self.holder(&memory, slot));
+        holders.max_by_key(|holder| holder.held)
+    }
+
+    fn holder(&self, memory: &Memory, slot: usize) -> Option<Holder> {
+        let (seen, track) = (self.core.glimpse(slot), &memory.tracks[slot]);
+        if seen.state != State::InUse {
+            return None;
+        }
+        if seen.uses == track.uses {
+            return track.held.then(|| track.holder(self.now()));
+        }
+        // The reaper has not seen this one yet.
+        let (connection, _) = self.records[slot].read();
+        Some(Holder { connection, site: seen.holder, held: Duration::ZERO })
+    }
+
+    /// How long the connection of a slot has been idle: up to one `maintenance_interval` less than
+    /// in truth, and nothing if it has been used since the reaper's last look.
+    pub(super) fn idle_for(&self, slot: usize, uses: u64) -> Duration {
+        let track = &lock(&self.memory).tracks[slot];
+        let same = track.uses == uses && !track.held;
+        if same { Duration::from_nanos(self.now() - track.since) } else { Duration::ZERO }
+    }
+}
+
+/// A connection that was found by a walk, unless it was flagged and has to go.
+fn unflagged<M, R>(lease: Lease<R>) -> Option<Lease<R>>
+where
+    M: Manager,
+    R: std::ops::Deref<Target = Shared<M>> + Clone,
+{
+    if lease.flags().has(Flags::LOOK) { look_over(lease) } else { Some(lease) }
+}
+
+/// Keepalive checks are under way.
+struct Pinging(Arc<Upkeep>);
+
+impl Drop for Pinging {
+    fn drop(&mut self) {
+        // Ordering: SeqCst, partner: the load in `run_once`, which comes after listening.
+        self.0.pinging.store(false, Ordering::SeqCst);
+        self.0.notify();
+    }
+}
+
+/// The task. It holds the pool only while it looks, ends with the pool, and is dropped if its
+/// runtime ends first.
+pub(super) struct Reaper<M: Manager> {
+    shared: Weak<Shared<M>>,
+    upkeep: Arc<Upkeep>,
+    /// Of the runtime that it runs on.
+    generation: u64,
+}
+
+impl<M: Manager> Reaper<M> {
+    pub(super) fn new(shared: &Shared<M>, generation: u64) -> Self {
+        Self { shared: shared.me.clone(), upkeep: shared.upkeep.clone(), generation }
+    }
+
+    fn open(&self) -> Option<Arc<Shared<M>>> {
+        self.shared.upgrade().filter(|shared| !shared.core.is_closed())
+    }
+
+    pub(super) async fn run(self) {
+        let mut more = false;
+        loop {
+            listener!(self.upkeep.changed => changed);
+            if self.open().is_none() {
+                return;
+            }
+            if self.upkeep.paused.load(Ordering::SeqCst) {
+                changed.await;
+                continue;
+            }
+            let mut wait = Duration::from_nanos(self.upkeep.interval.load(Ordering::SeqCst));
+            if more {
+                wait = wait.min(SECOND);
+            }
+            let mut sleep = pin!(tokio::time::sleep(wait));
+            let slept = poll_fn(|cx| {
+                if Pin::new(&mut changed).poll(cx).is_ready() {
+                    return Poll::Ready(false);
+                }
+                sleep.as_mut().poll(cx).map(|()| true)
+            });
+            // Cancel: nothing is held here.
+            if slept.await {
+                more = self.open().is_some_and(|shared| shared.tick());
+            }
+        }
+    }
+}
+
+impl<M: Manager> Drop for Reaper<M> {
+    fn drop(&mut self) {
+        // A closed pool still closes connections there, if there still is a there.
+        if let Some(shared) = self.open() {
+            shared.connector.forget(self.generation);
+        }
+    }
+}
+
+/// When a pool looks after its connections; from [`Pool::maintenance`].
+///
+/// # Examples
+///
+/// ```
+/// # use millpond::{Pool, from_fn};
+/// # use std::{convert::Infallible, time::Duration};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
+/// let pool = Pool::builder(manager).build().await?;
+/// pool.maintenance().set_interval(Duration::from_millis(200))?;
+/// pool.maintenance().pause(); // such as for a failover that is being rehearsed
+/// pool.maintenance().run_once().await; // by hand
+/// pool.maintenance().resume();
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Maintenance<'p, M: Manager> {
+    pool: &'p Pool<M>,
+}
+
+impl<M: Manager> Pool<M> {
+    /// Pauses, resumes or runs what the pool does by the clock: ending connections that are too old
+    /// or idle for too long, checking idle ones, keeping `min_idle`, reporting leaks.
+    #[must_use]
+    pub fn maintenance(&self) -> Maintenance<'_, M> {
+        Maintenance { pool: self }
+    }
+}
+
+impl<M: Manager> Maintenance<'_, M> {
+    fn upkeep(&self) -> &Upkeep {
+        &self.pool.shared.upkeep
+    }
+
+    /// Stops looking until [`resume`](Self::resume). A look that has begun goes on to its end.
+    pub fn pause(&self) {
+        self.upkeep().paused.store(true, Ordering::SeqCst);
+        self.upkeep().notify();
+    }
+
+    /// Looks again, one interval from now at the latest. What has become due meanwhile is not done
+    /// all at once: connections past their lifetime end at a twentieth of the pool each second.
+    pub fn resume(&self) {
+        self.upkeep().paused.store(false, Ordering::SeqCst);
+        self.upkeep().notify();
+    }
+
+    /// Whether it is paused.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.upkeep().paused.load(Ordering::SeqCst)
+    }
+
+    /// How often the pool looks. At first, `maintenance_interval`.
+    #[must_use]
+    pub fn interval(&self) -> Duration {
+        Duration::from_nanos(self.upkeep().interval.load(Ordering::SeqCst))
+    }
+
+    /// Changes that, from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] if the interval is zero.
+    pub fn set_interval(&self, interval: Duration) -> Result<(), ConfigError> {
+        above_zero("maintenance_interval", interval)?;
+        self.upkeep().interval.store(nanos(interval), Ordering::SeqCst);
+        self.upkeep().notify();
+        Ok(())
+    }
+
+    /// Looks once, paused or not, and completes when the keepalive checks that were due are done;
+    /// connections that have to go may still be closing then.
+    ///
+    /// # Cancel safety
+    ///
+    /// The look is done at the first poll. Dropping the future only stops waiting for the checks.
+    pub async fn run_once(&self) {
+        self.pool.shared.tick();
+        loop {
+            listener!(self.upkeep().changed => changed);
+            if !self.upkeep().pinging.load(Ordering::SeqCst) {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
