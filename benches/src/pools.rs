@@ -8,7 +8,7 @@
 
 use crate::load::Log;
 use crossbeam_queue::ArrayQueue;
-use millpond::{IdleOrder, ObjectPool, Pool, PoolBuilder};
+use millpond::{CheckPolicy, IdleOrder, ObjectPool, Pool, PoolBuilder};
 use std::convert::Infallible;
 use std::future::Future;
 use std::hint::black_box;
@@ -310,6 +310,23 @@ pub async fn millpond_pool(
     set(builder).build().await.expect("a pool")
 }
 
+/// With everything switched off that the pool does by the clock.
+#[must_use]
+pub fn nothing_by_the_clock(pool: PoolBuilder<TrivialManager>) -> PoolBuilder<TrivialManager> {
+    pool.check(CheckPolicy::Never).max_lifetime(None).idle_timeout(None).keepalive_interval(None)
+}
+
+/// With everything switched on that the pool does by the clock.
+#[must_use]
+pub fn everything_by_the_clock(pool: PoolBuilder<TrivialManager>) -> PoolBuilder<TrivialManager> {
+    let minute = Duration::from_secs(60);
+    pool.check(CheckPolicy::IfIdleFor(minute))
+        .max_lifetime(30 * minute)
+        .idle_timeout(10 * minute)
+        .keepalive_interval(2 * minute)
+        .leak_after(minute)
+}
+
 /// Wraps a pool of Millpond's.
 macro_rules! millpond {
     ($wrapper:ident, $name:literal, $pool:expr) => {{
@@ -425,6 +442,29 @@ pub async fn hits(capacity: usize) -> Vec<Arc<dyn BenchPool>> {
     pools
 }
 
+/// What the pool does by the clock: the raw queue, a pool that does nothing by it, one that does
+/// everything, and one whose `min_idle` is below its size, so that each acquire looks how many are
+/// left.
+pub async fn upkept(capacity: usize) -> Vec<Arc<dyn BenchPool>> {
+    let nothing = millpond_pool(capacity, nothing_by_the_clock).await;
+    let everything = millpond_pool(capacity, everything_by_the_clock).await;
+    let roomy = millpond_pool(capacity, |pool| {
+        everything_by_the_clock(pool).max_size(2 * capacity).min_idle(capacity / 2)
+    });
+    let roomy = roomy.await;
+    roomy.warm_up(capacity).await.expect("connections");
+    let pools: Vec<Arc<dyn BenchPool>> = vec![
+        raw_queue(capacity),
+        millpond!(PoolAsync, "nothing by the clock", nothing),
+        millpond!(PoolAsync, "everything", everything),
+        millpond!(PoolAsync, "everything, and `min_idle` below `max_size`", roomy),
+    ];
+    for pool in &pools {
+        pool.turns(10 * capacity as u64).await;
+    }
+    pools
+}
+
 /// Those that several threads use at the same time: the raw queue first, `Pool::acquire` second.
 pub async fn contended(capacity: usize) -> Vec<Arc<dyn BenchPool>> {
     let pool = millpond_pool(capacity, |pool| pool).await;
@@ -479,6 +519,7 @@ mod tests {
         thread_runtime().block_on(async {
             assert_eq!(hits(16).await.len(), 15);
             assert_eq!(contended(16).await.len(), 7);
+            assert_eq!(upkept(16).await.len(), 4);
             for Shape { connections, .. } in SHAPES {
                 assert_eq!(waiting(connections).await.len(), 9);
             }

@@ -1,18 +1,21 @@
 //! Millpond's figures, as the tables of the README: `cargo run --release -p millpond-bench --bin
 //! figures`. With `--quick` it gives a first impression; with some of the words `waiting`, `hit`,
-//! `threads` and `crowds`, only those parts.
+//! `threads`, `crowds` and `upkeep`, only those parts.
 //!
 //! What is compared runs in turn, and each ratio is the median of the ratios within the rounds (see
 //! `rounds.rs`); so the ratios hold on a machine that does other things as well, the times less so.
 
+use millpond::IdleOrder;
 use millpond_bench::{
-    BenchPool, Connection, Rounds, SHAPES, Shape, WaitingPool, alone, contended, disturbed, hits,
-    millpond_pool, thread_runtime, together, wait, waiting, worker_runtime,
+    BenchPool, Connection, Rounds, SHAPES, Shape, WaitingPool, alone, contended, disturbed,
+    everything_by_the_clock, hits, millpond_pool, thread_runtime, together, upkept, wait, waiting,
+    worker_runtime,
 };
 use std::future::Future;
 use std::hint::black_box;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
@@ -97,6 +100,9 @@ fn main() {
     if wanted("crowds") {
         crowds(&runtime, &effort, &mut goals);
     }
+    if wanted("upkeep") {
+        upkeep(&runtime, &effort, &mut goals);
+    }
     goals.print();
     let (disturbed, taken) = disturbed();
     println!("\n{disturbed} of {taken} measurements were disturbed by other processes.");
@@ -135,6 +141,131 @@ fn hit(runtime: &Runtime, effort: &Effort, goals: &mut Goals) {
             goals.at_least(what, 8.0, rounds.ratio(who, POOL, |ns| *ns));
         }
     }
+}
+
+/// What a hit, an idle pool and a parked crowd cost when the pool does everything by the clock.
+fn upkeep(runtime: &Runtime, effort: &Effort, goals: &mut Goals) {
+    const NOTHING: usize = 1;
+    const EVERYTHING: usize = 2;
+    let pools = runtime.block_on(upkept(16));
+    let turns: Vec<u64> =
+        pools.iter().map(|pool| turns_for(runtime, &**pool, effort.sample)).collect();
+    let rounds = Rounds::run(effort.rounds, pools.len(), |who| {
+        let took = alone(runtime.handle(), &*pools[who], turns[who]);
+        took.as_nanos() as f64 / turns[who] as f64
+    });
+    println!("\n## By the clock: a hit, one task, 16 connections\n");
+    println!("| | ns | times the raw queue |\n|---|--:|--:|");
+    for (who, pool) in pools.iter().enumerate() {
+        let (ns, times) = (rounds.median(who, |ns| *ns), rounds.ratio(who, RAW, |ns| *ns));
+        println!("| {} | {ns:.1} | {times:.2} |", pool.name());
+    }
+    let ns = |who| rounds.median(who, |ns| *ns);
+    goals.at_most("everything by the clock, ns more for a hit", 10.0, ns(EVERYTHING) - ns(NOTHING));
+    goals.at_most(
+        "everything by the clock, times the raw queue",
+        1.4,
+        rounds.ratio(EVERYTHING, RAW, |ns| *ns),
+    );
+
+    println!("\n## By the clock: a look at 10,000 idle connections\n");
+    println!("| order | ms | p99.9 of the acquires meanwhile, µs |\n|---|--:|--:|");
+    for order in [IdleOrder::Recent, IdleOrder::Fifo, IdleOrder::Lifo] {
+        let (look, slowest) = look_at_many(order, effort.rounds);
+        println!("| {order:?} | {look:.2} | {slowest:.2} |");
+        goals.at_most(format!("a look at 10,000 idle connections, {order:?}, ms"), 5.0, look);
+    }
+    let share = parked_crowd();
+    println!("\n1,000 parked waiters: {share:.2} % of a core.");
+    goals.at_most("1,000 parked waiters, % of a core", 1.0, share);
+}
+
+/// Milliseconds of one look of the reaper at 10,000 idle connections, half of which have to be ended
+/// in it, and the p99.9 of the acquires that another thread makes meanwhile in µs (of the very
+/// longest, the scheduler has its part); medians.
+fn look_at_many(order: IdleOrder, rounds: usize) -> (f64, f64) {
+    const IDLE: usize = 10_000;
+    let runtime = worker_runtime();
+    let sample = || {
+        runtime.block_on(async {
+            let pool = millpond_pool(IDLE, |pool| {
+                everything_by_the_clock(pool)
+                    .min_idle(IDLE / 2)
+                    .order(order)
+                    .max_connecting(64)
+                    .idle_timeout(Duration::from_nanos(1))
+                    .maintenance_interval(Duration::from_secs(3600))
+            });
+            let pool = pool.await;
+            pool.warm_up(IDLE).await.expect("connections");
+            // The first look sees them for the first time, so that they count as idle from there.
+            pool.maintenance().run_once().await;
+            let done = Arc::new(AtomicBool::new(false));
+            let beside = tokio::spawn({
+                let (pool, done) = (pool.clone(), done.clone());
+                async move {
+                    let mut took = Vec::with_capacity(1 << 20);
+                    while !done.load(Ordering::SeqCst) || took.len() < 1_000 {
+                        let began = Instant::now();
+                        drop(black_box(pool.acquire().await.expect("a connection")));
+                        took.push(began.elapsed());
+                    }
+                    took.sort();
+                    took[took.len() * 999 / 1000]
+                }
+            });
+            let began = Instant::now();
+            pool.maintenance().run_once().await;
+            let took = began.elapsed();
+            done.store(true, Ordering::SeqCst);
+            let slowest = beside.await.expect("the acquires go on");
+            assert!(pool.metrics().closed.idle > 0, "nothing was ended");
+            (took.as_secs_f64() * 1e3, slowest.as_secs_f64() * 1e6)
+        })
+    };
+    // No ratios here, so nothing has to take turns; and each is long enough to outlast a disturbance.
+    let (mut looks, mut slowest): (Vec<f64>, Vec<f64>) =
+        (0..rounds.min(9)).map(|_| sample()).unzip();
+    looks.sort_by(f64::total_cmp);
+    slowest.sort_by(f64::total_cmp);
+    (looks[looks.len() / 2], slowest[slowest.len() / 2])
+}
+
+/// How much of a core 1,000 parked waiters use, in per cent.
+fn parked_crowd() -> f64 {
+    const WINDOW: Duration = Duration::from_secs(3);
+    let runtime = worker_runtime();
+    runtime.block_on(async {
+        let pool = millpond_pool(1, everything_by_the_clock).await;
+        let held = pool.acquire().await.expect("a connection");
+        let hour = Duration::from_secs(3600);
+        let waiters: Vec<_> = (0..1_000)
+            .map(|_| {
+                let pool = pool.clone();
+                tokio::spawn(async move { pool.acquire_timeout(hour).await.is_ok() })
+            })
+            .collect();
+        while pool.metrics().counts.waiters < waiters.len() {
+            tokio::task::yield_now().await;
+        }
+        let before = cpu_ticks();
+        tokio::time::sleep(WINDOW).await;
+        let used = cpu_ticks() - before;
+        drop(held);
+        for waiter in waiters {
+            assert!(waiter.await.expect("a waiter"), "a waiter was not served");
+        }
+        // The kernel counts in hundredths of a second.
+        used as f64 / WINDOW.as_secs_f64()
+    })
+}
+
+/// Hundredths of a second that this process has used.
+fn cpu_ticks() -> u64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("Linux's account of this process");
+    // The name, in parentheses, may hold spaces; what follows begins with the third field.
+    let fields = stat.rsplit(')').next().expect("fields").split_whitespace();
+    fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("a number")).sum()
 }
 
 fn scaling(runtime: &Runtime, effort: &Effort, goals: &mut Goals) {

@@ -4,7 +4,7 @@
 
 use crossbeam_queue::ArrayQueue;
 use millpond::{ObjectPool, Pool};
-use millpond_bench::TrivialManager;
+use millpond_bench::{TrivialManager, everything_by_the_clock, nothing_by_the_clock};
 use std::future::Future;
 use std::hint::black_box;
 use std::pin::pin;
@@ -19,14 +19,28 @@ fn counted_loop(count: u64, mut hit: impl FnMut()) {
     }
 }
 
+/// Acquires and releases. One poll is all that an executor does for a hit. A macro, so that the
+/// future is made where it is polled, as an `await` does it.
+macro_rules! poll_once {
+    ($pool:expr) => {
+        match pin!($pool.acquire()).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(connection) => {
+                black_box(&*connection.expect("an idle connection"));
+            }
+            Poll::Pending => unreachable!("a hit does not wait"),
+        }
+    };
+}
+
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let kind = arguments.next().unwrap_or_default();
     let count = arguments.next().and_then(|count| count.parse().ok()).unwrap_or(0);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.expect("a runtime");
-    let build = Pool::builder(TrivialManager::default()).max_size(16).min_idle(16).build();
-    let pool = runtime.block_on(build).expect("a pool");
+    let builder = || Pool::builder(TrivialManager::default()).max_size(16).min_idle(16);
+    let pool = runtime.block_on(nothing_by_the_clock(builder()).build()).expect("a pool");
+    let kept = runtime.block_on(everything_by_the_clock(builder()).build()).expect("a pool");
     let objects = ObjectPool::new(16, || 0_u64);
     let queue = ArrayQueue::new(16);
     for number in 0..16_u64 {
@@ -46,16 +60,8 @@ fn main() -> ExitCode {
         "try" => counted_loop(count, || {
             black_box(&*pool.try_acquire().expect("an idle connection"));
         }),
-        // One poll is all that an executor does for a hit.
-        "async" => counted_loop(count, || {
-            let acquire = pin!(pool.acquire());
-            match acquire.poll(&mut Context::from_waker(Waker::noop())) {
-                Poll::Ready(connection) => {
-                    black_box(&*connection.expect("an idle connection"));
-                }
-                Poll::Pending => unreachable!("a hit does not wait"),
-            }
-        }),
+        "async" => counted_loop(count, || poll_once!(pool)),
+        "upkeep" => counted_loop(count, || poll_once!(kept)),
         other => {
             eprintln!("'{other}' is not a kind of hit");
             return ExitCode::FAILURE;
