@@ -311,13 +311,11 @@ pub async fn millpond_pool(
 }
 
 /// With everything switched off that the pool does by the clock.
-#[must_use]
 pub fn nothing_by_the_clock(pool: PoolBuilder<TrivialManager>) -> PoolBuilder<TrivialManager> {
     pool.check(CheckPolicy::Never).max_lifetime(None).idle_timeout(None).keepalive_interval(None)
 }
 
 /// With everything switched on that the pool does by the clock.
-#[must_use]
 pub fn everything_by_the_clock(pool: PoolBuilder<TrivialManager>) -> PoolBuilder<TrivialManager> {
     let minute = Duration::from_secs(60);
     pool.check(CheckPolicy::IfIdleFor(minute))

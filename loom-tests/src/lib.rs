@@ -7,9 +7,13 @@
 
 use loom::cell::Cell;
 use loom::sync::atomic::{AtomicBool, AtomicUsize};
-use millpond::model::{Core, Found, Keeper, Loan, Reservation, Woken, reserve, try_acquire, wait};
+use millpond::model::{
+    Core, Doubt, Flags, Found, Keeper, Lease, Line, Loan, Reservation, Search, Size, State, Woken,
+    reserve, sweep, try_acquire, wait,
+};
 use millpond::{IdleOrder, ObjectPool, OwnedObject};
 use std::future::Future;
+use std::ops::Deref;
 use std::panic::Location;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -76,7 +80,7 @@ impl Census {
         let alive = self.0.0.fetch_add(1, Relaxed) + 1;
         assert!(alive <= most, "I2: {alive} alive where {most} are allowed");
         self.0.1.fetch_add(1, Relaxed);
-        Token { uses: Cell::new(0), held: AtomicBool::new(false), census: self.clone() }
+        Token { uses: Cell::new(0), held: AtomicBool::new(false), era: 0, census: self.clone() }
     }
 
     /// How many are alive. The caller has joined the threads that may change it.
@@ -98,6 +102,8 @@ pub struct Token {
     uses: Cell<u32>,
     /// Relaxed, so that it orders nothing; but loom lets others run at each access.
     held: AtomicBool,
+    /// In which of its station's eras it was connected.
+    era: usize,
     census: Census,
 }
 
@@ -218,6 +224,11 @@ pub struct Station {
     core: Core<Self>,
     census: Census,
     failures: std::sync::atomic::AtomicUsize,
+    /// Resources of an earlier one are too old.
+    era: AtomicUsize,
+    /// It has been told to search for flagged slots. As in the pool, which has a task for it, that
+    /// happens later: at the end of the model.
+    told: std::sync::atomic::AtomicBool,
 }
 
 impl Station {
@@ -227,6 +238,12 @@ impl Station {
         Self::with_order(capacity, shards, IdleOrder::Recent, failures, census)
     }
 
+    /// A station of the given size, whose connects succeed.
+    #[must_use]
+    pub fn sized(size: Size, order: IdleOrder, census: &Census) -> Arc<Self> {
+        Self::with_size(size, order, 0, census)
+    }
+
     fn with_order(
         capacity: usize,
         shards: usize,
@@ -234,10 +251,16 @@ impl Station {
         failures: usize,
         census: &Census,
     ) -> Arc<Self> {
+        Self::with_size(Size::new(capacity, shards), order, failures, census)
+    }
+
+    fn with_size(size: Size, order: IdleOrder, failures: usize, census: &Census) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
-            core: Core::new(me, capacity, shards, order),
+            core: Core::new(me, size, order),
             census: census.clone(),
             failures: failures.into(),
+            era: AtomicUsize::new(0),
+            told: false.into(),
         })
     }
 
@@ -263,10 +286,36 @@ impl Station {
     /// A connection that is idle, if nobody waits.
     #[must_use]
     pub fn try_acquire(self: &Arc<Self>) -> Option<Connection> {
-        match try_acquire(self, Location::caller()) {
-            Found::Ready(loan) => Some(loan),
-            _ => None,
+        loop {
+            match try_acquire(self, Location::caller()) {
+                Found::Ready(loan) => return Some(loan),
+                Found::Flagged(lease) => Self::doubt(lease, Doubt::Flagged),
+                Found::Nothing => return None,
+            }
         }
+    }
+
+    /// How many wait.
+    #[must_use]
+    pub fn waiters(&self) -> usize {
+        self.core.waiters()
+    }
+
+    /// The same as `try_acquire`; a connection that is flagged comes as it is.
+    #[must_use]
+    pub fn find(self: &Arc<Self>) -> Found<Arc<Self>> {
+        try_acquire(self, Location::caller())
+    }
+
+    /// Takes a vacant slot, connects, and lends.
+    ///
+    /// # Panics
+    ///
+    /// If none is vacant.
+    #[must_use]
+    pub fn open(self: &Arc<Self>) -> Connection {
+        let reservation = self.reserve().expect("a slot is vacant");
+        reservation.fill(self.connect()).lend(Location::caller())
     }
 
     /// The right to connect, if a slot is vacant.
@@ -278,7 +327,56 @@ impl Station {
     /// A connection that succeeds.
     #[must_use]
     pub fn connect(&self) -> Token {
-        self.census.born(self.core.capacity())
+        let mut token = self.census.born(self.core.capacity());
+        token.era = self.era.load(Relaxed);
+        token
+    }
+
+    /// Whether a connection is of the present era, as far as the caller has heard of it.
+    #[must_use]
+    pub fn is_new(&self, token: &Token) -> bool {
+        token.era == self.era.load(Relaxed)
+    }
+
+    /// Every connection that there is now is too old.
+    pub fn invalidate(&self) {
+        self.mark_old();
+        self.alert_and_search();
+    }
+
+    /// The first half of it: the flags.
+    pub fn mark_old(&self) {
+        self.era.fetch_add(1, Relaxed);
+        self.core.raise_all(Flags::LOOK);
+    }
+
+    /// The second half of it.
+    pub fn alert_and_search(&self) {
+        self.core.alert();
+        self.look_over();
+    }
+
+    /// Changes the size, as the pool does.
+    pub fn resize(&self, size: usize) {
+        self.core.resize(size);
+        self.core.raise_all(Flags::LOOK);
+        self.core.alert();
+        self.look_over();
+        self.vacancy();
+    }
+
+    /// Searches for what is flagged.
+    fn look_over(&self) {
+        let mut search = Search::new(self);
+        while let Some(lease) = search.next(|_| false) {
+            Self::doubt(lease, Doubt::Flagged);
+        }
+    }
+
+    /// Closes, and ends what is idle.
+    pub fn close(&self) {
+        self.core.close();
+        sweep(self);
     }
 
     /// Waits in line as the managed pool's acquire does.
@@ -288,35 +386,56 @@ impl Station {
     /// If the core is closed.
     #[must_use]
     pub fn acquire(self: &Arc<Self>) -> Connection {
-        block_on(async {
-            loop {
-                if let Some(loan) = self.try_acquire() {
-                    return loan;
-                }
-                match wait(self).await {
-                    Woken::Lease(lease) => return lease.lend(Location::caller()),
-                    Woken::Vacant(reservation) => {
-                        return reservation.fill(self.connect()).lend(Location::caller());
-                    }
-                    Woken::LookAgain => {}
-                }
-                assert!(!self.core.is_closed(), "the core is open");
+        block_on(self.acquire_in(Line::General, usize::MAX)).expect("the core is open")
+    }
+
+    /// Acquires in a line of so many waiters at the most; `None` if it is full, or the core closed.
+    pub async fn acquire_in(self: &Arc<Self>, line: Line, most: usize) -> Option<Connection> {
+        loop {
+            if let Some(loan) = self.try_acquire() {
+                return Some(loan);
             }
-        })
+            match wait(self, line, most).await {
+                Woken::Lease(lease) if lease.flags().has(Flags::LOOK) => {
+                    Self::doubt(lease, Doubt::Flagged);
+                }
+                Woken::Lease(lease) => return Some(lease.lend(Location::caller())),
+                Woken::Vacant(reservation) => {
+                    return Some(reservation.fill(self.connect()).lend(Location::caller()));
+                }
+                Woken::LineFull => return None,
+                Woken::LookAgain => {}
+            }
+            if self.core.is_closed() {
+                return None;
+            }
+        }
     }
 
     /// The law at the end (I3).
     ///
     /// # Panics
     ///
-    /// If a slot is lost, or somebody still counts as a waiter.
+    /// If a slot is lost, if there are more or fewer in service than there are to be, if an idle one
+    /// is flagged or too old, or if somebody still counts as a waiter.
     pub fn assert_conserved(self: &Arc<Self>) {
+        if self.told.swap(false, Relaxed) {
+            self.look_over();
+        }
         let counts = self.core.counts();
         assert_eq!(counts.waiters, 0, "somebody still counts as a waiter");
-        assert_eq!(counts.idle + counts.vacant, counts.capacity(), "I3: not all is at rest");
+        assert_eq!(counts.idle + counts.vacant, counts.in_service(), "I3: not all is at rest");
+        assert_eq!(counts.in_service(), self.core.limit(), "more or less in service than there is");
         let idle: Vec<_> = (0..counts.idle)
-            .map(|_| self.try_acquire().expect("I3: an idle slot is lost"))
+            .map(|_| match self.find() {
+                Found::Ready(loan) => loan,
+                Found::Flagged(_) => panic!("nobody has looked at a flagged slot"),
+                Found::Nothing => panic!("I3: an idle slot is lost"),
+            })
             .collect();
+        for loan in &idle {
+            assert!(self.is_new(loan.resource()), "an old connection is still idle");
+        }
         let vacant: Vec<_> = (0..counts.vacant)
             .map(|_| self.reserve().expect("I3: a vacant slot is lost"))
             .collect();
@@ -331,6 +450,19 @@ impl Keeper for Station {
 
     fn core(&self) -> &Core<Self> {
         &self.core
+    }
+
+    fn flagged(&self) {
+        self.told.store(true, Relaxed);
+    }
+
+    fn doubt<R: Deref<Target = Self> + Clone>(mut lease: Lease<R>, _: Doubt) {
+        lease.lower(Flags::LOOK);
+        if !lease.keeper().is_new(lease.resource()) {
+            drop(lease.begin(State::Closing));
+        } else if let Some(trial) = lease.begin_leaving() {
+            drop(trial);
+        }
     }
 
     fn vacancy(&self) {

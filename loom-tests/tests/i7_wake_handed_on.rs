@@ -7,6 +7,7 @@
 #![cfg(loom)]
 
 use millpond::IdleOrder;
+use millpond::model::Line;
 use millpond_loom::{
     Census, Station, acquire, assert_conserved, check, making_pool, poll_once, pool_of, set_home,
     thread, waiter,
@@ -94,7 +95,9 @@ fn a_failed_connect_beside_a_cancelled_waiter_is_tried_again() {
         });
         let quitter = thread::spawn({
             let station = station.clone();
-            move || drop(poll_once(pin!(millpond::model::wait(&station))))
+            move || {
+                drop(poll_once(pin!(millpond::model::wait(&station, Line::General, usize::MAX))))
+            }
         });
         drop(reservation);
         quitter.join().unwrap();

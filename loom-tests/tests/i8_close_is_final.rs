@@ -3,9 +3,11 @@
 
 #![cfg(loom)]
 
+use millpond::model::{Keeper, Line, Search};
 use millpond::{AcquireObjectError, AddError, IdleOrder, ObjectPool, TryAcquireError};
 use millpond_loom::{
-    Census, ORDERS, Token, acquire, block_on, check, making_pool, pool_of, set_home, thread,
+    Census, ORDERS, Station, Token, acquire, block_on, check, making_pool, pool_of, set_home,
+    thread,
 };
 
 /// After close and after the last release nothing is left and nothing succeeds.
@@ -176,4 +178,56 @@ fn a_detach_beside_close_ends_the_waiter() {
         drop(other.join().unwrap());
         assert_final(&pool, &census);
     });
+}
+
+/// A drain: somebody parks while the core is closed, and what is in use comes back after that.
+///
+/// Mutant seen to be caught: "what comes back after close stays".
+#[test]
+fn a_drain_ends_whoever_parks_and_empties_what_comes_back() {
+    for order in ORDERS {
+        check(move || {
+            let census = Census::default();
+            let (station, lent) = Station::lent::<2>(1, order, &census);
+            let [returning, resting] = lent;
+            drop(resting);
+            let other = thread::spawn({
+                let station = station.clone();
+                move || drop(block_on(station.acquire_in(Line::General, usize::MAX)))
+            });
+            station.close();
+            drop(returning);
+            other.join().unwrap();
+            let counts = station.core().counts();
+            assert_eq!((counts.vacant, counts.waiters), (2, 0), "I8: not all is vacant");
+            assert_eq!(census.alive(), 0, "I8: a resource has outlived its pool");
+        });
+    }
+}
+
+/// A walk holds a slot just when the core is closed: it goes the way of the others.
+///
+/// Mutant seen to be caught: "nobody looks after a search puts back".
+#[test]
+fn a_search_beside_close_leaves_nothing() {
+    for order in ORDERS {
+        check(move || {
+            let census = Census::default();
+            let (station, lent) = Station::lent::<1>(1, order, &census);
+            drop(lent);
+            let other = thread::spawn({
+                let station = station.clone();
+                move || {
+                    let mut search = Search::new(&*station);
+                    if let Some(lease) = search.next(|slot| order == IdleOrder::Lifo && slot == 0) {
+                        search.restore(lease);
+                    }
+                }
+            });
+            station.close();
+            other.join().unwrap();
+            assert_eq!(station.core().counts().vacant, 1, "I8: not all is vacant");
+            assert_eq!(census.alive(), 0, "I8: a resource has outlived its pool");
+        });
+    }
 }

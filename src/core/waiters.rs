@@ -59,7 +59,7 @@
 use super::slot::{Flags, Slot, State};
 use super::tokens::{Lease, mend, sweep};
 use super::{Core, Doubt, Keeper, Line};
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering, empty_fence};
 use event_listener::{IntoNotification, Listener, listener};
 use std::sync::Weak;
 use std::time::Instant;
@@ -465,6 +465,10 @@ impl<K: Keeper> Core<K> {
     /// without having seen its flag looks again. The caller searches the shelves next.
     pub fn alert(&self) {
         self.control.alert();
+        // Ordering: SeqCst, partner: `publish_fence` after a stack's push. The search looks at a
+        // stack's links without claiming any; either it sees the push, or the look after the push
+        // sees the alert (I3: no flagged slot is left).
+        empty_fence();
     }
 
     /// Whether one of these slots is flagged for its keeper.

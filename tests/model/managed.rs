@@ -4,7 +4,9 @@
 
 use super::drive;
 use super::{Acquire, Connects, Operation, Refusal, Resource, Setting, Subject, Supply, Totals};
-use millpond::{AcquireError, Counts, Manager, Pool, Pooled, PooledOwned, TryAcquireError};
+use millpond::{
+    AcquireError, CheckPolicy, Counts, Manager, Pool, Pooled, PooledOwned, TryAcquireError,
+};
 use std::error::Error;
 use std::fmt;
 use std::sync::atomic::Ordering::Relaxed;
@@ -29,6 +31,9 @@ pub(super) fn run(setting: Setting, script: impl Iterator<Item = Operation>) -> 
             .shards(1)
             .acquire_timeout(Duration::MAX)
             .backoff(PAUSE, PAUSE)
+            // The model knows no time but that pause.
+            .check(CheckPolicy::Never)
+            .maintenance_interval(Duration::MAX)
             .build_lazy()
             .expect("the settings are in range");
         drop(context);

@@ -1,0 +1,227 @@
+//! I2, bounded, while the bound changes: at rest as many slots are in service as there are to be, the
+//! others are spare, and nobody who waits has missed one.
+//!
+//! The station's law at the end compares the slots in service with the limit.
+
+#![cfg(loom)]
+
+use millpond::IdleOrder;
+use millpond::model::{Keeper, Size, State};
+use millpond_loom::{Census, ORDERS, Station, check, thread};
+use std::sync::Arc;
+
+/// A station with room for two, and so many of them in service.
+fn sized(limit: usize, order: IdleOrder) -> Arc<Station> {
+    Station::sized(Size { limit, ..Size::new(2, 1) }, order, &Census::default())
+}
+
+/// A thread that changes the size.
+fn resizer(station: &Arc<Station>, size: usize) -> thread::JoinHandle<()> {
+    let station = station.clone();
+    thread::spawn(move || station.resize(size))
+}
+
+/// As many in service as there are to be, the rest spare.
+fn assert_size(station: &Arc<Station>, size: usize) {
+    station.assert_conserved();
+    let counts = station.core().counts();
+    assert_eq!((counts.in_service(), counts.spare), (size, 2 - size));
+}
+
+/// Mutants seen to be caught: "a release does not compare the control word", "who claims does not
+/// pay", "a claimed slot stays in service".
+#[test]
+fn a_shrink_beside_a_release_ends_one_connection() {
+    for order in ORDERS {
+        check(move || {
+            let (station, lent) = Station::lent::<2>(1, order, &Census::default());
+            let [resting, returning] = lent;
+            drop(resting);
+            let other = resizer(&station, 1);
+            drop(returning);
+            other.join().unwrap();
+            assert_size(&station, 1);
+        });
+    }
+}
+
+#[test]
+fn a_shrink_beside_a_hand_off_serves_the_waiter() {
+    check(|| {
+        let (station, [held, returning]) =
+            Station::lent::<2>(1, IdleOrder::Recent, &Census::default());
+        let waiter = thread::spawn({
+            let station = station.clone();
+            move || station.acquire()
+        });
+        let other = resizer(&station, 1);
+        drop(returning);
+        other.join().unwrap();
+        drop(held);
+        drop(waiter.join().unwrap());
+        assert_size(&station, 1);
+    });
+}
+
+/// Mutant seen to be caught: "a slot put among the vacant ones pays no debt".
+#[test]
+fn a_shrink_beside_a_failed_connect_takes_its_slot() {
+    check(|| {
+        let station = sized(2, IdleOrder::Recent);
+        let kept = station.open();
+        let failing = station.reserve().expect("a slot is vacant");
+        let other = resizer(&station, 1);
+        drop(failing);
+        other.join().unwrap();
+        drop(kept);
+        assert_size(&station, 1);
+    });
+}
+
+#[test]
+fn a_shrink_beside_a_connect_ends_one_connection() {
+    check(|| {
+        let station = sized(2, IdleOrder::Recent);
+        let kept = station.open();
+        let connecting = station.reserve().expect("a slot is vacant");
+        let other = resizer(&station, 1);
+        drop(connecting.fill(station.connect()));
+        other.join().unwrap();
+        drop(kept);
+        assert_size(&station, 1);
+    });
+}
+
+/// Mutant seen to be caught: "a slot put among the vacant ones pays no debt".
+#[test]
+fn a_shrink_beside_a_detach_takes_its_slot() {
+    check(|| {
+        let (station, [mut leaving, kept]) =
+            Station::lent::<2>(1, IdleOrder::Recent, &Census::default());
+        let other = resizer(&station, 1);
+        drop(leaving.recall().detach());
+        other.join().unwrap();
+        drop(kept);
+        assert_size(&station, 1);
+    });
+}
+
+/// A slot whose flag went with its resource is up for grabs while the debt is not yet paid.
+///
+/// Mutant seen to be caught: "a reservation does not look at the debt".
+#[test]
+fn a_reservation_takes_nothing_that_a_shrink_is_owed() {
+    check(|| {
+        let (station, [mut leaving, kept]) =
+            Station::lent::<2>(1, IdleOrder::Recent, &Census::default());
+        station.resize(1);
+        let other = thread::spawn({
+            let station = station.clone();
+            move || {
+                if let Some(reservation) = station.reserve() {
+                    drop(reservation.fill(station.connect()));
+                }
+            }
+        });
+        drop(leaving.recall().detach());
+        other.join().unwrap();
+        let counts = station.core().counts();
+        assert_eq!((counts.in_use, counts.spare), (1, 1), "a connection too many");
+        drop(kept);
+        assert_size(&station, 1);
+    });
+}
+
+/// A shrink has claimed a connection that is still being closed when the pool grows again.
+///
+/// Mutant seen to be caught: "a slot put among the spare ones is forgotten".
+#[test]
+fn a_growth_beside_a_closing_slot_takes_it_back() {
+    check(|| {
+        let (station, [mut closing, kept]) =
+            Station::lent::<2>(1, IdleOrder::Recent, &Census::default());
+        station.resize(1);
+        let trial = closing.recall().begin_leaving().expect("there is one too many");
+        let other = resizer(&station, 2);
+        drop(trial);
+        other.join().unwrap();
+        drop(kept);
+        assert_size(&station, 2);
+    });
+}
+
+/// Mutant seen to be caught: "a resize does not count".
+#[test]
+fn a_growth_serves_whoever_parks_meanwhile() {
+    check(|| {
+        let station = sized(1, IdleOrder::Recent);
+        let held = station.open();
+        let waiter = thread::spawn({
+            let station = station.clone();
+            move || station.acquire()
+        });
+        station.resize(2);
+        let theirs = waiter.join().unwrap();
+        drop((held, theirs));
+        assert_size(&station, 2);
+    });
+}
+
+/// A shrink is made up for by a growth, beside somebody who parks and wants the vacant slot.
+#[test]
+fn a_shrink_and_a_growth_at_once_lose_nothing() {
+    check(|| {
+        let station = sized(2, IdleOrder::Recent);
+        let held = station.open();
+        let grower = thread::spawn({
+            let station = station.clone();
+            move || {
+                station.resize(2);
+                station.acquire()
+            }
+        });
+        station.resize(1);
+        // Whoever came last has the say; a waiter behind a shrink gets what is given up here.
+        drop(held);
+        drop(grower.join().unwrap());
+        assert_size(&station, station.core().limit());
+    });
+}
+
+/// The shrinker holds the only vacant slot while somebody else pays the debt and a waiter parks.
+#[test]
+fn a_shrink_that_others_pay_gives_back_what_it_took() {
+    check(|| {
+        let station = sized(2, IdleOrder::Recent);
+        let mut paying = station.open();
+        let payer = thread::spawn({
+            let station = station.clone();
+            move || {
+                if let Some(trial) = paying.recall().begin_leaving() {
+                    drop(trial);
+                }
+                // One slot is left in either case.
+                station.acquire()
+            }
+        });
+        station.resize(1);
+        drop(payer.join().unwrap());
+        assert_size(&station, 1);
+    });
+}
+
+/// A connection is closed and another brought in its slot, beside a shrink: the slot keeps its flag.
+#[test]
+fn a_renewed_slot_beside_a_shrink_is_one_of_them() {
+    check(|| {
+        let (station, [mut ending, kept]) =
+            Station::lent::<2>(1, IdleOrder::Recent, &Census::default());
+        let other = resizer(&station, 1);
+        let mut trial = ending.recall().begin(State::Closing);
+        drop(trial.take());
+        drop(trial.renew().fill(station.connect()));
+        other.join().unwrap();
+        drop(kept);
+        assert_size(&station, 1);
+    });
+}

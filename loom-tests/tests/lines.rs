@@ -1,0 +1,154 @@
+//! I4 and I7 for the lines: the high one, the reserved slots, the line that is full.
+
+#![cfg(loom)]
+
+use millpond::IdleOrder;
+use millpond::model::{Keeper, Line, Size};
+use millpond_loom::{Census, Connection, Station, block_on, check, poll_once, thread};
+use std::pin::pin;
+use std::sync::Arc;
+
+/// Two slots, of which the first is reserved; both are lent: the reserved one, and the general one.
+fn reserving() -> (Arc<Station>, Connection, Connection) {
+    let size = Size { reserved: 1, ..Size::new(2, 1) };
+    let station = Station::sized(size, IdleOrder::Recent, &Census::default());
+    let general = station.open();
+    assert!(station.reserve().is_none(), "a reserved slot was given away");
+    let reserved = block_on(station.acquire_in(Line::High, usize::MAX)).expect("it is open");
+    (station, reserved, general)
+}
+
+fn waiter(station: &Arc<Station>, line: Line) -> thread::JoinHandle<Connection> {
+    let station = station.clone();
+    thread::spawn(move || block_on(station.acquire_in(line, usize::MAX)).expect("the core is open"))
+}
+
+/// Nobody waits, and both lie idle: one for everybody, one for the high line.
+fn assert_both_idle(station: &Arc<Station>) {
+    let counts = station.core().counts();
+    assert_eq!((counts.idle, counts.waiters), (2, 0), "I3: a slot is lost");
+    let general = station.try_acquire().expect("I3: the general slot is lost");
+    assert!(station.try_acquire().is_none(), "a reserved slot was given to anybody");
+    let reserved = block_on(station.acquire_in(Line::High, usize::MAX));
+    drop((general, reserved.expect("it is open")));
+}
+
+/// Mutants seen to be caught: "a reserved slot is put with the others", "nobody searches the
+/// reserved ones".
+#[test]
+fn a_reserved_slot_finds_whoever_parks_in_the_high_line_meanwhile() {
+    check(|| {
+        let (station, reserved, general) = reserving();
+        let other = waiter(&station, Line::High);
+        drop(reserved);
+        drop((other.join().unwrap(), general));
+        assert_both_idle(&station);
+    });
+}
+
+/// Mutant seen to be caught: "a reserved slot goes to anybody".
+#[test]
+fn a_general_waiter_never_gets_a_reserved_slot() {
+    check(|| {
+        let (station, reserved, general) = reserving();
+        let number = general.uses();
+        let other = waiter(&station, Line::General);
+        drop(reserved);
+        // Nothing but this one serves it.
+        drop(general);
+        let loan = other.join().unwrap();
+        assert_eq!(loan.uses(), number + 1);
+        drop(loan);
+        assert_both_idle(&station);
+    });
+}
+
+/// A slot is on its way to a high waiter that leaves, and goes on to a high one or to a general one.
+///
+/// Mutants seen to be caught: "strays stay where they are", "a reserved stray is put with the others".
+#[test]
+fn a_cancelled_high_waiters_slot_goes_on() {
+    for (line, of_reserved) in [(Line::High, true), (Line::High, false), (Line::General, false)] {
+        check(move || {
+            let (station, reserved, general) = reserving();
+            let other;
+            let kept;
+            {
+                let mut quitter = pin!(station.acquire_in(Line::High, usize::MAX));
+                assert!(poll_once(quitter.as_mut()).is_pending());
+                other = waiter(&station, line);
+                kept = if of_reserved {
+                    drop(reserved);
+                    general
+                } else {
+                    drop(general);
+                    reserved
+                };
+            }
+            drop((other.join().unwrap(), kept));
+            assert_both_idle(&station);
+        });
+    }
+}
+
+/// A high waiter and a general one, and one general slot that comes back: the high one was first.
+#[test]
+fn the_high_line_comes_first() {
+    check(|| {
+        let (station, reserved, general) = reserving();
+        let mut first = pin!(station.acquire_in(Line::General, usize::MAX));
+        assert!(poll_once(first.as_mut()).is_pending());
+        let mut high = pin!(station.acquire_in(Line::High, usize::MAX));
+        assert!(poll_once(high.as_mut()).is_pending());
+        let other = thread::spawn(move || drop(general));
+        let served = block_on(high).expect("the core is open");
+        other.join().unwrap();
+        assert!(poll_once(first.as_mut()).is_pending(), "I9: overtaken");
+        drop(served);
+        drop((block_on(first), reserved));
+        assert_both_idle(&station);
+    });
+}
+
+/// Two newcomers and one place in line: at the most one waits, and that one is served.
+///
+/// Mutants seen to be caught: "a line is one longer", "who is turned away still counts".
+#[test]
+fn of_two_newcomers_one_is_turned_away_from_a_line_of_one() {
+    check(|| {
+        let (station, [held]) = Station::lent::<1>(1, IdleOrder::Recent, &Census::default());
+        let others = [(); 2].map(|()| {
+            let station = station.clone();
+            // Each gives back what it gets: the other one may be waiting for it.
+            thread::spawn(move || drop(block_on(station.acquire_in(Line::General, 1))))
+        });
+        drop(held);
+        let [first, second] = others;
+        first.join().unwrap();
+        second.join().unwrap();
+        station.assert_conserved();
+    });
+}
+
+/// One waits for certain; a newcomer is turned away just when the slot comes back, and the waiter
+/// keeps what it gets.
+///
+/// Mutant seen to be caught: "who is turned away still counts".
+#[test]
+fn whoever_is_turned_away_takes_no_wake_along() {
+    check(|| {
+        let (station, [held]) = Station::lent::<1>(1, IdleOrder::Recent, &Census::default());
+        let mut parked = pin!(station.acquire_in(Line::General, 1));
+        assert!(poll_once(parked.as_mut()).is_pending());
+        let newcomer = thread::spawn({
+            let station = station.clone();
+            move || poll_once(pin!(station.acquire_in(Line::General, 1))).is_pending()
+        });
+        assert!(poll_once(pin!(station.acquire_in(Line::General, 1))).is_ready(), "a longer line");
+        drop(held);
+        let kept = block_on(parked).expect("the core is open");
+        newcomer.join().unwrap();
+        drop(kept);
+        station.assert_conserved();
+    });
+}

@@ -1,0 +1,856 @@
+//! What users have called at the turns of a connection's life; all but `on_leak`, which is the
+//! reaper's.
+//!
+//! Mutants that it has caught:
+//! MUTANTS
+
+#![cfg(feature = "tokio")]
+#![allow(clippy::unwrap_used, reason = "these are tests, though clippy only sees their helpers")]
+
+mod support;
+use support::*;
+
+use millpond::{
+    AcquireError, CheckPolicy, HookFuture, Hooks, OperationError, Pool, PoolBuilder, ReleaseError,
+    TryAcquireError, WeakPool,
+};
+use std::error::Error;
+use std::future::pending;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread;
+use std::time::Duration;
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep, timeout};
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const DIRTY: Act = Act::Slow(Duration::ZERO);
+const BROKEN: Act = Act::Error;
+
+type Calls = Arc<Mutex<Vec<String>>>;
+
+fn pool_of(manager: &TestManager, max_size: usize) -> PoolBuilder<TestManager> {
+    hush_scripted_panics();
+    Pool::builder(manager.clone()).max_size(max_size).acquire_timeout(10 * SECOND)
+}
+
+async fn turns() {
+    for _ in 0..64 {
+        yield_now().await;
+    }
+}
+
+/// Says what kind of function this is.
+fn asynchronous<F>(hook: F) -> F
+where
+    F: for<'c> Fn(&'c mut Conn) -> HookFuture<'c, TestError> + Send + Sync + 'static,
+{
+    hook
+}
+
+/// What an asynchronous hook does.
+fn acting(act: Act) -> HookFuture<'static, TestError> {
+    Box::pin(async move {
+        match act {
+            Act::Error => Err(TestError { what: "hook", permanent: false }),
+            Act::Permanent => Err(TestError { what: "hook", permanent: true }),
+            Act::Panic => panic!("scripted panic in a hook"),
+            Act::Never => pending().await,
+            Act::Slow(time) => {
+                sleep(time).await;
+                Ok(())
+            }
+            Act::Ok | Act::Gated => Ok(()),
+        }
+    })
+}
+
+/// Does this at its first call, and nothing later.
+fn once(act: Act) -> impl Fn() -> Act + Send + Sync + 'static {
+    let first = AtomicBool::new(true);
+    move || if first.swap(false, Ordering::SeqCst) { act } else { Act::Ok }
+}
+
+/// Hooks that write down their calls.
+fn noting(calls: &Calls) -> Hooks<TestManager> {
+    let note = |what: &'static str| {
+        let calls = calls.clone();
+        move |id: usize| calls.lock().unwrap().push(format!("{what} {id}"))
+    };
+    let (after_connect, before_acquire) = (note("after_connect"), note("before_acquire"));
+    let (on_create, on_checkout) = (note("on_create"), note("on_checkout"));
+    let (on_checkin, after_release) = (note("on_checkin"), note("after_release"));
+    let on_destroy = note("on_destroy");
+    Hooks::new()
+        .after_connect(move |conn: &mut Conn| {
+            after_connect(conn.id);
+            acting(Act::Ok)
+        })
+        .before_acquire(move |conn: &mut Conn| {
+            before_acquire(conn.id);
+            acting(Act::Ok)
+        })
+        .on_create(move |conn: &Conn| on_create(conn.id))
+        .on_checkout(move |conn: &Conn| on_checkout(conn.id))
+        .on_checkin(move |conn: &Conn| on_checkin(conn.id))
+        .after_release(move || after_release(0))
+        .on_destroy(move || on_destroy(0))
+}
+
+fn take(calls: &Calls) -> Vec<String> {
+    std::mem::take(&mut *calls.lock().unwrap())
+}
+
+const GET_NEW: [&str; 4] = ["after_connect 1", "on_create 1", "before_acquire 1", "on_checkout 1"];
+
+#[tokio::test(start_paused = true)]
+async fn hooks_are_called_in_the_order_of_a_connections_life() {
+    let manager = TestManager::new();
+    let calls = Calls::default();
+    let pool = pool_of(&manager, 1).hooks(noting(&calls)).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    assert_eq!(take(&calls), GET_NEW);
+    drop(held);
+    assert_eq!(take(&calls), ["on_checkin 1", "after_release 0"]);
+    let held = pool.acquire().await.unwrap();
+    assert_eq!(take(&calls), ["before_acquire 1", "on_checkout 1"]);
+    held.release().await.unwrap();
+    assert_eq!(take(&calls), ["on_checkin 1", "after_release 0"]);
+    let held = pool.acquire_owned().await.unwrap();
+    take(&calls);
+    manager.condition.once(DIRTY);
+    drop(held);
+    assert_eq!(take(&calls), ["on_checkin 1", "after_release 0"]);
+    pool.acquire().await.unwrap().discard();
+    let told = take(&calls);
+    assert_eq!(told, ["before_acquire 1", "on_checkout 1", "on_checkin 1", "after_release 0"]);
+    balanced(&pool, &manager.ledger).await;
+    assert_eq!(take(&calls), ["on_destroy 0"]);
+    let mut detached = pool.acquire().await.unwrap();
+    detached.uncount();
+    take(&calls);
+    drop(detached.detach());
+    pool.close().await;
+    assert_eq!(take(&calls), [""; 0], "what is detached neither comes back nor ends");
+}
+
+#[test]
+fn blocking_callers_meet_the_same_hooks() {
+    let manager = TestManager::new();
+    let calls = Calls::default();
+    let pool = pool_of(&manager, 1).hooks(noting(&calls)).build_blocking().unwrap();
+    let held = pool.acquire().unwrap();
+    assert_eq!(take(&calls), GET_NEW);
+    drop(held);
+    assert_eq!(take(&calls), ["on_checkin 1", "after_release 0"]);
+    drop(pool.acquire_owned().unwrap());
+    let again = ["before_acquire 1", "on_checkout 1", "on_checkin 1", "after_release 0"];
+    assert_eq!(take(&calls), again);
+    let held = pool.acquire().unwrap();
+    let waiter = thread::spawn({
+        let pool = pool.clone();
+        move || pool.acquire().map(drop)
+    });
+    eventually_blocking("it waits", || pool.metrics().counts.waiters == 1);
+    drop(held);
+    join(waiter).unwrap();
+    assert_eq!(take(&calls).len(), 8, "twice all four");
+}
+
+#[tokio::test(start_paused = true)]
+async fn try_acquire_meets_on_checkout_but_finds_nothing_beside_before_acquire() {
+    let manager = TestManager::new();
+    let checkouts = Arc::new(AtomicUsize::new(0));
+    let hooks = Hooks::new().on_checkout({
+        let checkouts = checkouts.clone();
+        move |_| {
+            checkouts.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    let pool = pool_of(&manager, 2).hooks(hooks).build_lazy().unwrap();
+    pool.warm_up(1).await.unwrap();
+    drop(pool.try_acquire().unwrap());
+    drop(pool.try_acquire().unwrap());
+    assert_eq!(checkouts.load(Ordering::SeqCst), 2);
+    balanced(&pool, &manager.ledger).await;
+
+    let calls = Calls::default();
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).hooks(noting(&calls)).build_lazy().unwrap();
+    pool.warm_up(2).await.unwrap();
+    take(&calls);
+    for _ in 0..5 {
+        assert!(matches!(pool.try_acquire(), Err(TryAcquireError::Empty)));
+    }
+    assert_eq!(take(&calls), [""; 0]);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.counts.idle, metrics.closed.total()), (2, 0), "and harms nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn on_create_runs_once_per_connection_and_before_its_first_use() {
+    let manager = TestManager::new();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let hooks = Hooks::new()
+        .after_connect(|conn: &mut Conn| {
+            conn.note = 7;
+            acting(Act::Ok)
+        })
+        .on_create({
+            let seen = seen.clone();
+            move |conn: &Conn| {
+                assert_eq!(conn.note, 7, "it has been set up");
+                seen.lock().unwrap().push(conn.id);
+            }
+        });
+    let pool = pool_of(&manager, 3).min_idle(2).hooks(hooks).build().await.unwrap();
+    let users: Vec<_> = (0..6)
+        .map(|_| {
+            let (pool, seen) = (pool.clone(), seen.clone());
+            tokio::spawn(async move {
+                for round in 0..20 {
+                    let held = pool.acquire().await.unwrap();
+                    assert!(seen.lock().unwrap().contains(&held.id));
+                    yield_now().await;
+                    if round % 5 == 0 {
+                        held.discard();
+                    }
+                }
+            })
+        })
+        .collect();
+    for user in users {
+        user.await.unwrap();
+    }
+    pool.rotate(|_| Box::pin(async { Ok(()) })).await.unwrap();
+    let metrics = balanced(&pool, &manager.ledger).await;
+    let mut seen = seen.lock().unwrap().clone();
+    seen.sort_unstable();
+    let all: Vec<_> = (1..=manager.ledger.opened()).collect();
+    assert_eq!(seen, all, "each once");
+    assert_eq!(metrics.created, all.len() as u64);
+}
+
+// A hook that fails.
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_set_up_is_a_failed_connect_with_its_error_and_the_connection_is_closed() {
+    for act in [Act::Error, Act::Panic, Act::Never] {
+        let manager = TestManager::new();
+        let destroyed = Arc::new(AtomicUsize::new(0));
+        let hooks = Hooks::new()
+            .after_connect(asynchronous(move |_| acting(act)))
+            .on_destroy(count(&destroyed));
+        let pool = pool_of(&manager, 1).acquire_timeout(8 * SECOND).hooks(hooks).build_lazy();
+        let pool = pool.unwrap();
+        let error = pool.acquire().await.unwrap_err();
+        let AcquireError::Timeout(timeout) = &error else { panic!("{error:?}") };
+        let cause = &**timeout.last_connect_error().expect("the cause");
+        match act {
+            Act::Error => {
+                assert_eq!(error.source().unwrap().to_string(), "scripted hook error");
+                assert!(matches!(cause, OperationError::Failed(_)));
+            }
+            Act::Panic => assert!(matches!(cause, OperationError::Panicked { .. })),
+            _ => assert!(matches!(cause, OperationError::TimedOut { .. })),
+        }
+        eventually("no dial is under way", || pool.metrics().counts.connecting == 0).await;
+        let metrics = pool.metrics();
+        assert_eq!((metrics.created, metrics.counts.vacant), (0, 1));
+        assert_eq!(metrics.connect_failures, manager.connect.calls() as u64);
+        let ledger = &manager.ledger;
+        assert_eq!((ledger.live(), ledger.closed()), (0, ledger.opened()), "each was closed");
+        assert_eq!(destroyed.load(Ordering::SeqCst), ledger.opened());
+    }
+}
+
+fn count(counter: &Arc<AtomicUsize>) -> impl Fn() + Send + Sync + 'static {
+    let counter = counter.clone();
+    move || {
+        counter.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_set_up_that_fails_for_good_is_a_permanent_error() {
+    let manager = TestManager::new();
+    let hooks = Hooks::new().after_connect(asynchronous(|_| acting(Act::Permanent)));
+    let pool = pool_of(&manager, 1).hooks(hooks).build_lazy().unwrap();
+    let error = pool.acquire().await.unwrap_err();
+    assert!(matches!(error, AcquireError::Connect(_)), "{error:?}");
+    assert_eq!((manager.connect.calls(), manager.ledger.closed()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn set_up_shares_the_limit_of_the_connect() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Slow(3 * SECOND));
+    let hooks = Hooks::new().after_connect(asynchronous(|_| acting(Act::Slow(3 * SECOND))));
+    let pool = pool_of(&manager, 1).connect_timeout(5 * SECOND).min_idle(1).hooks(hooks);
+    let began = Instant::now();
+    let error = pool.build().await.unwrap_err();
+    assert_eq!(began.elapsed(), 5 * SECOND);
+    assert!(error.source().unwrap().to_string().starts_with("no answer within"), "{error:?}");
+}
+
+/// With these hooks, an acquire is served all the same, and so is the one after it; answers with
+/// the figures, of one connection that was lost on the way and one that is there.
+async fn costs_one_connection(hooks: Hooks<TestManager>) -> (millpond::PoolMetrics, TestManager) {
+    let manager = TestManager::new();
+    let destroyed = Arc::new(AtomicUsize::new(0));
+    let hooks = hooks.on_destroy(count(&destroyed));
+    let pool = pool_of(&manager, 1).hooks(hooks).build_lazy().unwrap();
+    let mut first = Box::pin(pool.acquire());
+    let mut second = Box::pin(pool.acquire());
+    assert!(poll_once(first.as_mut()).is_pending());
+    assert!(poll_once(second.as_mut()).is_pending());
+    let first = async { first.await.map(drop) };
+    let second = async { second.await.map(drop) };
+    let (first, second) = tokio::join!(first, second);
+    first.expect("it goes on with another");
+    second.expect("the next waiter is served");
+    drop(pool.acquire().await.expect("the pool goes on"));
+    eventually("nothing is under way", || {
+        let counts = pool.metrics().counts;
+        counts.idle == 1 && counts.closing == 0
+    })
+    .await;
+    let (metrics, ledger) = (pool.metrics(), &manager.ledger);
+    assert_eq!((metrics.counts.capacity(), ledger.live(), ledger.opened()), (1, 1, 2));
+    assert_eq!((ledger.closed(), destroyed.load(Ordering::SeqCst)), (1, 1), "closed, and once");
+    assert_eq!(metrics.acquires, 3);
+    (metrics, manager)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_set_up_that_fails_once_costs_one_connection() {
+    for act in [Act::Error, Act::Panic, Act::Never] {
+        let act = once(act);
+        let hooks = Hooks::new().after_connect(asynchronous(move |_| acting(act())));
+        let (metrics, _) = costs_one_connection(hooks).await;
+        assert_eq!((metrics.connect_failures, metrics.created), (1, 1));
+    }
+    // Outside the future that it returns.
+    let act = once(Act::Panic);
+    let hooks = Hooks::new().after_connect(asynchronous(move |_| {
+        assert_ne!(act(), Act::Panic, "scripted panic");
+        acting(Act::Ok)
+    }));
+    costs_one_connection_of(hooks).await;
+}
+
+/// The same where the panic's text is not hushed by its first word.
+async fn costs_one_connection_of(hooks: Hooks<TestManager>) {
+    let (metrics, _) = costs_one_connection(hooks).await;
+    assert_eq!(metrics.closed.total() + metrics.connect_failures, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_on_create_costs_one_connection() {
+    let act = once(Act::Panic);
+    let hooks = Hooks::new().on_create(move |_| panic_if(act()));
+    let (metrics, _) = costs_one_connection(hooks).await;
+    assert_eq!((metrics.connect_failures, metrics.created), (1, 1));
+}
+
+fn panic_if(act: Act) {
+    if act == Act::Panic {
+        panic!("scripted panic in a hook");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_before_acquire_that_fails_costs_one_connection_and_the_acquire_goes_on() {
+    for act in [Act::Error, Act::Permanent, Act::Panic, Act::Never] {
+        let act = once(act);
+        let hooks = Hooks::new().before_acquire(asynchronous(move |_| acting(act())));
+        let (metrics, _) = costs_one_connection(hooks).await;
+        assert_eq!((metrics.closed.rejected, metrics.closed.total()), (1, 1));
+        assert_eq!((metrics.connect_failures, metrics.timeouts), (0, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_on_checkout_costs_one_connection_and_the_acquire_goes_on() {
+    let act = once(Act::Panic);
+    let hooks = Hooks::new().on_checkout(move |_| panic_if(act()));
+    let (metrics, _) = costs_one_connection(hooks).await;
+    assert_eq!((metrics.closed.rejected, metrics.closed.total()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_on_checkin_costs_one_connection_and_the_waiter_gets_a_new_one() {
+    let act = once(Act::Panic);
+    let hooks = Hooks::new().on_checkin(move |_| panic_if(act()));
+    let (metrics, _) = costs_one_connection(hooks).await;
+    assert_eq!((metrics.closed.rejected, metrics.closed.total()), (1, 1));
+
+    let hooks = Hooks::new().on_checkin(|_| panic!("scripted panic in on_checkin"));
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).hooks(hooks).build_lazy().unwrap();
+    let error = pool.acquire().await.unwrap().release().await.unwrap_err();
+    assert!(matches!(error, ReleaseError::Rejected), "{error:?}");
+    pool.acquire().await.unwrap().discard();
+    manager.condition.once(DIRTY);
+    drop(pool.acquire().await.unwrap());
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.rejected, metrics.closed.total()), (3, 3));
+    assert_eq!(manager.reset.calls(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_after_release_or_on_destroy_costs_nothing() {
+    let manager = TestManager::new();
+    let hooks = Hooks::new()
+        .after_release(|| panic!("scripted panic in after_release"))
+        .on_destroy(|| panic!("scripted panic in on_destroy"));
+    let pool = pool_of(&manager, 1).hooks(hooks).build_lazy().unwrap();
+    drop(pool.acquire().await.unwrap());
+    pool.acquire().await.unwrap().release().await.unwrap();
+    let held = pool.acquire().await.unwrap();
+    assert_eq!((held.id, held.info().uses), (1, 3));
+    let mut waiter = pin!(pool.acquire());
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    held.discard();
+    assert_eq!(waiter.await.unwrap().id, 2);
+    pool.drain(SECOND).await;
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.discarded, metrics.closed.drained), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn hooks_are_called_for_a_guard_that_is_dropped_by_a_panic_and_may_panic_then() {
+    let manager = TestManager::new();
+    let (checkins, destroyed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let counted = count(&checkins);
+    let hooks = Hooks::new()
+        .on_checkin(move |_| {
+            counted();
+            panic!("scripted panic in on_checkin");
+        })
+        .after_release(|| panic!("scripted panic in after_release"))
+        .on_destroy(count(&destroyed));
+    let pool = pool_of(&manager, 1).hooks(hooks).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let panic = catch_unwind(AssertUnwindSafe(move || {
+        let _held = held;
+        panic!("scripted panic of the holder");
+    }));
+    assert!(panic.is_err());
+    balanced(&pool, &manager.ledger).await;
+    assert_eq!((checkins.load(Ordering::SeqCst), destroyed.load(Ordering::SeqCst)), (1, 1));
+    assert_eq!(pool.acquire().await.unwrap().id, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acquire_that_is_cancelled_in_before_acquire_costs_that_connection_only() {
+    let manager = TestManager::new();
+    let destroyed = Arc::new(AtomicUsize::new(0));
+    let act = once(Act::Never);
+    let hooks = Hooks::new()
+        .before_acquire(asynchronous(move |_| acting(act())))
+        .on_destroy(count(&destroyed));
+    let pool = pool_of(&manager, 1).hooks(hooks).build_lazy().unwrap();
+    pool.warm_up(1).await.unwrap();
+    {
+        let mut cancelled = pin!(pool.acquire());
+        assert!(poll_once(cancelled.as_mut()).is_pending());
+        assert_eq!(pool.metrics().counts.checking, 1);
+    }
+    assert_eq!(pool.acquire().await.unwrap().id, 2);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.abandoned, metrics.closed.total()), (1, 1));
+    assert_eq!(destroyed.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn blocking_callers_go_on_after_hooks_that_fail() {
+    for which in 0..4 {
+        let manager = TestManager::new();
+        let act = once(if which == 0 { Act::Error } else { Act::Panic });
+        let hooks = match which {
+            0 | 1 => Hooks::new().before_acquire(asynchronous(move |_| acting(act()))),
+            2 => Hooks::new().on_checkout(move |_| panic_if(act())),
+            _ => Hooks::new().on_checkin(move |_| panic_if(act())),
+        };
+        let pool = pool_of(&manager, 1).hooks(hooks).build_blocking().unwrap();
+        drop(pool.acquire().unwrap());
+        assert_eq!(pool.acquire().unwrap().id, 2);
+        eventually_blocking("it is closed", || manager.ledger.closed() == 1);
+        assert_eq!(pool.metrics().closed.rejected, 1);
+    }
+}
+
+// Every way out.
+
+#[tokio::test(start_paused = true)]
+async fn on_destroy_is_called_once_for_each_connection_that_the_pool_ends_and_for_no_other() {
+    let manager = TestManager::new();
+    let destroyed = Arc::new(AtomicUsize::new(0));
+    let reject = Arc::new(AtomicBool::new(false));
+    let hooks = Hooks::new().on_destroy(count(&destroyed)).on_checkout({
+        let reject = reject.clone();
+        move |_| {
+            if reject.swap(false, Ordering::SeqCst) {
+                panic!("scripted panic in on_checkout");
+            }
+        }
+    });
+    let pool = pool_of(&manager, 3)
+        .check(CheckPolicy::Always)
+        .max_lifetime(100 * SECOND)
+        .lifetime_jitter(0.0)
+        .hooks(hooks)
+        .build_lazy()
+        .unwrap();
+    let mut detached = 0;
+    for way in 0..16 {
+        let held = pool.acquire().await.unwrap();
+        match way {
+            0 => held.discard(),
+            1 => {
+                manager.condition.once(BROKEN);
+                drop(held);
+            }
+            2 => {
+                manager.condition.once(DIRTY);
+                manager.reset.once(Act::Error);
+                drop(held);
+            }
+            3 => {
+                drop(held);
+                manager.check.once(Act::Error);
+                drop(pool.acquire().await.unwrap());
+            }
+            4 => {
+                drop(held);
+                manager.check.once(Act::Never);
+                drop(timeout(MILLISECOND, pool.acquire()).await);
+            }
+            5 => {
+                let _ = catch_unwind(AssertUnwindSafe(move || {
+                    let _held = held;
+                    panic!("scripted panic of the holder");
+                }));
+            }
+            6 => {
+                pool.invalidate();
+                drop(held);
+            }
+            7 => {
+                drop(held);
+                assert_eq!(pool.retain(|_, _| false), 1);
+            }
+            8 => {
+                drop(held);
+                let panics = || pool.retain(|_, _| panic!("scripted panic in retain"));
+                assert!(catch_unwind(AssertUnwindSafe(panics)).is_err());
+            }
+            9 => {
+                drop(held);
+                reject.store(true, Ordering::SeqCst);
+                drop(pool.acquire().await.unwrap());
+            }
+            10 => {
+                drop(held);
+                pool.warm_up(3).await.unwrap();
+                pool.resize(1).unwrap();
+                turns().await;
+                pool.resize(3).unwrap();
+            }
+            11 => {
+                drop(held);
+                pool.warm_up(3).await.unwrap();
+                pool.rotate(|_| Box::pin(async { Ok(()) })).await.unwrap();
+            }
+            12 => {
+                drop(held);
+                let failed = pool.rotate(|_| acting(Act::Error)).await;
+                assert!(failed.is_err());
+            }
+            13 => {
+                drop(held);
+                sleep(150 * SECOND).await;
+            }
+            14 => {
+                manager.close.once(Act::Panic);
+                held.discard();
+            }
+            _ => {
+                let mut held = held;
+                held.uncount();
+                drop(held.detach());
+                detached += 1;
+            }
+        }
+        let metrics = balanced(&pool, &manager.ledger).await;
+        let ended = destroyed.load(Ordering::SeqCst);
+        assert_eq!(ended, manager.ledger.dropped() - detached, "way {way}");
+        assert_eq!(ended as u64, metrics.closed.total() - metrics.closed.detached, "way {way}");
+        assert!(ended > way.min(14), "way {way} ends one");
+    }
+    let held = pool.acquire().await.unwrap();
+    pool.warm_up(2).await.unwrap();
+    drop(pool.drain(Duration::ZERO).await);
+    drop(held);
+    balanced(&pool, &manager.ledger).await;
+    assert_eq!(destroyed.load(Ordering::SeqCst), manager.ledger.opened() - detached);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_whose_set_up_is_cut_short_by_close_is_accounted_for() {
+    let manager = TestManager::new();
+    let destroyed = Arc::new(AtomicUsize::new(0));
+    let hooks = Hooks::new()
+        .after_connect(asynchronous(|_| acting(Act::Never)))
+        .on_destroy(count(&destroyed));
+    let pool = pool_of(&manager, 1).connect_timeout(600 * SECOND).hooks(hooks).build_lazy();
+    let pool = pool.unwrap();
+    let mut waiter = pin!(pool.acquire());
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    eventually("one is being set up", || manager.ledger.opened() == 1).await;
+    pool.close().await;
+    assert!(waiter.await.is_err());
+    eventually("it is gone", || manager.ledger.live() == 0).await;
+    assert_eq!(destroyed.load(Ordering::SeqCst), 1);
+}
+
+// Calls back into the pool.
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Turn {
+    AfterConnect,
+    OnCreate,
+    BeforeAcquire,
+    OnCheckout,
+    OnCheckin,
+    AfterRelease,
+    OnDestroy,
+}
+
+const TURNS: [Turn; 7] = [
+    Turn::AfterConnect,
+    Turn::OnCreate,
+    Turn::BeforeAcquire,
+    Turn::OnCheckout,
+    Turn::OnCheckin,
+    Turn::AfterRelease,
+    Turn::OnDestroy,
+];
+
+/// Hooks that do something at this turn; the asynchronous ones begin with it.
+fn at(turn: Turn, act: impl Fn() + Send + Sync + 'static) -> Hooks<TestManager> {
+    let hooks = Hooks::new();
+    match turn {
+        Turn::AfterConnect => hooks.after_connect(asynchronous(move |_| {
+            act();
+            acting(Act::Ok)
+        })),
+        Turn::BeforeAcquire => hooks.before_acquire(asynchronous(move |_| {
+            act();
+            acting(Act::Ok)
+        })),
+        Turn::OnCreate => hooks.on_create(move |_| act()),
+        Turn::OnCheckout => hooks.on_checkout(move |_| act()),
+        Turn::OnCheckin => hooks.on_checkin(move |_| act()),
+        Turn::AfterRelease => hooks.after_release(act),
+        Turn::OnDestroy => hooks.on_destroy(act),
+    }
+}
+
+type Back = fn(&Pool<TestManager>);
+
+const BACK: [(&str, Back); 9] = [
+    ("metrics", |pool| drop((pool.metrics(), pool.holders(), format!("{pool:?}")))),
+    ("try_acquire", |pool| drop(pool.try_acquire())),
+    ("acquire", |pool| drop(poll_once(pin!(pool.acquire())))),
+    ("resize down", |pool| pool.resize(1).unwrap()),
+    ("resize up", |pool| pool.resize(4).unwrap()),
+    ("invalidate", Pool::invalidate),
+    ("retain", |pool| assert!(pool.retain(|_, _| false) <= 4)),
+    ("maintenance", |pool| {
+        pool.maintenance().pause();
+        pool.maintenance().resume();
+        let _ = poll_once(pin!(pool.maintenance().run_once()));
+    }),
+    ("drain", |pool| drop(poll_once(pin!(pool.drain(SECOND))))),
+];
+
+#[tokio::test(start_paused = true)]
+async fn every_hook_may_call_back_into_the_pool() {
+    for turn in TURNS {
+        for (what, back) in BACK {
+            let manager = TestManager::new();
+            let weak: Arc<OnceLock<WeakPool<TestManager>>> = Arc::default();
+            let called = Arc::new(AtomicUsize::new(0));
+            let hooks = at(turn, {
+                let (weak, called) = (weak.clone(), called.clone());
+                move || {
+                    let calls = called.fetch_add(1, Ordering::SeqCst);
+                    let Some(pool) = weak.get().and_then(WeakPool::upgrade) else { return };
+                    // What it does there may well come back here; and who invalidates each
+                    // connection as it comes never gets one.
+                    if calls < 6 {
+                        back(&pool);
+                    }
+                }
+            });
+            let pool = pool_of(&manager, 2).capacity(4).hooks(hooks).build_lazy().unwrap();
+            weak.set(pool.downgrade()).expect("once");
+            let work = async {
+                for round in 0..4 {
+                    let Ok(held) = pool.acquire_timeout(SECOND).await else { continue };
+                    let mut waiter = pin!(pool.acquire_timeout(SECOND));
+                    let early = poll_once(waiter.as_mut());
+                    match round {
+                        0 | 1 => drop(held),
+                        2 => held.discard(),
+                        _ => drop(held.release().await),
+                    }
+                    if early.is_pending() {
+                        drop(waiter.await);
+                    }
+                }
+            };
+            let ended = timeout(60 * SECOND, work).await;
+            assert!(ended.is_ok(), "{what} in {turn:?} hangs");
+            assert!(called.load(Ordering::SeqCst) > 0, "{what} in {turn:?}");
+            assert_eq!(pool.is_closed(), what == "drain", "{what} in {turn:?}");
+            let at_rest = eventually("nothing is under way", || {
+                let counts = pool.metrics().counts;
+                counts.waiters + counts.connecting + counts.checking + counts.closing == 0
+            });
+            at_rest.await;
+            let metrics = pool.metrics();
+            assert_eq!(metrics.counts.in_service(), pool.max_size(), "{what} in {turn:?}");
+            assert_eq!(metrics.counts.in_use, 0, "{what} in {turn:?}");
+            assert_eq!(manager.ledger.live(), metrics.counts.alive(), "{what} in {turn:?}");
+            if what != "drain" {
+                let mut held = Vec::new();
+                for _ in 0..pool.max_size() {
+                    let acquired = pool.acquire().await;
+                    held.push(acquired.unwrap_or_else(|error| panic!("{what} {turn:?}: {error}")));
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_asynchronous_hook_may_wait_for_another_connection() {
+    for turn in [Turn::AfterConnect, Turn::BeforeAcquire] {
+        let manager = TestManager::new();
+        let weak: Arc<OnceLock<WeakPool<TestManager>>> = Arc::default();
+        let inside = Arc::new(AtomicBool::new(false));
+        let hook = {
+            let (weak, inside) = (weak.clone(), inside.clone());
+            asynchronous(move |_| {
+                let pool = weak.get().and_then(WeakPool::upgrade).expect("it is there");
+                let first = !inside.swap(true, Ordering::SeqCst);
+                Box::pin(async move {
+                    if first {
+                        drop(pool.acquire().await.expect("there is room for another"));
+                    }
+                    Ok(())
+                })
+            })
+        };
+        let hooks = match turn {
+            Turn::AfterConnect => Hooks::new().after_connect(hook),
+            _ => Hooks::new().before_acquire(hook),
+        };
+        let pool = pool_of(&manager, 2).hooks(hooks).build_lazy().unwrap();
+        weak.set(pool.downgrade()).expect("once");
+        if turn == Turn::AfterConnect {
+            // The first dial goes alone; its set-up needs one that is there.
+            inside.store(true, Ordering::SeqCst);
+            pool.warm_up(1).await.unwrap();
+            inside.store(false, Ordering::SeqCst);
+            let held = pool.acquire().await.unwrap();
+            let mut second = pin!(pool.acquire());
+            assert!(poll_once(second.as_mut()).is_pending());
+            turns().await;
+            drop(held);
+            drop(timeout(5 * SECOND, second).await.expect("no deadlock").unwrap());
+        } else {
+            drop(timeout(5 * SECOND, pool.acquire()).await.expect("no deadlock").unwrap());
+        }
+        assert!(inside.load(Ordering::SeqCst));
+        balanced(&pool, &manager.ledger).await;
+    }
+}
+
+#[test]
+fn hooks_of_a_blocking_pool_may_call_back_into_it() {
+    for turn in [Turn::OnCheckout, Turn::OnCheckin, Turn::AfterRelease] {
+        let manager = TestManager::new();
+        let slot: Arc<OnceLock<millpond::blocking::Pool<TestManager>>> = Arc::default();
+        let depth = AtomicUsize::new(0);
+        let hooks = at(turn, {
+            let slot = slot.clone();
+            move || {
+                if depth.fetch_add(1, Ordering::SeqCst) == 0 {
+                    let pool = slot.get().expect("it is built");
+                    drop(pool.acquire().expect("there is room for another"));
+                    pool.resize(3).unwrap();
+                    drop(pool.metrics());
+                }
+                depth.fetch_sub(1, Ordering::SeqCst);
+            }
+        });
+        let pool = pool_of(&manager, 2).capacity(3).hooks(hooks).build_blocking().unwrap();
+        assert!(slot.set(pool.clone()).is_ok());
+        let worker = thread::spawn(move || {
+            for _ in 0..5 {
+                drop(pool.acquire().unwrap());
+            }
+        });
+        join(worker);
+    }
+}
+
+// None set.
+
+#[tokio::test(start_paused = true)]
+async fn hooks_that_do_nothing_change_nothing() {
+    let mut figures = Vec::new();
+    for hooks in [None, Some(Hooks::new()), Some(noting(&Calls::default()))] {
+        let manager = TestManager::new();
+        let mut builder = pool_of(&manager, 2);
+        if let Some(hooks) = hooks {
+            builder = builder.hooks(hooks);
+        }
+        let pool = builder.build_lazy().unwrap();
+        for round in 0..6 {
+            let first = pool.acquire().await.unwrap();
+            let second = pool.acquire_owned().await.unwrap();
+            let mut waiter = pin!(pool.acquire());
+            assert!(poll_once(waiter.as_mut()).is_pending());
+            match round % 3 {
+                0 => drop(first),
+                1 => first.discard(),
+                _ => {
+                    manager.condition.once(DIRTY);
+                    drop(first);
+                }
+            }
+            drop(waiter.await.unwrap());
+            manager.condition.once(if round % 2 == 0 { Act::Ok } else { BROKEN });
+            drop(second.release().await);
+        }
+        figures.push(balanced(&pool, &manager.ledger).await);
+    }
+    assert_eq!(figures[0], figures[1]);
+    assert_eq!(figures[0], figures[2]);
+}
+
+#[test]
+fn debug_says_which_hooks_are_set() {
+    let hooks = Hooks::<TestManager>::new().on_create(|_| {}).after_release(|| {});
+    let text = format!("{hooks:?}");
+    assert!(text.contains("on_create: true") && text.contains("after_release: true"), "{text}");
+    assert!(text.contains("on_destroy: false") && text.contains("on_leak: false"), "{text}");
+}

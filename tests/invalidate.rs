@@ -1,0 +1,737 @@
+//! Getting rid of connections: all of them (`invalidate`), some of them (`retain`), or all of them
+//! once a new one has proved itself (`rotate`).
+//!
+//! Mutants that it has caught:
+//! MUTANTS
+
+#![cfg(feature = "tokio")]
+#![allow(clippy::unwrap_used, reason = "these are tests, though clippy only sees their helpers")]
+
+mod support;
+use support::*;
+
+use millpond::{
+    AcquireError, CheckPolicy, HookFuture, IdleOrder, OperationError, Pool, PoolBuilder, Priority,
+    RotateError, from_fn,
+};
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+use tokio::task::yield_now;
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const ORDERS: [IdleOrder; 3] = [IdleOrder::Recent, IdleOrder::Fifo, IdleOrder::Lifo];
+const DIRTY: Act = Act::Slow(Duration::ZERO);
+
+fn pool_of(manager: &TestManager, max_size: usize) -> PoolBuilder<TestManager> {
+    hush_scripted_panics();
+    Pool::builder(manager.clone()).max_size(max_size)
+}
+
+/// Passes at once.
+fn passes(_: &mut Conn) -> HookFuture<'_, TestError> {
+    Box::pin(async { Ok(()) })
+}
+
+/// Says what kind of closure this is; `rotate` would, but for the `let` before it.
+fn verifier<F>(verify: F) -> F
+where
+    F: for<'c> FnOnce(&'c mut Conn) -> HookFuture<'c, TestError> + Send,
+{
+    verify
+}
+
+async fn turns() {
+    for _ in 0..64 {
+        yield_now().await;
+    }
+}
+
+/// As many acquires succeed at the same time as the pool is large.
+async fn has_all_its_slots(pool: &Pool<TestManager>) {
+    let mut held = Vec::new();
+    for _ in 0..pool.max_size() {
+        held.push(pool.acquire().await.unwrap());
+    }
+    assert!(pool.acquire_timeout(MILLISECOND).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn invalidate_closes_idle_connections_now() {
+    for order in ORDERS {
+        let manager = TestManager::new();
+        let pool = pool_of(&manager, 6).order(order).reserved(Priority::High, 1).build_lazy();
+        let pool = pool.unwrap();
+        pool.warm_up(5).await.unwrap();
+        pool.invalidate();
+        assert_eq!(pool.metrics().counts.idle, 0, "none is left to be handed out");
+        let metrics = balanced(&pool, &manager.ledger).await;
+        assert_eq!((metrics.closed.invalidated, metrics.closed.total()), (5, 5));
+        assert_eq!((manager.ledger.live(), manager.ledger.closed()), (0, 5));
+        assert_eq!(pool.acquire().await.unwrap().id, 6);
+        balanced(&pool, &manager.ledger).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn invalidate_closes_used_connections_when_they_come_back() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 4).build_lazy().unwrap();
+    let dropped = pool.acquire().await.unwrap();
+    let owned = pool.acquire_owned().await.unwrap();
+    let released = pool.acquire().await.unwrap();
+    let dirty = pool.acquire().await.unwrap();
+    pool.invalidate();
+    turns().await;
+    assert_eq!((manager.ledger.closed(), dropped.note, owned.note), (0, 0, 0), "they go on");
+    drop(dropped);
+    drop(owned);
+    released.release().await.unwrap();
+    manager.condition.once(DIRTY);
+    drop(dirty);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.invalidated, metrics.closed.total()), (4, 4));
+    assert_eq!(manager.ledger.closed(), 4);
+    assert_eq!(pool.acquire().await.unwrap().id, 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_gets_a_new_connection_for_the_old_one_that_comes_back() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let mut before = pin!(pool.acquire());
+    assert!(poll_once(before.as_mut()).is_pending());
+    pool.invalidate();
+    let mut after = pin!(pool.acquire());
+    assert!(poll_once(after.as_mut()).is_pending());
+    drop(held);
+    let served = before.await.unwrap();
+    assert_eq!(served.id, 2);
+    drop(served);
+    assert_eq!(after.await.unwrap().id, 2, "that one is new, and stays");
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.invalidated, metrics.created), (1, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connect_under_way_is_closed_on_arrival_and_the_waiter_is_served_all_the_same() {
+    let manager = TestManager::new();
+    manager.connect.once(Act::Gated);
+    let pool = pool_of(&manager, 1).build_lazy().unwrap();
+    let mut waiter = pin!(pool.acquire());
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    eventually("a dial is under way", || manager.connect.running() == 1).await;
+    pool.invalidate();
+    assert_eq!(manager.connect.running(), 1, "it is not cut short");
+    manager.connect.open(1);
+    assert_eq!(waiter.await.unwrap().id, 2, "the first one is of the old generation");
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.invalidated, metrics.closed.total(), metrics.created), (1, 1, 2));
+    assert_eq!(manager.ledger.closed(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_being_reset_or_checked_is_not_handed_out_after_invalidate() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).check(CheckPolicy::Always).build_lazy().unwrap();
+    let first = pool.acquire().await.unwrap();
+    drop(pool.acquire().await.unwrap());
+    manager.check.once(Act::Gated);
+    assert!(pool.try_acquire().is_err(), "the second is being checked");
+    manager.condition.once(DIRTY);
+    manager.reset.once(Act::Gated);
+    drop(first);
+    turns().await;
+    assert_eq!((manager.reset.running(), manager.check.running()), (1, 1));
+    pool.invalidate();
+    let mut waiter = pin!(pool.acquire());
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    manager.check.open(1);
+    manager.reset.open(1);
+    assert!(waiter.await.unwrap().id > 2);
+    assert_eq!(balanced(&pool, &manager.ledger).await.closed.invalidated, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn min_idle_is_refilled_with_new_ones() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 4).min_idle(3).build().await.unwrap();
+    pool.invalidate();
+    eventually("three are idle again", || pool.metrics().counts.idle == 3).await;
+    pool.invalidate();
+    pool.invalidate();
+    eventually("three are idle again", || pool.metrics().counts.idle == 3).await;
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.created, metrics.closed.invalidated), (9, 6));
+}
+
+#[tokio::test(start_paused = true)]
+async fn invalidate_changes_nothing_about_a_closed_pool_or_an_empty_one() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).build_lazy().unwrap();
+    pool.invalidate();
+    let held = pool.acquire().await.unwrap();
+    drop(pool.acquire().await.unwrap());
+    pool.close().await;
+    pool.invalidate();
+    drop(held);
+    eventually("both are closed", || manager.ledger.live() == 0).await;
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.total(), manager.ledger.closed()), (2, 2), "once each");
+}
+
+/// Connections know the epoch in which their connect began; an invalidation is the end of one.
+fn epochs(order: IdleOrder, shards: usize) {
+    const THREADS: usize = 3;
+    let epoch = Arc::new(AtomicU64::new(0));
+    let over = Arc::new(AtomicU64::new(0));
+    let opened = Arc::new(AtomicU64::new(0));
+    let manager = from_fn({
+        let (epoch, opened) = (epoch.clone(), opened.clone());
+        move || {
+            let began_in = epoch.load(Ordering::SeqCst);
+            let opened = opened.clone();
+            async move {
+                if opened.fetch_add(1, Ordering::SeqCst) % 3 == 0 {
+                    yield_now().await;
+                }
+                Ok::<_, Infallible>(began_in)
+            }
+        }
+    });
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build();
+    let runtime = runtime.expect("a runtime");
+    let pool = runtime.block_on(async {
+        let pool = Pool::builder(manager).max_size(4).order(order).shards(shards);
+        pool.acquire_timeout(PATIENCE).build_lazy().unwrap()
+    });
+    let done = Arc::new(AtomicBool::new(false));
+    let users: Vec<_> = (0..THREADS)
+        .map(|user| {
+            let (pool, over, done) = (pool.clone(), over.clone(), done.clone());
+            let mut random = Random::new(user as u64 + 77);
+            thread::spawn(move || {
+                let mut acquires = 0;
+                while !done.load(Ordering::SeqCst) {
+                    let oldest = over.load(Ordering::SeqCst);
+                    let held = match random.below(3) {
+                        0 => match pool.try_acquire() {
+                            Ok(held) => held,
+                            Err(_) => continue,
+                        },
+                        _ => pool.acquire_blocking().unwrap(),
+                    };
+                    assert!(*held >= oldest, "one of {} in {oldest}", *held);
+                    acquires += 1;
+                    if random.below(3) == 0 {
+                        thread::yield_now();
+                    }
+                }
+                acquires
+            })
+        })
+        .collect();
+    let tasks: Vec<_> = (0..3)
+        .map(|_| {
+            let (pool, over, done) = (pool.clone(), over.clone(), done.clone());
+            runtime.spawn(async move {
+                while !done.load(Ordering::SeqCst) {
+                    let oldest = over.load(Ordering::SeqCst);
+                    let held = pool.acquire().await.unwrap();
+                    assert!(*held >= oldest, "one of {} in {oldest}", *held);
+                    yield_now().await;
+                }
+            })
+        })
+        .collect();
+    let invalidators: Vec<_> = (0..2)
+        .map(|_| {
+            let (pool, epoch, over) = (pool.clone(), epoch.clone(), over.clone());
+            thread::spawn(move || {
+                for round in 0..600 {
+                    let next = epoch.fetch_add(1, Ordering::SeqCst) + 1;
+                    pool.invalidate();
+                    over.fetch_max(next, Ordering::SeqCst);
+                    if round % 4 == 0 {
+                        thread::sleep(Duration::from_micros(50));
+                    }
+                }
+            })
+        })
+        .collect();
+    invalidators.into_iter().for_each(join);
+    done.store(true, Ordering::SeqCst);
+    let acquires: u64 = users.into_iter().map(join).sum();
+    for task in tasks {
+        runtime.block_on(joined(task));
+    }
+    assert!(acquires > 0);
+    let metrics = pool.metrics();
+    assert!(metrics.closed.invalidated > 100, "{metrics:?}");
+}
+
+#[test]
+fn no_acquire_that_begins_after_invalidate_gets_an_old_connection() {
+    for order in ORDERS {
+        for shards in [1, 2] {
+            epochs(order, shards);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn retain_sees_each_idle_connection_once_and_none_in_use() {
+    for order in ORDERS {
+        let manager = TestManager::new();
+        let pool = pool_of(&manager, 9).shards(2).order(order).reserved(Priority::High, 2);
+        let pool = pool.build_lazy().unwrap();
+        pool.warm_up(7).await.unwrap();
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            held.push(pool.acquire().await.unwrap());
+        }
+        let mut seen = Vec::new();
+        let removed = pool.retain(|connection, info| {
+            assert_eq!(connection.id as u64, info.id);
+            connection.note = 9;
+            seen.push(connection.id);
+            true
+        });
+        let in_use: BTreeSet<_> = held.iter().map(|guard| guard.id).collect();
+        let once: BTreeSet<_> = seen.iter().copied().collect();
+        assert_eq!((removed, seen.len(), once.len()), (0, 4, 4), "{order:?} {seen:?}");
+        assert!(once.is_disjoint(&in_use), "{once:?} {in_use:?}");
+        assert!(held.iter().all(|guard| guard.note == 0));
+        drop(held);
+        let metrics = balanced(&pool, &manager.ledger).await;
+        assert_eq!((metrics.counts.idle, metrics.closed.total(), metrics.acquires), (7, 0, 3));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn retain_closes_what_is_not_wanted_and_counts_it() {
+    for order in ORDERS {
+        let manager = TestManager::new();
+        let pool = pool_of(&manager, 6).order(order).build_lazy().unwrap();
+        pool.warm_up(6).await.unwrap();
+        let removed = pool.retain(|_, info| info.id % 3 == 0);
+        assert_eq!((removed, pool.metrics().counts.idle), (4, 2));
+        let metrics = balanced(&pool, &manager.ledger).await;
+        assert_eq!((metrics.closed.removed, metrics.closed.total()), (4, 4));
+        assert_eq!(manager.ledger.closed(), 4);
+        let left = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+        assert_eq!(left.iter().map(|guard| guard.id).collect::<BTreeSet<_>>(), [3, 6].into());
+        drop(left);
+        assert_eq!(pool.retain(|_, _| false), 2);
+        assert_eq!(pool.retain(|_, _| false), 0);
+        has_all_its_slots(&pool).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn retain_leaves_no_mark_on_what_stays() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).check(CheckPolicy::Always).build_lazy().unwrap();
+    drop(pool.acquire().await.unwrap());
+    tokio::time::sleep(10 * SECOND).await;
+    assert_eq!(pool.retain(|_, info| info.uses == 1 && info.idle >= 8 * SECOND), 0);
+    assert_eq!(pool.retain(|_, info| info.uses == 1 && info.idle >= 8 * SECOND), 0);
+    assert_eq!(manager.check.calls(), 0);
+    assert_eq!(pool.acquire().await.unwrap().info().uses, 2);
+    assert_eq!(manager.check.calls(), 1, "the check that it owed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn retain_holds_up_nobody_but_the_connection_that_it_shows() {
+    for order in ORDERS {
+        let manager = TestManager::new();
+        let pool = pool_of(&manager, 3).order(order).build_lazy().unwrap();
+        pool.warm_up(3).await.unwrap();
+        let mut shown = 0;
+        pool.retain(|connection, _| {
+            shown += 1;
+            let others = [pool.try_acquire().unwrap(), pool.try_acquire().unwrap()];
+            assert!(others.iter().all(|other| other.id != connection.id));
+            assert!(pool.try_acquire().is_err());
+            assert_eq!(pool.metrics().counts.checking, 1);
+            true
+        });
+        assert!(shown >= 1);
+        assert_eq!(balanced(&pool, &manager.ledger).await.counts.idle, 3);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_gets_what_retain_keeps_and_a_new_one_for_what_it_removes() {
+    for (keep, id) in [(true, 1), (false, 2)] {
+        let manager = TestManager::new();
+        let pool = pool_of(&manager, 1).build_lazy().unwrap();
+        pool.warm_up(1).await.unwrap();
+        let mut waiter = pin!(pool.acquire());
+        pool.retain(|_, _| {
+            assert!(poll_once(waiter.as_mut()).is_pending());
+            keep
+        });
+        assert_eq!(waiter.await.unwrap().id, id);
+        balanced(&pool, &manager.ledger).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_retains_closure_costs_the_connection_that_it_saw() {
+    for order in ORDERS {
+        let manager = TestManager::new();
+        let pool = pool_of(&manager, 4).order(order).build_lazy().unwrap();
+        pool.warm_up(4).await.unwrap();
+        let mut shown = 0;
+        let panic = catch_unwind(AssertUnwindSafe(|| {
+            pool.retain(|_, _| {
+                shown += 1;
+                assert!(shown < 3, "scripted panic in retain");
+                true
+            })
+        }));
+        assert!(panic.is_err());
+        let metrics = balanced(&pool, &manager.ledger).await;
+        assert_eq!((metrics.counts.idle, metrics.closed.total()), (3, 1));
+        assert_eq!(pool.retain(|_, _| true), 0);
+        has_all_its_slots(&pool).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn retains_closure_may_close_resize_and_invalidate_the_pool() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 4).build_lazy().unwrap();
+    pool.warm_up(4).await.unwrap();
+    pool.retain(|_, _| {
+        pool.resize(3).unwrap();
+        true
+    });
+    assert_eq!(balanced_at(&pool, &manager, 3).await, 3);
+    pool.retain(|_, _| {
+        pool.invalidate();
+        true
+    });
+    assert_eq!(balanced_at(&pool, &manager, 3).await, 0);
+    pool.warm_up(3).await.unwrap();
+    pool.retain(|_, _| {
+        let _ = poll_once(pin!(pool.close()));
+        true
+    });
+    assert_eq!(balanced_at(&pool, &manager, 3).await, 0);
+    assert!(pool.is_closed());
+}
+
+/// How many are idle once nothing is under way; with `size` slots in service.
+async fn balanced_at(pool: &Pool<TestManager>, manager: &TestManager, size: usize) -> usize {
+    let metrics = balanced(pool, &manager.ledger).await;
+    assert_eq!(metrics.counts.in_service(), size);
+    metrics.counts.idle
+}
+
+#[tokio::test(start_paused = true)]
+async fn rotate_opens_a_connection_of_the_new_generation_before_the_old_ones_go() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 4).build_lazy().unwrap();
+    pool.warm_up(2).await.unwrap();
+    let held = pool.acquire().await.unwrap();
+    let verify = verifier(|connection| {
+        assert_eq!((connection.id, manager.ledger.live(), manager.ledger.closed()), (3, 3, 0));
+        connection.note = 5;
+        let pool = pool.clone();
+        Box::pin(async move {
+            let old = pool.acquire().await.expect("the old ones are still in service");
+            assert!(old.id < 3);
+            Ok(())
+        })
+    });
+    pool.rotate(verify).await.unwrap();
+    let new = pool.acquire().await.unwrap();
+    assert_eq!((new.id, new.note, manager.connect.calls()), (3, 5, 3), "it is used");
+    assert_eq!((new.info().uses, held.note), (1, 0));
+    drop((new, held));
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.invalidated, metrics.closed.total()), (2, 2));
+    assert_eq!(metrics.counts.idle, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rotation_that_cannot_connect_keeps_the_old_connections() {
+    for act in [Act::Error, Act::Permanent, Act::Panic, Act::Never] {
+        let manager = TestManager::new();
+        let pool = pool_of(&manager, 4).build_lazy().unwrap();
+        pool.warm_up(3).await.unwrap();
+        manager.connect.once(act);
+        let error = pool.rotate(passes).await.unwrap_err();
+        let RotateError::Connect(cause) = error else { panic!("{error:?}") };
+        match act {
+            Act::Panic => assert!(matches!(cause, OperationError::Panicked { .. })),
+            Act::Never => assert!(matches!(cause, OperationError::TimedOut { .. })),
+            _ => assert!(matches!(cause, OperationError::Failed(_))),
+        }
+        let metrics = balanced(&pool, &manager.ledger).await;
+        assert_eq!((metrics.counts.idle, metrics.closed.total()), (3, 0));
+        assert_eq!((metrics.connect_failures, metrics.created), (1, 3));
+        assert!(pool.acquire().await.unwrap().id <= 3);
+        has_all_its_slots(&pool).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rotation_whose_connection_does_not_pass_keeps_the_old_ones() {
+    for act in [Act::Error, Act::Panic, Act::Never] {
+        let manager = TestManager::new();
+        let pool = pool_of(&manager, 4).build_lazy().unwrap();
+        pool.warm_up(3).await.unwrap();
+        let verify = verifier(|_| {
+            Box::pin(async move {
+                match act {
+                    Act::Error => Err(TestError { what: "verify", permanent: false }),
+                    Act::Panic => panic!("scripted panic in verify"),
+                    _ => std::future::pending().await,
+                }
+            })
+        });
+        let error = pool.rotate(verify).await.unwrap_err();
+        let RotateError::Verify(cause) = error else { panic!("{error:?}") };
+        match act {
+            Act::Panic => assert!(matches!(cause, OperationError::Panicked { .. })),
+            Act::Error => assert!(matches!(cause, OperationError::Failed(_))),
+            _ => assert!(matches!(cause, OperationError::TimedOut { .. })),
+        }
+        let metrics = balanced(&pool, &manager.ledger).await;
+        assert_eq!((metrics.counts.idle, metrics.created), (3, 4));
+        assert_eq!((metrics.closed.failed_check, metrics.closed.total()), (1, 1));
+        assert_eq!(manager.ledger.closed(), 1);
+        assert!(pool.acquire().await.unwrap().id <= 3);
+        has_all_its_slots(&pool).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rotation_for_which_there_is_no_room_keeps_the_old_connections() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).acquire_timeout(SECOND).build_lazy().unwrap();
+    let held = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    let began = tokio::time::Instant::now();
+    let error = pool.rotate(passes).await.unwrap_err();
+    assert_eq!(began.elapsed().as_secs(), 1);
+    assert!(matches!(error, RotateError::NoRoom(AcquireError::Timeout(_))), "{error:?}");
+    drop(held);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.counts.idle, metrics.created, metrics.closed.total()), (2, 2, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_pool_makes_room_and_never_has_more_than_its_size() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 3).build_lazy().unwrap();
+    pool.warm_up(3).await.unwrap();
+    pool.rotate(passes).await.unwrap();
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.invalidated, metrics.created, metrics.counts.idle), (3, 4, 1));
+    assert_eq!((manager.ledger.most_live(), manager.ledger.closed()), (3, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rotation_of_a_pool_in_use_takes_the_first_connection_that_comes_back() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).build_lazy().unwrap();
+    let held = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    let mut waiter = pin!(pool.acquire());
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    let mut rotation = pin!(pool.rotate(passes));
+    assert!(poll_once(rotation.as_mut()).is_pending());
+    let [first, second] = held;
+    drop(first);
+    rotation.await.unwrap();
+    assert_eq!(manager.ledger.most_live(), 2);
+    assert_eq!(waiter.await.unwrap().id, 3);
+    drop(second);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.invalidated, metrics.closed.total()), (2, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_rotation_closes_the_new_connection_and_keeps_the_old_ones() {
+    // Waiting for room.
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).build_lazy().unwrap();
+    let held = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    {
+        let mut rotation = pin!(pool.rotate(passes));
+        assert!(poll_once(rotation.as_mut()).is_pending());
+    }
+    drop(held);
+    assert_eq!(balanced(&pool, &manager.ledger).await.counts.idle, 2);
+
+    // Closing the one that makes room.
+    manager.close.once(Act::Never);
+    {
+        let mut rotation = pin!(pool.rotate(passes));
+        assert!(poll_once(rotation.as_mut()).is_pending());
+        assert_eq!(manager.close.running(), 1);
+    }
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.counts.idle, metrics.counts.vacant, metrics.closed.total()), (1, 1, 1));
+
+    // Connecting.
+    manager.connect.once(Act::Never);
+    {
+        let mut rotation = pin!(pool.rotate(passes));
+        assert!(poll_once(rotation.as_mut()).is_pending());
+        assert_eq!(manager.connect.running(), 1);
+    }
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.counts.idle, metrics.counts.vacant, metrics.closed.total()), (1, 1, 1));
+
+    // Verifying.
+    {
+        let verify = verifier(|_| Box::pin(std::future::pending()));
+        let mut rotation = pin!(pool.rotate(verify));
+        assert!(poll_once(rotation.as_mut()).is_pending());
+        assert_eq!(pool.metrics().counts.checking, 1);
+    }
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.counts.idle, metrics.counts.vacant, metrics.closed.total()), (1, 1, 2));
+    assert!(pool.acquire().await.unwrap().id <= 2);
+    has_all_its_slots(&pool).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connect_of_the_old_generation_that_is_under_way_is_closed_after_a_rotation() {
+    let manager = TestManager::new();
+    manager.connect.once(Act::Gated);
+    let pool = pool_of(&manager, 2).build_lazy().unwrap();
+    let mut waiter = pin!(pool.acquire());
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    eventually("a dial is under way", || manager.connect.running() == 1).await;
+    pool.rotate(passes).await.unwrap();
+    assert_eq!(waiter.await.unwrap().id, 1, "the new one");
+    manager.connect.open(1);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.invalidated, metrics.created, metrics.counts.idle), (1, 2, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_a_rotation_opened_before_invalidate_goes_too() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).build_lazy().unwrap();
+    let verify = verifier(|_| {
+        pool.invalidate();
+        Box::pin(async { Ok(()) })
+    });
+    pool.rotate(verify).await.unwrap();
+    assert_eq!(pool.acquire().await.unwrap().id, 2, "the first began before the invalidation");
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.invalidated, metrics.created), (1, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_of_two_rotations_at_once_leaves_nothing_older_than_itself() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 4).build_lazy().unwrap();
+    pool.warm_up(1).await.unwrap();
+    let verify = verifier(|_| {
+        Box::pin(async {
+            tokio::time::sleep(100 * MILLISECOND).await;
+            Ok(())
+        })
+    });
+    let mut first = pin!(pool.rotate(verify));
+    assert!(poll_once(first.as_mut()).is_pending());
+    pool.rotate(passes).await.unwrap();
+    first.await.unwrap();
+    // What both opened belongs to a time at which one of them had still to be verified.
+    assert!(pool.acquire().await.unwrap().id >= 3);
+    balanced(&pool, &manager.ledger).await;
+    has_all_its_slots(&pool).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn rotations_beside_acquires_lose_no_slot() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Slow(MILLISECOND));
+    let pool = pool_of(&manager, 3).acquire_timeout(60 * SECOND).build_lazy().unwrap();
+    let users: Vec<_> = (0..5)
+        .map(|_| {
+            let pool = pool.clone();
+            tokio::spawn(async move {
+                for _ in 0..50 {
+                    let held = pool.acquire().await.unwrap();
+                    tokio::time::sleep(MILLISECOND).await;
+                    drop(held);
+                }
+            })
+        })
+        .collect();
+    let mut rotated = 0;
+    while !users.iter().all(tokio::task::JoinHandle::is_finished) {
+        pool.rotate(passes).await.unwrap();
+        rotated += 1;
+    }
+    for user in users {
+        user.await.unwrap();
+    }
+    assert!(rotated > 5);
+    balanced(&pool, &manager.ledger).await;
+    has_all_its_slots(&pool).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn rotation_of_a_pool_that_is_closed_or_gets_closed_says_so() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let mut no_room = pin!(pool.rotate(passes));
+    assert!(poll_once(no_room.as_mut()).is_pending());
+    pool.close().await;
+    let error = no_room.await.unwrap_err();
+    assert!(matches!(error, RotateError::Closed), "{error:?}");
+    assert!(matches!(pool.rotate(passes).await, Err(RotateError::Closed)));
+    drop(held);
+    balanced(&pool, &manager.ledger).await;
+
+    manager.connect.always(Act::Never);
+    let pool = pool_of(&manager, 1).connect_timeout(600 * SECOND).build_lazy().unwrap();
+    let mut connecting = pin!(pool.rotate(passes));
+    assert!(poll_once(connecting.as_mut()).is_pending());
+    assert_eq!(manager.connect.running(), 1);
+    pool.close().await;
+    let began = tokio::time::Instant::now();
+    let error = connecting.await.unwrap_err();
+    assert!(matches!(error, RotateError::Closed), "{error:?}");
+    assert!(began.elapsed() < SECOND, "a connect under way is ended by close");
+    assert_eq!(manager.connect.running(), 0);
+}
+
+#[test]
+fn rotation_outside_a_runtime_is_an_error() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).build_lazy().unwrap();
+    let error = pollster::block_on(pool.rotate(passes)).unwrap_err();
+    assert!(matches!(error, RotateError::NoRuntime));
+}
+
+#[test]
+fn a_blocking_pool_invalidates_and_retains_in_the_same_way() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 3).build_blocking().unwrap();
+    drop([pool.acquire().unwrap(), pool.acquire().unwrap(), pool.acquire().unwrap()]);
+    assert_eq!(pool.retain(|_, info| info.id != 2), 1);
+    let held = pool.acquire().unwrap();
+    pool.invalidate();
+    let new = pool.acquire().unwrap();
+    assert!(new.id > 3);
+    drop((held, new));
+    eventually_blocking("the old ones are closed", || manager.ledger.closed() == 3);
+}

@@ -1,0 +1,915 @@
+//! More callers than connections: limits of the line, shedding, priorities, a server that is down,
+//! and callers who wait for each other.
+//!
+//! Mutants that it has caught:
+//! MUTANTS
+
+#![cfg(feature = "tokio")]
+#![allow(clippy::unwrap_used, reason = "these are tests, though clippy only sees their helpers")]
+
+mod support;
+use support::*;
+
+use millpond::{AcquireError, Deadlock, Hooks, Pool, PoolBuilder, Priority, Shed, TryAcquireError};
+use std::error::Error;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
+use std::task::Poll;
+use std::thread;
+use std::time::Duration;
+use tokio::task::yield_now;
+use tokio::time::{Instant, advance, sleep, timeout};
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const TARGET: Duration = Duration::from_millis(20);
+const INTERVAL: Duration = Duration::from_millis(100);
+
+fn pool_of(manager: &TestManager, max_size: usize) -> PoolBuilder<TestManager> {
+    hush_scripted_panics();
+    Pool::builder(manager.clone()).max_size(max_size).acquire_timeout(60 * SECOND)
+}
+
+async fn turns() {
+    for _ in 0..64 {
+        yield_now().await;
+    }
+}
+
+/// Awaits a condition without the clock, which stands still while `spawn_blocking` is at work.
+async fn soon(what: &str, mut condition: impl FnMut() -> bool) {
+    let began = std::time::Instant::now();
+    while !condition() {
+        assert!(began.elapsed() < PATIENCE, "still not: {what}");
+        yield_now().await;
+        thread::yield_now();
+    }
+}
+
+// The line's length.
+
+#[tokio::test(start_paused = true)]
+async fn the_line_is_full_when_max_waiters_wait_and_has_room_when_one_leaves() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).max_waiters(3).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let mut waiters: Vec<_> = (0..3).map(|_| Box::pin(pool.acquire())).collect();
+    for waiter in &mut waiters {
+        assert!(poll_once(waiter.as_mut()).is_pending());
+    }
+    for refused in 1..4 {
+        let error = pool.acquire().await.unwrap_err();
+        assert!(matches!(error, AcquireError::QueueFull), "{error:?}");
+        assert!(error.to_string().contains("max_waiters"), "{error}");
+        assert_eq!(pool.metrics().queue_full, refused);
+        assert_eq!(pool.metrics().counts.waiters, 3);
+    }
+    assert!(matches!(pool.try_acquire(), Err(TryAcquireError::Empty)));
+    let mut high = pin!(pool.acquire_with(Priority::High));
+    assert!(poll_once(high.as_mut()).is_pending(), "high ones are not refused");
+    drop(waiters.pop());
+    assert!(matches!(pool.acquire().await, Err(AcquireError::QueueFull)), "two and the high one");
+    drop(waiters.pop());
+    let mut late = pin!(pool.acquire());
+    assert!(poll_once(late.as_mut()).is_pending());
+    drop(held);
+    drop(high.await.unwrap());
+    drop(waiters.pop().unwrap().await.unwrap());
+    drop(late.await.unwrap());
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.queue_full, metrics.acquires, metrics.timeouts), (4, 4, 0));
+}
+
+#[test]
+fn max_waiters_is_exact_when_many_come_at_once() {
+    const COMERS: usize = 10;
+    const MOST: usize = 4;
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).max_waiters(MOST).build_blocking().unwrap();
+    for round in 1..=40 {
+        let held = pool.acquire().unwrap();
+        let barrier = Arc::new(Barrier::new(COMERS));
+        let comers: Vec<_> = (0..COMERS)
+            .map(|_| {
+                let (pool, barrier) = (pool.clone(), barrier.clone());
+                thread::spawn(move || {
+                    barrier.wait();
+                    pool.acquire().map(drop)
+                })
+            })
+            .collect();
+        let refused = (round * (COMERS - MOST)) as u64;
+        eventually_blocking("all have come", || {
+            let metrics = pool.metrics();
+            metrics.queue_full == refused && metrics.counts.waiters == MOST
+        });
+        drop(held);
+        let answers: Vec<_> = comers.into_iter().map(join).collect();
+        assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), MOST);
+        let full = |answer: &&_| matches!(answer, Err(AcquireError::QueueFull));
+        assert_eq!(answers.iter().filter(full).count(), COMERS - MOST);
+    }
+    assert_eq!(pool.metrics().counts.waiters, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_finds_something_idle_does_not_care_about_max_waiters() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).max_waiters(1).build_lazy().unwrap();
+    pool.warm_up(2).await.unwrap();
+    let held = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    drop(held);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.queue_full, metrics.acquires), (0, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_has_to_begin_again_is_not_refused_though_the_line_is_full_by_now() {
+    let manager = TestManager::new();
+    let first = AtomicBool::new(true);
+    let hooks = Hooks::new().on_checkout(move |conn: &Conn| {
+        let rejects = conn.id == 1 && !first.swap(false, Ordering::SeqCst);
+        assert!(!rejects, "scripted panic in on_checkout");
+    });
+    let pool = pool_of(&manager, 1).shards(1).max_waiters(2).hooks(hooks).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let mut again = pin!(pool.acquire());
+    let mut second = pin!(pool.acquire());
+    let mut third = pin!(pool.acquire());
+    assert!(poll_once(again.as_mut()).is_pending());
+    assert!(poll_once(second.as_mut()).is_pending());
+    drop(held);
+    assert!(poll_once(third.as_mut()).is_pending(), "one has been called up");
+    assert!(poll_once(again.as_mut()).is_pending(), "and is back in line, as the third");
+    assert_eq!(pool.metrics().counts.waiters, 3);
+    drop(second.await.unwrap());
+    drop(third.await.unwrap());
+    drop(again.await.unwrap());
+    assert_eq!(balanced(&pool, &manager.ledger).await.queue_full, 0);
+}
+
+// Waiters who leave.
+
+#[tokio::test(start_paused = true)]
+async fn an_expired_or_cancelled_waiter_is_not_handed_a_connection() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).shards(1).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let mut cancelled = Box::pin(pool.acquire());
+    assert!(poll_once(cancelled.as_mut()).is_pending());
+    assert!(pool.acquire_timeout(SECOND).await.is_err(), "expired");
+    let mut stays = pin!(pool.acquire());
+    assert!(poll_once(stays.as_mut()).is_pending());
+    drop(cancelled);
+    assert_eq!(pool.metrics().counts.waiters, 1);
+    drop(held);
+    let Poll::Ready(served) = poll_once(stays.as_mut()) else { panic!("it went to somebody else") };
+    assert_eq!(served.unwrap().info().uses, 2, "and to nobody between");
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.acquires, metrics.timeouts, metrics.created), (2, 1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiters_who_have_left_cost_no_dial() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Error);
+    let pool = pool_of(&manager, 4).build_lazy().unwrap();
+    let mut waiters: Vec<_> = (0..20).map(|_| Box::pin(pool.acquire())).collect();
+    for waiter in &mut waiters {
+        assert!(poll_once(waiter.as_mut()).is_pending());
+    }
+    sleep(SECOND).await;
+    drop(waiters);
+    sleep(5 * SECOND).await;
+    let calls = manager.connect.calls();
+    sleep(60 * SECOND).await;
+    assert_eq!(manager.connect.calls(), calls, "nobody wants one");
+    manager.clear();
+    drop(pool.acquire().await.unwrap());
+    assert_eq!(balanced(&pool, &manager.ledger).await.created, 1, "one for the only caller");
+}
+
+/// Its `on_checkout` turns every connection away, so that each acquire begins again.
+fn rejecting(manager: &TestManager) -> PoolBuilder<TestManager> {
+    let hooks = Hooks::new().on_checkout(|_| panic!("scripted panic in on_checkout"));
+    pool_of(manager, 1).hooks(hooks)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acquire_that_has_to_begin_again_keeps_its_deadline() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Slow(300 * MILLISECOND));
+    let pool = rejecting(&manager).acquire_timeout(SECOND).build_lazy().unwrap();
+    let began = Instant::now();
+    let error = pool.acquire().await.unwrap_err();
+    assert!(matches!(error, AcquireError::Timeout(_)), "{error:?}");
+    assert_eq!(began.elapsed(), SECOND);
+    assert_eq!(manager.connect.calls(), 4, "it did begin again");
+    let began = Instant::now();
+    assert!(pool.acquire_timeout(700 * MILLISECOND).await.is_err());
+    assert_eq!(began.elapsed(), 700 * MILLISECOND);
+    assert_eq!(balanced(&pool, &manager.ledger).await.acquires, 0);
+}
+
+#[test]
+fn a_blocking_acquire_that_has_to_begin_again_keeps_its_deadline() {
+    let manager = TestManager::new();
+    manager.connect.once(Act::Slow(900 * MILLISECOND));
+    manager.connect.always(Act::Never);
+    let pool = rejecting(&manager).build_blocking().unwrap();
+    let thread = thread::spawn(move || {
+        let began = std::time::Instant::now();
+        let error = pool.acquire_timeout(SECOND).unwrap_err();
+        let took = began.elapsed();
+        assert!(took >= SECOND && took < 1800 * MILLISECOND, "{took:?}");
+        error
+    });
+    let error = join(thread);
+    assert!(matches!(error, AcquireError::Timeout(_)), "{error:?}");
+    assert!(manager.connect.calls() > 1, "it did begin again");
+}
+
+// Shedding.
+
+#[tokio::test(start_paused = true)]
+async fn a_line_that_never_empties_sheds_the_oldest_in_the_next_interval() {
+    let manager = TestManager::new();
+    let shed = Shed::new(TARGET, INTERVAL);
+    let pool = pool_of(&manager, 1).shards(1).shed(shed).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let mut old: Vec<_> = (0..3).map(|_| Box::pin(pool.acquire())).collect();
+    for waiter in &mut old {
+        assert!(poll_once(waiter.as_mut()).is_pending());
+    }
+    sleep(100 * MILLISECOND).await;
+    drop(held);
+    let first = old.remove(0).await.expect("nobody is turned away in the first interval");
+    sleep(100 * MILLISECOND).await;
+    let mut young = pin!(pool.acquire());
+    assert!(poll_once(young.as_mut()).is_pending());
+    sleep(2 * TARGET).await;
+    drop(first);
+    for waiter in old {
+        match waiter.await {
+            Err(AcquireError::Shed { waited }) => assert_eq!(waited, 240 * MILLISECOND),
+            answer => panic!("{answer:?}"),
+        }
+    }
+    let served = young.await.expect("it has waited for twice the target and no more");
+    assert_eq!(pool.metrics().shed, 2);
+    drop(served);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.acquires, metrics.timeouts, metrics.shed), (3, 0, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn shedding_that_only_reports_counts_and_serves() {
+    let manager = TestManager::new();
+    let shed = Shed::new(TARGET, INTERVAL).report_only();
+    let pool = pool_of(&manager, 1).shards(1).shed(shed).build_lazy().unwrap();
+    let mut held = pool.acquire().await.unwrap();
+    let mut waiters: Vec<_> = (0..4).map(|_| Box::pin(pool.acquire())).collect();
+    for waiter in &mut waiters {
+        assert!(poll_once(waiter.as_mut()).is_pending());
+    }
+    for (served, waiter) in waiters.into_iter().enumerate() {
+        sleep(110 * MILLISECOND).await;
+        drop(held);
+        held = waiter.await.unwrap();
+        assert_eq!(pool.metrics().shed, served as u64, "all but the first");
+    }
+    drop(held);
+    assert_eq!(balanced(&pool, &manager.ledger).await.acquires, 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_with_high_priority_are_not_shed() {
+    let manager = TestManager::new();
+    let shed = Shed::new(TARGET, INTERVAL);
+    let pool = pool_of(&manager, 1).shards(1).shed(shed).build_lazy().unwrap();
+    let mut held = pool.acquire().await.unwrap();
+    let mut high: Vec<_> = (0..4).map(|_| Box::pin(pool.acquire_with(Priority::High))).collect();
+    let mut normal = pin!(pool.acquire());
+    for waiter in &mut high {
+        assert!(poll_once(waiter.as_mut()).is_pending());
+    }
+    assert!(poll_once(normal.as_mut()).is_pending());
+    for waiter in high {
+        sleep(110 * MILLISECOND).await;
+        drop(held);
+        held = waiter.await.unwrap();
+    }
+    assert_eq!(pool.metrics().shed, 0);
+    drop(held);
+    assert!(matches!(normal.await, Err(AcquireError::Shed { .. })), "it is not");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_shed_as_long_as_the_line_empties_now_and_then() {
+    let manager = TestManager::new();
+    let shed = Shed::new(TARGET, INTERVAL);
+    let pool = pool_of(&manager, 1).shards(1).shed(shed).build_lazy().unwrap();
+    for _ in 0..10 {
+        let held = pool.acquire().await.unwrap();
+        let mut first = pin!(pool.acquire());
+        let mut last = pin!(pool.acquire());
+        assert!(poll_once(first.as_mut()).is_pending());
+        assert!(poll_once(last.as_mut()).is_pending());
+        sleep(45 * MILLISECOND).await;
+        drop(held);
+        let held = first.await.unwrap();
+        sleep(45 * MILLISECOND).await;
+        drop(held);
+        drop(last.await.unwrap());
+    }
+    assert_eq!(pool.metrics().shed, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_after_a_quiet_time_is_served_whole() {
+    let manager = TestManager::new();
+    let shed = Shed::new(TARGET, INTERVAL);
+    let pool = pool_of(&manager, 1).shards(1).shed(shed).build_lazy().unwrap();
+    for _ in 0..3 {
+        let held = pool.acquire().await.unwrap();
+        let mut waiters: Vec<_> = (0..4).map(|_| Box::pin(pool.acquire())).collect();
+        for waiter in &mut waiters {
+            assert!(poll_once(waiter.as_mut()).is_pending());
+        }
+        sleep(90 * MILLISECOND).await;
+        drop(held);
+        for waiter in waiters {
+            drop(waiter.await.unwrap());
+        }
+        sleep(10 * SECOND).await;
+    }
+    assert_eq!(pool.metrics().shed, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn long_waits_of_long_ago_shed_nobody() {
+    let manager = TestManager::new();
+    let shed = Shed::new(TARGET, INTERVAL);
+    let pool = pool_of(&manager, 1).shards(1).shed(shed).build_lazy().unwrap();
+    for _ in 0..3 {
+        let held = pool.acquire().await.unwrap();
+        let mut served = Box::pin(pool.acquire());
+        let mut leaves = Box::pin(pool.acquire());
+        assert!(poll_once(served.as_mut()).is_pending());
+        assert!(poll_once(leaves.as_mut()).is_pending());
+        sleep(90 * MILLISECOND).await;
+        drop(held);
+        // The line was not empty then, and nobody sees it empty afterwards.
+        let served = served.await.unwrap();
+        drop(leaves);
+        drop(served);
+        sleep(10 * SECOND).await;
+    }
+    assert_eq!(pool.metrics().shed, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn blocking_callers_are_shed_too() {
+    let manager = TestManager::new();
+    let shed = Shed::new(TARGET, INTERVAL);
+    let pool = pool_of(&manager, 1).shards(1).shed(shed).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let mut first = Box::pin(pool.acquire());
+    assert!(poll_once(first.as_mut()).is_pending());
+    let blocking = tokio::task::spawn_blocking({
+        let pool = pool.clone();
+        move || pool.acquire_blocking().map(drop)
+    });
+    soon("both wait", || pool.metrics().counts.waiters == 2).await;
+    advance(100 * MILLISECOND).await;
+    drop(held);
+    let held = first.await.unwrap();
+    advance(110 * MILLISECOND).await;
+    drop(held);
+    let answer = blocking.await.unwrap();
+    assert!(matches!(answer, Err(AcquireError::Shed { .. })), "{answer:?}");
+    assert_eq!(balanced(&pool, &manager.ledger).await.shed, 1);
+}
+
+// Priorities.
+
+#[tokio::test(start_paused = true)]
+async fn high_priority_is_served_before_normal_callers_who_came_first() {
+    for shards in [1, 4] {
+        let manager = TestManager::new();
+        let pool = pool_of(&manager, 1).shards(shards).build_lazy().unwrap();
+        let held = pool.acquire().await.unwrap();
+        let mut normal: Vec<_> = (0..3).map(|_| Box::pin(pool.acquire())).collect();
+        for waiter in &mut normal {
+            assert!(poll_once(waiter.as_mut()).is_pending());
+        }
+        let mut first = pin!(pool.acquire_with(Priority::High));
+        let mut second = pin!(pool.acquire_with(Priority::High));
+        assert!(poll_once(first.as_mut()).is_pending());
+        assert!(poll_once(second.as_mut()).is_pending());
+        drop(held);
+        let held = first.await.unwrap();
+        turns().await;
+        assert!(normal.iter_mut().all(|waiter| poll_once(waiter.as_mut()).is_pending()));
+        drop(held);
+        drop(second.await.unwrap());
+        for waiter in normal {
+            drop(waiter.await.unwrap());
+        }
+        balanced(&pool, &manager.ledger).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn reserved_connections_never_go_to_normal_callers() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 4).reserved(Priority::High, 2).build_lazy().unwrap();
+    let mut all = Vec::new();
+    for _ in 0..4 {
+        all.push(pool.acquire_with(Priority::High).await.unwrap());
+    }
+    drop(all);
+    let bulk = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    assert_eq!(pool.metrics().counts.idle, 2);
+    assert!(matches!(pool.try_acquire(), Err(TryAcquireError::Empty)));
+    let mut normal = Box::pin(pool.acquire());
+    assert!(poll_once(normal.as_mut()).is_pending());
+    for _ in 0..5 {
+        let high = [
+            pool.acquire_with(Priority::High).await.unwrap(),
+            pool.acquire_with(Priority::High).await.unwrap(),
+        ];
+        let [first, second] = high;
+        drop(first);
+        second.discard();
+        turns().await;
+        assert!(poll_once(normal.as_mut()).is_pending(), "not even with nobody else in line");
+    }
+    drop(bulk);
+    drop(normal.await.unwrap());
+    let error = {
+        let _bulk = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+        pool.acquire_timeout(SECOND).await.unwrap_err()
+    };
+    assert!(matches!(error, AcquireError::Timeout(_)));
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn vacant_reserved_slots_are_not_dialled_for_normal_callers() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).reserved(Priority::High, 1).build_lazy().unwrap();
+    let bulk = pool.acquire().await.unwrap();
+    assert!(pool.acquire_timeout(SECOND).await.is_err());
+    assert_eq!(manager.connect.calls(), 1);
+    drop(pool.acquire_with(Priority::High).await.unwrap());
+    assert_eq!(manager.connect.calls(), 2);
+    drop(bulk);
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn build_and_warm_up_come_to_an_end_without_the_reserved_connections() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 4).reserved(Priority::High, 2).min_idle(4);
+    let pool = timeout(60 * SECOND, pool.build()).await.expect("it does not hang").unwrap();
+    assert_eq!(pool.metrics().counts.idle, 2);
+    let warm_up = timeout(60 * SECOND, pool.warm_up(4)).await;
+    warm_up.expect("it does not hang").unwrap();
+    drop(pool.acquire_with(Priority::High).await.unwrap());
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn high_priority_gets_general_connections_as_well() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 3).reserved(Priority::High, 1).build_lazy().unwrap();
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(pool.acquire_with(Priority::High).await.unwrap());
+    }
+    let normal = pool.acquire_with(Priority::Normal);
+    assert!(timeout(SECOND, normal).await.is_err());
+    drop(held);
+    assert_eq!(balanced(&pool, &manager.ledger).await.counts.idle, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_health_probe_works_at_once_while_bulk_traffic_queues() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 3).reserved(Priority::High, 1).max_waiters(100).build_lazy();
+    let pool = pool.unwrap();
+    pool.warm_up(2).await.unwrap();
+    let bulk: Vec<_> = (0..40)
+        .map(|_| {
+            let pool = pool.clone();
+            tokio::spawn(async move {
+                for _ in 0..10 {
+                    let held = pool.acquire().await.unwrap();
+                    sleep(7 * MILLISECOND).await;
+                    drop(held);
+                }
+            })
+        })
+        .collect();
+    turns().await;
+    let mut probes = 0;
+    while !bulk.iter().all(tokio::task::JoinHandle::is_finished) {
+        let began = Instant::now();
+        let probe = pool.acquire_with(Priority::High).await.unwrap();
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        probes += 1;
+        drop(probe);
+        sleep(3 * MILLISECOND).await;
+    }
+    assert!(probes > 100, "{probes}");
+    for task in bulk {
+        task.await.unwrap();
+    }
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[test]
+fn a_blocking_health_probe_works_while_bulk_traffic_queues() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).reserved(Priority::High, 1).build_blocking().unwrap();
+    let held = pool.acquire().unwrap();
+    let bulk: Vec<_> = (0..4)
+        .map(|_| {
+            let pool = pool.clone();
+            thread::spawn(move || pool.acquire().map(drop))
+        })
+        .collect();
+    eventually_blocking("all wait", || pool.metrics().counts.waiters == 4);
+    for _ in 0..10 {
+        let probe = pool.acquire_with(Priority::High).unwrap();
+        assert_ne!(probe.id, held.id);
+        drop(probe);
+        assert_eq!(pool.metrics().counts.waiters, 4);
+    }
+    drop(held);
+    for thread in bulk {
+        join(thread).unwrap();
+    }
+}
+
+// A server that is down.
+
+fn failing_fast(manager: &TestManager, max_size: usize) -> PoolBuilder<TestManager> {
+    pool_of(manager, max_size).fail_fast(true).backoff(100 * MILLISECOND, SECOND)
+}
+
+#[tokio::test(start_paused = true)]
+async fn fail_fast_tells_the_cause_at_once_when_no_connection_is_left() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Error);
+    let pool = failing_fast(&manager, 2).build_lazy().unwrap();
+    let began = Instant::now();
+    let error = pool.acquire().await.unwrap_err();
+    assert!(matches!(error, AcquireError::Unavailable(_)), "{error:?}");
+    assert_eq!(error.source().expect("a cause").to_string(), "scripted connect error");
+    assert!(began.elapsed() < MILLISECOND);
+    // From now on without an attempt of its own.
+    let calls = manager.connect.calls();
+    for _ in 0..10 {
+        let Poll::Ready(answer) = poll_once(pin!(pool.acquire())) else { panic!("it waits") };
+        assert!(matches!(answer, Err(AcquireError::Unavailable(_))), "{answer:?}");
+        let blocking = thread::spawn({
+            let pool = pool.clone();
+            move || pool.acquire_blocking().map(drop)
+        });
+        assert!(matches!(join(blocking), Err(AcquireError::Unavailable(_))));
+    }
+    assert!(manager.connect.calls() <= calls + 1);
+    assert_eq!(balanced_down(&pool, &manager), 0);
+}
+
+/// How many callers wait; nothing is alive.
+fn balanced_down(pool: &Pool<TestManager>, manager: &TestManager) -> usize {
+    let counts = pool.metrics().counts;
+    assert_eq!((counts.alive(), counts.capacity()), (0, pool.max_size()));
+    assert!(manager.ledger.live() <= 1, "the prober's at the most");
+    counts.waiters
+}
+
+#[tokio::test(start_paused = true)]
+async fn fail_fast_tells_everybody_who_waits_for_the_first_attempt() {
+    let manager = TestManager::new();
+    manager.connect.once(Act::Slow(SECOND));
+    let pool = failing_fast(&manager, 2).connect_timeout(500 * MILLISECOND).build_lazy().unwrap();
+    let mut waiters: Vec<_> = (0..8).map(|_| Box::pin(pool.acquire())).collect();
+    for waiter in &mut waiters {
+        assert!(poll_once(waiter.as_mut()).is_pending());
+    }
+    manager.connect.always(Act::Error);
+    let began = Instant::now();
+    for waiter in waiters {
+        let error = waiter.await.unwrap_err();
+        assert!(matches!(error, AcquireError::Unavailable(_)), "{error:?}");
+    }
+    assert!(began.elapsed() <= 501 * MILLISECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_prober_goes_on_though_nobody_waits_and_notices_that_the_server_is_back() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Error);
+    let pool = failing_fast(&manager, 2).build_lazy().unwrap();
+    assert!(pool.acquire().await.is_err());
+    let calls = manager.connect.calls();
+    sleep(30 * SECOND).await;
+    assert!(manager.connect.calls() > calls + 10, "it probes");
+    assert_eq!(manager.connect.most_running(), 1, "alone");
+    assert!(matches!(pool.acquire().await, Err(AcquireError::Unavailable(_))));
+    manager.clear();
+    eventually("it is back", || pool.metrics().counts.idle == 1).await;
+    drop(pool.acquire().await.unwrap());
+    let calls = manager.connect.calls();
+    sleep(30 * SECOND).await;
+    assert_eq!(manager.connect.calls(), calls, "and the prober has gone");
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn fail_fast_waits_for_connections_that_are_in_use() {
+    let manager = TestManager::new();
+    let pool = failing_fast(&manager, 2).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.connect.always(Act::Error);
+    let mut waiter = pin!(pool.acquire());
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    sleep(10 * SECOND).await;
+    assert!(poll_once(waiter.as_mut()).is_pending(), "one may come back");
+    drop(held);
+    let held = waiter.await.unwrap();
+    // And once that one is gone, the next failure is everybody's answer.
+    let mut waiter = pin!(pool.acquire());
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    held.discard();
+    let began = Instant::now();
+    assert!(matches!(waiter.await, Err(AcquireError::Unavailable(_))));
+    assert!(began.elapsed() <= SECOND, "a pause of the prober's");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permanent_error_is_told_as_such_with_fail_fast_too() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Permanent);
+    let pool = failing_fast(&manager, 1).build_lazy().unwrap();
+    assert!(matches!(pool.acquire().await, Err(AcquireError::Connect(_))));
+    sleep(30 * SECOND).await;
+    assert_eq!(manager.connect.calls(), 1, "there is nothing to probe for");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_fail_fast_callers_wait_until_their_deadlines() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Error);
+    let pool = pool_of(&manager, 2).build_lazy().unwrap();
+    let began = Instant::now();
+    let error = pool.acquire_timeout(3 * SECOND).await.unwrap_err();
+    assert_eq!(began.elapsed(), 3 * SECOND);
+    assert!(matches!(error, AcquireError::Timeout(_)));
+    assert_eq!(error.source().expect("a cause").to_string(), "scripted connect error");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_prober_ends_with_the_pool() {
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let before = tasks();
+    let manager = TestManager::new();
+    manager.connect.always(Act::Error);
+    let pool = failing_fast(&manager, 2).backoff(60 * SECOND, 60 * SECOND).build_lazy().unwrap();
+    assert!(pool.acquire().await.is_err());
+    drop(pool);
+    turns().await;
+    assert_eq!(tasks(), before);
+}
+
+// Callers who wait for each other.
+
+fn detecting(manager: &TestManager, max_size: usize) -> PoolBuilder<TestManager> {
+    pool_of(manager, max_size).detect_deadlock(true)
+}
+
+fn lines(deadlock: &Deadlock) -> Vec<u32> {
+    let mut lines: Vec<_> = deadlock.held_at().iter().map(|site| site.line()).collect();
+    lines.sort_unstable();
+    lines
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_holds_all_and_wants_one_more_is_told_where() {
+    let manager = TestManager::new();
+    let pool = detecting(&manager, 2).build_lazy().unwrap();
+    let task = tokio::spawn({
+        let pool = pool.clone();
+        async move {
+            let _first = pool.acquire().await.unwrap();
+            let _second = pool.acquire().await.unwrap();
+            let third = pool.acquire().await;
+            let line = line!() - 1;
+            let Err(AcquireError::WouldDeadlock(deadlock)) = third else { panic!("{third:?}") };
+            assert_eq!(deadlock.wanted_at().line(), line);
+            assert!(deadlock.wanted_at().file().ends_with("overload.rs"));
+            assert_eq!(lines(&deadlock), [line - 2, line - 1]);
+            let text = deadlock.to_string();
+            assert!(text.contains(&format!("overload.rs:{line}:")), "{text}");
+            assert!(text.contains(&format!("overload.rs:{}:", line - 1)), "{text}");
+        }
+    });
+    task.await.unwrap();
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.acquires, metrics.timeouts), (2, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_tasks_that_wait_for_each_other_the_second_is_told_and_the_first_is_served() {
+    let manager = TestManager::new();
+    let pool = detecting(&manager, 2).build_lazy().unwrap();
+    let task = |first_to_wait: bool| {
+        let pool = pool.clone();
+        tokio::spawn(async move {
+            let held = pool.acquire().await.unwrap();
+            sleep(if first_to_wait { SECOND } else { 2 * SECOND }).await;
+            let answer = pool.acquire().await.map(drop);
+            drop(held);
+            answer
+        })
+    };
+    let (first, second) = (task(true), task(false));
+    let answer = second.await.unwrap();
+    let Err(AcquireError::WouldDeadlock(deadlock)) = answer else { panic!("{answer:?}") };
+    assert_eq!(deadlock.held_at().len(), 2);
+    first.await.unwrap().expect("the other one has come back");
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn there_is_no_alarm_as_long_as_one_holder_does_not_wait() {
+    let manager = TestManager::new();
+    let pool = detecting(&manager, 3).build_lazy().unwrap();
+    let busy = tokio::spawn({
+        let pool = pool.clone();
+        async move {
+            let _held = pool.acquire().await.unwrap();
+            sleep(5 * SECOND).await;
+        }
+    });
+    let waiting: Vec<_> = (0..2)
+        .map(|_| {
+            let pool = pool.clone();
+            tokio::spawn(async move {
+                let _held = pool.acquire().await.unwrap();
+                sleep(SECOND).await;
+                drop(pool.acquire().await.unwrap());
+            })
+        })
+        .collect();
+    for task in waiting {
+        task.await.unwrap();
+    }
+    busy.await.unwrap();
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn there_is_no_alarm_for_who_holds_nothing_or_while_there_is_room() {
+    let manager = TestManager::new();
+    let pool = detecting(&manager, 2).build_lazy().unwrap();
+    let holder = tokio::spawn({
+        let pool = pool.clone();
+        async move {
+            // The second one is still to be opened.
+            let _held = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+            sleep(SECOND).await;
+        }
+    });
+    turns().await;
+    drop(pool.acquire().await.unwrap());
+    holder.await.unwrap();
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_given_back_in_any_way_is_not_held_any_more() {
+    let manager = TestManager::new();
+    let pool = detecting(&manager, 1).build_lazy().unwrap();
+    let task = tokio::spawn({
+        let (pool, manager) = (pool.clone(), manager.clone());
+        async move {
+            drop(pool.acquire().await.unwrap());
+            pool.acquire().await.unwrap().discard();
+            pool.acquire().await.unwrap().release().await.unwrap();
+            let mut connection = pool.acquire().await.unwrap().detach();
+            connection.uncount();
+            drop(connection);
+            manager.condition.once(Act::Error);
+            drop(pool.acquire().await.unwrap());
+            manager.condition.once(Act::Slow(Duration::ZERO));
+            manager.reset.once(Act::Slow(SECOND / 2));
+            drop(pool.acquire().await.unwrap());
+            drop(pool.acquire_owned().await.unwrap());
+            pool.rotate(|_| Box::pin(async { Ok(()) })).await.unwrap();
+            drop(pool.acquire().await.unwrap());
+            let held = pool.acquire().await.unwrap();
+            assert!(matches!(pool.acquire().await, Err(AcquireError::WouldDeadlock(_))));
+            drop(held);
+        }
+    });
+    task.await.unwrap();
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_rotation_took_to_make_room_is_not_held() {
+    let manager = TestManager::new();
+    let pool = detecting(&manager, 1).build_lazy().unwrap();
+    pool.warm_up(1).await.unwrap();
+    manager.connect.once(Act::Error);
+    assert!(pool.rotate(|_| Box::pin(async { Ok(()) })).await.is_err());
+    drop(pool.acquire().await.expect("nobody holds anything"));
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_holder_that_has_given_up_waiting_does_not_count_as_waiting() {
+    let manager = TestManager::new();
+    let pool = detecting(&manager, 2).build_lazy().unwrap();
+    let gave_up = tokio::spawn({
+        let pool = pool.clone();
+        async move {
+            let _held = pool.acquire().await.unwrap();
+            assert!(pool.acquire_timeout(SECOND).await.is_err());
+            assert!(timeout(SECOND, pool.acquire()).await.is_err());
+            sleep(3 * SECOND).await;
+        }
+    });
+    let waits = tokio::spawn({
+        let pool = pool.clone();
+        async move {
+            let _held = pool.acquire().await.unwrap();
+            sleep(3 * SECOND).await;
+            drop(pool.acquire().await.unwrap());
+        }
+    });
+    gave_up.await.unwrap();
+    waits.await.unwrap();
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[test]
+fn threads_that_wait_for_each_other_are_found_too() {
+    let manager = TestManager::new();
+    let pool = detecting(&manager, 2).build_blocking().unwrap();
+    let barrier = Arc::new(Barrier::new(2));
+    let threads: Vec<_> = (0..2)
+        .map(|_| {
+            let (pool, barrier) = (pool.clone(), barrier.clone());
+            thread::spawn(move || {
+                let held = pool.acquire().unwrap();
+                barrier.wait();
+                let answer = pool.acquire().map(drop);
+                drop(held);
+                answer
+            })
+        })
+        .collect();
+    let answers: Vec<_> = threads.into_iter().map(join).collect();
+    let told = |answer: &&_| matches!(answer, Err(AcquireError::WouldDeadlock(_)));
+    assert_eq!(answers.iter().filter(told).count(), 1, "{answers:?}");
+    assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 1, "{answers:?}");
+}
+
+#[test]
+fn threads_that_give_back_in_time_raise_no_alarm() {
+    let manager = TestManager::new();
+    let pool = detecting(&manager, 3).build_blocking().unwrap();
+    let threads: Vec<_> = (0..3)
+        .map(|_| {
+            let pool = pool.clone();
+            thread::spawn(move || {
+                for _ in 0..300 {
+                    drop(pool.acquire().unwrap());
+                }
+            })
+        })
+        .collect();
+    // This one holds two at a time; there is one left for the others.
+    for _ in 0..100 {
+        let first = pool.acquire().unwrap();
+        drop(pool.acquire().unwrap());
+        drop(first);
+    }
+    threads.into_iter().for_each(join);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_the_option_such_a_wait_ends_at_its_deadline() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).build_lazy().unwrap();
+    let _held = pool.acquire().await.unwrap();
+    let error = pool.acquire_timeout(SECOND).await.unwrap_err();
+    assert!(matches!(error, AcquireError::Timeout(_)));
+}

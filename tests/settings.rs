@@ -1,0 +1,132 @@
+//! The ranges of the settings of a connection's life and of overload.
+//!
+//! Not here: the settings that `construction.rs` has.
+
+#![cfg(feature = "tokio")]
+
+mod support;
+
+use millpond::{CheckPolicy, Pool, PoolBuilder, Priority, Shed};
+use std::time::Duration;
+use support::TestManager;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn builder() -> PoolBuilder<TestManager> {
+    Pool::builder(TestManager::new())
+}
+
+/// The message with which a pool of these settings is refused.
+#[track_caller]
+fn refusal(builder: PoolBuilder<TestManager>) -> String {
+    builder.build_lazy().expect_err("out of range").to_string()
+}
+
+#[test]
+fn a_capacity_below_max_size_is_refused() {
+    assert_eq!(
+        refusal(builder().max_size(4).capacity(3)),
+        "capacity is 3, but it must be at least max_size, which is 4"
+    );
+    assert_eq!(refusal(builder().capacity(0)), "capacity is 0, but it must be from 1 to 1048576");
+    builder().max_size(4).capacity(4).build_lazy().unwrap();
+}
+
+#[test]
+fn an_idle_timeout_above_the_lifetime_is_refused() {
+    assert_eq!(
+        refusal(builder().max_lifetime(SECOND).idle_timeout(2 * SECOND)),
+        "idle_timeout is 2s, but it must be at most max_lifetime, which is 1s"
+    );
+    builder().max_lifetime(SECOND).idle_timeout(SECOND).build_lazy().unwrap();
+    builder().max_lifetime(None).idle_timeout(Duration::MAX).build_lazy().unwrap();
+}
+
+#[test]
+fn an_idle_timeout_that_was_not_chosen_follows_the_lifetime() {
+    let pool = builder().max_lifetime(SECOND).build_lazy().unwrap();
+    assert_eq!(pool.config().idle_timeout, Some(SECOND));
+    let pool = builder().max_lifetime(None).build_lazy().unwrap();
+    assert_eq!(pool.config().idle_timeout, Some(600 * SECOND));
+    let pool = builder().idle_timeout(None).max_lifetime(SECOND).build_lazy().unwrap();
+    assert_eq!(pool.config().idle_timeout, None);
+}
+
+#[test]
+fn a_jitter_outside_of_nothing_and_all_is_refused() {
+    for jitter in [-0.1, 1.1, f64::NAN, f64::INFINITY] {
+        assert_eq!(
+            refusal(builder().lifetime_jitter(jitter)),
+            format!("lifetime_jitter is {jitter}, but it must be from 0.0 to 1.0")
+        );
+    }
+    for jitter in [0.0, 1.0] {
+        builder().lifetime_jitter(jitter).build_lazy().unwrap();
+    }
+}
+
+#[test]
+fn no_duration_may_be_zero() {
+    let zero = Duration::ZERO;
+    let shed = Shed::new(zero, SECOND);
+    for (field, builder) in [
+        ("check", builder().check(CheckPolicy::IfIdleFor(zero))),
+        ("max_lifetime", builder().max_lifetime(zero).idle_timeout(None)),
+        ("idle_timeout", builder().idle_timeout(zero)),
+        ("keepalive_interval", builder().keepalive_interval(zero)),
+        ("leak_after", builder().leak_after(zero)),
+        ("maintenance_interval", builder().maintenance_interval(zero)),
+        ("shed", builder().shed(shed)),
+    ] {
+        assert_eq!(refusal(builder), format!("{field} is 0ns, but it must be above zero"));
+    }
+}
+
+#[test]
+fn the_rules_of_overload_are_checked() {
+    assert_eq!(refusal(builder().max_waiters(0)), "max_waiters is 0, but it must be at least 1");
+    assert_eq!(
+        refusal(builder().max_size(2).reserved(Priority::High, 2)),
+        "reserved is 2, but it must be below max_size, which is 2"
+    );
+    assert_eq!(
+        refusal(builder().reserved(Priority::Normal, 1)),
+        "reserved is 1, but it must be 0 for Priority::Normal, which takes what is not reserved"
+    );
+    assert_eq!(
+        refusal(builder().shed(Shed::new(2 * SECOND, SECOND))),
+        "shed is 2s, but it must be at most its interval, which is 1s"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_longest_durations_do_not_overflow() {
+    let max = Duration::MAX;
+    let pool = builder()
+        .max_size(1)
+        .min_idle(1)
+        .check(CheckPolicy::IfIdleFor(max))
+        .max_lifetime(max)
+        .idle_timeout(max)
+        .keepalive_interval(max)
+        .leak_after(max)
+        .lifetime_jitter(1.0)
+        .shed(Shed::new(max, max))
+        .build()
+        .await
+        .unwrap();
+    for _ in 0..100 {
+        let held = pool.acquire().await.unwrap();
+        let other = tokio::spawn({
+            let pool = pool.clone();
+            async move { pool.acquire().await.is_ok() }
+        });
+        tokio::time::sleep(SECOND).await;
+        drop(held);
+        assert!(other.await.unwrap());
+    }
+    assert_eq!((pool.metrics().created, pool.metrics().leaks), (1, 0));
+    pool.maintenance().set_interval(max).unwrap();
+    pool.maintenance().run_once().await;
+    assert!(pool.drain(max).await.still_out.is_empty());
+}
