@@ -4,6 +4,7 @@
 //! MUTANTS
 
 #![cfg(feature = "tokio")]
+#![allow(clippy::mem_forget, reason = "a forgotten guard is one of the cases")]
 #![allow(clippy::unwrap_used, reason = "these are tests, though clippy only sees their helpers")]
 
 mod support;

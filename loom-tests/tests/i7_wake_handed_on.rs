@@ -16,8 +16,7 @@ use std::pin::pin;
 
 /// A release beside a quitter and a waiter, in one shard and in two.
 ///
-/// Mutants seen to be caught: "`Handoff::drop` is empty", "who leaves serves nobody" (in two
-/// shards).
+/// Mutants seen to be caught: "`Handoff::drop` is empty beside a waiter", "a slot dropped on the way is lost".
 #[test]
 fn a_cancelled_waiter_passes_its_slot_on() {
     for (shards, quits, waits) in [(1, 0, 0), (2, 0, 1), (2, 1, 0)] {
@@ -63,7 +62,7 @@ fn a_hand_off_dropped_on_the_way_reaches_whoever_parks_meanwhile() {
 
 /// The word to look again reaches a waiter that leaves; the vacant slot is the other one's then.
 ///
-/// Mutant seen to be caught: "who leaves asks for nobody".
+/// Mutant seen to be caught: "a vacant slot dropped on the way is lost".
 #[test]
 fn a_cancelled_waiter_passes_a_vacant_slot_on() {
     for (shards, waits) in [(1, 0), (2, 1)] {

@@ -46,7 +46,6 @@ fn a_reserved_slot_finds_whoever_parks_in_the_high_line_meanwhile() {
     });
 }
 
-/// Mutant seen to be caught: "a reserved slot goes to anybody".
 #[test]
 fn a_general_waiter_never_gets_a_reserved_slot() {
     check(|| {
