@@ -33,8 +33,6 @@ fn assert_both_idle(station: &Arc<Station>) {
     drop((general, reserved.expect("it is open")));
 }
 
-/// Mutants seen to be caught: "a reserved slot is put with the others", "nobody searches the
-/// reserved ones".
 #[test]
 fn a_reserved_slot_finds_whoever_parks_in_the_high_line_meanwhile() {
     check(|| {
@@ -63,8 +61,6 @@ fn a_general_waiter_never_gets_a_reserved_slot() {
 }
 
 /// A slot is on its way to a high waiter that leaves, and goes on to a high one or to a general one.
-///
-/// Mutants seen to be caught: "strays stay where they are", "a reserved stray is put with the others".
 #[test]
 fn a_cancelled_high_waiters_slot_goes_on() {
     for (line, of_reserved) in [(Line::High, true), (Line::High, false), (Line::General, false)] {
@@ -110,8 +106,6 @@ fn the_high_line_comes_first() {
 }
 
 /// Two newcomers and one place in line: at the most one waits, and that one is served.
-///
-/// Mutants seen to be caught: "a line is one longer", "who is turned away still counts".
 #[test]
 fn of_two_newcomers_one_is_turned_away_from_a_line_of_one() {
     check(|| {
@@ -132,7 +126,7 @@ fn of_two_newcomers_one_is_turned_away_from_a_line_of_one() {
 /// One waits for certain; a newcomer is turned away just when the slot comes back, and the waiter
 /// keeps what it gets.
 ///
-/// Mutant seen to be caught: "who is turned away still counts".
+/// Mutant seen to be caught: "a line is one longer".
 #[test]
 fn whoever_is_turned_away_takes_no_wake_along() {
     check(|| {

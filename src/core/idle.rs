@@ -270,10 +270,9 @@ impl<K: Keeper> Stack<K> {
     /// Takes a slot out of the middle, if it is there.
     fn steal(&self, id: usize) -> Option<Box<Slot<K>>> {
         // Ordering: SeqCst, partners: `push`, whose slot this acquires (I6), and the swap in `pop`,
-        // of which one comes first (I1). SeqCst on failure too, so that the look does not run ahead
-        // of the alert before it; partner: `look` after the push, which finds that alert otherwise.
+        // of which one comes first (I1).
         self.links[id]
-            .compare_exchange(FULL, STOLEN, Ordering::SeqCst, Ordering::SeqCst)
+            .compare_exchange(FULL, STOLEN, Ordering::SeqCst, Ordering::Relaxed)
             .is_ok()
             .then(|| self.unbox(id))
     }
