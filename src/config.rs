@@ -84,7 +84,7 @@ pub struct Config {
     /// [`Pool::resize`](crate::Pool::resize) changes it. Default: 10.
     pub max_size: usize,
     /// The largest `max_size` that the pool can be resized to: `max_size` to 1,048,576. A slot costs
-    /// some 250 bytes, used or not. Default: `None`, which is `max_size`.
+    /// some 350 bytes, used or not. Default: `None`, which is `max_size`.
     pub capacity: Option<usize>,
     /// How many idle connections the pool keeps ready: 0 to `max_size`. Default: 0.
     pub min_idle: usize,

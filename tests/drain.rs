@@ -1,7 +1,4 @@
 //! The end of a pool that waits for what is in use: `drain`; and the end of its last handle.
-//!
-//! Mutants that it has caught:
-//! MUTANTS
 
 #![cfg(feature = "tokio")]
 #![allow(clippy::unwrap_used, reason = "these are tests, though clippy only sees their helpers")]

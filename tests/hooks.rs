@@ -1,8 +1,5 @@
 //! What users have called at the turns of a connection's life; all but `on_leak`, which is the
 //! reaper's.
-//!
-//! Mutants that it has caught:
-//! MUTANTS
 
 #![cfg(feature = "tokio")]
 #![allow(clippy::unwrap_used, reason = "these are tests, though clippy only sees their helpers")]

@@ -1,8 +1,5 @@
 //! Getting rid of connections: all of them (`invalidate`), some of them (`retain`), or all of them
 //! once a new one has proved itself (`rotate`).
-//!
-//! Mutants that it has caught:
-//! MUTANTS
 
 #![cfg(feature = "tokio")]
 #![allow(clippy::unwrap_used, reason = "these are tests, though clippy only sees their helpers")]

@@ -1,8 +1,5 @@
 //! More callers than connections: limits of the line, shedding, priorities, a server that is down,
 //! and callers who wait for each other.
-//!
-//! Mutants that it has caught:
-//! MUTANTS
 
 #![cfg(feature = "tokio")]
 #![allow(clippy::unwrap_used, reason = "these are tests, though clippy only sees their helpers")]

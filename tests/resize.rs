@@ -1,7 +1,4 @@
 //! A pool that changes its size while it is used.
-//!
-//! Mutants that it has caught:
-//! MUTANTS
 
 #![cfg(feature = "tokio")]
 #![allow(clippy::mem_forget, reason = "a forgotten guard is one of the cases")]

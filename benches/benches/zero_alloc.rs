@@ -233,7 +233,7 @@ async fn timeouts(report: &mut Report, pool: &Pool<TrivialManager>, objects: &Ob
 
 /// What building a pool allocates for each slot, beyond the connection itself.
 fn memory(report: &mut Report) {
-    const MOST: usize = 256;
+    const MOST: usize = 288;
     println!(
         "\nbytes allocated for each slot of an ObjectPool<u64>, beyond the object: at most {MOST}"
     );

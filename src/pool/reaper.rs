@@ -30,6 +30,7 @@ use event_listener::{Event, IntoNotification, listener};
 use std::cell::Cell;
 use std::fmt;
 use std::future::{Future, poll_fn};
+use std::mem;
 use std::panic::Location;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -70,12 +71,16 @@ pub(super) struct Memory {
     /// The fewest idle connections since `window`.
     fewest_idle: usize,
     window: u64,
+    /// Room for a plan, so that a look that finds nothing allocates nothing.
+    ends: Vec<Option<(CloseReason, u64)>>,
+    idle: Vec<(usize, u64, Term)>,
 }
 
 impl Memory {
     pub(super) fn new(capacity: usize) -> Self {
         let tracks = (0..capacity).map(|_| Track::default()).collect();
-        Self { tracks, fewest_idle: usize::MAX, window: 0 }
+        let (ends, idle) = (vec![None; capacity], Vec::with_capacity(capacity));
+        Self { tracks, fewest_idle: usize::MAX, window: 0, ends, idle }
     }
 }
 
@@ -159,7 +164,7 @@ struct Plan {
     ends: Vec<Option<(CloseReason, u64)>>,
     /// Connections to be ended, whichever they are.
     surplus: usize,
-    /// For each slot: the number of uses after which it is to be checked.
+    /// For each slot: the number of uses after which it is to be checked. Empty if there is none.
     pings: Vec<Option<u64>>,
     leaks: Vec<Leak>,
     /// Idle ones whose replacement is to be opened first.
@@ -180,7 +185,7 @@ impl<M: Manager> Shared<M> {
             return false;
         }
         let now = self.now();
-        let Plan { ends, surplus, pings, leaks, expiring, more } =
+        let Plan { mut ends, surplus, pings, leaks, expiring, more } =
             self.survey(&mut lock(&self.memory), now);
         for leak in &leaks {
             match leak {
@@ -189,10 +194,12 @@ impl<M: Manager> Shared<M> {
             }
             self.hooks.leaked(leak);
         }
-        self.retire(ends, surplus);
+        self.retire(&mut ends, surplus);
+        ends.fill(None);
+        lock(&self.memory).ends = ends;
         self.expiring.store(expiring, Ordering::Relaxed);
         self.demand(Self::ground);
-        if pings.iter().any(Option::is_some) {
+        if !pings.is_empty() {
             self.ping(pings);
         }
         more
@@ -200,16 +207,19 @@ impl<M: Manager> Shared<M> {
 
     fn survey(&self, memory: &mut Memory, now: u64) -> Plan {
         let capacity = memory.tracks.len();
+        let mut ends = mem::take(&mut memory.ends);
+        // Another look at the same time has the room.
+        ends.resize(capacity, None);
         let mut plan = Plan {
-            ends: vec![None; capacity],
+            ends,
             surplus: 0,
-            pings: vec![None; capacity],
+            pings: Vec::new(),
             leaks: Vec::new(),
             expiring: 0,
             more: false,
         };
         let mut budget = self.core.limit().div_ceil(AT_ONCE);
-        let mut idle = Vec::new();
+        let mut idle = mem::take(&mut memory.idle);
         for (slot, track) in memory.tracks.iter_mut().enumerate() {
             let seen = self.core.glimpse(slot);
             let (connection, term) = self.records[slot].read();
@@ -233,6 +243,8 @@ impl<M: Manager> Shared<M> {
         }
         let left = self.plan_idle(memory, &idle, now, &mut plan);
         self.plan_lifetimes(memory, &idle, (left, budget), now, &mut plan);
+        idle.clear();
+        memory.idle = idle;
         plan
     }
 
@@ -254,6 +266,7 @@ impl<M: Manager> Shared<M> {
             }
         }
         if self.config.keepalive_interval.is_some_and(|limit| unchecked >= nanos(limit)) {
+            plan.pings.resize(self.core.capacity(), None);
             plan.pings[slot] = Some(seen.uses);
         }
     }
@@ -323,7 +336,7 @@ impl<M: Manager> Shared<M> {
     }
 
     /// Ends the idle connections that a plan names, and so many others.
-    fn retire(&self, mut ends: Vec<Option<(CloseReason, u64)>>, surplus: usize) {
+    fn retire(&self, ends: &mut [Option<(CloseReason, u64)>], surplus: usize) {
         let named = ends.iter().filter(|end| end.is_some()).count();
         let (named, surplus) = (Cell::new(named), Cell::new(surplus));
         let mut search = Search::new(self);
