@@ -1,5 +1,6 @@
-//! Panics in user code: in each of the manager's methods, in the connection's own drop, and in
-//! whoever holds a connection.
+//! Panics in user code: in each of the manager's methods, in what an operator or the reaper calls, in
+//! the connection's own drop, and in whoever holds a connection. Those of the other hooks are in
+//! `hooks.rs`.
 
 #![cfg(feature = "tokio")]
 
@@ -7,8 +8,8 @@ mod support;
 use support::*;
 
 use millpond::{
-    AcquireError, CheckPolicy, Condition, Manager, OperationError, Pool, PoolBuilder, PoolMetrics,
-    ReleaseError,
+    AcquireError, CheckPolicy, Condition, HookFuture, Hooks, Manager, OperationError, Pool,
+    PoolBuilder, PoolMetrics, ReleaseError,
 };
 use std::error::Error;
 use std::future::{Future, pending};
@@ -250,6 +251,62 @@ async fn a_waiter_that_panics_passes_on_the_slot_that_was_handed_to_it() {
     assert_eq!(balanced(&pool, &manager.ledger).await.closed.total(), 0);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_guard_dropped_while_unwinding_is_closed_for_that_reason_even_if_it_is_out_of_date() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager).build_lazy().unwrap();
+    let metrics = waiter_is_served_after(&pool, &manager, async |held| {
+        pool.invalidate();
+        let unwound = catch_unwind(AssertUnwindSafe(|| {
+            let _held = held;
+            panic!("scripted panic of a holder");
+        }));
+        assert!(unwound.is_err());
+    })
+    .await;
+    assert_eq!((metrics.closed.holder_panicked, metrics.closed.total()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_retains_closure_frees_the_slot_and_wakes_a_waiter() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager).build_lazy().unwrap();
+    drop(pool.acquire().await.unwrap());
+    let mut waiter = pin!(pool.acquire());
+    let unwound = catch_unwind(AssertUnwindSafe(|| {
+        pool.retain(|_, _| {
+            assert!(poll_once(waiter.as_mut()).is_pending(), "the only one is being looked at");
+            panic!("scripted panic in retain");
+        })
+    }));
+    assert!(unwound.is_err(), "it is the caller's own");
+    assert_eq!(waiter.await.unwrap().id, 2);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.abandoned, metrics.closed.total()), (1, 1));
+    assert_eq!(pool.retain(|_, _| true), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_on_leak_keeps_neither_other_leaks_nor_the_next_look_back() {
+    let manager = TestManager::new();
+    let told = Arc::new(AtomicUsize::new(0));
+    let hooks = Hooks::new().on_leak({
+        let told = told.clone();
+        move |_| {
+            told.fetch_add(1, Ordering::SeqCst);
+            panic!("scripted panic in on_leak");
+        }
+    });
+    let pool = pool_of(&manager).max_size(3).leak_after(SECOND).hooks(hooks);
+    let pool = pool.min_idle(1).build().await.unwrap();
+    let held = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    eventually("both are reported", || told.load(Ordering::SeqCst) == 2).await;
+    drop(held);
+    eventually("both have come back late", || told.load(Ordering::SeqCst) == 4).await;
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.leaks, metrics.late_returns, metrics.closed.total()), (2, 2, 0));
+}
+
 /// A connection that can panic when it is dropped.
 #[derive(Debug)]
 struct Bomb {
@@ -466,4 +523,85 @@ async fn a_connect_that_panics_while_it_is_dropped_fails_the_build() {
     });
     let built = Pool::builder(manager).min_idle(1).build().await;
     assert!(matches!(built, Err(millpond::BuildError::Connect(_))), "{built:?}");
+}
+
+/// Each way in which the pool itself ends an idle connection.
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_the_drop_of_a_connection_that_the_pool_ends_by_itself_frees_the_slot() {
+    type End = fn(&Pool<Explosive>);
+    let ends: [(&str, End); 5] = [
+        ("lifetime", |_| ()),
+        ("invalidated", |pool| pool.invalidate()),
+        ("removed", |pool| assert_eq!(pool.retain(|_, _| false), 1)),
+        ("surplus", |pool| {
+            pool.resize(1).unwrap();
+            pool.resize(2).unwrap();
+        }),
+        ("failed check", |pool| {
+            pool.manager().calm.check.once(Act::Error);
+            assert!(pool.try_acquire().is_err());
+        }),
+    ];
+    for (what, end) in ends {
+        let manager = TestManager::new();
+        let checks = if what == "failed check" { CheckPolicy::Always } else { CheckPolicy::Never };
+        let lifetime = (what == "lifetime").then_some(SECOND);
+        let builder = explosive(&manager).max_size(2).max_lifetime(lifetime).check(checks);
+        let pool = builder.keepalive_interval(None).build_lazy().unwrap();
+        let _other = pool.acquire().await.unwrap();
+        let mut held = pool.acquire().await.unwrap();
+        held.armed = true;
+        drop(held);
+        end(&pool);
+        eventually(what, || manager.ledger.dropped() == 1).await;
+        let fresh = pool.acquire().await.unwrap();
+        assert_eq!(fresh.conn.id, 3, "{what}");
+        assert_eq!(balanced(&pool, &manager.ledger).await.closed.total(), 1, "{what}");
+        drop(fresh);
+    }
+}
+
+/// How many tasks there are at the moment.
+fn tasks() -> usize {
+    tokio::runtime::Handle::current().metrics().num_alive_tasks()
+}
+
+/// Every connection is opened in vain: its connect hangs, or it cannot be set up, and then it panics
+/// when it is dropped.
+async fn costs_attempts_and_no_more(pool: Pool<impl Manager>) {
+    hush_scripted_panics();
+    assert!(pool.acquire_timeout(SECOND).await.is_err());
+    let before = (tasks(), pool.metrics().connect_failures);
+    assert!(pool.acquire_timeout(10 * SECOND).await.is_err());
+    let metrics = pool.metrics();
+    assert!(metrics.connect_failures > before.1 + 5, "{metrics:?}");
+    assert_eq!((metrics.created, metrics.counts.waiters), (0, 0));
+    // Neither has the pool taken its runtime for ended.
+    assert!(tasks() <= before.0, "{} tasks, and {} before", tasks(), before.0);
+    pool.close().await;
+    assert_eq!(pool.metrics().counts.vacant, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connect_that_panics_while_it_is_dropped_costs_one_attempt() {
+    let manager = millpond::from_fn(|| async {
+        let _fuse = Fuse;
+        pending::<Result<(), std::convert::Infallible>>().await
+    });
+    let pool = Pool::builder(manager).max_size(2).connect_timeout(SECOND / 10);
+    costs_attempts_and_no_more(pool.build_lazy().unwrap()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_cannot_be_set_up_and_panics_while_it_is_dropped_costs_one_attempt() {
+    let manager = TestManager::new();
+    let hooks = Hooks::new().after_connect(|bomb: &mut Bomb| -> HookFuture<'_, TestError> {
+        bomb.armed = true;
+        Box::pin(async { Err(TestError { what: "set-up", permanent: false }) })
+    });
+    let pool = explosive(&manager).max_size(2).close_timeout(SECOND / 10).hooks(hooks);
+    let pool = pool.build_lazy().unwrap();
+    pool.manager().hang.store(true, Ordering::SeqCst);
+    costs_attempts_and_no_more(pool).await;
+    assert_eq!(manager.ledger.live(), 0);
 }

@@ -10,7 +10,8 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
-/// Awaits `operation` for `limit` at the most, and turns a panic into an error.
+/// Awaits `operation` for `limit` at the most, and turns a panic into an error. What panics while it
+/// is dropped goes no further either.
 ///
 /// # Cancel safety
 ///
@@ -19,17 +20,20 @@ pub(super) async fn bounded<T, E>(
     limit: Duration,
     operation: impl Future<Output = Result<T, E>>,
 ) -> Result<T, OperationError<E>> {
-    let mut operation = pin!(operation);
-    let caught =
-        poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| operation.as_mut().poll(cx))) {
-            Ok(Poll::Pending) => Poll::Pending,
-            Ok(Poll::Ready(outcome)) => Poll::Ready(outcome.map_err(OperationError::Failed)),
-            Err(panic) => Poll::Ready(Err(OperationError::Panicked { message: message(&*panic) })),
-        });
-    match tokio::time::timeout(limit, caught).await {
-        Ok(outcome) => outcome,
-        Err(_) => Err(OperationError::TimedOut { limit }),
-    }
+    let mut operation = pin!(Some(tokio::time::timeout(limit, operation)));
+    poll_fn(|cx| {
+        let poll = AssertUnwindSafe(|| operation.as_mut().as_pin_mut().map(|timed| timed.poll(cx)));
+        let outcome = match catch_unwind(poll) {
+            Ok(None | Some(Poll::Pending)) => return Poll::Pending,
+            Ok(Some(Poll::Ready(Ok(outcome)))) => outcome.map_err(OperationError::Failed),
+            Ok(Some(Poll::Ready(Err(_)))) => Err(OperationError::TimedOut { limit }),
+            Err(panic) => Err(OperationError::Panicked { message: message(&*panic) }),
+        };
+        // The panic hook has reported it; the outcome is what it is.
+        drop(catch_unwind(AssertUnwindSafe(|| operation.set(None))));
+        Poll::Ready(outcome)
+    })
+    .await
 }
 
 /// What a panic said.

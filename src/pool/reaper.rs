@@ -103,7 +103,10 @@ struct Track {
 impl Track {
     /// Takes note of what is seen now. Answers who has come back late.
     fn observe(&mut self, seen: &Glimpse, connection: u64, now: u64) -> Option<Holder> {
-        let lent = seen.state == State::InUse && (self.held || seen.uses != self.uses);
+        // A connection that is on its way to a waiter has not been lent yet, whoever held the one
+        // before it.
+        let still = self.held && connection == self.connection;
+        let lent = seen.state == State::InUse && (still || seen.uses != self.uses);
         let same = seen.uses == self.uses && connection == self.connection && lent == self.held;
         if same {
             return None;
