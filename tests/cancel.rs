@@ -5,9 +5,11 @@
 mod support;
 use support::*;
 
-use millpond::{CheckPolicy, Pool};
+use millpond::{CheckPolicy, HookFuture, Hooks, Pool, PoolBuilder, PoolMetrics, Priority};
+use std::future::pending;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -66,6 +68,89 @@ async fn a_slot_handed_to_a_waiter_that_leaves_goes_to_the_next_one() {
     drop(served);
     let metrics = balanced(&pool, &manager.ledger).await;
     assert_eq!((metrics.counts.idle, metrics.created, metrics.acquires), (1, 1, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reserved_slot_handed_to_a_waiter_that_leaves_goes_to_the_next_of_its_priority() {
+    let manager = TestManager::new();
+    let builder = Pool::builder(manager.clone()).max_size(2).shards(1);
+    let pool = builder.reserved(Priority::High, 1).build_lazy().unwrap();
+    let general = pool.acquire().await.unwrap();
+    let reserved = pool.acquire_with(Priority::High).await.unwrap();
+    let mut normal = Box::pin(pool.acquire());
+    let mut first = Box::pin(pool.acquire_with(Priority::High));
+    let mut second = Box::pin(pool.acquire_with(Priority::High));
+    for waiter in [normal.as_mut() as std::pin::Pin<&mut dyn Future<Output = _>>, first.as_mut()] {
+        assert!(poll_once(waiter).is_pending());
+    }
+    assert!(poll_once(second.as_mut()).is_pending());
+    drop(reserved);
+    assert_eq!(pool.metrics().counts.waiters, 2, "it is on its way");
+    drop(first);
+    assert!(poll_once(normal.as_mut()).is_pending(), "it is not for everybody");
+    let std::task::Poll::Ready(served) = poll_once(second.as_mut()) else {
+        panic!("the wake was swallowed");
+    };
+    assert_eq!(served.unwrap().id, 2);
+    drop(second);
+    drop(general);
+    assert!(poll_once(normal.as_mut()).is_ready());
+    drop(normal);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.counts.idle, metrics.created), (2, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_out_of_date_connection_on_its_way_to_a_waiter_that_leaves_is_not_handed_on() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(1).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let mut first = Box::pin(pool.acquire());
+    let mut second = Box::pin(pool.acquire());
+    assert!(poll_once(first.as_mut()).is_pending());
+    assert!(poll_once(second.as_mut()).is_pending());
+    drop(held);
+    pool.invalidate();
+    drop(first);
+    assert_eq!(second.await.unwrap().id, 2);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.invalidated, metrics.closed.total()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_being_set_up_outlives_the_caller_and_stays_in_the_pool() {
+    let manager = TestManager::new();
+    let misbehaving = Misbehaving::new(SLOW);
+    let hooks = misbehaving.after_connect();
+    let pool = Pool::builder(manager.clone()).max_size(1).hooks(hooks).build_lazy().unwrap();
+    let mut acquire = Box::pin(pool.acquire());
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    eventually("it is being set up", || misbehaving.calls() == 1).await;
+    drop(acquire);
+    let counts = pool.metrics().counts;
+    assert_eq!((counts.connecting, counts.waiters), (1, 0));
+    assert_eq!(balanced(&pool, &manager.ledger).await.counts.idle, 1);
+    assert_eq!(pool.try_acquire().unwrap().id, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_before_acquire_retires_the_connection_and_the_next_waiter_proceeds() {
+    let manager = TestManager::new();
+    let misbehaving = Misbehaving::new(Act::Never);
+    let hooks = misbehaving.before_acquire();
+    let pool = Pool::builder(manager.clone()).max_size(1).hooks(hooks).build_lazy().unwrap();
+    let mut preparing = Box::pin(pool.acquire());
+    assert!(poll_once(preparing.as_mut()).is_pending());
+    eventually("the connection is there", || pool.metrics().created == 1).await;
+    assert!(poll_once(preparing.as_mut()).is_pending());
+    assert_eq!(misbehaving.calls(), 1);
+    let mut waiter = pin!(pool.acquire());
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    drop(preparing);
+    assert_eq!(manager.ledger.live(), 0, "nobody knows where the hook has left it");
+    assert_eq!(waiter.await.unwrap().id, 2);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.abandoned, metrics.closed.total()), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -268,9 +353,32 @@ enum Held<'p> {
     Owned(millpond::PooledOwned<TestManager>),
 }
 
+/// Waits until nothing is under way, then asserts that the books balance. A connection that could
+/// not be set up was opened, but is none of the pool's.
+async fn settled(pool: &Pool<TestManager>, ledger: &Ledger) -> PoolMetrics {
+    eventually("nothing is under way", || {
+        let counts = pool.metrics().counts;
+        let busy = counts.connecting + counts.checking + counts.resetting + counts.closing;
+        busy + counts.waiters == 0
+    })
+    .await;
+    let metrics = pool.metrics();
+    let alive = metrics.counts.alive();
+    assert_eq!(metrics.created, metrics.closed.total() + alive as u64, "{metrics:?}");
+    assert_eq!(metrics.counts.capacity(), pool.config().max_size, "{metrics:?}");
+    assert_eq!((ledger.live(), ledger.opened() - ledger.dropped()), (alive, alive), "{ledger:?}");
+    metrics
+}
+
 /// Eight users, of whom one at random is aborted and replaced again and again; afterwards the
 /// server is well again, and exactly `max_size` acquires must succeed.
-async fn storm(pool: Pool<TestManager>, manager: &TestManager, aborts: usize, seed: u64) {
+async fn storm(
+    pool: Pool<TestManager>,
+    manager: &TestManager,
+    calm: impl FnOnce(),
+    aborts: usize,
+    seed: u64,
+) {
     let max_size = pool.config().max_size;
     let mut random = Random::new(seed);
     let mut start = |index: u64| tokio::spawn(user(pool.clone(), seed * 1000 + index));
@@ -290,28 +398,25 @@ async fn storm(pool: Pool<TestManager>, manager: &TestManager, aborts: usize, se
         user.abort();
         assert!(user.await.expect_err("it never returns").is_cancelled());
     }
-    for script in [&manager.connect, &manager.check, &manager.reset] {
-        script.calm();
-    }
-    manager.close.calm();
-    manager.condition.calm();
-    balanced(&pool, &manager.ledger).await;
+    manager.clear();
+    calm();
+    settled(&pool, &manager.ledger).await;
 
     let mut guards = Vec::new();
     for _ in 0..max_size {
         guards.push(pool.acquire_timeout(60 * SECOND).await.expect("all is well again"));
     }
     assert!(pool.try_acquire().is_err());
-    assert_eq!(balanced(&pool, &manager.ledger).await.counts.in_use, max_size);
+    assert_eq!(settled(&pool, &manager.ledger).await.counts.in_use, max_size);
     drop(guards);
-    let metrics = balanced(&pool, &manager.ledger).await;
+    let metrics = settled(&pool, &manager.ledger).await;
     assert_eq!(metrics.counts.idle, max_size);
     pool.close().await;
-    assert_eq!(balanced(&pool, &manager.ledger).await.counts.vacant, max_size);
+    assert_eq!(settled(&pool, &manager.ledger).await.counts.vacant, max_size);
     assert_eq!(manager.ledger.live(), 0);
 }
 
-fn stormy_pool(manager: &TestManager) -> Pool<TestManager> {
+fn stormy(manager: &TestManager) -> PoolBuilder<TestManager> {
     hush_scripted_panics();
     Pool::builder(manager.clone())
         .max_size(3)
@@ -322,13 +427,22 @@ fn stormy_pool(manager: &TestManager) -> Pool<TestManager> {
         .reset_timeout(Duration::from_millis(20))
         .close_timeout(Duration::from_millis(20))
         .backoff(Duration::from_millis(2), Duration::from_millis(10))
-        .build_lazy()
-        .expect("the settings are in range")
+}
+
+fn stormy_pool(manager: &TestManager) -> Pool<TestManager> {
+    stormy(manager).build_lazy().expect("the settings are in range")
 }
 
 /// What each of the methods may do.
 const SLOW: Act = Act::Slow(Duration::from_millis(3));
 const ACTS: [Act; 5] = [Act::Ok, Act::Error, SLOW, Act::Never, Act::Panic];
+
+/// What becomes of connections in use: every other one is dirty or broken when it comes back.
+fn use_up(manager: &TestManager, random: &mut Random) {
+    for _ in 0..2000 {
+        manager.condition.once([Act::Ok, DIRTY, Act::Ok, BROKEN][random.below(4)]);
+    }
+}
 
 /// One method does `act` every other time; the rest is well, but each connection is checked, and
 /// every other one is dirty or broken, so that each method is called.
@@ -337,9 +451,7 @@ async fn storm_with(method: fn(&TestManager) -> &Script, seed: u64) {
         let manager = TestManager::new();
         let seed = seed + index as u64;
         let mut random = Random::new(seed);
-        for _ in 0..2000 {
-            manager.condition.once([Act::Ok, DIRTY, Act::Ok, BROKEN][random.below(4)]);
-        }
+        use_up(&manager, &mut random);
         let script = method(&manager);
         if std::ptr::eq(script, &raw const manager.condition) {
             script.calm();
@@ -347,7 +459,7 @@ async fn storm_with(method: fn(&TestManager) -> &Script, seed: u64) {
         for _ in 0..2000 {
             script.once(if random.below(2) == 0 { Act::Ok } else { act });
         }
-        storm(stormy_pool(&manager), &manager, 100, seed).await;
+        storm(stormy_pool(&manager), &manager, || (), 100, seed).await;
         assert!(script.calls() > 10, "{act:?}: {} calls", script.calls());
     }
 }
@@ -377,6 +489,100 @@ async fn nothing_leaks_whatever_close_does_while_callers_are_aborted() {
     storm_with(|manager| &manager.close, 500).await;
 }
 
+/// Hooks that misbehave at every other call, the first included, until they are told not to.
+#[derive(Clone)]
+struct Misbehaving {
+    act: Act,
+    calls: Arc<AtomicUsize>,
+    calm: Arc<AtomicBool>,
+}
+
+impl Misbehaving {
+    fn new(act: Act) -> Self {
+        Self { act, calls: Arc::default(), calm: Arc::default() }
+    }
+
+    fn calls(&self) -> usize {
+        self.calls.load(Ordering::SeqCst)
+    }
+
+    fn calm(&self) {
+        self.calm.store(true, Ordering::SeqCst);
+    }
+
+    /// A call that misbehaves at once, if it does that at all.
+    fn call(&self) -> Act {
+        let even = self.calls.fetch_add(1, Ordering::SeqCst) % 2 == 0;
+        let act = if even && !self.calm.load(Ordering::SeqCst) { self.act } else { Act::Ok };
+        assert!(act != Act::Panic, "scripted panic in a hook");
+        act
+    }
+
+    /// A call that takes its time.
+    async fn run(self) -> Result<(), TestError> {
+        match self.call() {
+            Act::Slow(time) => tokio::time::sleep(time).await,
+            Act::Never => pending().await,
+            Act::Ok => {}
+            _ => return Err(TestError { what: "hook", permanent: false }),
+        }
+        Ok(())
+    }
+
+    fn after_connect(&self) -> Hooks<TestManager> {
+        let hook = self.clone();
+        Hooks::new().after_connect(move |_| -> HookFuture<'_, _> { Box::pin(hook.clone().run()) })
+    }
+
+    fn before_acquire(&self) -> Hooks<TestManager> {
+        let hook = self.clone();
+        Hooks::new().before_acquire(move |_| -> HookFuture<'_, _> { Box::pin(hook.clone().run()) })
+    }
+}
+
+/// One of the hooks misbehaves; otherwise as [`storm_with`].
+async fn storm_with_hooks(acts: &[Act], set: fn(Misbehaving) -> Hooks<TestManager>, seed: u64) {
+    for (index, act) in acts.iter().enumerate() {
+        let manager = TestManager::new();
+        let seed = seed + index as u64;
+        use_up(&manager, &mut Random::new(seed));
+        let misbehaving = Misbehaving::new(*act);
+        let builder = stormy(&manager).hooks(set(misbehaving.clone()));
+        let pool = builder.build_lazy().expect("the settings are in range");
+        storm(pool, &manager, || misbehaving.calm(), 100, seed).await;
+        assert!(misbehaving.calls() > 10, "{act:?}: {} calls", misbehaving.calls());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_leaks_whatever_after_connect_does_while_callers_are_aborted() {
+    storm_with_hooks(&ACTS, |hook| hook.after_connect(), 600).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_leaks_whatever_before_acquire_does_while_callers_are_aborted() {
+    storm_with_hooks(&ACTS, |hook| hook.before_acquire(), 700).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_leaks_when_hooks_panic_while_callers_are_aborted() {
+    /// Calls the hook, whose answer, other than a panic, means nothing here.
+    fn call(hook: &Misbehaving) {
+        hook.call();
+    }
+    let panic = [Act::Panic];
+    let set = |hook: Misbehaving| Hooks::new().on_create(move |_| call(&hook));
+    storm_with_hooks(&panic, set, 800).await;
+    let set = |hook: Misbehaving| Hooks::new().on_checkout(move |_| call(&hook));
+    storm_with_hooks(&panic, set, 810).await;
+    let set = |hook: Misbehaving| Hooks::new().on_checkin(move |_| call(&hook));
+    storm_with_hooks(&panic, set, 820).await;
+    let set = |hook: Misbehaving| Hooks::new().after_release(move || call(&hook));
+    storm_with_hooks(&panic, set, 830).await;
+    let set = |hook: Misbehaving| Hooks::new().on_destroy(move || call(&hook));
+    storm_with_hooks(&panic, set, 840).await;
+}
+
 /// Everything at once, each call with a random outcome.
 fn wild(manager: &TestManager, seed: u64) {
     let mut random = Random::new(seed);
@@ -395,7 +601,7 @@ async fn nothing_leaks_when_everything_misbehaves_at_once() {
     for seed in 0..20 {
         let manager = TestManager::new();
         wild(&manager, seed);
-        storm(stormy_pool(&manager), &manager, 100, seed).await;
+        storm(stormy_pool(&manager), &manager, || (), 100, seed).await;
     }
 }
 
@@ -406,7 +612,7 @@ async fn nothing_leaks_when_everything_misbehaves_on_several_threads() {
         wild(&manager, seed);
         let most = Arc::clone(&manager.ledger);
         let sampler = Sampler::start(move || assert!(most.live() <= 3, "{most:?}"));
-        storm(stormy_pool(&manager), &manager, 100, seed).await;
+        storm(stormy_pool(&manager), &manager, || (), 100, seed).await;
         assert!(sampler.stop() > 0);
     }
 }
