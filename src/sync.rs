@@ -12,12 +12,12 @@ pub(crate) type BoxQueue<T> = crossbeam_queue::ArrayQueue<Box<T>>;
 #[cfg(not(loom))]
 pub(crate) type BoxCell<T> = crossbeam_utils::atomic::AtomicCell<Option<Box<T>>>;
 #[cfg(not(loom))]
-pub(crate) use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64};
+pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64};
 
 #[cfg(loom)]
 pub(crate) use self::model::{BoxCell, BoxQueue};
 #[cfg(loom)]
-pub(crate) use loom::sync::atomic::{AtomicI32, AtomicU32, AtomicU64};
+pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64};
 
 #[cfg(loom)]
 pub use self::model::set_home;

@@ -270,6 +270,34 @@ async fn growing_while_the_surplus_is_being_closed_never_opens_too_many() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn growing_while_the_surplus_is_being_closed_leaves_spare_slots_alone() {
+    let manager = TestManager::new();
+    manager.close.always(Act::Gated);
+    let pool = pool_of(&manager, 4).close_timeout(600 * SECOND).min_idle(4).build().await.unwrap();
+    pool.resize(1).unwrap();
+    assert_eq!(pool.metrics().counts.closing, 3);
+    pool.resize(3).unwrap();
+    let left = pool.try_acquire().unwrap();
+    let mut waiters = [Box::pin(pool.acquire()), Box::pin(pool.acquire())];
+    for waiter in &mut waiters {
+        assert!(poll_once(waiter.as_mut()).is_pending());
+    }
+    turns().await;
+    assert_eq!(manager.ledger.live(), 4, "there is no room before something is closed");
+    manager.close.open(1);
+    turns().await;
+    assert_eq!(manager.ledger.live(), 3, "the first to be closed makes room for nobody");
+    manager.close.open(1);
+    turns().await;
+    assert_eq!(manager.ledger.live(), 3, "the second does");
+    manager.close.open(100);
+    drop((waiters, left));
+    settled(&pool, &manager).await;
+    assert_eq!(manager.ledger.most_live(), 4, "never more than were out");
+    has_exactly_its_size(&pool).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn to_one_and_back_over_and_over_leaves_no_trace() {
     let manager = TestManager::new();
     let pool = pool_of(&manager, 8).build_lazy().unwrap();

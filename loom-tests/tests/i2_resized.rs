@@ -103,7 +103,7 @@ fn a_shrink_beside_a_detach_takes_its_slot() {
     });
 }
 
-/// A slot whose flag went with its resource is up for grabs while the debt is not yet paid.
+/// A slot whose flag went with its resource is up for grabs while the surplus is still there.
 #[test]
 fn a_reservation_takes_nothing_that_a_shrink_is_owed() {
     check(|| {
@@ -140,6 +140,51 @@ fn a_growth_beside_a_closing_slot_takes_it_back() {
         other.join().unwrap();
         drop(kept);
         assert_size(&station, 2);
+    });
+}
+
+/// The same with a spare slot at hand: as long as the claimed one is not gone, there is no room.
+///
+/// Mutants seen to be caught: "a claimed slot counts as gone", "a slot that is wanted again goes".
+#[test]
+fn a_growth_opens_nothing_for_a_slot_that_is_still_closing() {
+    check(|| {
+        let size = Size { limit: 2, ..Size::new(3, 1) };
+        let station = Station::sized(size, IdleOrder::Recent, &Census::default());
+        let [mut closing, kept] = [(); 2].map(|()| station.open());
+        station.resize(1);
+        let trial = closing.recall().begin_leaving().expect("there is one too many");
+        let other = resizer(&station, 2);
+        assert!(
+            station.reserve().is_none(),
+            "three would be alive where there were never more than two"
+        );
+        drop(trial);
+        other.join().unwrap();
+        drop(kept);
+        station.assert_conserved();
+        assert_eq!(station.core().counts().in_service(), 2);
+    });
+}
+
+/// Mutant seen to be caught: "a surplus is claimed twice".
+#[test]
+fn a_surplus_that_is_claimed_ends_nothing_else() {
+    check(|| {
+        let (station, lent) = Station::lent::<2>(1, IdleOrder::Recent, &Census::default());
+        station.resize(1);
+        let [mut here, mut there] = lent.map(|mut loan| {
+            move || {
+                let mut lease = loan.recall();
+                let trial = lease.begin_leaving();
+                (trial, lease)
+            }
+        });
+        let there = thread::spawn(there);
+        let (ours, theirs) = (here(), there.join().unwrap());
+        assert!(ours.0.is_some() != theirs.0.is_some(), "one is too many, and one is claimed");
+        drop((ours, theirs));
+        assert_size(&station, 1);
     });
 }
 
@@ -180,7 +225,7 @@ fn a_shrink_and_a_growth_at_once_lose_nothing() {
     });
 }
 
-/// The shrinker holds the only vacant slot while somebody else pays the debt and a waiter parks.
+/// The shrinker holds the only vacant slot while somebody else ends a connection and a waiter parks.
 #[test]
 fn a_shrink_that_others_pay_gives_back_what_it_took() {
     check(|| {

@@ -346,7 +346,7 @@ impl<K: Keeper> Core<K> {
     ///
     /// Whoever calls this owes a look at the control word afterwards.
     fn put_vacant(&self, mut slot: Box<Slot<K>>) {
-        if mem::take(&mut slot.leaving) {
+        if mem::take(&mut slot.leaving) && self.limit.lets_go() {
             self.put_spare(slot);
         } else {
             slot.enter(self.cell(&slot), State::Vacant);
