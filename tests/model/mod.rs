@@ -2,24 +2,31 @@
 //!
 //! The pool runs on one thread, every future is polled by hand, and after each operation the
 //! background work runs until nothing is left to do; so the model says exactly who is served, with
-//! which resource, and who is woken. `tests/model.rs` feeds it random operations, `fuzz/` those of
-//! a fuzzer.
+//! which resource, who is woken, and why each resource ended. `tests/model.rs` feeds it random
+//! operations, `fuzz/` those of a fuzzer.
 //!
 //! Mutants that it has caught: `hand_off` that finds nobody, a hand-off that is dropped with its
 //! slot or without being counted back, `notify` without `additional`, a shelf in the wrong order,
 //! `close` that wakes nobody or leaves the idle ones, a last dial that gives up, a verdict that
-//! only one waiter hears. It cannot tell whether `serve` looks for waiters: on one thread nobody
-//! waits while something is idle.
+//! only one waiter hears; MUTANTS
+//! It cannot tell whether `serve` looks for waiters: on one thread nobody waits while something that
+//! he may have is idle.
+//!
+//! Read `book.rs` (what the model remembers of the slots) first, then `rules.rs` (what a pool ought
+//! to do), then this.
 //!
 //! Not here: races, which are the loom tests' business, and time.
 
+mod book;
 #[cfg(feature = "tokio")]
 mod managed;
 mod objects;
+mod rules;
 
+use self::book::Totals;
+use self::rules::{Fate, Model, Name, Refused};
 use arbitrary::{Arbitrary, Unstructured};
-use millpond::{AddError, Counts, IdleOrder, TryAcquireError};
-use std::collections::{BTreeMap, VecDeque};
+use millpond::{AddError, ConfigError, Counts, IdleOrder, TryAcquireError};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -27,34 +34,53 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, Wake, Waker};
 
 /// Something that is done to a pool. A number chooses among the waiters or guards there are.
+///
+/// An `ObjectPool` does nothing for those marked `Pool`.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 pub enum Operation {
     /// Start an acquire and poll it once.
     Acquire { owned: bool },
+    /// The same with high priority (`Pool`).
+    AcquireHigh,
     /// Poll an acquire that waits.
     Poll(u8),
     /// Drop an acquire that waits.
     Cancel(u8),
     /// Drop a guard.
     Release(u8),
+    /// Give a guard back with `release` (`Pool`).
+    ReleaseNow(u8),
     /// Take a resource out of the pool.
     Detach(u8),
     /// Have a resource thrown away.
     Discard(u8),
-    /// Add an object (`ObjectPool` only).
+    /// Leave something over in a resource, so that it has to be reset when it comes back (`Pool`).
+    Soil(u8),
+    /// Break a resource, which shows when it comes back (`Pool`).
+    Break(u8),
+    /// Add an object (`ObjectPool`).
     Add,
     /// Acquire without waiting.
     TryAcquire,
-    /// From now on, connects end like this (`Pool` only).
+    /// From now on, connects end like this (`Pool`).
     Connects(Connects),
-    /// Let the pause after a failed connect pass (`Pool` only).
+    /// From now on, checks succeed or fail (`Pool`).
+    Checks(bool),
+    /// Let the pause after a failed connect pass (`Pool`).
     Pause,
+    /// Change the number of connections, perhaps to one that is refused (`Pool`).
+    Resize(u8),
+    /// Declare all resources out of date (`Pool`).
+    Invalidate,
+    /// Keep the idle resources whose number, modulo 8, is a bit of this one (`Pool`).
+    Retain(u8),
+    /// Have the reaper look once (`Pool`).
+    Maintain,
+    /// Begin to drain the pool, but only if the number is below [`CLOSE_BELOW`]; or, if that has
+    /// begun, look whether it is over, or give it up (`Pool`).
+    Drain(u8),
     /// Close the pool, but only if the number is below [`CLOSE_BELOW`]: little happens afterwards.
     Close(u8),
-    /// Change the capacity. Does nothing yet: pools have a fixed size. When they can be resized,
-    /// this becomes the operation that does it, and recorded inputs stay valid.
-    #[expect(dead_code, reason = "nothing reads the number yet")]
-    Resize(u8),
 }
 
 /// How connects end.
@@ -67,7 +93,7 @@ pub enum Connects {
     Refuse,
 }
 
-const CLOSE_BELOW: u8 = 8;
+const CLOSE_BELOW: u8 = 4;
 /// More waiters than this show nothing new.
 const MOST_WAITERS: usize = 9;
 /// More operations than this in one case neither.
@@ -78,9 +104,24 @@ const MOST_OPERATIONS: u64 = 2_000;
 struct Setting {
     kind: Kind,
     order: Order,
-    capacity: u8,
+    size: u8,
     /// How many objects a pool of given ones starts with.
     given: u8,
+    options: Options,
+}
+
+/// What only a `Pool` has.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+struct Options {
+    /// How much larger than its size it can be made.
+    extra: u8,
+    reserved: u8,
+    max_waiters: u8,
+    /// All hooks are set.
+    hooks: bool,
+    /// Each connection is checked before it is handed out.
+    checked: bool,
+    in_turn: bool,
 }
 
 #[derive(Arbitrary, Clone, Copy, Debug, PartialEq)]
@@ -101,8 +142,38 @@ enum Order {
 }
 
 impl Setting {
+    /// How many slots are in service at first.
+    fn size(self) -> usize {
+        usize::from(self.size % 4) + 1
+    }
+
+    /// How many slots there are.
     fn capacity(self) -> usize {
-        usize::from(self.capacity % 4) + 1
+        let extra = if self.kind == Kind::Managed { self.options.extra % 4 } else { 0 };
+        self.size() + usize::from(extra)
+    }
+
+    fn reserved(self) -> usize {
+        let most = if self.kind == Kind::Managed { self.size().min(3) } else { 1 };
+        usize::from(self.options.reserved) % most
+    }
+
+    fn max_waiters(self) -> Option<usize> {
+        match self.options.max_waiters % 8 {
+            few @ 1..=3 if self.kind == Kind::Managed => Some(usize::from(few)),
+            _ => None,
+        }
+    }
+
+    /// Whether connections are opened one after the other. Otherwise the model does not know which
+    /// slot is whose, which matters on a stack, where some are reserved, and for leaks.
+    fn in_turn(self) -> bool {
+        let matters = matches!(self.order, Order::Lifo) || self.reserved() > 0;
+        self.options.in_turn || matters
+    }
+
+    fn checked(self) -> bool {
+        self.kind == Kind::Managed && self.options.checked
     }
 
     /// How many resources there are at the start.
@@ -142,9 +213,18 @@ pub fn run(input: &mut Unstructured<'_>) -> arbitrary::Result<u64> {
 /// What the pools hold: it has a number, and those that are alive are counted.
 struct Resource {
     number: u64,
-    /// It is to be thrown away when it comes back.
-    spoilt: bool,
+    state: Wear,
     supply: Arc<Supply>,
+}
+
+/// What use has made of a resource.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Wear {
+    None,
+    /// It has to be reset when it comes back.
+    Soiled,
+    /// It is to be thrown away when it comes back.
+    Broken,
 }
 
 impl Drop for Resource {
@@ -164,7 +244,7 @@ impl Supply {
     fn make(self: &Arc<Self>) -> Resource {
         self.alive.fetch_add(1, Relaxed);
         let number = self.made.fetch_add(1, Relaxed) + 1;
-        Resource { number, spoilt: false, supply: self.clone() }
+        Resource { number, state: Wear::None, supply: self.clone() }
     }
 }
 
@@ -172,11 +252,23 @@ impl Supply {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Refusal {
     Closed,
+    Draining,
     /// Connecting failed for good.
     Connect,
+    QueueFull,
 }
 
 type Acquire<'p, G> = Pin<Box<dyn Future<Output = Result<G, Refusal>> + 'p>>;
+/// Answers how many resources the drain has closed.
+type Drain<'p> = Pin<Box<dyn Future<Output = u64> + 'p>>;
+
+/// Who asks for a resource, and how.
+#[derive(Clone, Copy, Debug)]
+enum Ask {
+    Borrowed,
+    Owned,
+    High,
+}
 
 /// A pool, as far as the driver is concerned.
 trait Subject {
@@ -184,9 +276,9 @@ trait Subject {
     where
         Self: 'p;
 
-    fn acquire(&self, owned: bool) -> Acquire<'_, Self::Guard<'_>>;
+    fn acquire(&self, ask: Ask) -> Acquire<'_, Self::Guard<'_>>;
     fn try_acquire(&self) -> Result<Self::Guard<'_>, TryAcquireError>;
-    fn resource<'g>(guard: &'g Self::Guard<'_>) -> &'g Resource;
+    fn resource<'g>(guard: &'g mut Self::Guard<'_>) -> &'g mut Resource;
     fn detach(guard: Self::Guard<'_>) -> Resource;
     fn discard(guard: Self::Guard<'_>);
     fn close(&self);
@@ -198,285 +290,35 @@ trait Subject {
     }
     /// Runs the pool's own tasks until all of them wait.
     fn settle(&self) {}
-    /// Lets the pause after a failed connect pass.
-    fn pause(&self) {}
+
+    // What only `Pool` can do; an `ObjectPool` is never asked.
+
+    /// Gives it back; answers whether it was fit for use.
+    fn release(guard: Self::Guard<'_>) -> bool {
+        drop(guard);
+        true
+    }
+    /// Lets the pause after a failed connect pass; answers how many connects have failed since.
+    fn pause(&self) -> u64 {
+        0
+    }
     fn connects(&self, _connects: Connects) {}
-    fn totals(&self) -> Option<Totals> {
-        None
-    }
-}
-
-/// What only `Pool` counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Totals {
-    created: u64,
-    acquires: u64,
-    detached: u64,
-    discarded: u64,
-    pool_closed: u64,
-    closed: u64,
-}
-
-/// The idle resources, by number, in the order in which they are to be taken.
-enum Idle {
-    /// The last one, and the others, longest idle first.
-    Recent(Option<u64>, VecDeque<u64>),
-    Fifo(VecDeque<u64>),
-    Lifo(Vec<u64>),
-}
-
-impl Idle {
-    fn put(&mut self, number: u64) {
-        match self {
-            Self::Recent(last, others) => others.extend(last.replace(number)),
-            Self::Fifo(queue) => queue.push_back(number),
-            Self::Lifo(stack) => stack.push(number),
-        }
-    }
-
-    fn take(&mut self) -> Option<u64> {
-        match self {
-            Self::Recent(last, others) => last.take().or_else(|| others.pop_front()),
-            Self::Fifo(queue) => queue.pop_front(),
-            Self::Lifo(stack) => stack.pop(),
-        }
-    }
-
-    fn count(&self) -> usize {
-        match self {
-            Self::Recent(last, others) => last.iter().count() + others.len(),
-            Self::Fifo(queue) => queue.len(),
-            Self::Lifo(stack) => stack.len(),
-        }
-    }
-}
-
-/// The name of an acquire that waits.
-type Name = u64;
-
-/// What the next poll of an acquire that has been woken will say.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Fate {
-    /// It gets this resource.
-    Served(u64),
-    /// It makes one for the vacant slot that it was given.
-    Makes,
-    Refused(Refusal),
-}
-
-/// The pool as it ought to be.
-struct Model {
-    kind: Kind,
-    capacity: usize,
-    idle: Idle,
-    vacant: usize,
-    /// Vacant slots in the hands of those who are to make something for them.
-    making: usize,
-    in_use: usize,
-    /// Who waits, in the order of arrival.
-    line: VecDeque<Name>,
-    /// Who has been woken and not been polled since.
-    fates: BTreeMap<Name, Fate>,
-    /// Resources made so far.
-    made: u64,
-    closed: bool,
-    connects: Connects,
-    /// A connect has failed, and the next attempt is for after the pause.
-    pausing: bool,
-    totals: Totals,
-}
-
-impl Model {
-    fn new(setting: Setting) -> Self {
-        let mut model = Self {
-            kind: setting.kind,
-            capacity: setting.capacity(),
-            idle: match setting.order {
-                Order::Recent => Idle::Recent(None, VecDeque::new()),
-                Order::Fifo => Idle::Fifo(VecDeque::new()),
-                Order::Lifo => Idle::Lifo(Vec::new()),
-            },
-            vacant: setting.capacity() - setting.stock(),
-            making: 0,
-            in_use: 0,
-            line: VecDeque::new(),
-            fates: BTreeMap::new(),
-            made: 0,
-            closed: false,
-            connects: Connects::Succeed,
-            pausing: false,
-            totals: Totals::default(),
-        };
-        for _ in 0..setting.stock() {
-            let number = model.make();
-            model.idle.put(number);
-        }
-        model
-    }
-
-    fn make(&mut self) -> u64 {
-        self.made += 1;
-        self.made
-    }
-
-    /// A resource that is in use goes to the first in line, to the idle ones, or, if the pool is
-    /// closed, to its end.
-    fn give(&mut self, number: u64) {
-        if self.closed {
-            self.in_use -= 1;
-            self.vacant += 1;
-            self.totals.pool_closed += 1;
-        } else if let Some(name) = self.line.pop_front() {
-            self.fates.insert(name, Fate::Served(number));
-        } else {
-            self.in_use -= 1;
-            self.idle.put(number);
-        }
-    }
-
-    /// A resource comes into a vacant place.
-    fn fill(&mut self, number: u64) {
-        self.vacant -= 1;
-        self.in_use += 1;
-        self.give(number);
-    }
-
-    fn take_idle(&mut self) -> Option<u64> {
-        let number = self.idle.take()?;
-        self.in_use += 1;
-        Some(number)
-    }
-
-    /// A new acquire: its outcome, or it waits in line.
-    fn acquire(&mut self, name: Name) {
-        if self.closed {
-            self.fates.insert(name, Fate::Refused(Refusal::Closed));
-            return;
-        }
-        // Nobody waits while something is idle, so nobody is overtaken.
-        if let Some(number) = self.take_idle() {
-            self.fates.insert(name, Fate::Served(number));
-            return;
-        }
-        self.line.push_back(name);
-        self.offer_vacant();
-    }
-
-    /// Vacant slots go to the first in line, to make something for them.
-    fn offer_vacant(&mut self) {
-        while self.kind == Kind::Made && self.vacant > 0 && !self.closed {
-            let Some(name) = self.line.pop_front() else { return };
-            self.fates.insert(name, Fate::Makes);
-            self.vacant -= 1;
-            self.making += 1;
-        }
-    }
-
-    /// An acquire that has been woken is polled.
-    fn hear(&mut self, name: Name) -> Option<Result<u64, Refusal>> {
-        Some(match self.fates.remove(&name)? {
-            Fate::Served(number) => Ok(number),
-            Fate::Makes => {
-                self.making -= 1;
-                self.in_use += 1;
-                Ok(self.make())
-            }
-            Fate::Refused(refusal) => Err(refusal),
-        })
-    }
-
-    fn cancel(&mut self, name: Name) {
-        self.line.retain(|&other| other != name);
-        match self.fates.remove(&name) {
-            Some(Fate::Served(number)) => self.give(number),
-            Some(Fate::Makes) => {
-                self.making -= 1;
-                self.vacant += 1;
-                self.offer_vacant();
-            }
-            Some(Fate::Refused(_)) | None => {}
-        }
-    }
-
-    fn try_acquire(&mut self) -> Result<u64, TryAcquireError> {
-        if self.closed {
-            return Err(TryAcquireError::Closed);
-        }
-        self.take_idle().ok_or(TryAcquireError::Empty)
-    }
-
-    /// A resource that is in use leaves the pool.
-    fn lose(&mut self) {
-        self.in_use -= 1;
-        self.vacant += 1;
-        self.offer_vacant();
-    }
-
-    fn add(&mut self) -> Result<(), Refused> {
-        let number = self.make();
-        if self.closed {
-            return Err(Refused::Closed);
-        }
-        if self.vacant == 0 {
-            return Err(Refused::Full);
-        }
-        self.fill(number);
+    fn checks(&self, _succeed: bool) {}
+    fn resize(&self, _size: usize) -> Result<(), ConfigError> {
         Ok(())
     }
-
-    fn close(&mut self) {
-        self.closed = true;
-        while let Some(number) = self.take_idle() {
-            self.give(number);
-        }
-        // Whoever has not heard of a refusal hears of the close instead.
-        for fate in self.fates.values_mut() {
-            if *fate == Fate::Refused(Refusal::Connect) {
-                *fate = Fate::Refused(Refusal::Closed);
-            }
-        }
-        for name in std::mem::take(&mut self.line) {
-            self.fates.insert(name, Fate::Refused(Refusal::Closed));
-        }
+    fn invalidate(&self) {}
+    fn retain(&self, _keep: &mut dyn FnMut(u64) -> bool) -> usize {
+        0
     }
-
-    /// The pool's own tasks run.
-    fn settle(&mut self) {
-        if self.closed {
-            self.pausing = false;
-        }
-        let wanted = self.vacant > 0 && !self.line.is_empty();
-        if self.kind != Kind::Managed || self.closed || self.pausing || !wanted {
-            return;
-        }
-        match self.connects {
-            Connects::Succeed => {
-                while self.vacant > 0 && !self.line.is_empty() {
-                    let number = self.make();
-                    self.totals.created += 1;
-                    self.fill(number);
-                }
-            }
-            Connects::Fail => self.pausing = true,
-            Connects::Refuse => {
-                for name in std::mem::take(&mut self.line) {
-                    self.fates.insert(name, Fate::Refused(Refusal::Connect));
-                }
-            }
-        }
+    fn maintain(&self) {}
+    fn drain(&self) -> Drain<'_> {
+        Box::pin(std::future::pending())
     }
-
-    fn totals(&self) -> Totals {
-        let Totals { detached, discarded, pool_closed, .. } = self.totals;
-        Totals { closed: detached + discarded + pool_closed, ..self.totals }
+    /// What only `Pool` counts, and how many connections it is to have.
+    fn totals(&self) -> Option<(Totals, usize)> {
+        None
     }
-}
-
-/// Why an object was not added.
-#[derive(Debug, PartialEq)]
-enum Refused {
-    Closed,
-    Full,
 }
 
 /// Counts wakes.
@@ -514,7 +356,9 @@ struct Driver<'p, S: Subject> {
     model: Model,
     waiters: Vec<Waiter<'p, S::Guard<'p>>>,
     guards: Vec<S::Guard<'p>>,
-    names: Name,
+    /// A drain under way, and how many resources had ended before.
+    draining: Option<(Drain<'p>, u64)>,
+    names: u64,
     history: History,
 }
 
@@ -524,7 +368,7 @@ struct History(Setting, Vec<Operation>);
 impl Drop for History {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("{:?}\n{:#?}", self.0, self.1);
+            eprintln!("{:?} {:?}", self.0, self.1);
         }
     }
 }
@@ -542,6 +386,7 @@ fn drive<S: Subject>(
         model: Model::new(setting),
         waiters: Vec::new(),
         guards: Vec::new(),
+        draining: None,
         names: 0,
         history: History(setting, Vec::new()),
     };
@@ -569,63 +414,104 @@ fn choose<T>(items: &mut Vec<T>, choice: u8) -> Option<T> {
 impl<'p, S: Subject> Driver<'p, S> {
     fn apply(&mut self, operation: Operation) {
         match operation {
-            Operation::Acquire { owned } => self.acquire(owned),
+            Operation::Acquire { owned } => {
+                self.acquire(if owned { Ask::Owned } else { Ask::Borrowed });
+            }
             Operation::Poll(choice) => {
                 if let Some(waiter) = choose(&mut self.waiters, choice) {
                     let at = usize::from(choice) % (self.waiters.len() + 1);
                     self.poll(at, waiter);
                 }
             }
-            Operation::Cancel(choice) => {
-                if let Some(waiter) = choose(&mut self.waiters, choice) {
-                    let fate = self.model.fates.get(&waiter.name).copied();
-                    self.model.cancel(waiter.name);
-                    drop(waiter);
-                    if fate == Some(Fate::Refused(Refusal::Connect)) {
-                        self.pass_word_on();
-                    }
-                }
-            }
+            Operation::Cancel(choice) => self.cancel(choice),
             Operation::Release(choice) => self.release(choice),
             Operation::Detach(choice) => self.lose(choice, false),
             Operation::Discard(choice) => self.lose(choice, true),
             Operation::Add => self.add(),
-            Operation::TryAcquire => {
-                let expected = self.model.try_acquire();
-                self.model.totals.acquires += u64::from(expected.is_ok());
-                let got = self.pool.try_acquire();
-                let number = got.as_ref().map(|guard| S::resource(guard).number);
-                assert_eq!(number, expected.as_ref().copied(), "try_acquire");
-                self.guards.extend(got.ok());
+            Operation::TryAcquire => self.try_acquire(),
+            Operation::Close(choice) if choice < CLOSE_BELOW => {
+                self.model.close();
+                self.pool.close();
             }
+            Operation::Close(_) => {}
+            _ if self.model.kind == Kind::Managed => self.manage(operation),
+            _ => {}
+        }
+        self.settle();
+    }
+
+    /// What only a `Pool` can do.
+    fn manage(&mut self, operation: Operation) {
+        match operation {
+            Operation::AcquireHigh => self.acquire(Ask::High),
+            Operation::ReleaseNow(choice) => {
+                if let Some((guard, number, wear)) = self.take_guard(choice) {
+                    self.model.come_back(number, wear);
+                    assert_eq!(S::release(guard), wear != Wear::Broken, "fit for use");
+                }
+            }
+            Operation::Soil(choice) => self.wear(choice, Wear::Soiled),
+            Operation::Break(choice) => self.wear(choice, Wear::Broken),
             Operation::Connects(connects) => {
                 self.model.connects = connects;
                 self.pool.connects(connects);
             }
-            Operation::Pause => {
-                self.model.pausing = false;
-                self.pool.pause();
+            Operation::Checks(succeed) => {
+                self.model.checks_succeed = succeed;
+                self.pool.checks(succeed);
             }
-            Operation::Close(choice) => {
-                if choice < CLOSE_BELOW {
-                    self.model.close();
-                    self.pool.close();
+            Operation::Pause => {
+                if self.model.pausing {
+                    // How long each pause is, is chance.
+                    let failures = self.pool.pause();
+                    self.model.pause(failures);
+                    assert_eq!(failures > 0, self.model.pausing, "another attempt");
                 }
             }
-            Operation::Resize(_) => {}
+            Operation::Resize(choice) => {
+                let size = usize::from(choice) % (self.model.capacity() + 2);
+                let expected = self.model.resize(size);
+                assert_eq!(self.pool.resize(size).is_ok(), expected, "resize to {size}");
+            }
+            Operation::Invalidate => {
+                self.model.invalidate();
+                self.pool.invalidate();
+            }
+            Operation::Retain(kept) => {
+                let keep = |number: u64| kept >> (number % 8) & 1 == 1;
+                let expected = self.model.retain(keep);
+                let mut seen = Vec::new();
+                let removed = self.pool.retain(&mut |number| {
+                    seen.push(number);
+                    keep(number)
+                });
+                assert_eq!(seen, expected, "what retain sees");
+                let unwanted = expected.iter().filter(|number| !keep(**number)).count();
+                assert_eq!(removed, unwanted, "what retain removes");
+            }
+            Operation::Maintain => {
+                self.model.maintain();
+                self.pool.maintain();
+            }
+            Operation::Drain(choice) => self.drain(choice),
+            other => unreachable!("BUG: {other:?} is for all pools"),
         }
+    }
+
+    fn settle(&mut self) {
         self.model.settle();
         self.pool.settle();
     }
 
-    fn acquire(&mut self, owned: bool) {
+    fn acquire(&mut self, ask: Ask) {
         if self.waiters.len() == MOST_WAITERS {
             return;
         }
         self.names += 1;
-        self.model.acquire(self.names);
-        let future = self.pool.acquire(owned);
-        let waiter = Waiter { name: self.names, future, wakes: Arc::default() };
+        let name = Name { number: self.names, high: matches!(ask, Ask::High) };
+        self.model.acquire(name);
+        let future = self.pool.acquire(ask);
+        let waiter = Waiter { name, future, wakes: Arc::default() };
         self.poll(self.waiters.len(), waiter);
     }
 
@@ -634,50 +520,74 @@ impl<'p, S: Subject> Driver<'p, S> {
         let expected = self.model.hear(waiter.name);
         match waiter.poll() {
             Poll::Pending => {
-                assert_eq!(expected, None, "acquire {} still waits", waiter.name);
+                assert_eq!(expected, None, "{:?} still waits", waiter.name);
                 self.waiters.insert(at, waiter);
             }
-            Poll::Ready(outcome) => {
-                let number = outcome.as_ref().map(|guard| S::resource(guard).number);
+            Poll::Ready(mut outcome) => {
+                let number = outcome.as_mut().map(|guard| S::resource(guard).number);
                 let number = number.map_err(|refusal| *refusal);
-                assert_eq!(Some(number), expected, "outcome of acquire {}", waiter.name);
-                self.model.totals.acquires += u64::from(outcome.is_ok());
+                assert_eq!(Some(number), expected, "outcome of {:?}", waiter.name);
                 self.guards.extend(outcome.ok());
             }
         }
     }
 
-    /// The word that a cancelled waiter has not heard goes to the next one, whom it does not concern:
-    /// that one looks again, and joins the line at its end.
-    fn pass_word_on(&mut self) {
-        let Some(&name) = self.model.line.front() else { return };
+    fn cancel(&mut self, choice: u8) {
+        let Some(waiter) = choose(&mut self.waiters, choice) else { return };
+        let name = waiter.name;
+        let fate = self.model.cancel(name);
+        drop(waiter);
+        if fate == Some(Fate::Refused(Refusal::Connect)) {
+            self.pass_word_on(name.high);
+        }
+    }
+
+    /// The word that a cancelled waiter has not heard goes to the next one of its line, whom it does
+    /// not concern: that one looks again, and joins the line at its end.
+    fn pass_word_on(&mut self, high: bool) {
+        let Some(name) = self.model.step_back(high) else { return };
         let at = self.waiters.iter().position(|waiter| waiter.name == name);
         let at = at.expect("whoever is in line waits");
         let waiter = self.waiters.remove(at);
-        assert!(waiter.is_woken(), "acquire {name} has not got the word");
-        self.model.line.rotate_left(1);
+        assert!(waiter.is_woken(), "{name:?} has not got the word");
         self.poll(at, waiter);
     }
 
+    fn try_acquire(&mut self) {
+        let expected = self.model.try_acquire();
+        let mut got = self.pool.try_acquire();
+        let number = got.as_mut().map(|guard| S::resource(guard).number);
+        assert_eq!(number.map_err(|error| *error), expected, "try_acquire");
+        self.guards.extend(got.ok());
+    }
+
+    /// A guard, its resource's number, and what has become of that.
+    fn take_guard(&mut self, choice: u8) -> Option<(S::Guard<'p>, u64, Wear)> {
+        let mut guard = choose(&mut self.guards, choice)?;
+        let &mut Resource { number, state, .. } = S::resource(&mut guard);
+        Some((guard, number, state))
+    }
+
     fn release(&mut self, choice: u8) {
-        if let Some(guard) = choose(&mut self.guards, choice) {
-            self.model.give(S::resource(&guard).number);
+        if let Some((guard, number, wear)) = self.take_guard(choice) {
+            self.model.come_back(number, wear);
             drop(guard);
+        }
+    }
+
+    fn wear(&mut self, choice: u8, wear: Wear) {
+        if let Some(index) = usize::from(choice).checked_rem(self.guards.len()) {
+            S::resource(&mut self.guards[index]).state = wear;
         }
     }
 
     /// Takes a resource out of the pool for good.
     fn lose(&mut self, choice: u8, discard: bool) {
-        let Some(guard) = choose(&mut self.guards, choice) else {
-            return;
-        };
-        let number = S::resource(&guard).number;
-        self.model.lose();
+        let Some((guard, number, _)) = self.take_guard(choice) else { return };
+        self.model.lose(number, discard);
         if discard {
-            self.model.totals.discarded += 1;
             S::discard(guard);
         } else {
-            self.model.totals.detached += 1;
             let resource = S::detach(guard);
             assert_eq!(resource.number, number, "the resource that was detached");
         }
@@ -697,44 +607,85 @@ impl<'p, S: Subject> Driver<'p, S> {
         assert_eq!(got, expected, "add");
     }
 
+    fn drain(&mut self, choice: u8) {
+        match self.draining.take() {
+            None if choice < CLOSE_BELOW => {
+                let (empty, ended_before) = (self.model.is_empty(), self.model.ended());
+                self.model.begin_to_drain();
+                self.look_at_drain(self.pool.drain(), empty, ended_before);
+            }
+            None => {}
+            Some((drain, ended_before)) if choice % 2 == 0 => {
+                self.look_at_drain(drain, self.model.is_empty(), ended_before);
+            }
+            Some((drain, _)) => {
+                self.model.stop_draining();
+                drop(drain);
+            }
+        }
+    }
+
+    /// Polls a drain, which is over if the pool is `empty`.
+    fn look_at_drain(&mut self, mut drain: Drain<'p>, empty: bool, ended_before: u64) {
+        match drain.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Pending => {
+                assert!(!empty, "nothing is left to wait for");
+                self.draining = Some((drain, ended_before));
+            }
+            Poll::Ready(closed) => {
+                assert!(empty, "the drain is over too soon");
+                assert_eq!(closed, self.model.ended() - ended_before, "closed by the drain");
+                self.model.stop_draining();
+            }
+        }
+    }
+
     /// Compares everything that can be seen without changing it.
     fn compare(&self) {
         let model = &self.model;
         let counts = self.pool.counts();
-        let seen = (counts.idle, counts.in_use, counts.vacant, counts.connecting, counts.waiters);
-        let expected =
-            (model.idle.count(), model.in_use, model.vacant, model.making, model.line.len());
-        assert_eq!(seen, expected, "idle, in use, vacant, being made, waiters");
-        assert_eq!(counts.capacity(), model.capacity, "{counts}");
+        let seen = [
+            ("idle", counts.idle, model.idle()),
+            ("in use", counts.in_use, model.in_use),
+            ("vacant", counts.vacant, model.vacant()),
+            ("being made", counts.connecting, model.making),
+            ("spare", counts.spare, model.spare()),
+            ("waiters", counts.waiters, model.waiters()),
+            ("all", counts.capacity(), model.capacity()),
+        ];
+        for (what, counted, expected) in seen {
+            assert_eq!(counted, expected, "{what}: {counts}");
+        }
         assert_eq!(counts.alive(), counts.idle + counts.in_use, "something is half done: {counts}");
         assert_eq!(self.supply.alive.load(Relaxed), counts.alive(), "resources that exist");
         assert_eq!(self.supply.made.load(Relaxed), model.made, "resources made");
-        assert_eq!(self.pool.is_closed(), model.closed, "closed");
-        if let Some(totals) = self.pool.totals() {
+        assert_eq!(self.pool.is_closed(), model.is_closed(), "closed");
+        if let Some((totals, size)) = self.pool.totals() {
             assert_eq!(totals, model.totals(), "totals");
+            assert_eq!(size, model.size(), "size");
         }
         for waiter in &self.waiters {
             let wakes = waiter.wakes.0.load(Relaxed);
             let served = usize::from(model.fates.contains_key(&waiter.name));
-            assert_eq!(wakes, served, "wakes of acquire {}", waiter.name);
+            assert_eq!(wakes, served, "wakes of {:?}", waiter.name);
         }
     }
 
     /// Lets go of everything: nothing may be lost.
     fn finish(&mut self) {
-        while let Some(waiter) = self.waiters.pop() {
-            self.model.cancel(waiter.name);
-            drop(waiter);
-            self.pool.settle();
-            self.model.settle();
+        if self.draining.take().is_some() {
+            self.model.stop_draining();
+        }
+        while !self.waiters.is_empty() {
+            self.cancel((self.waiters.len() - 1) as u8);
+            self.settle();
             self.compare();
         }
         while !self.guards.is_empty() {
             self.release(0);
-            self.pool.settle();
+            self.settle();
             self.compare();
         }
-        assert_eq!(self.model.in_use, 0, "BUG: the model lost something");
-        assert_eq!(self.model.idle.count() + self.model.vacant, self.model.capacity);
+        self.model.assert_at_rest();
     }
 }

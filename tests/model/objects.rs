@@ -2,7 +2,9 @@
 //!
 //! Not here: what is expected of it.
 
-use super::{Acquire, Kind, Operation, Refusal, Resource, Setting, Subject, Supply, drive};
+use super::{
+    Acquire, Ask, Kind, Operation, Refusal, Resource, Setting, Subject, Supply, Wear, drive,
+};
 use millpond::{
     AcquireObjectError, AddError, Counts, Object, ObjectPool, OwnedObject, TryAcquireError,
 };
@@ -14,7 +16,7 @@ pub(super) fn run(setting: Setting, script: impl Iterator<Item = Operation>) -> 
     let builder = ObjectPool::builder(setting.capacity())
         .shards(1)
         .order(setting.order())
-        .reset(|resource: &mut Resource| !resource.spoilt);
+        .reset(|resource: &mut Resource| resource.state != Wear::Broken);
     let pool = if setting.kind == Kind::Made {
         let supply = supply.clone();
         builder.build(move || supply.make())
@@ -43,12 +45,12 @@ fn refusal(error: AcquireObjectError) -> Refusal {
 impl Subject for ObjectPool<Resource> {
     type Guard<'p> = Guard<'p>;
 
-    fn acquire(&self, owned: bool) -> Acquire<'_, Guard<'_>> {
+    fn acquire(&self, ask: Ask) -> Acquire<'_, Guard<'_>> {
         Box::pin(async move {
-            if owned {
-                self.acquire_owned().await.map(Guard::Owned).map_err(refusal)
-            } else {
-                self.acquire().await.map(Guard::Borrowed).map_err(refusal)
+            match ask {
+                Ask::Owned => self.acquire_owned().await.map(Guard::Owned).map_err(refusal),
+                Ask::Borrowed => self.acquire().await.map(Guard::Borrowed).map_err(refusal),
+                Ask::High => unreachable!("BUG: this pool has one line"),
             }
         })
     }
@@ -57,7 +59,7 @@ impl Subject for ObjectPool<Resource> {
         self.try_acquire().map(Guard::Borrowed)
     }
 
-    fn resource<'g>(guard: &'g Guard<'_>) -> &'g Resource {
+    fn resource<'g>(guard: &'g mut Guard<'_>) -> &'g mut Resource {
         match guard {
             Guard::Borrowed(object) => object,
             Guard::Owned(object) => object,
@@ -72,10 +74,7 @@ impl Subject for ObjectPool<Resource> {
     }
 
     fn discard(mut guard: Guard<'_>) {
-        match &mut guard {
-            Guard::Borrowed(object) => object.spoilt = true,
-            Guard::Owned(object) => object.spoilt = true,
-        }
+        Self::resource(&mut guard).state = Wear::Broken;
     }
 
     fn add(&self, resource: Resource) -> Result<(), AddError<Resource>> {

@@ -79,7 +79,6 @@ impl Script {
         self.always(Act::Ok);
     }
 
-
     /// Lets `count` gated calls succeed, those that wait now or those to come.
     pub fn open(&self, count: usize) {
         self.gate.add_permits(count);
