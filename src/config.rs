@@ -13,7 +13,8 @@ use std::time::Duration;
 pub enum CheckPolicy {
     /// Never: a dead connection shows when it is used, or in [`condition`](crate::Manager::condition).
     Never,
-    /// Every time: one call of [`check`](crate::Manager::check) for each acquire.
+    /// Every time: one call of [`check`](crate::Manager::check) for each acquire. One that was opened
+    /// less than a `maintenance_interval` ago and has not been used counts as checked.
     Always,
     /// When it has been idle for this long, or up to one `maintenance_interval` longer: the reaper
     /// measures, so that an acquire need not read the clock. Above zero.

@@ -69,6 +69,19 @@ async fn a_discarded_connection_is_closed_and_a_waiter_gets_a_new_one() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_connection_that_has_been_idle_since_it_was_opened_is_checked_as_well() {
+    let manager = TestManager::new();
+    let pool = always_checked(&manager, 1).min_idle(1).build().await.unwrap();
+    drop(pool.acquire().await.unwrap());
+    assert_eq!(manager.check.calls(), 0, "it has just been opened");
+    pool.invalidate();
+    eventually("there is another one", || pool.metrics().counts.idle == 1).await;
+    pool.maintenance().run_once().await;
+    drop(pool.acquire().await.unwrap());
+    assert_eq!(manager.check.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn min_idle_is_kept_when_a_connection_turns_out_broken() {
     let manager = TestManager::new();
     let pool = Pool::builder(manager.clone()).max_size(4).min_idle(2).build().await.unwrap();

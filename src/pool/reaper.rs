@@ -10,7 +10,7 @@
 //! | past its lifetime, idle, and needed for `min_idle` | its replacement is opened first |
 //! | idle for `idle_timeout` | ended, as long as `min_idle` are left |
 //! | as many idle at every look for `idle_timeout` | so many are ended: with [`IdleOrder::Recent`] and [`IdleOrder::Fifo`] the load goes round, and none ever looks idle |
-//! | idle for [`CheckPolicy::IfIdleFor`] | flagged for a check before its next use |
+//! | idle for [`CheckPolicy::IfIdleFor`], or unused with [`CheckPolicy::Always`] | flagged for a check before its next use |
 //! | idle and unchecked for `keepalive_interval` | checked, one after the other |
 //! | held for `leak_after` | reported |
 //!
@@ -263,10 +263,14 @@ impl<M: Manager> Shared<M> {
     /// Whether an idle connection is to be checked, now or before its next use.
     fn look_at_idle(&self, slot: usize, seen: &Glimpse, track: &Track, now: u64, plan: &mut Plan) {
         let unchecked = now - track.since.max(track.checked);
-        if let CheckPolicy::IfIdleFor(limit) = self.config.check {
-            if unchecked >= nanos(limit) && !seen.flags.has(Flags::CHECK) {
-                self.core.raise(slot, Flags::CHECK);
-            }
+        let limit = match self.config.check {
+            CheckPolicy::IfIdleFor(limit) => nanos(limit),
+            // Its release has flagged it, unless it has never been used.
+            CheckPolicy::Always => 0,
+            CheckPolicy::Never => u64::MAX,
+        };
+        if unchecked >= limit && !seen.flags.has(Flags::CHECK) {
+            self.core.raise(slot, Flags::CHECK);
         }
         if self.config.keepalive_interval.is_some_and(|limit| unchecked >= nanos(limit)) {
             plan.pings.resize(self.core.capacity(), None);

@@ -579,10 +579,16 @@ impl Model {
 
     /// The reaper looks.
     pub(super) fn maintain(&mut self) {
-        if self.is_closed() || !self.reports_leaks {
+        if self.is_closed() {
             return;
         }
         let idle = self.walk();
+        for &slot in &idle {
+            self.slots[slot].unchecked |= self.checked;
+        }
+        if !self.reports_leaks {
+            return;
+        }
         for (slot, place) in self.slots.iter_mut().enumerate() {
             match place.observe(place.number.is_some() && !idle.contains(&slot)) {
                 Sighting::Nothing => {}
