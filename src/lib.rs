@@ -92,6 +92,11 @@ mod pool;
 #[cfg(feature = "tokio")]
 pub mod blocking;
 
+#[cfg(feature = "tokio")]
+pub mod backends;
+#[cfg(feature = "tokio")]
+pub mod compat;
+
 /// The README's examples are tests.
 #[cfg(all(doctest, feature = "tokio"))]
 #[doc = include_str!("../README.md")]

@@ -1,5 +1,6 @@
 //! What the integration tests share: conditions awaited with a deadline, wakers that count, a
-//! thread that samples an invariant, and (in `manager.rs`) a manager that does as it is told.
+//! thread that samples an invariant, a manager that does as it is told (`manager.rs`), throwaway
+//! servers (`servers`), and a proxy that does what networks do (`proxy.rs`).
 //!
 //! Not here: any test.
 
@@ -10,11 +11,19 @@
 mod books;
 #[cfg(feature = "tokio")]
 mod manager;
+#[cfg(feature = "tokio")]
+mod proxy;
+#[cfg(feature = "tokio")]
+mod servers;
 
 #[cfg(feature = "tokio")]
 pub use self::books::{balanced, balanced_blocking, hush_scripted_panics};
 #[cfg(feature = "tokio")]
 pub use self::manager::{Act, Conn, Ledger, Script, TestError, TestManager};
+#[cfg(feature = "tokio")]
+pub use self::proxy::Proxy;
+#[cfg(feature = "tokio")]
+pub use self::servers::{Mariadb, Postgres, Redis};
 
 use std::future::Future;
 use std::pin::Pin;

@@ -1,0 +1,19 @@
+//! Managers for what people pool most: one feature and one file each.
+//!
+//! | manager | feature | a connection is | checked by | reset | beyond retrying |
+//! |---|---|---|---|---|---|
+//! | [`TcpManager`](tcp::TcpManager) | `tcp` | a `tokio::net::TcpStream` | a look at the socket | – | an address that is none |
+//! | [`UnixManager`](unix::UnixManager) | `unix` | a `tokio::net::UnixStream` | a look at the socket | – | a path that is none |
+//!
+//! Each is a [`Manager`](crate::Manager) and its options, and nothing else: what the pool does is the
+//! same for all of them. They are as good a start as any for a manager of your own.
+//!
+//! Managers that were written for other pools run in [`compat`](crate::compat).
+
+#[cfg(any(feature = "tcp", all(unix, feature = "unix")))]
+mod socket;
+
+#[cfg(feature = "tcp")]
+pub mod tcp;
+#[cfg(all(unix, feature = "unix"))]
+pub mod unix;

@@ -1,0 +1,105 @@
+//! TCP connections.
+//!
+//! Not here: any protocol. What is sent over a connection and read from it is up to its user; who
+//! lets go of one in the middle of an answer has it closed, because the rest of the answer is seen.
+
+use super::socket;
+use crate::manager::{Condition, Manager};
+use socket2::{SockRef, TcpKeepalive};
+use std::io::{self, ErrorKind};
+use std::time::Duration;
+use tokio::net::{TcpStream, ToSocketAddrs};
+
+/// Opens TCP connections.
+///
+/// The address may be a name, as in `"cache.internal:6379"`: it is looked up for each connection, so
+/// new ones follow it to wherever it points.
+///
+/// # What is checked
+///
+/// Whenever a connection is released, and when the pool checks one: that the peer has neither closed
+/// it nor sent anything that nobody has read. That is one system call, and no round trip. It does not
+/// find a peer that is gone without a word; [`keepalive`](Self::keepalive) does, in time.
+///
+/// # Examples
+///
+/// ```
+/// use millpond::{Pool, backends::tcp::TcpManager};
+/// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+/// # let address = listener.local_addr()?;
+/// # tokio::spawn(async move {
+/// #     let (mut stream, _) = listener.accept().await?;
+/// #     let (mut read, mut write) = stream.split();
+/// #     tokio::io::copy(&mut read, &mut write).await
+/// # });
+/// let pool = Pool::builder(TcpManager::new(address)).build().await?;
+/// let mut stream = pool.acquire().await?;
+/// stream.write_all(b"hello").await?;
+/// let mut echo = [0; 5];
+/// stream.read_exact(&mut echo).await?;
+/// assert_eq!(&echo, b"hello");
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct TcpManager<A = String> {
+    address: A,
+    nodelay: bool,
+    keepalive: Option<Duration>,
+}
+
+impl<A: ToSocketAddrs> TcpManager<A> {
+    /// Opens connections to this address.
+    pub fn new(address: A) -> Self {
+        Self { address, nodelay: true, keepalive: None }
+    }
+}
+
+impl<A> TcpManager<A> {
+    /// Whether small writes go out at once instead of waiting for the answer to the last one
+    /// (`TCP_NODELAY`). Default: `true`, as most protocols of requests and answers need it.
+    pub fn nodelay(mut self, nodelay: bool) -> Self {
+        self.nodelay = nodelay;
+        self
+    }
+
+    /// After how long without traffic the system asks whether the peer is still there
+    /// (`SO_KEEPALIVE`, `TCP_KEEPIDLE`): whole seconds, less than one counts as one; `None` for never. How often it
+    /// asks before it gives up is the system's setting. Default: `None`.
+    pub fn keepalive(mut self, after: impl Into<Option<Duration>>) -> Self {
+        self.keepalive = after.into();
+        self
+    }
+}
+
+impl<A: ToSocketAddrs + Send + Sync + 'static> Manager for TcpManager<A> {
+    type Connection = TcpStream;
+    type Error = io::Error;
+
+    async fn connect(&self) -> io::Result<TcpStream> {
+        let stream = TcpStream::connect(&self.address).await?;
+        stream.set_nodelay(self.nodelay)?;
+        if let Some(after) = self.keepalive {
+            let keepalive = TcpKeepalive::new().with_time(after.max(Duration::from_secs(1)));
+            SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+        }
+        Ok(stream)
+    }
+
+    fn condition(&self, stream: &mut TcpStream) -> Condition {
+        socket::condition(&SockRef::from(&*stream))
+    }
+
+    async fn check(&self, stream: &mut TcpStream) -> io::Result<()> {
+        socket::look(&SockRef::from(&*stream))
+    }
+
+    fn is_permanent(&self, error: &io::Error) -> bool {
+        // Not a name that is unknown: it may be known in a moment.
+        error.kind() == ErrorKind::InvalidInput
+    }
+}

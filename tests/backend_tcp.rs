@@ -1,0 +1,234 @@
+//! Pools of TCP and Unix connections, and the proxy that the tests of faults use.
+
+#![cfg(all(feature = "tcp", feature = "unix"))]
+#![allow(clippy::unwrap_used, reason = "these are tests, though clippy only sees their helpers")]
+
+mod support;
+use support::*;
+
+use millpond::backends::tcp::TcpManager;
+use millpond::backends::unix::UnixManager;
+use millpond::{AcquireError, CheckPolicy, Manager, OperationError, Pool};
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Sends back what it receives; hangs up at `!`, sends one byte too many at `+`.
+async fn echo(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+    let mut byte = [0];
+    while stream.read_exact(&mut byte).await.is_ok() && byte != *b"!" {
+        let answer: &[u8] = if byte == *b"+" { b"++" } else { &byte };
+        if stream.write_all(answer).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn echo_server() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(echo(stream));
+        }
+    });
+    address
+}
+
+async fn say(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), byte: u8) -> u8 {
+    stream.write_all(&[byte]).await.unwrap();
+    let mut answer = [0];
+    stream.read_exact(&mut answer).await.unwrap();
+    answer[0]
+}
+
+/// Whether what has been left to read in a stream is seen when it comes back.
+async fn notices_what_is_left<M>(pool: Pool<M>)
+where
+    M: Manager<Connection: AsyncRead + AsyncWrite + Unpin>,
+{
+    for _ in 0..3 {
+        assert_eq!(say(&mut *pool.acquire().await.unwrap(), b'a').await, b'a');
+    }
+    assert_eq!(pool.metrics().created, 1, "a clean one is used again");
+
+    let mut stream = pool.acquire().await.unwrap();
+    // The first of two bytes has come, so the other has.
+    assert_eq!(say(&mut *stream, b'+').await, b'+');
+    drop(stream);
+    assert_eq!(pool.metrics().closed.broken, 1, "a byte was left");
+
+    let mut stream = pool.acquire().await.unwrap();
+    stream.write_all(b"!").await.unwrap();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).await.unwrap();
+    drop(stream);
+    assert_eq!(pool.metrics().closed.broken, 2, "the peer has hung up");
+}
+
+#[tokio::test]
+async fn a_tcp_connection_with_anything_left_to_read_is_not_used_again() {
+    let manager = TcpManager::new(echo_server().await);
+    notices_what_is_left(Pool::builder(manager).max_size(1).build().await.unwrap()).await;
+}
+
+#[tokio::test]
+async fn a_unix_connection_with_anything_left_to_read_is_not_used_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("echo");
+    let listener = UnixListener::bind(&path).unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(echo(stream));
+        }
+    });
+    let manager = UnixManager::new(&path);
+    assert_eq!(manager.path(), path);
+    notices_what_is_left(Pool::builder(manager).max_size(1).build().await.unwrap()).await;
+}
+
+/// What has arrived is seen although the runtime has not looked for events since.
+#[tokio::test]
+async fn what_arrives_while_the_runtime_is_busy_is_seen() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let manager = TcpManager::new(listener.local_addr().unwrap());
+    let pool = Pool::builder(manager).max_size(1).build().await.unwrap();
+    let stream = pool.acquire().await.unwrap();
+    let (mut server, _) = listener.accept().unwrap();
+    std::io::Write::write_all(&mut server, b"unasked").unwrap();
+    // Loopback delivers before the call returns; nothing is awaited in between.
+    drop(stream);
+    assert_eq!(pool.metrics().closed.broken, 1);
+}
+
+#[tokio::test]
+async fn a_connection_that_the_server_has_closed_while_it_was_idle_is_not_handed_out() {
+    let proxy = Proxy::start(echo_server().await);
+    let manager = TcpManager::new(proxy.address());
+    let builder = Pool::builder(manager).max_size(2).min_idle(2).check(CheckPolicy::Always);
+    let pool = builder.build().await.unwrap();
+    eventually("the proxy has taken both", || proxy.open() == 2).await;
+    proxy.cut();
+    eventually("both are cut", || proxy.open() == 0).await;
+    pool.maintenance().run_once().await;
+    let mut stream = pool.acquire().await.unwrap();
+    assert_eq!(say(&mut *stream, b'a').await, b'a');
+    assert!(pool.metrics().closed.failed_check >= 1);
+}
+
+#[tokio::test]
+async fn the_options_reach_the_socket() {
+    let address = echo_server().await;
+    let pool = Pool::builder(TcpManager::new(address)).build().await.unwrap();
+    assert!(pool.acquire().await.unwrap().nodelay().unwrap(), "by default");
+    let manager = TcpManager::new(address).nodelay(false).keepalive(90 * SECOND);
+    let pool = Pool::builder(manager).build().await.unwrap();
+    let stream = pool.acquire().await.unwrap();
+    assert!(!stream.nodelay().unwrap());
+    let socket = socket2::SockRef::from(&*stream);
+    assert!(socket.keepalive().unwrap());
+    assert_eq!(socket.tcp_keepalive_time().unwrap(), 90 * SECOND);
+    // Less than the system can express is rounded up.
+    let manager = TcpManager::new(address).keepalive(Duration::from_millis(1));
+    let pool = Pool::builder(manager).build().await.unwrap();
+    let stream = pool.acquire().await.unwrap();
+    assert_eq!(socket2::SockRef::from(&*stream).tcp_keepalive_time().unwrap(), SECOND);
+}
+
+#[tokio::test]
+async fn an_address_that_is_none_is_tried_once() {
+    let pool = Pool::builder(TcpManager::new("no port")).build().await.unwrap();
+    let Err(AcquireError::Connect(error)) = pool.acquire().await else {
+        panic!("it would try again");
+    };
+    let OperationError::Failed(error) = &*error else { panic!("{error}") };
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    assert_eq!(pool.metrics().connect_failures, 1);
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_yet_is_tried_again() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let manager = TcpManager::new(address.to_string());
+    let pool = Pool::builder(manager).max_size(1).build().await.unwrap();
+    let acquire = pool.acquire();
+    let come_up = async {
+        eventually("an attempt has failed", || pool.metrics().connect_failures > 0).await;
+        TcpListener::bind(address).await.unwrap()
+    };
+    let (acquired, _listener) = tokio::join!(acquire, come_up);
+    acquired.unwrap();
+}
+
+// The proxy.
+
+async fn through(proxy: &Proxy) -> TcpStream {
+    TcpStream::connect(proxy.address()).await.unwrap()
+}
+
+/// What comes within a moment.
+async fn hears(stream: &mut TcpStream) -> Option<u8> {
+    let mut byte = [0];
+    let read = tokio::time::timeout(SECOND / 5, stream.read_exact(&mut byte)).await;
+    read.ok().map(|read| read.map(|_| byte[0]).unwrap())
+}
+
+#[tokio::test]
+async fn the_proxy_passes_on_freezes_thaws_and_delays() {
+    let proxy = Proxy::start(echo_server().await);
+    let mut stream = through(&proxy).await;
+    assert_eq!(say(&mut stream, b'a').await, b'a');
+    proxy.freeze();
+    stream.write_all(b"b").await.unwrap();
+    assert_eq!(hears(&mut stream).await, None, "it is frozen");
+    proxy.thaw();
+    assert_eq!(hears(&mut stream).await, Some(b'b'), "nothing is lost");
+    proxy.delay(SECOND / 20);
+    let began = std::time::Instant::now();
+    assert_eq!(say(&mut stream, b'c').await, b'c');
+    assert!(began.elapsed() >= SECOND / 10, "there and back");
+    assert_eq!((proxy.open(), proxy.accepted()), (1, 1));
+}
+
+#[tokio::test]
+async fn the_proxy_cuts_refuses_and_loses() {
+    let proxy = Proxy::start(echo_server().await);
+    let mut cut = through(&proxy).await;
+    assert_eq!(say(&mut cut, b'a').await, b'a');
+    proxy.cut();
+    let error = cut.read_u8().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+
+    let mut lost = through(&proxy).await;
+    assert_eq!(say(&mut lost, b'b').await, b'b');
+    proxy.black_hole();
+    lost.write_all(b"c").await.unwrap();
+    assert_eq!(hears(&mut lost).await, None, "it leads nowhere, and looks open");
+    let mut other = through(&proxy).await;
+    assert_eq!(say(&mut other, b'd').await, b'd', "a new one works");
+
+    proxy.refuse(true);
+    let refused = async {
+        let mut refused = TcpStream::connect(proxy.address()).await?;
+        refused.read_u8().await
+    };
+    assert!(refused.await.is_err());
+}
+
+#[tokio::test]
+async fn the_proxy_cuts_in_the_middle_of_an_answer() {
+    let proxy = Proxy::start(echo_server().await);
+    proxy.cut_after(3);
+    let mut stream = through(&proxy).await;
+    stream.write_all(b"hello").await.unwrap();
+    let mut answer = Vec::new();
+    let error = stream.read_to_end(&mut answer).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    assert!(b"hel".starts_with(&answer), "no more than three bytes: {answer:?}");
+}

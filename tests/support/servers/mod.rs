@@ -1,0 +1,254 @@
+//! Throwaway database servers: each on a free loopback port, with its files in a folder of its own.
+//!
+//! ```ignore
+//! let Some(server) = Postgres::start(&[]) else { return };   // says that the test is skipped
+//! server.run("CREATE TABLE …");
+//! server.kill();                                             // as `kill -9` does, children too
+//! server.restart();                                          // on the same port, with the same data
+//! ```
+//!
+//! A server stops when it is dropped, and when this process ends in whatever way: a shell that waits
+//! for the end of a pipe from here stops it and removes its folder.
+//!
+//! Where a server's programs are not installed, its tests are skipped, and say so;
+//! `MILLPOND_REQUIRE_SERVERS=1` makes that a failure.
+//!
+//! Not here: any client of a database.
+
+mod mariadb;
+mod postgres;
+mod redis;
+
+pub use self::mariadb::Mariadb;
+pub use self::postgres::Postgres;
+pub use self::redis::Redis;
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a server may take to start or to stop. They share the machine with the tests.
+const START: Duration = Duration::from_secs(60);
+
+/// What all servers have in common: a folder, a port, and a process that may be killed and started
+/// again.
+struct Server {
+    what: &'static str,
+    folder: PathBuf,
+    address: SocketAddr,
+    process: Mutex<Option<Child>>,
+    /// Its end stops the server and removes the folder.
+    watchdog: Mutex<Option<(Child, ChildStdin)>>,
+}
+
+/// Whether this test is to be skipped for want of a program, which is then said.
+///
+/// # Panics
+///
+/// If servers are required.
+fn skip(what: &str) {
+    let required = std::env::var_os("MILLPOND_REQUIRE_SERVERS").is_some_and(|value| value == "1");
+    assert!(!required, "{what} is not installed, and MILLPOND_REQUIRE_SERVERS is 1");
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test").to_owned();
+    // Not `eprintln`, which the test harness would keep to itself.
+    drop(std::io::Write::write_all(
+        &mut std::io::stderr(),
+        format!("skipped: {test}: {what} is not installed\n").as_bytes(),
+    ));
+}
+
+/// The program of this name, in one of the folders or on the path.
+fn program(folders: &[PathBuf], name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let also = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]);
+    folders.iter().cloned().chain(also).map(|folder| folder.join(name)).find(|file| file.is_file())
+}
+
+/// Whether this process runs as root.
+fn is_root() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let uid = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    uid.and_then(|uid| uid.split_whitespace().next()) == Some("0")
+}
+
+/// A port that is free at the moment.
+fn free_port() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    listener.local_addr().expect("its address")
+}
+
+/// Runs a command to its end, or panics with what it has said.
+#[track_caller]
+fn run(command: &mut Command) -> String {
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {}\n{said}", output.status);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+impl Server {
+    /// A folder and a port for a server, and the shell that will clean up after it.
+    fn new(what: &'static str) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("millpond-{what}-{}-{number}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
+        fs::create_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+        // Servers that refuse to run as root must be able to enter it.
+        run(Command::new("chmod").arg("755").arg(&folder));
+        // The children first: they may have been stopped, and would not see their parent's end.
+        let script = r#"
+            read -r _
+            pid=$(cat "$1/pid" 2>/dev/null) &&
+                kill -KILL $(cat "/proc/$pid"/task/*/children 2>/dev/null) "$pid" 2>/dev/null
+            for _ in 1 2 3 4 5 6 7 8 9 10; do
+                rm -rf "$1" 2>/dev/null && break
+                sleep 0.1
+            done
+        "#;
+        let mut watchdog = Command::new("sh")
+            .args(["-c", script, "watchdog"])
+            .arg(&folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("a shell");
+        let pipe = watchdog.stdin.take().expect("it is piped");
+        Self {
+            what,
+            folder,
+            address: free_port(),
+            process: Mutex::new(None),
+            watchdog: Mutex::new(Some((watchdog, pipe))),
+        }
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.folder.join("log")
+    }
+
+    /// What the server has written to its log so far.
+    fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    /// Starts the process, and waits until it is `ready`.
+    fn spawn(&self, command: &mut Command, ready: impl Fn() -> bool) {
+        let log = File::options().create(true).append(true).open(self.log_file());
+        let log = log.expect("a log file");
+        let also = log.try_clone().expect("a second handle to it");
+        let child = command.stdin(Stdio::null()).stdout(log).stderr(also).spawn();
+        let mut child = child.unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        fs::write(self.folder.join("pid"), child.id().to_string()).expect("its number is noted");
+        let began = Instant::now();
+        while !ready() {
+            let ended = child.try_wait().expect("its state");
+            assert!(ended.is_none(), "{} has ended: {ended:?}\n{}", self.what, self.log());
+            assert!(began.elapsed() < START, "{} does not start\n{}", self.what, self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        *self.process.lock().unwrap_or_else(PoisonError::into_inner) = Some(child);
+    }
+
+    /// The server's process and its children.
+    fn pids(&self) -> Vec<u32> {
+        let process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(process) = &*process else { return Vec::new() };
+        [children(process.id()), vec![process.id()]].concat()
+    }
+
+    fn signal(&self, signal: &str) {
+        let pids = self.pids();
+        let words = pids.iter().map(u32::to_string);
+        // A child may have ended by itself meanwhile.
+        let killed = Command::new("kill").arg(signal).args(words).stderr(Stdio::null()).status();
+        drop(killed);
+    }
+
+    /// Ends the server at once, without letting it say goodbye.
+    fn kill(&self) {
+        let pids = self.pids();
+        self.signal("-KILL");
+        let process = self.process.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(mut process) = process {
+            drop(process.wait());
+        }
+        let began = Instant::now();
+        while pids.iter().any(|pid| is_running(*pid)) {
+            assert!(began.elapsed() < START, "{} does not end", self.what);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+        let watchdog = self.watchdog.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((mut watchdog, pipe)) = watchdog {
+            drop(pipe);
+            drop(watchdog.wait());
+        }
+    }
+}
+
+/// The processes that this one has started and that have not ended.
+fn children(pid: u32) -> Vec<u32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let all: String = lists.collect();
+    all.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// Whether a process exists and is not merely waiting for somebody to ask how it ended.
+fn is_running(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The state follows the name, which stands in brackets.
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+/// Whether somebody listens there.
+fn answers(address: SocketAddr) -> bool {
+    TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok()
+}
+
+/// What is the same for every server.
+macro_rules! common {
+    ($server:ident) => {
+        impl $server {
+            /// Where it listens on loopback.
+            pub fn address(&self) -> std::net::SocketAddr {
+                self.server.address
+            }
+
+            /// Ends it and all its processes at once, as `kill -9` does. Clients see their
+            /// connections break.
+            pub fn kill(&self) {
+                self.server.kill();
+            }
+
+            /// Stops all its processes where they stand (SIGSTOP): connections stay, and nobody
+            /// answers.
+            pub fn freeze(&self) {
+                self.server.signal("-STOP");
+            }
+
+            /// Lets them go on.
+            pub fn thaw(&self) {
+                self.server.signal("-CONT");
+            }
+
+            /// What it has written to its log so far.
+            pub fn log(&self) -> String {
+                self.server.log()
+            }
+        }
+    };
+}
+use common;
