@@ -112,6 +112,10 @@ pub enum Condition {
     Dirty,
     /// Nobody may use it again.
     Broken,
+    /// Nobody may use it again, nor any other that was opened before this was found out, as when a
+    /// failover has left them with a server that takes no writes: the pool
+    /// [invalidates](crate::Pool::invalidate) them all.
+    Outdated,
 }
 
 /// A [`Manager`] made of a function that connects, and defaults for the rest.

@@ -9,7 +9,7 @@ use support::*;
 
 use millpond::{
     AcquireError, CheckPolicy, HookFuture, IdleOrder, OperationError, Pool, PoolBuilder, Priority,
-    RotateError, from_fn,
+    ReleaseError, RotateError, from_fn,
 };
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -25,6 +25,7 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const ORDERS: [IdleOrder; 3] = [IdleOrder::Recent, IdleOrder::Fifo, IdleOrder::Lifo];
 const DIRTY: Act = Act::Slow(Duration::ZERO);
+const OUTDATED: Act = Act::Permanent;
 
 fn pool_of(manager: &TestManager, max_size: usize) -> PoolBuilder<TestManager> {
     hush_scripted_panics();
@@ -731,4 +732,29 @@ fn a_blocking_pool_invalidates_and_retains_in_the_same_way() {
     assert!(new.id > 3);
     drop((held, new));
     eventually_blocking("the old ones are closed", || manager.ledger.closed() == 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_outdated_takes_all_that_are_as_old_along() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 4).build_lazy().unwrap();
+    pool.warm_up(4).await.unwrap();
+    let found_out = pool.acquire().await.unwrap();
+    let also_found_out = pool.acquire().await.unwrap();
+    let unaware = pool.acquire().await.unwrap();
+    manager.condition.once(OUTDATED);
+    drop(found_out);
+    let metrics = pool.metrics();
+    assert_eq!((metrics.closed.invalidated, metrics.counts.idle), (2, 0), "the idle one too");
+    drop(unaware);
+    let mut fresh = pool.acquire().await.unwrap();
+    assert_eq!(fresh.id, 5);
+    fresh.note = 1;
+    drop(fresh);
+    // Somebody else finds out the same, later.
+    manager.condition.once(OUTDATED);
+    assert!(matches!(also_found_out.release().await, Err(ReleaseError::Broken)));
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.invalidated, metrics.closed.total()), (4, 4));
+    assert_eq!((metrics.counts.idle, metrics.created), (1, 5), "the new one stays");
 }

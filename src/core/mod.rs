@@ -120,6 +120,8 @@ pub enum Doubt {
     Dirty,
     /// It is of no use any more.
     Broken,
+    /// Nor is anything that is as old.
+    Outdated,
     /// Its holder panicked, and nobody knows what state it is in.
     Interrupted,
     /// The slot is flagged: the keeper wants a look at it.

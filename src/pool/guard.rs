@@ -103,7 +103,8 @@ macro_rules! pooled {
             /// # Errors
             ///
             /// - [`ReleaseError::Rejected`] if the hook `on_checkin` panics: it is closed.
-            /// - [`ReleaseError::Broken`] if the manager calls the connection broken: it is closed.
+            /// - [`ReleaseError::Broken`] if the manager calls the connection broken or outdated: it
+            ///   is closed.
             /// - [`ReleaseError::Reset`] if the reset failed, panicked or took too long: it is
             ///   closed.
             /// - [`ReleaseError::NoRuntime`] if it is dirty and there is no tokio runtime here: it
@@ -174,6 +175,7 @@ impl<M: Manager> Shared<M> {
             Condition::Clean => None,
             Condition::Dirty => Some(Doubt::Dirty),
             Condition::Broken => Some(Doubt::Broken),
+            Condition::Outdated => Some(Doubt::Outdated),
         }
     }
 }
@@ -224,8 +226,21 @@ where
         }
         Doubt::Dirty => reset_in_background(lease),
         Doubt::Broken => end(lease, CloseReason::Broken),
+        Doubt::Outdated => outdated(lease),
         Doubt::Interrupted => end(lease, CloseReason::HolderPanicked),
     }
+}
+
+/// Closes the connection of a lease, and all others that are as old.
+fn outdated<M, R>(mut lease: Lease<R>)
+where
+    M: Manager,
+    R: Deref<Target = Shared<M>> + Clone,
+{
+    let shared = lease.keeper().clone();
+    let generation = lease.resource_mut().generation;
+    end(lease, CloseReason::Invalidated);
+    shared.outdate(generation);
 }
 
 /// Closes the connection of a lease, in the background.
@@ -295,8 +310,8 @@ where
             let trial = lease.begin(State::Resetting);
             reset(trial).await.map(drop).map_err(ReleaseError::Reset)
         }
-        Some(Doubt::Broken) => {
-            end(lease, CloseReason::Broken);
+        Some(doubt @ (Doubt::Broken | Doubt::Outdated)) => {
+            act_on(lease, doubt);
             Err(ReleaseError::Broken)
         }
         Some(doubt) => {
