@@ -436,3 +436,43 @@ async fn a_waiter_is_served_although_the_connection_before_it_failed_its_check()
     let metrics = balanced(&pool, &manager.ledger).await;
     assert_eq!((metrics.closed.failed_check, metrics.created), (1, 2));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_crowd_of_dead_connections_costs_an_acquire_one_check_timeout() {
+    let manager = TestManager::new();
+    let pool = always_checked(&manager, 8).check_timeout(SECOND / 4).build_lazy().unwrap();
+    used(&pool, 8).await;
+    manager.check.always(Act::Never);
+    manager.connect.always(Act::Slow(SECOND / 4));
+    let began = Instant::now();
+    let conn = pool.acquire_timeout(SECOND).await.unwrap();
+    assert_eq!((conn.id, began.elapsed()), (9, SECOND / 2), "a check, and a connect");
+    drop(conn);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.failed_check, metrics.checks), (8, 8));
+}
+
+#[tokio::test]
+async fn a_crowd_of_dead_connections_costs_a_blocking_acquire_one_check_timeout() {
+    let manager = TestManager::new();
+    let pool = always_checked(&manager, 8).check_timeout(SECOND / 10).build_lazy().unwrap();
+    used(&pool, 8).await;
+    manager.check.always(Act::Never);
+    let thread_pool = pool.clone();
+    let id = on_a_thread(move || thread_pool.acquire_blocking_timeout(20 * SECOND).unwrap().id);
+    assert_eq!(id.await, 9);
+    assert!(manager.check.most_running() >= 7, "one after the other: {:?}", pool.metrics());
+    assert_eq!(balanced(&pool, &manager.ledger).await.closed.failed_check, 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_passes_after_another_has_been_silent_goes_to_the_same_acquire() {
+    let manager = TestManager::new();
+    let pool = always_checked(&manager, 3).build_lazy().unwrap();
+    used(&pool, 3).await;
+    manager.check.once(Act::Never);
+    manager.connect.always(Act::Never);
+    let conn = pool.acquire_timeout(2 * SECOND).await.unwrap();
+    assert!(conn.id <= 3, "one of those that are well");
+    assert_eq!(pool.metrics().closed.failed_check, 1);
+}

@@ -9,7 +9,7 @@ use crate::core::{
     Flags, Found, Keeper, Lease, Line, Loan, State, Trial, Woken, try_acquire as look, wait,
     wait_blocking,
 };
-use crate::error::{AcquireError, Stage, Timeout, TryAcquireError};
+use crate::error::{AcquireError, OperationError, Stage, Timeout, TryAcquireError};
 use crate::manager::Manager;
 use crate::metrics::CloseReason;
 use std::ops::Deref;
@@ -94,6 +94,10 @@ where
 pub(super) const FAR_FUTURE: Duration = Duration::from_secs(1 << 30);
 
 /// Waits in line, and prepares what arrives, until something is fit for use.
+///
+/// Once one has not answered its check in time, the others that are to be checked are checked in the
+/// background, all at the same time: if a server or a network has gone without a word, that takes
+/// `check_timeout` once and not once for each idle connection, and a new one is opened meanwhile.
 async fn obtain<M, R>(
     keeper: &R,
     ask: Ask,
@@ -107,13 +111,23 @@ where
     // A caller that is told to look again has been let into the line before.
     let mut most = ask.most_waiters(keeper);
     let began = keeper.shedder.as_ref().map(|_| keeper.now());
+    let mut silent = false;
     loop {
         if let Some(lease) = unready.take() {
-            checking.store(true, Ordering::Relaxed);
-            let prepared = prepare(lease).await;
-            checking.store(false, Ordering::Relaxed);
-            if let Some(loan) = prepared.and_then(|lease| lend(lease, ask.caller)) {
-                return Ok(loan);
+            if silent && lease.flags().has(Flags::CHECK) {
+                keeper.check_in_background(lease);
+            } else {
+                checking.store(true, Ordering::Relaxed);
+                let prepared = prepare(lease).await;
+                checking.store(false, Ordering::Relaxed);
+                match prepared {
+                    Ok(lease) => {
+                        if let Some(loan) = lend(lease, ask.caller) {
+                            return Ok(loan);
+                        }
+                    }
+                    Err(unfit) => silent |= unfit == Unfit::Silent,
+                }
             }
         }
         let verdicts = keeper.connector.verdicts();
@@ -184,12 +198,29 @@ where
     Some(lease.lend(caller))
 }
 
+/// A connection did not pass, and has been closed.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Unfit {
+    Failed,
+    /// It did not answer in time.
+    Silent,
+}
+
+impl<E> From<OperationError<E>> for Unfit {
+    fn from(error: OperationError<E>) -> Self {
+        match error {
+            OperationError::TimedOut { .. } => Self::Silent,
+            OperationError::Failed(_) | OperationError::Panicked { .. } => Self::Failed,
+        }
+    }
+}
+
 /// Checks a connection if it has to be, and has the hook prepare it; closes it if either fails.
 ///
 /// # Cancel safety
 ///
 /// As [`check`].
-async fn prepare<M, R>(mut lease: Lease<R>) -> Option<Lease<R>>
+async fn prepare<M, R>(mut lease: Lease<R>) -> Result<Lease<R>, Unfit>
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone + Send,
@@ -198,15 +229,15 @@ where
         lease = check(lease.begin(State::Checking)).await?;
     }
     let shared = lease.keeper().clone();
-    let Some(hook) = &shared.hooks.before_acquire else { return Some(lease) };
+    let Some(hook) = &shared.hooks.before_acquire else { return Ok(lease) };
     let mut trial = lease.begin(State::Checking);
     let limit = shared.config.check_timeout;
     let connection = &mut trial.resource_mut().connection;
     match bounded(limit, async { hook(connection).await }).await {
-        Ok(()) => Some(trial.pass()),
-        Err(_) => {
+        Ok(()) => Ok(trial.pass()),
+        Err(error) => {
             shared.close_connection(trial.fail(), CloseReason::Rejected);
-            None
+            Err(error.into())
         }
     }
 }
@@ -216,7 +247,7 @@ where
 /// # Cancel safety
 ///
 /// Dropping the future closes the connection: nobody knows where the check has left it.
-pub(super) async fn check<M, R>(mut trial: Trial<R>) -> Option<Lease<R>>
+pub(super) async fn check<M, R>(mut trial: Trial<R>) -> Result<Lease<R>, Unfit>
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone + Send,
@@ -226,10 +257,10 @@ where
     shared.totals.check();
     let connection = &mut trial.resource_mut().connection;
     match bounded(limit, async { shared.manager.check(connection).await }).await {
-        Ok(()) => Some(trial.pass()),
-        Err(_) => {
+        Ok(()) => Ok(trial.pass()),
+        Err(error) => {
             shared.close_connection(trial.fail(), CloseReason::FailedCheck);
-            None
+            Err(error.into())
         }
     }
 }
@@ -308,13 +339,22 @@ where
     let deadline = began.checked_add(limit);
     let mut most = ask.most_waiters(keeper);
     let queued = keeper.shedder.as_ref().map(|_| keeper.now());
+    let mut silent = false;
     loop {
         let mut checking = false;
         if let Some(lease) = unready.take() {
-            checking = true;
-            let prepared = prepare_blocking(lease, deadline);
-            if let Some(loan) = prepared.and_then(|lease| lend(lease, ask.caller)) {
-                return Ok(loan);
+            if silent && lease.flags().has(Flags::CHECK) {
+                keeper.check_in_background(lease);
+            } else {
+                checking = true;
+                match prepare_blocking(lease, deadline) {
+                    Ok(lease) => {
+                        if let Some(loan) = lend(lease, ask.caller) {
+                            return Ok(loan);
+                        }
+                    }
+                    Err(unfit) => silent |= unfit == Unfit::Silent,
+                }
             }
         }
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
@@ -346,7 +386,7 @@ where
 
 /// As [`prepare`], on the pool's runtime: this thread may be unable to drive timers. A connection
 /// that is ready after the deadline goes back to the pool.
-fn prepare_blocking<M, R>(lease: Lease<R>, deadline: Option<Instant>) -> Option<Lease<R>>
+fn prepare_blocking<M, R>(lease: Lease<R>, deadline: Option<Instant>) -> Result<Lease<R>, Unfit>
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,
@@ -355,7 +395,7 @@ where
     let Some(ground) = keeper.ground_or_current() else {
         // Nobody can prepare it.
         end(lease, CloseReason::Abandoned);
-        return None;
+        return Err(Unfit::Failed);
     };
     let lease = lease.with_keeper(keeper.arc());
     let (report, prepared) = mpsc::sync_channel(1);
@@ -369,7 +409,8 @@ where
             prepared.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
         }
     };
-    prepared.flatten().map(|lease| lease.with_keeper(keeper))
+    // Nothing comes of it if the deadline is first, or the runtime ends.
+    prepared.unwrap_or(Err(Unfit::Failed)).map(|lease| lease.with_keeper(keeper))
 }
 
 /// The budget that tokio gives a task for one poll.

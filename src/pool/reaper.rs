@@ -389,7 +389,7 @@ impl<M: Manager> Shared<M> {
                     continue;
                 }
                 // Cancel: the check that is dropped closes its connection.
-                if let Some(lease) = check(lease.begin(State::Checking)).await {
+                if let Ok(lease) = check(lease.begin(State::Checking)).await {
                     lock(&shared.memory).tracks[slot].checked = shared.now();
                     search.restore(lease);
                 }
