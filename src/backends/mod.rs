@@ -3,6 +3,7 @@
 //! | manager | feature | a connection is | checked by | reset | beyond retrying |
 //! |---|---|---|---|---|---|
 //! | [`TcpManager`](tcp::TcpManager) | `tcp` | a `tokio::net::TcpStream` | a look at the socket | – | an address that is none |
+//! | [`PostgresManager`](postgres::PostgresManager) | `postgres` | a `tokio_postgres::Client` | `Sync`, no statement | by `PoolMode` | wrong password, user, database |
 //! | [`UnixManager`](unix::UnixManager) | `unix` | a `tokio::net::UnixStream` | a look at the socket | – | a path that is none |
 //!
 //! Each is a [`Manager`](crate::Manager) and its options, and nothing else: what the pool does is the
@@ -13,6 +14,8 @@
 #[cfg(any(feature = "tcp", all(unix, feature = "unix")))]
 mod socket;
 
+#[cfg(feature = "postgres")]
+pub mod postgres;
 #[cfg(feature = "tcp")]
 pub mod tcp;
 #[cfg(all(unix, feature = "unix"))]

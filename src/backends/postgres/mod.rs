@@ -1,0 +1,521 @@
+//! Connections to PostgreSQL, by [tokio-postgres](tokio_postgres).
+//!
+//! Read `mod.rs` (the manager and its options), `client.rs` (a pooled connection), `session.rs` (how
+//! the pool knows what state it is in) and `dial.rs` (where the server is).
+//!
+//! Not here: queries, and what is done on a connection while somebody holds it.
+
+mod client;
+mod dial;
+mod session;
+
+pub use self::client::Client;
+pub use self::dial::Socket;
+
+use self::client::{DriverTask, Statements};
+use self::dial::{Address, Kept, Target, targets};
+use self::session::{Crank, Driver, Session, Tap, TapInside};
+use crate::error::ConfigError;
+use crate::manager::{Condition, Manager};
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
+use tokio_postgres::config::{SslMode, TargetSessionAttrs};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
+use tokio_postgres::{Config, Connection, NoTls, SimpleQueryMessage};
+
+/// For how long a holder is taken to have the session to himself, and so what has to be put right
+/// after him.
+///
+/// The names are those of PgBouncer's [`pool_mode`](https://www.pgbouncer.org/config.html#pool_mode).
+/// Whatever the mode, a connection with a transaction open or a request on its way is never handed
+/// on: it waits for the request to end, and rolls back first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum PoolMode {
+    /// Holders may change the session: parameters, temporary tables, cursors, `LISTEN`, advisory
+    /// locks. When one has sent anything, the session is made new: what
+    /// [`DISCARD ALL`](https://www.postgresql.org/docs/current/sql-discard.html) does, except that
+    /// statements that the driver has prepared stay. One round trip.
+    Session,
+    /// Holders leave the session as it was. A transaction that is left open is rolled back. A clean
+    /// connection costs no round trip.
+    #[default]
+    Transaction,
+    /// Holders send single statements. A connection with a transaction open is closed.
+    Statement,
+}
+
+/// What `DISCARD ALL` does, by its manual, but for `DEALLOCATE ALL`: the driver keeps statements of its
+/// own, by which it looks up types, and does not expect them to go.
+const NEW_SESSION: &str = "\
+    CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; \
+    SELECT pg_advisory_unlock_all(); \
+    DO $millpond$ DECLARE prepared text; BEGIN \
+        FOR prepared IN SELECT name FROM pg_prepared_statements WHERE from_sql LOOP \
+            EXECUTE format('DEALLOCATE %I', prepared); \
+        END LOOP; \
+    END $millpond$; \
+    DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES";
+
+/// How long a request that was given up may go on before the server is asked to cancel it. Most end
+/// sooner than that, and a cancel costs a connection.
+const GRACE: Duration = Duration::from_millis(20);
+
+/// Opens connections to PostgreSQL.
+///
+/// # What is checked, reset and permanent
+///
+/// | | |
+/// |---|---|
+/// | on release | is the connection closed; is a transaction open; is a request on its way; has the server stopped taking writes |
+/// | check | a `Sync`, the cheapest round trip that there is: no statement is run or logged |
+/// | reset | by [`PoolMode`] |
+/// | beyond retrying | wrong password, user or database; a configuration that cannot work |
+///
+/// How the state is known without asking: the manager reads along with the protocol. A query whose
+/// future was dropped goes on, on the server and in the driver: its connection waits for it in the
+/// background, the server is asked to cancel it after 20 ms, and within `reset_timeout` it is either
+/// clean or closed.
+///
+/// With `target_session_attrs=read-write`, servers that take no writes are passed over; and when one
+/// says that it has stopped taking them (it does from PostgreSQL 14 on), the next release of a
+/// connection to it has the pool [invalidate](crate::Pool::invalidate) all that are as old.
+///
+/// # Examples
+///
+/// ```no_run
+/// use millpond::{Pool, backends::postgres::PostgresManager};
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let manager = PostgresManager::from_url("postgresql://app@db.internal/app")?;
+/// let pool = Pool::builder(manager).max_size(16).build().await?;
+/// let row = pool.acquire().await?.query_one("SELECT 1 + 1", &[]).await?;
+/// assert_eq!(row.get::<_, i32>(0), 2);
+/// # Ok(()) }
+/// ```
+#[must_use]
+pub struct PostgresManager<T = NoTls> {
+    config: Box<dyn Fn() -> Config + Send + Sync>,
+    /// `None`: without encryption.
+    tls: Option<T>,
+    mode: PoolMode,
+    reset_query: Option<String>,
+    reset_always: bool,
+    statement_cache: usize,
+}
+
+impl PostgresManager {
+    /// Opens connections by this configuration, without encryption.
+    pub fn new(config: Config) -> Self {
+        Self::with(move || config.clone())
+    }
+
+    /// Opens connections by a URL, or by words such as `host=/run/postgresql user=app`, without
+    /// encryption; see [`Config`] for what there may be in it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Postgres`] if it cannot be read.
+    pub fn from_url(url: &str) -> Result<Self, Error> {
+        Ok(Self::new(url.parse()?))
+    }
+
+    /// Opens each connection by what `config` says at that moment, without encryption: for passwords
+    /// that change. After a change, [`Pool::rotate`](crate::Pool::rotate) replaces the connections
+    /// there are.
+    pub fn with(config: impl Fn() -> Config + Send + Sync + 'static) -> Self {
+        Self {
+            config: Box::new(config),
+            tls: None,
+            mode: PoolMode::default(),
+            reset_query: None,
+            reset_always: false,
+            statement_cache: 100,
+        }
+    }
+
+    /// Encrypts with this connector, such as the crates tokio-postgres-rustls and
+    /// postgres-native-tls have, as far as the configuration's `sslmode` asks for it.
+    pub fn tls<T: MakeTlsConnect<Socket>>(self, connector: T) -> PostgresManager<T> {
+        let Self { config, tls: _, mode, reset_query, reset_always, statement_cache } = self;
+        let tls = Some(connector);
+        PostgresManager { config, tls, mode, reset_query, reset_always, statement_cache }
+    }
+}
+
+impl<T> PostgresManager<T> {
+    /// What has to be put right when a connection comes back. Default: [`PoolMode::Transaction`].
+    pub fn mode(mut self, mode: PoolMode) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    /// Runs this when a connection comes back on which anything has been sent, instead of what the
+    /// mode has for that. A transaction has been rolled back before. It must not `DEALLOCATE` what
+    /// the driver has prepared.
+    pub fn reset_query(mut self, query: impl Into<String>) -> Self {
+        self.reset_query = Some(query.into());
+        self
+    }
+
+    /// Whether that is done whenever a connection comes back, even if nothing has been sent on it.
+    /// Default: `false`.
+    pub fn reset_always(mut self, always: bool) -> Self {
+        self.reset_always = always;
+        self
+    }
+
+    /// How many statements each connection keeps for
+    /// [`prepare_cached`](Client::prepare_cached); 0 for none. Default: 100.
+    pub fn statement_cache(mut self, capacity: usize) -> Self {
+        self.statement_cache = capacity;
+        self
+    }
+
+    /// What makes a session new, if anything does.
+    fn session_query(&self) -> Option<&str> {
+        let by_mode = (self.mode == PoolMode::Session).then_some(NEW_SESSION);
+        self.reset_query.as_deref().or(by_mode)
+    }
+
+    /// Whether that is to be run.
+    fn has_to_renew(&self, client: &Client) -> bool {
+        let used = self.reset_always || client.session.requests() != client.clean_at;
+        used && self.session_query().is_some()
+    }
+}
+
+impl<T> PostgresManager<T>
+where
+    T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+    T::Stream: Send,
+    T::TlsConnect: Send,
+    <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+{
+    async fn connect_to(
+        &self,
+        config: &Config,
+        target: &Target,
+        address: Address,
+    ) -> Result<Client, Error> {
+        let socket = address.open(config).await;
+        let socket = socket.map_err(|error| Error::open(&address, error))?;
+        let session = Arc::<Session>::default();
+        let tap = Tap::new(socket, session.clone());
+        let Started { client, driver, crank } = match &self.tls {
+            None => Started::new(config.connect_raw(tap, NoTls).await?, &session),
+            Some(_) => {
+                let tls = TapInside(self.connector(target.hostname.as_deref())?);
+                Started::new(config.connect_raw(tap, tls).await?, &session)
+            }
+        };
+        let attributes = config.get_target_session_attrs();
+        let client = Client {
+            clean_at: session.requests(),
+            must_write: attributes == TargetSessionAttrs::ReadWrite,
+            client,
+            session,
+            driver,
+            crank,
+            statements: Statements::new(self.statement_cache),
+            address,
+            hostname: target.hostname.clone(),
+        };
+        let writable = match attributes {
+            TargetSessionAttrs::Any => return Ok(client),
+            _ => client.is_writable().await?,
+        };
+        match attributes {
+            TargetSessionAttrs::ReadWrite if !writable => Err(Error::ReadOnly),
+            TargetSessionAttrs::ReadOnly if writable => Err(Error::ReadWrite),
+            _ => Ok(client),
+        }
+    }
+
+    fn connector(&self, hostname: Option<&str>) -> Result<T::TlsConnect, Error> {
+        let mut tls = self.tls.clone().expect("BUG: no connector");
+        tls.make_tls_connect(hostname.unwrap_or("")).map_err(|error| Error::Tls(error.into()))
+    }
+
+    /// Waits for what was given up to end; the server is asked to cancel what takes its time.
+    async fn settle(&self, client: &Client) -> Result<(), Error> {
+        if timeout(GRACE, client.session.until_quiet()).await.is_err() {
+            self.cancel(client).await?;
+            client.session.until_quiet().await;
+        }
+        if client.has_ended() { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    /// Asks the server to cancel what it does for this connection, and waits until it has been told:
+    /// a cancel that came later would hit somebody else's query.
+    async fn cancel(&self, client: &Client) -> Result<(), Error> {
+        let config = (self.config)();
+        let socket = client.address.open(&config).await;
+        let kept = Kept::new(socket.map_err(|error| Error::open(&client.address, error))?);
+        let token = client.client.cancel_token();
+        match &self.tls {
+            None => token.cancel_query_raw(kept.handle(), NoTls).await?,
+            Some(_) => {
+                let tls = self.connector(client.hostname.as_deref())?;
+                token.cancel_query_raw(kept.handle(), tls).await?;
+            }
+        }
+        // Its end says that the server has passed it on.
+        kept.until_closed().await.map_err(|error| Error::open(&client.address, error))
+    }
+}
+
+impl Client {
+    /// Whether nobody may use it again.
+    fn has_ended(&self) -> bool {
+        self.client.is_closed() || self.session.has_lost_count()
+    }
+
+    /// Whether the server takes writes. It says so by itself from PostgreSQL 14 on.
+    async fn is_writable(&self) -> Result<bool, Error> {
+        if let Some(writable) = self.session.is_writable() {
+            return Ok(writable);
+        }
+        let answer = self.client.simple_query("SHOW transaction_read_only").await?;
+        let value = answer.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0),
+            _ => None,
+        });
+        Ok(value == Some("off"))
+    }
+}
+
+/// A client whose connection runs in a task of its own.
+struct Started {
+    client: tokio_postgres::Client,
+    driver: DriverTask,
+    crank: Arc<dyn Crank>,
+}
+
+impl Started {
+    fn new<S, C>(
+        (client, connection): (tokio_postgres::Client, Connection<S, C>),
+        session: &Arc<Session>,
+    ) -> Self
+    where
+        Connection<S, C>: Future + Send + Unpin + 'static,
+    {
+        let (driver, crank) = Driver::new(connection, session.clone());
+        Self { client, driver: DriverTask(tokio::spawn(driver)), crank }
+    }
+}
+
+impl<T> Manager for PostgresManager<T>
+where
+    T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+    T::Stream: Send,
+    T::TlsConnect: Send,
+    <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+{
+    type Connection = Client;
+    type Error = Error;
+
+    async fn connect(&self) -> Result<Client, Error> {
+        let mut config = (self.config)();
+        if self.tls.is_none() {
+            if config.get_ssl_mode() == SslMode::Require {
+                let rule = "needs a TLS connector: see PostgresManager::tls";
+                return Err(Error::config("sslmode", "require", rule));
+            }
+            config.ssl_mode(SslMode::Disable);
+        }
+        let mut last = None;
+        for target in targets(&config)? {
+            let addresses = match target.addresses(&config).await {
+                Ok(addresses) => addresses,
+                Err(error) => {
+                    last = Some(error);
+                    continue;
+                }
+            };
+            for address in addresses {
+                match self.connect_to(&config, &target, address).await {
+                    Ok(client) => return Ok(client),
+                    // As libpq does: other hosts are for when one cannot be reached.
+                    Err(error) if error.is_permanent() => return Err(error),
+                    Err(error) => last = Some(error),
+                }
+            }
+        }
+        Err(last.expect("BUG: a target without an outcome"))
+    }
+
+    fn condition(&self, client: &mut Client) -> Condition {
+        let session = &client.session;
+        if session.is_called() {
+            // Such as the end of a statement, which need not be waited for once it has been sent.
+            client.crank.turn();
+        }
+        if client.has_ended() {
+            Condition::Broken
+        } else if client.must_write && session.is_writable() == Some(false) {
+            Condition::Outdated
+        } else if !session.is_quiet() {
+            Condition::Dirty
+        } else if session.in_transaction() {
+            if self.mode == PoolMode::Statement { Condition::Broken } else { Condition::Dirty }
+        } else if self.has_to_renew(client) {
+            Condition::Dirty
+        } else {
+            Condition::Clean
+        }
+    }
+
+    async fn check(&self, client: &mut Client) -> Result<(), Error> {
+        Ok(client.client.check_connection().await?)
+    }
+
+    async fn reset(&self, client: &mut Client) -> Result<(), Error> {
+        self.settle(client).await?;
+        let open = client.session.in_transaction();
+        if open && self.mode == PoolMode::Statement {
+            return Err(Error::OpenTransaction);
+        }
+        let renew = if self.has_to_renew(client) { self.session_query() } else { None };
+        match (open, renew) {
+            (false, None) => {}
+            (true, None) => client.client.batch_execute("ROLLBACK").await?,
+            (false, Some(renew)) => client.client.batch_execute(renew).await?,
+            (true, Some(renew)) => {
+                client.client.batch_execute(&format!("ROLLBACK; {renew}")).await?;
+            }
+        }
+        // The driver may still be busy with the end of the answer.
+        client.session.until_quiet().await;
+        if client.session.in_transaction() {
+            return Err(Error::OpenTransaction);
+        }
+        client.clean_at = client.session.requests();
+        Ok(())
+    }
+
+    async fn close(&self, client: Client) {
+        let Client { client, mut driver, .. } = client;
+        // The driver tells the server goodbye.
+        drop(client);
+        // Cancel: the task is aborted, and the socket closed. Its panic has been reported.
+        drop((&mut driver.0).await);
+    }
+
+    fn is_permanent(&self, error: &Error) -> bool {
+        error.is_permanent()
+    }
+}
+
+impl<T> fmt::Debug for PostgresManager<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresManager")
+            .field("tls", &self.tls.is_some())
+            .field("mode", &self.mode)
+            .field("reset_query", &self.reset_query)
+            .field("reset_always", &self.reset_always)
+            .field("statement_cache", &self.statement_cache)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What goes wrong with a connection to PostgreSQL.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The configuration cannot work.
+    Config(ConfigError),
+    /// No connection to the server can be opened.
+    Open {
+        /// Where it should be.
+        address: String,
+        /// Why not.
+        error: io::Error,
+    },
+    /// The TLS connector cannot be set up.
+    Tls(Box<dyn std::error::Error + Send + Sync>),
+    /// The server, or the driver, reports an error.
+    Postgres(tokio_postgres::Error),
+    /// `target_session_attrs` is `read-write`, and the server takes no writes.
+    ReadOnly,
+    /// `target_session_attrs` is `read-only`, and the server takes writes.
+    ReadWrite,
+    /// A transaction is open that must not be.
+    OpenTransaction,
+    /// The connection has ended.
+    Closed,
+}
+
+impl Error {
+    fn config(field: &'static str, value: impl fmt::Display, rule: impl Into<String>) -> Self {
+        Self::Config(ConfigError::new(field, value, rule))
+    }
+
+    fn open(address: &Address, error: io::Error) -> Self {
+        Self::Open { address: address.to_string(), error }
+    }
+
+    /// The server's code for the error, if it is the server's:
+    /// [Appendix A](https://www.postgresql.org/docs/current/errcodes-appendix.html) of its manual.
+    #[must_use]
+    pub fn code(&self) -> Option<&SqlState> {
+        match self {
+            Self::Postgres(error) => error.code(),
+            _ => None,
+        }
+    }
+
+    /// Whether trying again is pointless.
+    fn is_permanent(&self) -> bool {
+        if matches!(self, Self::Config(_)) {
+            return true;
+        }
+        let permanent = [
+            SqlState::INVALID_PASSWORD,
+            SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
+            SqlState::INVALID_CATALOG_NAME,
+        ];
+        self.code().is_some_and(|code| permanent.contains(code))
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Config(error) => return fmt::Display::fmt(error, f),
+            Self::Open { address, .. } => return write!(f, "cannot connect to {address}"),
+            Self::Tls(_) => "cannot set up TLS",
+            Self::Postgres(error) => match error.as_db_error() {
+                Some(error) => return write!(f, "{error} (SQLSTATE {})", error.code().code()),
+                None => return fmt::Display::fmt(error, f),
+            },
+            Self::ReadOnly => "the server takes no writes, and target_session_attrs is read-write",
+            Self::ReadWrite => "the server takes writes, and target_session_attrs is read-only",
+            Self::OpenTransaction => "a transaction was left open",
+            Self::Closed => "the connection has ended",
+        })
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Open { error, .. } => Some(error),
+            Self::Tls(error) => Some(&**error),
+            // What the server says is said above.
+            Self::Postgres(error) if error.as_db_error().is_none() => error.source(),
+            _ => None,
+        }
+    }
+}
+
+impl From<tokio_postgres::Error> for Error {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Postgres(error)
+    }
+}

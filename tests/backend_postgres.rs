@@ -1,0 +1,645 @@
+//! Pools of PostgreSQL connections, against a real server: what is reset, what is kept, and that
+//! nobody gets what somebody else has left. Servers and networks that fail are in
+//! `faults_postgres.rs`.
+
+#![cfg(feature = "postgres")]
+#![allow(clippy::unwrap_used, reason = "these are tests, though clippy only sees their helpers")]
+
+mod support;
+use support::*;
+
+use millpond::backends::postgres::{Error, PoolMode, PostgresManager};
+use millpond::{AcquireError, Manager, OperationError, Pool, PoolBuilder, PoolMetrics, Pooled};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use tokio_postgres::types::Type;
+use tokio_postgres::{Config, IsolationLevel};
+
+type Client<'p> = Pooled<'p, PostgresManager>;
+
+/// A server that all tests of this file share, if it can be had; each statement is in its log.
+fn server() -> Option<&'static Postgres> {
+    static SERVER: OnceLock<Option<Postgres>> = OnceLock::new();
+    let settings = ["log_statement=all", "max_connections=200"];
+    let server = SERVER.get_or_init(|| Postgres::start(&settings)).as_ref();
+    if server.is_none() {
+        // Says for this test, too, that it is skipped.
+        drop(Postgres::start(&settings));
+    }
+    server
+}
+
+fn manager(server: &Postgres) -> PostgresManager {
+    PostgresManager::from_url(&server.url()).unwrap()
+}
+
+fn pool_of(manager: PostgresManager, max_size: usize) -> PoolBuilder<PostgresManager> {
+    Pool::builder(manager).max_size(max_size).acquire_timeout(PATIENCE)
+}
+
+/// A pool of one connection, so that each acquire gets what the last one has left.
+async fn single(server: &Postgres) -> Pool<PostgresManager> {
+    pool_of(manager(server), 1).build().await.unwrap()
+}
+
+/// The number of the server's process, by which one connection is told from another.
+async fn process(client: &Client<'_>) -> i32 {
+    client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0)
+}
+
+/// What a query with one value answers, by the simple protocol, which prepares nothing.
+async fn ask(client: &Client<'_>, sql: &str) -> String {
+    let answer = client.simple_query(sql).await.unwrap();
+    let value = answer.iter().find_map(|message| match message {
+        tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        _ => None,
+    });
+    value.unwrap()
+}
+
+/// Whether the connection is outside of any transaction: then each statement is one of its own, and
+/// begins when it begins.
+async fn is_outside(client: &Client<'_>) -> bool {
+    let sql = "SELECT now() = statement_timestamp() AND pg_current_xact_id_if_assigned() IS NULL";
+    ask(client, sql).await == "t"
+}
+
+/// Waits until nothing is under way.
+async fn settled(pool: &Pool<impl Manager>) -> PoolMetrics {
+    eventually("nothing is under way", || {
+        let counts = pool.metrics().counts;
+        counts.waiters + counts.connecting + counts.checking + counts.resetting + counts.closing
+            == 0
+    })
+    .await;
+    let metrics = pool.metrics();
+    let alive = metrics.counts.alive() as u64;
+    assert_eq!(metrics.created, metrics.closed.total() + alive, "{metrics:?}");
+    metrics
+}
+
+/// A future that is given up at its poll number `polls`, each of which waits until it is woken.
+struct GivenUp<F> {
+    future: F,
+    polls: usize,
+}
+
+impl<F: Future + Unpin> Future for GivenUp<F> {
+    type Output = Option<F::Output>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<F::Output>> {
+        match self.polls.checked_sub(1) {
+            None => Poll::Ready(None),
+            Some(left) => {
+                self.polls = left;
+                match Pin::new(&mut self.future).poll(cx) {
+                    Poll::Pending if left == 0 => Poll::Ready(None),
+                    poll => poll.map(Some),
+                }
+            }
+        }
+    }
+}
+
+/// Polls so often at the most; `None` if that was too little.
+async fn give_up_after<T>(polls: usize, future: impl Future<Output = T>) -> Option<T> {
+    GivenUp { future: pin!(future), polls }.await
+}
+
+// ---- what a clean connection costs ----
+
+#[tokio::test]
+async fn a_clean_connection_is_used_again_and_costs_no_statement() {
+    let Some(server) = server() else { return };
+    let pool = single(server).await;
+    let first = process(&pool.acquire().await.unwrap()).await;
+    let before = pool.metrics();
+    for _ in 0..10 {
+        let client = pool.acquire().await.unwrap();
+        client.batch_execute("SELECT 'a clean connection'").await.unwrap();
+    }
+    for _ in 0..10 {
+        let mut client = pool.acquire().await.unwrap();
+        let transaction = client.transaction().await.unwrap();
+        transaction.batch_execute("SELECT 'a clean connection'").await.unwrap();
+        transaction.commit().await.unwrap();
+    }
+    let client = pool.acquire().await.unwrap();
+    assert_eq!(process(&client).await, first);
+    let metrics = pool.metrics();
+    assert_eq!((metrics.created, metrics.closed.total()), (1, 0));
+    assert_eq!(metrics.checks, before.checks);
+    let id = format!("[{first}]");
+    let log = server.log();
+    let statements: Vec<&str> = log.lines().filter(|line| line.contains(&id)).collect();
+    let count = |what: &str| statements.iter().filter(|line| line.contains(what)).count();
+    assert_eq!(count("a clean connection"), 20, "{statements:#?}");
+    assert_eq!((count("BEGIN"), count("START TRANSACTION"), count("COMMIT")), (0, 10, 10));
+    assert_eq!((count("ROLLBACK"), count("DISCARD")), (0, 0), "{statements:#?}");
+}
+
+// ---- what is put right ----
+
+/// Runs what leaves something behind, and asserts that the next user of the same session finds none
+/// of it.
+async fn is_put_right(server: &Postgres, leave: impl AsyncFnOnce(Client<'_>)) -> PoolMetrics {
+    let pool = single(server).await;
+    let first = process(&pool.acquire().await.unwrap()).await;
+    leave(pool.acquire().await.unwrap()).await;
+    let client = pool.acquire().await.unwrap();
+    assert!(is_outside(&client).await, "a transaction was handed on");
+    assert_eq!(process(&client).await, first, "the session goes on");
+    drop(client);
+    settled(&pool).await
+}
+
+#[tokio::test]
+async fn an_open_transaction_is_rolled_back_before_anybody_else_sees_it() {
+    let Some(server) = server() else { return };
+    server.run("CREATE TABLE left_over (what int); GRANT ALL ON left_over TO PUBLIC");
+    let metrics = is_put_right(server, async |client| {
+        client.batch_execute("BEGIN; INSERT INTO left_over VALUES (1)").await.unwrap();
+    })
+    .await;
+    assert_eq!((metrics.resets, metrics.closed.total()), (1, 0));
+    assert_eq!(server.run("SELECT count(*) FROM left_over"), "0");
+}
+
+#[tokio::test]
+async fn a_failed_transaction_is_rolled_back() {
+    let Some(server) = server() else { return };
+    let metrics = is_put_right(server, async |client| {
+        client.batch_execute("BEGIN").await.unwrap();
+        client.batch_execute("SELECT no_such_thing").await.unwrap_err();
+    })
+    .await;
+    assert_eq!(metrics.resets, 1);
+}
+
+#[tokio::test]
+async fn a_transaction_that_is_dropped_has_ended_before_anybody_else_comes() {
+    let Some(server) = server() else { return };
+    is_put_right(server, async |mut client| {
+        let transaction = client.transaction().await.unwrap();
+        transaction.batch_execute("SELECT pg_current_xact_id()").await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_copy_that_is_given_up_has_ended_before_anybody_else_comes() {
+    let Some(server) = server() else { return };
+    server.run("CREATE TABLE copied (what text); GRANT ALL ON copied TO PUBLIC");
+    is_put_right(server, async |client| {
+        let sink = client.copy_in::<_, &[u8]>("COPY copied FROM STDIN").await.unwrap();
+        drop(sink);
+    })
+    .await;
+    is_put_right(server, async |client| {
+        let mut sink = pin!(client.copy_in::<_, &[u8]>("COPY copied FROM STDIN").await.unwrap());
+        futures_util::SinkExt::send(&mut sink, &b"a row\n"[..]).await.unwrap();
+        assert_eq!(sink.as_mut().finish().await.unwrap(), 1);
+    })
+    .await;
+    assert_eq!(server.run("SELECT count(*) FROM copied"), "1");
+}
+
+/// The driver (0.7.18) loses count when a copy fails before it has begun, and would take the end of it
+/// for the answer to whatever is asked next.
+#[tokio::test]
+async fn a_copy_that_fails_before_it_begins_does_not_disturb_the_next_user() {
+    let Some(server) = server() else { return };
+    let pool = single(server).await;
+    for _ in 0..20 {
+        let client = pool.acquire().await.unwrap();
+        client.copy_in::<_, &[u8]>("COPY no_such_table FROM STDIN").await.err().unwrap();
+        drop(client);
+        assert!(is_outside(&pool.acquire().await.unwrap()).await);
+    }
+    let metrics = settled(&pool).await;
+    assert_eq!(metrics.created, metrics.closed.total() + 1, "{metrics:?}");
+}
+
+#[tokio::test]
+async fn a_query_that_is_given_up_at_any_of_its_polls_leaves_nothing_to_the_next_user() {
+    let Some(server) = server() else { return };
+    let pool = single(server).await;
+    for polls in 0..=64 {
+        let client = pool.acquire().await.unwrap();
+        let number = i32::try_from(polls).unwrap();
+        let given_up = give_up_after(polls, async {
+            client.batch_execute("BEGIN").await.unwrap();
+            let sql = "SELECT $1::int4 FROM generate_series(1, 100)";
+            let statement = client.prepare(sql).await.unwrap();
+            client.query(&statement, &[&number]).await.unwrap();
+            // Then it goes on for as many polls as are wanted.
+            loop {
+                client.query(sql, &[&number]).await.unwrap();
+            }
+        });
+        assert_eq!(given_up.await, None::<()>, "it never ends by itself");
+        drop(client);
+        let client = pool.acquire().await.unwrap();
+        assert!(is_outside(&client).await, "after {polls} polls");
+        let row = client.query_one("SELECT $1::int4", &[&-number]).await.unwrap();
+        assert_eq!(row.get::<_, i32>(0), -number, "somebody else's answer after {polls} polls");
+    }
+    let metrics = settled(&pool).await;
+    assert_eq!((metrics.created, metrics.closed.total()), (1, 0), "each time it was put right");
+    assert!(metrics.resets >= 60, "{metrics:?}");
+}
+
+#[tokio::test]
+async fn a_query_that_is_given_up_and_takes_long_is_cancelled_on_the_server() {
+    let Some(server) = server() else { return };
+    let pool = single(server).await;
+    let client = pool.acquire().await.unwrap();
+    let first = process(&client).await;
+    let sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)'";
+    {
+        let mut query = pin!(client.batch_execute("SELECT pg_sleep(600)"));
+        assert!(poll_once(query.as_mut()).is_pending());
+        eventually("the server is at it", || server.run(sleeping) == "1").await;
+    }
+    drop(client);
+    // Within `reset_timeout`, which is 1 s, or it would have been closed.
+    let client = pool.acquire().await.unwrap();
+    assert_eq!(process(&client).await, first);
+    assert!(is_outside(&client).await);
+    assert_eq!(server.run(sleeping), "0");
+    // No cancel comes late.
+    client.batch_execute("SELECT pg_sleep(0.2)").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_answer_reaches_the_wrong_request_while_a_fifth_of_them_is_given_up() {
+    const OPERATIONS: usize = 100_000;
+    const TASKS: usize = 64;
+    let Some(server) = server() else { return };
+    let pool = pool_of(manager(server), 8).build().await.unwrap();
+    let (done, given_up) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let tasks: Vec<_> = (0..TASKS)
+        .map(|task| {
+            let (pool, done, given_up) = (pool.clone(), done.clone(), given_up.clone());
+            tokio::spawn(async move {
+                let mut random = Random::new(task as u64);
+                loop {
+                    let number = done.fetch_add(1, SeqCst);
+                    if number >= OPERATIONS {
+                        return;
+                    }
+                    let mut client = pool.acquire().await.unwrap();
+                    let statement = "SELECT $1::int8, current_setting('transaction_isolation')";
+                    let statement = client.prepare_cached(statement).await.unwrap();
+                    let number = i64::try_from(number).unwrap();
+                    if random.below(5) > 0 {
+                        let row = client.query_one(&statement, &[&number]).await.unwrap();
+                        assert_eq!(row.get::<_, i64>(0), number, "somebody else's answer");
+                        let isolation = row.get::<_, &str>(1);
+                        assert_eq!(isolation, "read committed", "somebody else's transaction");
+                        continue;
+                    }
+                    let leaves = random.below(3);
+                    let operation = async {
+                        match leaves {
+                            0 => drop(client.query_one(&statement, &[&-number]).await),
+                            1 => {
+                                let begin = "BEGIN ISOLATION LEVEL SERIALIZABLE";
+                                drop(client.batch_execute(begin).await);
+                            }
+                            _ => {
+                                let begin = client.build_transaction();
+                                let begin = begin.isolation_level(IsolationLevel::Serializable);
+                                let transaction = begin.start().await.unwrap();
+                                drop(transaction.query_one(&statement, &[&-number]).await);
+                            }
+                        }
+                    };
+                    if give_up_after(random.below(4), operation).await.is_none() {
+                        given_up.fetch_add(1, SeqCst);
+                    }
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let metrics = settled(&pool).await;
+    assert_eq!(metrics.counts.idle, 8, "{metrics:?}");
+    assert_eq!(metrics.acquires, OPERATIONS as u64);
+    assert_eq!(metrics.closed.total(), 0, "each was put right: {metrics:?}");
+    assert!(given_up.load(SeqCst) > OPERATIONS / 20, "{given_up:?}");
+    for _ in 0..8 {
+        assert!(is_outside(&pool.acquire().await.unwrap()).await);
+    }
+}
+
+// ---- modes ----
+
+/// What a holder changes in its session, and how that is seen.
+const CHANGES: [(&str, &str, &str); 7] = [
+    ("SET search_path TO nowhere", "SELECT current_setting('search_path')", "\"$user\", public"),
+    (
+        "CREATE TEMP TABLE mine (what int)",
+        "SELECT count(*) FROM pg_class WHERE relname = 'mine'",
+        "0",
+    ),
+    ("LISTEN gossip", "SELECT count(*) FROM pg_listening_channels()", "0"),
+    (
+        "SELECT pg_advisory_lock(pg_backend_pid())",
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()",
+        "0",
+    ),
+    ("PREPARE mine AS SELECT 1", "SELECT count(*) FROM pg_prepared_statements WHERE from_sql", "0"),
+    (
+        "DECLARE mine CURSOR WITH HOLD FOR SELECT 1",
+        "SELECT count(*) FROM pg_cursors WHERE name = 'mine'",
+        "0",
+    ),
+    ("SET SESSION AUTHORIZATION DEFAULT; SET ROLE NONE", "SELECT current_user::text", "millpond"),
+];
+
+#[tokio::test]
+async fn in_session_mode_the_next_user_finds_a_new_session() {
+    let Some(server) = server() else { return };
+    let pool = pool_of(manager(server).mode(PoolMode::Session), 1).build().await.unwrap();
+    let first = process(&pool.acquire().await.unwrap()).await;
+    for (change, seen, expected) in CHANGES {
+        let client = pool.acquire().await.unwrap();
+        client.batch_execute(change).await.unwrap();
+        if change.starts_with("SET search") {
+            assert_ne!(ask(&client, seen).await, expected);
+        }
+        drop(client);
+        let client = pool.acquire().await.unwrap();
+        assert_eq!(ask(&client, seen).await, expected, "after {change}");
+        assert_eq!(process(&client).await, first, "after {change}");
+    }
+    let metrics = settled(&pool).await;
+    assert_eq!((metrics.created, metrics.closed.total()), (1, 0));
+}
+
+#[tokio::test]
+async fn in_session_mode_an_open_transaction_goes_too_and_statements_of_the_driver_stay() {
+    let Some(server) = server() else { return };
+    server.run(
+        "DO $$ BEGIN CREATE TYPE mood AS ENUM ('sad', 'happy'); \
+         EXCEPTION WHEN duplicate_object THEN NULL; END $$",
+    );
+    let pool = pool_of(manager(server).mode(PoolMode::Session), 1).build().await.unwrap();
+    for round in 0..3 {
+        let client = pool.acquire().await.unwrap();
+        // The driver looks up the type with statements of its own.
+        let statement = client.prepare_cached("SELECT 'happy'::mood AS mood").await.unwrap();
+        client.query_one(&statement, &[]).await.unwrap();
+        let other = format!("SELECT 'sad'::mood AS round{round}");
+        client.query_one(&other, &[]).await.unwrap();
+        client.clear_type_cache();
+        client.batch_execute("BEGIN; SET LOCAL work_mem TO '1MB'").await.unwrap();
+        assert_eq!(client.cached_statements(), 1);
+    }
+    let client = pool.acquire().await.unwrap();
+    assert!(is_outside(&client).await);
+    assert_eq!(settled(&pool).await.created, 1);
+}
+
+#[tokio::test]
+async fn a_session_that_was_not_touched_is_not_renewed_unless_that_is_wanted() {
+    let Some(server) = server() else { return };
+    let renewals = |process: i32| {
+        let id = format!("[{process}]");
+        let log = server.log();
+        log.lines().filter(|line| line.contains(&id) && line.contains("DISCARD TEMP")).count()
+    };
+    for (always, expected) in [(false, 1), (true, 5)] {
+        let manager = manager(server).mode(PoolMode::Session).reset_always(always);
+        let pool = pool_of(manager, 1).build().await.unwrap();
+        let process = process(&pool.acquire().await.unwrap()).await;
+        for _ in 0..4 {
+            drop(pool.acquire().await.unwrap());
+        }
+        let metrics = settled(&pool).await;
+        assert_eq!((renewals(process), metrics.resets), (expected, expected as u64), "{always}");
+    }
+}
+
+#[tokio::test]
+async fn a_check_does_not_make_a_session_a_used_one() {
+    let Some(server) = server() else { return };
+    let manager = manager(server).mode(PoolMode::Session);
+    let builder = pool_of(manager, 1).check(millpond::CheckPolicy::Always);
+    let pool = builder.build().await.unwrap();
+    for _ in 0..3 {
+        drop(pool.acquire().await.unwrap());
+    }
+    let metrics = settled(&pool).await;
+    assert_eq!((metrics.checks, metrics.resets, metrics.created), (2, 0, 1));
+}
+
+#[tokio::test]
+async fn a_query_of_ones_own_takes_the_place_of_what_the_mode_has() {
+    let Some(server) = server() else { return };
+    let manager = manager(server).reset_query("SET application_name TO 'renewed'");
+    let pool = pool_of(manager, 1).build().await.unwrap();
+    let client = pool.acquire().await.unwrap();
+    client.batch_execute("BEGIN").await.unwrap();
+    drop(client);
+    let client = pool.acquire().await.unwrap();
+    assert_eq!(ask(&client, "SHOW application_name").await, "renewed");
+    assert!(is_outside(&client).await);
+    drop(client);
+    assert_eq!(settled(&pool).await.resets, 2, "once for each of those who sent something");
+}
+
+#[tokio::test]
+async fn a_reset_that_fails_closes_the_connection() {
+    let Some(server) = server() else { return };
+    let pool = pool_of(manager(server).reset_query("SELECT no_such_thing"), 1).build();
+    let pool = pool.await.unwrap();
+    let client = pool.acquire().await.unwrap();
+    let first = process(&client).await;
+    let error = client.release().await.unwrap_err();
+    let millpond::ReleaseError::Reset(OperationError::Failed(error)) = error else {
+        panic!("{error}");
+    };
+    assert!(error.to_string().contains("no_such_thing"), "{error}");
+    assert_ne!(process(&pool.acquire().await.unwrap()).await, first);
+}
+
+#[tokio::test]
+async fn in_statement_mode_a_connection_with_an_open_transaction_is_closed() {
+    let Some(server) = server() else { return };
+    let pool = pool_of(manager(server).mode(PoolMode::Statement), 1).build().await.unwrap();
+    let client = pool.acquire().await.unwrap();
+    client.batch_execute("BEGIN").await.unwrap();
+    drop(client);
+    // One that is still being opened counts as well.
+    let client = pool.acquire().await.unwrap();
+    let mut begin = Box::pin(client.batch_execute("BEGIN"));
+    assert!(poll_once(begin.as_mut()).is_pending());
+    drop(begin);
+    drop(client);
+    let client = pool.acquire().await.unwrap();
+    assert!(is_outside(&client).await);
+    drop(client);
+    let metrics = settled(&pool).await;
+    assert_eq!((metrics.created, metrics.closed.broken, metrics.closed.failed_reset), (3, 1, 1));
+}
+
+// ---- statements ----
+
+#[tokio::test]
+async fn a_statement_is_prepared_once_however_many_ask_for_it_at_once() {
+    let Some(server) = server() else { return };
+    let pool = single(server).await;
+    let prepared = "SELECT count(*) FROM pg_prepared_statements WHERE NOT from_sql";
+    for _ in 0..3 {
+        let client = pool.acquire().await.unwrap();
+        let sql = "SELECT $1::int4 + 1";
+        let ask = || async { client.prepare_cached(sql).await.unwrap() };
+        let statements = tokio::join!(ask(), ask(), ask(), ask());
+        assert_eq!(client.query_one(&statements.3, &[&41]).await.unwrap().get::<_, i32>(0), 42);
+        assert_eq!(self::ask(&client, prepared).await, "1");
+    }
+    let client = pool.acquire().await.unwrap();
+    client.prepare_typed_cached("SELECT $1", &[Type::INT8]).await.unwrap();
+    client.prepare_typed_cached("SELECT $1", &[Type::TEXT]).await.unwrap();
+    client.prepare_typed_cached("SELECT $1", &[Type::INT8]).await.unwrap();
+    assert_eq!(client.cached_statements(), 3, "types make a difference");
+    client.clear_statements();
+    assert_eq!(ask(&client, prepared).await, "0");
+}
+
+#[tokio::test]
+async fn a_statement_that_was_given_up_is_prepared_by_the_next_who_asks() {
+    let Some(server) = server() else { return };
+    let pool = single(server).await;
+    let client = pool.acquire().await.unwrap();
+    let sql = "SELECT 'prepared in the end'";
+    let mut first = Box::pin(client.prepare_cached(sql));
+    let mut second = Box::pin(client.prepare_cached(sql));
+    assert!(poll_once(first.as_mut()).is_pending());
+    assert!(poll_once(second.as_mut()).is_pending());
+    drop(first);
+    let statement = second.await.unwrap();
+    client.query_one(&statement, &[]).await.unwrap();
+    client.prepare_cached("SELECT no_such_thing").await.unwrap_err();
+    client.prepare_cached("SELECT no_such_thing").await.unwrap_err();
+}
+
+#[tokio::test]
+async fn the_statement_used_longest_ago_makes_room_for_a_new_one() {
+    let Some(server) = server() else { return };
+    let prepared = "SELECT string_agg(statement, ' ' ORDER BY statement) \
+                    FROM pg_prepared_statements WHERE NOT from_sql";
+    let pool = pool_of(manager(server).statement_cache(2), 1).build().await.unwrap();
+    let client = pool.acquire().await.unwrap();
+    for sql in ["VALUES ('a')", "VALUES ('b')", "VALUES ('a')", "VALUES ('c')"] {
+        client.prepare_cached(sql).await.unwrap();
+    }
+    assert_eq!(ask(&client, prepared).await, "VALUES ('a') VALUES ('c')");
+    drop(client);
+    let pool = pool_of(manager(server).statement_cache(0), 1).build().await.unwrap();
+    let client = pool.acquire().await.unwrap();
+    let statement = client.prepare_cached("VALUES (1)").await.unwrap();
+    assert_eq!(client.query_one(&statement, &[]).await.unwrap().get::<_, i32>(0), 1);
+    assert_eq!(client.cached_statements(), 0);
+}
+
+// ---- the end ----
+
+#[tokio::test]
+async fn the_task_and_the_session_end_with_the_connection() {
+    let Some(server) = server() else { return };
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let mut config: Config = server.url().parse().unwrap();
+    config.application_name("ends_with_it");
+    let sessions = || {
+        server.run("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'ends_with_it'")
+    };
+    let before = tasks();
+    let pool = pool_of(PostgresManager::new(config), 3).min_idle(3).build().await.unwrap();
+    assert_eq!(sessions(), "3");
+    // One in the middle of something, which would keep the driver busy.
+    let detached = pool.acquire().await.unwrap().detach();
+    let held = pool.acquire().await.unwrap();
+    let mut query = Box::pin(held.batch_execute("SELECT pg_sleep(600)"));
+    assert!(poll_once(query.as_mut()).is_pending());
+    pool.close().await;
+    eventually("the idle one has gone", || sessions() == "2").await;
+    drop(detached);
+    eventually("the detached one has gone", || sessions() == "1").await;
+    drop(query);
+    drop(held);
+    drop(pool);
+    eventually("no task is left", || tasks() == before).await;
+    server.run(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+         WHERE application_name = 'ends_with_it'",
+    );
+}
+
+// ---- where the server is ----
+
+#[tokio::test]
+async fn a_server_is_found_by_its_socket_and_behind_others_that_are_not_there() {
+    let Some(server) = server() else { return };
+    let port = server.address().port();
+    let mut config = Config::new();
+    config.host_path(server.socket_folder()).port(port).user("millpond").dbname("millpond");
+    let pool = pool_of(PostgresManager::new(config), 1).build().await.unwrap();
+    let sql = "SELECT inet_server_addr() IS NULL";
+    assert_eq!(ask(&pool.acquire().await.unwrap(), sql).await, "t", "by its socket");
+
+    let url = format!(
+        "postgresql://millpond@127.0.0.1:1,localhost:{port}/millpond\
+         ?target_session_attrs=read-write&load_balance_hosts=random"
+    );
+    let pool = pool_of(PostgresManager::from_url(&url).unwrap(), 1).build().await.unwrap();
+    assert_eq!(ask(&pool.acquire().await.unwrap(), sql).await, "f");
+}
+
+#[tokio::test]
+async fn a_configuration_that_cannot_work_is_tried_once_and_names_what_is_wrong() {
+    let require = "postgresql://millpond@127.0.0.1/millpond?sslmode=require";
+    for (url, said) in [
+        ("user=millpond", "host is , but it must be given, or hostaddr"),
+        ("host=a,b port=1,2,3 user=millpond", "port is 3, but it must be one, or as many as"),
+        ("host=a,b hostaddr=127.0.0.1 user=millpond", "hostaddr is 1, but it must be as many"),
+        (require, "sslmode is require, but it needs a TLS connector"),
+    ] {
+        let pool = pool_of(PostgresManager::from_url(url).unwrap(), 1).build().await.unwrap();
+        let error = pool.acquire().await.map(drop).unwrap_err();
+        let AcquireError::Connect(error) = error else { panic!("{error}") };
+        assert!(error.to_string().starts_with(said), "{error}");
+        assert_eq!(pool.metrics().connect_failures, 1);
+    }
+    let error = PostgresManager::from_url("postgresql://[").unwrap_err();
+    assert!(matches!(error, Error::Postgres(_)));
+}
+
+#[tokio::test]
+async fn a_password_that_changes_is_asked_for_at_each_connect() {
+    let Some(server) = server() else { return };
+    let attempts = Arc::new(AtomicUsize::new(0));
+    let config: Config = server.url().parse().unwrap();
+    let manager = PostgresManager::with({
+        let attempts = attempts.clone();
+        move || {
+            let number = attempts.fetch_add(1, SeqCst);
+            let mut config = config.clone();
+            config.application_name(format!("attempt {number}"));
+            config
+        }
+    });
+    let pool = pool_of(manager, 1).build().await.unwrap();
+    let sql = "SHOW application_name";
+    assert_eq!(ask(&pool.acquire().await.unwrap(), sql).await, "attempt 0");
+    pool.rotate(|client| Box::pin(async move { Ok(client.batch_execute("SELECT 1").await?) }))
+        .await
+        .unwrap();
+    assert_eq!(ask(&pool.acquire().await.unwrap(), sql).await, "attempt 1");
+}
