@@ -82,6 +82,21 @@ async fn a_connection_that_has_been_idle_since_it_was_opened_is_checked_as_well(
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_connection_that_has_been_reset_is_checked_as_well() {
+    let manager = TestManager::new();
+    let pool = always_checked(&manager, 1).build_lazy().unwrap();
+    let conn = pool.acquire().await.unwrap();
+    manager.condition.once(DIRTY);
+    drop(conn);
+    let conn = pool.acquire().await.unwrap();
+    assert_eq!((manager.reset.calls(), manager.check.calls()), (1, 1));
+    manager.condition.once(DIRTY);
+    conn.release().await.unwrap();
+    drop(pool.acquire().await.unwrap());
+    assert_eq!((manager.reset.calls(), manager.check.calls()), (2, 2));
+}
+
+#[tokio::test(start_paused = true)]
 async fn min_idle_is_kept_when_a_connection_turns_out_broken() {
     let manager = TestManager::new();
     let pool = Pool::builder(manager.clone()).max_size(4).min_idle(2).build().await.unwrap();

@@ -164,6 +164,13 @@ impl<M: Manager> Shared<M> {
         }
     }
 
+    /// Has a connection that comes back checked before its next use, if every use is to be.
+    fn distrust<R: Deref<Target = Self>>(&self, lease: &Lease<R>) {
+        if self.config.check == CheckPolicy::Always {
+            lease.raise(Flags::CHECK);
+        }
+    }
+
     /// Whether a connection that comes back is anything but clean.
     #[inline]
     pub(super) fn doubt_about(&self, tenant: &mut Tenant<M::Connection>) -> Option<Doubt> {
@@ -219,11 +226,7 @@ where
     R: Deref<Target = Shared<M>> + Clone,
 {
     match doubt {
-        Doubt::Greeted | Doubt::Flagged => {
-            if lease.keeper().config.check == CheckPolicy::Always {
-                lease.raise(Flags::CHECK);
-            }
-        }
+        Doubt::Greeted | Doubt::Flagged => lease.keeper().distrust(&lease),
         Doubt::Dirty => reset_in_background(lease),
         Doubt::Broken => end(lease, CloseReason::Broken),
         Doubt::Outdated => outdated(lease),
@@ -283,7 +286,9 @@ where
     match bounded(limit, async { shared.manager.reset(connection).await }).await {
         Ok(()) => {
             shared.totals.reset();
-            Ok(trial.pass())
+            let lease = trial.pass();
+            shared.distrust(&lease);
+            Ok(lease)
         }
         Err(error) => {
             shared.close_connection(trial.fail(), CloseReason::FailedReset);

@@ -459,10 +459,10 @@ impl Model {
         self.totals.calls.after_release += 1;
         match wear {
             Wear::Broken => return self.end(slot, End::Broken),
-            // What has just been reset need not be checked.
             Wear::Soiled => self.totals.resets += 1,
-            Wear::None => self.slots[slot].unchecked = self.checked,
+            Wear::None => {}
         }
+        self.slots[slot].unchecked = self.checked;
         self.give(slot);
     }
 

@@ -400,7 +400,11 @@ where
     }
 
     async fn close(&self, client: Client) {
-        let Client { client, mut driver, .. } = client;
+        let Client { client, session, mut driver, .. } = client;
+        if !session.is_quiet() {
+            // The driver would wait for the answers first, which may never come.
+            return;
+        }
         // The driver tells the server goodbye.
         drop(client);
         // Cancel: the task is aborted, and the socket closed. Its panic has been reported.

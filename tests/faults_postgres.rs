@@ -1,0 +1,390 @@
+//! What a pool of PostgreSQL connections survives: servers that are killed, frozen, full or read-only,
+//! networks that cut, freeze and lose. Each test has a server of its own.
+
+#![cfg(feature = "postgres")]
+#![allow(clippy::unwrap_used, reason = "these are tests, though clippy only sees their helpers")]
+
+mod support;
+use support::*;
+
+use millpond::backends::postgres::PostgresManager;
+use millpond::{AcquireError, CheckPolicy, OperationError, Pool, PoolBuilder, PoolMetrics, Stage};
+use std::error::Error;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
+use tokio_postgres::Config;
+
+const SECOND: Duration = Duration::from_secs(1);
+/// What a loaded machine may take longer than it should.
+const SLACK: Duration = Duration::from_secs(4);
+
+fn config(server: &Postgres) -> Config {
+    server.url().parse().unwrap()
+}
+
+/// Connections that lead through a proxy.
+fn through(proxy: &Proxy) -> PostgresManager {
+    let url = format!("postgresql://millpond@{}/millpond", proxy.address());
+    PostgresManager::from_url(&url).unwrap()
+}
+
+fn pool_of(manager: PostgresManager, max_size: usize) -> PoolBuilder<PostgresManager> {
+    Pool::builder(manager).max_size(max_size).acquire_timeout(PATIENCE)
+}
+
+/// Waits until nothing is under way; then the counts are exact, and as many can be had as there are
+/// to be.
+async fn whole(pool: &Pool<PostgresManager>) -> PoolMetrics {
+    let mut guards = Vec::new();
+    for _ in 0..pool.max_size() {
+        let guard = pool.acquire().await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+        guard.batch_execute("SELECT 1").await.unwrap();
+        guards.push(guard);
+    }
+    assert!(pool.try_acquire().is_err());
+    drop(guards);
+    eventually("nothing is under way", || {
+        let counts = pool.metrics().counts;
+        counts.waiters + counts.connecting + counts.checking + counts.resetting + counts.closing
+            == 0
+    })
+    .await;
+    let metrics = pool.metrics();
+    assert_eq!(metrics.counts.capacity(), pool.max_size(), "{metrics:?}");
+    let alive = metrics.counts.alive() as u64;
+    assert_eq!(metrics.created, metrics.closed.total() + alive, "{metrics:?}");
+    metrics
+}
+
+/// An error and what is behind it, in one line.
+fn chain(error: &dyn Error) -> String {
+    let mut words = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        words = format!("{words}: {error}");
+        cause = error.source();
+    }
+    words
+}
+
+/// Tasks that acquire and query all the time, until they are told to stop.
+struct Load {
+    stop: Arc<AtomicBool>,
+    served: Arc<AtomicUsize>,
+    tasks: JoinSet<Vec<String>>,
+}
+
+impl Load {
+    fn start(pool: &Pool<PostgresManager>, tasks: usize) -> Self {
+        let (stop, served) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
+        let mut set = JoinSet::new();
+        for _ in 0..tasks {
+            let (pool, stop, served) = (pool.clone(), stop.clone(), served.clone());
+            set.spawn(async move {
+                let mut errors = Vec::new();
+                while !stop.load(SeqCst) {
+                    let outcome = match pool.acquire().await {
+                        Ok(client) => {
+                            let answer = client.query_one("SELECT 40 + $1::int4", &[&2]).await;
+                            answer
+                                .map(|row| assert_eq!(row.get::<_, i32>(0), 42))
+                                .map_err(|error| chain(&error))
+                        }
+                        Err(error) => {
+                            assert!(error.source().is_some(), "no cause: {error}");
+                            Err(chain(&error))
+                        }
+                    };
+                    match outcome {
+                        Ok(()) => {
+                            served.fetch_add(1, SeqCst);
+                        }
+                        Err(error) => errors.push(error),
+                    }
+                }
+                errors
+            });
+        }
+        Self { stop, served, tasks: set }
+    }
+
+    fn served(&self) -> usize {
+        self.served.load(SeqCst)
+    }
+
+    /// Waits until so many more have been served.
+    async fn serves(&self, more: usize) {
+        let goal = self.served() + more;
+        eventually("the load is served", || self.served() >= goal).await;
+    }
+
+    /// Ends it; answers with the errors that there were.
+    async fn stop(self) -> Vec<String> {
+        self.stop.store(true, SeqCst);
+        self.tasks.join_all().await.concat()
+    }
+}
+
+// ---- the server ----
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_killed_and_comes_back_is_in_use_again_by_itself() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    let backoff = SECOND / 2;
+    let builder = pool_of(PostgresManager::new(config(&server)), 8).backoff(SECOND / 50, backoff);
+    let pool = builder.acquire_timeout(SECOND / 2).build().await.unwrap();
+    let load = Load::start(&pool, 32);
+    load.serves(200).await;
+    server.kill();
+    let before = pool.metrics().timeouts;
+    eventually("acquires time out", || pool.metrics().timeouts > before + 32).await;
+    server.restart();
+    let back = Instant::now();
+    load.serves(200).await;
+    let took = back.elapsed();
+    assert!(took < backoff + SLACK, "{took:?} after the server was back");
+    let errors = load.stop().await;
+    assert!(errors.len() > 32);
+    // A request on a connection that has died has its error from the driver; an acquire says why.
+    let timeouts = errors.iter().filter(|error| error.starts_with("pool millpond"));
+    for error in timeouts.clone() {
+        assert!(error.contains("opening one keeps failing"), "{error}");
+    }
+    assert!(timeouts.clone().any(|error| error.contains("Connection refused")), "{errors:?}");
+    let metrics = whole(&pool).await;
+    let found = metrics.closed.broken + metrics.closed.failed_reset;
+    assert!(found >= 8, "each that died was found: {metrics:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_server_costs_an_acquire_its_deadline_and_a_check_its_own() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    let builder = pool_of(PostgresManager::new(config(&server)), 2).check(CheckPolicy::Always);
+    let builder = builder.check_timeout(SECOND / 4).close_timeout(SECOND / 4);
+    let pool = builder.acquire_timeout(SECOND).build().await.unwrap();
+    drop((pool.acquire().await.unwrap(), pool.acquire().await.unwrap()));
+    server.freeze();
+    let began = Instant::now();
+    let error = pool.acquire().await.map(drop).unwrap_err();
+    let took = began.elapsed();
+    assert!(took >= SECOND && took < SECOND + SLACK, "{took:?}");
+    let AcquireError::Timeout(timeout) = error else { panic!("{error}") };
+    assert!(matches!(timeout.stage(), Stage::Connecting | Stage::ConnectFailing), "{timeout}");
+    let metrics = pool.metrics();
+    assert_eq!(metrics.closed.failed_check, 2, "{metrics:?}");
+    server.thaw();
+    whole(&pool).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_password_is_tried_once_and_everybody_hears_of_it() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    let mut locked = config(&server);
+    locked.user("locked").password("wrong").dbname("postgres");
+    // A name with several addresses is no reason to try it at each.
+    let hosts = config(&server);
+    let port = hosts.get_ports()[0];
+    let mut locked_twice = Config::new();
+    locked_twice.user("locked").password("wrong").dbname("postgres");
+    locked_twice.host("127.0.0.1").host("127.0.0.1").port(port);
+    for (config, attempts) in [(locked, 1), (locked_twice, 2)] {
+        let pool = pool_of(PostgresManager::new(config), 8).build().await.unwrap();
+        let mut waiters = JoinSet::new();
+        for _ in 0..16 {
+            let pool = pool.clone();
+            waiters.spawn(async move { pool.acquire().await.map(drop).unwrap_err() });
+        }
+        for error in waiters.join_all().await {
+            let AcquireError::Connect(error) = error else { panic!("{error}") };
+            let OperationError::Failed(error) = &*error else { panic!("{error}") };
+            assert_eq!(error.code().unwrap().code(), "28P01");
+            let said = "FATAL: password authentication failed for user \"locked\"";
+            assert!(error.to_string().contains(said), "{error}");
+        }
+        let refused = server.log().matches("FATAL:  password authentication failed").count();
+        assert_eq!(refused, attempts);
+        assert_eq!(pool.metrics().connect_failures, 1);
+    }
+    let mut nowhere = config(&server);
+    nowhere.dbname("nowhere");
+    let pool = pool_of(PostgresManager::new(nowhere), 1).build().await.unwrap();
+    let error = pool.acquire().await.map(drop).unwrap_err();
+    assert!(matches!(error, AcquireError::Connect(_)), "{error}");
+    assert!(chain(&error).contains("database \"nowhere\" does not exist"), "{}", chain(&error));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_takes_no_more_connections_serves_everybody_with_those_it_has_taken() {
+    let settings = ["max_connections=8", "superuser_reserved_connections=3", "max_wal_senders=0"];
+    let Some(server) = Postgres::start(&settings) else { return };
+    let builder = pool_of(PostgresManager::new(config(&server)), 20).backoff(SECOND / 50, SECOND);
+    let pool = builder.build().await.unwrap();
+    let load = Load::start(&pool, 40);
+    load.serves(500).await;
+    assert_eq!(load.stop().await, [""; 0], "nobody saw an error");
+    let metrics = pool.metrics();
+    assert_eq!(metrics.counts.alive(), 5, "{metrics:?}");
+    assert!(metrics.connect_failures > 0);
+    // Whoever cannot be served hears why.
+    let mut held = Vec::new();
+    for _ in 0..5 {
+        held.push(pool.acquire().await.unwrap());
+    }
+    let error = pool.acquire_timeout(SECOND / 2).await.map(drop).unwrap_err();
+    assert!(chain(&error).contains("connection slots are reserved"), "{}", chain(&error));
+    assert!(!matches!(error, AcquireError::Connect(_)), "it may be better in a moment");
+    drop(held);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_the_server_ends_one_by_one_are_replaced() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    let builder = pool_of(PostgresManager::new(config(&server)), 8).min_idle(4);
+    let builder = builder.check(CheckPolicy::Always);
+    let pool = builder.build().await.unwrap();
+    let load = Load::start(&pool, 8);
+    load.serves(100).await;
+    let list = "SELECT pid FROM pg_stat_activity WHERE usename = 'millpond' ORDER BY pid";
+    let first: Vec<String> = server.run(list).lines().map(str::to_owned).collect();
+    for process in &first {
+        server.run(&format!("SELECT pg_terminate_backend({process}, 10000)"));
+        load.serves(20).await;
+    }
+    let errors = load.stop().await;
+    for error in &errors {
+        let known = ["terminating connection", "connection closed", "communicating"];
+        assert!(known.iter().any(|known| error.contains(known)), "{error}");
+    }
+    assert!(errors.len() <= first.len(), "no more than died in use: {errors:?}");
+    whole(&pool).await;
+    let now = server.run(list);
+    assert!(first.iter().all(|process| !now.lines().any(|line| line == process)), "{now}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_becomes_read_only_loses_all_its_connections_at_once() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    let url = format!("{}?target_session_attrs=read-write", server.url());
+    let manager = || PostgresManager::from_url(&url).unwrap();
+    let builder = pool_of(manager(), 4).min_idle(4).backoff(SECOND / 50, SECOND / 10);
+    let pool = builder.build().await.unwrap();
+    server.run("CREATE TABLE written (what int); GRANT ALL ON written TO PUBLIC");
+    let write = "INSERT INTO written VALUES (1)";
+    pool.acquire().await.unwrap().batch_execute(write).await.unwrap();
+    server.run("ALTER SYSTEM SET default_transaction_read_only = on");
+    server.run("SELECT pg_reload_conf()");
+    eventually("the server has read it", || {
+        server.run("SHOW default_transaction_read_only") == "on"
+    })
+    .await;
+
+    let client = pool.acquire().await.unwrap();
+    let error = loop {
+        // Reloading takes a moment to reach each session.
+        match client.batch_execute(write).await {
+            Ok(()) => tokio::task::yield_now().await,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.code().unwrap().code(), "25006");
+    drop(client);
+    let metrics = pool.metrics();
+    assert_eq!((metrics.closed.invalidated, metrics.counts.idle), (4, 0), "all of its age");
+    let error = pool.acquire_timeout(SECOND / 2).await.map(drop).unwrap_err();
+    assert!(chain(&error).contains("takes no writes"), "{}", chain(&error));
+
+    server.run("ALTER SYSTEM RESET default_transaction_read_only");
+    server.run("SELECT pg_reload_conf()");
+    let client = pool.acquire().await.unwrap();
+    client.batch_execute(write).await.unwrap();
+    drop(client);
+    whole(&pool).await;
+}
+
+// ---- the network ----
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_that_loses_all_idle_sockets_costs_an_acquire_one_check_timeout() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    let proxy = Proxy::start(server.address());
+    let builder = pool_of(through(&proxy), 8).min_idle(8).check(CheckPolicy::Always);
+    let builder = builder.check_timeout(SECOND / 4).close_timeout(SECOND / 4);
+    let pool = builder.build().await.unwrap();
+    whole(&pool).await;
+    proxy.black_hole();
+    let began = Instant::now();
+    let client = pool.acquire_timeout(SECOND).await.unwrap_or_else(|error| panic!("{error}"));
+    let took = began.elapsed();
+    assert!(took >= SECOND / 4, "it was not checked");
+    client.batch_execute("SELECT 1").await.unwrap();
+    drop(client);
+    let metrics = whole(&pool).await;
+    assert_eq!(metrics.closed.failed_check, 8, "{metrics:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_is_cut_in_the_middle_of_a_query_is_an_error_for_its_user_and_nobody_else()
+ {
+    let Some(server) = Postgres::start(&[]) else { return };
+    let proxy = Proxy::start(server.address());
+    let pool = pool_of(through(&proxy), 2).build().await.unwrap();
+    let client = pool.acquire().await.unwrap();
+    let query = client.batch_execute("SELECT pg_sleep(600)");
+    let cut = async {
+        let at_it = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)'";
+        eventually("the server is at it", || server.run(at_it) == "1").await;
+        proxy.cut();
+    };
+    let (outcome, ()) = tokio::join!(query, cut);
+    outcome.unwrap_err();
+    drop(client);
+    assert_eq!(pool.metrics().closed.broken, 1);
+
+    // In the middle of the answer.
+    let client = pool.acquire().await.unwrap();
+    proxy.cut_after(5_000);
+    client.query("SELECT repeat('x', 1000) FROM generate_series(1, 1000)", &[]).await.unwrap_err();
+    proxy.cut_after(None);
+    drop(client);
+    let metrics = whole(&pool).await;
+    assert_eq!((metrics.closed.broken, metrics.closed.total()), (2, 2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_network_that_stands_still_for_a_while_loses_nothing() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    let proxy = Proxy::start(server.address());
+    let pool = pool_of(through(&proxy), 2).build().await.unwrap();
+    let load = Load::start(&pool, 8);
+    load.serves(50).await;
+    proxy.freeze();
+    let client = pool.acquire_timeout(SECOND / 4).await;
+    drop(client);
+    proxy.thaw();
+    load.serves(50).await;
+    assert_eq!(load.stop().await, [""; 0]);
+    assert_eq!(whole(&pool).await.closed.total(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_query_that_is_given_up_on_a_dead_network_is_closed_within_the_time_for_a_reset() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    let proxy = Proxy::start(server.address());
+    let pool = pool_of(through(&proxy), 1).reset_timeout(SECOND / 4).build().await.unwrap();
+    let client = pool.acquire().await.unwrap();
+    proxy.black_hole();
+    {
+        let mut query = pin!(client.batch_execute("SELECT 1"));
+        assert!(poll_once(query.as_mut()).is_pending());
+    }
+    drop(client);
+    let began = Instant::now();
+    let client = pool.acquire().await.unwrap();
+    assert!(began.elapsed() < SECOND / 4 + SLACK);
+    client.batch_execute("SELECT 1").await.unwrap();
+    drop(client);
+    assert_eq!(whole(&pool).await.closed.failed_reset, 1);
+}
