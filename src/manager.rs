@@ -74,7 +74,8 @@ pub trait Manager: Send + Sync + 'static {
 
     /// Makes a connection clean after [`condition`](Self::condition) called it dirty, before
     /// anybody else sees it. Runs in the background; limited by `reset_timeout`. A connection whose
-    /// reset fails or was abandoned is closed.
+    /// reset fails or was abandoned is closed; so is one that `condition`, which is asked again
+    /// afterwards, then calls broken or outdated.
     ///
     /// Default: nothing to do. A manager that ever answers [`Condition::Dirty`] must have its own.
     fn reset(

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 const SECOND: Duration = Duration::from_secs(1);
 const DIRTY: Act = Act::Slow(Duration::ZERO);
 const BROKEN: Act = Act::Error;
+const OUTDATED: Act = Act::Permanent;
 
 fn always_checked(manager: &TestManager, max_size: usize) -> PoolBuilder<TestManager> {
     Pool::builder(manager.clone()).max_size(max_size).check(CheckPolicy::Always)
@@ -94,6 +95,31 @@ async fn a_connection_that_has_been_reset_is_checked_as_well() {
     conn.release().await.unwrap();
     drop(pool.acquire().await.unwrap());
     assert_eq!((manager.reset.calls(), manager.check.calls()), (2, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_turns_out_to_be_of_no_use_while_it_is_reset_is_closed() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(2).build_lazy().unwrap();
+    pool.warm_up(2).await.unwrap();
+    let conn = pool.acquire().await.unwrap();
+    manager.condition.once(DIRTY);
+    manager.condition.once(BROKEN);
+    drop(conn);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.broken, metrics.closed.total(), metrics.resets), (1, 1, 1));
+
+    let conn = pool.acquire().await.unwrap();
+    manager.condition.once(DIRTY);
+    manager.condition.once(OUTDATED);
+    assert!(matches!(conn.release().await, Err(ReleaseError::Broken)));
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.invalidated, metrics.closed.total()), (1, 2));
+
+    let conn = pool.acquire().await.unwrap();
+    manager.condition.always(DIRTY);
+    drop(conn);
+    assert_eq!(balanced(&pool, &manager.ledger).await.counts.idle, 1, "all are dirty to some");
 }
 
 #[tokio::test(start_paused = true)]

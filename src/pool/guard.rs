@@ -6,7 +6,7 @@ use super::life::look_over;
 use super::{Shared, Tenant, operation::bounded};
 use crate::config::CheckPolicy;
 use crate::core::{Doubt, Flags, Lease, Loan, State, Trial};
-use crate::error::{OperationError, ReleaseError};
+use crate::error::ReleaseError;
 use crate::manager::{Condition, Manager};
 use crate::metrics::CloseReason;
 use std::ops::Deref;
@@ -270,12 +270,12 @@ where
     ground.spawn(async move { drop(reset(trial).await) });
 }
 
-/// Makes a dirty connection clean; closes it if that fails.
+/// Makes a dirty connection clean; closes it if that fails, or if it turns out to be of no use.
 ///
 /// # Cancel safety
 ///
 /// Dropping the future closes the connection: nobody knows where the reset has left it.
-async fn reset<M, R>(mut trial: Trial<R>) -> Result<Lease<R>, OperationError<M::Error>>
+async fn reset<M, R>(mut trial: Trial<R>) -> Result<Lease<R>, ReleaseError<M::Error>>
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,
@@ -286,13 +286,25 @@ where
     match bounded(limit, async { shared.manager.reset(connection).await }).await {
         Ok(()) => {
             shared.totals.reset();
+            let condition = shared.condition(trial.resource_mut());
             let lease = trial.pass();
             shared.distrust(&lease);
-            Ok(lease)
+            match condition {
+                // A manager may call all that come back dirty.
+                Condition::Clean | Condition::Dirty => Ok(lease),
+                Condition::Broken => {
+                    end(lease, CloseReason::Broken);
+                    Err(ReleaseError::Broken)
+                }
+                Condition::Outdated => {
+                    outdated(lease);
+                    Err(ReleaseError::Broken)
+                }
+            }
         }
         Err(error) => {
             shared.close_connection(trial.fail(), CloseReason::FailedReset);
-            Err(error)
+            Err(ReleaseError::Reset(error))
         }
     }
 }
@@ -313,7 +325,7 @@ where
         }
         Some(Doubt::Dirty) => {
             let trial = lease.begin(State::Resetting);
-            reset(trial).await.map(drop).map_err(ReleaseError::Reset)
+            reset(trial).await.map(drop)
         }
         Some(doubt @ (Doubt::Broken | Doubt::Outdated)) => {
             act_on(lease, doubt);
