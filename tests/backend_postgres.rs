@@ -16,6 +16,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use tokio_postgres::types::Type;
 use tokio_postgres::{Config, IsolationLevel};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 type Client<'p> = Pooled<'p, PostgresManager>;
 
@@ -642,4 +643,71 @@ async fn a_password_that_changes_is_asked_for_at_each_connect() {
         .await
         .unwrap();
     assert_eq!(ask(&pool.acquire().await.unwrap(), sql).await, "attempt 1");
+}
+
+// ---- TLS ----
+
+/// A server that has a certificate for `localhost`, and a connector that trusts it.
+fn encrypted() -> Option<(Postgres, MakeRustlsConnect)> {
+    let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let settings = ["ssl=on", "ssl_cert_file=../certificate", "ssl_key_file=../key"];
+    let (certificate, key) = (certified.cert.pem(), certified.signing_key.serialize_pem());
+    let server = Postgres::start_with(&settings, &[("certificate", &certificate), ("key", &key)])?;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certified.cert.der().clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider);
+    let config = config.with_protocol_versions(&[&rustls::version::TLS13]).unwrap();
+    let config = config.with_root_certificates(roots).with_no_client_auth();
+    Some((server, MakeRustlsConnect::new(config)))
+}
+
+#[tokio::test]
+async fn an_encrypted_session_is_read_along_with_inside_the_encryption() {
+    let Some((server, connector)) = encrypted() else { return };
+    let port = server.address().port();
+    let url = format!("postgresql://millpond@localhost:{port}/millpond?sslmode=require");
+    let manager = PostgresManager::from_url(&url).unwrap().tls(connector);
+    let pool = Pool::builder(manager).max_size(1).acquire_timeout(PATIENCE).build().await.unwrap();
+    let process =
+        "SELECT pg_backend_pid()::text || ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+    let client = pool.acquire().await.unwrap();
+    let first: String = client.query_one(process, &[]).await.unwrap().get(0);
+    assert!(first.ends_with("true"), "{first}");
+    client.batch_execute("BEGIN; SELECT pg_current_xact_id()").await.unwrap();
+    drop(client);
+    let client = pool.acquire().await.unwrap();
+    let outside = client.query_one("SELECT pg_current_xact_id_if_assigned() IS NULL", &[]);
+    assert!(outside.await.unwrap().get::<_, bool>(0));
+    {
+        let mut query = pin!(client.batch_execute("SELECT pg_sleep(600)"));
+        assert!(poll_once(query.as_mut()).is_pending());
+        let at_it = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(600)'";
+        eventually("the server is at it", || server.run(at_it) == "1").await;
+    }
+    drop(client);
+    // The request to cancel is encrypted as well.
+    let client = pool.acquire().await.unwrap();
+    let row = client.query_one(process, &[]).await.unwrap();
+    assert_eq!(row.get::<_, String>(0), first);
+    drop(client);
+    let metrics = settled(&pool).await;
+    assert_eq!((metrics.created, metrics.closed.total(), metrics.resets), (1, 0, 2));
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_not_trusted_is_an_error_that_says_so() {
+    let Some((server, _)) = encrypted() else { return };
+    let Some((_other, connector)) = encrypted() else { return };
+    let port = server.address().port();
+    let url = format!("postgresql://millpond@localhost:{port}/millpond?sslmode=require");
+    let manager = PostgresManager::from_url(&url).unwrap().tls(connector);
+    let pool = Pool::builder(manager).max_size(1).build().await.unwrap();
+    let error = pool.acquire_timeout(std::time::Duration::from_millis(300)).await.map(drop);
+    let AcquireError::Timeout(timeout) = error.unwrap_err() else { panic!("it may be mended") };
+    let OperationError::Failed(error) = &**timeout.last_connect_error().unwrap() else {
+        panic!("{timeout}");
+    };
+    let cause = std::error::Error::source(error).unwrap();
+    assert!(cause.to_string().contains("certificate"), "{error}: {cause}");
 }

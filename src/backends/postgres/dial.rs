@@ -170,19 +170,20 @@ impl Kept {
         Socket(Box::new(self.clone()))
     }
 
-    /// Waits until the peer has closed the connection, whatever it says before.
-    pub(super) async fn until_closed(mut self) -> io::Result<()> {
+    /// Waits until the peer has closed the connection, whatever it says before; with an error if it
+    /// has not read our last words.
+    pub(super) async fn until_closed(mut self) {
         poll_fn(|cx| {
             let mut bytes = [0; 64];
             loop {
                 let mut buffer = ReadBuf::new(&mut bytes);
-                ready!(Pin::new(&mut self).poll_read(cx, &mut buffer))?;
-                if buffer.filled().is_empty() {
-                    return Poll::Ready(Ok(()));
+                let read = ready!(Pin::new(&mut self).poll_read(cx, &mut buffer));
+                if read.is_err() || buffer.filled().is_empty() {
+                    return Poll::Ready(());
                 }
             }
         })
-        .await
+        .await;
     }
 }
 

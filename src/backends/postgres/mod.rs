@@ -266,7 +266,8 @@ where
             }
         }
         // Its end says that the server has passed it on.
-        kept.until_closed().await.map_err(|error| Error::open(&client.address, error))
+        kept.until_closed().await;
+        Ok(())
     }
 }
 

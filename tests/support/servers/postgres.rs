@@ -21,7 +21,13 @@ impl Postgres {
     /// Starts a server with these settings, such as `max_connections=5`, or says that the test is
     /// skipped.
     pub fn start(settings: &[&str]) -> Option<Self> {
-        let server = Self::prepared(settings, |server| {
+        Self::start_with(settings, &[])
+    }
+
+    /// The same with files, a name and its content each, beside the folder of its data: where that is
+    /// `.`, they are in `..`.
+    pub fn start_with(settings: &[&str], files: &[(&str, &str)]) -> Option<Self> {
+        let server = Self::prepared(settings, files, |server| {
             let mut initdb = server.command("initdb");
             initdb.args(["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8"]);
             run(initdb.arg("--no-locale").arg("-D").arg(server.data()));
@@ -43,7 +49,7 @@ impl Postgres {
 
     /// Starts a standby that follows `primary`, with settings of its own.
     pub fn standby(primary: &Self, settings: &[&str]) -> Option<Self> {
-        let server = Self::prepared(settings, |server| {
+        let server = Self::prepared(settings, &[], |server| {
             let mut backup = server.command("pg_basebackup");
             backup.args(["--no-sync", "--write-recovery-conf", "--checkpoint=fast"]);
             backup.args(["--username=postgres", "--host=127.0.0.1"]);
@@ -54,7 +60,11 @@ impl Postgres {
         Some(server)
     }
 
-    fn prepared(settings: &[&str], prepare: impl FnOnce(&Self)) -> Option<Self> {
+    fn prepared(
+        settings: &[&str],
+        files: &[(&str, &str)],
+        prepare: impl FnOnce(&Self),
+    ) -> Option<Self> {
         let Some(programs) = programs() else {
             skip("PostgreSQL");
             return None;
@@ -65,6 +75,11 @@ impl Postgres {
         let data = server.data();
         fs::create_dir(&data).expect("a folder for its data");
         run(Command::new("chmod").arg("700").arg(&data));
+        for (name, content) in files {
+            let file = server.server.folder.join(name);
+            fs::write(&file, content).expect("a file of the server's");
+            run(Command::new("chmod").arg("600").arg(&file));
+        }
         if is_root() {
             // It refuses to run as root.
             run(Command::new("chown")
