@@ -17,11 +17,28 @@ impl<M> Rounds<M> {
     /// Measures each of `contestants` once per round; another one begins in each round, so that
     /// none always runs after the same neighbour's leftovers. A first round only warms up.
     pub fn run(rounds: usize, contestants: usize, mut measure: impl FnMut(usize) -> M) -> Self {
+        Self::collect(rounds, contestants, |who| calm(|| measure(who)))
+    }
+
+    /// The same where other processes belong to the load, such as a server: each measurement counts.
+    pub fn beside_a_server(
+        rounds: usize,
+        contestants: usize,
+        mut measure: impl FnMut(usize) -> M,
+    ) -> Self {
+        Self::collect(rounds, contestants, |who| (measure(who), true))
+    }
+
+    fn collect(
+        rounds: usize,
+        contestants: usize,
+        mut measure: impl FnMut(usize) -> (M, bool),
+    ) -> Self {
         let mut samples: Vec<Vec<(M, bool)>> = (0..contestants).map(|_| Vec::new()).collect();
         for round in 0..=rounds {
             for step in 0..contestants {
                 let who = (round + step) % contestants;
-                let sample = calm(|| measure(who));
+                let sample = measure(who);
                 if round > 0 {
                     samples[who].push(sample);
                 }
