@@ -79,7 +79,7 @@ async fn run(connection: &mut RedisConnection, lines: &[&str]) {
 async fn a_clean_connection_is_used_again_without_a_word() {
     let Some(server) = server() else { return };
     let pool = one(&server.url()).await;
-    let first = id(&mut *pool.acquire().await.unwrap()).await;
+    let first = id(&mut pool.acquire().await.unwrap()).await;
     for lines in [
         &["SET clean 1", "GET clean", "INCR clean"][..],
         &["MULTI", "SET clean 2", "EXEC"],
@@ -89,7 +89,7 @@ async fn a_clean_connection_is_used_again_without_a_word() {
         &["CLIENT GETNAME", "CLIENT LIST", "SCRIPT LOAD return", "NONSENSE"],
         &["LPUSH clean-list 1", "BLPOP clean-list 1"],
     ] {
-        run(&mut *pool.acquire().await.unwrap(), lines).await;
+        run(&mut pool.acquire().await.unwrap(), lines).await;
         let metrics = pool.metrics();
         assert_eq!((metrics.counts.idle, metrics.resets), (1, 0), "{lines:?}");
     }
@@ -99,7 +99,7 @@ async fn a_clean_connection_is_used_again_without_a_word() {
         pipe().atomic().incr("clean", 1).query_async(&mut *connection).await.unwrap();
     assert_eq!(stock, Some((3,)));
     drop(connection);
-    assert_eq!(id(&mut *pool.acquire().await.unwrap()).await, first);
+    assert_eq!(id(&mut pool.acquire().await.unwrap()).await, first);
     assert_eq!((pool.metrics().created, pool.metrics().resets), (1, 0));
 }
 
@@ -127,7 +127,7 @@ async fn leftovers_are_reset(url: &str, protocol: ProtocolVersion) {
         &["HELLO 3"],
         &["RESET"],
     ] {
-        run(&mut *pool.acquire().await.unwrap(), lines).await;
+        run(&mut pool.acquire().await.unwrap(), lines).await;
         let mut connection = pool.acquire().await.unwrap();
         assert_eq!(id(&mut connection).await, first, "{lines:?}");
         assert_eq!(session(&mut connection).await, fresh, "{lines:?}");
@@ -147,7 +147,7 @@ async fn leftovers_are_reset(url: &str, protocol: ProtocolVersion) {
     pipeline.cmd("GET").arg("leftover").cmd("SELECT").arg(7);
     let () = pipeline.query_async(&mut *connection).await.unwrap();
     drop(connection);
-    assert_eq!(session(&mut *pool.acquire().await.unwrap()).await, fresh);
+    assert_eq!(session(&mut pool.acquire().await.unwrap()).await, fresh);
     let metrics = at_rest(&pool).await;
     assert_eq!((metrics.created, metrics.resets), (1, resets + 1));
 }
@@ -187,10 +187,10 @@ async fn a_connection_whose_answers_may_not_match_is_closed() {
             "client no-evict on",
             "QUIT",
         ] {
-            run(&mut *pool.acquire().await.unwrap(), &[line]).await;
+            run(&mut pool.acquire().await.unwrap(), &[line]).await;
             broken += 1;
             assert_eq!(pool.metrics().closed.broken, broken, "{line}");
-            echo(&mut *pool.acquire().await.unwrap()).await.unwrap();
+            echo(&mut pool.acquire().await.unwrap()).await.unwrap();
         }
         // Whoever waits for another number of answers than there are.
         let mut connection = pool.acquire().await.unwrap();
@@ -238,7 +238,7 @@ async fn a_server_without_a_reset_gets_a_new_connection_instead() {
         panic!("it has no reset");
     };
     assert!(error.to_string().contains("unknown command"), "{error}");
-    assert_eq!(session(&mut *pool.acquire().await.unwrap()).await, fresh);
+    assert_eq!(session(&mut pool.acquire().await.unwrap()).await, fresh);
     assert_eq!(at_rest(&pool).await.closed.failed_reset, 1);
 }
 
@@ -262,7 +262,7 @@ async fn a_query_given_up_at_any_poll_leaves_its_answer_to_nobody() {
         pipeline.atomic().cmd("ECHO").arg(polls).cmd("SET").arg("cancelled").arg(polls);
         drop(given_up_after(polls, pipeline.exec_async(&mut *connection)).await);
         drop(connection);
-        echo(&mut *pool.acquire().await.unwrap()).await.unwrap();
+        echo(&mut pool.acquire().await.unwrap()).await.unwrap();
     }
     let metrics = at_rest(&pool).await;
     assert_eq!(metrics.created, 1, "none had to be closed: {metrics:?}");
@@ -274,7 +274,7 @@ async fn a_query_given_up_at_any_poll_leaves_its_answer_to_nobody() {
 async fn a_state_that_was_given_up_on_is_reset_although_later_commands_are_answered() {
     let Some(server) = server() else { return };
     let pool = one(&server.url()).await;
-    let fresh = session(&mut *pool.acquire().await.unwrap()).await;
+    let fresh = session(&mut pool.acquire().await.unwrap()).await;
     let mut resets = 0;
     for line in ["SELECT 3", "MULTI", "WATCH a", "CLIENT SETNAME mine"] {
         for polls in 1..8 {
@@ -384,7 +384,7 @@ async fn a_request_that_was_given_up_is_waited_for_as_long_as_a_reset_may_take()
     drop(connection);
     assert_eq!(pool.metrics().counts.resetting, 1);
     server.thaw();
-    assert_eq!(id(&mut *pool.acquire().await.unwrap()).await, first, "the same connection");
+    assert_eq!(id(&mut pool.acquire().await.unwrap()).await, first, "the same connection");
 
     let mut connection = pool.acquire().await.unwrap();
     server.freeze();
@@ -647,7 +647,7 @@ async fn half_open_sockets_cost_a_check_each_and_a_connect() {
     is_whole(&pool).await;
     proxy.black_hole();
     let began = Instant::now();
-    echo(&mut *pool.acquire().await.unwrap()).await.unwrap();
+    echo(&mut pool.acquire().await.unwrap()).await.unwrap();
     let took = began.elapsed();
     assert!(took >= SECOND / 5 && took < SECOND, "{took:?}");
     is_whole(&pool).await;
@@ -680,7 +680,7 @@ async fn the_options_reach_the_server() {
     let url = format!("redis+unix://{}?db=5", server.socket().display());
     let manager = manager(&url).client_name("by-socket");
     let pool = Pool::builder(manager).build().await.unwrap();
-    let told = session(&mut *pool.acquire().await.unwrap()).await;
+    let told = session(&mut pool.acquire().await.unwrap()).await;
     assert_eq!((&*told["db"], &*told["resp"], &*told["name"]), ("5", "2", "by-socket"));
 }
 

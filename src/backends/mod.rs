@@ -5,6 +5,7 @@
 //! | [`TcpManager`](tcp::TcpManager) | `tcp` | a `tokio::net::TcpStream` | a look at the socket | – | an address that is none |
 //! | [`UnixManager`](unix::UnixManager) | `unix` | a `tokio::net::UnixStream` | a look at the socket | – | a path that is none |
 //! | [`RedisManager`](redis::RedisManager) | `redis` | a [`RedisConnection`](redis::RedisConnection) on `redis` 1.2 | `PING` | what commands left: `RESET` | what the server refuses at the login |
+//! | [`SqliteManager`](sqlite::SqliteManager) | `sqlite` | a [`SqliteConnection`](sqlite::SqliteConnection) on `rusqlite` 0.40 | a read, and a look at the path | transactions, calls that were given up | a file that is no database, or has no place |
 //!
 //! Each is a [`Manager`](crate::Manager) and its options, and nothing else: what the pool does is the
 //! same for all of them. They are as good a start as any for a manager of your own.
@@ -16,6 +17,8 @@ mod socket;
 
 #[cfg(feature = "redis")]
 pub mod redis;
+#[cfg(feature = "sqlite")]
+pub mod sqlite;
 #[cfg(feature = "tcp")]
 pub mod tcp;
 #[cfg(all(unix, feature = "unix"))]
