@@ -7,7 +7,7 @@ mod support;
 use support::*;
 
 use millpond::backends::redis::{RedisConnection, RedisManager};
-use millpond::{AcquireError, CheckPolicy, OperationError, Pool, ReleaseError, Stage};
+use millpond::{AcquireError, CheckPolicy, Manager, OperationError, Pool, ReleaseError, Stage};
 use redis::aio::ConnectionLike;
 use redis::{AsyncCommands, Cmd, ErrorKind, ProtocolVersion, RedisResult, cmd, pipe};
 use std::collections::BTreeMap;
@@ -15,6 +15,8 @@ use std::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -350,8 +352,13 @@ async fn a_pop_that_nobody_waits_for_any_more_takes_nothing() {
     for round in 1..=8 {
         let mut connection = pool.acquire().await.unwrap();
         let pop = command(["BLPOP a 0", "blmove a b LEFT LEFT 0"][round % 2]);
-        // It has been sent for sure, and there is nothing to answer yet.
-        assert!(given_up_after(200, connection.req_packed_command(&pop)).await.is_none());
+        if round == 8 {
+            // Nobody has ever waited for it.
+            connection.req_packed_command(pop.clone().set_no_response(true)).await.unwrap();
+        } else {
+            // It has been sent for sure, and there is nothing to answer yet.
+            assert!(given_up_after(200, connection.req_packed_command(&pop)).await.is_none());
+        }
         if round > 4 {
             // Nor does a later command hide it.
             drop(given_up_after(200, connection.req_packed_command(&cmd("PING"))).await);
@@ -564,12 +571,17 @@ async fn client(pool: Pool<RedisManager>, tally: Arc<Tally>) {
     while !tally.stop.load(Relaxed) {
         let asked = match pool.acquire().await {
             Ok(mut connection) => echo(&mut connection).await,
-            Err(AcquireError::Timeout(timeout)) => {
-                match &**timeout.last_connect_error().expect("a cause") {
+            Err(AcquireError::Timeout(timeout)) => match timeout.last_connect_error() {
+                Some(error) => match &**error {
                     OperationError::Failed(cause) => Err(cause.clone()),
                     error => panic!("{error}"),
+                },
+                // The server is back, and others were first.
+                None => {
+                    assert_ne!(timeout.stage(), Stage::ConnectFailing);
+                    continue;
                 }
-            }
+            },
             Err(error) => panic!("{error}"),
         };
         match asked {
@@ -664,6 +676,22 @@ async fn connections_that_the_server_has_closed_while_they_were_idle_are_not_han
     run(&mut operator, &["CLIENT KILL TYPE normal SKIPME yes"]).await;
     is_whole(&pool).await;
     assert_eq!(pool.metrics().closed.failed_check, 2);
+}
+
+#[tokio::test]
+async fn an_answer_to_something_else_is_no_sign_of_life() {
+    // It says the same to everything.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        while let Ok(1..) = stream.read(&mut [0; 1024]).await {
+            stream.write_all(b"$1\r\n1\r\n").await.unwrap();
+        }
+    });
+    // The first answer is right, by chance.
+    let error = manager(&url).connect().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::UnexpectedReturnType);
 }
 
 // Options, and other ways in.
