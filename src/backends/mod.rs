@@ -4,6 +4,7 @@
 //! |---|---|---|---|---|---|
 //! | [`TcpManager`](tcp::TcpManager) | `tcp` | a `tokio::net::TcpStream` | a look at the socket | – | an address that is none |
 //! | [`UnixManager`](unix::UnixManager) | `unix` | a `tokio::net::UnixStream` | a look at the socket | – | a path that is none |
+//! | [`MysqlManager`](mysql::MysqlManager) | `mysql` | a `mysql_async::Conn` 0.37 | `COM_PING` | transactions and unread rows, or always: `COM_RESET_CONNECTION` | what the server refuses at the login |
 //! | [`RedisManager`](redis::RedisManager) | `redis` | a [`RedisConnection`](redis::RedisConnection) on `redis` 1.2 | `PING` | what commands left: `RESET` | what the server refuses at the login |
 //! | [`SqliteManager`](sqlite::SqliteManager) | `sqlite` | a [`SqliteConnection`](sqlite::SqliteConnection) on `rusqlite` 0.40 | a read, and a look at the path | transactions, calls that were given up | a file that is no database, or has no place |
 //!
@@ -15,6 +16,8 @@
 #[cfg(any(feature = "tcp", all(unix, feature = "unix")))]
 mod socket;
 
+#[cfg(feature = "mysql")]
+pub mod mysql;
 #[cfg(feature = "redis")]
 pub mod redis;
 #[cfg(feature = "sqlite")]
