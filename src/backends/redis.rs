@@ -28,11 +28,11 @@ use tokio::runtime::Handle;
 ///
 /// When a connection is released, without a word to the server:
 ///
-/// - It is **closed** after an error of the connection itself or one of
-///   `READONLY` (this server is not the primary any more; a new connection may find the one that
-///   is); after `SUBSCRIBE` and its like, `MONITOR`, `CLIENT REPLY` and `QUIT`; and if its user gave
-///   up on a command that waits for others, such as `BLPOP`: the server would go on waiting, and
-///   what it then takes from a list would be lost.
+/// - It is **closed** after an error of the connection itself; after `READONLY`, which says that this
+///   server is not the primary any more, as a new connection may find the one that is; after
+///   `SUBSCRIBE` and its like, `MONITOR`, `CLIENT REPLY` and `QUIT`; and if its user gave up on a
+///   command that waits for others, such as `BLPOP`: the server would go on waiting, and what it then
+///   takes from a list would be lost.
 /// - It is **reset** if its user gave up on any other command, or left a transaction (`MULTI`,
 ///   `WATCH`), another database (`SELECT`), name, user, protocol or tracking (`CLIENT`, `AUTH`,
 ///   `HELLO`) behind.
@@ -87,7 +87,8 @@ impl RedisManager {
     /// protocol (`?protocol=resp3`) and, with redis-rs's features for it, TLS.
     ///
     /// For a [`Client`], give its
-    /// [`get_connection_info().clone()`](Client::get_connection_info).
+    /// [`get_connection_info().clone()`](Client::get_connection_info). The name of the library is not
+    /// sent (`CLIENT SETINFO`).
     ///
     /// # Errors
     ///

@@ -490,15 +490,6 @@ impl Errand {
     }
 }
 
-impl Drop for Errand {
-    fn drop(&mut self) {
-        // Nobody will fetch the connection any more; it is closed where it is.
-        if !self.task.is_finished() {
-            self.give_up();
-        }
-    }
-}
-
 /// A call that waits for its errand.
 struct GivesUp<'c>(&'c mut SqliteConnection);
 
