@@ -142,7 +142,7 @@ impl Work {
                 let mut select = connection
                     .prepare_cached("SELECT sum(value) FROM items WHERE id >= ?1 AND id < ?2")?;
                 let sum: i64 = select.query_row([first, first + RANGE], |row| row.get(0))?;
-                sum == (first..first + RANGE).map(value).sum()
+                sum == (first..first + RANGE).map(value).sum::<i64>()
             }
             Self::Update(id) => {
                 let mut update = connection

@@ -3,8 +3,11 @@
 //! | manager | feature | a connection is | checked by | reset | beyond retrying |
 //! |---|---|---|---|---|---|
 //! | [`TcpManager`](tcp::TcpManager) | `tcp` | a `tokio::net::TcpStream` | a look at the socket | – | an address that is none |
-//! | [`PostgresManager`](postgres::PostgresManager) | `postgres` | a `tokio_postgres::Client` | `Sync`, no statement | by `PoolMode` | wrong password, user, database |
 //! | [`UnixManager`](unix::UnixManager) | `unix` | a `tokio::net::UnixStream` | a look at the socket | – | a path that is none |
+//! | [`PostgresManager`](postgres::PostgresManager) | `postgres` | a `tokio_postgres::Client` | `Sync`, no statement | by `PoolMode` | wrong password, user, database |
+//! | [`MysqlManager`](mysql::MysqlManager) | `mysql` | a `mysql_async::Conn` 0.37 | `COM_PING` | transactions and unread rows, or always: `COM_RESET_CONNECTION` | what the server refuses at the login |
+//! | [`RedisManager`](redis::RedisManager) | `redis` | a [`RedisConnection`](redis::RedisConnection) on `redis` 1.2 | `PING` | what commands left: `RESET` | what the server refuses at the login |
+//! | [`SqliteManager`](sqlite::SqliteManager) | `sqlite` | a [`SqliteConnection`](sqlite::SqliteConnection) on `rusqlite` 0.40 | a read, and a look at the path | transactions, calls that were given up | a file that is no database, or has no place |
 //!
 //! Each is a [`Manager`](crate::Manager) and its options, and nothing else: what the pool does is the
 //! same for all of them. They are as good a start as any for a manager of your own.
@@ -14,8 +17,14 @@
 #[cfg(any(feature = "tcp", all(unix, feature = "unix")))]
 mod socket;
 
+#[cfg(feature = "mysql")]
+pub mod mysql;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+#[cfg(feature = "redis")]
+pub mod redis;
+#[cfg(feature = "sqlite")]
+pub mod sqlite;
 #[cfg(feature = "tcp")]
 pub mod tcp;
 #[cfg(all(unix, feature = "unix"))]

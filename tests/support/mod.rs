@@ -1,12 +1,15 @@
 //! What the integration tests share: conditions awaited with a deadline, wakers that count, a
 //! thread that samples an invariant, a manager that does as it is told (`manager.rs`), throwaway
-//! servers (`servers`), and a proxy that does what networks do (`proxy.rs`).
+//! servers (`servers`), a proxy that does what networks do (`proxy.rs`), and what tests of backends have in
+//! common (`backends.rs`).
 //!
 //! Not here: any test.
 
 #![allow(dead_code, unused_imports, reason = "each test binary uses its own part of this")]
 #![allow(clippy::unwrap_used, reason = "these are tests, though clippy only sees their helpers")]
 
+#[cfg(feature = "tokio")]
+mod backends;
 #[cfg(feature = "tokio")]
 mod books;
 #[cfg(feature = "tokio")]
@@ -16,6 +19,8 @@ mod proxy;
 #[cfg(feature = "tokio")]
 mod servers;
 
+#[cfg(feature = "tokio")]
+pub use self::backends::{at_rest, given_up_after, is_whole, refusal};
 #[cfg(feature = "tokio")]
 pub use self::books::{balanced, balanced_blocking, hush_scripted_panics};
 #[cfg(feature = "tokio")]

@@ -29,6 +29,8 @@ impl Mariadb {
         let options = options.iter().map(ToString::to_string).collect();
         let server = Self { server: Server::new("mariadb"), program, options };
         let mut command = Command::new(install);
+        // A server that starts removes temporary tables from where others may be using theirs.
+        command.env("TMPDIR", &server.server.folder);
         command.args(["--no-defaults", "--auth-root-authentication-method=normal"]);
         command.args(["--skip-test-db", "--skip-name-resolve"]).args(as_root());
         run(command.arg(format!("--datadir={}", server.data().display())));
@@ -51,6 +53,7 @@ impl Mariadb {
     fn launch(&self, more: &[String]) {
         let address = self.server.address;
         let mut command = Command::new(&self.program);
+        command.env("TMPDIR", &self.server.folder);
         // Nothing before this.
         command.arg("--no-defaults").args(as_root());
         command.arg(format!("--datadir={}", self.data().display()));

@@ -1,0 +1,513 @@
+//! Redis, through [redis-rs](https://docs.rs/redis): connections that one user has to itself.
+//!
+//! Not here: publish and subscribe, which needs a connection for good, and clusters.
+
+use crate::manager::{Condition, Manager};
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::{
+    Arg, AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, Pipeline,
+    ProtocolVersion, RedisConnectionInfo, RedisError, RedisFuture, RedisResult, ServerErrorKind,
+    Value,
+};
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::time::Duration;
+use tokio::runtime::Handle;
+
+/// Opens connections to a Redis server, or to one that speaks its protocol, such as Valkey.
+///
+/// Whoever only sends single commands that do not wait is served as well by one
+/// [`MultiplexedConnection`], which may be cloned. A pool is for what needs a connection to itself:
+/// `WATCH` and `MULTI`, commands that wait such as `BLPOP`, `SELECT`, large values that would hold
+/// up the others.
+///
+/// Connections are [`RedisConnection`]s. They notice what their user leaves behind.
+///
+/// # What is checked
+///
+/// When a connection is released, without a word to the server:
+///
+/// - It is **closed** after an error of the connection itself; after `READONLY`, which says that this
+///   server is not the primary any more, as a new connection may find the one that is; after
+///   `SUBSCRIBE` and its like, `MONITOR`, `CLIENT REPLY` and `QUIT`; and if its user gave up on a
+///   command that waits for others, such as `BLPOP`: the server would go on waiting, and what it then
+///   takes from a list would be lost.
+/// - It is **reset** if its user gave up on any other command, or left a transaction (`MULTI`,
+///   `WATCH`), another database (`SELECT`), name, user, protocol or tracking (`CLIENT`, `AUTH`,
+///   `HELLO`) behind.
+///
+/// Only commands that pass through the connection are seen: what a module's commands or a proxy do
+/// to it is not. To check one, the pool sends `PING` with a number and wants that number back; so no
+/// answer to an earlier command passes for it.
+///
+/// # What is reset
+///
+/// [`RESET`](https://redis.io/docs/latest/commands/reset/), which puts all of the above back to what
+/// a new connection has; then `AUTH` or `HELLO`, `SELECT` and `CLIENT SETNAME` as at first, and
+/// `PING`. The server answers in order, so once that is answered no answer to an earlier command is
+/// under way. Servers before 6.2 have no `RESET`; there the connection is closed.
+///
+/// # What is permanent
+///
+/// A password, user, database or name that the server refuses, and one that is missing. Not a server
+/// that is not there, is loading its data, or has as many clients as `maxclients` allows.
+///
+/// # Examples
+///
+/// ```no_run
+/// use millpond::{Pool, backends::redis::RedisManager};
+/// use redis::AsyncCommands;
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let manager = RedisManager::new("redis://:secret@127.0.0.1:6379/2")?.client_name("shop");
+/// let pool = Pool::builder(manager).max_size(16).build().await?;
+///
+/// let mut connection = pool.acquire().await?;
+/// redis::cmd("WATCH").arg("stock").exec_async(&mut *connection).await?;
+/// let stock: u64 = connection.get("stock").await?;
+/// // Nothing, if somebody else has changed the stock meanwhile.
+/// let sold: Option<(u64,)> =
+///     redis::pipe().atomic().set("stock", stock - 1).ignore().incr("sold", 1)
+///         .query_async(&mut *connection).await?;
+/// # drop(sold); Ok(()) }
+/// ```
+#[derive(Clone)]
+#[must_use]
+pub struct RedisManager {
+    /// Knows where the server is, and nothing about the session: that is negotiated here.
+    client: Client,
+    session: RedisConnectionInfo,
+    client_name: Option<String>,
+    response_timeout: Option<Duration>,
+}
+
+impl RedisManager {
+    /// Opens connections as a URL or a [`ConnectionInfo`](redis::ConnectionInfo) says: address, database, user, password,
+    /// protocol (`?protocol=resp3`) and, with redis-rs's features for it, TLS.
+    ///
+    /// For a [`Client`], give its
+    /// [`get_connection_info().clone()`](Client::get_connection_info). The name of the library is not
+    /// sent (`CLIENT SETINFO`).
+    ///
+    /// # Errors
+    ///
+    /// If the URL is none.
+    pub fn new(server: impl IntoConnectionInfo) -> RedisResult<Self> {
+        let server = server.into_connection_info()?;
+        let session = server.redis_settings().clone();
+        // redis-rs would do the same with the session, but it drops what the server says to a
+        // password, and so whether it is worth trying again.
+        let bare = RedisConnectionInfo::default().set_skip_set_lib_name();
+        let client = Client::open(server.set_redis_settings(bare))?;
+        // The default of redis-rs.
+        let response_timeout = Some(Duration::from_millis(500));
+        Ok(Self { client, session, client_name: None, response_timeout })
+    }
+
+    /// What the connections are called in the server's
+    /// [`CLIENT LIST`](https://redis.io/docs/latest/commands/client-setname/): without spaces.
+    /// Default: nothing.
+    pub fn client_name(mut self, name: impl Into<String>) -> Self {
+        self.client_name = Some(name.into());
+        self
+    }
+
+    /// The protocol: RESP3, from Redis 6.0, has more types. Default: as in the URL, or RESP2.
+    pub fn protocol(mut self, protocol: ProtocolVersion) -> Self {
+        self.session = self.session.set_protocol(protocol);
+        self
+    }
+
+    /// How long a user's command waits for its answer before it fails with
+    /// [`is_timeout`](RedisError::is_timeout); `None` for as long as it takes. Above zero. It must be
+    /// longer than what a command such as `BLPOP` is told to wait. Default: 500 ms, as in redis-rs.
+    ///
+    /// What the pool itself sends is limited by its own timeouts instead.
+    pub fn response_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.response_timeout = limit.into();
+        self
+    }
+
+    /// Proves who we are, or finds out that nobody asks.
+    fn login(&self) -> Option<Cmd> {
+        let (user, password) = (self.session.username(), self.session.password());
+        if self.session.protocol() != ProtocolVersion::RESP2 {
+            let mut hello = redis::cmd("HELLO");
+            hello.arg(3);
+            if let Some(password) = password {
+                hello.arg("AUTH").arg(user.unwrap_or("default")).arg(password);
+            }
+            return Some(hello);
+        }
+        let mut auth = redis::cmd("AUTH");
+        if let Some(user) = user {
+            auth.arg(user);
+        }
+        auth.arg(password?);
+        Some(auth)
+    }
+
+    /// What else makes a new connection one of this pool's.
+    fn furnish(&self, commands: &mut Pipeline) {
+        if self.session.db() != 0 {
+            commands.cmd("SELECT").arg(self.session.db());
+        }
+        if let Some(name) = &self.client_name {
+            commands.cmd("CLIENT").arg("SETNAME").arg(name);
+        }
+    }
+}
+
+impl Manager for RedisManager {
+    type Connection = RedisConnection;
+    type Error = RedisError;
+
+    async fn connect(&self) -> RedisResult<RedisConnection> {
+        // The pool has timeouts of its own.
+        let config = AsyncConnectionConfig::new();
+        let config = config.set_connection_timeout(None).set_response_timeout(None);
+        let inner = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let mut connection = RedisConnection {
+            inner,
+            database: self.session.db(),
+            response_timeout: self.response_timeout,
+            runtime: Handle::current(),
+            left: Traces::default(),
+            unanswered: None,
+            pings: 0,
+        };
+        // The first command goes alone: a server that has too many clients says so in its answer and
+        // hangs up, and of a pipeline redis-rs would tell the hang-up only.
+        if let Some(login) = self.login() {
+            connection.inner.send_packed_command(&login).await?.extract_error()?;
+        } else {
+            connection.confirm(redis::pipe()).await?;
+        }
+        let mut commands = redis::pipe();
+        self.furnish(&mut commands);
+        connection.confirm(commands).await?;
+        Ok(connection)
+    }
+
+    fn condition(&self, connection: &mut RedisConnection) -> Condition {
+        connection.condition()
+    }
+
+    async fn check(&self, connection: &mut RedisConnection) -> RedisResult<()> {
+        connection.confirm(redis::pipe()).await
+    }
+
+    async fn reset(&self, connection: &mut RedisConnection) -> RedisResult<()> {
+        let mut commands = redis::pipe();
+        commands.cmd("RESET");
+        if let Some(login) = self.login() {
+            commands.add_command(login);
+        }
+        self.furnish(&mut commands);
+        connection.confirm(commands).await?;
+        (connection.left, connection.unanswered) = (Traces::default(), None);
+        Ok(())
+    }
+
+    // Dropping a connection closes its socket, which is what Redis asks for: `QUIT` is deprecated
+    // (https://redis.io/docs/latest/commands/quit/).
+
+    fn is_permanent(&self, error: &RedisError) -> bool {
+        if matches!(error.kind(), ErrorKind::InvalidClientConfig) {
+            return true;
+        }
+        // What servers say to HELLO, AUTH, SELECT and CLIENT SETNAME; the plain ERR also comes with
+        // what will pass, such as too many clients.
+        const REFUSALS: [&str; 7] = [
+            "db index",
+            "select is not allowed",
+            "password",
+            "for 'auth'",
+            "client names",
+            "unknown command",
+            "unsupported protocol",
+        ];
+        match error.code() {
+            Some("WRONGPASS" | "NOAUTH" | "NOPERM" | "NOPROTO") => true,
+            Some("ERR") => {
+                let detail = error.detail().unwrap_or_default().to_ascii_lowercase();
+                REFUSALS.iter().any(|refusal| detail.contains(refusal))
+            }
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Debug for RedisManager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // redis-rs keeps the password out of this.
+        f.debug_struct("RedisManager")
+            .field("server", &self.client.get_connection_info().addr().to_string())
+            .field("session", &self.session)
+            .field("client_name", &self.client_name)
+            .field("response_timeout", &self.response_timeout)
+            .finish()
+    }
+}
+
+/// A connection to a Redis server that remembers what is left on it.
+///
+/// It is a [`ConnectionLike`], so all of redis-rs works on it: [`AsyncCommands`](redis::AsyncCommands)
+/// as its methods, and [`Cmd::query_async`] and [`Pipeline::query_async`] with `&mut *connection`.
+///
+/// Its futures need no particular runtime: a thread that has none awaits them with any `block_on`.
+///
+/// # Cancel safety
+///
+/// Dropping the future of a command abandons its answer, not the command: the server may carry it
+/// out all the same. The connection can be used further at once, since redis-rs keeps answers and
+/// commands together; the pool hands it to nobody else before that answer is in.
+pub struct RedisConnection {
+    inner: MultiplexedConnection,
+    database: i64,
+    response_timeout: Option<Duration>,
+    /// Where it was opened; its timers run there.
+    runtime: Handle,
+    /// What the commands that have been answered left behind.
+    left: Traces,
+    /// Set while the answer to a command is under way. It stays if nobody waits for it any more.
+    unanswered: Option<Unanswered>,
+    pings: u64,
+}
+
+/// What commands leave behind on a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Traces {
+    /// `MULTI` without its `EXEC`.
+    transaction: bool,
+    /// `WATCH` likewise.
+    watch: bool,
+    /// The session is not what it was, and can be made so.
+    altered: bool,
+    /// Nobody is to have it again.
+    spoiled: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Unanswered {
+    /// What will be left behind when the answer is in.
+    leaves: Traces,
+    /// The server may answer as late as it likes.
+    waits: bool,
+}
+
+impl RedisConnection {
+    /// The connection alone, which may be cloned, say for a connection that was
+    /// [detached](crate::Pooled::detach). Without a timeout for answers, unless
+    /// [set](MultiplexedConnection::set_response_timeout).
+    #[must_use]
+    pub fn into_inner(self) -> MultiplexedConnection {
+        self.inner
+    }
+
+    fn condition(&self) -> Condition {
+        if self.left.spoiled {
+            return Condition::Broken;
+        }
+        match self.unanswered {
+            Some(Unanswered { leaves, waits }) if leaves.spoiled || waits => Condition::Broken,
+            Some(_) => Condition::Dirty,
+            None if self.left == Traces::default() => Condition::Clean,
+            None => Condition::Dirty,
+        }
+    }
+
+    /// Sends commands and a `PING` of its own, and looks at every answer.
+    async fn confirm(&mut self, mut commands: Pipeline) -> RedisResult<()> {
+        self.pings += 1;
+        let number = self.pings.to_string();
+        commands.cmd("PING").arg(&number);
+        let count = commands.len();
+        let mut answers = match count {
+            // A pipeline of one is a command, whose answer arrives even if the server hangs up.
+            1 => vec![self.inner.send_packed_command(&ping(&number)).await?],
+            _ => self.inner.send_packed_commands(&commands, 0, count).await?,
+        };
+        let pong = answers.pop().unwrap_or_default();
+        for answer in answers {
+            answer.extract_error()?;
+        }
+        match pong {
+            Value::BulkString(pong) if pong == number.as_bytes() => Ok(()),
+            // A user who may not ask has been answered.
+            Value::ServerError(error) if error.kind() == Some(ServerErrorKind::NoPerm) => Ok(()),
+            Value::ServerError(error) => Err(error.into()),
+            _ => Err((ErrorKind::UnexpectedReturnType, "PING got another command's answer").into()),
+        }
+    }
+
+    /// Notes what is about to be sent.
+    fn begin<'c>(&mut self, commands: impl Iterator<Item = &'c Cmd>) {
+        let mut waits = false;
+        if let Some(before) = self.unanswered.take() {
+            // Whether that one was carried out nobody knows, even when this one is answered.
+            self.left.altered |= before.leaves != self.left;
+            self.left.spoiled |= before.leaves.spoiled;
+            waits = before.waits;
+        }
+        let mut sent = Unanswered { leaves: self.left, waits };
+        for command in commands {
+            sent.add(command);
+        }
+        // Cancel: from the first poll of the request on, until its answer is in.
+        self.unanswered = Some(sent);
+    }
+
+    /// Notes how a request has ended.
+    fn end<T>(&mut self, answer: &RedisResult<T>, says: impl Fn(&T) -> bool) {
+        match answer {
+            Ok(answer) => {
+                self.settle();
+                self.left.spoiled |= says(answer);
+            }
+            // The answer may still come.
+            Err(error) if error.is_timeout() => {}
+            // The server's answer, or no question at all.
+            Err(error) if matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Client) => {
+                self.settle();
+                let errors = error.clone().into_server_errors();
+                let mut errors = errors.iter().flat_map(|errors| errors.iter());
+                self.left.spoiled |=
+                    errors.any(|(_, error)| error.kind() == Some(ServerErrorKind::ReadOnly));
+            }
+            Err(_) => self.left.spoiled = true,
+        }
+    }
+
+    fn settle(&mut self) {
+        if let Some(Unanswered { leaves, .. }) = self.unanswered.take() {
+            self.left = leaves;
+        }
+    }
+}
+
+impl ConnectionLike for RedisConnection {
+    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
+        Box::pin(async move {
+            self.begin(std::iter::once(cmd));
+            let request = self.inner.send_packed_command(cmd);
+            let answer = within(self.response_timeout, &self.runtime, request).await;
+            // An answer that nobody waits for counts as under way until the next one is in.
+            if answer.is_err() || !cmd.is_no_response() {
+                self.end(&answer, is_read_only);
+            }
+            answer
+        })
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        cmd: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        Box::pin(async move {
+            self.begin(cmd.cmd_iter());
+            let answers = match cmd.is_transaction() {
+                true => (cmd.len() + 1, 1),
+                false => (0, cmd.len()),
+            };
+            if let Some(sent) = &mut self.unanswered {
+                if cmd.is_transaction() {
+                    sent.leaves.end_transaction();
+                }
+                // Whoever waits for another number of answers mixes them up from here on.
+                sent.leaves.spoiled |= answers != (offset, count);
+            }
+            let request = self.inner.send_packed_commands(cmd, offset, count);
+            let answer = within(self.response_timeout, &self.runtime, request).await;
+            self.end(&answer, |answers| answers.iter().any(is_read_only));
+            answer
+        })
+    }
+
+    fn get_db(&self) -> i64 {
+        self.database
+    }
+}
+
+impl fmt::Debug for RedisConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisConnection")
+            .field("database", &self.database)
+            .field("left", &self.left)
+            .field("unanswered", &self.unanswered)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Traces {
+    fn end_transaction(&mut self) {
+        (self.transaction, self.watch) = (false, false);
+    }
+}
+
+impl Unanswered {
+    /// Adds what a command leaves behind once it has been carried out.
+    fn add(&mut self, command: &Cmd) {
+        let mut words = command.args_iter().map(|word| match word {
+            Arg::Simple(word) => word.to_ascii_uppercase(),
+            _ => Vec::new(),
+        });
+        let mut word = || words.next().unwrap_or_default();
+        match &*word() {
+            b"MULTI" => self.leaves.transaction = true,
+            b"WATCH" => self.leaves.watch = true,
+            b"UNWATCH" => self.leaves.watch = false,
+            b"EXEC" | b"DISCARD" => self.leaves.end_transaction(),
+            b"SELECT" | b"AUTH" | b"HELLO" | b"RESET" | b"READONLY" | b"READWRITE" | b"ASKING" => {
+                self.leaves.altered = true;
+            }
+            b"CLIENT" => match &*word() {
+                b"SETNAME" | b"TRACKING" | b"CACHING" => self.leaves.altered = true,
+                // What redis-rs waits for and what comes do not match from here on.
+                b"REPLY" => self.leaves.spoiled = true,
+                // Not every server's RESET ends these.
+                b"NO-EVICT" | b"NO-TOUCH" => self.leaves.spoiled = true,
+                _ => {}
+            },
+            // Each may have any number of answers, now or later.
+            b"SUBSCRIBE" | b"PSUBSCRIBE" | b"SSUBSCRIBE" | b"UNSUBSCRIBE" | b"PUNSUBSCRIBE"
+            | b"SUNSUBSCRIBE" | b"MONITOR" | b"SYNC" | b"PSYNC" | b"REPLCONF" | b"QUIT" => {
+                self.leaves.spoiled = true;
+            }
+            b"SCRIPT" => self.leaves.spoiled |= *word() == *b"DEBUG",
+            b"BLPOP" | b"BRPOP" | b"BRPOPLPUSH" | b"BLMOVE" | b"BLMPOP" | b"BZPOPMIN"
+            | b"BZPOPMAX" | b"BZMPOP" | b"XREAD" | b"XREADGROUP" | b"WAIT" | b"WAITAOF" => {
+                self.waits = true;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Waits for an answer as long as the user may, on whatever executor.
+async fn within<T>(
+    limit: Option<Duration>,
+    runtime: &Handle,
+    request: impl Future<Output = RedisResult<T>>,
+) -> RedisResult<T> {
+    let Some(limit) = limit else { return request.await };
+    let limited = {
+        let _inside = runtime.enter();
+        tokio::time::timeout(limit, request)
+    };
+    limited.await.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
+}
+
+fn ping(number: &str) -> Cmd {
+    let mut ping = redis::cmd("PING");
+    ping.arg(number);
+    ping
+}
+
+/// Whether the server says that it is not the primary (any more).
+fn is_read_only(answer: &Value) -> bool {
+    matches!(answer, Value::ServerError(error) if error.kind() == Some(ServerErrorKind::ReadOnly))
+}

@@ -1,0 +1,515 @@
+//! Pools of MySQL connections, on real MariaDB servers.
+
+#![cfg(feature = "mysql")]
+#![allow(clippy::unwrap_used, reason = "these are tests, though clippy only sees their helpers")]
+
+mod support;
+use support::*;
+
+use millpond::backends::mysql::{MysqlManager, MysqlReset};
+use millpond::{AcquireError, CheckPolicy, OperationError, Pool, Stage};
+use mysql_async::prelude::Queryable;
+use mysql_async::{Conn, Error, Opts, OptsBuilder, Row, TxOpts};
+use std::error::Error as _;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The server of all tests that do it no harm.
+fn server() -> Option<&'static Mariadb> {
+    static SERVER: LazyLock<Option<Mariadb>> = LazyLock::new(|| Mariadb::start(&[]));
+    SERVER.as_ref()
+}
+
+/// Options for a server or a proxy at this address, past which no Unix socket is to lead.
+fn opts(address: SocketAddr) -> OptsBuilder {
+    let opts = OptsBuilder::default().ip_or_hostname("127.0.0.1").tcp_port(address.port());
+    opts.user(Some("millpond")).db_name(Some("millpond")).prefer_socket(false)
+}
+
+fn manager(address: SocketAddr) -> MysqlManager {
+    MysqlManager::new(opts(address))
+}
+
+async fn one(address: SocketAddr) -> Pool<MysqlManager> {
+    Pool::builder(manager(address)).max_size(1).reset_timeout(PATIENCE).build().await.unwrap()
+}
+
+/// Asks for something that nobody else asks for, and compares.
+async fn echo(connection: &mut Conn) -> Result<(), Error> {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, Relaxed);
+    let answer = match number % 3 {
+        0 => connection.query_first(format!("SELECT {number}")).await?,
+        1 => connection.exec_first("SELECT ?", (number,)).await?,
+        _ => {
+            let many = "SELECT CAST(? AS UNSIGNED) FROM seq_1_to_300";
+            let all: Vec<u64> = connection.exec(many, (number,)).await?;
+            assert!(all.len() == 300 && all.iter().all(|answer| *answer == number), "{all:?}");
+            Some(number)
+        }
+    };
+    assert_eq!(answer, Some(number), "an answer to somebody else");
+    Ok(())
+}
+
+/// What a user may have changed, as the server sees it.
+async fn session(connection: &mut Conn) -> Row {
+    let query = "SELECT DATABASE(), @@autocommit, @@in_transaction, @@sql_mode, @a, @b,
+                 IS_USED_LOCK('lock')";
+    connection.query_first(query).await.unwrap().unwrap()
+}
+
+// Clean, dirty, broken.
+
+#[tokio::test]
+async fn a_clean_connection_is_used_again_without_a_word() {
+    let Some(server) = server() else { return };
+    let pool = one(server.address()).await;
+    let mut connection = pool.acquire().await.unwrap();
+    let first = connection.id();
+    connection.query_drop("CREATE TABLE clean (n INT)").await.unwrap();
+    drop(connection);
+    for round in 0..9 {
+        let mut connection = pool.acquire().await.unwrap();
+        match round % 3 {
+            0 => echo(&mut connection).await.unwrap(),
+            1 => {
+                let mut transaction =
+                    connection.start_transaction(TxOpts::default()).await.unwrap();
+                transaction.exec_drop("INSERT INTO clean VALUES (?)", (1,)).await.unwrap();
+                transaction.commit().await.unwrap();
+            }
+            _ => {
+                let all = "BEGIN; INSERT INTO clean VALUES (2); COMMIT";
+                connection.query_drop(all).await.unwrap();
+            }
+        }
+        assert_eq!(connection.id(), first);
+        drop(connection);
+        let metrics = pool.metrics();
+        assert_eq!((metrics.counts.idle, metrics.resets), (1, 0), "{round}: {metrics:?}");
+    }
+    let count = pool.acquire().await.unwrap().query_first("SELECT count(*) FROM clean").await;
+    assert_eq!(count.unwrap(), Some(6));
+    assert_eq!(pool.metrics().created, 1);
+}
+
+#[tokio::test]
+async fn what_is_left_of_transactions_and_results_is_cleaned_up() {
+    let Some(server) = server() else { return };
+    let pool = one(server.address()).await;
+    let mut connection = pool.acquire().await.unwrap();
+    let first = connection.id();
+    let table = "CREATE TABLE leftovers (n INT UNIQUE) ENGINE InnoDB";
+    connection.query_drop(table).await.unwrap();
+    let fresh = session(&mut connection).await;
+    drop(connection);
+    let mut resets = 0;
+    for leftover in [
+        "BEGIN; INSERT INTO leftovers VALUES (1)",
+        "START TRANSACTION READ ONLY",
+        "SET autocommit = 0",
+        "SET autocommit = 0; INSERT INTO leftovers VALUES (2)",
+        "BEGIN; INSERT INTO leftovers VALUES (3); INSERT INTO leftovers VALUES (3)",
+        "nonsense",
+    ] {
+        let mut connection = pool.acquire().await.unwrap();
+        drop(connection.query_drop(leftover).await);
+        drop(connection);
+        let mut connection = pool.acquire().await.unwrap();
+        assert_eq!(connection.id(), first, "{leftover}");
+        assert_eq!(session(&mut connection).await, fresh, "{leftover}");
+        let count = connection.query_first("SELECT count(*) FROM leftovers").await;
+        assert_eq!(count.unwrap(), Some(0), "{leftover}");
+        resets += 1;
+        assert_eq!(pool.metrics().resets, resets, "{leftover}");
+    }
+    // By the library's own means.
+    let mut connection = pool.acquire().await.unwrap();
+    let mut transaction = connection.start_transaction(TxOpts::default()).await.unwrap();
+    transaction.query_drop("INSERT INTO leftovers VALUES (4)").await.unwrap();
+    drop(transaction);
+    drop(connection);
+    let mut connection = pool.acquire().await.unwrap();
+    assert_eq!(session(&mut connection).await, fresh);
+    // Rows that nobody has read: of the first of two results, and of a statement.
+    let mut result = connection.query_iter("SELECT seq FROM seq_1_to_5; SELECT 2").await.unwrap();
+    assert_eq!(result.next().await.unwrap().unwrap().get(0), Some(1));
+    drop(result);
+    drop(connection);
+    let mut connection = pool.acquire().await.unwrap();
+    echo(&mut connection).await.unwrap();
+    let result = connection.exec_iter("SELECT seq FROM seq_1_to_5", ()).await.unwrap();
+    drop(result);
+    drop(connection);
+    let mut connection = pool.acquire().await.unwrap();
+    echo(&mut connection).await.unwrap();
+    assert_eq!(connection.id(), first);
+    drop(connection);
+    let metrics = at_rest(&pool).await;
+    assert_eq!((metrics.created, metrics.resets), (1, resets + 3), "{metrics:?}");
+}
+
+/// With a `COM_RESET_CONNECTION` prepared statements would go, and variables with them.
+#[tokio::test]
+async fn a_failed_query_without_a_transaction_costs_no_prepared_statement() {
+    let Some(server) = server() else { return };
+    let pool = one(server.address()).await;
+    let mut connection = pool.acquire().await.unwrap();
+    connection.query_drop("SET @kept = 1; nonsense").await.unwrap_err();
+    drop(connection);
+    let mut connection = pool.acquire().await.unwrap();
+    assert_eq!(connection.query_first("SELECT @kept").await.unwrap(), Some(1));
+    assert_eq!(pool.metrics().resets, 1);
+    // In a transaction it does: an error does not end it.
+    connection.query_drop("BEGIN; nonsense").await.unwrap_err();
+    drop(connection);
+    let mut connection = pool.acquire().await.unwrap();
+    assert_eq!(connection.query_first("SELECT @kept").await.unwrap(), Some(None::<u64>));
+    assert_eq!(pool.metrics().resets, 2);
+}
+
+/// An error in a later result belongs to who asked for it.
+#[tokio::test]
+async fn an_error_that_nobody_has_read_goes_to_nobody_else() {
+    let Some(server) = server() else { return };
+    let pool = one(server.address()).await;
+    let mut connection = pool.acquire().await.unwrap();
+    let mut result = connection.query_iter("SELECT 1; SELECT nonsense").await.unwrap();
+    while let Ok(Some(_)) = result.next().await {}
+    drop(result);
+    drop(connection);
+    echo(&mut pool.acquire().await.unwrap()).await.unwrap();
+    is_whole(&pool).await;
+}
+
+#[tokio::test]
+async fn with_always_the_next_user_finds_nothing_of_the_last() {
+    let Some(server) = server() else { return };
+    let opts = opts(server.address()).init(vec!["SET @a = 1"]).setup(vec!["SET @b = 2"]);
+    let pool = Pool::builder(MysqlManager::new(opts).reset(MysqlReset::Always)).max_size(1);
+    let pool = pool.build().await.unwrap();
+    let mut connection = pool.acquire().await.unwrap();
+    let (first, fresh) = (connection.id(), session(&mut connection).await);
+    assert_eq!((fresh.get(4), fresh.get(5)), (Some(1), Some(2)));
+    drop(connection);
+    for leftover in [
+        "DO 1",
+        "SET @a = 5, @b = 6, @c = 7",
+        "SET sql_mode = ''",
+        "USE information_schema",
+        "CREATE TEMPORARY TABLE temporary (n INT)",
+        "DO GET_LOCK('lock', 1)",
+        "BEGIN",
+    ] {
+        pool.acquire().await.unwrap().query_drop(leftover).await.unwrap();
+        let mut connection = pool.acquire().await.unwrap();
+        assert_eq!(connection.id(), first, "{leftover}");
+        assert_eq!(session(&mut connection).await, fresh, "{leftover}");
+        let temporary = connection.query_drop("SELECT * FROM temporary").await;
+        temporary.unwrap_err();
+    }
+    let metrics = at_rest(&pool).await;
+    assert_eq!((metrics.created, metrics.resets), (1, 15), "{metrics:?}");
+}
+
+// Giving up.
+
+#[tokio::test]
+async fn a_query_given_up_at_any_poll_leaves_its_answer_to_nobody() {
+    let Some(server) = server() else { return };
+    let pool = Pool::builder(manager(server.address())).max_size(1).build().await.unwrap();
+    for polls in 0..64 {
+        for _ in 0..3 {
+            let mut connection = pool.acquire().await.unwrap();
+            drop(given_up_after(polls, echo(&mut connection)).await);
+            drop(connection);
+            echo(&mut pool.acquire().await.unwrap()).await.unwrap();
+        }
+        let mut connection = pool.acquire().await.unwrap();
+        let transaction = async {
+            let mut transaction = connection.start_transaction(TxOpts::default()).await?;
+            transaction.query_drop("SELECT 1").await?;
+            transaction.commit().await
+        };
+        drop(given_up_after(polls, transaction).await);
+        drop(connection);
+        let row = session(&mut pool.acquire().await.unwrap()).await;
+        assert_eq!(row.get(2), Some(0), "no transaction is open");
+    }
+    let metrics = at_rest(&pool).await;
+    assert!(metrics.closed.broken > 0, "{metrics:?}");
+    is_whole(&pool).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn among_many_queries_a_fifth_of_them_given_up_no_answer_goes_astray() {
+    const TASKS: u64 = 8;
+    const QUERIES: usize = 250;
+    let Some(server) = server() else { return };
+    let pool = Pool::builder(manager(server.address())).max_size(3).build().await.unwrap();
+    let mut tasks = JoinSet::new();
+    for task in 0..TASKS {
+        let pool = pool.clone();
+        tasks.spawn(async move {
+            let mut random = Random::new(task + 1);
+            for _ in 0..QUERIES {
+                let mut connection = pool.acquire().await.unwrap();
+                let polls = match random.below(5) {
+                    0 => random.below(40),
+                    _ => usize::MAX,
+                };
+                if let Some(answer) = given_up_after(polls, echo(&mut connection)).await {
+                    answer.unwrap();
+                }
+            }
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap();
+    }
+    is_whole(&pool).await;
+    let metrics = pool.metrics();
+    assert!(metrics.closed.broken > 10, "{metrics:?}");
+}
+
+// What is permanent.
+
+#[tokio::test]
+async fn a_wrong_password_is_tried_once_and_all_who_wait_hear_of_it() {
+    let Some(server) = server() else { return };
+    let proxy = Proxy::start(server.address());
+    let opts = opts(proxy.address()).user(Some("locked")).pass(Some("wrong"));
+    let pool = Pool::builder(MysqlManager::new(opts)).max_size(4).build().await.unwrap();
+    let mut waiters = JoinSet::new();
+    for _ in 0..8 {
+        let pool = pool.clone();
+        waiters.spawn(async move { refusal(pool.acquire().await) });
+    }
+    while let Some(error) = waiters.join_next().await {
+        let error = error.unwrap();
+        let OperationError::Failed(Error::Server(error)) = &*error else { panic!("{error}") };
+        assert_eq!(error.code, 1045);
+    }
+    assert_eq!(proxy.accepted(), 1, "one attempt to log in");
+    assert_eq!(pool.metrics().connect_failures, 1);
+}
+
+#[tokio::test]
+async fn what_the_server_will_always_refuse_is_permanent() {
+    let Some(server) = server() else { return };
+    let at = || opts(server.address());
+    let locked = at().user(Some("locked")).pass(Some("secret"));
+    for (opts, code) in [
+        (at().user(Some("nobody")), 1045),
+        (at().user(Some("locked")), 1045),
+        (at().db_name(Some("missing")), 1049),
+        (locked.db_name(Some("mysql")), 1044),
+    ] {
+        let pool = Pool::builder(MysqlManager::new(opts)).build().await.unwrap();
+        let error = refusal(pool.acquire().await);
+        let OperationError::Failed(Error::Server(error)) = &*error else { panic!("{error}") };
+        assert_eq!(error.code, code, "{error}");
+        assert_eq!(pool.metrics().connect_failures, 1, "{error}");
+    }
+    MysqlManager::from_url("http://127.0.0.1").unwrap_err();
+}
+
+// Servers that are not well.
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_has_too_many_connections_is_asked_again() {
+    let Some(server) = Mariadb::start(&["--max-connections=10", "--extra-max-connections=1"])
+    else {
+        return;
+    };
+    let pool = Pool::builder(manager(server.address())).max_size(14).build().await.unwrap();
+    let mut held = Vec::new();
+    // One more is for an operator.
+    let limit: usize = {
+        let mut connection = pool.acquire().await.unwrap();
+        connection.query_drop("SET GLOBAL max_connections = 10").await.unwrap();
+        connection.query_first("SELECT @@max_connections").await.unwrap().unwrap()
+    };
+    while let Ok(connection) = pool.acquire_timeout(SECOND).await {
+        held.push(connection);
+    }
+    assert!(held.len() >= limit && held.len() <= limit + 1, "{}", held.len());
+    let AcquireError::Timeout(timeout) = pool.acquire_timeout(SECOND).await.unwrap_err() else {
+        panic!("it is not permanent");
+    };
+    assert_eq!(timeout.stage(), Stage::ConnectFailing);
+    let cause = timeout.source().unwrap().to_string();
+    assert!(cause.contains("Too many connections"), "{cause}");
+    // A waiter gets what comes back, although the server has no room for more.
+    let (waited, ()) = tokio::join!(pool.acquire(), async {
+        eventually("it waits", || pool.metrics().counts.waiters == 1).await;
+        drop(held.pop());
+    });
+    held.push(waited.unwrap());
+    // And as soon as there is room, the pool grows by itself.
+    held[0].query_drop("SET GLOBAL max_connections = 30").await.unwrap();
+    held.push(pool.acquire().await.unwrap());
+    drop(held);
+    is_whole(&pool).await;
+}
+
+#[derive(Default)]
+struct Tally {
+    answered: AtomicU64,
+    failed: AtomicU64,
+    stop: AtomicBool,
+}
+
+/// Asks until it is told to stop; every failure has a cause.
+async fn client(pool: Pool<MysqlManager>, tally: Arc<Tally>) {
+    while !tally.stop.load(Relaxed) {
+        match pool.acquire().await {
+            Ok(mut connection) => match echo(&mut connection).await {
+                Ok(()) => tally.answered.fetch_add(1, Relaxed),
+                Err(_) => tally.failed.fetch_add(1, Relaxed),
+            },
+            Err(AcquireError::Timeout(timeout)) => {
+                // Without one, the server is back, and others were first.
+                assert!(
+                    timeout.last_connect_error().is_some()
+                        || timeout.stage() != Stage::ConnectFailing
+                );
+                tally.failed.fetch_add(1, Relaxed)
+            }
+            Err(error) => panic!("{error}: {:?}", error.source()),
+        };
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_killed_and_comes_back_costs_no_slot() {
+    let Some(server) = Mariadb::start(&[]) else { return };
+    let pool = Pool::builder(manager(server.address())).max_size(4).acquire_timeout(SECOND / 4);
+    let pool = pool.build().await.unwrap();
+    let tally = Arc::new(Tally::default());
+    let mut clients = JoinSet::new();
+    for _ in 0..8 {
+        clients.spawn(client(pool.clone(), tally.clone()));
+    }
+    for _ in 0..2 {
+        let before = tally.answered.load(Relaxed);
+        eventually("it works", || tally.answered.load(Relaxed) > before + 100).await;
+        tokio::task::block_in_place(|| server.kill());
+        let before = tally.failed.load(Relaxed);
+        eventually("it does not", || tally.failed.load(Relaxed) > before + 8).await;
+        tokio::task::block_in_place(|| server.restart());
+    }
+    let before = tally.answered.load(Relaxed);
+    eventually("it works again", || tally.answered.load(Relaxed) > before + 100).await;
+    tally.stop.store(true, Relaxed);
+    while let Some(client) = clients.join_next().await {
+        client.unwrap();
+    }
+    let pool_wide = pool.metrics();
+    assert!(pool_wide.closed.broken >= 2, "{pool_wide:?}");
+    assert!(pool_wide.connect_failures > 0, "{pool_wide:?}");
+    is_whole(&pool).await;
+}
+
+#[tokio::test]
+async fn on_a_frozen_server_a_check_ends_at_its_limit_and_an_acquire_at_its_deadline() {
+    let Some(server) = Mariadb::start(&[]) else { return };
+    let pool = Pool::builder(manager(server.address())).max_size(2).check(CheckPolicy::Always);
+    let pool = pool.check_timeout(SECOND / 5).acquire_timeout(SECOND).build().await.unwrap();
+    drop(pool.acquire().await.unwrap());
+    pool.maintenance().run_once().await;
+    server.freeze();
+    let began = Instant::now();
+    let acquire = async {
+        let AcquireError::Timeout(timeout) = pool.acquire().await.unwrap_err() else {
+            panic!("it is frozen");
+        };
+        assert_eq!(timeout.stage(), Stage::Connecting);
+    };
+    let check = async {
+        eventually("the check has failed", || pool.metrics().closed.failed_check == 1).await;
+        began.elapsed()
+    };
+    let ((), check) = tokio::join!(acquire, check);
+    let acquire = began.elapsed();
+    assert!(check >= SECOND / 5 && check < SECOND * 4 / 5, "{check:?}");
+    assert!(acquire >= SECOND && acquire < SECOND * 2, "{acquire:?}");
+    server.thaw();
+    is_whole(&pool).await;
+}
+
+#[tokio::test]
+async fn half_open_sockets_cost_a_check_each_and_a_connect() {
+    let Some(server) = server() else { return };
+    let proxy = Proxy::start(server.address());
+    let pool = Pool::builder(manager(proxy.address())).max_size(3).check(CheckPolicy::Always);
+    let pool = pool.check_timeout(SECOND / 5).close_timeout(SECOND / 20);
+    let pool = pool.acquire_timeout(SECOND).build().await.unwrap();
+    is_whole(&pool).await;
+    proxy.black_hole();
+    let began = Instant::now();
+    echo(&mut pool.acquire().await.unwrap()).await.unwrap();
+    let took = began.elapsed();
+    assert!(took >= SECOND / 5 && took < SECOND, "{took:?}");
+    is_whole(&pool).await;
+    assert!(pool.metrics().closed.failed_check >= 1);
+}
+
+#[tokio::test]
+async fn connections_that_the_server_has_closed_while_they_were_idle_are_not_handed_out() {
+    let Some(server) = server() else { return };
+    let pool = Pool::builder(manager(server.address())).max_size(3).check(CheckPolicy::Always);
+    let pool = pool.build().await.unwrap();
+    let (mut a, mut b) = (pool.acquire().await.unwrap(), pool.acquire().await.unwrap());
+    let (first, second) = (a.id(), b.id());
+    echo(&mut b).await.unwrap();
+    let mut operator = pool.acquire().await.unwrap().detach();
+    echo(&mut a).await.unwrap();
+    drop((a, b));
+    operator.query_drop(format!("KILL {first}; KILL {second}")).await.unwrap();
+    is_whole(&pool).await;
+    assert_eq!(pool.metrics().closed.failed_check, 2);
+    operator.disconnect().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_closed_pool_leaves_no_connection_on_the_server() {
+    let Some(server) = Mariadb::start(&[]) else { return };
+    let pool = Pool::builder(manager(server.address())).max_size(4).build().await.unwrap();
+    is_whole(&pool).await;
+    let mut operator = Conn::new(opts(server.address())).await.unwrap();
+    pool.close().await;
+    let aborted = "SHOW GLOBAL STATUS LIKE 'Aborted_clients'";
+    let connected = "SHOW GLOBAL STATUS LIKE 'Threads_connected'";
+    let began = Instant::now();
+    loop {
+        let (_, threads): (String, u64) = operator.query_first(connected).await.unwrap().unwrap();
+        if threads == 1 {
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "{threads} are left");
+    }
+    let (_, aborted): (String, u64) = operator.query_first(aborted).await.unwrap().unwrap();
+    assert_eq!(aborted, 0, "each has said goodbye");
+    operator.disconnect().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_url_does_as_well() {
+    let Some(server) = server() else { return };
+    let manager = MysqlManager::from_url(&server.url()).unwrap();
+    let pool = Pool::builder(manager).max_size(1).build().await.unwrap();
+    echo(&mut pool.acquire().await.unwrap()).await.unwrap();
+    let opts = Opts::from_url(&format!("{}?prefer_socket=false", server.url())).unwrap();
+    let pool = Pool::builder(MysqlManager::new(opts)).max_size(1).build().await.unwrap();
+    assert_eq!(
+        session(&mut pool.acquire().await.unwrap()).await.get(0),
+        Some("millpond".to_owned())
+    );
+}

@@ -1,0 +1,72 @@
+//! What the tests of backends share: futures that are given up, and pools whose books balance.
+//!
+//! Not here: any backend.
+
+use super::eventually;
+use millpond::{AcquireError, Manager, OperationError, Pool, PoolMetrics};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+
+/// Polls a future up to `times` times, letting others run in between, and then drops it. Answers
+/// with its output if it was done by then.
+pub async fn given_up_after<F: Future>(times: usize, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut left = times;
+    poll_fn(|cx| {
+        if left == 0 {
+            return Poll::Ready(None);
+        }
+        left -= 1;
+        match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+        }
+    })
+    .await
+}
+
+/// Waits until nothing is under way in the pool, then asserts that its books balance: each
+/// connection that was opened is alive or closed for a reason, and nobody is left waiting.
+pub async fn at_rest<M: Manager>(pool: &Pool<M>) -> PoolMetrics {
+    eventually("nothing is under way", || {
+        let counts = pool.metrics().counts;
+        counts.waiters + counts.connecting + counts.checking + counts.resetting + counts.closing
+            == 0
+    })
+    .await;
+    let metrics = pool.metrics();
+    assert_eq!(
+        metrics.created,
+        metrics.closed.total() + metrics.counts.alive() as u64,
+        "{metrics:?}"
+    );
+    assert_eq!(metrics.counts.capacity(), pool.config().max_size, "{metrics:?}");
+    metrics
+}
+
+/// Acquires as many connections as the pool may have, and so finds out that no slot is lost.
+pub async fn is_whole<M: Manager>(pool: &Pool<M>) {
+    let mut all = Vec::new();
+    for _ in 0..pool.config().max_size {
+        all.push(pool.acquire().await.expect("every slot can be had"));
+    }
+    drop(all);
+    let metrics = at_rest(pool).await;
+    assert_eq!(metrics.counts.in_use, 0, "{metrics:?}");
+}
+
+/// The manager's error in a refusal that is permanent.
+#[track_caller]
+pub fn refusal<T, E: std::error::Error>(
+    acquired: Result<T, AcquireError<E>>,
+) -> std::sync::Arc<OperationError<E>> {
+    match acquired {
+        Err(AcquireError::Connect(error)) => error,
+        Err(error) => panic!("{error:?} is not permanent"),
+        Ok(_) => panic!("it is not refused"),
+    }
+}
