@@ -9,11 +9,10 @@ mod support;
 use support::*;
 
 use millpond::backends::postgres::{Error, PoolMode, PostgresManager};
-use millpond::{AcquireError, Manager, OperationError, Pool, PoolBuilder, PoolMetrics, Pooled};
-use std::pin::{Pin, pin};
+use millpond::{AcquireError, OperationError, Pool, PoolBuilder, PoolMetrics, Pooled};
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
 use tokio_postgres::types::Type;
 use tokio_postgres::{Config, IsolationLevel};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -67,48 +66,6 @@ async fn is_outside(client: &Client<'_>) -> bool {
     ask(client, sql).await == "t"
 }
 
-/// Waits until nothing is under way.
-async fn settled(pool: &Pool<impl Manager>) -> PoolMetrics {
-    eventually("nothing is under way", || {
-        let counts = pool.metrics().counts;
-        counts.waiters + counts.connecting + counts.checking + counts.resetting + counts.closing
-            == 0
-    })
-    .await;
-    let metrics = pool.metrics();
-    let alive = metrics.counts.alive() as u64;
-    assert_eq!(metrics.created, metrics.closed.total() + alive, "{metrics:?}");
-    metrics
-}
-
-/// A future that is given up at its poll number `polls`, each of which waits until it is woken.
-struct GivenUp<F> {
-    future: F,
-    polls: usize,
-}
-
-impl<F: Future + Unpin> Future for GivenUp<F> {
-    type Output = Option<F::Output>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<F::Output>> {
-        match self.polls.checked_sub(1) {
-            None => Poll::Ready(None),
-            Some(left) => {
-                self.polls = left;
-                match Pin::new(&mut self.future).poll(cx) {
-                    Poll::Pending if left == 0 => Poll::Ready(None),
-                    poll => poll.map(Some),
-                }
-            }
-        }
-    }
-}
-
-/// Polls so often at the most; `None` if that was too little.
-async fn give_up_after<T>(polls: usize, future: impl Future<Output = T>) -> Option<T> {
-    GivenUp { future: pin!(future), polls }.await
-}
-
 // ---- what a clean connection costs ----
 
 #[tokio::test]
@@ -153,7 +110,7 @@ async fn is_put_right(server: &Postgres, leave: impl AsyncFnOnce(Client<'_>)) ->
     assert!(is_outside(&client).await, "a transaction was handed on");
     assert_eq!(process(&client).await, first, "the session goes on");
     drop(client);
-    settled(&pool).await
+    at_rest(&pool).await
 }
 
 #[tokio::test]
@@ -219,7 +176,7 @@ async fn a_copy_that_fails_before_it_begins_does_not_disturb_the_next_user() {
         drop(client);
         assert!(is_outside(&pool.acquire().await.unwrap()).await);
     }
-    let metrics = settled(&pool).await;
+    let metrics = at_rest(&pool).await;
     assert_eq!(metrics.created, metrics.closed.total() + 1, "{metrics:?}");
 }
 
@@ -230,7 +187,7 @@ async fn a_query_that_is_given_up_at_any_of_its_polls_leaves_nothing_to_the_next
     for polls in 0..=64 {
         let client = pool.acquire().await.unwrap();
         let number = i32::try_from(polls).unwrap();
-        let given_up = give_up_after(polls, async {
+        let given_up = given_up_at_wake(polls, async {
             client.batch_execute("BEGIN").await.unwrap();
             let sql = "SELECT $1::int4 FROM generate_series(1, 100)";
             let statement = client.prepare(sql).await.unwrap();
@@ -247,7 +204,7 @@ async fn a_query_that_is_given_up_at_any_of_its_polls_leaves_nothing_to_the_next
         let row = client.query_one("SELECT $1::int4", &[&-number]).await.unwrap();
         assert_eq!(row.get::<_, i32>(0), -number, "somebody else's answer after {polls} polls");
     }
-    let metrics = settled(&pool).await;
+    let metrics = at_rest(&pool).await;
     assert_eq!((metrics.created, metrics.closed.total()), (1, 0), "each time it was put right");
     assert!(metrics.resets >= 60, "{metrics:?}");
 }
@@ -318,7 +275,7 @@ async fn no_answer_reaches_the_wrong_request_while_a_fifth_of_them_is_given_up()
                             }
                         }
                     };
-                    if give_up_after(random.below(4), operation).await.is_none() {
+                    if given_up_at_wake(random.below(4), operation).await.is_none() {
                         given_up.fetch_add(1, SeqCst);
                     }
                 }
@@ -328,7 +285,7 @@ async fn no_answer_reaches_the_wrong_request_while_a_fifth_of_them_is_given_up()
     for task in tasks {
         task.await.unwrap();
     }
-    let metrics = settled(&pool).await;
+    let metrics = at_rest(&pool).await;
     assert_eq!(metrics.counts.idle, 8, "{metrics:?}");
     assert_eq!(metrics.acquires, OPERATIONS as u64);
     assert_eq!(metrics.closed.total(), 0, "each was put right: {metrics:?}");
@@ -379,7 +336,7 @@ async fn in_session_mode_the_next_user_finds_a_new_session() {
         assert_eq!(ask(&client, seen).await, expected, "after {change}");
         assert_eq!(process(&client).await, first, "after {change}");
     }
-    let metrics = settled(&pool).await;
+    let metrics = at_rest(&pool).await;
     assert_eq!((metrics.created, metrics.closed.total()), (1, 0));
 }
 
@@ -404,7 +361,7 @@ async fn in_session_mode_an_open_transaction_goes_too_and_statements_of_the_driv
     }
     let client = pool.acquire().await.unwrap();
     assert!(is_outside(&client).await);
-    assert_eq!(settled(&pool).await.created, 1);
+    assert_eq!(at_rest(&pool).await.created, 1);
 }
 
 #[tokio::test]
@@ -422,7 +379,7 @@ async fn a_session_that_was_not_touched_is_not_renewed_unless_that_is_wanted() {
         for _ in 0..4 {
             drop(pool.acquire().await.unwrap());
         }
-        let metrics = settled(&pool).await;
+        let metrics = at_rest(&pool).await;
         assert_eq!((renewals(process), metrics.resets), (expected, expected as u64), "{always}");
     }
 }
@@ -436,7 +393,7 @@ async fn a_check_does_not_make_a_session_a_used_one() {
     for _ in 0..3 {
         drop(pool.acquire().await.unwrap());
     }
-    let metrics = settled(&pool).await;
+    let metrics = at_rest(&pool).await;
     assert_eq!((metrics.checks, metrics.resets, metrics.created), (2, 0, 1));
 }
 
@@ -452,7 +409,7 @@ async fn a_query_of_ones_own_takes_the_place_of_what_the_mode_has() {
     assert_eq!(ask(&client, "SHOW application_name").await, "renewed");
     assert!(is_outside(&client).await);
     drop(client);
-    assert_eq!(settled(&pool).await.resets, 2, "once for each of those who sent something");
+    assert_eq!(at_rest(&pool).await.resets, 2, "once for each of those who sent something");
 }
 
 #[tokio::test]
@@ -486,7 +443,7 @@ async fn in_statement_mode_a_connection_with_an_open_transaction_is_closed() {
     let client = pool.acquire().await.unwrap();
     assert!(is_outside(&client).await);
     drop(client);
-    let metrics = settled(&pool).await;
+    let metrics = at_rest(&pool).await;
     assert_eq!((metrics.created, metrics.closed.broken, metrics.closed.failed_reset), (3, 1, 1));
 }
 
@@ -691,7 +648,7 @@ async fn an_encrypted_session_is_read_along_with_inside_the_encryption() {
     let row = client.query_one(process, &[]).await.unwrap();
     assert_eq!(row.get::<_, String>(0), first);
     drop(client);
-    let metrics = settled(&pool).await;
+    let metrics = at_rest(&pool).await;
     assert_eq!((metrics.created, metrics.closed.total(), metrics.resets), (1, 0, 2));
 }
 

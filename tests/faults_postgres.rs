@@ -35,8 +35,8 @@ fn pool_of(manager: PostgresManager, max_size: usize) -> PoolBuilder<PostgresMan
     Pool::builder(manager).max_size(max_size).acquire_timeout(PATIENCE)
 }
 
-/// Waits until nothing is under way; then the counts are exact, and as many can be had as there are
-/// to be.
+/// As many connections can be had as there are to be, and each of them works; then the counts are
+/// exact.
 async fn whole(pool: &Pool<PostgresManager>) -> PoolMetrics {
     let mut guards = Vec::new();
     for _ in 0..pool.max_size() {
@@ -46,17 +46,7 @@ async fn whole(pool: &Pool<PostgresManager>) -> PoolMetrics {
     }
     assert!(pool.try_acquire().is_err());
     drop(guards);
-    eventually("nothing is under way", || {
-        let counts = pool.metrics().counts;
-        counts.waiters + counts.connecting + counts.checking + counts.resetting + counts.closing
-            == 0
-    })
-    .await;
-    let metrics = pool.metrics();
-    assert_eq!(metrics.counts.capacity(), pool.max_size(), "{metrics:?}");
-    let alive = metrics.counts.alive() as u64;
-    assert_eq!(metrics.created, metrics.closed.total() + alive, "{metrics:?}");
-    metrics
+    at_rest(pool).await
 }
 
 /// An error and what is behind it, in one line.

@@ -28,9 +28,9 @@ use tokio::runtime::Handle;
 ///
 /// When a connection is released, without a word to the server:
 ///
-/// - It is **closed** after an error of the connection itself; after `READONLY`, which says that this
-///   server is not the primary any more, as a new connection may find the one that is; after
-///   `SUBSCRIBE` and its like, `MONITOR`, `CLIENT REPLY` and `QUIT`; and if its user gave up on a
+/// - After `READONLY`, which says that this server is not the primary any more, **all** connections
+///   that are as old are [invalidated](crate::Pool::invalidate): new ones may find the one that is.
+/// - It is **closed** after an error of the connection itself; after `SUBSCRIBE` and its like, `MONITOR`, `CLIENT REPLY` and `QUIT`; and if its user gave up on a
 ///   command that waits for others, such as `BLPOP`: the server would go on waiting, and what it then
 ///   takes from a list would be lost.
 /// - It is **reset** if its user gave up on any other command, or left a transaction (`MULTI`,
@@ -287,6 +287,8 @@ struct Traces {
     altered: bool,
     /// Nobody is to have it again.
     spoiled: bool,
+    /// Nor any other: the server takes no writes.
+    read_only: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -307,6 +309,9 @@ impl RedisConnection {
     }
 
     fn condition(&self) -> Condition {
+        if self.left.read_only {
+            return Condition::Outdated;
+        }
         if self.left.spoiled {
             return Condition::Broken;
         }
@@ -364,7 +369,7 @@ impl RedisConnection {
         match answer {
             Ok(answer) => {
                 self.settle();
-                self.left.spoiled |= says(answer);
+                self.left.read_only |= says(answer);
             }
             // The answer may still come.
             Err(error) if error.is_timeout() => {}
@@ -373,7 +378,7 @@ impl RedisConnection {
                 self.settle();
                 let errors = error.clone().into_server_errors();
                 let mut errors = errors.iter().flat_map(|errors| errors.iter());
-                self.left.spoiled |=
+                self.left.read_only |=
                     errors.any(|(_, error)| error.kind() == Some(ServerErrorKind::ReadOnly));
             }
             Err(_) => self.left.spoiled = true,

@@ -29,6 +29,23 @@ pub async fn given_up_after<F: Future>(times: usize, future: F) -> Option<F::Out
     .await
 }
 
+/// The same, each poll when the future has woken its task: for one that is sure to do that.
+pub async fn given_up_at_wake<F: Future>(times: usize, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut left = times;
+    poll_fn(|cx| {
+        if left == 0 {
+            return Poll::Ready(None);
+        }
+        left -= 1;
+        match future.as_mut().poll(cx) {
+            Poll::Pending if left == 0 => Poll::Ready(None),
+            poll => poll.map(Some),
+        }
+    })
+    .await
+}
+
 /// Waits until nothing is under way in the pool, then asserts that its books balance: each
 /// connection that was opened is alive or closed for a reason, and nobody is left waiting.
 pub async fn at_rest<M: Manager>(pool: &Pool<M>) -> PoolMetrics {
