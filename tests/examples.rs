@@ -1,0 +1,73 @@
+//! The examples of backends, each against a server of its own: that they do what they say, and what
+//! they say when there is no server.
+
+#![cfg(all(feature = "mysql", feature = "postgres", feature = "redis", feature = "sqlite",))]
+
+mod support;
+use support::*;
+
+use std::process::{Command, Output};
+
+/// Runs an example as a user would. The examples are built along with the tests, if all are.
+fn example(name: &str, arguments: &[&str]) -> Output {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["run", "--quiet", "--locked", "--all-features", "--example", name, "--"]);
+    cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(arguments).output().expect("cargo runs")
+}
+
+/// It succeeds, and says `expected`.
+#[track_caller]
+fn succeeds(name: &str, arguments: &[&str], expected: &str) {
+    let Output { status, stdout, stderr } = example(name, arguments);
+    let (said, told) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+    assert!(status.success(), "{name}: {status}\n{said}\n{told}");
+    assert!(said.contains(expected), "{name}: {said}");
+}
+
+/// It fails, and says what to do.
+#[track_caller]
+fn fails(name: &str, arguments: &[&str], expected: &str) {
+    let Output { status, stdout, stderr } = example(name, arguments);
+    let (said, told) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+    assert!(!status.success(), "{name}: {said}");
+    assert!(told.contains(expected), "{name}: {told}");
+}
+
+#[test]
+fn the_example_of_postgres_loses_no_money() {
+    fails("postgres", &[], "<URL>");
+    fails(
+        "postgres",
+        &["postgresql://nobody@127.0.0.1:1/nowhere"],
+        "Is a PostgreSQL server running",
+    );
+    let Some(server) = Postgres::start(&[]) else { return };
+    succeeds("postgres", &[&server.url()], "1000 in all the accounts together");
+}
+
+#[test]
+fn the_example_of_redis_sells_no_more_than_there_is() {
+    fails("redis", &[], "<URL>");
+    fails("redis", &["redis://127.0.0.1:1"], "Is a Redis server running");
+    let Some(server) = Redis::start(&[]) else { return };
+    succeeds("redis", &[&server.url()], "500 sold, 0 left");
+}
+
+#[test]
+fn the_example_of_mysql_loses_no_coin() {
+    fails("mysql", &[], "<URL>");
+    let nowhere = "mysql://nobody@127.0.0.1:1/nowhere?prefer_socket=false";
+    fails("mysql", &[nowhere], "Does a MySQL or MariaDB server answer");
+    let Some(server) = Mariadb::start(&[]) else { return };
+    succeeds("mysql", &[&server.url()], " given up, 1000 coins");
+}
+
+#[test]
+fn the_example_of_sqlite_writes_and_reads_and_gives_up() {
+    fails("sqlite", &[], "<FILE>");
+    fails("sqlite", &["/nowhere/at/all.db"], "Give the path of an SQLite file");
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("example.db");
+    let file = file.to_str().expect("a path in letters");
+    succeeds("sqlite", &[file], "an endless query was given up after 50 ms");
+}
