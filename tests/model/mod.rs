@@ -194,19 +194,23 @@ impl Setting {
     }
 }
 
-/// Runs one case; answers how many operations it had. Panics where pool and model differ.
-pub fn run(input: &mut Unstructured<'_>) -> arbitrary::Result<u64> {
+/// Runs one case; answers how many operations it had, and how many of them were on a `Pool`. Panics
+/// where pool and model differ.
+pub fn run(input: &mut Unstructured<'_>) -> arbitrary::Result<(u64, u64)> {
     let setting = Setting::arbitrary(input)?;
     let script = std::iter::from_fn(|| {
         let more = !input.is_empty();
         more.then(|| Operation::arbitrary(input).ok()).flatten()
     });
     Ok(match setting.kind {
-        Kind::Made | Kind::Given => objects::run(setting, script),
+        Kind::Made | Kind::Given => (objects::run(setting, script), 0),
         #[cfg(feature = "tokio")]
-        Kind::Managed => managed::run(setting, script),
+        Kind::Managed => {
+            let operations = managed::run(setting, script);
+            (operations, operations)
+        }
         #[cfg(not(feature = "tokio"))]
-        Kind::Managed => 0,
+        Kind::Managed => (0, 0),
     })
 }
 
