@@ -8,7 +8,15 @@
 //! Mutants that it has caught: `hand_off` that finds nobody, a hand-off that is dropped with its
 //! slot or without being counted back, `notify` without `additional`, a shelf in the wrong order,
 //! `close` that wakes nobody or leaves the idle ones, a last dial that gives up, a verdict that
-//! only one waiter hears; MUTANTS
+//! only one waiter hears; a resize that ends nothing idle, tells nobody, goes below what is reserved,
+//! counts a wrong reason or mixes up the order of what stays; an invalidation that spares what is idle
+//! or in use, or ends too much; a `retain` that counts as a check or as a use, or counts wrongly; a
+//! drain that does not say so, never ends, ends too soon, is not told or counts what is detached; a
+//! line that is never full, full for high priority or for who has been in it; a priority or a
+//! reservation that is ignored; a leak that is told twice, or not when it comes back, or of who had
+//! the slot before; a check or a reset that is left out or not counted; a hook that is not called, or
+//! once too often. All but the order are under `MODEL` in `tests/mutants`, which shows it.
+//!
 //! It cannot tell whether `serve` looks for waiters: on one thread nobody waits while something that
 //! he may have is idle.
 //!
