@@ -5,7 +5,7 @@
 mod support;
 use support::*;
 
-use millpond::{AcquireError, Pool, PoolBuilder, TryAcquireError};
+use millpond::{AcquireError, Hooks, Pool, PoolBuilder, ReleaseError, TryAcquireError};
 use std::pin::pin;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -103,6 +103,34 @@ async fn close_closes_idle_connections_before_it_returns() {
     assert_eq!(manager.ledger.closed(), 4);
 }
 
+#[test]
+fn close_returns_as_soon_as_the_last_connection_is_closed() {
+    let manager = TestManager::new();
+    // The slot is vacant by then, of which close has heard. Some time for it to look too soon.
+    let hooks = Hooks::new().on_destroy(|| std::thread::sleep(Duration::from_millis(50)));
+    let pool = pool_of(&manager, 1).min_idle(1).close_timeout(60 * SECOND).hooks(hooks);
+    let pool = pool.build_blocking().unwrap();
+    must_end(move || pool.close());
+    assert_eq!(manager.ledger.closed(), 1);
+}
+
+#[test]
+fn close_does_not_rely_on_a_runtime_that_nobody_drives() {
+    let manager = TestManager::new();
+    let idle = single();
+    let pool = pool_of(&manager, 2).min_idle(2).close_timeout(3 * SECOND);
+    let pool = idle.block_on(pool.build()).unwrap();
+    let paused = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    paused.block_on(async {
+        let began = Instant::now();
+        pool.close().await;
+        assert_eq!(began.elapsed().as_secs(), 3);
+    });
+    assert_eq!(manager.ledger.closed(), 0, "that is for the pool's own runtime");
+    drop(idle);
+    assert_eq!(manager.ledger.live(), 0);
+}
+
 #[tokio::test]
 async fn close_may_be_called_again_and_by_many_tasks_at_once() {
     let manager = TestManager::new();
@@ -149,8 +177,9 @@ async fn release_of_a_dirty_connection_outside_a_runtime_does_not_panic() {
     let pool = pool_of(&manager, 1).build_lazy().unwrap();
     let held = pool.acquire_owned().await.unwrap();
     manager.condition.once(DIRTY);
-    on_a_thread(move || drop(pollster::block_on(held.release()))).await;
-    balanced(&pool, &manager.ledger).await;
+    let released = on_a_thread(move || pollster::block_on(held.release())).await;
+    assert!(matches!(released, Err(ReleaseError::NoRuntime)), "{released:?}");
+    assert_eq!(balanced(&pool, &manager.ledger).await.resets, 1, "in the background");
 }
 
 #[tokio::test(start_paused = true)]
@@ -236,6 +265,11 @@ async fn a_pause_between_attempts_is_ended_by_close() {
     let weak = pool.downgrade();
     drop(pool);
     assert!(weak.upgrade().is_none());
+    for _ in 0..64 {
+        tokio::task::yield_now().await;
+    }
+    let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    assert_eq!(tasks, 0, "no task of the pool is left");
     tokio::time::sleep(2000 * SECOND).await;
     assert_eq!(manager.connect.calls(), attempts);
 }

@@ -117,6 +117,25 @@ async fn an_acquire_after_a_permanent_error_tries_again_once() {
 }
 
 #[tokio::test]
+async fn a_permanent_error_of_the_past_does_not_end_a_new_wait() {
+    let manager = TestManager::new();
+    manager.connect.once(Act::Permanent);
+    let pool = Pool::builder(manager).max_size(1).build_lazy().unwrap();
+    assert_refused(pool.acquire().await);
+    let _held = pool.acquire().await.unwrap();
+    // At its deadline a thread looks again, as if it had been told to.
+    let blocked = std::thread::spawn({
+        let pool = pool.clone();
+        move || {
+            let result = pool.acquire_blocking_timeout(20 * MILLISECOND);
+            assert!(matches!(result, Err(AcquireError::Timeout(_))), "{result:?}");
+        }
+    });
+    eventually("the thread has ended", || blocked.is_finished()).await;
+    join(blocked);
+}
+
+#[tokio::test]
 async fn a_permanent_error_ends_a_blocking_waiter_too() {
     let manager = TestManager::new();
     manager.connect.always(Act::Permanent);
@@ -181,6 +200,27 @@ async fn pauses_between_attempts_grow_from_backoff_to_its_limit() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_success_makes_the_next_pause_a_short_one_again() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone())
+        .max_size(1)
+        .backoff(100 * MILLISECOND, 1_000 * SECOND)
+        .acquire_timeout(10_000 * SECOND)
+        .build_lazy()
+        .unwrap();
+    // The pause after so many failures is below a fifth of a second once in 8,000 times.
+    for _ in 0..14 {
+        manager.connect.once(Act::Error);
+    }
+    pool.acquire().await.unwrap().discard();
+    manager.connect.once(Act::Error);
+    let began = Instant::now();
+    drop(pool.acquire().await.unwrap());
+    assert!(began.elapsed() <= 102 * MILLISECOND, "{:?}", began.elapsed());
+    assert_eq!(manager.connect.calls(), 17);
+}
+
+#[tokio::test(start_paused = true)]
 async fn concurrent_dials_that_all_fail_leave_one_prober() {
     let manager = TestManager::new();
     let pool = Pool::builder(manager.clone()).max_size(8).max_connecting(4).build_lazy().unwrap();
@@ -200,7 +240,8 @@ async fn concurrent_dials_that_all_fail_leave_one_prober() {
     let calls = manager.connect.calls();
     manager.connect.always(Act::Slow(10 * SECOND));
     eventually("the prober tries again", || manager.connect.calls() > calls).await;
-    settle().await;
+    // The pauses of others would be over by now.
+    tokio::time::sleep(SECOND).await;
     assert_eq!(manager.connect.running(), 1, "one prober");
     assert_eq!(pool.metrics().counts.connecting, 1);
     drop((warm, acquires));

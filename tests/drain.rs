@@ -163,6 +163,20 @@ async fn drain_reports_who_is_still_out_at_its_deadline_and_where_it_was_acquire
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_has_given_back_is_no_holder() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    // No look of the reaper has seen this one come and go.
+    drop(pool.acquire().await.unwrap());
+    let holders = pool.holders();
+    assert_eq!((holders.len(), holders[0].connection), (1, held.info().id));
+    tokio::time::sleep(2 * SECOND).await;
+    drop(held);
+    assert_eq!(pool.holders(), [], "no look has seen that it has come back");
+}
+
+#[tokio::test(start_paused = true)]
 async fn drain_is_right_after_detach_and_after_a_forgotten_guard() {
     let manager = TestManager::new();
     let pool = pool_of(&manager, 3).build_lazy().unwrap();
@@ -179,6 +193,20 @@ async fn drain_is_right_after_detach_and_after_a_forgotten_guard() {
     assert_eq!(report.closed, 0, "what is detached lives on");
     assert_eq!((pool.metrics().counts.in_use, pool.metrics().closed.detached), (1, 2));
     drop((detached, later));
+}
+
+#[tokio::test(start_paused = true)]
+async fn drain_is_over_when_the_last_one_is_detached() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).build_lazy().unwrap();
+    let mut held = pool.acquire().await.unwrap();
+    held.uncount();
+    let began = Instant::now();
+    let mut drain = pin!(pool.drain(60 * SECOND));
+    assert!(poll_once(drain.as_mut()).is_pending());
+    drop(held.detach());
+    assert_eq!(drain.await.closed, 0);
+    assert_eq!(began.elapsed(), Duration::ZERO);
 }
 
 #[tokio::test]

@@ -61,7 +61,9 @@ async fn a_discarded_connection_is_closed_and_a_waiter_gets_a_new_one() {
     let mut acquire = pin!(pool.acquire());
     assert!(poll_once(acquire.as_mut()).is_pending());
     held.discard();
-    assert_eq!(acquire.await.unwrap().id, 2);
+    let fresh = acquire.await.unwrap();
+    assert_eq!((fresh.id, fresh.info().uses), (2, 1), "its uses, not those of the one before");
+    drop(fresh);
 
     let metrics = balanced(&pool, &manager.ledger).await;
     assert_eq!((metrics.closed.discarded, metrics.closed.total()), (1, 1));

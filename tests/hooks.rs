@@ -188,6 +188,18 @@ async fn try_acquire_meets_on_checkout_but_finds_nothing_beside_before_acquire()
 }
 
 #[tokio::test(start_paused = true)]
+async fn try_acquire_goes_on_to_the_next_after_one_that_is_rejected() {
+    let manager = TestManager::new();
+    let act = once(Act::Panic);
+    let hooks = Hooks::new().on_checkout(move |_| panic_if(act()));
+    let pool = pool_of(&manager, 2).hooks(hooks).build_lazy().unwrap();
+    pool.warm_up(2).await.unwrap();
+    drop(pool.try_acquire().expect("the other one is fit"));
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.rejected, metrics.acquires, metrics.counts.idle), (1, 1, 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn on_create_runs_once_per_connection_and_before_its_first_use() {
     let manager = TestManager::new();
     let seen = Arc::new(Mutex::new(Vec::new()));
@@ -368,6 +380,17 @@ async fn a_before_acquire_that_fails_costs_one_connection_and_the_acquire_goes_o
         assert_eq!((metrics.closed.rejected, metrics.closed.total()), (1, 1));
         assert_eq!((metrics.connect_failures, metrics.timeouts), (0, 0));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_before_acquire_that_hangs_takes_as_long_as_a_check_may() {
+    let manager = TestManager::new();
+    let act = once(Act::Never);
+    let hooks = Hooks::new().before_acquire(asynchronous(move |_| acting(act())));
+    let pool = pool_of(&manager, 1).check_timeout(2 * SECOND).hooks(hooks).build_lazy().unwrap();
+    let began = Instant::now();
+    assert_eq!(pool.acquire().await.unwrap().id, 2);
+    assert_eq!(began.elapsed(), 2 * SECOND);
 }
 
 #[tokio::test(start_paused = true)]
@@ -655,6 +678,23 @@ fn at(turn: Turn, act: impl Fn() + Send + Sync + 'static) -> Hooks<TestManager> 
         Turn::OnCheckin => hooks.on_checkin(move |_| act()),
         Turn::AfterRelease => hooks.after_release(act),
         Turn::OnDestroy => hooks.on_destroy(act),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_hook_is_called_without_the_others() {
+    for turn in TURNS {
+        let manager = TestManager::new();
+        let calls = Arc::new(AtomicUsize::new(0));
+        let pool = pool_of(&manager, 1).hooks(at(turn, count(&calls))).build_lazy().unwrap();
+        drop(pool.acquire().await.unwrap());
+        pool.acquire().await.unwrap().discard();
+        balanced(&pool, &manager.ledger).await;
+        let expected = match turn {
+            Turn::AfterConnect | Turn::OnCreate | Turn::OnDestroy => 1,
+            Turn::BeforeAcquire | Turn::OnCheckout | Turn::OnCheckin | Turn::AfterRelease => 2,
+        };
+        assert_eq!(calls.load(Ordering::SeqCst), expected, "{turn:?}");
     }
 }
 

@@ -218,7 +218,7 @@ fn epochs(order: IdleOrder, shards: usize) {
             let mut random = Random::new(user as u64 + 77);
             thread::spawn(move || {
                 let mut acquires = 0;
-                while !done.load(Ordering::SeqCst) {
+                while acquires == 0 || !done.load(Ordering::SeqCst) {
                     let oldest = over.load(Ordering::SeqCst);
                     let held = match random.below(3) {
                         0 => match pool.try_acquire() {
@@ -254,7 +254,14 @@ fn epochs(order: IdleOrder, shards: usize) {
         .map(|_| {
             let (pool, epoch, over) = (pool.clone(), epoch.clone(), over.clone());
             thread::spawn(move || {
-                for round in 0..600 {
+                let began = std::time::Instant::now();
+                // Until there was something to invalidate: the users may be late.
+                let enough = || pool.metrics().closed.invalidated > 100;
+                for round in 0.. {
+                    if round >= 600 && enough() {
+                        break;
+                    }
+                    assert!(began.elapsed() < PATIENCE, "{:?}", pool.metrics());
                     let next = epoch.fetch_add(1, Ordering::SeqCst) + 1;
                     pool.invalidate();
                     over.fetch_max(next, Ordering::SeqCst);
@@ -272,8 +279,6 @@ fn epochs(order: IdleOrder, shards: usize) {
         runtime.block_on(joined(task));
     }
     assert!(acquires > 0);
-    let metrics = pool.metrics();
-    assert!(metrics.closed.invalidated > 100, "{metrics:?}");
 }
 
 #[test]
@@ -345,6 +350,47 @@ async fn retain_leaves_no_mark_on_what_stays() {
     assert_eq!(manager.check.calls(), 0);
     assert_eq!(pool.acquire().await.unwrap().info().uses, 2);
     assert_eq!(manager.check.calls(), 1, "the check that it owed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn retain_leaves_the_order_of_idle_connections_alone() {
+    for order in ORDERS {
+        let mut orders = Vec::new();
+        for retains in [false, true] {
+            let manager = TestManager::new();
+            let pool = pool_of(&manager, 4).order(order).shards(1).build_lazy().unwrap();
+            has_all_its_slots(&pool).await;
+            if retains {
+                assert_eq!(pool.retain(|_, _| true), 0);
+            }
+            let idle: Vec<_> = std::iter::from_fn(|| pool.try_acquire().ok()).collect();
+            orders.push(idle.iter().map(|guard| guard.id).collect::<Vec<_>>());
+        }
+        assert_eq!(orders[0].len(), 4);
+        assert_eq!(orders[1], orders[0], "{order:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_in_use_since_the_last_look_has_not_been_idle() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).build_lazy().unwrap();
+    let idle = || {
+        let mut idle = None;
+        pool.retain(|_, info| {
+            idle = Some(info.idle);
+            true
+        });
+        idle.expect("it is there")
+    };
+    let held = pool.acquire().await.unwrap();
+    tokio::time::sleep(10 * SECOND + SECOND / 2).await;
+    drop(held);
+    assert_eq!(idle(), Duration::ZERO, "the last look saw it in use");
+    tokio::time::sleep(10 * SECOND).await;
+    assert!(idle() >= 8 * SECOND);
+    drop(pool.acquire().await.unwrap());
+    assert_eq!(idle(), Duration::ZERO, "the last look saw it idle");
 }
 
 #[tokio::test(start_paused = true)]
@@ -504,7 +550,7 @@ async fn a_rotation_whose_connection_does_not_pass_keeps_the_old_ones() {
         match act {
             Act::Panic => assert!(matches!(cause, OperationError::Panicked { .. })),
             Act::Error => assert!(matches!(cause, OperationError::Failed(_))),
-            _ => assert!(matches!(cause, OperationError::TimedOut { .. })),
+            _ => assert!(matches!(cause, OperationError::TimedOut { limit } if limit == SECOND)),
         }
         let metrics = balanced(&pool, &manager.ledger).await;
         assert_eq!((metrics.counts.idle, metrics.created), (3, 4));
@@ -538,6 +584,19 @@ async fn a_full_pool_makes_room_and_never_has_more_than_its_size() {
     let metrics = balanced(&pool, &manager.ledger).await;
     assert_eq!((metrics.closed.invalidated, metrics.created, metrics.counts.idle), (3, 4, 1));
     assert_eq!((manager.ledger.most_live(), manager.ledger.closed()), (3, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_close_that_hangs_holds_a_rotation_up_for_its_timeout_only() {
+    let manager = TestManager::new();
+    manager.close.once(Act::Never);
+    let pool = pool_of(&manager, 1).close_timeout(2 * SECOND).build_lazy().unwrap();
+    pool.warm_up(1).await.unwrap();
+    let began = tokio::time::Instant::now();
+    pool.rotate(passes).await.unwrap();
+    assert_eq!(began.elapsed().as_secs(), 2);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.created, manager.ledger.most_live()), (2, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -698,6 +757,18 @@ async fn rotation_of_a_pool_that_is_closed_or_gets_closed_says_so() {
     assert!(matches!(pool.rotate(passes).await, Err(RotateError::Closed)));
     drop(held);
     balanced(&pool, &manager.ledger).await;
+
+    let drained = TestManager::new();
+    let pool = pool_of(&drained, 1).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let mut no_room = pin!(pool.rotate(passes));
+    assert!(poll_once(no_room.as_mut()).is_pending());
+    let mut drain = pin!(pool.drain(SECOND));
+    assert!(poll_once(drain.as_mut()).is_pending());
+    let error = no_room.await.unwrap_err();
+    assert!(matches!(error, RotateError::Closed), "{error:?}");
+    drop(held);
+    drain.await;
 
     manager.connect.always(Act::Never);
     let pool = pool_of(&manager, 1).connect_timeout(600 * SECOND).build_lazy().unwrap();

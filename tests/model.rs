@@ -18,16 +18,19 @@ use std::task::{Context, Poll, Waker};
 #[test]
 fn pools_do_what_the_model_does() {
     let cases = Cell::new(0_u64);
-    let operations = Cell::new(0);
+    let (all, managed) = (Cell::new(0), Cell::new(0));
     let test = arbtest(|input| {
         cases.set(cases.get() + 1);
-        operations.set(operations.get() + model::run(input)?);
+        let (operations, on_a_pool) = model::run(input)?;
+        all.set(all.get() + operations);
+        managed.set(managed.get() + on_a_pool);
         Ok(())
     });
     let test = test.size_min(64).size_max(2_048);
     let chosen = std::env::var_os("ARBTEST_BUDGET_MS").is_some();
     if chosen { test } else { test.budget_ms(2_000) }.run();
-    eprintln!("{} operations in {} cases", operations.get(), cases.get());
+    let (all, managed, cases) = (all.get(), managed.get(), cases.get());
+    eprintln!("{all} operations, {managed} of them on a `Pool`, in {cases} cases");
 }
 
 fn poll<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {

@@ -11,7 +11,7 @@ use millpond::{AcquireError, Deadlock, Hooks, Pool, PoolBuilder, Priority, Shed,
 use std::error::Error;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, OnceLock};
 use std::task::Poll;
 use std::thread;
 use std::time::Duration;
@@ -144,6 +144,46 @@ async fn a_caller_that_has_to_begin_again_is_not_refused_though_the_line_is_full
     drop(third.await.unwrap());
     drop(again.await.unwrap());
     assert_eq!(balanced(&pool, &manager.ledger).await.queue_full, 0);
+}
+
+#[test]
+fn a_thread_that_has_to_begin_again_is_not_refused_though_the_line_is_full_by_now() {
+    let manager = TestManager::new();
+    let watched: Arc<OnceLock<millpond::blocking::Pool<TestManager>>> = Arc::default();
+    let first = AtomicBool::new(true);
+    let hooks = Hooks::new().on_checkout({
+        let watched = watched.clone();
+        move |conn: &Conn| {
+            if conn.id == 1 && !first.swap(false, Ordering::SeqCst) {
+                let pool = watched.get().expect("it is built");
+                eventually_blocking("the line is full", || pool.metrics().counts.waiters == 2);
+                panic!("scripted panic in on_checkout");
+            }
+        }
+    });
+    let pool = pool_of(&manager, 1).max_waiters(2).hooks(hooks).build_blocking().unwrap();
+    assert!(watched.set(pool.clone()).is_ok());
+    let held = pool.acquire().unwrap();
+    manager.connect.once(Act::Gated);
+    let comer = || {
+        let pool = pool.clone();
+        thread::spawn(move || pool.acquire().map(drop))
+    };
+    let mut comers = Vec::new();
+    for waiters in 1..=2 {
+        comers.push(comer());
+        eventually_blocking("it waits", || pool.metrics().counts.waiters == waiters);
+    }
+    drop(held);
+    eventually_blocking("one has been called up", || pool.metrics().counts.waiters == 1);
+    comers.push(comer());
+    eventually_blocking("it is back in line", || pool.metrics().counts.waiters == 3);
+    manager.connect.open(1);
+    for comer in comers {
+        join(comer).unwrap();
+    }
+    let metrics = pool.metrics();
+    assert_eq!((metrics.queue_full, metrics.closed.rejected, metrics.acquires), (0, 1, 4));
 }
 
 // Waiters who leave.
@@ -657,6 +697,8 @@ async fn a_permanent_error_is_told_as_such_with_fail_fast_too() {
     assert!(matches!(pool.acquire().await, Err(AcquireError::Connect(_))));
     sleep(30 * SECOND).await;
     assert_eq!(manager.connect.calls(), 1, "there is nothing to probe for");
+    assert!(matches!(pool.acquire().await, Err(AcquireError::Connect(_))), "nobody probes");
+    assert_eq!(manager.connect.calls(), 2, "so the next one asks again");
 }
 
 #[tokio::test(start_paused = true)]
@@ -854,6 +896,55 @@ async fn a_holder_that_has_given_up_waiting_does_not_count_as_waiting() {
     gave_up.await.unwrap();
     waits.await.unwrap();
     balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_holder_that_waits_twice_and_gives_up_once_still_waits() {
+    let manager = TestManager::new();
+    let pool = detecting(&manager, 2).build_lazy().unwrap();
+    let twice = tokio::spawn({
+        let pool = pool.clone();
+        async move {
+            let _held = pool.acquire().await.unwrap();
+            yield_now().await;
+            let (short, long) = tokio::join!(timeout(SECOND, pool.acquire()), pool.acquire());
+            assert!(short.is_err());
+            drop(long.unwrap());
+        }
+    });
+    let last = tokio::spawn({
+        let pool = pool.clone();
+        async move {
+            let _held = pool.acquire().await.unwrap();
+            sleep(2 * SECOND).await;
+            pool.acquire().await.map(drop)
+        }
+    });
+    let answer = last.await.unwrap();
+    assert!(matches!(answer, Err(AcquireError::WouldDeadlock(_))), "{answer:?}");
+    twice.await.unwrap();
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadlock_is_found_by_the_size_of_the_moment() {
+    let manager = TestManager::new();
+    let pool = detecting(&manager, 2).capacity(4).build_lazy().unwrap();
+    let task = tokio::spawn({
+        let pool = pool.clone();
+        async move {
+            for size in [2, 3, 1] {
+                pool.resize(size).unwrap();
+                let mut held = Vec::new();
+                for _ in 0..size {
+                    held.push(pool.acquire().await.unwrap());
+                }
+                let answer = pool.acquire().await;
+                assert!(matches!(answer, Err(AcquireError::WouldDeadlock(_))), "{answer:?}");
+            }
+        }
+    });
+    task.await.unwrap();
 }
 
 #[test]

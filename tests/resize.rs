@@ -95,6 +95,25 @@ async fn a_smaller_pool_closes_idle_connections_now_and_says_why() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_shrink_leaves_the_order_of_what_stays_alone() {
+    for order in [IdleOrder::Recent, IdleOrder::Fifo, IdleOrder::Lifo] {
+        let mut orders = Vec::new();
+        for size in [6, 4] {
+            let manager = TestManager::new();
+            let pool = pool_of(&manager, 6).order(order).shards(1).build_lazy().unwrap();
+            has_exactly_its_size(&pool).await;
+            pool.resize(size).unwrap();
+            let idle: Vec<_> = std::iter::from_fn(|| pool.try_acquire().ok()).collect();
+            orders.push(idle.iter().map(|guard| guard.id).collect::<Vec<_>>());
+        }
+        let [all, stay] = &orders[..] else { unreachable!() };
+        assert_eq!((all.len(), stay.len()), (6, 4));
+        let expected: Vec<_> = all.iter().copied().filter(|id| stay.contains(id)).collect();
+        assert_eq!(*stay, expected, "{order:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn shrinking_takes_what_is_vacant_before_it_closes_anything() {
     let manager = TestManager::new();
     let pool = pool_of(&manager, 8).build_lazy().unwrap();

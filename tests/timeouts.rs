@@ -344,6 +344,38 @@ async fn a_timeout_while_all_are_in_use_says_queued() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_timeout_names_who_has_held_a_connection_for_longest() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager).max_size(3).build_lazy().unwrap();
+    pool.warm_up(3).await.unwrap();
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(pool.acquire().await.unwrap());
+        tokio::time::sleep(10 * SECOND).await;
+    }
+    for out in (1..4).rev() {
+        let timeout = timeout_of(pool.acquire_timeout(SECOND).await);
+        let longest = timeout.longest_held().expect("somebody holds one");
+        assert_eq!(longest.connection, held[0].info().id);
+        assert!(longest.held > (10 * out - 2) * SECOND, "{longest:?}");
+        drop(held.remove(0));
+        held.push(pool.acquire().await.unwrap());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timeout_after_a_failed_check_does_not_blame_the_check() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(1).check(CheckPolicy::Always);
+    let pool = pool.build_lazy().unwrap();
+    drop(pool.acquire().await.unwrap());
+    manager.check.once(Act::Error);
+    manager.connect.once(Act::Never);
+    let timeout = timeout_of(pool.acquire_timeout(SECOND).await);
+    assert_eq!((timeout.stage(), manager.check.calls()), (Stage::Connecting, 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_timeout_while_connect_is_slow_says_connecting() {
     let manager = TestManager::new();
     manager.connect.once(Act::Gated);

@@ -1,12 +1,6 @@
 //! What the pool does by the clock: lifetimes, idle timeouts in each order, checks of what has been
 //! idle, keepalive, `min_idle`, leaks; and that it can be paused, timed and run by hand.
 //!
-//! Mutants that it has caught: a jitter that is added, left out or not even; no replacement before the
-//! end, or one that is waited for for good; no budget after a pause; an idle timeout that takes the
-//! last `min_idle`; no surplus rule, or one that forgets the fewest or goes by one look; a connection
-//! in use that is not flagged; a leak told at each look; a pause that is none; stale connections that
-//! are never flagged or stay so; keepalive checks that are not noted; a dip that nobody notices.
-//!
 //! Not here: what happens to a connection that is ended (`health.rs`, `close.rs`).
 
 #![cfg(feature = "tokio")]
@@ -14,11 +8,12 @@
 
 mod support;
 
-use millpond::{CheckPolicy, Hooks, IdleOrder, Leak, Pool, PoolBuilder};
-use std::sync::{Arc, Mutex};
+use millpond::{CheckPolicy, Hooks, IdleOrder, Leak, Pool, PoolBuilder, WarmUpError, WeakPool};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
-use support::{Act, TestManager, eventually};
-use tokio::time::{Instant, sleep};
+use support::{Act, TestManager, eventually, poll_once};
+use tokio::time::{Instant, sleep, timeout};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -79,6 +74,21 @@ async fn a_connection_in_use_outlives_its_lifetime_and_ends_on_return() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_connection_in_use_ends_on_return_from_the_beginning_of_its_jitter_on() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).max_lifetime(MINUTE).lifetime_jitter(1.0).build_lazy().unwrap();
+    let mut held = Vec::new();
+    for _ in 0..10 {
+        held.push(pool.acquire().await.unwrap());
+    }
+    sleep(2 * MINUTE / 3).await;
+    drop(held);
+    // Their ends lie evenly on the minute.
+    let ended = pool.metrics().closed.lifetime;
+    assert!((4..=9).contains(&ended), "{ended} of 10 after two thirds of their lifetime");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_connection_without_a_limit_never_expires() {
     let manager = TestManager::new();
     let pool = builder(&manager).min_idle(2).build().await.unwrap();
@@ -121,6 +131,48 @@ async fn a_hundred_opened_together_never_reopen_more_than_five_in_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_needed_connection_stays_until_its_replacement_is_there() {
+    let manager = TestManager::new();
+    let pool = builder(&manager)
+        .max_size(2)
+        .min_idle(1)
+        .max_lifetime(MINUTE)
+        .lifetime_jitter(0.5)
+        .build()
+        .await
+        .unwrap();
+    manager.connect.always(Act::Slow(SECOND / 2));
+    let mut without = Duration::ZERO;
+    for _ in 0..10 * 60 * 10 {
+        sleep(SECOND / 10).await;
+        if pool.metrics().counts.idle == 0 {
+            without += SECOND / 10;
+        }
+    }
+    let ended = pool.metrics().closed.lifetime;
+    assert!((9..=21).contains(&ended), "{ended} in ten minutes");
+    // Of so many in a row, one can be due so shortly before its end that no look comes between.
+    assert!(without < SECOND, "none was there for {without:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_there_is_no_room_for_a_replacement_none_is_waited_for() {
+    let manager = TestManager::new();
+    let pool = builder(&manager)
+        .max_size(10)
+        .min_idle(10)
+        .max_lifetime(MINUTE)
+        .lifetime_jitter(0.5)
+        .build()
+        .await
+        .unwrap();
+    sleep(3 * MINUTE / 4).await;
+    // Their ends lie evenly on the second half of the minute.
+    let ended = pool.metrics().closed.lifetime;
+    assert!((3..=7).contains(&ended), "{ended} of 10 after half of that");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_replacement_that_cannot_be_opened_does_not_keep_the_old_one_for_ever() {
     let manager = TestManager::new();
     let pool =
@@ -149,6 +201,31 @@ async fn after_a_pause_they_do_not_all_end_at_once() {
     }
     sleep(2 * SECOND).await;
     assert_eq!(pool.metrics().closed.lifetime, 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_may_not_end_at_once_ends_in_the_next_seconds_however_long_the_interval() {
+    for in_use in [false, true] {
+        let manager = TestManager::new();
+        let pool = builder(&manager)
+            .max_size(100)
+            .max_lifetime(MINUTE)
+            .lifetime_jitter(0.0)
+            .maintenance_interval(10 * MINUTE)
+            .build_lazy()
+            .unwrap();
+        pool.warm_up(100).await.unwrap();
+        let mut held = Vec::new();
+        for _ in 0..if in_use { 100 } else { 0 } {
+            held.push(pool.acquire().await.unwrap());
+        }
+        sleep(10 * MINUTE + SECOND / 2).await;
+        let ended = pool.metrics().closed.lifetime;
+        assert_eq!(ended, if in_use { 0 } else { 5 }, "at the first look");
+        sleep(20 * SECOND).await;
+        drop(held);
+        assert_eq!(pool.metrics().closed.lifetime, 100, "in use: {in_use}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -184,7 +261,30 @@ async fn after_a_peak_a_small_load_keeps_what_it_needs() {
             }
             let left = pool.metrics().counts.alive();
             assert!((2..=3).contains(&left), "{order:?}, {shards} shards: {left} are left");
+            // A look does not see those two in use, so they may end once or twice in that time.
+            let created = pool.metrics().created;
+            assert!(created <= 16, "{order:?}, {shards} shards: {created} were opened");
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_surplus_ends_down_to_min_idle() {
+    for order in [IdleOrder::Recent, IdleOrder::Fifo] {
+        let manager = TestManager::new();
+        let pool = builder(&manager).order(order).min_idle(4).idle_timeout(MINUTE).build().await;
+        let pool = pool.unwrap();
+        use_at_once(&pool, 10).await;
+        // So that none ever looks idle, until the surplus ends.
+        for _ in 0..10 * 61 {
+            for _ in 0..10 {
+                use_at_once(&pool, 2).await;
+            }
+            sleep(SECOND / 10).await;
+        }
+        eventually("it ends", || pool.metrics().closed.idle > 0).await;
+        let metrics = pool.metrics();
+        assert_eq!((metrics.closed.idle, metrics.counts.idle), (6, 4), "{order:?}");
     }
 }
 
@@ -219,6 +319,47 @@ async fn one_look_alone_says_nothing_about_a_time() {
         pool.warm_up(10).await.unwrap();
         pool.maintenance().run_once().await;
         assert_eq!(pool.metrics().counts.idle, 10, "{order:?}");
+    }
+}
+
+/// The numbers of the idle connections, in the order in which they are handed out.
+fn idle_in_order(pool: &Pool<TestManager>) -> Vec<usize> {
+    let taken: Vec<_> = std::iter::from_fn(|| pool.try_acquire().ok()).collect();
+    taken.iter().map(|connection| connection.id).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_on_leak_uses_is_not_ended_for_having_been_idle() {
+    for order in ORDERS {
+        let mut orders = Vec::new();
+        for idle_timeout in [None, Some(MINUTE)] {
+            let manager = TestManager::new();
+            let weak: Arc<OnceLock<WeakPool<TestManager>>> = Arc::default();
+            // The look that finds the leak finds the others idle for too long, just before this.
+            let hooks = Hooks::new().on_leak({
+                let weak = weak.clone();
+                move |_| {
+                    let pool = weak.get().and_then(WeakPool::upgrade).expect("it is there");
+                    assert_eq!(idle_in_order(&pool).len(), 3);
+                }
+            });
+            let pool = builder(&manager)
+                .order(order)
+                .shards(1)
+                .max_size(4)
+                .idle_timeout(idle_timeout)
+                .leak_after(MINUTE)
+                .hooks(hooks)
+                .build_lazy()
+                .unwrap();
+            weak.set(pool.downgrade()).expect("once");
+            let _held = pool.acquire().await.unwrap();
+            use_at_once(&pool, 3).await;
+            eventually("it is told", || pool.metrics().leaks == 1).await;
+            assert_eq!(pool.metrics().closed.total(), 0, "{order:?}");
+            orders.push(idle_in_order(&pool));
+        }
+        assert_eq!(orders[1], orders[0], "{order:?}: and the look leaves no trace");
     }
 }
 
@@ -273,6 +414,76 @@ async fn idle_connections_are_checked_to_keep_them_alive_one_after_the_other() {
         assert_eq!(manager.check.most_running(), 1, "{order:?}");
         sleep(MINUTE + 5 * SECOND).await;
         assert_eq!((manager.check.calls(), pool.metrics().counts.idle), (8, 4), "{order:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_keepalive_leaves_the_order_of_idle_connections_alone() {
+    for order in ORDERS {
+        let mut orders = Vec::new();
+        for interval in [None, Some(MINUTE)] {
+            let manager = TestManager::new();
+            let pool = builder(&manager).order(order).shards(1).keepalive_interval(interval);
+            let pool = pool.build_lazy().unwrap();
+            use_at_once(&pool, 4).await;
+            sleep(MINUTE + 5 * SECOND).await;
+            assert_eq!(manager.check.calls(), if interval.is_some() { 4 } else { 0 });
+            orders.push(idle_in_order(&pool));
+        }
+        assert_eq!(orders[1], orders[0], "{order:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_keepalive_spares_the_check_before_use() {
+    let manager = TestManager::new();
+    let pool = builder(&manager)
+        .keepalive_interval(2 * MINUTE / 3)
+        .check(CheckPolicy::IfIdleFor(MINUTE))
+        .build_lazy()
+        .unwrap();
+    pool.warm_up(1).await.unwrap();
+    sleep(MINUTE + 5 * SECOND).await;
+    assert_eq!(manager.check.calls(), 1, "to keep it alive");
+    drop(pool.acquire().await.unwrap());
+    assert_eq!(manager.check.calls(), 1, "that was not long ago");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_keepalive_that_is_slow_is_not_joined_by_the_next_look() {
+    let manager = TestManager::new();
+    manager.check.always(Act::Slow(3 * SECOND));
+    let pool = builder(&manager).keepalive_interval(MINUTE).check_timeout(MINUTE).build_lazy();
+    let pool = pool.unwrap();
+    pool.warm_up(4).await.unwrap();
+    sleep(MINUTE + 20 * SECOND).await;
+    assert_eq!((manager.check.calls(), manager.check.most_running()), (4, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_used_while_others_are_checked_needs_no_keepalive() {
+    for order in ORDERS {
+        let manager = TestManager::new();
+        manager.check.once(Act::Gated);
+        let pool = builder(&manager)
+            .order(order)
+            .shards(1)
+            .keepalive_interval(MINUTE)
+            .check_timeout(10 * MINUTE)
+            .build_lazy()
+            .unwrap();
+        pool.warm_up(4).await.unwrap();
+        eventually("the first is being checked", || manager.check.running() == 1).await;
+        let used = idle_in_order(&pool);
+        assert_eq!(used.len(), 3, "{order:?}");
+        manager.check.open(1);
+        eventually("that is over", || pool.metrics().counts.checking == 0).await;
+        sleep(5 * SECOND).await;
+        assert_eq!(manager.check.calls(), 1, "{order:?}");
+        let idle = idle_in_order(&pool);
+        if order == IdleOrder::Recent {
+            assert_eq!(idle[0], used[2], "the one that was used last");
+        }
     }
 }
 
@@ -375,6 +586,25 @@ async fn a_leak_is_told_once_and_once_more_when_it_comes_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_connection_on_its_way_to_a_waiter_is_held_by_nobody() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).max_size(1).leak_after(MINUTE).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    // Between two looks, the first of which sees this one held, and the other the next one.
+    sleep(2 * SECOND + SECOND / 2).await;
+    assert!(!pool.holders()[0].held.is_zero());
+    let mut waiter = pin!(pool.acquire_timeout(Duration::MAX));
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    held.discard();
+    eventually("the next one is on its way", || pool.metrics().created == 2).await;
+    sleep(10 * MINUTE).await;
+    assert_eq!((pool.metrics().counts.in_use, pool.metrics().leaks), (1, 0));
+    assert_eq!(pool.holders(), []);
+    let _held = waiter.await.unwrap();
+    assert_eq!(pool.holders().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_guard_that_was_forgotten_stays_among_the_holders() {
     let manager = TestManager::new();
     let pool = builder(&manager).leak_after(SECOND).build().await.unwrap();
@@ -407,6 +637,68 @@ async fn warm_up_reports_the_first_failure_and_keeps_what_is_open() {
     let error = pool.warm_up(4).await.unwrap_err();
     assert_eq!(error.to_string(), "cannot open a connection");
     assert_eq!(pool.metrics().counts.idle, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_warm_ups_at_once_open_no_more_than_one_of_them_would() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Slow(SECOND));
+    let pool = builder(&manager).build_lazy().unwrap();
+    // Each opens the first one alone, and one of them has to wait for what the other opens then.
+    let both = async { tokio::join!(pool.warm_up(3), pool.warm_up(3)) };
+    let (one, other) = timeout(MINUTE, both).await.expect("it hears of that");
+    one.unwrap();
+    other.unwrap();
+    assert_eq!((pool.metrics().created, pool.metrics().counts.idle), (3, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_warm_up_is_over_when_a_dial_has_opened_what_it_asks_for() {
+    let manager = TestManager::new();
+    manager.connect.once(Act::Gated);
+    let pool = builder(&manager).build_lazy().unwrap();
+    let mut waiter = pin!(pool.acquire_timeout(Duration::MAX));
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    eventually("a dial is under way", || manager.connect.running() == 1).await;
+    let mut warm_up = pin!(pool.warm_up(1));
+    assert!(poll_once(warm_up.as_mut()).is_pending());
+    manager.connect.open(1);
+    timeout(SECOND, warm_up).await.expect("it hears of that").unwrap();
+    drop(waiter.await.unwrap());
+    assert_eq!(pool.metrics().created, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn warm_up_does_not_count_what_is_being_closed() {
+    let manager = TestManager::new();
+    manager.close.once(Act::Gated);
+    let pool = builder(&manager).close_timeout(10 * MINUTE).build_lazy().unwrap();
+    pool.acquire().await.unwrap().discard();
+    assert_eq!(pool.metrics().counts.closing, 1);
+    pool.warm_up(1).await.unwrap();
+    assert_eq!((pool.metrics().counts.closing, pool.metrics().counts.idle), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_warm_up_under_way_is_ended_by_close() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Never);
+    let pool = builder(&manager).connect_timeout(10 * MINUTE).build_lazy().unwrap();
+    let mut warm_up = pin!(pool.warm_up(2));
+    assert!(poll_once(warm_up.as_mut()).is_pending());
+    let began = Instant::now();
+    pool.close().await;
+    let error = warm_up.await.unwrap_err();
+    assert!(matches!(error, WarmUpError::Closed), "{error:?}");
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    eventually("its connects have ended", || manager.connect.running() == 0).await;
+}
+
+#[test]
+fn warm_up_outside_a_runtime_is_an_error() {
+    let pool = builder(&TestManager::new()).build_lazy().unwrap();
+    let error = pollster::block_on(pool.warm_up(1)).unwrap_err();
+    assert!(matches!(error, WarmUpError::NoRuntime), "{error:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -16,7 +16,7 @@ static OPERATIONS: AtomicU64 = AtomicU64::new(0);
 
 fuzz_target!(|input: &[u8]| -> Corpus {
     match model::run(&mut Unstructured::new(input)) {
-        Ok(operations) if operations > 0 => {
+        Ok((operations, _)) if operations > 0 => {
             let before = OPERATIONS.fetch_add(operations, Relaxed);
             let all = before + operations;
             if all / REPORT_EVERY > before / REPORT_EVERY {

@@ -8,9 +8,9 @@
 
 use super::Keeper;
 use super::idle::Walk;
-use super::slot::{Flags, State};
+use super::slot::{Flags, Slot, State};
 use super::tokens::Lease;
-use super::waiters::serve;
+use super::waiters::serve_in_search;
 use std::mem;
 use std::ops::Deref;
 
@@ -19,14 +19,16 @@ pub struct Search<R: Deref<Target: Keeper>> {
     keeper: R,
     shard: usize,
     walk: Walk,
-    /// A slot was flagged while it was being put back; the one who flagged it may have missed it.
+    /// A flagged slot was put back; the one who flagged it may have missed it.
     again: bool,
+    /// The walk has met all slots, and only those are left.
+    met: bool,
 }
 
 impl<R: Deref<Target: Keeper> + Clone> Search<R> {
     /// A walk that has still to begin.
     pub fn new(keeper: R) -> Self {
-        Self { keeper, shard: 0, walk: Walk::default(), again: false }
+        Self { keeper, shard: 0, walk: Walk::default(), again: false, met: false }
     }
 
     /// Takes the next idle slot that is `wanted` (by its number), or that is flagged for the keeper.
@@ -34,50 +36,133 @@ impl<R: Deref<Target: Keeper> + Clone> Search<R> {
         let keeper = self.keeper.clone();
         let core = keeper.core();
         let flagged = |slot: u32| core.cells[slot as usize].flags().has(Flags::LOOK);
-        let wanted = |slot: u32| flagged(slot) || wanted(slot as usize);
         loop {
-            while self.shard < core.shards.len() {
-                let shelf = &core.shards[self.shard].shelf;
-                while let Some(slot) = shelf.browse(&mut self.walk, &wanted) {
-                    if wanted(slot.id) {
-                        slot.enter(core.cell(&slot), State::InUse);
-                        return Some(Lease::new(keeper, slot));
-                    }
-                    let moved = if self.walk.seen_hot {
-                        core.put(self.shard, slot)
-                    } else {
-                        core.put_behind(self.shard, slot)
-                    };
-                    // As a release looks after it has put its slot back (I4).
-                    if !core.control.look().is_quiet() {
-                        serve(&*keeper, core.home());
-                    }
-                    self.again |= core.has_flagged(moved);
-                }
-                self.shard += 1;
-                self.walk = Walk::default();
-            }
-            if !mem::take(&mut self.again) {
-                return None;
+            let met = self.met;
+            let found = self.walk_on(|slot| flagged(slot) || !met && wanted(slot as usize));
+            let found = found.map(|slot| {
+                slot.enter(core.cell(&slot), State::InUse);
+                Lease::new(keeper.clone(), slot)
+            });
+            // Once for all that were put back: each time moves others, which the walk would miss.
+            self.serve_waiters();
+            if found.is_some() || !mem::take(&mut self.again) {
+                return found;
             }
             self.shard = 0;
+            self.met = true;
         }
     }
 
     /// Puts the slot back that [`next`](Self::next) gave last, where it was: not as one that has
     /// just been used.
     pub fn restore<S: Deref<Target = R::Target>>(&mut self, mut lease: Lease<S>) {
-        let core = self.keeper.core();
         let slot = lease.take_slot();
-        slot.enter(core.cell(&slot), State::Idle);
+        slot.enter(self.keeper.core().cell(&slot), State::Idle);
+        self.put_back(slot);
+        self.serve_waiters();
+    }
+}
+
+impl<R: Deref<Target: Keeper>> Search<R> {
+    /// Goes on to the next slot that is `wanted`, and puts the others back.
+    fn walk_on(&mut self, wanted: impl Fn(u32) -> bool) -> Option<Box<Slot<R::Target>>> {
+        while self.shard < self.keeper.core().shards.len() {
+            loop {
+                let shelf = &self.keeper.core().shards[self.shard].shelf;
+                let Some(slot) = shelf.browse(&mut self.walk, &wanted) else { break };
+                if wanted(slot.id) {
+                    return Some(slot);
+                }
+                self.put_back(slot);
+            }
+            self.shard += 1;
+            self.walk = Walk::default();
+        }
+        None
+    }
+
+    fn put_back(&mut self, slot: Box<Slot<R::Target>>) {
+        let core = self.keeper.core();
         let moved = if self.walk.seen_hot {
             core.put(self.shard, slot)
         } else {
             core.put_behind(self.shard, slot)
         };
-        if !core.control.look().is_quiet() {
-            serve(&*self.keeper, core.home());
-        }
         self.again |= core.has_flagged(moved);
+    }
+
+    /// As a release looks after it has put its slot back (I4).
+    fn serve_waiters(&mut self) {
+        let core = self.keeper.core();
+        if !core.control.look().is_quiet() {
+            self.again |= serve_in_search(&*self.keeper, core.home());
+        }
+    }
+}
+
+impl<R: Deref<Target: Keeper>> Drop for Search<R> {
+    fn drop(&mut self) {
+        if self.again {
+            // Nobody has gone on with this walk.
+            self.keeper.flagged();
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::core::{Core, IdleOrder, Size, reserve};
+    use std::cell::Cell;
+    use std::sync::Arc;
+
+    /// Looks for flagged slots whenever it is told to.
+    struct Looker {
+        core: Core<Self>,
+        searches: Cell<usize>,
+    }
+
+    impl Keeper for Looker {
+        type Resource = ();
+
+        fn core(&self) -> &Core<Self> {
+            &self.core
+        }
+
+        fn vacancy(&self) {}
+
+        fn flagged(&self) {
+            assert_eq!(self.searches.get(), 0, "a search inside a search");
+            self.searches.set(1);
+            let mut search = Search::new(self);
+            while let Some(lease) = search.next(|_| false) {
+                lease.lower(Flags::LOOK);
+                search.restore(lease);
+            }
+            self.searches.set(0);
+        }
+    }
+
+    /// Until that waiter listens, a search that starts another one would go on for good.
+    #[test]
+    fn a_search_beside_a_waiter_that_does_not_listen_yet_starts_no_other() {
+        for order in [IdleOrder::Recent, IdleOrder::Fifo, IdleOrder::Lifo] {
+            for flagged in [0..1, 1..2, 2..3, 3..4, 0..4] {
+                let looker = Arc::new_cyclic(|me| Looker {
+                    core: Core::new(me, Size::new(4, 1), order),
+                    searches: Cell::new(0),
+                });
+                let filled: Vec<_> = std::iter::from_fn(|| reserve(&*looker))
+                    .map(|reservation| reservation.fill(()))
+                    .collect();
+                drop(filled);
+                flagged.clone().for_each(|slot| looker.core.raise(slot, Flags::LOOK));
+                looker.core.control.count();
+                looker.flagged();
+                assert_eq!(looker.core.counts().idle, 4, "{order:?}, {flagged:?}");
+                let left = (0..4).any(|slot| looker.core.glimpse(slot).flags.has(Flags::LOOK));
+                assert!(!left, "{order:?}, {flagged:?}");
+            }
+        }
     }
 }

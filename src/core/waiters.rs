@@ -126,7 +126,7 @@ impl Control {
         Seen(self.0.fetch_add(what, Ordering::SeqCst).wrapping_add(what))
     }
 
-    fn count(&self) -> Seen {
+    pub(super) fn count(&self) -> Seen {
         self.add(WAITER)
     }
 
@@ -411,28 +411,37 @@ fn settle<K: Keeper>(keeper: &K, home: usize, moved: Moved) {
 /// control word is quiet.
 #[cold]
 pub(super) fn serve<K: Keeper>(keeper: &K, home: usize) {
+    if serve_in_search(keeper, home) {
+        keeper.flagged();
+    }
+}
+
+/// The same for a search, which must not start another one: as long as a waiter has counted itself
+/// and does not listen yet, each would start the next. True: a slot that it has put back is flagged.
+#[cold]
+pub(super) fn serve_in_search<K: Keeper>(keeper: &K, home: usize) -> bool {
     let core = keeper.core();
     let mut fruitless = None;
+    let mut flagged = false;
     loop {
         let seen = core.control.look();
         if seen.is_closed() {
-            return sweep(keeper);
+            sweep(keeper);
+            return false;
         }
         if let Some((arrivals, moved)) = fruitless {
-            if core.has_flagged(moved) {
-                keeper.flagged();
-            }
+            flagged |= core.has_flagged(moved);
             // Also if it is flagged: the keeper may search later, and nothing is gained by turning
             // round until it does.
             if arrivals == seen.arrivals() {
-                return;
+                return flagged;
             }
         }
         if seen.waiters() == 0 {
-            return;
+            return flagged;
         }
         let Some(slot) = core.unshelve(home).or_else(|| core.unshelve_reserved()) else {
-            return;
+            return flagged;
         };
         slot.enter(core.cell(&slot), State::InUse);
         if let Err(slot) = core.hand_off(home, slot) {
