@@ -142,6 +142,10 @@ pub struct Config {
     /// Finds out when everybody who holds a connection waits for another one. It makes each acquire
     /// slower, and takes a connection to be held by the task that acquired it. Default: `false`.
     pub detect_deadlock: bool,
+    /// Measures for how long connections are in use, for
+    /// [`PoolMetrics::use_time`](crate::PoolMetrics::use_time). Each acquire and release leaves the
+    /// fast path for that and reads the clock. Default: `false`.
+    pub time_use: bool,
     /// The order in which idle connections are handed out. Default: [`IdleOrder::Recent`].
     pub order: IdleOrder,
     /// The number of shards: a power of two from 1 to 256, or `None` for the largest that is
@@ -177,6 +181,7 @@ impl Default for Config {
             shed: None,
             fail_fast: false,
             detect_deadlock: false,
+            time_use: false,
             order: IdleOrder::Recent,
             shards: None,
         }

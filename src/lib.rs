@@ -118,7 +118,7 @@ pub use crate::hooks::{HookFuture, Hooks, Leak};
 #[cfg(feature = "tokio")]
 pub use crate::manager::{Condition, FromFn, Manager, from_fn};
 #[cfg(feature = "tokio")]
-pub use crate::metrics::{Closed, PoolMetrics};
+pub use crate::metrics::{Closed, ConnectError, Histogram, PoolMetrics, Waits};
 #[cfg(feature = "tokio")]
 pub use crate::pool::{
     ConnectionInfo, DrainReport, Holder, Maintenance, Pool, PoolBuilder, Pooled, PooledOwned,

@@ -113,7 +113,7 @@ macro_rules! guard_tests {
                 eventually("it is closed", || pool.metrics().counts.vacant == 2).await;
                 assert_counts(&pool, (2, 0, 0, 0, 0));
                 let metrics = pool.metrics();
-                assert_eq!((metrics.created, metrics.acquires, metrics.timeouts), (2, 4, 0));
+                assert_eq!((metrics.created, metrics.acquires, metrics.waits.timed_out), (2, 4, 0));
                 assert_eq!((metrics.closed.detached, metrics.closed.discarded), (1, 1));
                 assert_eq!(metrics.closed.total(), 2);
             }

@@ -68,7 +68,7 @@ fn threads_never_open_more_than_the_limit_and_none_is_forgotten() {
     });
     assert!(manager.ledger.most_live() <= 3);
     let metrics = pool.metrics();
-    assert_eq!((metrics.acquires, metrics.timeouts, metrics.counts.waiters), (400, 0, 0));
+    assert_eq!((metrics.acquires, metrics.waits.timed_out, metrics.counts.waiters), (400, 0, 0));
     assert!(manager.check.calls() > 0, "the pool's own runtime checks");
     let all: Vec<_> = (0..3).map(|_| pool.acquire().unwrap()).collect();
     assert!(pool.try_acquire().is_err());

@@ -24,7 +24,7 @@ async fn an_acquire_dropped_before_its_first_poll_does_nothing() {
     drop(pool.acquire_timeout(SECOND));
     drop(pool.acquire_owned());
     let metrics = balanced(&pool, &manager.ledger).await;
-    assert_eq!((manager.connect.calls(), metrics.acquires, metrics.timeouts), (0, 0, 0));
+    assert_eq!((manager.connect.calls(), metrics.acquires, metrics.waits.timed_out), (0, 0, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -44,7 +44,7 @@ async fn a_waiter_that_leaves_the_queue_is_not_served_and_the_next_one_is() {
     drop(second);
     drop(waiters);
     let metrics = balanced(&pool, &manager.ledger).await;
-    assert_eq!((metrics.counts.idle, metrics.created, metrics.timeouts), (1, 1, 0));
+    assert_eq!((metrics.counts.idle, metrics.created, metrics.waits.timed_out), (1, 1, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -304,7 +304,7 @@ async fn a_losing_select_branch_loses_its_place_and_nothing_else() {
     }
     drop(waiter);
     let metrics = balanced(&pool, &manager.ledger).await;
-    assert_eq!((metrics.counts.idle, metrics.created, metrics.timeouts), (1, 1, 0));
+    assert_eq!((metrics.counts.idle, metrics.created, metrics.waits.timed_out), (1, 1, 0));
 }
 
 #[tokio::test(start_paused = true)]

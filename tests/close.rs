@@ -68,7 +68,7 @@ async fn close_ends_every_waiter() {
     }
     drop(held);
     let metrics = balanced(&pool, &manager.ledger).await;
-    assert_eq!((metrics.timeouts, metrics.acquires), (0, 1));
+    assert_eq!((metrics.waits.timed_out, metrics.acquires), (0, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -86,7 +86,7 @@ async fn a_closed_pool_refuses_newcomers_of_every_kind() {
     assert!(matches!(pool.try_acquire(), Err(TryAcquireError::Closed)));
     assert!(matches!(pollster::block_on(pool.acquire()), Err(AcquireError::Closed)));
     let metrics = balanced(&pool, &manager.ledger).await;
-    assert_eq!((manager.connect.calls(), metrics.acquires, metrics.timeouts), (2, 0, 0));
+    assert_eq!((manager.connect.calls(), metrics.acquires, metrics.waits.timed_out), (2, 0, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -473,7 +473,7 @@ fn one_static_pool_serves_a_hundred_runtimes_one_after_the_other() {
         }
     });
     let metrics = balanced_blocking(&POOL, &MANAGER.ledger);
-    assert_eq!((metrics.acquires, metrics.timeouts), (200, 0));
+    assert_eq!((metrics.acquires, metrics.waits.timed_out), (200, 0));
     assert_eq!(metrics.closed.discarded, metrics.closed.total());
 }
 
@@ -519,7 +519,7 @@ fn waiters_on_another_runtime_are_served_when_the_pools_own_ends_under_the_dial(
                 second.block_on(joined(waiter)).unwrap();
             }
             let metrics = balanced_blocking(&pool, &manager.ledger);
-            assert_eq!((metrics.acquires, metrics.timeouts), (3, 0));
+            assert_eq!((metrics.acquires, metrics.waits.timed_out), (3, 0));
         }
     });
 }
@@ -560,7 +560,7 @@ fn threads_that_have_no_runtime_left_pass_on_the_word_that_the_pools_own_has_end
                 assert!(matches!(outcome, Ok(()) | Err(AcquireError::NoRuntime)), "{outcome:?}");
             }
             let metrics = balanced_blocking(&pool, &manager.ledger);
-            assert_eq!(metrics.timeouts, 0);
+            assert_eq!(metrics.waits.timed_out, 0);
         }
     });
 }
@@ -615,7 +615,7 @@ fn an_acquire_with_nothing_idle_outside_any_runtime_says_so() {
     assert!(matches!(refused, Err(AcquireError::NoRuntime)), "{refused:?}");
     assert!(matches!(pool.try_acquire(), Err(TryAcquireError::Empty)));
     let metrics = balanced_blocking(&pool, &manager.ledger);
-    assert_eq!((metrics.acquires, metrics.timeouts, metrics.counts.vacant), (0, 0, 2));
+    assert_eq!((metrics.acquires, metrics.waits.timed_out, metrics.counts.vacant), (0, 0, 2));
 
     // It is none the worse for it.
     drop(single().block_on(pool.acquire()).unwrap());

@@ -62,7 +62,7 @@ async fn a_permanent_error_ends_every_waiter_after_one_attempt() {
     settle().await;
     assert_eq!(manager.connect.calls(), 1, "one attempt for all of them");
     let metrics = balanced(&pool, &manager.ledger).await;
-    assert_eq!((metrics.connect_failures, metrics.timeouts, metrics.created), (1, 0, 0));
+    assert_eq!((metrics.connect_failures, metrics.waits.timed_out, metrics.created), (1, 0, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -173,7 +173,7 @@ async fn the_pool_recovers_by_itself_when_the_server_comes_back() {
     assert!(back.elapsed() <= pool.config().backoff_max + MILLISECOND, "{:?}", back.elapsed());
     drop(guards);
     let metrics = balanced(&pool, &manager.ledger).await;
-    assert_eq!((metrics.connect_failures, metrics.timeouts), (attempts as u64, 0));
+    assert_eq!((metrics.connect_failures, metrics.waits.timed_out), (attempts as u64, 0));
     assert_eq!(metrics.counts.idle, 4);
 }
 
@@ -332,7 +332,7 @@ async fn never_more_than_max_connecting_at_once() {
     }
     assert_eq!(manager.connect.most_running(), 3);
     let metrics = balanced(&pool, &manager.ledger).await;
-    assert_eq!((metrics.acquires, metrics.timeouts), (320, 0));
+    assert_eq!((metrics.acquires, metrics.waits.timed_out), (320, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -404,7 +404,7 @@ async fn each_waiter_beside_a_failing_connect_learns_the_cause_at_its_own_deadli
         task.await.unwrap();
     }
     let metrics = balanced(&pool, &manager.ledger).await;
-    assert_eq!((metrics.timeouts, metrics.created), (4, 0));
+    assert_eq!((metrics.waits.timed_out, metrics.created), (4, 0));
     assert_eq!(metrics.connect_failures, manager.connect.calls() as u64);
 }
 

@@ -84,7 +84,7 @@ async fn drain_ends_every_waiter_asynchronous_or_blocking() {
     drop(held);
     drain.await;
     let metrics = balanced(&pool, &manager.ledger).await;
-    assert_eq!((metrics.timeouts, metrics.acquires), (0, 1));
+    assert_eq!((metrics.waits.timed_out, metrics.acquires), (0, 1));
 }
 
 #[tokio::test(start_paused = true)]

@@ -129,8 +129,8 @@ async fn a_server_that_is_killed_and_comes_back_is_in_use_again_by_itself() {
     let load = Load::start(&pool, 32);
     load.serves(200).await;
     server.kill();
-    let before = pool.metrics().timeouts;
-    eventually("acquires time out", || pool.metrics().timeouts > before + 32).await;
+    let before = pool.metrics().waits.timed_out;
+    eventually("acquires time out", || pool.metrics().waits.timed_out > before + 32).await;
     server.restart();
     let back = Instant::now();
     load.serves(200).await;

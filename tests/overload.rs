@@ -59,7 +59,7 @@ async fn the_line_is_full_when_max_waiters_wait_and_has_room_when_one_leaves() {
         let error = pool.acquire().await.unwrap_err();
         assert!(matches!(error, AcquireError::QueueFull), "{error:?}");
         assert!(error.to_string().contains("max_waiters"), "{error}");
-        assert_eq!(pool.metrics().queue_full, refused);
+        assert_eq!(pool.metrics().waits.queue_full, refused);
         assert_eq!(pool.metrics().counts.waiters, 3);
     }
     assert!(matches!(pool.try_acquire(), Err(TryAcquireError::Empty)));
@@ -75,7 +75,7 @@ async fn the_line_is_full_when_max_waiters_wait_and_has_room_when_one_leaves() {
     drop(waiters.pop().unwrap().await.unwrap());
     drop(late.await.unwrap());
     let metrics = balanced(&pool, &manager.ledger).await;
-    assert_eq!((metrics.queue_full, metrics.acquires, metrics.timeouts), (4, 4, 0));
+    assert_eq!((metrics.waits.queue_full, metrics.acquires, metrics.waits.timed_out), (4, 4, 0));
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn max_waiters_is_exact_when_many_come_at_once() {
         let refused = (round * (COMERS - MOST)) as u64;
         eventually_blocking("all have come", || {
             let metrics = pool.metrics();
-            metrics.queue_full == refused && metrics.counts.waiters == MOST
+            metrics.waits.queue_full == refused && metrics.counts.waiters == MOST
         });
         drop(held);
         let answers: Vec<_> = comers.into_iter().map(join).collect();
@@ -118,7 +118,7 @@ async fn a_caller_that_finds_something_idle_does_not_care_about_max_waiters() {
     let held = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
     drop(held);
     let metrics = balanced(&pool, &manager.ledger).await;
-    assert_eq!((metrics.queue_full, metrics.acquires), (0, 2));
+    assert_eq!((metrics.waits.queue_full, metrics.acquires), (0, 2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -143,7 +143,7 @@ async fn a_caller_that_has_to_begin_again_is_not_refused_though_the_line_is_full
     drop(second.await.unwrap());
     drop(third.await.unwrap());
     drop(again.await.unwrap());
-    assert_eq!(balanced(&pool, &manager.ledger).await.queue_full, 0);
+    assert_eq!(balanced(&pool, &manager.ledger).await.waits.queue_full, 0);
 }
 
 #[test]
@@ -183,7 +183,7 @@ fn a_thread_that_has_to_begin_again_is_not_refused_though_the_line_is_full_by_no
         join(comer).unwrap();
     }
     let metrics = pool.metrics();
-    assert_eq!((metrics.queue_full, metrics.closed.rejected, metrics.acquires), (0, 1, 4));
+    assert_eq!((metrics.waits.queue_full, metrics.closed.rejected, metrics.acquires), (0, 1, 4));
 }
 
 // Waiters who leave.
@@ -204,7 +204,7 @@ async fn an_expired_or_cancelled_waiter_is_not_handed_a_connection() {
     let Poll::Ready(served) = poll_once(stays.as_mut()) else { panic!("it went to somebody else") };
     assert_eq!(served.unwrap().info().uses, 2, "and to nobody between");
     let metrics = balanced(&pool, &manager.ledger).await;
-    assert_eq!((metrics.acquires, metrics.timeouts, metrics.created), (2, 1, 1));
+    assert_eq!((metrics.acquires, metrics.waits.timed_out, metrics.created), (2, 1, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -297,7 +297,7 @@ async fn a_line_that_never_empties_sheds_the_oldest_in_the_next_interval() {
     assert_eq!(pool.metrics().shed, 2);
     drop(served);
     let metrics = balanced(&pool, &manager.ledger).await;
-    assert_eq!((metrics.acquires, metrics.timeouts, metrics.shed), (3, 0, 2));
+    assert_eq!((metrics.acquires, metrics.waits.timed_out, metrics.shed), (3, 0, 2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -760,7 +760,7 @@ async fn a_task_that_holds_all_and_wants_one_more_is_told_where() {
     });
     task.await.unwrap();
     let metrics = balanced(&pool, &manager.ledger).await;
-    assert_eq!((metrics.acquires, metrics.timeouts), (2, 0));
+    assert_eq!((metrics.acquires, metrics.waits.timed_out), (2, 0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -73,7 +73,7 @@ async fn a_timeout_tells_that_connect_panics_and_with_what_words() {
     let source = error.source().expect("the cause");
     assert_eq!(source.to_string(), "panicked: scripted panic in connect");
     let metrics = balanced(&pool, &manager.ledger).await;
-    assert_eq!((metrics.created, metrics.counts.vacant, metrics.timeouts), (0, 1, 1));
+    assert_eq!((metrics.created, metrics.counts.vacant, metrics.waits.timed_out), (0, 1, 1));
     assert_eq!(metrics.connect_failures, manager.connect.calls() as u64);
 }
 

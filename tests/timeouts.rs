@@ -50,7 +50,7 @@ async fn an_acquire_times_out_at_its_deadline_and_not_before() {
     let timeout = timeout_of(acquire.await);
     assert_passed(began, 3 * SECOND);
     assert_eq!(timeout.waited(), began.elapsed());
-    assert_eq!(pool.metrics().timeouts, 1);
+    assert_eq!(pool.metrics().waits.timed_out, 1);
     assert_eq!(pool.metrics().acquires, 1);
     drop(held);
     balanced(&pool, &manager.ledger).await;
@@ -83,7 +83,7 @@ async fn after_a_timeout_the_next_acquire_works() {
     drop(pool.acquire_timeout(Duration::ZERO).await.unwrap());
 
     let metrics = balanced(&pool, &manager.ledger).await;
-    assert_eq!((metrics.timeouts, metrics.acquires, metrics.created), (3, 2, 1));
+    assert_eq!((metrics.waits.timed_out, metrics.acquires, metrics.created), (3, 2, 1));
     assert_eq!(metrics.counts.idle, 1);
 }
 
@@ -94,12 +94,12 @@ async fn a_timeout_of_the_callers_own_is_a_cancel_and_counts_as_none() {
     let held = pool.acquire().await.unwrap();
     assert!(tokio::time::timeout(SECOND, pool.acquire()).await.is_err());
     assert_eq!(pool.metrics().counts.waiters, 0);
-    assert_eq!(pool.metrics().timeouts, 0);
+    assert_eq!(pool.metrics().waits.timed_out, 0);
 
     drop(held);
     drop(tokio::time::timeout(SECOND, pool.acquire()).await.unwrap().unwrap());
     let metrics = balanced(&pool, &manager.ledger).await;
-    assert_eq!((metrics.timeouts, metrics.acquires, metrics.created), (0, 2, 1));
+    assert_eq!((metrics.waits.timed_out, metrics.acquires, metrics.created), (0, 2, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -118,7 +118,7 @@ async fn a_hanging_connect_is_bounded_by_its_own_timeout() {
     assert!(began.elapsed() <= SECOND + pool.config().backoff + MILLISECOND);
 
     let metrics = balanced(&pool, &manager.ledger).await;
-    assert_eq!((metrics.connect_failures, metrics.created, metrics.timeouts), (1, 1, 0));
+    assert_eq!((metrics.connect_failures, metrics.created, metrics.waits.timed_out), (1, 1, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -165,7 +165,7 @@ async fn a_hanging_check_is_bounded_by_its_own_timeout() {
 
     let metrics = balanced(&pool, &manager.ledger).await;
     assert_eq!(metrics.closed.failed_check, 1);
-    assert_eq!((metrics.closed.total(), metrics.created, metrics.timeouts), (1, 2, 0));
+    assert_eq!((metrics.closed.total(), metrics.created, metrics.waits.timed_out), (1, 2, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -445,7 +445,7 @@ async fn a_zero_limit_takes_what_is_idle_or_gives_up_at_once() {
     drop(held);
     drop(pool.acquire_timeout(Duration::ZERO).await.unwrap());
     let metrics = balanced(&pool, &manager.ledger).await;
-    assert_eq!((metrics.timeouts, metrics.acquires), (1, 2));
+    assert_eq!((metrics.waits.timed_out, metrics.acquires), (1, 2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -490,7 +490,7 @@ async fn a_blocking_acquire_times_out_at_its_deadline_and_not_before() {
     join(blocked);
     drop(held);
     let metrics = balanced(&pool, &manager.ledger).await;
-    assert_eq!((metrics.timeouts, metrics.acquires), (3, 1));
+    assert_eq!((metrics.waits.timed_out, metrics.acquires), (3, 1));
     drop(pool.acquire().await.unwrap());
 }
 

@@ -358,7 +358,7 @@ async fn async_and_blocking_waiters_both_progress_on_two_connections() {
         join(thread);
     }
     let metrics = pool.metrics();
-    assert_eq!((metrics.acquires, metrics.timeouts), (8 * 500, 0));
+    assert_eq!((metrics.acquires, metrics.waits.timed_out), (8 * 500, 0));
     assert_eq!((metrics.counts.waiters, metrics.counts.idle), (0, 2));
 }
 
@@ -390,7 +390,7 @@ async fn nobody_waits_after_a_timeout() {
         move || pool.acquire_blocking_timeout(Duration::from_millis(1)).map(drop)
     });
     assert!(matches!(join(blocking), Err(AcquireError::Timeout(_))));
-    assert_eq!((waiting(&pool), pool.metrics().timeouts), (0, 2));
+    assert_eq!((waiting(&pool), pool.metrics().waits.timed_out), (0, 2));
     drop(held);
     assert!(pool.try_acquire().is_ok());
 }

@@ -109,8 +109,10 @@ pub trait Keeper: Sized {
         drop(trial);
     }
 
-    /// A resource in doubt was dropped together with its token.
-    fn abandoned(&self) {}
+    /// A resource in doubt is about to be dropped together with its token.
+    fn abandoned(&self, resource: &Self::Resource) {
+        let _ = resource;
+    }
 }
 
 /// Why a resource that comes back is not simply put on a shelf.

@@ -319,8 +319,8 @@ impl<R: Deref<Target: Keeper>> Drop for Trial<R> {
             return;
         };
         let resource = slot.resource.take();
-        if resource.is_some() {
-            self.keeper.abandoned();
+        if let Some(resource) = &resource {
+            self.keeper.abandoned(resource);
         }
         // A resource that panics while it is dropped must not take the slot with it; the panic
         // hook has reported it.

@@ -5,8 +5,15 @@
 //!
 //! Not here: exporters.
 
+mod histogram;
+
+pub use self::histogram::Histogram;
+
+use self::histogram::Recorder;
 use crate::core::Counts;
+use crate::pool::Holder;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Why the pool let go of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,22 +37,82 @@ pub(crate) enum CloseReason {
 
 const REASONS: usize = CloseReason::Rejected as usize + 1;
 
+/// How an acquire that had to wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Served,
+    TimedOut,
+    Cancelled,
+    Shed,
+    Closed,
+    QueueFull,
+    Failed,
+}
+
+const OUTCOMES: usize = Outcome::Failed as usize + 1;
+
 /// Totals of the cold paths.
-#[derive(Default)]
 pub(crate) struct Totals {
     created: AtomicU64,
     connect_failures: AtomicU64,
-    timeouts: AtomicU64,
     resets: AtomicU64,
     checks: AtomicU64,
     leaks: AtomicU64,
     late_returns: AtomicU64,
-    queue_full: AtomicU64,
     shed: AtomicU64,
     closed: [AtomicU64; REASONS],
+    waits: [AtomicU64; OUTCOMES],
+    wait_times: Recorder,
+    connect_times: Recorder,
+    lifetimes: Recorder,
+    use_times: Option<Recorder>,
 }
 
 impl Totals {
+    pub(crate) fn new(times_use: bool) -> Self {
+        let zero = || AtomicU64::new(0);
+        Self {
+            created: zero(),
+            connect_failures: zero(),
+            resets: zero(),
+            checks: zero(),
+            leaks: zero(),
+            late_returns: zero(),
+            shed: zero(),
+            closed: std::array::from_fn(|_| zero()),
+            waits: std::array::from_fn(|_| zero()),
+            wait_times: Recorder::new(),
+            connect_times: Recorder::new(),
+            lifetimes: Recorder::new(),
+            use_times: times_use.then(Recorder::new),
+        }
+    }
+
+    /// An acquire that had to wait has ended, after so many nanoseconds.
+    pub(crate) fn waited(&self, outcome: Outcome, nanos: u64) {
+        self.waits[outcome as usize].fetch_add(1, Ordering::Relaxed);
+        if outcome == Outcome::Served {
+            self.wait_times.record(nanos);
+        }
+    }
+
+    /// A connection was opened within so many nanoseconds.
+    pub(crate) fn connected(&self, nanos: u64) {
+        self.connect_times.record(nanos);
+    }
+
+    /// A connection ends that has been alive for so many nanoseconds.
+    pub(crate) fn lived(&self, nanos: u64) {
+        self.lifetimes.record(nanos);
+    }
+
+    /// A connection comes back that has been in use for so many nanoseconds.
+    pub(crate) fn used(&self, nanos: u64) {
+        if let Some(times) = &self.use_times {
+            times.record(nanos);
+        }
+    }
+
     /// Counts a connection that was opened, and answers with its number: 1 for the first.
     pub(crate) fn created(&self) -> u64 {
         self.created.fetch_add(1, Ordering::Relaxed) + 1
@@ -53,10 +120,6 @@ impl Totals {
 
     pub(crate) fn connect_failed(&self) {
         self.connect_failures.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn timed_out(&self) {
-        self.timeouts.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn reset(&self) {
@@ -75,10 +138,6 @@ impl Totals {
         self.late_returns.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn queue_full(&self) {
-        self.queue_full.fetch_add(1, Ordering::Relaxed);
-    }
-
     pub(crate) fn shed(&self) {
         self.shed.fetch_add(1, Ordering::Relaxed);
     }
@@ -93,19 +152,42 @@ impl Totals {
         self.closed[reason as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn snapshot(&self, counts: Counts, acquires: u64) -> PoolMetrics {
+    pub(crate) fn snapshot(
+        &self,
+        counts: Counts,
+        acquires: u64,
+        oldest_holder: Option<Holder>,
+        last_connect_error: Option<ConnectError>,
+    ) -> PoolMetrics {
         let closed = |reason: CloseReason| self.closed[reason as usize].load(Ordering::Relaxed);
+        let waits = |outcome: Outcome| self.waits[outcome as usize].load(Ordering::Relaxed);
+        let mut acquire_wait = self.wait_times.snapshot();
+        // All others had not to wait.
+        acquire_wait.add_zeros(acquires.saturating_sub(acquire_wait.count()));
         PoolMetrics {
             counts,
             acquires,
+            waits: Waits {
+                served: waits(Outcome::Served),
+                timed_out: waits(Outcome::TimedOut),
+                cancelled: waits(Outcome::Cancelled),
+                shed: waits(Outcome::Shed),
+                closed: waits(Outcome::Closed),
+                queue_full: waits(Outcome::QueueFull),
+                failed: waits(Outcome::Failed),
+            },
+            oldest_holder,
+            last_connect_error,
+            acquire_wait,
+            connect_time: self.connect_times.snapshot(),
+            lifetime: self.lifetimes.snapshot(),
+            use_time: self.use_times.as_ref().map(Recorder::snapshot),
             created: self.created.load(Ordering::Relaxed),
             connect_failures: self.connect_failures.load(Ordering::Relaxed),
-            timeouts: self.timeouts.load(Ordering::Relaxed),
             resets: self.resets.load(Ordering::Relaxed),
             checks: self.checks.load(Ordering::Relaxed),
             leaks: self.leaks.load(Ordering::Relaxed),
             late_returns: self.late_returns.load(Ordering::Relaxed),
-            queue_full: self.queue_full.load(Ordering::Relaxed),
             shed: self.shed.load(Ordering::Relaxed),
             closed: Closed {
                 broken: closed(CloseReason::Broken),
@@ -139,12 +221,18 @@ pub struct PoolMetrics {
     pub counts: Counts,
     /// Acquires that got a connection.
     pub acquires: u64,
+    /// Acquires that had to wait, by how they ended.
+    pub waits: Waits,
+    /// How long acquires waited that got a connection; those that found one idle, for no time at all.
+    pub acquire_wait: Histogram,
     /// Connections opened.
     pub created: u64,
     /// Attempts to connect that failed, timed out or panicked.
     pub connect_failures: u64,
-    /// Acquires that ran into their deadline.
-    pub timeouts: u64,
+    /// How long those took that succeeded, set-up included.
+    pub connect_time: Histogram,
+    /// The last one that failed, also if others have succeeded since.
+    pub last_connect_error: Option<ConnectError>,
     /// Resets that succeeded.
     pub resets: u64,
     /// Checks, by acquires and to keep connections alive, whether they succeeded or not.
@@ -153,13 +241,64 @@ pub struct PoolMetrics {
     pub leaks: u64,
     /// Those of them that came back after all.
     pub late_returns: u64,
-    /// Acquires that were turned away because `max_waiters` waited.
-    pub queue_full: u64,
     /// Acquires that were [turned away](crate::Shed) because they had waited too long, or would have
     /// been.
     pub shed: u64,
     /// Connections that the pool let go of, by reason.
     pub closed: Closed,
+    /// How old they were then.
+    pub lifetime: Histogram,
+    /// How long connections were in use each time, if the pool [measures](crate::Config::time_use) that.
+    pub use_time: Option<Histogram>,
+    /// Who has held a connection for longest, to the resolution of `maintenance_interval`.
+    pub oldest_holder: Option<Holder>,
+}
+
+/// Acquires that had to wait, by how they ended.
+///
+/// One that found a connection idle and fit for use is not among them, nor is a `try_acquire`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Waits {
+    /// They got a connection.
+    pub served: u64,
+    /// They ran into their deadline.
+    pub timed_out: u64,
+    /// Their caller gave up.
+    pub cancelled: u64,
+    /// They were [turned away](crate::Shed) because they had waited too long.
+    pub shed: u64,
+    /// The pool was closed or drained, before or meanwhile.
+    pub closed: u64,
+    /// They were turned away at once, because `max_waiters` waited.
+    pub queue_full: u64,
+    /// Connecting failed for good, or waiting was pointless for another reason.
+    pub failed: u64,
+}
+
+impl Waits {
+    /// The sum over all outcomes.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.failures() + self.served
+    }
+
+    /// Those that got no connection, for whatever reason.
+    #[must_use]
+    pub fn failures(&self) -> u64 {
+        let Self { served: _, timed_out, cancelled, shed, closed, queue_full, failed } = self;
+        timed_out + cancelled + shed + closed + queue_full + failed
+    }
+}
+
+/// A failure to connect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConnectError {
+    /// What went wrong, with all causes.
+    pub message: String,
+    /// How long ago that was.
+    pub ago: Duration,
 }
 
 /// Connections that a pool let go of, by reason.

@@ -11,7 +11,7 @@ use crate::core::{
 };
 use crate::error::{AcquireError, OperationError, Stage, Timeout, TryAcquireError};
 use crate::manager::Manager;
-use crate::metrics::CloseReason;
+use crate::metrics::{CloseReason, Outcome};
 use std::ops::Deref;
 use std::panic::Location;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -69,24 +69,70 @@ where
         },
         Found::Nothing => None,
     };
+    let wait = Wait::begin(&keeper);
     if keeper.core.is_closed() {
-        return Err(keeper.closed_error());
+        return wait.end(Err(keeper.closed_error()));
     }
     // The second question takes a reference to the runtime that all its threads share, so it is
     // asked only outside tasks.
     if task::try_id().is_none() && Handle::try_current().is_err() {
-        return Err(AcquireError::NoRuntime);
+        return wait.end(Err(AcquireError::NoRuntime));
     }
     let checking = AtomicBool::new(false);
-    let obtain = obtain(&keeper, ask, unready, &checking);
+    let obtain = obtain(&keeper, ask, unready, &checking, wait.began);
     if limit == Duration::MAX {
-        return obtain.await;
+        let served = obtain.await;
+        return wait.end(served);
     }
-    let began = tokio::time::Instant::now();
+    let deadline = keeper.began + Duration::from_nanos(wait.began) + limit.min(FAR_FUTURE);
     // Cancel: `obtain` is dropped at the deadline as it would be by its caller.
-    match tokio::time::timeout_at(began + limit.min(FAR_FUTURE), obtain).await {
+    let served = match tokio::time::timeout_at(deadline, obtain).await {
         Ok(obtained) => obtained,
-        Err(_) => Err(keeper.timed_out(began.elapsed(), checking.into_inner())),
+        Err(_) => Err(keeper.timed_out(keeper.since(wait.began), checking.into_inner())),
+    };
+    wait.end(served)
+}
+
+/// An acquire that did not find what it wanted at once. However it ends is counted.
+struct Wait<'k, M: Manager> {
+    keeper: &'k Shared<M>,
+    /// By the pool's clock.
+    began: u64,
+    outcome: Outcome,
+}
+
+impl<'k, M: Manager> Wait<'k, M> {
+    fn begin(keeper: &'k Shared<M>) -> Self {
+        // Cancel: if nothing else comes, that is the outcome.
+        Self { keeper, began: keeper.now(), outcome: Outcome::Cancelled }
+    }
+
+    fn end<T>(
+        mut self,
+        served: Result<T, AcquireError<M::Error>>,
+    ) -> Result<T, AcquireError<M::Error>> {
+        self.outcome = match &served {
+            Ok(_) => Outcome::Served,
+            Err(AcquireError::Timeout(_)) => Outcome::TimedOut,
+            Err(AcquireError::Shed { .. }) => Outcome::Shed,
+            Err(AcquireError::Draining | AcquireError::Closed) => Outcome::Closed,
+            Err(AcquireError::QueueFull) => Outcome::QueueFull,
+            Err(
+                AcquireError::Connect(_)
+                | AcquireError::Unavailable(_)
+                | AcquireError::WouldDeadlock(_)
+                | AcquireError::NoRuntime
+                | AcquireError::WouldBlock,
+            ) => Outcome::Failed,
+        };
+        served
+    }
+}
+
+impl<M: Manager> Drop for Wait<'_, M> {
+    fn drop(&mut self) {
+        let waited = self.keeper.now().saturating_sub(self.began);
+        self.keeper.totals.waited(self.outcome, waited);
     }
 }
 
@@ -103,6 +149,7 @@ async fn obtain<M, R>(
     ask: Ask,
     mut unready: Option<Lease<R>>,
     checking: &AtomicBool,
+    began: u64,
 ) -> Result<Loan<R>, AcquireError<M::Error>>
 where
     M: Manager,
@@ -110,7 +157,6 @@ where
 {
     // A caller that is told to look again has been let into the line before.
     let mut most = ask.most_waiters(keeper);
-    let began = keeper.shedder.as_ref().map(|_| keeper.now());
     let mut silent = false;
     loop {
         if let Some(lease) = unready.take() {
@@ -147,7 +193,7 @@ where
             }
             // Vacant slots are the connector's; dropping this one tells it.
             Woken::Vacant(_) | Woken::LookAgain => keeper.why_woken(verdicts)?,
-            Woken::LineFull => return Err(keeper.line_full()),
+            Woken::LineFull => return Err(AcquireError::QueueFull),
         }
     }
 }
@@ -193,6 +239,9 @@ where
         }
         if let Some(detector) = &shared.detector {
             detector.lent(lease.number(), caller);
+        }
+        if shared.config.time_use {
+            lease.resource_mut().lent_at = shared.now();
         }
     }
     Some(lease.lend(caller))
@@ -319,7 +368,7 @@ where
     R: Deref<Target = Shared<M>> + Clone,
 {
     let limit = ask.limit.unwrap_or(keeper.config.acquire_timeout);
-    let mut unready = match found {
+    let unready = match found {
         Found::Ready(loan) => return Ok(loan),
         Found::Flagged(lease) => match welcome(lease, ask.caller) {
             Welcome::Given(loan) => return Ok(loan),
@@ -328,17 +377,31 @@ where
         },
         Found::Nothing => None,
     };
+    let wait = Wait::begin(keeper);
+    let served = acquire_blocking_waiting(keeper, ask, limit, unready, wait.began);
+    wait.end(served)
+}
+
+fn acquire_blocking_waiting<M, R>(
+    keeper: &R,
+    ask: Ask,
+    limit: Duration,
+    mut unready: Option<Lease<R>>,
+    began: u64,
+) -> Result<Loan<R>, AcquireError<M::Error>>
+where
+    M: Manager,
+    R: Deref<Target = Shared<M>> + Clone,
+{
     if keeper.core.is_closed() {
         return Err(keeper.closed_error());
     }
     if runs_async_task() {
         return Err(AcquireError::WouldBlock);
     }
-    let began = Instant::now();
     // A limit too far away for the clock is no limit.
-    let deadline = began.checked_add(limit);
+    let deadline = Instant::now().checked_add(limit);
     let mut most = ask.most_waiters(keeper);
-    let queued = keeper.shedder.as_ref().map(|_| keeper.now());
     let mut silent = false;
     loop {
         let mut checking = false;
@@ -358,7 +421,7 @@ where
             }
         }
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            return Err(keeper.give_up(keeper.timed_out(began.elapsed(), checking)));
+            return Err(keeper.give_up(keeper.timed_out(keeper.since(began), checking)));
         }
         let verdicts = keeper.connector.verdicts();
         if keeper.core.has_vacant() && keeper.ground_or_current().is_none() {
@@ -371,7 +434,7 @@ where
         most = usize::MAX;
         match woken {
             Woken::Lease(lease) => {
-                keeper.in_time(ask.line, queued)?;
+                keeper.in_time(ask.line, began)?;
                 match welcome(lease, ask.caller) {
                     Welcome::Given(loan) => return Ok(loan),
                     Welcome::Unready(lease) => unready = Some(lease),
@@ -379,7 +442,7 @@ where
                 }
             }
             Woken::Vacant(_) | Woken::LookAgain => keeper.why_woken(verdicts)?,
-            Woken::LineFull => return Err(keeper.line_full()),
+            Woken::LineFull => return Err(AcquireError::QueueFull),
         }
     }
 }
@@ -473,8 +536,8 @@ impl<M: Manager> Shared<M> {
     }
 
     /// Whether a caller that has been in line since `began` is still to be served.
-    fn in_time(&self, line: Line, began: Option<u64>) -> Result<(), AcquireError<M::Error>> {
-        let (Some(shedder), Some(began)) = (&self.shedder, began) else { return Ok(()) };
+    fn in_time(&self, line: Line, began: u64) -> Result<(), AcquireError<M::Error>> {
+        let Some(shedder) = &self.shedder else { return Ok(()) };
         let now = self.now();
         let waited = Duration::from_nanos(now.saturating_sub(began));
         let late = shedder.is_too_late(now, waited, self.core.waiters() == 0);
@@ -485,11 +548,6 @@ impl<M: Manager> Shared<M> {
         if shedder.reports_only() { Ok(()) } else { Err(AcquireError::Shed { waited }) }
     }
 
-    fn line_full(&self) -> AcquireError<M::Error> {
-        self.totals.queue_full();
-        AcquireError::QueueFull
-    }
-
     /// A waiter that may have been told to look again leaves without doing so: whoever is next in
     /// line must hear of it (I7).
     fn give_up(&self, error: AcquireError<M::Error>) -> AcquireError<M::Error> {
@@ -498,7 +556,6 @@ impl<M: Manager> Shared<M> {
     }
 
     fn timed_out(&self, waited: Duration, checking: bool) -> AcquireError<M::Error> {
-        self.totals.timed_out();
         let counts = self.core.counts();
         let last_connect_error = self.connector.last_error();
         let stage = if checking {

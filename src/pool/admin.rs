@@ -190,6 +190,7 @@ impl<M: Manager> Pool<M> {
                 Some(Ok(tenant)) => tenant,
                 Some(Err(error)) => {
                     shared.totals.connect_failed();
+                    shared.connector.note(&error);
                     return Err(RotateError::Connect(error));
                 }
             };
@@ -478,8 +479,8 @@ impl<M: Manager> Shared<M> {
         self.no_longer_lent(lease.number());
         let mut lease = lease;
         let mut trial = lease.begin(State::Closing);
-        self.totals.closed(CloseReason::Invalidated);
         if let Some(tenant) = trial.take() {
+            self.ends(&tenant, CloseReason::Invalidated);
             let close = async {
                 self.manager.close(tenant.connection).await;
                 Ok::<_, Infallible>(())

@@ -6,14 +6,15 @@ use super::connector::Connector;
 use super::deadlock::Detector;
 use super::life::Record;
 use super::reaper::{Memory, Upkeep};
+use super::report::Reports;
 use super::shed::Shedder;
 use super::{LastHandle, OPEN, Pool, Shared};
-use crate::config::{CheckPolicy, Config, Priority, Shed};
+use crate::config::{CheckPolicy, Config, Priority, Shed, above_zero};
 use crate::core::{Core, Flags, IdleOrder, Size, default_shards};
 use crate::error::{BuildError, ConfigError, WarmUpError};
 use crate::hooks::Hooks;
 use crate::manager::Manager;
-use crate::metrics::Totals;
+use crate::metrics::{PoolMetrics, Totals};
 use event_listener::Event;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
@@ -28,6 +29,7 @@ pub struct PoolBuilder<M: Manager> {
     manager: M,
     config: Config,
     hooks: Hooks<M>,
+    reports: Option<Reports>,
     /// The user has chosen an idle timeout.
     idle_timeout_chosen: bool,
 }
@@ -47,7 +49,8 @@ macro_rules! settings {
 impl<M: Manager> PoolBuilder<M> {
     pub(super) fn new(manager: M) -> Self {
         let config = Config::default();
-        Self { manager, config, hooks: Hooks::new(), idle_timeout_chosen: false }
+        let hooks = Hooks::new();
+        Self { manager, config, hooks, reports: None, idle_timeout_chosen: false }
     }
 
     settings! {
@@ -74,6 +77,8 @@ impl<M: Manager> PoolBuilder<M> {
         /// The largest size that the pool can be [resized](Pool::resize) to: `max_size` to
         /// 1,048,576. Default: `max_size`.
         capacity: usize,
+        /// Measures for how long connections are in use; see [`Config::time_use`]. Default: `false`.
+        time_use: bool,
         /// When a connection is checked before it is handed out. Default: if it has been idle for
         /// 5 s.
         check: CheckPolicy,
@@ -168,6 +173,37 @@ impl<M: Manager> PoolBuilder<M> {
         self
     }
 
+    /// Calls back with the pool's figures every `interval`, which is above zero, until it is closed.
+    ///
+    /// The callback runs on one of tokio's threads for blocking work, outside any lock, and never
+    /// twice at once; one that takes longer than `interval` is called again when it is done. If it
+    /// panics, it is called again all the same. Default: nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{Pool, from_fn};
+    /// # use std::{convert::Infallible, time::Duration};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
+    /// let pool = Pool::builder(manager)
+    ///     .on_metrics(Duration::from_secs(10), |metrics| {
+    ///         println!("{} in use, {} wait", metrics.counts.in_use, metrics.counts.waiters);
+    ///     })
+    ///     .build()
+    ///     .await?;
+    /// # drop(pool); Ok(()) }
+    /// ```
+    pub fn on_metrics(
+        mut self,
+        interval: Duration,
+        callback: impl Fn(&PoolMetrics) + Send + Sync + 'static,
+    ) -> Self {
+        self.reports = Some(Reports { interval, callback: Arc::new(callback) });
+        self
+    }
+
     /// What the thread of a blocking pool is called.
     pub(crate) fn thread_name(&self) -> String {
         format!("{}-pool", self.config.name).replace('\0', "")
@@ -192,8 +228,8 @@ impl<M: Manager> PoolBuilder<M> {
     ///
     /// Dropping the future drops the pool and whatever has been opened.
     pub async fn build(self) -> Result<Pool<M>, BuildError<M::Error>> {
-        self.config.validate()?;
         if Handle::try_current().is_err() {
+            self.config.validate()?;
             return Err(BuildError::NoRuntime);
         }
         let pool = self.build_lazy()?;
@@ -209,8 +245,11 @@ impl<M: Manager> PoolBuilder<M> {
     ///
     /// [`ConfigError`] if a setting is out of range.
     pub fn build_lazy(self) -> Result<Pool<M>, ConfigError> {
-        let Self { manager, config, hooks, .. } = self;
+        let Self { manager, config, hooks, reports, .. } = self;
         config.validate()?;
+        if let Some(reports) = &reports {
+            above_zero("on_metrics", reports.interval)?;
+        }
         let capacity = config.slots();
         let size = Size {
             capacity,
@@ -220,15 +259,17 @@ impl<M: Manager> PoolBuilder<M> {
             floor: config.min_idle,
         };
         let checks = config.check == CheckPolicy::Always;
-        let greets = hooks.at_acquire() || config.detect_deadlock;
+        let watches = config.detect_deadlock || config.time_use;
+        let greets = hooks.at_acquire() || watches;
         let shared = Arc::new_cyclic(|me| Shared {
             core: Core::new(me, size, config.order),
-            attentive: checks || hooks.at_release() || config.detect_deadlock,
+            attentive: checks || hooks.at_release() || watches,
             greeting: if greets { Flags::GREET } else { Flags::NONE },
             manager,
             hooks,
+            reports,
             connector: Connector::new(),
-            totals: Totals::default(),
+            totals: Totals::new(config.time_use),
             keeps_idle: AtomicBool::new(false),
             closing: AtomicUsize::new(0),
             changed: Event::new(),

@@ -5,7 +5,7 @@
 //!
 //! Not here: the decision to end one.
 
-use super::{CLOSED, DRAINING, OPEN, Shared, Tenant, operation::bounded};
+use super::{CLOSED, DRAINING, OPEN, Shared, Tenant, life::nanos, operation::bounded};
 use crate::core::{Trial, sweep};
 use crate::manager::Manager;
 use crate::metrics::CloseReason;
@@ -61,19 +61,25 @@ impl<M: Manager> Shared<M> {
     where
         R: Deref<Target = Self>,
     {
-        self.totals.closed(reason);
+        let tenant = trial.take();
+        if let Some(tenant) = &tenant {
+            self.ends(tenant, reason);
+        }
         self.closing.fetch_add(1, Ordering::SeqCst);
         let shared = self.arc();
-        let closing = Closing {
-            tenant: trial.take(),
-            trial: trial.with_keeper(shared.clone()),
-            _count: Count(shared),
-        };
+        let closing =
+            Closing { tenant, trial: trial.with_keeper(shared.clone()), _count: Count(shared) };
         match self.ground_or_current() {
             Some(ground) => ground.spawn(closing.run()),
             // The panic hook has reported a connection that panics while it is dropped.
             None => drop(catch_unwind(AssertUnwindSafe(|| drop(closing)))),
         }
+    }
+
+    /// Counts a connection that the pool lets go of.
+    pub(super) fn ends(&self, tenant: &Tenant<M::Connection>, reason: CloseReason) {
+        self.totals.closed(reason);
+        self.totals.lived(nanos(tenant.created.elapsed()));
     }
 
     /// Why connections end once the pool is closed.

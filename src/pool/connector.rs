@@ -15,13 +15,16 @@
 //! Not here: who gets the connection (`core`), checks and resets (`acquire.rs`, `guard.rs`).
 
 use super::reaper::Reaper;
-use super::{Shared, Tenant, lock, operation::bounded};
+use super::report::Reporter;
+use super::{Shared, Tenant, life::nanos, lock, operation::bounded};
 use crate::core::{Reservation, reserve};
 use crate::error::{AcquireError, OperationError};
 use crate::hooks::Hooks;
 use crate::manager::Manager;
+use crate::metrics::ConnectError;
 use event_listener::{Event, IntoNotification, listener};
 use std::convert::Infallible;
+use std::error::Error;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
@@ -68,6 +71,8 @@ impl Ground {
 struct Trouble<E> {
     /// The last failure, until a connect succeeds.
     last: Option<Arc<OperationError<E>>>,
+    /// What the last failure ever said, and when.
+    said: Option<(String, Instant)>,
     /// Failures since the last success.
     in_a_row: u32,
     /// The last verdict.
@@ -100,6 +105,20 @@ impl<E> From<Verdict<E>> for AcquireError<E> {
     }
 }
 
+impl<E: Error + 'static> Connector<E> {
+    /// Takes down what a failure says, with all causes.
+    pub(super) fn note(&self, error: &OperationError<E>) {
+        let mut said = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            said.push_str(": ");
+            said.push_str(&error.to_string());
+            cause = error.source();
+        }
+        lock(&self.trouble).said = Some((said, Instant::now()));
+    }
+}
+
 impl<E> Connector<E> {
     pub(super) fn new() -> Self {
         Self {
@@ -107,7 +126,7 @@ impl<E> Connector<E> {
             admitted: AtomicUsize::new(1),
             ground: Mutex::new(None),
             generations: AtomicU64::new(0),
-            trouble: Mutex::new(Trouble { last: None, in_a_row: 0, verdict: None }),
+            trouble: Mutex::new(Trouble { last: None, said: None, in_a_row: 0, verdict: None }),
             verdicts: AtomicU64::new(0),
             closing: Event::new(),
         }
@@ -124,6 +143,12 @@ impl<E> Connector<E> {
     /// The last failure, if connecting has failed since it last succeeded.
     pub(super) fn last_error(&self) -> Option<Arc<OperationError<E>>> {
         lock(&self.trouble).last.clone()
+    }
+
+    /// The last failure ever.
+    pub(super) fn last_failure(&self) -> Option<ConnectError> {
+        let (message, when) = lock(&self.trouble).said.clone()?;
+        Some(ConnectError { message, ago: when.elapsed() })
     }
 
     /// The last failure, if a prober is trying again.
@@ -226,6 +251,9 @@ impl<M: Manager> Shared<M> {
             ground.insert(Ground { runtime, generation }).clone()
         };
         adopted.spawn(Reaper::new(self, adopted.generation).run());
+        if let Some(reports) = &self.reports {
+            adopted.spawn(Reporter::new(self, reports.clone()).run());
+        }
         Some(adopted)
     }
 
@@ -298,7 +326,8 @@ impl<M: Manager> Shared<M> {
         unborn.0 = None;
         let (id, created) = (self.totals.created(), Instant::now());
         let term = self.term(id);
-        Ok(Tenant { connection, id, created, generation, term, uses_before })
+        self.totals.connected(nanos(created - began));
+        Ok(Tenant { connection, id, created, generation, term, uses_before, lent_at: 0 })
     }
 
     /// Takes note of a failed connect.
@@ -311,6 +340,7 @@ impl<M: Manager> Shared<M> {
             }
             OperationError::TimedOut { .. } | OperationError::Panicked { .. } => false,
         };
+        self.connector.note(&error);
         let error = Arc::new(error);
         let hopeless = self.config.fail_fast && self.core.counts().alive() == 0;
         let verdict = match (permanent, hopeless) {

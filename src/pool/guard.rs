@@ -82,9 +82,10 @@ macro_rules! pooled {
             pub fn detach(mut self) -> M::Connection {
                 let mut lease = self.loan.recall();
                 let shared = lease.keeper().clone();
-                shared.totals.closed(CloseReason::Detached);
-                shared.no_longer_lent(lease.number());
-                lease.detach().connection
+                shared.comes_back(&mut lease);
+                let tenant = lease.detach();
+                shared.ends(&tenant, CloseReason::Detached);
+                tenant.connection
             }
 
             /// Has the connection closed rather than used again.
@@ -157,6 +158,15 @@ impl<M: Manager> Shared<M> {
         catch_unwind(ask).unwrap_or(Condition::Broken)
     }
 
+    /// A connection is no longer in the hands of its caller.
+    fn comes_back<R: Deref<Target = Self>>(&self, lease: &mut Lease<R>) {
+        self.no_longer_lent(lease.number());
+        if self.config.time_use {
+            let lent_at = lease.resource_mut().lent_at;
+            self.totals.used(self.now().saturating_sub(lent_at));
+        }
+    }
+
     /// The detector of deadlocks is to forget who holds the connection of this slot.
     pub(super) fn no_longer_lent(&self, slot: usize) {
         if let Some(detector) = &self.detector {
@@ -212,7 +222,7 @@ where
     R: Deref<Target = Shared<M>> + Clone,
 {
     let shared = lease.keeper().clone();
-    shared.no_longer_lent(lease.number());
+    shared.comes_back(&mut lease);
     if shared.hooks.checkin(&lease.resource_mut().connection) {
         return Some(lease);
     }

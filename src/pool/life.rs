@@ -56,6 +56,11 @@ impl<M: Manager> Shared<M> {
         nanos(self.began.elapsed())
     }
 
+    /// How long ago a moment of the pool's clock is.
+    pub(super) fn since(&self, moment: u64) -> Duration {
+        Duration::from_nanos(self.now().saturating_sub(moment))
+    }
+
     /// The generation of a connection that is opened now.
     pub(super) fn generation(&self) -> u64 {
         // Ordering: SeqCst, partner: the increment in `next_generation`.

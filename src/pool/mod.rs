@@ -3,7 +3,8 @@
 //! Read `mod.rs` (the handle), `builder.rs` (its settings), `acquire.rs` (how a caller gets a
 //! connection), `guard.rs` (how it comes back), `connector.rs` (how one is opened), `close.rs` (how
 //! one ends), `life.rs` (when it has to), `reaper.rs` (what happens by the clock), `admin.rs` (what
-//! an operator does), `shed.rs` and `deadlock.rs` (two options for when too much is asked).
+//! an operator does), `report.rs` (who is told the figures), `shed.rs` and `deadlock.rs` (two options
+//! for when too much is asked).
 //!
 //! Not here: which slot belongs to whom; see `core`.
 
@@ -17,6 +18,7 @@ mod guard;
 mod life;
 pub(crate) mod operation;
 mod reaper;
+mod report;
 mod shed;
 
 pub use self::admin::DrainReport;
@@ -29,6 +31,7 @@ use self::connector::Connector;
 use self::deadlock::Detector;
 use self::life::{Record, Term};
 use self::reaper::{Memory, Upkeep};
+use self::report::Reports;
 use self::shed::Shedder;
 use crate::config::{Config, Priority};
 use crate::core::try_acquire as look;
@@ -86,6 +89,7 @@ struct Shared<M: Manager> {
     manager: M,
     config: Config,
     hooks: Hooks<M>,
+    reports: Option<Reports>,
     connector: Connector<M::Error>,
     totals: Totals,
     /// False until the first connections are open, or somebody waits for one.
@@ -128,11 +132,19 @@ struct Tenant<C> {
     term: Term,
     /// How often the slot had been acquired before this connection came.
     uses_before: u64,
+    /// When it was lent last, by the pool's clock, if that is measured.
+    lent_at: u64,
 }
 
 impl<M: Manager> Shared<M> {
     fn arc(&self) -> Arc<Self> {
         self.me.upgrade().expect("BUG: a pool that is gone was asked for something")
+    }
+
+    fn metrics(&self) -> PoolMetrics {
+        let Self { core, totals, connector, .. } = self;
+        let (oldest_holder, failure) = (self.oldest_holder(), connector.last_failure());
+        totals.snapshot(core.counts(), core.uses(), oldest_holder, failure)
     }
 
     /// Tells those who wait for the pool to open, close or give up connections.
@@ -194,8 +206,8 @@ impl<M: Manager> Keeper for Shared<M> {
         self.close_connection(trial, self.closed_because());
     }
 
-    fn abandoned(&self) {
-        self.totals.closed(CloseReason::Abandoned);
+    fn abandoned(&self, tenant: &Self::Resource) {
+        self.ends(tenant, CloseReason::Abandoned);
         self.hooks.destroyed();
     }
 }
@@ -542,8 +554,7 @@ impl<M: Manager> Pool<M> {
     /// ```
     #[must_use]
     pub fn metrics(&self) -> PoolMetrics {
-        let Shared { core, totals, .. } = &*self.shared;
-        totals.snapshot(core.counts(), core.uses())
+        self.shared.metrics()
     }
 
     /// The settings.

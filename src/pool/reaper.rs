@@ -59,6 +59,11 @@ impl Upkeep {
         }
     }
 
+    /// Notified when the pool is closed, or something else has changed.
+    pub(super) fn changed(&self) -> &Event {
+        &self.changed
+    }
+
     /// Has the reaper look whether it is still wanted.
     pub(super) fn notify(&self) {
         self.changed.notify(usize::MAX.additional());

@@ -327,7 +327,7 @@ impl Subject for Managed {
             acquires: metrics.acquires,
             resets: metrics.resets,
             checks: metrics.checks,
-            queue_full: metrics.queue_full,
+            queue_full: metrics.waits.queue_full,
             leaks: metrics.leaks,
             late_returns: metrics.late_returns,
             ends,

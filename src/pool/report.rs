@@ -1,0 +1,68 @@
+//! Calls back with the pool's figures, again and again.
+//!
+//! Not here: the figures (`metrics`).
+
+use super::Shared;
+use super::acquire::FAR_FUTURE;
+use super::reaper::Upkeep;
+use crate::manager::Manager;
+use crate::metrics::PoolMetrics;
+use event_listener::listener;
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Weak};
+use std::task::Poll;
+use std::time::Duration;
+use tokio::task::spawn_blocking;
+
+/// What a pool reports to, and how often.
+#[derive(Clone)]
+pub(super) struct Reports {
+    pub(super) interval: Duration,
+    pub(super) callback: Arc<dyn Fn(&PoolMetrics) + Send + Sync>,
+}
+
+/// The task. It ends with the pool, and is dropped if its runtime ends first.
+pub(super) struct Reporter<M: Manager> {
+    shared: Weak<Shared<M>>,
+    upkeep: Arc<Upkeep>,
+    reports: Reports,
+}
+
+impl<M: Manager> Reporter<M> {
+    pub(super) fn new(shared: &Shared<M>, reports: Reports) -> Self {
+        Self { shared: shared.me.clone(), upkeep: shared.upkeep.clone(), reports }
+    }
+
+    pub(super) async fn run(self) {
+        let Self { shared, upkeep, reports: Reports { interval, callback } } = self;
+        let mut next = tokio::time::Instant::now();
+        loop {
+            // A clock that has run away is not run after.
+            next = (next + interval.min(FAR_FUTURE)).max(tokio::time::Instant::now());
+            let mut sleep = pin!(tokio::time::sleep_until(next));
+            loop {
+                listener!(upkeep.changed() => changed);
+                if shared.upgrade().is_none_or(|shared| shared.core.is_closed()) {
+                    return;
+                }
+                let slept = poll_fn(|cx| match sleep.as_mut().poll(cx) {
+                    Poll::Ready(()) => Poll::Ready(true),
+                    Poll::Pending => Pin::new(&mut changed).poll(cx).map(|()| false),
+                });
+                if slept.await {
+                    break;
+                }
+            }
+            let Some(metrics) = shared.upgrade().map(|shared| shared.metrics()) else { return };
+            let callback = callback.clone();
+            // Elsewhere, since it may block; its panic has been reported by the panic hook, and
+            // there is another time.
+            let told = spawn_blocking(move || {
+                drop(catch_unwind(AssertUnwindSafe(|| callback(&metrics))));
+            });
+            drop(told.await);
+        }
+    }
+}

@@ -1,0 +1,437 @@
+//! What a pool says of itself: totals, outcomes of waits, distributions of times, and whom it tells.
+
+#![cfg(feature = "tokio")]
+#![allow(clippy::unwrap_used, reason = "these are tests, though clippy only sees their helpers")]
+
+mod support;
+use support::*;
+
+use millpond::{
+    AcquireError, CheckPolicy, Histogram, Hooks, Pool, PoolBuilder, PoolMetrics, Priority, Shed,
+};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const DIRTY: Act = Act::Slow(Duration::ZERO);
+
+fn pool_of(manager: &TestManager, max_size: usize) -> PoolBuilder<TestManager> {
+    hush_scripted_panics();
+    Pool::builder(manager.clone()).max_size(max_size).shards(1)
+}
+
+/// Whether a histogram holds these times and no others, to its own precision.
+#[track_caller]
+fn holds(histogram: &Histogram, times: &[Duration]) {
+    let counts = histogram.iter().flat_map(|(time, count)| (0..count).map(move |_| time));
+    let told: Vec<Duration> = counts.collect();
+    assert_eq!(told.len(), times.len(), "{told:?}");
+    for (told, exact) in told.iter().zip(times) {
+        let off = told.abs_diff(*exact).as_secs_f64();
+        assert!(off <= 0.032 * exact.as_secs_f64(), "{told:?} for {exact:?}");
+    }
+    assert_eq!(histogram.sum(), times.iter().sum(), "the sum is exact");
+}
+
+// ---- waits ----
+
+#[tokio::test(start_paused = true)]
+async fn each_acquire_counts_once_and_one_that_did_not_wait_as_zero() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).min_idle(1).build().await.unwrap();
+    for _ in 0..5 {
+        drop(pool.acquire().await.unwrap());
+        drop(pool.try_acquire().unwrap());
+    }
+    let held = pool.acquire_owned().await.unwrap();
+    let release = async {
+        tokio::time::sleep(250 * MILLISECOND).await;
+        drop(held);
+    };
+    let (waited, ()) = tokio::join!(pool.acquire(), release);
+    drop(waited.unwrap());
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.acquires, metrics.waits.served, metrics.waits.total()), (12, 1, 1));
+    let mut times = [Duration::ZERO; 12];
+    times[11] = 250 * MILLISECOND;
+    holds(&metrics.acquire_wait, &times);
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_way_in_which_a_wait_ends_is_counted_as_what_it_is() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).max_waiters(1).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    assert_eq!(pool.metrics().waits.served, 1, "it waited for the first connect");
+    assert!(matches!(pool.acquire_timeout(SECOND).await, Err(AcquireError::Timeout(_))));
+    let mut waits = Box::pin(pool.acquire());
+    assert!(poll_once(waits.as_mut()).is_pending());
+    assert!(matches!(pool.acquire().await, Err(AcquireError::QueueFull)));
+    drop(waits);
+    drop(pool.acquire());
+    assert!(pool.try_acquire().is_err(), "one that does not wait counts nowhere");
+    held.discard();
+    manager.connect.once(Act::Permanent);
+    assert!(matches!(pool.acquire().await, Err(AcquireError::Connect(_))));
+    pool.close().await;
+    assert!(matches!(pool.acquire().await, Err(AcquireError::Closed)));
+    let waits = pool.metrics().waits;
+    assert_eq!((waits.served, waits.timed_out, waits.cancelled, waits.shed), (1, 1, 1, 0));
+    assert_eq!((waits.closed, waits.queue_full, waits.failed), (1, 1, 1));
+    assert_eq!((waits.total(), waits.failures()), (6, 5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_is_turned_away_is_counted_apart_from_who_would_have_been() {
+    for report_only in [false, true] {
+        let manager = TestManager::new();
+        let shed = Shed::new(5 * MILLISECOND, 100 * MILLISECOND);
+        let shed = if report_only { shed.report_only() } else { shed };
+        let pool = pool_of(&manager, 1).shed(shed).build_lazy().unwrap();
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..40 {
+            let pool = pool.clone();
+            tasks.spawn(async move {
+                let acquired = pool.acquire().await;
+                if acquired.is_ok() {
+                    tokio::time::sleep(10 * MILLISECOND).await;
+                }
+                acquired.is_err()
+            });
+        }
+        let refused = tasks.join_all().await.into_iter().filter(|refused| *refused).count() as u64;
+        let metrics = pool.metrics();
+        assert!(metrics.shed > 0);
+        assert_eq!(metrics.waits.shed, refused);
+        assert_eq!(refused, if report_only { 0 } else { metrics.shed });
+        assert_eq!(metrics.waits.served + refused, 40);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blocking_wait_counts_like_any_other() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let thread = thread::spawn({
+        let pool = pool.clone();
+        move || {
+            let outcome = pool.acquire_blocking_timeout(MILLISECOND).map(drop);
+            assert!(matches!(outcome, Err(AcquireError::Timeout(_))));
+            drop(pool.acquire_blocking().unwrap());
+        }
+    });
+    eventually("it waits for good", || pool.metrics().waits.timed_out == 1).await;
+    eventually("it waits for good", || pool.metrics().counts.waiters == 1).await;
+    drop(held);
+    eventually("the thread has ended", || thread.is_finished()).await;
+    join(thread);
+    assert_eq!(balanced(&pool, &manager.ledger).await.waits.served, 2);
+}
+
+// ---- times ----
+
+#[tokio::test(start_paused = true)]
+async fn connect_times_and_lifetimes_are_those_of_the_connections() {
+    let manager = TestManager::new();
+    manager.connect.once(Act::Slow(20 * MILLISECOND));
+    manager.connect.once(Act::Error);
+    manager.connect.once(Act::Slow(40 * MILLISECOND));
+    let pool = pool_of(&manager, 2).backoff(MILLISECOND, MILLISECOND).build_lazy().unwrap();
+    let first = pool.acquire().await.unwrap();
+    let second = pool.acquire().await.unwrap();
+    holds(&pool.metrics().connect_time, &[20 * MILLISECOND, 40 * MILLISECOND]);
+    tokio::time::advance(10 * SECOND).await;
+    let detached = second.detach();
+    tokio::time::advance(90 * SECOND).await;
+    first.discard();
+    let metrics = pool.metrics();
+    assert_eq!(metrics.lifetime.count(), metrics.closed.total());
+    let (short, long) = (metrics.lifetime.quantile(0.0).unwrap(), metrics.lifetime.max().unwrap());
+    assert!(short.abs_diff(10 * SECOND) < SECOND / 2, "{short:?}");
+    assert!(long.abs_diff(100 * SECOND) < 4 * SECOND, "{long:?}");
+    drop(detached);
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_way_in_which_a_connection_ends_leaves_its_lifetime() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).check(CheckPolicy::Always).build_lazy().unwrap();
+    // Broken, reset in vain, abandoned in a check, invalidated, closed.
+    manager.condition.once(Act::Error);
+    drop(pool.acquire().await.unwrap());
+    manager.condition.once(DIRTY);
+    manager.reset.once(Act::Error);
+    drop(pool.acquire().await.unwrap());
+    drop(pool.acquire().await.unwrap());
+    manager.check.once(Act::Never);
+    {
+        let mut acquire = pin!(pool.acquire());
+        assert!(poll_once(acquire.as_mut()).is_pending());
+    }
+    drop(pool.acquire().await.unwrap());
+    pool.invalidate();
+    drop(pool.acquire().await.unwrap());
+    pool.close().await;
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!(metrics.closed.total(), 5, "{metrics:?}");
+    assert_eq!((metrics.closed.abandoned, metrics.closed.failed_reset), (1, 1));
+    assert_eq!(metrics.lifetime.count(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_in_use_is_measured_only_if_that_is_wanted() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).build_lazy().unwrap();
+    drop(pool.acquire().await.unwrap());
+    assert_eq!(pool.metrics().use_time, None);
+    let pool = pool_of(&manager, 2).time_use(true).build_lazy().unwrap();
+    let times = [3 * MILLISECOND, 50 * MILLISECOND, 700 * MILLISECOND, SECOND];
+    for (round, time) in times.into_iter().enumerate() {
+        let conn = pool.acquire().await.unwrap();
+        tokio::time::advance(time).await;
+        match round {
+            0 => drop(conn),
+            1 => conn.release().await.unwrap(),
+            2 => conn.discard(),
+            _ => drop(conn.detach()),
+        }
+    }
+    holds(pool.metrics().use_time.as_ref().unwrap(), &times);
+}
+
+// ---- what went wrong, and who holds what ----
+
+#[tokio::test(start_paused = true)]
+async fn the_last_failure_to_connect_is_told_with_its_causes_and_its_age_for_good() {
+    #[derive(Debug, thiserror::Error)]
+    #[error("the door is shut")]
+    struct Shut(#[source] std::num::ParseIntError);
+    let fails = Arc::new(AtomicBool::new(true));
+    let manager = millpond::from_fn({
+        let fails = fails.clone();
+        move || {
+            let fails = fails.load(SeqCst);
+            async move { if fails { Err(Shut("x".parse::<u8>().unwrap_err())) } else { Ok(()) } }
+        }
+    });
+    let pool = Pool::builder(manager).max_size(1).build_lazy().unwrap();
+    assert_eq!(pool.metrics().last_connect_error, None);
+    pool.acquire_timeout(SECOND / 2).await.map(drop).unwrap_err();
+    fails.store(false, SeqCst);
+    drop(pool.acquire().await.unwrap());
+    let before = pool.metrics().last_connect_error.unwrap();
+    assert_eq!(before.message, "the door is shut: invalid digit found in string");
+    tokio::time::advance(60 * SECOND).await;
+    let after = pool.metrics().last_connect_error.unwrap();
+    assert_eq!((after.message, after.ago), (before.message, before.ago + 60 * SECOND));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rotation_that_cannot_connect_is_told_as_well() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).build_lazy().unwrap();
+    manager.connect.once(Act::Error);
+    pool.rotate(|_| Box::pin(async { Ok(()) })).await.unwrap_err();
+    let told = pool.metrics().last_connect_error.unwrap();
+    assert_eq!(told.message, "scripted connect error");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_oldest_holder_is_the_one_who_has_held_for_longest() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).build_lazy().unwrap();
+    assert_eq!(pool.metrics().oldest_holder, None);
+    let first = pool.acquire().await.unwrap();
+    tokio::time::sleep(10 * SECOND).await;
+    let _second = pool.acquire().await.unwrap();
+    tokio::time::sleep(10 * SECOND).await;
+    let oldest = pool.metrics().oldest_holder.unwrap();
+    assert_eq!(oldest.connection, first.info().id);
+    assert!(oldest.held >= 18 * SECOND, "{oldest}");
+    drop(first);
+    assert_eq!(pool.metrics().oldest_holder.unwrap().connection, 2);
+}
+
+// ---- under stress ----
+
+/// Figures that others count as well, at every moment and in the end.
+#[test]
+fn figures_match_an_independent_count_under_stress() {
+    const TASKS: u64 = 16;
+    const TURNS: u64 = 400;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(3)
+        .enable_time()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let manager = TestManager::new();
+        let (checkouts, destroyed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let hooks = Hooks::new()
+            .on_checkout({
+                let checkouts = checkouts.clone();
+                move |_| {
+                    checkouts.fetch_add(1, SeqCst);
+                }
+            })
+            .on_destroy({
+                let destroyed = destroyed.clone();
+                move || {
+                    destroyed.fetch_add(1, SeqCst);
+                }
+            });
+        let builder = pool_of(&manager, 4).time_use(true).max_waiters(8).hooks(hooks);
+        let pool = builder.reserved(Priority::High, 1).build_lazy().unwrap();
+        let sampler = Sampler::start({
+            let (pool, before) = (pool.clone(), Mutex::new(None::<PoolMetrics>));
+            move || {
+                let now = pool.metrics();
+                assert_eq!(now.counts.capacity(), 4, "{now:?}");
+                let mut before = before.lock().unwrap();
+                if let Some(before) = &*before {
+                    let pairs = [
+                        (before.acquires, now.acquires),
+                        (before.created, now.created),
+                        (before.closed.total(), now.closed.total()),
+                        (before.waits.total(), now.waits.total()),
+                        (before.connect_time.count(), now.connect_time.count()),
+                    ];
+                    assert!(pairs.iter().all(|(before, now)| before <= now), "{pairs:?}");
+                }
+                *before = Some(now);
+            }
+        });
+        let outcomes: [Arc<AtomicU64>; 4] = Default::default();
+        let mut tasks = tokio::task::JoinSet::new();
+        for task in 0..TASKS {
+            let (pool, outcomes) = (pool.clone(), outcomes.clone());
+            tasks.spawn(async move {
+                let mut random = Random::new(task);
+                for _ in 0..TURNS {
+                    let limit = Duration::from_micros(random.below(400) as u64);
+                    let outcome = match random.below(4) {
+                        0 => pool.acquire_timeout(limit).await,
+                        1 => pool.acquire_with(Priority::High).await,
+                        2 => match tokio::time::timeout(limit, pool.acquire()).await {
+                            Ok(outcome) => outcome,
+                            // Whether it had begun to wait by then, only the pool knows.
+                            Err(_) => continue,
+                        },
+                        _ => pool.acquire().await,
+                    };
+                    let which = match outcome {
+                        Ok(conn) => {
+                            tokio::task::yield_now().await;
+                            if random.below(20) == 0 {
+                                conn.discard()
+                            } else {
+                                drop(conn)
+                            }
+                            0
+                        }
+                        Err(AcquireError::Timeout(_)) => 1,
+                        Err(AcquireError::QueueFull) => 2,
+                        Err(_) => 3,
+                    };
+                    outcomes[which].fetch_add(1, SeqCst);
+                }
+            });
+        }
+        tasks.join_all().await;
+        assert!(sampler.stop() > 0);
+        let metrics = balanced(&pool, &manager.ledger).await;
+        let outcomes = outcomes.map(|count| count.load(SeqCst));
+        assert_eq!(metrics.waits.timed_out, outcomes[1]);
+        assert_eq!(metrics.waits.queue_full, outcomes[2]);
+        assert_eq!((metrics.waits.failed + metrics.waits.closed, outcomes[3]), (0, 0));
+        assert_eq!(metrics.acquires, checkouts.load(SeqCst));
+        assert!(metrics.acquires >= outcomes[0], "those that were given up may have had one");
+        assert_eq!(metrics.acquire_wait.count(), metrics.acquires);
+        assert_eq!(metrics.use_time.as_ref().unwrap().count(), metrics.acquires);
+        assert_eq!(metrics.lifetime.count(), metrics.closed.total());
+        assert_eq!(metrics.closed.total(), destroyed.load(SeqCst));
+        assert_eq!(metrics.connect_time.count(), metrics.created);
+        assert_eq!(metrics.created, manager.ledger.opened() as u64);
+    });
+}
+
+// ---- callbacks ----
+
+#[tokio::test(start_paused = true)]
+async fn a_callback_hears_at_each_interval_until_the_pool_is_closed() {
+    let manager = TestManager::new();
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let builder = pool_of(&manager, 2).on_metrics(10 * SECOND, {
+        let heard = heard.clone();
+        move |metrics| heard.lock().unwrap().push(metrics.acquires)
+    });
+    let pool = builder.build().await.unwrap();
+    // It does not depend on the reaper.
+    pool.maintenance().pause();
+    for acquires in 1..=3 {
+        drop(pool.acquire().await.unwrap());
+        tokio::time::sleep(10 * SECOND + MILLISECOND).await;
+        eventually("it has been told", || heard.lock().unwrap().len() == acquires).await;
+    }
+    assert_eq!(*heard.lock().unwrap(), [1, 2, 3]);
+    pool.close().await;
+    drop(pool);
+    tokio::time::sleep(100 * SECOND).await;
+    assert_eq!(heard.lock().unwrap().len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_callback_that_panics_is_called_again() {
+    let manager = TestManager::new();
+    let calls = Arc::new(AtomicUsize::new(0));
+    let builder = pool_of(&manager, 1).on_metrics(SECOND, {
+        let calls = calls.clone();
+        move |_| {
+            calls.fetch_add(1, SeqCst);
+            panic!("scripted panic in on_metrics");
+        }
+    });
+    let pool = builder.build().await.unwrap();
+    eventually("it is called again", || calls.load(SeqCst) > 2).await;
+    drop(pool.acquire().await.unwrap());
+}
+
+#[tokio::test]
+async fn a_callback_that_blocks_holds_nobody_up() {
+    let manager = TestManager::new();
+    let entered = Arc::new(AtomicUsize::new(0));
+    let (gate, closed) = std::sync::mpsc::channel::<()>();
+    let closed = Mutex::new(closed);
+    let builder = pool_of(&manager, 1).on_metrics(MILLISECOND, {
+        let entered = entered.clone();
+        move |_| {
+            entered.fetch_add(1, SeqCst);
+            // Until the gate is dropped.
+            drop(closed.lock().unwrap().recv());
+        }
+    });
+    let pool = builder.build().await.unwrap();
+    eventually("it blocks", || entered.load(SeqCst) == 1).await;
+    for _ in 0..3 {
+        drop(pool.acquire().await.unwrap());
+        pool.maintenance().run_once().await;
+    }
+    assert_eq!(entered.load(SeqCst), 1, "never twice at once");
+    drop(gate);
+    eventually("it is called once more", || entered.load(SeqCst) > 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_interval_of_zero_is_refused_and_the_longest_does_not_overflow() {
+    let manager = TestManager::new();
+    let error = pool_of(&manager, 1).on_metrics(Duration::ZERO, |_| ()).build_lazy().unwrap_err();
+    assert_eq!(error.to_string(), "on_metrics is 0ns, but it must be above zero");
+    let pool = pool_of(&manager, 1).on_metrics(Duration::MAX, |_| ()).build().await.unwrap();
+    tokio::time::sleep(100 * SECOND).await;
+    drop(pool.acquire().await.unwrap());
+}
