@@ -291,7 +291,9 @@ mod tests {
             for thread in 0..4_u64 {
                 let recorder = &recorder;
                 scope.spawn(move || {
-                    (0..10_000).for_each(|time| recorder.record(time * (thread + 1)))
+                    for time in 0..10_000 {
+                        recorder.record(time * (thread + 1));
+                    }
                 });
             }
         });
