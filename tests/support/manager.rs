@@ -21,7 +21,8 @@ use tokio::sync::Semaphore;
 
 /// What one call of one of the manager's methods does.
 ///
-/// `condition`, which cannot wait or fail, answers: `Ok` clean, `Slow` dirty, anything else broken.
+/// `condition`, which cannot wait or fail, answers: `Ok` clean, `Gated` unchecked, `Slow` dirty,
+/// anything else broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
     /// Succeeds at its first poll.
@@ -293,6 +294,7 @@ impl Manager for TestManager {
     fn condition(&self, _: &mut Conn) -> Condition {
         match self.condition.begin() {
             Act::Ok => Condition::Clean,
+            Act::Gated => Condition::Unchecked,
             Act::Slow(_) => Condition::Dirty,
             Act::Panic => panic!("scripted panic in condition"),
             _ => Condition::Broken,
