@@ -32,12 +32,14 @@ const MOMENT: Duration = Duration::from_millis(20);
 async fn exact<M: Manager>(pool: &Pool<M>) -> PoolMetrics {
     eventually("nothing is under way", || {
         let counts = pool.metrics().counts;
-        counts.connecting + counts.checking + counts.resetting + counts.closing == 0
+        let busy = counts.connecting + counts.checking + counts.resetting + counts.closing;
+        // A slot is in use for a moment on its way from a dial to a shelf.
+        busy + counts.in_use == 0
     })
     .await;
     let metrics = pool.metrics();
     assert_eq!(metrics.created, metrics.closed.total() + metrics.counts.alive() as u64);
-    assert_eq!((metrics.counts.waiters, metrics.counts.in_use), (0, 0), "{metrics:?}");
+    assert_eq!(metrics.counts.waiters, 0, "{metrics:?}");
     metrics
 }
 
