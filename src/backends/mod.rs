@@ -2,6 +2,7 @@
 //!
 //! | manager | feature | a connection is | checked by | reset | beyond retrying |
 //! |---|---|---|---|---|---|
+//! | [`SqlxManager<DB>`](self::sqlx::SqlxManager) | `sqlx` | a connection of `sqlx` 0.9, such as `PgConnection` | `ping` | abandoned queries and open transactions, at each release | a wrong password, an unknown database, an invalid option |
 //! | [`TcpManager`](tcp::TcpManager) | `tcp` | a `tokio::net::TcpStream` | a look at the socket | – | an address that is none |
 //! | [`UnixManager`](unix::UnixManager) | `unix` | a `tokio::net::UnixStream` | a look at the socket | – | a path that is none |
 //!
@@ -13,6 +14,8 @@
 #[cfg(any(feature = "tcp", all(unix, feature = "unix")))]
 mod socket;
 
+#[cfg(feature = "sqlx")]
+pub mod sqlx;
 #[cfg(feature = "tcp")]
 pub mod tcp;
 #[cfg(all(unix, feature = "unix"))]
