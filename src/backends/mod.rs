@@ -2,6 +2,7 @@
 //!
 //! | manager | feature | a connection is | checked by | reset | beyond retrying |
 //! |---|---|---|---|---|---|
+//! | [`PgWiredManager`](self::pg_wired::PgWiredManager) | `pg-wired` | `pg-wired` 0.4's `AsyncConn` or `WireConn` | a `Sync` | requests in flight and open transactions, at each release; `DISCARD ALL` after a transaction | a wrong password, an unknown database, an address that is none |
 //! | [`SqlxManager<DB>`](self::sqlx::SqlxManager) | `sqlx` | a connection of `sqlx` 0.9, such as `PgConnection` | `ping` | abandoned queries and open transactions, at each release | a wrong password, an unknown database, an invalid option |
 //! | [`TcpManager`](tcp::TcpManager) | `tcp` | a `tokio::net::TcpStream` | a look at the socket | – | an address that is none |
 //! | [`UnixManager`](unix::UnixManager) | `unix` | a `tokio::net::UnixStream` | a look at the socket | – | a path that is none |
@@ -14,6 +15,8 @@
 #[cfg(any(feature = "tcp", all(unix, feature = "unix")))]
 mod socket;
 
+#[cfg(feature = "pg-wired")]
+pub mod pg_wired;
 #[cfg(feature = "sqlx")]
 pub mod sqlx;
 #[cfg(feature = "tcp")]
