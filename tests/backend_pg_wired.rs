@@ -74,7 +74,9 @@ async fn exact<M: Manager>(pool: &Pool<M>) -> PoolMetrics {
 
 /// What the next holder of a connection is told.
 async fn ask<M: Manager<Connection: Speaks>>(pool: &Pool<M>, sql: &str) -> String {
-    pool.acquire().await.unwrap().ask(sql).await.unwrap()
+    let mut connection = pool.acquire().await.unwrap();
+    let answer = tokio::time::timeout(PATIENCE, connection.ask(sql)).await;
+    answer.expect("an answer in time").unwrap()
 }
 
 async fn backend<M: Manager<Connection: Speaks>>(pool: &Pool<M>) -> String {
@@ -173,6 +175,7 @@ async fn a_session_that_is_marked_is_discarded_with_its_statements() {
         assert_eq!(ask(&pool, "SHOW search_path").await, path);
         assert_eq!(exact(&pool).await.created, 1);
     }
+    assert!(!server.log().contains("does not exist"), "{}", server.log());
 }
 
 /// Drops what a connection is asked at each of its first polls; answers how often it was not done.
@@ -208,8 +211,11 @@ async fn a_query_that_is_dropped_at_any_poll_leaves_nothing_of_its_answer() {
 #[tokio::test]
 async fn a_begin_that_is_dropped_at_any_poll_leaves_no_transaction() {
     let Some(server) = Postgres::start(&[]) else { return };
-    assert!(cut_at_each_poll(&patient(manager(&server), 1), "BEGIN").await > 0);
-    assert!(cut_at_each_poll(&patient(manager(&server).raw(), 1), "BEGIN").await > 0);
+    let proxy = Proxy::start(server.address());
+    proxy.delay(Duration::from_millis(1));
+    let manager = || PgWiredManager::new(proxy.address().to_string(), "millpond", "millpond");
+    assert!(cut_at_each_poll(&patient(manager(), 1), "BEGIN").await > 0);
+    assert!(cut_at_each_poll(&patient(manager().raw(), 1), "BEGIN").await > 0);
 }
 
 #[tokio::test]
@@ -399,8 +405,7 @@ async fn connections_that_lead_nowhere_cost_one_check_timeout_each() {
         proxy.black_hole();
         // What has just been opened counts as checked until the reaper's next look.
         pool.maintenance().run_once().await;
-        let answer = tokio::time::timeout(PATIENCE, ask(&pool, "SELECT 7")).await;
-        assert_eq!(answer.expect("it leads nowhere"), "7");
+        assert_eq!(ask(&pool, "SELECT 7").await, "7");
         assert_eq!(ask(&pool, "SELECT 8").await, "8");
         assert!(exact(&pool).await.closed.failed_check >= 1);
     }

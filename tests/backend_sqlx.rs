@@ -64,7 +64,7 @@ async fn is_in_transaction(connection: &mut PgConnection) -> bool {
 async fn a_connection_is_used_again_with_its_statements() {
     let Some(server) = Postgres::start(&[]) else { return };
     let pool = pool(&server, 1).await;
-    let first = backend(&mut *pool.acquire().await.unwrap()).await;
+    let first = backend(&mut pool.acquire().await.unwrap()).await;
     for _ in 0..3 {
         let mut connection = pool.acquire().await.unwrap();
         assert_eq!(connection.cached_statements_size(), 1);
@@ -94,7 +94,7 @@ async fn a_transaction_that_is_dropped_is_rolled_back_at_once() {
         eventually("it is clean", || pool.metrics().counts.idle == 1).await;
         assert_eq!(server.run("SET lock_timeout = 100; UPDATE t SET n = n + 10 RETURNING n"), "11");
         server.run("UPDATE t SET n = 1");
-        assert!(!is_in_transaction(&mut *pool.acquire().await.unwrap()).await);
+        assert!(!is_in_transaction(&mut pool.acquire().await.unwrap()).await);
         let metrics = exact(&pool).await;
         assert_eq!((metrics.created, metrics.closed.total()), (1, 0));
     }
@@ -124,7 +124,7 @@ async fn a_transaction_that_is_left_open_is_never_handed_on() {
     sqlx::query("BEGIN").execute(&mut *connection).await.unwrap();
     assert!(is_in_transaction(&mut connection).await);
     drop(connection);
-    assert!(!is_in_transaction(&mut *pool.acquire().await.unwrap()).await, "sqlx knows nothing");
+    assert!(!is_in_transaction(&mut pool.acquire().await.unwrap()).await, "sqlx knows nothing");
 
     let mut connection = pool.acquire().await.unwrap();
     let _forgotten = ManuallyDrop::new(connection.begin().await.unwrap());
@@ -137,7 +137,7 @@ async fn a_transaction_that_is_left_open_is_never_handed_on() {
     sqlx::query("BEGIN").execute(&mut *connection).await.unwrap();
     sqlx::query("SELECT 1 / 0").execute(&mut *connection).await.unwrap_err();
     drop(connection);
-    assert!(!is_in_transaction(&mut *pool.acquire().await.unwrap()).await);
+    assert!(!is_in_transaction(&mut pool.acquire().await.unwrap()).await);
     let metrics = exact(&pool).await;
     assert_eq!((metrics.closed.failed_reset, metrics.created), (1, 2), "a failed transaction");
 }
@@ -145,7 +145,11 @@ async fn a_transaction_that_is_left_open_is_never_handed_on() {
 #[tokio::test]
 async fn a_begin_that_is_dropped_at_any_poll_leaves_no_transaction() {
     let Some(server) = Postgres::start(&[]) else { return };
-    let pool = pool(&server, 1).await;
+    let proxy = Proxy::start(server.address());
+    // A network in which nothing is there at once.
+    proxy.delay(Duration::from_millis(1));
+    let url = format!("postgresql://millpond@{}/millpond", proxy.address());
+    let pool = builder(&url, 1).build().await.unwrap();
     let mut dropped = 0;
     for polls in 0..64 {
         let mut connection = pool.acquire().await.unwrap();
@@ -162,7 +166,6 @@ async fn a_begin_that_is_dropped_at_any_poll_leaves_no_transaction() {
 async fn a_query_that_is_dropped_at_any_poll_leaves_nothing_of_its_answer() {
     let Some(server) = Postgres::start(&[]) else { return };
     let proxy = Proxy::start(server.address());
-    // A network in which nothing is there at once.
     proxy.delay(Duration::from_millis(1));
     let url = format!("postgresql://millpond@{}/millpond", proxy.address());
     let pool = builder(&url, 1).build().await.unwrap();
@@ -195,7 +198,7 @@ async fn a_query_that_goes_on_at_the_server_is_waited_for_until_the_reset_timeou
     let nap = sqlx::query("SELECT pg_sleep(0.05)").execute(&mut *connection);
     assert!(cut_after(0, nap).await.is_none());
     drop(connection);
-    assert_eq!(backend(&mut *pool.acquire().await.unwrap()).await, first);
+    assert_eq!(backend(&mut pool.acquire().await.unwrap()).await, first);
 
     let impatient = builder(&server.url(), 1).reset_timeout(MOMENT).build().await.unwrap();
     let mut connection = impatient.acquire().await.unwrap();
@@ -204,7 +207,7 @@ async fn a_query_that_goes_on_at_the_server_is_waited_for_until_the_reset_timeou
     let sleep = sqlx::raw_sql("SELECT pg_sleep(1000)").execute(&mut *connection);
     assert!(cut_after(0, sleep).await.is_none());
     drop(connection);
-    assert_ne!(backend(&mut *impatient.acquire().await.unwrap()).await, first);
+    assert_ne!(backend(&mut impatient.acquire().await.unwrap()).await, first);
     let metrics = exact(&impatient).await;
     assert_eq!((metrics.closed.failed_reset, metrics.closed.total()), (1, 1));
     // The server does not notice that nobody is left to sleep for.
@@ -266,7 +269,7 @@ async fn no_answer_reaches_another_request_while_a_fifth_are_given_up() {
     let given_up: u32 = tasks.join_all().await.into_iter().sum();
     assert!(given_up > 200, "{given_up}");
     for _ in 0..4 {
-        assert!(!is_in_transaction(&mut *pool.acquire().await.unwrap()).await);
+        assert!(!is_in_transaction(&mut pool.acquire().await.unwrap()).await);
     }
     let metrics = exact(&pool).await;
     // Only the error of an abandoned query costs its connection.
@@ -364,7 +367,7 @@ async fn a_connection_that_leads_nowhere_costs_one_check_timeout() {
     let url = format!("postgresql://millpond@{}/millpond", proxy.address());
     let builder = builder(&url, 1).check(CheckPolicy::Always).check_timeout(MOMENT);
     let pool = builder.build().await.unwrap();
-    let first = backend(&mut *pool.acquire().await.unwrap()).await;
+    let first = backend(&mut pool.acquire().await.unwrap()).await;
     exact(&pool).await;
     proxy.black_hole();
     // What has just been reset counts as checked until the reaper's next look.
@@ -382,7 +385,7 @@ async fn without_verifying_a_release_is_a_hit() {
     let manager = SqlxManager::<Pg>::from_url(&server.url()).unwrap().verify_on_release(false);
     let pool = Pool::builder(manager).max_size(1).build().await.unwrap();
     for _ in 0..3 {
-        backend(&mut *pool.acquire().await.unwrap()).await;
+        backend(&mut pool.acquire().await.unwrap()).await;
     }
     assert_eq!((pool.metrics().resets, pool.metrics().counts.idle), (0, 1));
     drop(pool.acquire().await.unwrap().begin().await.unwrap());

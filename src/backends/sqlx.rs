@@ -182,12 +182,12 @@ impl<DB: Database> Manager for SqlxManager<DB> {
         match error {
             Error::Configuration(_) => true,
             Error::Database(error) => {
-                let code = error.code();
-                match (DB::NAME, code.as_deref()) {
-                    ("PostgreSQL", Some("28P01" | "28000" | "3D000")) => true,
-                    ("MySQL", Some("28000" | "42000")) => true,
-                    _ => false,
-                }
+                let codes: &[&str] = match DB::NAME {
+                    "PostgreSQL" => &["28P01", "28000", "3D000"],
+                    "MySQL" => &["28000", "42000"],
+                    _ => &[],
+                };
+                error.code().is_some_and(|code| codes.contains(&&*code))
             }
             _ => false,
         }

@@ -2,9 +2,9 @@
 //!
 //! | adapter | feature | for | `connect` | `check` | asked on release |
 //! |---|---|---|---|---|---|
-//! | [`bb8::Adapter`](self::bb8::Adapter) | `bb8` | `bb8::ManageConnection` 0.9 | `connect` | `is_valid` | `has_broken` |
-//! | [`deadpool::Adapter`](self::deadpool::Adapter) | `deadpool` | `deadpool::managed::Manager` 0.13 | `create` | `recycle`, before each reuse | – |
-//! | [`r2d2::Adapter`](self::r2d2::Adapter) | `r2d2` | `r2d2::ManageConnection` 0.8 | `connect`, on a thread for blocking calls | `is_valid`, there too | `has_broken` |
+//! | [`bb8::Adapter`] | `bb8` | `bb8::ManageConnection` 0.9 | `connect` | `is_valid` | `has_broken` |
+//! | [`deadpool::Adapter`] | `deadpool` | `deadpool::managed::Manager` 0.13 | `create` | `recycle`, before each reuse | – |
+//! | [`r2d2::Adapter`] | `r2d2` | `r2d2::ManageConnection` 0.8 | `connect`, on a thread for blocking calls | `is_valid`, there too | `has_broken` |
 //!
 //! The manager stays as it is, and so does what is done with a connection; the pool around them is
 //! Millpond's, with its settings and defaults. What its users will notice:

@@ -23,6 +23,7 @@ async fn ready(connection: &mut WireConn) -> Result<u8, PgWireError> {
 }
 
 /// The state must be that no transaction is open.
+#[expect(clippy::result_large_err, reason = "it is pg-wired's error")]
 fn idle(status: u8) -> Result<(), PgWireError> {
     if status == IDLE {
         return Ok(());
