@@ -104,7 +104,11 @@ impl<M: Manager> PoolBuilder<M> {
         let thread = thread::Builder::new().name(self.thread_name());
         let drive = {
             let stop = stop.clone();
-            move || drive(&runtime, self, &stop, &report)
+            move || {
+                drive(&runtime, self, &stop, &report);
+                // Not a drop, which would wait for blocking calls that the pool has given up.
+                runtime.shutdown_background();
+            }
         };
         let thread = thread.spawn(drive).map_err(BuildError::Thread)?;
         let driver = Arc::new(Driver { stop, thread: Some(thread) });

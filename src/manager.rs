@@ -109,6 +109,9 @@ pub trait Manager: Send + Sync + 'static {
 pub enum Condition {
     /// Anybody may use it next.
     Clean,
+    /// Anybody may use it next, once a [`check`](Manager::check) has passed: it is checked before it
+    /// is handed out, whatever the pool's [`CheckPolicy`](crate::CheckPolicy) says.
+    Unchecked,
     /// Something is left over, such as an open transaction: reset it first.
     Dirty,
     /// Nobody may use it again.

@@ -14,6 +14,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const DIRTY: Act = Act::Slow(Duration::ZERO);
 const BROKEN: Act = Act::Error;
 const OUTDATED: Act = Act::Permanent;
+const UNCHECKED: Act = Act::Gated;
 
 fn always_checked(manager: &TestManager, max_size: usize) -> PoolBuilder<TestManager> {
     Pool::builder(manager.clone()).max_size(max_size).check(CheckPolicy::Always)
@@ -265,6 +266,39 @@ async fn always_checks_each_connection_before_each_use() {
     assert_eq!(manager.check.calls(), 11, "a connection that is handed over is checked too");
     let metrics = balanced(&pool, &manager.ledger).await;
     assert_eq!((metrics.acquires, metrics.created), (12, 1));
+}
+
+/// A manager whose `condition` says so has each connection checked before each use.
+#[tokio::test(start_paused = true)]
+async fn an_unchecked_connection_is_checked_before_its_next_use_whatever_the_policy() {
+    for policy in [CheckPolicy::Never, CheckPolicy::IfIdleFor(SECOND), CheckPolicy::Always] {
+        let manager = TestManager::new();
+        let builder = Pool::builder(manager.clone()).max_size(1).check(policy);
+        let pool = builder.build_lazy().unwrap();
+        manager.condition.always(UNCHECKED);
+        for acquires in 0..10 {
+            drop(pool.acquire().await.unwrap());
+            assert_eq!(manager.check.calls(), acquires, "a new connection needs no check");
+        }
+        let held = pool.acquire().await.unwrap();
+        let mut acquire = pin!(pool.acquire());
+        assert!(poll_once(acquire.as_mut()).is_pending());
+        held.release().await.unwrap();
+        assert_eq!(manager.check.calls(), 10);
+        drop(acquire.await.unwrap());
+        assert_eq!(manager.check.calls(), 11, "a connection that is handed over is checked too");
+
+        assert_eq!(pool.try_acquire().unwrap_err(), TryAcquireError::Empty, "it is being checked");
+        eventually("it is idle again", || pool.metrics().counts.idle == 1).await;
+        assert_eq!(pool.try_acquire().unwrap().id, 1);
+        assert_eq!(manager.check.calls(), 12);
+
+        manager.check.once(Act::Error);
+        assert_eq!(pool.acquire().await.unwrap().id, 2, "the check has failed");
+        let metrics = balanced(&pool, &manager.ledger).await;
+        assert_eq!((metrics.closed.failed_check, metrics.closed.total()), (1, 1));
+        assert_eq!((metrics.checks, metrics.resets), (13, 0));
+    }
 }
 
 #[tokio::test(start_paused = true)]

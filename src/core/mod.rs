@@ -118,6 +118,8 @@ pub trait Keeper: Sized {
 /// Why a resource that comes back is not simply put on a shelf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Doubt {
+    /// It has to be checked before anybody uses it.
+    Unchecked,
     /// It has to be made clean first.
     Dirty,
     /// It is of no use any more.

@@ -18,9 +18,9 @@ use tokio::runtime::Handle;
 /// A connection on loan; dropping it gives it back.
 ///
 /// When it is dropped, the manager's [`condition`](Manager::condition) decides: a clean connection
-/// is at once anybody's, a dirty one is reset in the background first, a broken one is closed. A
-/// guard that is dropped while its thread panics has its connection closed: nobody knows what it
-/// was in the middle of.
+/// is at once anybody's, an unchecked one is checked first when it is next acquired, a dirty one is
+/// reset in the background, a broken one is closed. A guard that is dropped while its thread panics
+/// has its connection closed: nobody knows what it was in the middle of.
 ///
 /// # Cost
 ///
@@ -190,6 +190,7 @@ impl<M: Manager> Shared<M> {
         match self.condition(tenant) {
             Condition::Clean if self.attentive => Some(Doubt::Greeted),
             Condition::Clean => None,
+            Condition::Unchecked => Some(Doubt::Unchecked),
             Condition::Dirty => Some(Doubt::Dirty),
             Condition::Broken => Some(Doubt::Broken),
             Condition::Outdated => Some(Doubt::Outdated),
@@ -237,6 +238,7 @@ where
 {
     match doubt {
         Doubt::Greeted | Doubt::Flagged => lease.keeper().distrust(&lease),
+        Doubt::Unchecked => lease.raise(Flags::CHECK),
         Doubt::Dirty => reset_in_background(lease),
         Doubt::Broken => end(lease, CloseReason::Broken),
         Doubt::Outdated => outdated(lease),
@@ -302,6 +304,10 @@ where
             match condition {
                 // A manager may call all that come back dirty.
                 Condition::Clean | Condition::Dirty => Ok(lease),
+                Condition::Unchecked => {
+                    lease.raise(Flags::CHECK);
+                    Ok(lease)
+                }
                 Condition::Broken => {
                     end(lease, CloseReason::Broken);
                     Err(ReleaseError::Broken)

@@ -21,8 +21,8 @@ use tokio::sync::Semaphore;
 
 /// What one call of one of the manager's methods does.
 ///
-/// `condition`, which cannot wait or fail, answers: `Ok` clean, `Slow` dirty, `Permanent` outdated,
-/// anything else broken.
+/// `condition`, which cannot wait or fail, answers: `Ok` clean, `Gated` unchecked, `Slow` dirty,
+/// `Permanent` outdated, anything else broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
     /// Succeeds at its first poll.
@@ -294,6 +294,7 @@ impl Manager for TestManager {
     fn condition(&self, _: &mut Conn) -> Condition {
         match self.condition.begin() {
             Act::Ok => Condition::Clean,
+            Act::Gated => Condition::Unchecked,
             Act::Slow(_) => Condition::Dirty,
             Act::Permanent => Condition::Outdated,
             Act::Panic => panic!("scripted panic in condition"),

@@ -122,6 +122,21 @@ pub fn poll_with<F: Future + ?Sized>(future: Pin<&mut F>, waker: &Waker) -> Poll
     future.poll(&mut Context::from_waker(waker))
 }
 
+/// Polls a future to its end, or drops it after its first `polls` polls and one more; between them it
+/// is woken as ever.
+pub async fn cut_after<F: Future>(polls: usize, future: F) -> Option<F::Output> {
+    let (mut future, mut left) = (std::pin::pin!(future), polls);
+    std::future::poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending if left == 0 => Poll::Ready(None),
+        Poll::Pending => {
+            left -= 1;
+            Poll::Pending
+        }
+    })
+    .await
+}
+
 /// A thread that checks something over and over until it is stopped.
 pub struct Sampler {
     stop: Arc<AtomicBool>,

@@ -1,0 +1,222 @@
+//! Connections of pg-wired, which speaks PostgreSQL's protocol and leaves rows as they come.
+//!
+//! Not here: queries. What is sent over a connection is up to its user.
+
+mod address;
+mod ground;
+mod raw;
+mod shared;
+
+pub use self::address::InvalidUrl;
+pub use self::shared::Connection;
+
+use self::ground::Grounds;
+use ::pg_wired::{PgWireError, TlsMode, WireConn};
+use std::fmt;
+use std::io::ErrorKind;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+/// Opens connections of pg-wired 0.4, of one of its two kinds.
+///
+/// | manager | a connection is | for |
+/// |---|---|---|
+/// | `PgWiredManager`, from [`new`](Self::new) or [`from_url`](Self::from_url) | [`Connection`], which derefs to [`AsyncConn`](::pg_wired::AsyncConn) | queries with cached statements, pipelining, streams of rows, `COPY`, `LISTEN` |
+/// | `PgWiredManager<WireConn>`, from [`raw`](Self::raw) | [`WireConn`] | messages of the protocol, one by one |
+///
+/// TLS is what pg-wired offers: [`tls`](Self::tls) says whether it is wanted, and it needs
+/// pg-wired's feature `tls` (`pg-wired = { version = "0.4", features = ["tls"] }` beside Millpond).
+///
+/// # What is checked
+///
+/// [`check`](crate::Manager::check) sends a `Sync` and awaits the answer: one round trip, which the
+/// server's log of statements does not show. A server that says anything but that it is ready, and
+/// outside a transaction, fails it.
+///
+/// # What is reset
+///
+/// A connection that is marked as broken, or whose tasks have ended, is closed when it comes back.
+/// Of every other one nobody knows whether a query is still in flight, because its future was
+/// dropped, or which state the server is in; so it is asked, in the background, before anybody else
+/// gets it, within `reset_timeout`. Whatever is in flight is waited for; an open transaction is
+/// rolled back; where neither works, the connection is closed.
+///
+/// - Of a [`Connection`] pg-wired itself notices whether there has been a transaction, and its user
+///   says with `mark_state_mutated` whether there is anything else to undo. If so, `DISCARD ALL` is
+///   sent as well, and the cache of statements emptied, as pg-wired asks pools to do;
+///   [`discard_session`](Self::discard_session) says otherwise.
+/// - Of a [`WireConn`] nothing is known. `SELECT` with a text that is used only once is sent, and the
+///   connection is clean when that text has come back. Prepared statements, settings and the like
+///   stay.
+///
+/// # What is permanent
+///
+/// 28P01 and 28000 (a wrong password, no right to connect), 3D000 (an unknown database), and an
+/// address that is none.
+///
+/// # Cost
+///
+/// A round trip and a task for each release, off its path; see
+/// [`verify_on_release`](Self::verify_on_release).
+///
+/// pg-wired's connections of the first kind consist of two tasks, and those of 0.4 never end the one
+/// that reads: it stays behind, with its socket, whenever a connection is closed. So the tasks do not
+/// run on the program's runtime but on one with one thread, which up to 16 connections share, and
+/// which ends together with the last of them.
+///
+/// # Examples
+///
+/// ```no_run
+/// use millpond::{Pool, backends::pg_wired::PgWiredManager};
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let manager = PgWiredManager::from_url("postgresql://app:secret@localhost:5432/app")?
+///     .parameter("application_name", "millpond");
+/// let pool = Pool::builder(manager).max_size(16).build().await?;
+/// let connection = pool.acquire().await?;
+/// let rows = connection.exec_query("SELECT $1::text", &[Some(b"hello")], &[25]).await?;
+/// assert_eq!(rows[0].cell(0), Some(b"hello".as_slice()));
+/// # Ok(()) }
+/// ```
+#[must_use]
+pub struct PgWiredManager<C = Connection> {
+    options: Arc<Options>,
+    verify: bool,
+    discard: bool,
+    grounds: Grounds,
+    opens: PhantomData<fn() -> C>,
+}
+
+/// What a connection is opened with.
+#[derive(Clone)]
+struct Options {
+    address: String,
+    user: String,
+    password: String,
+    database: String,
+    parameters: Vec<(String, String)>,
+    tls: TlsMode,
+}
+
+impl Options {
+    async fn connect(&self) -> Result<WireConn, PgWireError> {
+        let Self { address, user, password, database, tls, .. } = self;
+        let parameters: Vec<(&str, &str)> =
+            self.parameters.iter().map(|(name, value)| (&**name, &**value)).collect();
+        WireConn::connect_with_options(address, user, password, database, &parameters, *tls).await
+    }
+}
+
+impl PgWiredManager {
+    /// Opens connections to the server at `address`, as `"localhost:5432"`, which is looked up for
+    /// each connection. Without a password; TLS as pg-wired prefers.
+    pub fn new(
+        address: impl Into<String>,
+        user: impl Into<String>,
+        database: impl Into<String>,
+    ) -> Self {
+        let options = Options {
+            address: address.into(),
+            user: user.into(),
+            password: String::new(),
+            database: database.into(),
+            parameters: Vec::new(),
+            tls: TlsMode::default(),
+        };
+        Self::open(options, true, true)
+    }
+
+    /// Opens connections to a URL: `postgresql://user:password@host:port/database`, of which all but
+    /// the host may be missing; the user is then `postgres`, the port 5432, and the database called
+    /// as the user.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidUrl`] says what is wrong with it. That includes options after a `?`: they would be
+    /// ignored.
+    pub fn from_url(url: &str) -> Result<Self, InvalidUrl> {
+        let address::Parts { address, user, password, database } = address::parse(url)?;
+        Ok(Self::new(address, user, database).password(password))
+    }
+
+    /// Opens raw connections instead.
+    pub fn raw(self) -> PgWiredManager<WireConn> {
+        PgWiredManager::open(Options::clone(&self.options), true, self.discard)
+    }
+
+    /// Whether every connection that comes back is asked whether it is clean. Default: `true`.
+    ///
+    /// With `false` only one that pg-wired knows to have been in a transaction, or that is marked, is
+    /// asked; releasing any other is a hit. That is for programs that never drop the future of a query
+    /// half-way, neither in `select!` nor at a time limit nor with the task around it.
+    pub fn verify_on_release(mut self, verify: bool) -> Self {
+        self.verify = verify;
+        self
+    }
+
+    /// Whether a connection that has been in a transaction, or whose user has called
+    /// `mark_state_mutated`, loses all that belongs to its session (`DISCARD ALL`) and its cached
+    /// statements. With `false` an open transaction is rolled back, and that is all. Default: `true`.
+    pub fn discard_session(mut self, discard: bool) -> Self {
+        self.discard = discard;
+        self
+    }
+}
+
+impl<C> PgWiredManager<C> {
+    fn open(options: Options, verify: bool, discard: bool) -> Self {
+        let (options, grounds) = (Arc::new(options), Grounds::default());
+        Self { options, verify, discard, grounds, opens: PhantomData }
+    }
+
+    /// The user's password. Default: empty.
+    pub fn password(mut self, password: impl Into<String>) -> Self {
+        Arc::make_mut(&mut self.options).password = password.into();
+        self
+    }
+
+    /// A parameter of the session, such as `application_name`, `search_path` or `options`.
+    pub fn parameter(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        Arc::make_mut(&mut self.options).parameters.push((name.into(), value.into()));
+        self
+    }
+
+    /// Whether connections are encrypted. Default: if the server can, and pg-wired's feature `tls` is
+    /// on.
+    pub fn tls(mut self, mode: TlsMode) -> Self {
+        Arc::make_mut(&mut self.options).tls = mode;
+        self
+    }
+}
+
+/// The password is not shown.
+impl<C> fmt::Debug for PgWiredManager<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Options { address, user, database, .. } = &*self.options;
+        f.debug_struct("PgWiredManager")
+            .field("address", address)
+            .field("user", user)
+            .field("database", database)
+            .finish_non_exhaustive()
+    }
+}
+
+fn is_permanent(error: &PgWireError) -> bool {
+    match error {
+        PgWireError::Pg(error) => matches!(&*error.code, "28P01" | "28000" | "3D000"),
+        PgWireError::Io(error) => error.kind() == ErrorKind::InvalidInput,
+        _ => false,
+    }
+}
+
+/// Asks for an answer, and changes nothing.
+const SYNC: &[u8] = b"S\0\0\0\x04";
+/// Says goodbye.
+const TERMINATE: &[u8] = b"X\0\0\0\x04";
+
+/// A message that has these statements run.
+fn query(sql: &str) -> Vec<u8> {
+    // The length counts itself and the zero at the end, not the letter.
+    let length = u32::try_from(sql.len() + 5).expect("BUG: a statement of our own of 4 GiB");
+    [b"Q", &length.to_be_bytes()[..], sql.as_bytes(), b"\0"].concat()
+}
