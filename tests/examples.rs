@@ -1,7 +1,18 @@
 //! The examples of backends, each against a server of its own: that they do what they say, and what
 //! they say when there is no server.
 
-#![cfg(all(feature = "mysql", feature = "postgres", feature = "redis", feature = "sqlite",))]
+#![cfg(all(
+    unix,
+    feature = "bb8",
+    feature = "deadpool",
+    feature = "mysql",
+    feature = "pg-wired",
+    feature = "postgres",
+    feature = "r2d2",
+    feature = "redis",
+    feature = "sqlite",
+    feature = "sqlx",
+))]
 
 mod support;
 use support::*;
@@ -70,4 +81,27 @@ fn the_example_of_sqlite_writes_and_reads_and_gives_up() {
     let file = folder.path().join("example.db");
     let file = file.to_str().expect("a path in letters");
     succeeds("sqlite", &[file], "an endless query was given up after 50 ms");
+}
+
+#[test]
+fn the_example_of_sqlx_rolls_back_what_was_given_up() {
+    fails("sqlx", &[], "<URL>");
+    fails("sqlx", &["postgres://nobody@127.0.0.1:1/nowhere"], "Connection refused");
+    let Some(server) = Postgres::start(&[]) else { return };
+    succeeds("sqlx", &[&server.url()], "rolled back: true");
+}
+
+#[test]
+fn the_example_of_pg_wired_gets_three_answers_at_once() {
+    fails("pg_wired", &[], "<URL>");
+    fails("pg_wired", &["postgresql://nobody@127.0.0.1:1/nowhere"], "Connection refused");
+    let Some(server) = Postgres::start(&[]) else { return };
+    succeeds("pg_wired", &[&server.url()], "three answers in");
+}
+
+#[test]
+fn existing_managers_run_unchanged() {
+    fails("existing_managers", &[], "<URL>");
+    let Some(server) = Postgres::start(&[]) else { return };
+    succeeds("existing_managers", &[&server.url()], "r2d2_sqlite: SQLite 3");
 }

@@ -16,7 +16,7 @@ mod books;
 mod manager;
 #[cfg(feature = "tokio")]
 mod proxy;
-#[cfg(feature = "tokio")]
+#[cfg(all(unix, feature = "tokio"))]
 mod servers;
 
 #[cfg(feature = "tokio")]
@@ -27,7 +27,7 @@ pub use self::books::{balanced, balanced_blocking, hush_scripted_panics};
 pub use self::manager::{Act, Conn, Ledger, Script, TestError, TestManager};
 #[cfg(feature = "tokio")]
 pub use self::proxy::Proxy;
-#[cfg(feature = "tokio")]
+#[cfg(all(unix, feature = "tokio"))]
 pub use self::servers::{Mariadb, Postgres, Redis};
 
 use std::future::Future;

@@ -25,6 +25,7 @@ pub use self::redis::Redis;
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -76,10 +77,26 @@ fn is_root() -> bool {
     uid.and_then(|uid| uid.split_whitespace().next()) == Some("0")
 }
 
-/// A port that is free at the moment.
-fn free_port() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    listener.local_addr().expect("its address")
+/// A port that stays free for one server, also while it is down, and a folder that says so to other
+/// test programs for as long as it is there. Not one of those that systems give to clients.
+fn free_port() -> (SocketAddr, PathBuf) {
+    const FIRST: u16 = 20_000;
+    const COUNT: u16 = 10_000;
+    let start = (std::process::id().wrapping_mul(97) % u32::from(COUNT)) as u16;
+    for step in 0..COUNT {
+        let port = FIRST + (start + step) % COUNT;
+        let claim = std::env::temp_dir().join(format!("millpond-port-{port}"));
+        if fs::create_dir(&claim).is_err() {
+            continue;
+        }
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        if TcpListener::bind(address).is_ok() {
+            return (address, claim);
+        }
+        // Somebody else's server.
+        drop(fs::remove_dir(claim));
+    }
+    panic!("all ports are taken");
 }
 
 /// Runs a command to its end, or panics with what it has said.
@@ -103,6 +120,7 @@ impl Server {
         // Servers that refuse to run as root must be able to enter it.
         run(Command::new("chmod").arg("755").arg(&folder));
         // The children first: they may have been stopped, and would not see their parent's end.
+        let (address, claim) = free_port();
         let script = r#"
             read -r _
             pid=$(cat "$1/pid" 2>/dev/null) &&
@@ -111,19 +129,23 @@ impl Server {
                 rm -rf "$1" 2>/dev/null && break
                 sleep 0.1
             done
+            rmdir "$2"
         "#;
         let mut watchdog = Command::new("sh")
             .args(["-c", script, "watchdog"])
             .arg(&folder)
+            .arg(&claim)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
+            // Whoever ends a whole group of processes must not end the one that cleans up.
+            .process_group(0)
             .spawn()
             .expect("a shell");
         let pipe = watchdog.stdin.take().expect("it is piped");
         Self {
             what,
             folder,
-            address: free_port(),
+            address,
             process: Mutex::new(None),
             watchdog: Mutex::new(Some((watchdog, pipe))),
         }
@@ -143,7 +165,8 @@ impl Server {
         let log = File::options().create(true).append(true).open(self.log_file());
         let log = log.expect("a log file");
         let also = log.try_clone().expect("a second handle to it");
-        let child = command.stdin(Stdio::null()).stdout(log).stderr(also).spawn();
+        command.stdin(Stdio::null()).stdout(log).stderr(also).process_group(0);
+        let child = command.spawn();
         let mut child = child.unwrap_or_else(|error| panic!("{command:?}: {error}"));
         fs::write(self.folder.join("pid"), child.id().to_string()).expect("its number is noted");
         let began = Instant::now();
