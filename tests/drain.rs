@@ -162,6 +162,29 @@ async fn drain_reports_who_is_still_out_at_its_deadline_and_where_it_was_acquire
     assert_eq!((metrics.counts.vacant, manager.ledger.closed()), (4, 3));
 }
 
+/// Nobody has it yet: the waiter has not been polled.
+#[tokio::test(start_paused = true)]
+async fn whoever_gave_a_connection_back_does_not_hold_it_while_it_is_on_its_way_to_a_waiter() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(1).leak_after(SECOND).build_lazy().unwrap();
+    for looked_at_before in [false, true] {
+        let held = pool.acquire().await.unwrap();
+        if looked_at_before {
+            pool.maintenance().run_once().await;
+        }
+        let mut waiter = pin!(pool.acquire());
+        assert!(poll_once(waiter.as_mut()).is_pending());
+        drop(held);
+        assert_eq!(pool.holders(), []);
+        tokio::time::sleep(10 * SECOND).await;
+        pool.maintenance().run_once().await;
+        assert_eq!((pool.holders(), pool.metrics().leaks), (Vec::new(), 0));
+        let theirs = waiter.await.unwrap();
+        assert_eq!(pool.holders().len(), 1);
+        drop(theirs);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_has_given_back_is_no_holder() {
     let manager = TestManager::new();

@@ -328,9 +328,9 @@ fn figures_match_an_independent_count_under_stress() {
                         Ok(conn) => {
                             tokio::task::yield_now().await;
                             if random.below(20) == 0 {
-                                conn.discard()
+                                conn.discard();
                             } else {
-                                drop(conn)
+                                drop(conn);
                             }
                             0
                         }

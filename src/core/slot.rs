@@ -132,7 +132,7 @@ pub(crate) struct Cell {
     life: AtomicU64,
     /// [`Flags`]: reasons to leave the fast path.
     flags: AtomicU32,
-    /// Where the slot was acquired last.
+    /// Where the slot was acquired last; nothing while it is on its way to a waiter.
     holder: AtomicCell<Option<&'static Location<'static>>>,
 }
 
@@ -168,7 +168,12 @@ impl Cell {
         self.life.store(uses << STATE_BITS | state as u64, Ordering::Relaxed);
     }
 
-    /// Who acquired the slot last.
+    /// The slot is on its way to whoever is first in line, and nobody holds it.
+    pub(super) fn forget_holder(&self) {
+        self.holder.store(None);
+    }
+
+    /// Where the slot was acquired last.
     pub(super) fn holder(&self) -> Option<&'static Location<'static>> {
         self.holder.load()
     }

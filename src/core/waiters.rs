@@ -489,6 +489,7 @@ impl<K: Keeper> Core<K> {
     /// Gives a slot to the first waiter that nobody has woken yet; back if there is none.
     pub(super) fn hand_off(&self, home: usize, slot: Box<Slot<K>>) -> Result<(), Box<Slot<K>>> {
         let most = if self.is_reserved(&slot) { 1 } else { usize::MAX };
+        self.cell(&slot).forget_holder();
         let mut slot = Some(slot);
         for shard in iter::once(self.high()).chain(self.rotation(home)).take(most) {
             let queue = &self.shards[shard];

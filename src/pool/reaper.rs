@@ -111,7 +111,8 @@ impl Track {
         // A connection that is on its way to a waiter has not been lent yet, whoever held the one
         // before it.
         let still = self.held && connection == self.connection;
-        let lent = seen.state == State::InUse && (still || seen.uses != self.uses);
+        let out = seen.state == State::InUse && seen.holder.is_some();
+        let lent = out && (still || seen.uses != self.uses);
         let same = seen.uses == self.uses && connection == self.connection && lent == self.held;
         if same {
             return None;
@@ -418,7 +419,7 @@ impl<M: Manager> Shared<M> {
 
     fn holder(&self, memory: &Memory, slot: usize) -> Option<Holder> {
         let (seen, track) = (self.core.glimpse(slot), &memory.tracks[slot]);
-        if seen.state != State::InUse {
+        if seen.state != State::InUse || seen.holder.is_none() {
             return None;
         }
         if seen.uses == track.uses {

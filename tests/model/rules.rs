@@ -267,6 +267,7 @@ impl Model {
 
     /// A resource that is in use goes to the first in line, to the idle ones, or to its end.
     fn give(&mut self, slot: Slot) {
+        self.slots[slot].lent = false;
         let phase = self.phase;
         match phase {
             Phase::Draining => return self.end(slot, End::Drained),
@@ -392,6 +393,7 @@ impl Model {
         self.totals.acquires += 1;
         self.totals.calls.on_checkout += 1;
         self.slots[slot].uses += 1;
+        self.slots[slot].lent = true;
         self.slots[slot].number
     }
 
@@ -590,7 +592,8 @@ impl Model {
             return;
         }
         for (slot, place) in self.slots.iter_mut().enumerate() {
-            match place.observe(place.number.is_some() && !idle.contains(&slot)) {
+            let held = place.lent && place.number.is_some() && !idle.contains(&slot);
+            match place.observe(held) {
                 Sighting::Nothing => {}
                 Sighting::Leak => self.totals.leaks += 1,
                 Sighting::LateReturn => self.totals.late_returns += 1,
