@@ -8,7 +8,7 @@
 use crate::config::{Config, Priority};
 use crate::error::{AcquireError, BuildError, ConfigError, TryAcquireError};
 use crate::manager::Manager;
-use crate::metrics::PoolMetrics;
+use crate::metrics::{PoolMetrics, PoolStatus};
 use crate::pool::{
     ConnectionInfo, DrainReport, Holder, Pool as AsyncPool, PoolBuilder, Pooled, PooledOwned,
 };
@@ -252,6 +252,12 @@ impl<M: Manager> Pool<M> {
     #[must_use]
     pub fn metrics(&self) -> PoolMetrics {
         self.pool.metrics()
+    }
+
+    /// How the pool is: its health, its figures and its settings.
+    #[must_use]
+    pub fn status(&self) -> PoolStatus {
+        self.pool.status()
     }
 
     /// The settings.

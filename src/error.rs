@@ -3,26 +3,31 @@
 //! Not here: errors of a manager; they travel inside these, unchanged.
 
 use crate::core::{MAX_CAPACITY, MAX_SHARDS};
+use std::borrow::Cow;
 use std::fmt::Display;
 
 /// A setting is out of its range. Nothing was built.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field} is {value}, but it {rule}")]
 pub struct ConfigError {
-    field: &'static str,
+    field: Cow<'static, str>,
     value: String,
     rule: String,
 }
 
 impl ConfigError {
-    pub(crate) fn new(field: &'static str, value: impl Display, rule: impl Into<String>) -> Self {
-        Self { field, value: value.to_string(), rule: rule.into() }
+    pub(crate) fn new(
+        field: impl Into<Cow<'static, str>>,
+        value: impl Display,
+        rule: impl Into<String>,
+    ) -> Self {
+        Self { field: field.into(), value: value.to_string(), rule: rule.into() }
     }
 
     /// The setting, as the builder's method is called.
     #[must_use]
     pub fn field(&self) -> &str {
-        self.field
+        &self.field
     }
 
     /// The value that was refused.

@@ -118,7 +118,10 @@ pub use crate::hooks::{HookFuture, Hooks, Leak};
 #[cfg(feature = "tokio")]
 pub use crate::manager::{Condition, FromFn, Manager, from_fn};
 #[cfg(feature = "tokio")]
-pub use crate::metrics::{Closed, ConnectError, Histogram, PoolMetrics, Waits};
+pub use crate::metrics::{
+    Closed, ConnectError, DuplicateName, Health, Histogram, Monitor, PoolMetrics, PoolStatus,
+    Source, Waits,
+};
 #[cfg(feature = "tokio")]
 pub use crate::pool::{
     ConnectionInfo, DrainReport, Holder, Maintenance, Pool, PoolBuilder, Pooled, PooledOwned,

@@ -191,6 +191,7 @@ struct Shard<K: Keeper> {
 /// is counted once, where it was or where it is; so two figures may come from different moments.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Counts {
     /// Slots without a resource, which may be filled.
     pub vacant: usize,

@@ -6,8 +6,15 @@
 //! Not here: exporters.
 
 mod histogram;
+mod monitor;
+#[cfg(feature = "serde")]
+mod serialize;
+mod status;
 
 pub use self::histogram::Histogram;
+pub use self::monitor::{DuplicateName, Monitor, Source};
+pub(crate) use self::status::Signs;
+pub use self::status::{Health, PoolStatus};
 
 use self::histogram::Recorder;
 use crate::core::Counts;
@@ -216,6 +223,7 @@ impl Totals {
 /// [`Counts::alive`]; under load the figures come from moments close together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct PoolMetrics {
     /// Connections by state, and waiters.
     pub counts: Counts,
@@ -259,6 +267,7 @@ pub struct PoolMetrics {
 /// One that found a connection idle and fit for use is not among them, nor is a `try_acquire`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Waits {
     /// They got a connection.
     pub served: u64,
@@ -289,6 +298,20 @@ impl Waits {
         let Self { served: _, timed_out, cancelled, shed, closed, queue_full, failed } = self;
         timed_out + cancelled + shed + closed + queue_full + failed
     }
+
+    /// Each count with the name of its outcome.
+    #[must_use]
+    pub fn by_outcome(&self) -> [(u64, &'static str); 7] {
+        [
+            (self.served, "served"),
+            (self.timed_out, "timed_out"),
+            (self.cancelled, "cancelled"),
+            (self.shed, "shed"),
+            (self.closed, "closed"),
+            (self.queue_full, "queue_full"),
+            (self.failed, "failed"),
+        ]
+    }
 }
 
 /// A failure to connect.
@@ -304,6 +327,7 @@ pub struct ConnectError {
 /// Connections that a pool let go of, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Closed {
     /// The manager called it broken when it was released.
     pub broken: u64,
@@ -342,20 +366,28 @@ impl Closed {
     /// The sum over all reasons.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.broken
-            + self.failed_check
-            + self.failed_reset
-            + self.discarded
-            + self.detached
-            + self.holder_panicked
-            + self.pool_closed
-            + self.drained
-            + self.abandoned
-            + self.lifetime
-            + self.idle
-            + self.invalidated
-            + self.surplus
-            + self.removed
-            + self.rejected
+        self.by_reason().iter().map(|(count, _)| count).sum()
+    }
+
+    /// Each count with the name of its reason.
+    #[must_use]
+    pub fn by_reason(&self) -> [(u64, &'static str); 15] {
+        [
+            (self.broken, "broken"),
+            (self.failed_check, "failed_check"),
+            (self.failed_reset, "failed_reset"),
+            (self.discarded, "discarded"),
+            (self.detached, "detached"),
+            (self.holder_panicked, "holder_panicked"),
+            (self.pool_closed, "pool_closed"),
+            (self.drained, "drained"),
+            (self.abandoned, "abandoned"),
+            (self.lifetime, "lifetime"),
+            (self.idle, "idle"),
+            (self.invalidated, "invalidated"),
+            (self.surplus, "surplus"),
+            (self.removed, "removed"),
+            (self.rejected, "rejected"),
+        ]
     }
 }

@@ -148,6 +148,13 @@ impl<M: Manager> PoolBuilder<M> {
         self
     }
 
+    /// An acquire that waits for longer is told to whoever listens, with the feature `tracing`; above
+    /// zero; `None` for never. Default: `None`.
+    pub fn slow_acquire(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.config.slow_acquire = limit.into();
+        self
+    }
+
     /// The most callers that may wait, at least 1; `None` for no limit. Default: `None`.
     pub fn max_waiters(mut self, most: impl Into<Option<usize>>) -> Self {
         self.config.max_waiters = most.into();

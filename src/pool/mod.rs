@@ -39,7 +39,7 @@ use crate::core::{Core, Doubt, Flags, Found, Keeper, Lease, Line, Trial};
 use crate::error::{AcquireError, TryAcquireError};
 use crate::hooks::Hooks;
 use crate::manager::Manager;
-use crate::metrics::{CloseReason, PoolMetrics, Totals};
+use crate::metrics::{CloseReason, PoolMetrics, PoolStatus, Signs, Totals};
 use event_listener::{Event, IntoNotification};
 use std::fmt;
 use std::future::Future;
@@ -555,6 +555,37 @@ impl<M: Manager> Pool<M> {
     #[must_use]
     pub fn metrics(&self) -> PoolMetrics {
         self.shared.metrics()
+    }
+
+    /// How the pool is: its health in words, its figures and its settings, for a terminal or, with
+    /// the feature `serde`, for a program. Costs one pass over all slots.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{Pool, from_fn};
+    /// # use std::convert::Infallible;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
+    /// let pool = Pool::builder(manager).name("orders").min_idle(1).build().await?;
+    /// assert!(pool.status().to_string().starts_with("pool orders: healthy"));
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn status(&self) -> PoolStatus {
+        let shared = &*self.shared;
+        let signs = Signs {
+            closed: match shared.phase.load(Ordering::SeqCst) {
+                OPEN => None,
+                DRAINING => Some("being drained"),
+                _ => Some("closed"),
+            },
+            connecting_fails: shared.connector.last_error().is_some(),
+            maintenance_is_paused: self.maintenance().is_paused(),
+            max_size: shared.core.limit(),
+        };
+        PoolStatus::new(&signs, shared.metrics(), shared.config.clone())
     }
 
     /// The settings.

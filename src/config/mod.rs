@@ -2,6 +2,9 @@
 //!
 //! Not here: what they do; each setting is read where it applies.
 
+#[cfg(feature = "serde")]
+mod text;
+
 use crate::core::IdleOrder;
 use crate::error::{ConfigError, check_capacity, check_shards};
 use std::sync::Arc;
@@ -76,6 +79,32 @@ impl Shed {
 }
 
 /// The settings of a pool, as the builder has checked them.
+///
+/// With the feature `serde` they are read from TOML, JSON and the like, and with `from_env` from the
+/// environment. Keys are the names of the fields; times are text such as `"30s"`, `"5m"` or `"1h 30m"`,
+/// and `"never"` where a field may be `None`; `check` is `"never"`, `"always"` or a time; `reserved` is
+/// a number, for [`Priority::High`]; `shed` is `shed_target`, `shed_interval` and `shed_report_only`.
+/// What is left out has its default. A key or value that is wrong is an error that names it.
+///
+#[cfg_attr(feature = "serde", doc = "```")]
+#[cfg_attr(not(feature = "serde"), doc = "```ignore")]
+/// use millpond::Config;
+/// use std::time::Duration;
+///
+/// let config: Config = toml::from_str(
+///     r#"
+///     name = "orders"
+///     max_size = 32
+///     acquire_timeout = "250ms"
+///     idle_timeout = "never"
+///     "#,
+/// )?;
+/// assert_eq!((config.max_size, config.idle_timeout), (32, None));
+///
+/// let error = toml::from_str::<Config>(r#"acquire_timeout = "-1s""#).unwrap_err();
+/// assert!(error.to_string().contains("acquire_timeout is \"-1s\", but it must be a time"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Config {
@@ -127,6 +156,9 @@ pub struct Config {
     /// A connection that is held for longer is reported as leaked; above zero; `None` for never.
     /// Default: `None`.
     pub leak_after: Option<Duration>,
+    /// An acquire that waits for longer is told to whoever listens, with the feature `tracing`; above
+    /// zero; `None` for never. Default: `None`.
+    pub slow_acquire: Option<Duration>,
     /// The most callers that may wait; whoever comes when they do gets
     /// [`AcquireError::QueueFull`](crate::AcquireError::QueueFull). At least 1; `None` for no limit.
     /// Default: `None`.
@@ -176,6 +208,7 @@ impl Default for Config {
             keepalive_interval: Some(Duration::from_secs(2 * 60)),
             maintenance_interval: Duration::from_secs(1),
             leak_after: None,
+            slow_acquire: None,
             max_waiters: None,
             reserved: (Priority::High, 0),
             shed: None,
@@ -238,6 +271,7 @@ impl Config {
         };
         let perhaps = [
             ("check", idle_for),
+            ("slow_acquire", self.slow_acquire),
             ("max_lifetime", self.max_lifetime),
             ("idle_timeout", self.idle_timeout),
             ("keepalive_interval", self.keepalive_interval),

@@ -1,0 +1,129 @@
+//! Several pools, looked at together: what exporters and the status page are given.
+//!
+//! Not here: what is shown of them, and how.
+
+use super::PoolStatus;
+use crate::manager::Manager;
+use crate::pool::{Holder, Pool, WeakPool};
+use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// Pools to look at, each under its name.
+///
+/// A clone is another handle to the same list. It does not keep pools open: one whose last handle is
+/// dropped leaves the list by itself.
+///
+/// # Examples
+///
+/// ```
+/// # use millpond::{Pool, from_fn};
+/// # use std::convert::Infallible;
+/// use millpond::Monitor;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
+/// let pool = Pool::builder(manager).name("orders").build().await?;
+/// let monitor = Monitor::new();
+/// monitor.add(&pool)?;
+/// for status in monitor.statuses() {
+///     print!("{status}");
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Default)]
+pub struct Monitor {
+    sources: Arc<RwLock<Vec<Arc<dyn Source>>>>,
+}
+
+/// Something whose status can be asked for: a pool, whatever its connections are.
+pub trait Source: Send + Sync {
+    /// The name under which it is shown.
+    fn name(&self) -> String;
+
+    /// How it is, unless it is gone.
+    fn status(&self) -> Option<PoolStatus>;
+
+    /// Who holds its connections.
+    fn holders(&self) -> Vec<Holder>;
+}
+
+/// Two sources of a monitor would have the same name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is a pool called {name} already: give each its own with PoolBuilder::name")]
+pub struct DuplicateName {
+    /// The name.
+    pub name: String,
+}
+
+impl Monitor {
+    /// Looks at nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Looks at this pool too, as long as it is there.
+    ///
+    /// # Errors
+    ///
+    /// [`DuplicateName`] if there is one of the same name; nothing is added then.
+    pub fn add<M: Manager>(&self, pool: &Pool<M>) -> Result<(), DuplicateName> {
+        let name = pool.config().name.to_string();
+        self.add_source(Watched { name, pool: pool.downgrade() })
+    }
+
+    /// Looks at something else.
+    ///
+    /// # Errors
+    ///
+    /// As [`add`](Self::add).
+    pub fn add_source(&self, source: impl Source + 'static) -> Result<(), DuplicateName> {
+        let mut sources = self.sources.write().unwrap_or_else(PoisonError::into_inner);
+        sources.retain(|source| source.status().is_some());
+        let name = source.name();
+        if sources.iter().any(|other| other.name() == name) {
+            return Err(DuplicateName { name });
+        }
+        sources.push(Arc::new(source));
+        Ok(())
+    }
+
+    /// The sources that there are, in the order in which they were added.
+    #[must_use]
+    pub fn sources(&self) -> Vec<Arc<dyn Source>> {
+        self.sources.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How each of them is; those that are gone are left out.
+    #[must_use]
+    pub fn statuses(&self) -> Vec<PoolStatus> {
+        // Not under the lock: a status takes a pass over all slots.
+        self.sources().iter().filter_map(|source| source.status()).collect()
+    }
+}
+
+struct Watched<M: Manager> {
+    name: String,
+    pool: WeakPool<M>,
+}
+
+impl<M: Manager> Source for Watched<M> {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn status(&self) -> Option<PoolStatus> {
+        Some(self.pool.upgrade()?.status())
+    }
+
+    fn holders(&self) -> Vec<Holder> {
+        self.pool.upgrade().map(|pool| pool.holders()).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for Monitor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.sources().iter().map(|source| source.name())).finish()
+    }
+}

@@ -1,0 +1,66 @@
+//! Status and figures for programs: times in seconds, and each name as in the fields.
+//!
+//! Not here: settings, which are read as well (`config/text.rs`).
+
+use super::{ConnectError, Health, Histogram, PoolStatus};
+use crate::pool::Holder;
+use serde::ser::{Serialize, SerializeStruct, Serializer};
+use std::time::Duration;
+
+fn seconds(time: Option<Duration>) -> Option<f64> {
+    time.map(|time| time.as_secs_f64())
+}
+
+impl Serialize for Histogram {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("Histogram", 8)?;
+        fields.serialize_field("count", &self.count())?;
+        fields.serialize_field("sum_seconds", &self.sum().as_secs_f64())?;
+        fields.serialize_field("mean_seconds", &seconds(self.mean()))?;
+        fields.serialize_field("p50_seconds", &seconds(self.quantile(0.5)))?;
+        fields.serialize_field("p90_seconds", &seconds(self.quantile(0.9)))?;
+        fields.serialize_field("p99_seconds", &seconds(self.quantile(0.99)))?;
+        fields.serialize_field("p999_seconds", &seconds(self.quantile(0.999)))?;
+        fields.serialize_field("max_seconds", &seconds(self.max()))?;
+        fields.end()
+    }
+}
+
+impl Serialize for Holder {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("Holder", 3)?;
+        fields.serialize_field("connection", &self.connection)?;
+        fields.serialize_field("site", &self.site.map(ToString::to_string))?;
+        fields.serialize_field("held_seconds", &self.held.as_secs_f64())?;
+        fields.end()
+    }
+}
+
+impl Serialize for ConnectError {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("ConnectError", 2)?;
+        fields.serialize_field("message", &self.message)?;
+        fields.serialize_field("seconds_ago", &self.ago.as_secs_f64())?;
+        fields.end()
+    }
+}
+
+impl Serialize for PoolStatus {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { health, max_size, metrics, config } = self;
+        let mut fields = serializer.serialize_struct("PoolStatus", 6)?;
+        fields.serialize_field("name", &*config.name)?;
+        fields.serialize_field("health", health)?;
+        fields.serialize_field("reasons", health.reasons())?;
+        fields.serialize_field("max_size", max_size)?;
+        fields.serialize_field("metrics", metrics)?;
+        fields.serialize_field("config", config)?;
+        fields.end()
+    }
+}
+
+impl Serialize for Health {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.word())
+    }
+}

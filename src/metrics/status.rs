@@ -1,0 +1,187 @@
+//! How a pool is, for people: its health in words, its figures and its settings.
+//!
+//! Not here: the figures themselves (`mod.rs`).
+
+use super::PoolMetrics;
+use crate::config::Config;
+use std::fmt;
+use std::time::Duration;
+
+/// How a pool is.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct PoolStatus {
+    /// Whether it does what it is for, and if not, why.
+    pub health: Health,
+    /// The most connections that there may be at the moment.
+    pub max_size: usize,
+    /// Its figures.
+    pub metrics: PoolMetrics,
+    /// Its settings. There are no secrets among them: those are the manager's.
+    pub config: Config,
+}
+
+/// Whether a pool does what it is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Health {
+    /// As it should.
+    Healthy,
+    /// Yes, but something is wrong, for these reasons.
+    Degraded(Vec<String>),
+    /// No, for these reasons.
+    Down(Vec<String>),
+}
+
+impl Health {
+    /// One word: `healthy`, `degraded` or `down`.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::Degraded(_) => "degraded",
+            Self::Down(_) => "down",
+        }
+    }
+
+    /// The reasons, in whole phrases.
+    #[must_use]
+    pub fn reasons(&self) -> &[String] {
+        match self {
+            Self::Healthy => &[],
+            Self::Degraded(reasons) | Self::Down(reasons) => reasons,
+        }
+    }
+
+    /// Whether the pool does what it is for, well or badly.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        !matches!(self, Self::Down(_))
+    }
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())?;
+        for (index, reason) in self.reasons().iter().enumerate() {
+            write!(f, "{} {reason}", if index == 0 { ":" } else { ";" })?;
+        }
+        Ok(())
+    }
+}
+
+/// What a pool's health follows from, besides its figures.
+pub(crate) struct Signs {
+    /// `None` while it is open: then what it is instead.
+    pub(crate) closed: Option<&'static str>,
+    /// Connecting has failed and has not succeeded since.
+    pub(crate) connecting_fails: bool,
+    pub(crate) maintenance_is_paused: bool,
+    pub(crate) max_size: usize,
+}
+
+impl PoolStatus {
+    pub(crate) fn new(signs: &Signs, metrics: PoolMetrics, config: Config) -> Self {
+        let health = health(signs, &metrics, &config);
+        Self { health, max_size: signs.max_size, metrics, config }
+    }
+}
+
+fn health(signs: &Signs, metrics: &PoolMetrics, config: &Config) -> Health {
+    if let Some(what) = signs.closed {
+        return Health::Down(vec![format!("the pool is {what}")]);
+    }
+    let mut reasons = Vec::new();
+    if signs.connecting_fails {
+        let why = metrics.last_connect_error.as_ref().map_or("?", |error| &error.message);
+        reasons.push(format!("connecting fails: {why}"));
+    }
+    let counts = metrics.counts;
+    if signs.connecting_fails && counts.alive() == 0 {
+        return Health::Down(reasons);
+    }
+    if counts.waiters > 0 && counts.in_use >= signs.max_size {
+        let (waiters, in_use) = (counts.waiters, counts.in_use);
+        reasons.push(format!("all {in_use} connections are in use, and {waiters} wait for one"));
+    }
+    let late = |held: &Duration| config.leak_after.is_some_and(|limit| *held >= limit);
+    if let Some(holder) = metrics.oldest_holder.filter(|holder| late(&holder.held)) {
+        reasons.push(format!("held for too long: {holder}"));
+    }
+    if signs.maintenance_is_paused {
+        reasons.push("maintenance is paused".to_owned());
+    }
+    if reasons.is_empty() { Health::Healthy } else { Health::Degraded(reasons) }
+}
+
+/// A table for a terminal.
+impl fmt::Display for PoolStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { health, max_size, metrics, config } = self;
+        writeln!(f, "pool {}: {}", config.name, health.word())?;
+        for reason in health.reasons() {
+            writeln!(f, "  ! {reason}")?;
+        }
+        let mut row = |name: &str, text: fmt::Arguments<'_>| writeln!(f, "  {name:<13}{text}");
+        let counts = metrics.counts;
+        row("connections", format_args!("{counts}; at most {max_size}"))?;
+        let wait = &metrics.acquire_wait;
+        let times = |part| Short(wait.quantile(part).unwrap_or_default());
+        row(
+            "acquires",
+            format_args!(
+                "{} in all, {} had to wait; p50 {}, p99 {}, p99.9 {}",
+                metrics.acquires,
+                metrics.waits.total(),
+                times(0.5),
+                times(0.99),
+                times(0.999),
+            ),
+        )?;
+        let waits = &metrics.waits;
+        if waits.failures() > 0 {
+            row("in vain", format_args!("{}", List(&waits.by_outcome()[1..])))?;
+        }
+        let connect = Short(metrics.connect_time.quantile(0.5).unwrap_or_default());
+        row(
+            "connects",
+            format_args!(
+                "{} opened, p50 {connect}; {} failed",
+                metrics.created, metrics.connect_failures
+            ),
+        )?;
+        if let Some(error) = &metrics.last_connect_error {
+            row("last error", format_args!("{:.0?} ago: {}", error.ago, error.message))?;
+        }
+        if metrics.closed.total() > 0 {
+            row("closed", format_args!("{}", List(&metrics.closed.by_reason())))?;
+        }
+        if let Some(holder) = &metrics.oldest_holder {
+            row("held longest", format_args!("{holder}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// A time in a few letters.
+struct Short(Duration);
+
+impl fmt::Display for Short {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_zero() { f.write_str("0") } else { write!(f, "{:.1?}", self.0) }
+    }
+}
+
+/// Counts with their names, without those that are zero.
+struct List<'l>(&'l [(u64, &'static str)]);
+
+impl fmt::Display for List<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts = self.0.iter().filter(|(count, _)| *count > 0);
+        for (index, (count, what)) in counts.enumerate() {
+            let comma = if index == 0 { "" } else { ", " };
+            write!(f, "{comma}{count} {}", what.replace('_', " "))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,252 @@
+//! How a pool is, in words and for programs, and settings from text.
+
+#![cfg(feature = "serde")]
+#![allow(clippy::unwrap_used, reason = "these are tests, though clippy only sees their helpers")]
+
+mod support;
+use support::*;
+
+use millpond::{
+    CheckPolicy, Config, Health, IdleOrder, Monitor, Pool, PoolBuilder, PoolStatus, Priority, Shed,
+};
+use std::pin::pin;
+use std::time::Duration;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn pool_of(manager: &TestManager, max_size: usize) -> PoolBuilder<TestManager> {
+    Pool::builder(manager.clone()).max_size(max_size).name("orders")
+}
+
+#[track_caller]
+fn degraded(status: &PoolStatus, reasons: &[&str]) {
+    assert!(matches!(status.health, Health::Degraded(_)), "{}", status.health);
+    assert_eq!(status.health.reasons(), reasons);
+    assert!(status.health.is_up());
+}
+
+// ---- health ----
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_on_which_nothing_is_wrong_is_healthy() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).build().await.unwrap();
+    let _held = pool.acquire().await.unwrap();
+    let status = pool.status();
+    assert_eq!((&status.health, status.health.reasons().len()), (&Health::Healthy, 0));
+    assert_eq!((status.max_size, &*status.config.name), (2, "orders"));
+    assert_eq!(status.health.to_string(), "healthy");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_cannot_connect_is_degraded_and_down_when_nothing_is_left() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.connect.always(Act::Error);
+    pool.acquire_timeout(SECOND).await.map(drop).unwrap_err();
+    degraded(&pool.status(), &["connecting fails: scripted connect error"]);
+    held.discard();
+    eventually("it is closed", || pool.metrics().counts.alive() == 0).await;
+    let status = pool.status();
+    assert!(!status.health.is_up());
+    assert_eq!(status.health.to_string(), "down: connecting fails: scripted connect error");
+    manager.clear();
+    drop(pool.acquire().await.unwrap());
+    assert_eq!(pool.status().health, Health::Healthy, "an old failure is no reason");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_is_used_up_held_for_too_long_or_left_alone_says_so() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).leak_after(5 * SECOND).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let site = format!("{}:{}:{}", file!(), line!() - 1, 21);
+    let mut waiter = pin!(pool.acquire_timeout(Duration::MAX));
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    degraded(&pool.status(), &["all 1 connections are in use, and 1 wait for one"]);
+    tokio::time::sleep(10 * SECOND).await;
+    pool.maintenance().pause();
+    let status = pool.status();
+    assert_eq!(status.health.reasons().len(), 3);
+    let leak = &status.health.reasons()[1];
+    assert!(leak.starts_with("held for too long: connection 1 for "), "{leak}");
+    assert!(leak.ends_with(&format!("acquired at {site}")), "{leak} {site}");
+    assert_eq!(status.health.reasons()[2], "maintenance is paused");
+    pool.maintenance().resume();
+    drop(held);
+    drop(waiter.await.unwrap());
+    assert_eq!(pool.status().health, Health::Healthy);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_is_closed_or_being_drained_is_down() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    {
+        let mut drain = pin!(pool.drain(SECOND));
+        assert!(poll_once(drain.as_mut()).is_pending());
+        assert_eq!(pool.status().health.to_string(), "down: the pool is being drained");
+    }
+    assert_eq!(pool.status().health.to_string(), "down: the pool is closed");
+    drop(held);
+}
+
+// ---- for a terminal and for programs ----
+
+#[tokio::test(start_paused = true)]
+async fn a_status_is_a_table_whose_columns_are_aligned() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    pool.acquire().await.unwrap().discard();
+    manager.connect.always(Act::Error);
+    pool.acquire_timeout(SECOND).await.map(drop).unwrap_err();
+    let table = pool.status().to_string();
+    let lines: Vec<&str> = table.lines().collect();
+    assert_eq!(lines[0], "pool orders: degraded");
+    assert_eq!(lines[1], "  ! connecting fails: scripted connect error");
+    let rows = &lines[2..];
+    assert!(rows.iter().all(|row| row.starts_with("  ") && row.as_bytes()[14] == b' '), "{table}");
+    for what in [
+        "  connections  1 of 2 in use, 0 idle",
+        "  acquires     2 in all, 3 had to wait; p50 0,",
+        "  in vain      1 timed out",
+        "  connects     2 opened",
+        "  last error   ",
+        "  closed       1 discarded",
+        "  held longest ",
+    ] {
+        assert!(table.contains(what), "no {what:?} in\n{table}");
+    }
+    drop(held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_is_json_with_everything_in_it() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 3).time_use(true).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    tokio::time::advance(2 * SECOND).await;
+    pool.acquire().await.unwrap().discard();
+    let json = serde_json::to_value(pool.status()).unwrap();
+    assert_eq!(json["name"], "orders");
+    assert_eq!((&json["health"], &json["reasons"]), (&"healthy".into(), &serde_json::json!([])));
+    let metrics = &json["metrics"];
+    assert_eq!((&metrics["acquires"], &metrics["counts"]["in_use"]), (&2.into(), &1.into()));
+    assert_eq!(metrics["closed"]["discarded"], 1);
+    assert_eq!(metrics["waits"]["served"], 2);
+    assert_eq!(metrics["acquire_wait"]["count"], 2);
+    assert_eq!(metrics["acquire_wait"]["p50_seconds"], 0.0);
+    assert_eq!(metrics["use_time"]["count"], 1);
+    assert_eq!(metrics["oldest_holder"]["connection"], 1);
+    let site = metrics["oldest_holder"]["site"].as_str().unwrap();
+    assert!(site.starts_with("tests/status.rs:"), "{site}");
+    assert_eq!(metrics["last_connect_error"], serde_json::Value::Null);
+    assert_eq!(json["config"]["acquire_timeout"], "5s");
+    drop(held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_monitor_lists_pools_by_name_as_long_as_they_are_there() {
+    let manager = TestManager::new();
+    let (orders, other) = (pool_of(&manager, 1).build_lazy().unwrap(), TestManager::new());
+    let monitor = Monitor::new();
+    monitor.add(&orders).unwrap();
+    let error = monitor.add(&pool_of(&other, 1).build_lazy().unwrap()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "there is a pool called orders already: give each its own with PoolBuilder::name"
+    );
+    let carts = Pool::builder(other).name("carts").build_lazy().unwrap();
+    monitor.clone().add(&carts).unwrap();
+    let names = || -> Vec<String> {
+        monitor.statuses().iter().map(|status| status.config.name.to_string()).collect()
+    };
+    assert_eq!(names(), ["orders", "carts"]);
+    let _held = orders.acquire().await.unwrap();
+    assert_eq!(monitor.sources()[0].holders().len(), 1);
+    drop(_held);
+    drop(orders);
+    assert_eq!(names(), ["carts"], "it does not keep a pool open");
+    let again = pool_of(&manager, 1).build_lazy().unwrap();
+    monitor.add(&again).unwrap();
+    assert_eq!(names(), ["carts", "orders"]);
+    assert_eq!(format!("{monitor:?}"), r#"["carts", "orders"]"#);
+}
+
+// ---- settings from text ----
+
+#[test]
+fn all_settings_come_back_from_toml_and_json_as_they_went() {
+    let manager = TestManager::new();
+    let shed = Shed::new(Duration::from_millis(7), SECOND).report_only();
+    let pool = Pool::builder(manager)
+        .name("a \"strange\"\nname")
+        .max_size(3)
+        .capacity(9)
+        .min_idle(2)
+        .acquire_timeout(Duration::from_millis(1500))
+        .check(CheckPolicy::Always)
+        .max_lifetime(None)
+        .idle_timeout(90 * SECOND)
+        .keepalive_interval(None)
+        .lifetime_jitter(0.5)
+        .leak_after(60 * SECOND)
+        .slow_acquire(SECOND / 4)
+        .max_waiters(17)
+        .reserved(Priority::High, 1)
+        .shed(shed)
+        .fail_fast(true)
+        .detect_deadlock(true)
+        .time_use(true)
+        .order(IdleOrder::Lifo)
+        .shards(1)
+        .build_lazy()
+        .unwrap();
+    for config in [pool.config().clone(), Config::default()] {
+        let toml = toml::to_string(&config).unwrap();
+        let json = serde_json::to_string(&config).unwrap();
+        for back in [toml::from_str::<Config>(&toml).unwrap(), serde_json::from_str(&json).unwrap()]
+        {
+            assert_eq!(format!("{back:?}"), format!("{config:?}"), "{toml}");
+        }
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_file_is_told_by_key_value_and_rule() {
+    for (toml, said) in [
+        ("max_sise = 3", "max_sise is \"3\", but it is no setting; there are name, max_size"),
+        ("max_size = -3", "max_size is \"-3\", but it must be a whole number"),
+        ("max_size = 99999999999999999999", "max_size"),
+        ("max_size = 1.5", "max_size is \"1.5\", but it must be a whole number"),
+        ("acquire_timeout = 5", "acquire_timeout is \"5\", but it must be a time, such as"),
+        ("acquire_timeout = \"-5s\"", "acquire_timeout is \"-5s\", but it must be a time"),
+        ("acquire_timeout = \"99999999999999999999s\"", "acquire_timeout is \"99999999"),
+        ("acquire_timeout = \"0s\"", "acquire_timeout is 0ns, but it must be above zero"),
+        ("acquire_timeout = \"never\"", "acquire_timeout is \"never\", but it must be a time"),
+        ("min_idle = 11", "min_idle is 11, but it must be at most max_size, which is 10"),
+        ("lifetime_jitter = 2.0", "lifetime_jitter is 2, but it must be from 0.0 to 1.0"),
+        ("fail_fast = \"yes\"", "fail_fast is \"yes\", but it must be true or false"),
+        ("shed_target = \"1s\"", "shed is 1s, but it must be at most its interval"),
+        ("[check]\nidle_for = 1", "check: invalid type: map"),
+        ("reserved = 10", "reserved is 10, but it must be below max_size"),
+    ] {
+        let error = toml::from_str::<Config>(toml).unwrap_err().to_string();
+        assert!(error.contains(said), "{toml}: {error}");
+    }
+}
+
+#[test]
+fn what_is_left_out_follows_what_is_there() {
+    let config: Config = toml::from_str("max_lifetime = \"1m\"\nbackoff = \"10s\"").unwrap();
+    assert_eq!((config.idle_timeout, config.backoff_max), (Some(60 * SECOND), 10 * SECOND));
+    let config: Config = toml::from_str("shed_target = \"20ms\"").unwrap();
+    let shed = config.shed.unwrap();
+    assert_eq!((shed.interval, shed.report_only), (SECOND / 10, false));
+    let error =
+        toml::from_str::<Config>("max_lifetime = \"1m\"\nidle_timeout = \"2m\"").unwrap_err();
+    assert!(error.to_string().contains("idle_timeout is 120s, but it must be at most"), "{error}");
+}
