@@ -178,6 +178,9 @@ pub struct Config {
     /// [`PoolMetrics::use_time`](crate::PoolMetrics::use_time). Each acquire and release leaves the
     /// fast path for that and reads the clock. Default: `false`.
     pub time_use: bool,
+    /// With the feature `tracing`, opens a span `use` at level trace for as long as a connection is in
+    /// somebody's hands. Each acquire and release leaves the fast path for that. Default: `false`.
+    pub trace_uses: bool,
     /// The order in which idle connections are handed out. Default: [`IdleOrder::Recent`].
     pub order: IdleOrder,
     /// The number of shards: a power of two from 1 to 256, or `None` for the largest that is
@@ -215,6 +218,7 @@ impl Default for Config {
             fail_fast: false,
             detect_deadlock: false,
             time_use: false,
+            trace_uses: false,
             order: IdleOrder::Recent,
             shards: None,
         }

@@ -160,6 +160,8 @@ settings! {
         |config| Text::Switch(config.detect_deadlock);
     time_use: |config, text| config.time_use = switch(text)?,
         |config| Text::Switch(config.time_use);
+    trace_uses: |config, text| config.trace_uses = switch(text)?,
+        |config| Text::Switch(config.trace_uses);
     order: |config, text| config.order = order(text)?,
         |config| Text::Word(format!("{:?}", config.order).to_lowercase());
     shards: |config, text| config.shards = count_or_none(text)?, |config| config.shards.into();

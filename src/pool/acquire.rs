@@ -80,6 +80,7 @@ where
     }
     let checking = AtomicBool::new(false);
     let obtain = obtain(&keeper, ask, unready, &checking, wait.began);
+    let obtain = keeper.in_span(ask.caller, obtain);
     if limit == Duration::MAX {
         let served = obtain.await;
         return wait.end(served);
@@ -133,6 +134,7 @@ impl<M: Manager> Drop for Wait<'_, M> {
     fn drop(&mut self) {
         let waited = self.keeper.now().saturating_sub(self.began);
         self.keeper.totals.waited(self.outcome, waited);
+        self.keeper.tell_waited(self.outcome, Duration::from_nanos(waited));
     }
 }
 
@@ -242,6 +244,10 @@ where
         }
         if shared.config.time_use {
             lease.resource_mut().lent_at = shared.now();
+        }
+        if shared.config.trace_uses {
+            let tenant = lease.resource_mut();
+            tenant.span = shared.use_span(tenant.id, caller);
         }
     }
     Some(lease.lend(caller))

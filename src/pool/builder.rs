@@ -79,6 +79,8 @@ impl<M: Manager> PoolBuilder<M> {
         capacity: usize,
         /// Measures for how long connections are in use; see [`Config::time_use`]. Default: `false`.
         time_use: bool,
+        /// Opens a span for each use of a connection; see [`Config::trace_uses`]. Default: `false`.
+        trace_uses: bool,
         /// When a connection is checked before it is handed out. Default: if it has been idle for
         /// 5 s.
         check: CheckPolicy,
@@ -266,7 +268,7 @@ impl<M: Manager> PoolBuilder<M> {
             floor: config.min_idle,
         };
         let checks = config.check == CheckPolicy::Always;
-        let watches = config.detect_deadlock || config.time_use;
+        let watches = config.detect_deadlock || config.time_use || config.trace_uses;
         let greets = hooks.at_acquire() || watches;
         let shared = Arc::new_cyclic(|me| Shared {
             core: Core::new(me, size, config.order),

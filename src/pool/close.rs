@@ -79,6 +79,7 @@ impl<M: Manager> Shared<M> {
     /// Counts a connection that the pool lets go of.
     pub(super) fn ends(&self, tenant: &Tenant<M::Connection>, reason: CloseReason) {
         self.totals.closed(reason);
+        self.tell_ended(tenant, reason);
         self.totals.lived(nanos(tenant.created.elapsed()));
     }
 
@@ -94,7 +95,10 @@ impl<M: Manager> Shared<M> {
     pub(super) fn shut(&self) {
         // A pool that is being drained stays that until the drain is over.
         let _ = self.phase.compare_exchange(OPEN, CLOSED, Ordering::SeqCst, Ordering::SeqCst);
-        self.core.close();
+        if self.core.close() {
+            let draining = self.phase.load(Ordering::SeqCst) == DRAINING;
+            self.tell_shut(if draining { "being drained" } else { "closed" });
+        }
         self.connector.close();
         self.upkeep.notify();
         self.changed();

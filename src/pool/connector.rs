@@ -16,7 +16,7 @@
 
 use super::reaper::Reaper;
 use super::report::Reporter;
-use super::{Shared, Tenant, life::nanos, lock, operation::bounded};
+use super::{Shared, Tenant, life::nanos, lock, operation::bounded, trace::no_span};
 use crate::core::{Reservation, reserve};
 use crate::error::{AcquireError, OperationError};
 use crate::hooks::Hooks;
@@ -26,6 +26,7 @@ use event_listener::{Event, IntoNotification, listener};
 use std::convert::Infallible;
 use std::error::Error;
 use std::future::{Future, poll_fn};
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -194,16 +195,18 @@ impl<E> Connector<E> {
             .is_ok()
     }
 
-    fn succeeded(&self, most: usize) {
-        {
+    /// Takes note of a success; answers how many failures there had been before it.
+    fn succeeded(&self, most: usize) -> u32 {
+        let failures = {
             let mut trouble = lock(&self.trouble);
             trouble.last = None;
-            trouble.in_a_row = 0;
-        }
+            mem::take(&mut trouble.in_a_row)
+        };
         // One step, so that a failure that sets the number back meanwhile is not undone.
         let double = |admitted: usize| Some(admitted.saturating_mul(2).min(most));
         let doubled = self.admitted.fetch_update(Ordering::SeqCst, Ordering::SeqCst, double);
         debug_assert!(doubled.is_ok(), "BUG: doubling cannot be refused");
+        failures
     }
 
     /// Notes a failure, and the verdict on it; answers how many there have been in a row.
@@ -327,7 +330,9 @@ impl<M: Manager> Shared<M> {
         let (id, created) = (self.totals.created(), Instant::now());
         let term = self.term(id);
         self.totals.connected(nanos(created - began));
-        Ok(Tenant { connection, id, created, generation, term, uses_before, lent_at: 0 })
+        self.tell_connected(id, created - began);
+        let span = no_span();
+        Ok(Tenant { connection, id, created, generation, term, uses_before, lent_at: 0, span })
     }
 
     /// Takes note of a failed connect.
@@ -350,6 +355,7 @@ impl<M: Manager> Shared<M> {
         };
         let tell = verdict.is_some();
         let in_a_row = self.connector.failed(error.clone(), verdict);
+        self.tell_connect_failed(&error, permanent, in_a_row);
         self.changed();
         ConnectFailure { error, permanent, tell, in_a_row }
     }
@@ -421,7 +427,10 @@ impl<M: Manager> Dial<M> {
             let failures = match shared.unless_closed(shared.connect(vacant.uses())).await {
                 None => break,
                 Some(Ok(tenant)) => {
-                    shared.connector.succeeded(shared.config.max_connecting);
+                    let failures = shared.connector.succeeded(shared.config.max_connecting);
+                    if failures > 0 {
+                        shared.tell_recovered(failures);
+                    }
                     drop(shared.move_in(vacant, tenant));
                     shared.changed();
                     break;

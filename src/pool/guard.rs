@@ -3,7 +3,7 @@
 //! Not here: where a released connection goes (`core`).
 
 use super::life::look_over;
-use super::{Shared, Tenant, operation::bounded};
+use super::{Shared, Tenant, operation::bounded, trace::no_span};
 use crate::config::CheckPolicy;
 use crate::core::{Doubt, Flags, Lease, Loan, State, Trial};
 use crate::error::ReleaseError;
@@ -164,6 +164,9 @@ impl<M: Manager> Shared<M> {
         if self.config.time_use {
             let lent_at = lease.resource_mut().lent_at;
             self.totals.used(self.now().saturating_sub(lent_at));
+        }
+        if self.config.trace_uses {
+            lease.resource_mut().span = no_span();
         }
     }
 

@@ -3,8 +3,8 @@
 //! Read `mod.rs` (the handle), `builder.rs` (its settings), `acquire.rs` (how a caller gets a
 //! connection), `guard.rs` (how it comes back), `connector.rs` (how one is opened), `close.rs` (how
 //! one ends), `life.rs` (when it has to), `reaper.rs` (what happens by the clock), `admin.rs` (what
-//! an operator does), `report.rs` (who is told the figures), `shed.rs` and `deadlock.rs` (two options
-//! for when too much is asked).
+//! an operator does), `report.rs` (who is told the figures), `trace.rs` (what is told of events),
+//! `shed.rs` and `deadlock.rs` (two options for when too much is asked).
 //!
 //! Not here: which slot belongs to whom; see `core`.
 
@@ -20,6 +20,7 @@ pub(crate) mod operation;
 mod reaper;
 mod report;
 mod shed;
+mod trace;
 
 pub use self::admin::DrainReport;
 pub use self::builder::PoolBuilder;
@@ -134,6 +135,8 @@ struct Tenant<C> {
     uses_before: u64,
     /// When it was lent last, by the pool's clock, if that is measured.
     lent_at: u64,
+    /// That of its use, if that is asked for.
+    span: trace::Span,
 }
 
 impl<M: Manager> Shared<M> {

@@ -201,6 +201,7 @@ impl<M: Manager> Shared<M> {
                 Leak::Held(_) => self.totals.leaked(),
                 Leak::Returned(_) => self.totals.came_back_late(),
             }
+            self.tell_leak(leak);
             self.hooks.leaked(leak);
         }
         self.retire(&mut ends, surplus);

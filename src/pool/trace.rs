@@ -1,0 +1,143 @@
+//! Tells what happens to whoever listens, with the feature `tracing`; without it nothing of this is
+//! left.
+//!
+//! | level | what |
+//! |---|---|
+//! | error | connecting fails for good |
+//! | warn | connecting fails, a connection is held for too long, an acquire was slow |
+//! | info | connecting succeeds again, the pool is drained or closed, a leaked connection comes back |
+//! | debug | a connection is opened or ends; the span `acquire` of one that has to wait |
+//! | trace | the span `use` of a connection in somebody's hands, if [`Config::trace_uses`](crate::Config::trace_uses) asks for it |
+//!
+//! The target is `millpond`. Each has the pool's name in `pool`, and, where there is one, the
+//! connection's number in `connection`.
+//!
+//! Not here: when these things happen.
+
+#![cfg_attr(
+    not(feature = "tracing"),
+    allow(unused_variables, clippy::unused_self, clippy::if_same_then_else)
+)]
+
+use super::{Shared, Tenant};
+use crate::error::OperationError;
+use crate::hooks::Leak;
+use crate::manager::Manager;
+use crate::metrics::{CloseReason, Outcome};
+use std::future::Future;
+use std::panic::Location;
+use std::time::Duration;
+
+/// A span, or nothing at all.
+#[cfg(feature = "tracing")]
+pub(super) type Span = tracing::Span;
+#[cfg(not(feature = "tracing"))]
+pub(super) struct Span;
+
+/// A connection that nobody uses has none.
+pub(super) fn no_span() -> Span {
+    #[cfg(feature = "tracing")]
+    {
+        tracing::Span::none()
+    }
+    #[cfg(not(feature = "tracing"))]
+    Span
+}
+
+#[cfg(feature = "tracing")]
+macro_rules! tell {
+    ($level:ident, $pool:expr, $($fields:tt)*) => {
+        tracing::$level!(target: "millpond", pool = %$pool.config.name, $($fields)*)
+    };
+}
+
+#[cfg(not(feature = "tracing"))]
+macro_rules! tell {
+    ($level:ident, $pool:expr, $($fields:tt)*) => {{}};
+}
+
+impl<M: Manager> Shared<M> {
+    pub(super) fn tell_connected(&self, connection: u64, took: Duration) {
+        tell!(debug, self, connection, ?took, "connected");
+    }
+
+    pub(super) fn tell_connect_failed(
+        &self,
+        error: &OperationError<M::Error>,
+        permanent: bool,
+        in_a_row: u32,
+    ) {
+        #[cfg(feature = "tracing")]
+        let error = error as &(dyn std::error::Error + 'static);
+        if permanent {
+            tell!(error, self, error, in_a_row, "cannot connect, and trying again will not help");
+        } else {
+            tell!(warn, self, error, in_a_row, "cannot connect");
+        }
+    }
+
+    /// Connecting had failed so many times in a row.
+    pub(super) fn tell_recovered(&self, failures: u32) {
+        tell!(info, self, failures, "connecting succeeds again");
+    }
+
+    pub(super) fn tell_ended(&self, tenant: &Tenant<M::Connection>, reason: CloseReason) {
+        tell!(
+            debug,
+            self,
+            connection = tenant.id,
+            reason = ?reason,
+            age = ?tenant.created.elapsed(),
+            "a connection ends"
+        );
+    }
+
+    pub(super) fn tell_leak(&self, leak: &Leak) {
+        let holder = leak.holder();
+        match leak {
+            Leak::Held(_) => tell!(warn, self, connection = holder.connection, "{leak}"),
+            Leak::Returned(_) => tell!(info, self, connection = holder.connection, "{leak}"),
+        }
+    }
+
+    pub(super) fn tell_shut(&self, how: &'static str) {
+        tell!(info, self, "the pool is {how}");
+    }
+
+    /// An acquire has waited.
+    pub(super) fn tell_waited(&self, outcome: Outcome, waited: Duration) {
+        #[cfg(feature = "tracing")]
+        if self.config.slow_acquire.is_some_and(|limit| waited > limit) {
+            tell!(warn, self, ?waited, ?outcome, counts = %self.core.counts(), "a slow acquire");
+        }
+    }
+
+    /// The span of a connection in somebody's hands.
+    pub(super) fn use_span(&self, connection: u64, site: &'static Location<'static>) -> Span {
+        #[cfg(feature = "tracing")]
+        {
+            let pool = &*self.config.name;
+            tracing::trace_span!(target: "millpond", parent: None, "use", pool, connection, %site)
+        }
+        #[cfg(not(feature = "tracing"))]
+        Span
+    }
+
+    /// Does this in the span of an acquire that has to wait.
+    #[cfg(feature = "tracing")]
+    pub(super) fn in_span<F: Future>(
+        &self,
+        site: &'static Location<'static>,
+        future: F,
+    ) -> impl Future<Output = F::Output> + use<F, M> {
+        use tracing::Instrument;
+        let pool = &*self.config.name;
+        future.instrument(tracing::debug_span!(target: "millpond", "acquire", pool, %site))
+    }
+
+    /// Does this.
+    #[cfg(not(feature = "tracing"))]
+    pub(super) fn in_span<F: Future>(&self, site: &'static Location<'static>, future: F) -> F {
+        future
+    }
+}

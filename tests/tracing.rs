@@ -1,0 +1,181 @@
+//! What a pool tells whoever listens with `tracing`.
+
+#![cfg(feature = "tracing")]
+#![allow(clippy::unwrap_used, reason = "these are tests, though clippy only sees their helpers")]
+
+mod support;
+use support::*;
+
+use millpond::{AcquireError, Pool, PoolBuilder};
+use std::fmt::{Debug, Write};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id};
+use tracing::{Event, Metadata, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Writes down what it is told: level, name or message, fields.
+#[derive(Clone, Default)]
+struct Notes(Arc<Mutex<Vec<String>>>);
+
+/// The fields of an event or span.
+#[derive(Default)]
+struct Fields(String);
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        if field.name() == "message" {
+            self.0.insert_str(0, &format!("{value:?}"));
+        } else {
+            write!(self.0, " {}={value:?}", field.name()).unwrap();
+        }
+    }
+}
+
+impl Notes {
+    fn note(&self, metadata: &Metadata<'_>, what: &str, fields: Fields) {
+        if metadata.target() == "millpond" {
+            self.0.lock().unwrap().push(format!("{} {what}{}", metadata.level(), fields.0));
+        }
+    }
+
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Notes {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        self.note(event.metadata(), "", fields);
+    }
+
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        let mut fields = Fields::default();
+        attributes.record(&mut fields);
+        let metadata = context.metadata(id).unwrap();
+        self.note(metadata, &format!("span {}", metadata.name()), fields);
+    }
+
+    fn on_close(&self, id: Id, context: Context<'_, S>) {
+        let metadata = context.metadata(&id).unwrap();
+        self.note(metadata, &format!("end of {}", metadata.name()), Fields::default());
+    }
+}
+
+/// Listens on this thread, for as long as the second answer lives.
+fn listen() -> (Notes, tracing::subscriber::DefaultGuard) {
+    let notes = Notes::default();
+    let subscriber = tracing_subscriber::registry().with(notes.clone());
+    (notes, tracing::subscriber::set_default(subscriber))
+}
+
+fn pool_of(manager: &TestManager, max_size: usize) -> PoolBuilder<TestManager> {
+    Pool::builder(manager.clone()).max_size(max_size).name("orders")
+}
+
+/// That there is one note which begins and goes on like this.
+#[track_caller]
+fn has(notes: &[String], begins: &str, contains: &str) {
+    let found = notes.iter().filter(|note| note.starts_with(begins) && note.contains(contains));
+    assert_eq!(found.count(), 1, "{begins} … {contains} in {notes:#?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_is_told_of_when_it_is_opened_and_when_it_ends_and_a_hit_is_not() {
+    let (notes, _listening) = listen();
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).build().await.unwrap();
+    let held = pool.acquire().await.unwrap();
+    let told = notes.take();
+    has(&told, "DEBUG connected pool=orders connection=1 took=0ns", "");
+    has(&told, "DEBUG span acquire pool=\"orders\" site=tests/tracing.rs:", "");
+    has(&told, "DEBUG end of acquire", "");
+    assert_eq!(told.len(), 3);
+    drop(held);
+    for _ in 0..10 {
+        drop(pool.acquire().await.unwrap());
+        drop(pool.try_acquire().unwrap());
+    }
+    assert_eq!(notes.take(), [""; 0], "a hit opens no span");
+    tokio::time::advance(SECOND).await;
+    pool.acquire().await.unwrap().discard();
+    has(
+        &notes.take(),
+        "DEBUG a connection ends pool=orders connection=1 reason=Discarded age=1s",
+        "",
+    );
+    pool.close().await;
+    has(&notes.take(), "INFO the pool is closed pool=orders", "");
+    pool.close().await;
+    assert_eq!(notes.take(), [""; 0], "once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_to_connect_are_warnings_and_one_for_good_an_error() {
+    let (notes, _listening) = listen();
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).build().await.unwrap();
+    manager.connect.once(Act::Error);
+    manager.connect.once(Act::Error);
+    pool.acquire().await.unwrap().discard();
+    let told = notes.take();
+    let failed = "WARN cannot connect pool=orders error=scripted connect error";
+    has(&told, failed, "in_a_row=1");
+    has(&told, failed, "in_a_row=2");
+    has(&told, "INFO connecting succeeds again pool=orders failures=2", "");
+    manager.connect.once(Act::Permanent);
+    assert!(matches!(pool.acquire().await, Err(AcquireError::Connect(_))));
+    let told = notes.take();
+    has(&told, "ERROR cannot connect, and trying again will not help pool=orders", "scripted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn leaks_and_slow_acquires_are_warnings() {
+    let (notes, _listening) = listen();
+    let manager = TestManager::new();
+    let builder = pool_of(&manager, 1).leak_after(5 * SECOND).slow_acquire(2 * SECOND);
+    let pool = builder.build().await.unwrap();
+    let held = pool.acquire().await.unwrap();
+    pool.acquire_timeout(SECOND).await.map(drop).unwrap_err();
+    let quick = notes.take();
+    assert!(!quick.iter().any(|note| note.starts_with("WARN")), "{quick:#?}");
+    pool.acquire_timeout(3 * SECOND).await.map(drop).unwrap_err();
+    has(
+        &notes.take(),
+        "WARN a slow acquire pool=orders waited=3s outcome=TimedOut",
+        "1 of 1 in use",
+    );
+    tokio::time::sleep(10 * SECOND).await;
+    let told = notes.take();
+    has(&told, "WARN held for too long: connection 1 for ", "acquired at tests/tracing.rs:");
+    has(&told, "WARN held for too long", "pool=orders connection=1");
+    drop(held);
+    tokio::time::sleep(10 * SECOND).await;
+    has(&notes.take(), "INFO came back late: connection 1", "pool=orders connection=1");
+    pool.drain(SECOND).await;
+    has(&notes.take(), "INFO the pool is being drained pool=orders", "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_use_has_a_span_if_that_is_wanted() {
+    let (notes, _listening) = listen();
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).min_idle(1).trace_uses(true).build().await.unwrap();
+    notes.take();
+    let held = pool.acquire().await.unwrap();
+    let told = notes.take();
+    has(&told, "TRACE span use pool=\"orders\" connection=1 site=tests/tracing.rs:", "");
+    assert_eq!(told.len(), 1);
+    drop(held);
+    assert_eq!(notes.take(), ["TRACE end of use"]);
+    drop(pool.try_acquire().unwrap().detach());
+    let told = notes.take();
+    has(&told, "TRACE span use", "");
+    has(&told, "TRACE end of use", "");
+}
