@@ -3,16 +3,16 @@
 //!
 //! Read `pools.rs` (who takes part, and how each is set up), `load.rs` (what they are put through),
 //! `rounds.rs` and `calm.rs` (how two of them are compared on a machine that does other things as
-//! well).
-
-#![forbid(unsafe_code)]
+//! well), `counting.rs` (how allocations are counted).
 
 mod calm;
+mod counting;
 mod load;
 mod pools;
 mod rounds;
 
 pub use self::calm::disturbed;
+pub use self::counting::{CountingAllocator, allocated_bytes, allocations, start_counting};
 pub use self::load::{
     Outcome, SHAPES, Shape, alone, thread_runtime, together, wait, worker_runtime,
 };
