@@ -128,7 +128,7 @@ fn main() {
             let pool = bb8.clone();
             throughput(&runtime, move || {
                 let pool = pool.clone();
-                async move { select(&*pool.get().await.expect("a connection")).await }
+                async move { select(&pool.get().await.expect("a connection")).await }
             })
         }
     });
