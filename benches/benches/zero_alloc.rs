@@ -6,15 +6,13 @@
 
 use millpond::{AcquireError, AcquireObjectError, IdleOrder, ObjectPool, Pool};
 use millpond_bench::{
-    CountingAllocator, TrivialManager, allocated_bytes, allocations, millpond_pool, start_counting,
-    thread_runtime,
+    CountingAllocator, TrivialManager, allocated_bytes, allocations, is_pending, millpond_pool,
+    start_counting, thread_runtime,
 };
-use std::future::{Future, poll_fn};
 use std::hint::black_box;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 use tokio::task::yield_now;
@@ -42,11 +40,6 @@ impl Report {
         );
         self.holds &= holds;
     }
-}
-
-/// Polls a future once; whether it is still pending.
-async fn is_pending<F: Future>(mut future: Pin<&mut F>) -> bool {
-    poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx).is_pending())).await
 }
 
 /// Both kinds of pools, so that each row is written once. `$pool` has the capacity that the macro's
