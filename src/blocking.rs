@@ -6,6 +6,7 @@
 //! Not here: any difference in what the pool does.
 
 use crate::config::{Config, Priority};
+use crate::core::Counts;
 use crate::error::{AcquireError, BuildError, ConfigError, TryAcquireError};
 use crate::manager::Manager;
 use crate::metrics::{PoolMetrics, PoolStatus};
@@ -246,6 +247,13 @@ impl<M: Manager> Pool<M> {
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.pool.is_closed()
+    }
+
+    /// The places by state, and the number of waiters. Costs one pass over all slots and allocates
+    /// nothing.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.pool.counts()
     }
 
     /// The pool's figures at this moment. Costs one pass over all slots.

@@ -2,67 +2,23 @@
 //!
 //! Nothing is timed here. The exit code is 1 if one of Millpond's promises does not hold.
 
-// A global allocator is an unsafe trait. Nothing else in the workspace is.
-#![allow(unsafe_code)]
+#![forbid(unsafe_code)]
 
 use millpond::{AcquireError, AcquireObjectError, IdleOrder, ObjectPool, Pool};
-use millpond_bench::{TrivialManager, millpond_pool, thread_runtime};
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::future::{Future, poll_fn};
+use millpond_bench::{
+    CountingAllocator, TrivialManager, allocated_bytes, allocations, is_pending, millpond_pool,
+    start_counting, thread_runtime,
+};
 use std::hint::black_box;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::Poll;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 use tokio::task::yield_now;
 
-/// The system's allocator, counting.
-struct Counting;
-
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-static BYTES: AtomicUsize = AtomicUsize::new(0);
-
-fn count(bytes: usize) {
-    ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-    BYTES.fetch_add(bytes, Ordering::Relaxed);
-}
-
-// SAFETY: every method passes its arguments on to `System`, which keeps the contract, and returns
-// its answer; counting touches nothing but two static atomics.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
-        // SAFETY: the caller's promises are those that `System` asks for.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
-        // SAFETY: as in `alloc`.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // Growing may move, so it counts as an allocation of what is added.
-        count(size.saturating_sub(layout.size()));
-        // SAFETY: `pointer` came from `System`, as all of ours do; the rest as in `alloc`.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: as in `realloc`.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-fn allocations() -> usize {
-    ALLOCATIONS.load(Ordering::Relaxed)
-}
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 const TURNS: usize = 10_000;
 /// Each of these waits for a timer.
@@ -84,11 +40,6 @@ impl Report {
         );
         self.holds &= holds;
     }
-}
-
-/// Polls a future once; whether it is still pending.
-async fn is_pending<F: Future>(mut future: Pin<&mut F>) -> bool {
-    poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx).is_pending())).await
 }
 
 /// Both kinds of pools, so that each row is written once. `$pool` has the capacity that the macro's
@@ -239,9 +190,9 @@ fn memory(report: &mut Report) {
     );
     for order in [IdleOrder::Recent, IdleOrder::Fifo, IdleOrder::Lifo] {
         for slots in [1_000, 10_000] {
-            let before = BYTES.load(Ordering::Relaxed);
+            let before = allocated_bytes();
             let pool = ObjectPool::builder(slots).order(order).build(|| 0_u64).expect("in range");
-            let bytes = BYTES.load(Ordering::Relaxed) - before;
+            let bytes = allocated_bytes() - before;
             let each = bytes.div_ceil(slots) - size_of::<u64>();
             let verdict = if each <= MOST { "" } else { "  <- BROKEN" };
             println!("{:<58}{slots:>8}{each:>10}{verdict}", format!("{order:?}"));
@@ -253,6 +204,7 @@ fn memory(report: &mut Report) {
 
 fn main() -> ExitCode {
     let mut report = Report { holds: true };
+    start_counting();
     println!("{:<58}{:>8}{:>10}{:>10}{:>10}", "", "times", "counted", "each", "allowed");
     // A counter that counts nothing would find everything free of charge.
     let before = allocations();
@@ -271,7 +223,7 @@ fn main() -> ExitCode {
         let pool = millpond_pool(16, |pool| pool).await;
         let one = millpond_pool(1, |pool| pool).await;
         rows!(&mut report, "Pool", pool, one, |pool: &Pool<TrivialManager>| {
-            pool.metrics().counts.waiters
+            pool.counts().waiters
         });
         timeouts(&mut report, &one, &object).await;
     });

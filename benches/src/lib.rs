@@ -3,18 +3,22 @@
 //!
 //! Read `pools.rs` (who takes part, and how each is set up), `load.rs` (what they are put through),
 //! `rounds.rs` and `calm.rs` (how two of them are compared on a machine that does other things as
-//! well).
-
-#![forbid(unsafe_code)]
+//! well), `effort.rs` (how much of it), `counting.rs` (how allocations are counted).
 
 mod calm;
+mod counting;
+mod effort;
 mod load;
 mod pools;
 mod rounds;
 
 pub use self::calm::disturbed;
+pub use self::counting::{CountingAllocator, allocated_bytes, allocations, start_counting};
+pub use self::effort::{
+    Effort, POOL, RAW, cores, count_boxes, count_hits, count_waits, time_hits, time_threads,
+};
 pub use self::load::{
-    Outcome, SHAPES, Shape, alone, thread_runtime, together, wait, worker_runtime,
+    Outcome, SHAPES, Shape, alone, is_pending, thread_runtime, together, wait, worker_runtime,
 };
 pub use self::pools::{
     BenchPool, Connection, Tally, TrivialManager, WaitingPool, contended, everything_by_the_clock,

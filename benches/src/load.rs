@@ -2,8 +2,11 @@
 
 use crate::calm::noting_delay;
 use crate::pools::{BenchPool, WaitingPool};
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::task::Poll;
 use std::thread;
 use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -76,6 +79,45 @@ pub fn together(runtime: &Handle, pool: &dyn BenchPool, threads: usize, turns: u
     let began = spans.iter().map(|span| span.0).min().expect("at least one thread");
     let ended = spans.iter().map(|span| span.1).max().expect("at least one thread");
     ended - began
+}
+
+/// Polls a future once; whether it is still pending.
+pub async fn is_pending<F: Future>(mut future: Pin<&mut F>) -> bool {
+    poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx).is_pending())).await
+}
+
+/// Two threads pass one connection to and fro, so that each of `turns` acquires has to wait, but the
+/// very first.
+///
+/// Some pools do not say who waits, so whoever holds the connection knows when the other is about to
+/// ask for it, and then gives it the time to park.
+pub(crate) fn pass_to_and_fro<G>(turns: u64, acquire: impl Fn() -> G + Sync) {
+    const TO_PARK: Duration = Duration::from_micros(200);
+    let asking = [AtomicBool::new(false), AtomicBool::new(false)];
+    let done = AtomicBool::new(false);
+    let take_turns = |own: usize| {
+        let other = &asking[1 - own];
+        let until = |wish: bool| {
+            while other.load(Ordering::SeqCst) != wish && !done.load(Ordering::SeqCst) {
+                thread::yield_now();
+            }
+        };
+        for _ in 0..turns / 2 {
+            asking[own].store(true, Ordering::SeqCst);
+            let held = acquire();
+            asking[own].store(false, Ordering::SeqCst);
+            until(true);
+            thread::sleep(TO_PARK);
+            drop(held);
+            // Not before the other has it: in some pools a newcomer overtakes.
+            until(false);
+        }
+        done.store(true, Ordering::SeqCst);
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| take_turns(0));
+        scope.spawn(|| take_turns(1));
+    });
 }
 
 /// How many tasks share how many connections.

@@ -6,13 +6,13 @@
 //! look at the clock, and deadpool and asyncband wait without one. That is not the same service, so
 //! where tasks wait both take part a second time with [`DEADLINE`], as a service would use them.
 
-use crate::load::Log;
+use crate::load::{Log, is_pending, pass_to_and_fro};
 use crossbeam_queue::ArrayQueue;
 use millpond::{CheckPolicy, IdleOrder, ObjectPool, Pool, PoolBuilder};
 use std::convert::Infallible;
 use std::future::Future;
 use std::hint::black_box;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -153,6 +153,9 @@ pub trait BenchPool: Send + Sync {
     fn turns(&self, turns: u64) -> Boxed<'_, ()>;
     /// Acquires so many connections at once, and releases them: opens what is not open yet.
     fn fill(&self, connections: usize) -> Boxed<'_, ()>;
+    /// So many acquires, each of which waits until the one before it is released; none if there is
+    /// no waiting here. The pool has to have one connection.
+    fn waits(&self, turns: u64) -> Option<Boxed<'_, ()>>;
     /// The most connections that the pool says it will hold.
     fn capacity(&self) -> usize;
     /// What the pool asked of its manager, if it has one.
@@ -166,9 +169,21 @@ pub trait WaitingPool: BenchPool {
 }
 
 /// Puts one interface of a pool behind [`BenchPool`], and behind [`WaitingPool`] if it says `async`.
+/// Where it says `thread`, the calling thread waits; where it says `try`, nobody does.
 macro_rules! bench_pool {
     (async $name:ident, $pool:ty, |$p:ident| $acquire:expr, $capacity:expr) => {
-        bench_pool!($name, $pool, |$p| $acquire, $capacity);
+        bench_pool!($name, $pool, |$p| $acquire, $capacity, |turns| {
+            Some(Box::pin(async move {
+                let mut held = $acquire;
+                for _ in 0..turns {
+                    let mut next = pin!(async { $acquire });
+                    assert!(is_pending(next.as_mut()).await, "an acquire did not wait");
+                    drop(held);
+                    held = next.await;
+                }
+                drop(held);
+            }))
+        });
 
         impl WaitingPool for $name {
             fn take_turns(&self, mut log: Log) -> Boxed<'_, Log> {
@@ -189,7 +204,21 @@ macro_rules! bench_pool {
             }
         }
     };
-    ($name:ident, $pool:ty, |$p:ident| $acquire:expr, $capacity:expr) => {
+    (thread $name:ident, $pool:ty, |$p:ident| $acquire:expr, $capacity:expr) => {
+        bench_pool!($name, $pool, |$p| $acquire, $capacity, |turns| {
+            Some(Box::pin(async move { pass_to_and_fro(turns, || $acquire) }))
+        });
+    };
+    (try $name:ident, $pool:ty, |$p:ident| $acquire:expr, $capacity:expr) => {
+        bench_pool!($name, $pool, |$p| $acquire, $capacity, |_turns| None);
+    };
+    (
+        $name:ident,
+        $pool:ty,
+        |$p:ident| $acquire:expr,
+        $capacity:expr,
+        |$turns:ident| $waits:expr
+    ) => {
         struct $name {
             name: &'static str,
             pool: $pool,
@@ -220,6 +249,12 @@ macro_rules! bench_pool {
                 })
             }
 
+            fn waits(&self, $turns: u64) -> Option<Boxed<'_, ()>> {
+                #[allow(unused_variables, reason = "there is no waiting everywhere")]
+                let $p = &self.pool;
+                $waits
+            }
+
             fn capacity(&self) -> usize {
                 let $p = &self.pool;
                 $capacity
@@ -238,13 +273,13 @@ type Objects = ObjectPool<Connection>;
 type Millpond = Pool<TrivialManager>;
 
 bench_pool!(async ObjectAsync, Objects, |p| p.acquire().await.expect(HIT), p.capacity());
-bench_pool!(ObjectOwned, Objects, |p| p.acquire_owned().await.expect(HIT), p.capacity());
-bench_pool!(ObjectBlocking, Objects, |p| p.acquire_blocking().expect(HIT), p.capacity());
-bench_pool!(ObjectTry, Objects, |p| p.try_acquire().expect(HIT), p.capacity());
+bench_pool!(async ObjectOwned, Objects, |p| p.acquire_owned().await.expect(HIT), p.capacity());
+bench_pool!(thread ObjectBlocking, Objects, |p| p.acquire_blocking().expect(HIT), p.capacity());
+bench_pool!(try ObjectTry, Objects, |p| p.try_acquire().expect(HIT), p.capacity());
 bench_pool!(async PoolAsync, Millpond, |p| p.acquire().await.expect(HIT), p.config().max_size);
-bench_pool!(PoolOwned, Millpond, |p| p.acquire_owned().await.expect(HIT), p.config().max_size);
-bench_pool!(PoolBlocking, Millpond, |p| p.acquire_blocking().expect(HIT), p.config().max_size);
-bench_pool!(PoolTry, Millpond, |p| p.try_acquire().expect(HIT), p.config().max_size);
+bench_pool!(async PoolOwned, Millpond, |p| p.acquire_owned().await.expect(HIT), p.config().max_size);
+bench_pool!(thread PoolBlocking, Millpond, |p| p.acquire_blocking().expect(HIT), p.config().max_size);
+bench_pool!(try PoolTry, Millpond, |p| p.try_acquire().expect(HIT), p.config().max_size);
 
 /// The deadline of a wait, for the peers that have none of their own: that of Millpond's default.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -263,7 +298,7 @@ bench_pool!(
     p.status().max_size
 );
 bench_pool!(async Bb8Async, Bb8, |p| p.get().await.expect(HIT), p.config().max_size as usize);
-bench_pool!(R2d2Blocking, R2d2, |p| p.get().expect(HIT), p.max_size() as usize);
+bench_pool!(thread R2d2Blocking, R2d2, |p| p.get().expect(HIT), p.max_size() as usize);
 
 /// The floor: a bare `ArrayQueue` of boxes, without any of what makes a pool of it.
 struct RawQueue(ArrayQueue<Box<Connection>>);
@@ -286,6 +321,10 @@ impl BenchPool for RawQueue {
     fn fill(&self, connections: usize) -> Boxed<'_, ()> {
         assert_eq!(self.0.len(), connections);
         Box::pin(std::future::ready(()))
+    }
+
+    fn waits(&self, _: u64) -> Option<Boxed<'_, ()>> {
+        None
     }
 
     fn capacity(&self) -> usize {
@@ -522,6 +561,17 @@ mod tests {
                 assert_eq!(waiting(connections).await.len(), 9);
             }
         });
+    }
+
+    #[test]
+    fn every_acquire_waits_that_is_to_wait() {
+        let runtime = thread_runtime();
+        let pools = runtime.block_on(hits(1));
+        let waited = pools.iter().filter_map(|pool| pool.waits(10)).map(|waits| {
+            runtime.block_on(waits);
+        });
+        // All but the raw queue and those that only try.
+        assert_eq!(waited.count(), 12);
     }
 
     #[test]

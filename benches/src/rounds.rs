@@ -20,6 +20,19 @@ impl<M> Rounds<M> {
         Self::collect(rounds, contestants, |who| calm(|| measure(who)))
     }
 
+    /// The same where some contestants are crowds of more threads than cores, which by their nature
+    /// keep each other waiting: each measurement of theirs counts.
+    pub fn with_crowds(
+        rounds: usize,
+        contestants: usize,
+        is_crowd: impl Fn(usize) -> bool,
+        mut measure: impl FnMut(usize) -> M,
+    ) -> Self {
+        Self::collect(rounds, contestants, |who| {
+            if is_crowd(who) { (measure(who), true) } else { calm(|| measure(who)) }
+        })
+    }
+
     /// The same where other processes belong to the load, such as a server: each measurement counts.
     pub fn beside_a_server(
         rounds: usize,
@@ -95,6 +108,13 @@ mod tests {
         // A measurement that was disturbed is repeated at once.
         order.dedup();
         assert_eq!(order, [0, 1, 2, 1, 2, 0, 2, 0, 1]);
+    }
+
+    #[test]
+    fn a_crowd_is_measured_once_a_round() {
+        let mut times = 0;
+        Rounds::with_crowds(2, 3, |_| true, |_| times += 1);
+        assert_eq!(times, 9);
     }
 
     #[test]

@@ -36,7 +36,7 @@ use self::report::Reports;
 use self::shed::Shedder;
 use crate::config::{Config, Priority};
 use crate::core::try_acquire as look;
-use crate::core::{Core, Doubt, Flags, Found, Keeper, Lease, Line, Trial};
+use crate::core::{Core, Counts, Doubt, Flags, Found, Keeper, Lease, Line, Trial};
 use crate::error::{AcquireError, TryAcquireError};
 use crate::hooks::Hooks;
 use crate::manager::Manager;
@@ -538,7 +538,8 @@ impl<M: Manager> Pool<M> {
         self.shared.core.is_closed()
     }
 
-    /// The pool's figures at this moment. Costs one pass over all slots.
+    /// The pool's figures at this moment. Costs one pass over all slots and a copy of the distributions;
+    /// [`counts`](Self::counts) is the pass alone.
     ///
     /// # Examples
     ///
@@ -558,6 +559,27 @@ impl<M: Manager> Pool<M> {
     #[must_use]
     pub fn metrics(&self) -> PoolMetrics {
         self.shared.metrics()
+    }
+
+    /// The places by state, and the number of waiters: what is in [`metrics`](Self::metrics) too,
+    /// without what that copies. Costs one pass over all slots and allocates nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{Pool, from_fn};
+    /// # use std::convert::Infallible;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
+    /// let pool = Pool::builder(manager).max_size(4).min_idle(1).build().await?;
+    /// let connection = pool.acquire().await?;
+    /// assert_eq!(pool.counts().in_use, 1);
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.shared.core.counts()
     }
 
     /// How the pool is: its health in words, its figures and its settings, for a terminal or, with

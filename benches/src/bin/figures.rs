@@ -7,9 +7,9 @@
 
 use millpond::IdleOrder;
 use millpond_bench::{
-    BenchPool, Connection, Rounds, SHAPES, Shape, WaitingPool, alone, contended, disturbed,
-    everything_by_the_clock, hits, millpond_pool, thread_runtime, together, upkept, wait, waiting,
-    worker_runtime,
+    Connection, Effort, POOL, RAW, Rounds, SHAPES, Shape, WaitingPool, contended, disturbed,
+    everything_by_the_clock, hits, millpond_pool, thread_runtime, time_hits, time_threads, upkept,
+    wait, waiting, worker_runtime,
 };
 use std::future::Future;
 use std::hint::black_box;
@@ -19,22 +19,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
-
-/// Places in the lists of `millpond_bench`.
-const RAW: usize = 0;
-const POOL: usize = 1;
-
-/// How much of everything.
-struct Effort {
-    rounds: usize,
-    /// The time that one measurement of hits is to take: less than a time slice, so that even on a
-    /// busy machine many are undisturbed.
-    sample: Duration,
-    /// The time that one load of waiting tasks runs.
-    window: Duration,
-    /// Rounds of the 100,000 waiters.
-    crowds: usize,
-}
 
 /// A goal, what was measured, and whether that meets it.
 struct Goals(Vec<(String, String, bool)>);
@@ -65,21 +49,8 @@ impl Goals {
 }
 
 fn main() {
-    let effort = if std::env::args().any(|argument| argument == "--quick") {
-        Effort {
-            rounds: 5,
-            sample: Duration::from_millis(1),
-            window: Duration::from_millis(30),
-            crowds: 3,
-        }
-    } else {
-        Effort {
-            rounds: 25,
-            sample: Duration::from_millis(2),
-            window: Duration::from_millis(80),
-            crowds: 9,
-        }
-    };
+    let quick = std::env::args().any(|argument| argument == "--quick");
+    let effort = if quick { Effort::QUICK } else { Effort::FULL };
     let wanted = |part: &str| {
         let mut parts = std::env::args().skip(1).filter(|part| !part.starts_with("--")).peekable();
         parts.peek().is_none() || parts.any(|named| named == part)
@@ -108,21 +79,9 @@ fn main() {
     println!("\n{disturbed} of {taken} measurements were disturbed by other processes.");
 }
 
-/// How many turns fill the sample time.
-fn turns_for(runtime: &Runtime, pool: &dyn BenchPool, sample: Duration) -> u64 {
-    const PROBE: u64 = 2000;
-    let probe = alone(runtime.handle(), pool, PROBE);
-    (PROBE as f64 * sample.as_secs_f64() / probe.as_secs_f64()).max(100.0) as u64
-}
-
 fn hit(runtime: &Runtime, effort: &Effort, goals: &mut Goals) {
     let pools = runtime.block_on(hits(16));
-    let turns: Vec<u64> =
-        pools.iter().map(|pool| turns_for(runtime, &**pool, effort.sample)).collect();
-    let rounds = Rounds::run(effort.rounds, pools.len(), |who| {
-        let took = alone(runtime.handle(), &*pools[who], turns[who]);
-        took.as_nanos() as f64 / turns[who] as f64
-    });
+    let rounds = time_hits(runtime, &pools, effort);
     println!("\n## A hit: one task, 16 connections\n");
     println!("| | ns | times the raw queue | times `Pool::acquire` |\n|---|--:|--:|--:|");
     for (who, pool) in pools.iter().enumerate() {
@@ -148,12 +107,7 @@ fn upkeep(runtime: &Runtime, effort: &Effort, goals: &mut Goals) {
     const NOTHING: usize = 1;
     const EVERYTHING: usize = 2;
     let pools = runtime.block_on(upkept(16));
-    let turns: Vec<u64> =
-        pools.iter().map(|pool| turns_for(runtime, &**pool, effort.sample)).collect();
-    let rounds = Rounds::run(effort.rounds, pools.len(), |who| {
-        let took = alone(runtime.handle(), &*pools[who], turns[who]);
-        took.as_nanos() as f64 / turns[who] as f64
-    });
+    let rounds = time_hits(runtime, &pools, effort);
     println!("\n## By the clock: a hit, one task, 16 connections\n");
     println!("| | ns | times the raw queue |\n|---|--:|--:|");
     for (who, pool) in pools.iter().enumerate() {
@@ -245,7 +199,7 @@ fn parked_crowd() -> f64 {
                 tokio::spawn(async move { pool.acquire_timeout(hour).await.is_ok() })
             })
             .collect();
-        while pool.metrics().counts.waiters < waiters.len() {
+        while pool.counts().waiters < waiters.len() {
             tokio::task::yield_now().await;
         }
         let before = cpu_ticks();
@@ -270,14 +224,8 @@ fn cpu_ticks() -> u64 {
 
 fn scaling(runtime: &Runtime, effort: &Effort, goals: &mut Goals) {
     let pools = runtime.block_on(contended(16));
-    let turns: Vec<u64> =
-        pools.iter().map(|pool| turns_for(runtime, &**pool, 2 * effort.sample)).collect();
     // One thread and two threads of one pool follow each other: 2 × who, 2 × who + 1.
-    let rounds = Rounds::run(effort.rounds, 2 * pools.len(), |entry| {
-        let (who, threads) = (entry / 2, 1 + entry % 2);
-        let took = together(runtime.handle(), &*pools[who], threads, turns[who]);
-        (threads as u64 * turns[who]) as f64 / took.as_secs_f64() / 1e6
-    });
+    let rounds = time_threads(runtime, &pools, &[1, 2], effort);
     println!("\n## Threads: 16 connections, millions of turns a second\n");
     println!("| | one thread | two threads | ratio |\n|---|--:|--:|--:|");
     for (who, pool) in pools.iter().enumerate() {

@@ -414,7 +414,7 @@ async fn operator(pool: Pool<Server>, world: Arc<World>) {
     let dice = &world.dice;
     while !world.is_over() {
         sleep(dice.micros(10_000)).await;
-        let in_service = pool.metrics().counts.in_service();
+        let in_service = pool.counts().in_service();
         world.allowed.store(in_service.max(pool.max_size()), SeqCst);
         match dice.below(12) {
             0..=3 => {
@@ -473,7 +473,7 @@ fn sample(pool: &Pool<Server>, world: &World) {
         if live > allowed {
             violation(format!("{live} connections are alive, and {allowed} may be"));
         }
-        let counts = pool.metrics().counts;
+        let counts = pool.counts();
         if counts.capacity() != CAPACITY {
             violation(format!("the counts do not add up to {CAPACITY}: {counts:?}"));
         }
@@ -557,7 +557,7 @@ async fn settle(pool: &Pool<Server>, world: &Arc<World>) {
     pool.resize(MAX_SIZE).expect("the size is in range");
     pool.maintenance().pause();
     let at_rest = || {
-        let counts = pool.metrics().counts;
+        let counts = pool.counts();
         let busy = counts.connecting + counts.checking + counts.resetting + counts.closing;
         busy + counts.waiters + counts.in_use == 0 && counts.in_service() == MAX_SIZE
     };
@@ -587,7 +587,7 @@ async fn settle(pool: &Pool<Server>, world: &Arc<World>) {
         drop(task.await);
     }
     world.over.store(true, SeqCst);
-    let ended = || pool.metrics().counts.alive() == 0 && world.live.load(SeqCst) == 0;
+    let ended = || pool.counts().alive() == 0 && world.live.load(SeqCst) == 0;
     eventually("everything is closed", pool, ended).await;
     audit(pool, world, "after the drain");
 }
