@@ -94,6 +94,8 @@ pub mod blocking;
 
 #[cfg(feature = "tokio")]
 pub mod backends;
+#[cfg(feature = "cluster")]
+pub mod cluster;
 #[cfg(feature = "tokio")]
 pub mod compat;
 

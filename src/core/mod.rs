@@ -214,6 +214,21 @@ pub struct Counts {
 }
 
 impl Counts {
+    /// Adds the slots and the waiters of another core.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        let Self { vacant, connecting, idle, in_use, checking, resetting, closing, spare, waiters } =
+            self;
+        *vacant += other.vacant;
+        *connecting += other.connecting;
+        *idle += other.idle;
+        *in_use += other.in_use;
+        *checking += other.checking;
+        *resetting += other.resetting;
+        *closing += other.closing;
+        *spare += other.spare;
+        *waiters += other.waiters;
+    }
+
     /// Resources that are alive: all slots but the vacant, the spare and the connecting ones.
     #[must_use]
     pub fn alive(&self) -> usize {

@@ -224,6 +224,11 @@ pub struct Loan<R: Deref<Target: Keeper> + Clone> {
 
 impl<R: Deref<Target: Keeper> + Clone> Loan<R> {
     #[inline]
+    pub fn keeper(&self) -> &R {
+        &self.keeper
+    }
+
+    #[inline]
     fn slot(&self) -> &Slot<Of<R>> {
         self.slot.as_ref().expect(GONE)
     }

@@ -221,7 +221,7 @@ impl Totals {
 ///
 /// The counts add up to the capacity. At rest, `created` is [`Closed::total`] plus
 /// [`Counts::alive`]; under load the figures come from moments close together.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct PoolMetrics {
@@ -262,6 +262,35 @@ pub struct PoolMetrics {
     pub oldest_holder: Option<Holder>,
 }
 
+impl PoolMetrics {
+    /// Adds the figures of another pool. Of the holders and of the failures to connect it keeps the
+    /// oldest and the latest.
+    pub fn merge(&mut self, other: &Self) {
+        let longest = |holder: &Holder| holder.held;
+        let (mine, others) = (self.oldest_holder.take(), other.oldest_holder);
+        self.oldest_holder = mine.into_iter().chain(others).max_by_key(longest);
+        let (mine, others) = (self.last_connect_error.take(), other.last_connect_error.clone());
+        self.last_connect_error = mine.into_iter().chain(others).min_by_key(|error| error.ago);
+        if let Some(times) = &other.use_time {
+            self.use_time.get_or_insert_default().merge(times);
+        }
+        self.counts.merge(&other.counts);
+        self.waits.merge(&other.waits);
+        self.closed.merge(&other.closed);
+        self.acquire_wait.merge(&other.acquire_wait);
+        self.connect_time.merge(&other.connect_time);
+        self.lifetime.merge(&other.lifetime);
+        self.acquires += other.acquires;
+        self.created += other.created;
+        self.connect_failures += other.connect_failures;
+        self.resets += other.resets;
+        self.checks += other.checks;
+        self.leaks += other.leaks;
+        self.late_returns += other.late_returns;
+        self.shed += other.shed;
+    }
+}
+
 /// Acquires that had to wait, by how they ended.
 ///
 /// One that found a connection idle and fit for use is not among them, nor is a `try_acquire`.
@@ -286,6 +315,17 @@ pub struct Waits {
 }
 
 impl Waits {
+    fn merge(&mut self, other: &Self) {
+        let Self { served, timed_out, cancelled, shed, closed, queue_full, failed } = self;
+        *served += other.served;
+        *timed_out += other.timed_out;
+        *cancelled += other.cancelled;
+        *shed += other.shed;
+        *closed += other.closed;
+        *queue_full += other.queue_full;
+        *failed += other.failed;
+    }
+
     /// The sum over all outcomes.
     #[must_use]
     pub fn total(&self) -> u64 {
@@ -363,6 +403,41 @@ pub struct Closed {
 }
 
 impl Closed {
+    fn merge(&mut self, other: &Self) {
+        let Self {
+            broken,
+            failed_check,
+            failed_reset,
+            discarded,
+            detached,
+            holder_panicked,
+            pool_closed,
+            drained,
+            abandoned,
+            lifetime,
+            idle,
+            invalidated,
+            surplus,
+            removed,
+            rejected,
+        } = self;
+        *broken += other.broken;
+        *failed_check += other.failed_check;
+        *failed_reset += other.failed_reset;
+        *discarded += other.discarded;
+        *detached += other.detached;
+        *holder_panicked += other.holder_panicked;
+        *pool_closed += other.pool_closed;
+        *drained += other.drained;
+        *abandoned += other.abandoned;
+        *lifetime += other.lifetime;
+        *idle += other.idle;
+        *invalidated += other.invalidated;
+        *surplus += other.surplus;
+        *removed += other.removed;
+        *rejected += other.rejected;
+    }
+
     /// The sum over all reasons.
     #[must_use]
     pub fn total(&self) -> u64 {

@@ -2,6 +2,8 @@
 //!
 //! Not here: who is next in line (`core`), and how connections are opened (`connector.rs`).
 
+#[cfg(feature = "cluster")]
+use super::guard::PooledOwned;
 use super::guard::end;
 use super::life::look_over;
 use super::{DRAINING, Shared, deadlock::Waiting, operation::bounded};
@@ -14,6 +16,8 @@ use crate::manager::Manager;
 use crate::metrics::{CloseReason, Outcome};
 use std::ops::Deref;
 use std::panic::Location;
+#[cfg(feature = "cluster")]
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::task::{Context, Poll, Waker};
@@ -31,11 +35,13 @@ pub(super) struct Ask {
     /// How long it waits; `None` for `acquire_timeout`.
     pub(super) limit: Option<Duration>,
     pub(super) line: Line,
+    /// It takes what comes back, and no connection is opened for it.
+    pub(super) patient: bool,
 }
 
 impl Ask {
     pub(super) fn new(caller: Caller) -> Self {
-        Self { caller, limit: None, line: Line::General }
+        Self { caller, limit: None, line: Line::General, patient: false }
     }
 
     /// How many may wait before it.
@@ -181,6 +187,7 @@ where
         let verdicts = keeper.connector.verdicts();
         let woken = {
             let _waiting = keeper.about_to_wait(ask.caller)?;
+            let _patient = ask.patient.then(|| Patient::new(keeper));
             wait(keeper, ask.line, most).await
         };
         most = usize::MAX;
@@ -197,6 +204,71 @@ where
             Woken::Vacant(_) | Woken::LookAgain => keeper.why_woken(verdicts)?,
             Woken::LineFull => return Err(AcquireError::QueueFull),
         }
+    }
+}
+
+/// A wait that opens nothing, as long as this lives.
+struct Patient<'k, M: Manager>(&'k Shared<M>);
+
+impl<'k, M: Manager> Patient<'k, M> {
+    fn new(keeper: &'k Shared<M>) -> Self {
+        keeper.connector.patient.fetch_add(1, Ordering::SeqCst);
+        Self(keeper)
+    }
+}
+
+impl<M: Manager> Drop for Patient<'_, M> {
+    fn drop(&mut self) {
+        // Ordering: SeqCst, partner: the load in `wanted`. It is taken off the line first and off
+        // this count second, so meanwhile a dial that somebody else wants may be missing (I4).
+        self.0.connector.patient.fetch_sub(1, Ordering::SeqCst);
+        self.0.demand(Shared::ground);
+    }
+}
+
+/// What an acquire finds at once, for those who look at several pools.
+#[cfg(feature = "cluster")]
+pub(crate) enum Attempt<M: Manager> {
+    Hit(PooledOwned<M>),
+    Miss(Missed<M>),
+}
+
+/// An acquire that has not found what it wanted at once.
+#[cfg(feature = "cluster")]
+pub(crate) struct Missed<M: Manager> {
+    keeper: Arc<Shared<M>>,
+    found: Found<Arc<Shared<M>>>,
+    caller: Caller,
+}
+
+#[cfg(feature = "cluster")]
+impl<M: Manager> Missed<M> {
+    #[inline]
+    pub(super) fn attempt(keeper: &Arc<Shared<M>>, caller: Caller) -> Attempt<M> {
+        match look(keeper, caller) {
+            Found::Ready(loan) => Attempt::Hit(PooledOwned::new(loan)),
+            found => Attempt::Miss(Self { keeper: keeper.clone(), found, caller }),
+        }
+    }
+
+    pub(crate) fn manager(&self) -> &M {
+        &self.keeper.manager
+    }
+
+    /// Whether there is an idle connection after all, which has to be looked at first.
+    pub(crate) fn has_found(&self) -> bool {
+        !matches!(self.found, Found::Nothing)
+    }
+
+    /// Goes on as any acquire does, for `limit` at the most; a patient one opens nothing.
+    pub(crate) async fn wait(
+        self,
+        limit: Duration,
+        patient: bool,
+    ) -> Result<PooledOwned<M>, AcquireError<M::Error>> {
+        let Self { keeper, found, caller } = self;
+        let ask = Ask { limit: Some(limit), patient, ..Ask::new(caller) };
+        acquire_slow(keeper, ask, found).await.map(PooledOwned::new)
     }
 }
 

@@ -42,6 +42,8 @@ pub(super) struct Connector<E> {
     dials: AtomicUsize,
     /// How many there may be at the moment.
     admitted: AtomicUsize,
+    /// Callers who wait, or are about to, and want nothing opened.
+    pub(super) patient: AtomicUsize,
     /// Where they run: the runtime that the pool was built on, or, when that has ended, the one of
     /// the first caller who needed one after that.
     ground: Mutex<Option<Ground>>,
@@ -125,6 +127,7 @@ impl<E> Connector<E> {
         Self {
             dials: AtomicUsize::new(0),
             admitted: AtomicUsize::new(1),
+            patient: AtomicUsize::new(0),
             ground: Mutex::new(None),
             generations: AtomicU64::new(0),
             trouble: Mutex::new(Trouble { last: None, said: None, in_a_row: 0, verdict: None }),
@@ -284,7 +287,9 @@ impl<M: Manager> Shared<M> {
 
     /// How many connections are wanted that are not there.
     fn wanted(&self) -> usize {
-        let waiters = self.core.waiters();
+        // Ordering: SeqCst, partner: `Patient`, which looks again when it leaves.
+        let patient = self.connector.patient.load(Ordering::SeqCst);
+        let waiters = self.core.waiters().saturating_sub(patient);
         if self.config.min_idle == 0 || !self.keeps_idle.load(Ordering::Relaxed) {
             return waiters;
         }

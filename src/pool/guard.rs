@@ -123,6 +123,12 @@ macro_rules! pooled {
                 released
             }
 
+            /// The manager that has opened this connection.
+            #[must_use]
+            pub fn manager(&self) -> &M {
+                &self.loan.keeper().manager
+            }
+
             /// What the pool knows of this connection. Reads the clock.
             #[must_use]
             pub fn info(&self) -> ConnectionInfo {

@@ -28,6 +28,8 @@ pub use self::guard::{ConnectionInfo, Pooled, PooledOwned};
 pub use self::reaper::{Holder, Maintenance};
 
 use self::acquire::{Ask, acquire_blocking_slow, acquire_slow};
+#[cfg(feature = "cluster")]
+pub(crate) use self::acquire::{Attempt, Missed};
 use self::connector::Connector;
 use self::deadlock::Detector;
 use self::life::{Record, Term};
@@ -379,6 +381,13 @@ impl<M: Manager> Pool<M> {
         }
     }
 
+    /// What an acquire finds at once.
+    #[cfg(feature = "cluster")]
+    #[inline]
+    pub(crate) fn attempt(&self, caller: &'static Location<'static>) -> Attempt<M> {
+        Missed::attempt(&self.shared, caller)
+    }
+
     /// Acquires a connection if one is idle and nobody waits; never waits, never opens one.
     ///
     /// An idle connection that has to be [checked](crate::CheckPolicy) first is sent to its check in
@@ -523,6 +532,12 @@ impl<M: Manager> Pool<M> {
     pub(crate) fn close_blocking(&self) {
         self.shared.shut();
         self.shared.all_closed_blocking();
+    }
+
+    /// Closes the pool, and waits for nothing.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn shut(&self) {
+        self.shared.shut();
     }
 
     /// Completes when no connection is being closed, or after `close_timeout`; does not keep the

@@ -159,6 +159,8 @@ impl std::error::Error for TestError {}
 /// Counts connections.
 #[derive(Debug, Default)]
 pub struct Ledger {
+    /// Whatever a test has to say of the server.
+    pub mark: AtomicUsize,
     live: AtomicUsize,
     most_live: AtomicUsize,
     opened: AtomicUsize,
@@ -210,6 +212,11 @@ impl Conn {
         let live = ledger.live.fetch_add(1, Ordering::SeqCst) + 1;
         ledger.most_live.fetch_max(live, Ordering::SeqCst);
         Self { id: 0, note: 0, counted: true, opened: false, ledger: ledger.clone() }
+    }
+
+    /// Where it leads to.
+    pub fn server(&self) -> &Ledger {
+        &self.ledger
     }
 
     /// Takes it off the count of live ones: for a connection that is about to be detached.

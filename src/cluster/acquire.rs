@@ -1,0 +1,634 @@
+//! How a cluster hands out connections.
+//!
+//! | step | of `acquire` | of `acquire_any`, `acquire_for` |
+//! |---|---|---|
+//! | first look | the node's idle connections | those of the node that the policy picks |
+//! | nothing idle | wait in the node's line | look at all others that are allowed, in order |
+//! | still nothing | | wait in the lines of all that are allowed, until one serves |
+//!
+//! Of those that it waits at, only one opens a connection for it, the first in order that has room;
+//! at the others it is *patient* and takes what comes back. If the one fails, or has not served within
+//! `try_next_after`, the next one opens a connection too. So no acquire waits beside a connection that
+//! it could have, and a node that does not answer costs it little of its time.
+//!
+//! Not here: which nodes are allowed, and in which order (`policy.rs`).
+
+use super::error::{ClusterError, NodeReport};
+use super::node::{Member, Node, Role};
+use super::policy::{Choice, Policy};
+use super::table::Table;
+use super::{Cluster, Key, Shared};
+use crate::error::{AcquireError, ReleaseError};
+use crate::manager::Manager;
+use crate::pool::{Attempt, ConnectionInfo, Missed, PooledOwned};
+use event_listener::EventListener;
+use std::borrow::Borrow;
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::hash::Hash;
+use std::ops::{Deref, DerefMut};
+use std::panic::Location;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::time::Instant;
+
+type Caller = &'static Location<'static>;
+
+/// A connection of a node, on loan; dropping it gives it back to the node.
+pub struct ClusterGuard<K: Key, M: Manager> {
+    pooled: PooledOwned<Member<K, M>>,
+}
+
+impl<K: Key, M: Manager> ClusterGuard<K, M> {
+    #[inline]
+    fn new(pooled: PooledOwned<Member<K, M>>) -> Self {
+        Self { pooled }
+    }
+
+    /// The node that the connection belongs to.
+    #[must_use]
+    pub fn node(&self) -> &K {
+        self.pooled.manager().key()
+    }
+
+    /// The node's role.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.pooled.manager().state.role()
+    }
+
+    /// What the pool knows of this connection. Reads the clock.
+    #[must_use]
+    pub fn info(&self) -> ConnectionInfo {
+        self.pooled.info()
+    }
+
+    /// Takes the connection out of the pool for good.
+    #[must_use]
+    pub fn detach(self) -> M::Connection {
+        self.pooled.detach()
+    }
+
+    /// Has the connection closed rather than used again.
+    pub fn discard(self) {
+        self.pooled.discard();
+    }
+
+    /// Gives the connection back like a drop, but resets a dirty one here and now, and reports what
+    /// went wrong.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pooled::release`](crate::Pooled::release).
+    pub async fn release(self) -> Result<(), ReleaseError<M::Error>> {
+        self.pooled.release().await
+    }
+}
+
+impl<K: Key, M: Manager> Deref for ClusterGuard<K, M> {
+    type Target = M::Connection;
+
+    #[inline]
+    fn deref(&self) -> &M::Connection {
+        &self.pooled
+    }
+}
+
+impl<K: Key, M: Manager> DerefMut for ClusterGuard<K, M> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut M::Connection {
+        &mut self.pooled
+    }
+}
+
+impl<K: Key, M: Manager> fmt::Debug for ClusterGuard<K, M>
+where
+    M::Connection: fmt::Debug,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClusterGuard")
+            .field("node", &format_args!("{}", self.node()))
+            .field("connection", &**self)
+            .finish()
+    }
+}
+
+/// What an acquire answers.
+type Served<K, M> = Result<ClusterGuard<K, M>, ClusterError<K, <M as Manager>::Error>>;
+
+impl<K: Key, M: Manager> Cluster<K, M> {
+    /// Acquires a connection of one node: an idle one, or, in line with everybody else who waits for
+    /// that node, whichever comes first.
+    ///
+    /// # Errors
+    ///
+    /// - [`ClusterError::UnknownNode`] if there is no such node; [`ClusterError::Removed`] if it is
+    ///   removed meanwhile. If it is [replaced](Self::replace), the acquire goes on with what is in
+    ///   its place.
+    /// - [`ClusterError::Node`] with what the node's pool says: a timeout after the cluster's
+    ///   `acquire_timeout`, or, while connecting fails and no connection of the node is left,
+    ///   [`AcquireError::Unavailable`](crate::AcquireError::Unavailable) at once.
+    /// - [`ClusterError::Closed`] if the cluster is closed.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Pool::acquire`](crate::Pool::acquire).
+    ///
+    /// # Cost
+    ///
+    /// A hit allocates nothing, takes no lock and reads no clock; it looks the node up in a table
+    /// that changes never block, and counts the guard as one more user of the pool.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{cluster::Cluster, from_fn};
+    /// # use std::convert::Infallible;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = |host: &'static str| from_fn(move || async move { Ok::<_, Infallible>(host) });
+    /// let cluster: Cluster<String, _> = Cluster::builder().build()?;
+    /// cluster.add_node("db1".to_owned(), manager("10.0.0.1"))?;
+    /// let connection = cluster.acquire("db1").await?;
+    /// assert_eq!((*connection, connection.node().as_str()), ("10.0.0.1", "db1"));
+    /// assert!(cluster.acquire("db2").await.unwrap_err().to_string().contains("no node db2"));
+    /// # Ok(()) }
+    /// ```
+    #[track_caller]
+    #[inline]
+    pub fn acquire<'a, Q>(
+        &'a self,
+        key: &'a Q,
+    ) -> impl Future<Output = Served<K, M>> + Send + use<'a, Q, K, M>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + fmt::Display + Sync + ?Sized,
+    {
+        let caller = Location::caller();
+        async move {
+            // In a statement of its own, so that the table is not held while it waits.
+            let attempt = self.shared.table.load().get(key).map(|node| node.pool.attempt(caller));
+            match attempt {
+                Some(Attempt::Hit(pooled)) => Ok(ClusterGuard::new(pooled)),
+                Some(Attempt::Miss(missed)) => self.shared.acquire_slow(key, missed, caller).await,
+                None => Err(self.shared.unknown(key)),
+            }
+        }
+    }
+
+    /// Acquires a connection of any node that the policy allows: an idle one if there is one, of the
+    /// node that it prefers if possible.
+    ///
+    /// # Errors
+    ///
+    /// - [`ClusterError::Timeout`] after the cluster's `acquire_timeout`. An acquire waits until then
+    ///   although no node is up, or none has the role that it takes, because that may change.
+    /// - [`ClusterError::Unavailable`] instead, at once, if the cluster is to
+    ///   [fail fast](super::ClusterBuilder::fail_fast).
+    /// - [`ClusterError::Node`] if the only node that is left to wait for refuses, for instance because
+    ///   too many wait already.
+    /// - [`ClusterError::Closed`] if the cluster is closed.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Pool::acquire`](crate::Pool::acquire).
+    ///
+    /// # Cost
+    ///
+    /// A hit at the first node looked at allocates nothing. A wait allocates: one future for each node
+    /// that it waits at.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{cluster::{Cluster, NodeOptions, Policy, Role}, from_fn};
+    /// # use std::convert::Infallible;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = |host: &'static str| from_fn(move || async move { Ok::<_, Infallible>(host) });
+    /// let cluster: Cluster<String, _> = Cluster::builder().build()?;
+    /// let (primary, replica) = (Role::Primary, Role::Replica);
+    /// cluster.add_node_with("db1".into(), manager("10.0.0.1"), NodeOptions::default().role(primary))?;
+    /// cluster.add_node_with("db2".into(), manager("10.0.0.2"), NodeOptions::default().role(replica))?;
+    /// let reads = cluster.acquire_any(Policy::ReplicasThenPrimary).await?;
+    /// assert_eq!(reads.node(), "db2");
+    /// // The highest rank that is no `None` loses: this one takes whatever is not called db2.
+    /// let other = cluster.acquire_any(Policy::Rank(&|node| (node.key() != "db2").then_some(0.0)));
+    /// assert_eq!(other.await?.node(), "db1");
+    /// # Ok(()) }
+    /// ```
+    #[track_caller]
+    pub fn acquire_any<'a>(
+        &'a self,
+        policy: Policy<'a, K>,
+    ) -> impl Future<Output = Served<K, M>> + Send + use<'a, K, M> {
+        let caller = Location::caller();
+        async move { self.shared.acquire_of(Aim::Policy(policy), caller).await }
+    }
+
+    /// Acquires a connection of the node that this session belongs to, by a hash of its name: always
+    /// the same one, as long as that node is there and up. Sessions are spread by the nodes' weights.
+    /// When a node goes or fails, its sessions are spread over the others and no other session moves;
+    /// when one comes, it takes its share of each.
+    ///
+    /// The hash depends on the name and the keys' `Display` alone, so that all processes agree.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire_any`](Self::acquire_any); so is its cancel safety.
+    ///
+    /// # Cost
+    ///
+    /// One hash for each node, and an allocation.
+    #[track_caller]
+    pub fn acquire_for<'a>(
+        &'a self,
+        session: &'a [u8],
+    ) -> impl Future<Output = Served<K, M>> + Send + use<'a, K, M> {
+        let caller = Location::caller();
+        async move { self.shared.acquire_of(Aim::Session(session), caller).await }
+    }
+}
+
+/// What an acquire is after that does not name its node.
+enum Aim<'a, K> {
+    Policy(Policy<'a, K>),
+    Session(&'a [u8]),
+}
+
+impl<K> Clone for Aim<'_, K> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<K> Copy for Aim<'_, K> {}
+
+impl<K: Key> Aim<'_, K> {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Policy(policy) => policy.name(),
+            Self::Session(_) => "the node of this session",
+        }
+    }
+
+    /// The place of the node to look at first.
+    fn pick<M: Manager>(&self, choice: &Choice<'_, K, M>) -> Option<usize> {
+        match self {
+            Self::Policy(policy) => choice.pick(*policy),
+            Self::Session(session) => choice.of_session(session).first().copied(),
+        }
+    }
+
+    /// The places of those that may be used, in order, `picked` first.
+    fn order<M: Manager>(&self, choice: &Choice<'_, K, M>, picked: Option<usize>) -> Vec<usize> {
+        match self {
+            Self::Policy(policy) => choice.order(*policy, picked),
+            // Its own node alone, or the first that is up.
+            Self::Session(session) => choice.of_session(session).into_iter().take(1).collect(),
+        }
+    }
+
+    fn allows<M: Manager>(&self, choice: &Choice<'_, K, M>, node: &Node<K, M>) -> bool {
+        match self {
+            Self::Policy(policy) => choice.allows(*policy, node),
+            Self::Session(_) => true,
+        }
+    }
+}
+
+impl<K: Key, M: Manager> Shared<K, M> {
+    fn choice<'t>(&'t self, table: &'t Table<K, M>) -> Choice<'t, K, M> {
+        Choice { table, turns: &self.turns, slow_start: self.settings.slow_start }
+    }
+
+    fn unknown<Q: fmt::Display + ?Sized>(&self, key: &Q) -> ClusterError<K, M::Error> {
+        let (cluster, table) = (self.name(), self.table.load());
+        if table.closed {
+            return ClusterError::Closed { cluster };
+        }
+        ClusterError::UnknownNode { cluster, key: key.to_string(), nodes: table.names() }
+    }
+
+    /// Waits for a connection of one node.
+    #[cold]
+    async fn acquire_slow<Q>(
+        &self,
+        key: &Q,
+        mut missed: Missed<Member<K, M>>,
+        caller: Caller,
+    ) -> Served<K, M>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + fmt::Display + ?Sized,
+    {
+        let began = Instant::now();
+        let limit = self.settings.acquire_timeout;
+        loop {
+            let node = missed.manager().key().clone();
+            self.wants(&node);
+            let left =
+                if limit == Duration::MAX { limit } else { limit.saturating_sub(began.elapsed()) };
+            match missed.wait(left, false).await {
+                Ok(pooled) => return Ok(ClusterGuard::new(pooled)),
+                Err(AcquireError::Closed | AcquireError::Draining) => {
+                    // Whoever closes a node has taken it out of the table first.
+                    let attempt = match self.table.load() {
+                        table if table.closed => {
+                            return Err(ClusterError::Closed { cluster: self.name() });
+                        }
+                        table => table.get(key).map(|node| node.pool.attempt(caller)),
+                    };
+                    match attempt {
+                        Some(Attempt::Hit(pooled)) => return Ok(ClusterGuard::new(pooled)),
+                        Some(Attempt::Miss(again)) => missed = again,
+                        None => {
+                            let cluster = self.name();
+                            return Err(ClusterError::Removed { cluster, key: node });
+                        }
+                    }
+                }
+                Err(source) => return Err(ClusterError::Node { key: node, source }),
+            }
+        }
+    }
+
+    async fn acquire_of(&self, aim: Aim<'_, K>, caller: Caller) -> Served<K, M> {
+        let first = {
+            let table = self.table.load();
+            let picked = aim.pick(&self.choice(&table));
+            picked.map(|place| {
+                let node = &table.nodes()[place];
+                match node.pool.attempt(caller) {
+                    Attempt::Hit(pooled) => Ok(ClusterGuard::new(pooled)),
+                    Attempt::Miss(missed) => Err((node.clone(), missed)),
+                }
+            })
+        };
+        let first = match first {
+            Some(Ok(guard)) => return Ok(guard),
+            Some(Err(first)) => Some(first),
+            None => None,
+        };
+        let began = Instant::now();
+        let race = Race::new(self, aim, caller, first).run();
+        let limit = self.settings.acquire_timeout;
+        if limit == Duration::MAX {
+            return race.await;
+        }
+        let deadline = began + limit.min(FAR_FUTURE);
+        // Cancel: the race is dropped at the deadline as it would be by its caller.
+        match tokio::time::timeout_at(deadline, race).await {
+            Ok(served) => served,
+            Err(_) => Err(ClusterError::Timeout {
+                cluster: self.name(),
+                policy: aim.name(),
+                waited: began.elapsed(),
+                nodes: self.reports(),
+            }),
+        }
+    }
+
+    fn reports(&self) -> Vec<NodeReport<K>> {
+        self.table.load().nodes().iter().map(|node| NodeReport::new(node)).collect()
+    }
+}
+
+/// A limit that no clock overflows at: some 30 years.
+const FAR_FUTURE: Duration = Duration::from_secs(1 << 30);
+
+type Waiting<K, M> = dyn Future<Output = Result<PooledOwned<Member<K, M>>, AcquireError<<M as Manager>::Error>>>
+    + Send;
+
+/// One of the nodes that an acquire waits at.
+struct Runner<K: Key, M: Manager> {
+    node: Arc<Node<K, M>>,
+    waiting: Pin<Box<Waiting<K, M>>>,
+    /// It takes what comes back, and has nothing opened.
+    patient: bool,
+}
+
+impl<K: Key, M: Manager> Runner<K, M> {
+    fn new(node: Arc<Node<K, M>>, missed: Missed<Member<K, M>>, patient: bool) -> Self {
+        Self { node, waiting: Box::pin(missed.wait(Duration::MAX, patient)), patient }
+    }
+}
+
+/// An acquire that waits at several nodes at once. Dropping it gives up its place in all lines.
+struct Race<'a, K: Key, M: Manager> {
+    cluster: &'a Shared<K, M>,
+    aim: Aim<'a, K>,
+    caller: Caller,
+    /// The node that was picked, and what was found there.
+    first: Option<(Arc<Node<K, M>>, Missed<Member<K, M>>)>,
+    runners: Vec<Runner<K, M>>,
+    /// Those that have failed since the last change.
+    out: Vec<Arc<Node<K, M>>>,
+    /// How many of the runners are to have something opened.
+    dials: usize,
+    /// The last refusal.
+    refusal: Option<(K, AcquireError<M::Error>)>,
+}
+
+/// What ends one wait of a race.
+enum Event<K: Key, M: Manager> {
+    /// This runner has an answer.
+    Answer(usize, Result<PooledOwned<Member<K, M>>, AcquireError<M::Error>>),
+    /// A node has come, gone, failed, come back or changed its role.
+    Changed,
+    /// Nothing has happened for `try_next_after`.
+    Quiet,
+}
+
+impl<'a, K: Key, M: Manager> Race<'a, K, M> {
+    fn new(
+        cluster: &'a Shared<K, M>,
+        aim: Aim<'a, K>,
+        caller: Caller,
+        first: Option<(Arc<Node<K, M>>, Missed<Member<K, M>>)>,
+    ) -> Self {
+        let (runners, out) = (Vec::new(), Vec::new());
+        Self { cluster, aim, caller, first, runners, out, dials: 1, refusal: None }
+    }
+
+    async fn run(mut self) -> Served<K, M> {
+        let pause = self.cluster.settings.try_next_after;
+        loop {
+            // Before the look, so that no change after it is missed.
+            let changed = self.cluster.changed.listen();
+            if let Some(guard) = self.line_up()? {
+                return Ok(guard);
+            }
+            match self.next(changed, pause).await {
+                Event::Answer(index, Ok(pooled)) => {
+                    let node = self.runners.swap_remove(index).node;
+                    let table = self.cluster.table.load();
+                    if self.aim.allows(&self.cluster.choice(&table), &node) {
+                        return Ok(ClusterGuard::new(pooled));
+                    }
+                    // What was learned when it was opened: the server has another role. Back it goes.
+                }
+                Event::Answer(index, Err(error)) => {
+                    let Runner { node, patient, .. } = self.runners.swap_remove(index);
+                    if matches!(error, AcquireError::NoRuntime) {
+                        return Err(ClusterError::Node { key: node.key().clone(), source: error });
+                    }
+                    if !patient {
+                        // The next one is to have something opened instead.
+                        self.dials = self.dials.max(1);
+                    }
+                    self.refusal = Some((node.key().clone(), error));
+                    self.out.push(node);
+                }
+                Event::Changed => self.out.clear(),
+                Event::Quiet => {
+                    self.dials += 1;
+                    self.out.clear();
+                }
+            }
+        }
+    }
+
+    /// Looks at all that are allowed, and waits at each of them from now on; unless one has a
+    /// connection that is ready.
+    fn line_up(&mut self) -> Result<Option<ClusterGuard<K, M>>, ClusterError<K, M::Error>> {
+        let cluster = self.cluster;
+        let table = cluster.table.load_full();
+        if table.closed {
+            return Err(ClusterError::Closed { cluster: cluster.name() });
+        }
+        let choice = cluster.choice(&table);
+        let picked = self
+            .first
+            .as_ref()
+            .and_then(|(node, _)| table.nodes().iter().position(|other| Arc::ptr_eq(node, other)));
+        let picked = picked.or_else(|| self.aim.pick(&choice));
+        let order = self.aim.order(&choice, picked);
+        let allowed = || order.iter().map(|place| &table.nodes()[*place]);
+        let is_in = |node: &Arc<Node<K, M>>| allowed().any(|other| Arc::ptr_eq(node, other));
+        self.runners.retain(|runner| is_in(&runner.node));
+        let some_are_up = allowed().any(|node| node.is_up());
+        for node in allowed() {
+            if self
+                .out
+                .iter()
+                .chain(self.runners.iter().map(|runner| &runner.node))
+                .any(|other| Arc::ptr_eq(node, other))
+            {
+                continue;
+            }
+            if some_are_up && !node.is_up() {
+                node.try_again();
+                continue;
+            }
+            let missed = match self.first.take_if(|(first, _)| Arc::ptr_eq(first, node)) {
+                Some((_, missed)) => missed,
+                None => match node.pool.attempt(self.caller) {
+                    Attempt::Hit(pooled) => {
+                        self.passed_over(&table, picked, node);
+                        return Ok(Some(ClusterGuard::new(pooled)));
+                    }
+                    Attempt::Miss(missed) => missed,
+                },
+            };
+            // One that has to be looked at first is nearly as good as one that is ready.
+            let patient = !missed.has_found();
+            self.runners.push(Runner::new(node.clone(), missed, patient));
+        }
+        if self.runners.is_empty() {
+            self.nobody_is_left(&table)?;
+        }
+        self.have_some_opened(&order, &table);
+        Ok(None)
+    }
+
+    /// Another node has served because the one that was picked had nothing idle. It is to have next
+    /// time, or it would be passed over for good.
+    fn passed_over(&self, table: &Table<K, M>, picked: Option<usize>, server: &Arc<Node<K, M>>) {
+        let Some(place) = picked else { return };
+        let node = &table.nodes()[place];
+        if !Arc::ptr_eq(node, server) {
+            self.cluster.wants(node.key());
+            node.try_in_background();
+        }
+    }
+
+    /// No node may be used, or all that may have failed.
+    fn nobody_is_left(&mut self, table: &Table<K, M>) -> Result<(), ClusterError<K, M::Error>> {
+        // A node may have taken over another's role.
+        table.nodes().iter().for_each(Node::read_role_again);
+        if let Some((key, source)) = self.refusal.take_if(|(_, error)| {
+            matches!(
+                error,
+                AcquireError::QueueFull
+                    | AcquireError::Shed { .. }
+                    | AcquireError::WouldDeadlock(_)
+            )
+        }) {
+            return Err(ClusterError::Node { key, source });
+        }
+        if self.cluster.settings.fail_fast {
+            return Err(ClusterError::Unavailable {
+                cluster: self.cluster.name(),
+                policy: self.aim.name(),
+                nodes: self.cluster.reports(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Sees to it that the first of the nodes that have room open a connection for this acquire.
+    fn have_some_opened(&mut self, order: &[usize], table: &Table<K, M>) {
+        let mut missing = self.dials;
+        let mut none_has_room = true;
+        for place in order {
+            let node = &table.nodes()[*place];
+            let runner = self.runners.iter_mut().find(|runner| Arc::ptr_eq(&runner.node, node));
+            let Some(runner) = runner else { continue };
+            if missing == 0 {
+                break;
+            }
+            if runner.patient {
+                if node.pool.counts().vacant == 0 {
+                    continue;
+                }
+                // It goes to the back of that node's line, behind those who came meanwhile.
+                match node.pool.attempt(self.caller) {
+                    Attempt::Hit(pooled) => {
+                        runner.waiting = Box::pin(std::future::ready(Ok(pooled)));
+                    }
+                    Attempt::Miss(missed) => {
+                        *runner = Runner::new(node.clone(), missed, false);
+                    }
+                }
+            }
+            none_has_room = false;
+            missing -= 1;
+        }
+        if none_has_room {
+            if let Some(place) = order.first() {
+                self.cluster.wants(table.nodes()[*place].key());
+            }
+        }
+    }
+
+    /// Waits until something happens.
+    async fn next(&mut self, changed: EventListener, pause: Duration) -> Event<K, M> {
+        let mut changed = changed;
+        let mut quiet = pin!(tokio::time::sleep(pause));
+        poll_fn(|cx: &mut Context<'_>| {
+            for (index, runner) in self.runners.iter_mut().enumerate() {
+                if let Poll::Ready(answer) = runner.waiting.as_mut().poll(cx) {
+                    return Poll::Ready(Event::Answer(index, answer));
+                }
+            }
+            if Pin::new(&mut changed).poll(cx).is_ready() {
+                return Poll::Ready(Event::Changed);
+            }
+            quiet.as_mut().poll(cx).map(|()| Event::Quiet)
+        })
+        .await
+    }
+}

@@ -1,0 +1,194 @@
+//! How a cluster is set up.
+//!
+//! Not here: the settings of the nodes' pools (`crate::config`).
+
+use super::endpoint::Endpoint;
+use super::node::{Member, ReadRole, RoleFuture, State};
+use super::policy::Turns;
+use super::table::Table;
+use super::{Cluster, Key, Shared};
+use crate::config::above_zero;
+use crate::error::ConfigError;
+use crate::manager::Manager;
+use crate::pool::{Pool, PoolBuilder};
+use arc_swap::ArcSwap;
+use event_listener::Event;
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::time::Instant;
+
+type Pools<K, M> = dyn Fn(PoolBuilder<Member<K, M>>) -> PoolBuilder<Member<K, M>> + Send + Sync;
+type Template<M> = dyn Fn(&Endpoint) -> M + Send + Sync;
+
+pub(super) struct Settings<K: Key, M: Manager> {
+    pub(super) name: Arc<str>,
+    pub(super) template: Option<Box<Template<M>>>,
+    pools: Option<Box<Pools<K, M>>>,
+    read_role: Option<ReadRole<M>>,
+    pub(super) acquire_timeout: Duration,
+    pub(super) try_next_after: Duration,
+    pub(super) slow_start: Duration,
+    pub(super) fail_fast: bool,
+}
+
+impl<K: Key, M: Manager> Settings<K, M> {
+    /// A node's pool.
+    pub(super) fn pool(
+        &self,
+        manager: M,
+        state: &Arc<State<K>>,
+        key: &str,
+    ) -> Result<Pool<Member<K, M>>, ConfigError> {
+        let member = Member::new(manager, state.clone(), self.read_role.clone());
+        let mut builder = Pool::builder(member);
+        if let Some(pools) = &self.pools {
+            builder = pools(builder);
+        }
+        let name = format!("{}/{key}", self.name);
+        // Whoever is told that a node is down can go to another; its prober goes on.
+        builder.name(&name).fail_fast(true).build_lazy()
+    }
+}
+
+/// The settings of a [`Cluster`].
+#[must_use]
+pub struct ClusterBuilder<K: Key, M: Manager> {
+    settings: Settings<K, M>,
+}
+
+impl<K: Key, M: Manager> ClusterBuilder<K, M> {
+    pub(super) fn new() -> Self {
+        Self {
+            settings: Settings {
+                name: "cluster".into(),
+                template: None,
+                pools: None,
+                read_role: None,
+                acquire_timeout: Duration::from_secs(5),
+                try_next_after: Duration::from_millis(250),
+                slow_start: Duration::from_secs(10),
+                fail_fast: false,
+            },
+        }
+    }
+
+    /// The cluster's name in messages. The pool of a node is called by this and the node's key, as
+    /// `cluster/node`. Default: `cluster`.
+    pub fn name(mut self, name: &str) -> Self {
+        self.settings.name = name.into();
+        self
+    }
+
+    /// Settles the nodes' pools; called once for each. Their names, and `fail_fast`, are the
+    /// cluster's business. Default: a pool's defaults.
+    pub fn pools(
+        mut self,
+        pools: impl Fn(PoolBuilder<Member<K, M>>) -> PoolBuilder<Member<K, M>> + Send + Sync + 'static,
+    ) -> Self {
+        self.settings.pools = Some(Box::new(pools));
+        self
+    }
+
+    /// What makes the manager of a node that is given by its endpoint. Default: none, and such a node
+    /// is an error.
+    pub fn template(mut self, template: impl Fn(&Endpoint) -> M + Send + Sync + 'static) -> Self {
+        self.settings.template = Some(Box::new(template));
+        self
+    }
+
+    /// What reads a server's role from a connection: when one is opened, whenever one is checked, and
+    /// when no node with the role that somebody wants is left. It takes part in `connect_timeout` and
+    /// `check_timeout`; if it fails, so has the connect or the check. Default: nothing, and the roles
+    /// are those of the nodes' options.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use millpond::{cluster::{Cluster, Policy, Role}, from_fn};
+    /// # use std::convert::Infallible;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let cluster = Cluster::builder()
+    ///     .read_role(|is_in_recovery: &mut bool| {
+    ///         // Such as `SELECT pg_is_in_recovery()`.
+    ///         Box::pin(async move {
+    ///             Ok(if *is_in_recovery { Role::Replica } else { Role::Primary })
+    ///         })
+    ///     })
+    ///     .build()?;
+    /// # let manager = |replica| from_fn(move || std::future::ready(Ok::<_, Infallible>(replica)));
+    /// cluster.add_node("db1", manager(true))?;
+    /// cluster.add_node("db2", manager(false))?;
+    /// // Nobody has said which is which.
+    /// assert_eq!(*cluster.acquire_any(Policy::Primary).await?.node(), "db2");
+    /// # Ok(()) }
+    /// ```
+    pub fn read_role(
+        mut self,
+        read_role: impl for<'c> Fn(&'c mut M::Connection) -> RoleFuture<'c, M::Error>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
+        self.settings.read_role = Some(Arc::new(read_role));
+        self
+    }
+
+    /// How long an acquire waits, all in all, at whichever nodes; above zero. The pools'
+    /// `acquire_timeout` plays no part. Default: 5 s.
+    pub fn acquire_timeout(mut self, limit: Duration) -> Self {
+        self.settings.acquire_timeout = limit;
+        self
+    }
+
+    /// How long an acquire that may go to several nodes waits for one to open a connection before
+    /// another is to open one too; above zero. Default: 250 ms (as RFC 8305 recommends between two
+    /// attempts to connect).
+    pub fn try_next_after(mut self, pause: Duration) -> Self {
+        self.settings.try_next_after = pause;
+        self
+    }
+
+    /// Over which time a node that is back takes on its whole share of the load again; above zero.
+    /// Default: 10 s.
+    pub fn slow_start(mut self, time: Duration) -> Self {
+        self.settings.slow_start = time;
+        self
+    }
+
+    /// An acquire that may go to several nodes of which none is up, or none has the role that it
+    /// takes, fails at once rather than at its deadline. Default: `false`.
+    pub fn fail_fast(mut self, fail_fast: bool) -> Self {
+        self.settings.fail_fast = fail_fast;
+        self
+    }
+
+    /// Builds the cluster, without nodes.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] if a setting is out of range.
+    pub fn build(self) -> Result<Cluster<K, M>, ConfigError> {
+        let settings = self.settings;
+        above_zero("acquire_timeout", settings.acquire_timeout)?;
+        above_zero("try_next_after", settings.try_next_after)?;
+        above_zero("slow_start", settings.slow_start)?;
+        let shared = Shared {
+            settings,
+            table: ArcSwap::from_pointee(Table::new(Vec::new(), false)),
+            changing: Mutex::new(()),
+            turns: Turns::new(),
+            began: Instant::now(),
+            changed: Arc::new(Event::new()),
+        };
+        Ok(Cluster { shared: Arc::new(shared) })
+    }
+}
+
+impl<K: Key, M: Manager> fmt::Debug for ClusterBuilder<K, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClusterBuilder").field("name", &self.settings.name).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,173 @@
+//! What goes wrong in a cluster: each error names the node, and says what is known of the others.
+//!
+//! Not here: what goes wrong in one pool (`crate::error`).
+
+use super::Key;
+use super::node::{Node, Role};
+use crate::error::{AcquireError, ConfigError};
+use crate::manager::Manager;
+use crate::metrics::Health;
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Why a cluster hands out no connection.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClusterError<K: fmt::Display, E: Error + 'static> {
+    /// There is no node with this key.
+    #[error("cluster {cluster} has no node {key}; its nodes are: {nodes}")]
+    UnknownNode {
+        /// The cluster's name.
+        cluster: Arc<str>,
+        /// What was asked for.
+        key: String,
+        /// The keys that there are; of many, the first few.
+        nodes: String,
+    },
+    /// The node was removed while the caller waited.
+    #[error("node {key} was removed from cluster {cluster}")]
+    Removed {
+        /// The cluster's name.
+        cluster: Arc<str>,
+        /// The node.
+        key: K,
+    },
+    /// The only node that could serve does not.
+    #[error("node {key}: {source}")]
+    Node {
+        /// The node.
+        key: K,
+        /// What it says.
+        source: AcquireError<E>,
+    },
+    /// No node that may serve is in reach, and the cluster is [to fail
+    /// fast](super::ClusterBuilder::fail_fast).
+    #[error("no node of cluster {cluster} can serve {policy}: {}", List(.nodes))]
+    Unavailable {
+        /// The cluster's name.
+        cluster: Arc<str>,
+        /// What was asked for.
+        policy: &'static str,
+        /// What is known of each node.
+        nodes: Vec<NodeReport<K>>,
+    },
+    /// The deadline has passed.
+    #[error("no connection of cluster {cluster} for {policy} within {waited:.1?}: {}", List(.nodes))]
+    Timeout {
+        /// The cluster's name.
+        cluster: Arc<str>,
+        /// What was asked for.
+        policy: &'static str,
+        /// How long the caller has waited.
+        waited: Duration,
+        /// What is known of each node.
+        nodes: Vec<NodeReport<K>>,
+    },
+    /// The cluster is closed.
+    #[error("cluster {cluster} is closed")]
+    Closed {
+        /// The cluster's name.
+        cluster: Arc<str>,
+    },
+}
+
+/// What is known of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NodeReport<K> {
+    /// The node.
+    pub key: K,
+    /// Its role.
+    pub role: Role,
+    /// How its pool is.
+    pub health: Health,
+    /// Its connections, in words.
+    pub connections: String,
+}
+
+impl<K: Key> NodeReport<K> {
+    pub(super) fn new<M: Manager>(node: &Node<K, M>) -> Self {
+        let status = node.pool.status();
+        Self {
+            key: node.key().clone(),
+            role: node.role(),
+            health: status.health,
+            connections: status.metrics.counts.to_string(),
+        }
+    }
+}
+
+impl<K: fmt::Display> fmt::Display for NodeReport<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key, role, health, connections } = self;
+        write!(f, "{key} ({role}) is {health} [{connections}]")
+    }
+}
+
+/// One after the other.
+struct List<'l, K>(&'l [NodeReport<K>]);
+
+impl<K: fmt::Display> fmt::Display for List<'_, K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("there are no nodes");
+        }
+        for (index, report) in self.0.iter().enumerate() {
+            write!(f, "{}{report}", if index == 0 { "" } else { "; " })?;
+        }
+        Ok(())
+    }
+}
+
+/// Why a cluster's nodes are not changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NodeError {
+    /// There is one with this key.
+    #[error("cluster {cluster} has a node {key} already")]
+    Duplicate {
+        /// The cluster's name.
+        cluster: Arc<str>,
+        /// The key.
+        key: String,
+    },
+    /// There is none with this key.
+    #[error("cluster {cluster} has no node {key}; its nodes are: {nodes}")]
+    Unknown {
+        /// The cluster's name.
+        cluster: Arc<str>,
+        /// The key.
+        key: String,
+        /// The keys that there are; of many, the first few.
+        nodes: String,
+    },
+    /// One of its settings is out of range.
+    #[error("node {key}: {source}")]
+    Config {
+        /// The node.
+        key: String,
+        /// Which, and the rule.
+        source: ConfigError,
+    },
+    /// There is an endpoint, and nothing that makes a manager of it.
+    #[error(
+        "node {key} is given by its endpoint {endpoint}, but cluster {cluster} has no template: see \
+         ClusterBuilder::template"
+    )]
+    NoTemplate {
+        /// The cluster's name.
+        cluster: Arc<str>,
+        /// The node.
+        key: String,
+        /// Where it is.
+        endpoint: String,
+    },
+    /// The cluster is closed.
+    #[error("cluster {cluster} is closed")]
+    Closed {
+        /// The cluster's name.
+        cluster: Arc<str>,
+    },
+}

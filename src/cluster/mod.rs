@@ -1,0 +1,351 @@
+//! Several servers that belong together: a pool for each, and a choice between them.
+//!
+//! A [`Cluster`] has a [`Pool`](crate::Pool) for each of its nodes, under a key. An acquire names its
+//! node, or a [`Policy`] that chooses one; a node that cannot be connected to is passed over until it
+//! is back. Nodes come, go and are replaced while the cluster is in use; nobody waits for that, since
+//! the nodes share nothing on the way of an acquire that hits.
+//!
+//! # Examples
+//!
+//! ```
+//! use millpond::{cluster::{Cluster, NodeOptions, Policy, Role}, from_fn};
+//! use std::{convert::Infallible, time::Duration};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let cluster = Cluster::builder()
+//!     .name("orders")
+//!     .pools(|pool| pool.max_size(16))
+//!     // What makes a manager for a node that is given by its endpoint.
+//!     .template(|endpoint| {
+//!         let address = endpoint.to_string(); // say, for `TcpStream::connect`
+//!         from_fn(move || std::future::ready(Ok::<_, Infallible>(address.clone())))
+//!     })
+//!     .build()?;
+//! let replica = |weight| NodeOptions::default().role(Role::Replica).weight(weight);
+//! cluster.add_endpoint_with("a", "10.0.0.1:5432".parse()?, replica(2))?;
+//! cluster.add_endpoint_with("b", "10.0.0.2:5432".parse()?, replica(1))?;
+//!
+//! let connection = cluster.acquire_any(Policy::ReplicasThenPrimary).await?;
+//! println!("{} is {}", connection.node(), *connection);
+//! drop(connection);
+//!
+//! let report = cluster.remove_node("a", Duration::from_secs(5)).await?;
+//! assert!(report.still_out.is_empty());
+//! assert_eq!(*cluster.acquire("b").await?, "10.0.0.2:5432");
+//! # Ok(()) }
+//! ```
+
+mod acquire;
+mod builder;
+mod endpoint;
+mod error;
+mod node;
+mod policy;
+mod status;
+mod table;
+
+pub use self::acquire::ClusterGuard;
+pub use self::builder::ClusterBuilder;
+pub use self::endpoint::{Endpoint, ParseEndpointError};
+pub use self::error::{ClusterError, NodeError, NodeReport};
+pub use self::node::{Member, NodeOptions, NodeView, Role, RoleFuture};
+pub use self::policy::{Policy, Rank};
+pub use self::status::{ClusterStatus, NodeStatus};
+
+use self::node::{Node, State};
+use self::policy::Turns;
+use self::table::Table;
+use crate::manager::Manager;
+use crate::metrics::PoolMetrics;
+use crate::pool::DrainReport;
+use arc_swap::ArcSwap;
+use event_listener::{Event, IntoNotification};
+use std::borrow::Borrow;
+use std::fmt;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// What a node can be known by.
+pub trait Key: Hash + Eq + Clone + fmt::Display + Send + Sync + 'static {}
+
+impl<K: Hash + Eq + Clone + fmt::Display + Send + Sync + 'static> Key for K {}
+
+/// A pool for each of several nodes.
+///
+/// A clone is another handle to the same cluster. When the last handle is dropped, all pools are
+/// closed as a [`Pool`](crate::Pool) is.
+pub struct Cluster<K: Key, M: Manager> {
+    shared: Arc<Shared<K, M>>,
+}
+
+/// What a cluster's handles share.
+struct Shared<K: Key, M: Manager> {
+    settings: builder::Settings<K, M>,
+    table: ArcSwap<Table<K, M>>,
+    /// Held while a new table is made.
+    changing: Mutex<()>,
+    turns: Turns,
+    began: Instant,
+    /// Notified when a node has come, gone, failed, come back or changed its role.
+    changed: Arc<Event>,
+}
+
+impl<K: Key, M: Manager> Shared<K, M> {
+    fn name(&self) -> Arc<str> {
+        self.settings.name.clone()
+    }
+
+    /// This node could do with more connections than it may have.
+    fn wants(&self, _node: &K) {}
+
+    /// Puts another table in the place of the present one, unless that is refused.
+    fn change<T>(
+        &self,
+        change: impl FnOnce(&Table<K, M>) -> Result<(Table<K, M>, T), NodeError>,
+    ) -> Result<T, NodeError> {
+        let answer = {
+            let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+            let table = self.table.load();
+            if table.closed {
+                return Err(NodeError::Closed { cluster: self.name() });
+            }
+            let (next, answer) = change(&table)?;
+            self.table.store(Arc::new(next));
+            answer
+        };
+        self.changed.notify(usize::MAX.additional());
+        Ok(answer)
+    }
+
+    fn no_such_node<Q: fmt::Display + ?Sized>(&self, key: &Q, table: &Table<K, M>) -> NodeError {
+        NodeError::Unknown { cluster: self.name(), key: key.to_string(), nodes: table.names() }
+    }
+
+    /// A node with a pool of its own, which is not in the table yet.
+    fn new_node(
+        &self,
+        key: K,
+        manager: M,
+        options: NodeOptions,
+    ) -> Result<Arc<Node<K, M>>, NodeError> {
+        let name = key.to_string();
+        let wrong = |source| NodeError::Config { key: name.clone(), source };
+        options.validate().map_err(wrong)?;
+        let seed = xxhash_rust::xxh3::xxh3_64(name.as_bytes());
+        let state = Arc::new(State::new(key, options.role, self.began, self.changed.clone()));
+        let pool = self.settings.pool(manager, &state, &name).map_err(wrong)?;
+        Ok(Arc::new(Node { state, pool, options, seed }))
+    }
+}
+
+impl<K: Key, M: Manager> Cluster<K, M> {
+    /// Settings for a cluster without nodes.
+    pub fn builder() -> ClusterBuilder<K, M> {
+        ClusterBuilder::new()
+    }
+
+    /// Adds a node. Nothing is opened until somebody acquires.
+    ///
+    /// # Errors
+    ///
+    /// [`NodeError::Duplicate`], [`NodeError::Config`] if a setting of its pool is out of range, or
+    /// [`NodeError::Closed`]; the cluster is as it was then.
+    pub fn add_node(&self, key: K, manager: M) -> Result<(), NodeError> {
+        self.add_node_with(key, manager, NodeOptions::default())
+    }
+
+    /// Adds a node with a role, a weight and labels.
+    ///
+    /// # Errors
+    ///
+    /// As [`add_node`](Self::add_node).
+    pub fn add_node_with(&self, key: K, manager: M, options: NodeOptions) -> Result<(), NodeError> {
+        let node = self.shared.new_node(key, manager, options)?;
+        self.shared.change(|table| {
+            if table.get(node.key()).is_some() {
+                let (cluster, key) = (self.shared.name(), node.key().to_string());
+                return Err(NodeError::Duplicate { cluster, key });
+            }
+            Ok((table.with(node.clone()), ()))
+        })
+    }
+
+    /// Adds a node whose manager the cluster's [template](ClusterBuilder::template) makes.
+    ///
+    /// # Errors
+    ///
+    /// As [`add_node`](Self::add_node), and [`NodeError::NoTemplate`].
+    pub fn add_endpoint(&self, key: impl Into<K>, endpoint: Endpoint) -> Result<(), NodeError> {
+        self.add_endpoint_with(key, endpoint, NodeOptions::default())
+    }
+
+    /// Adds a node whose manager the cluster's [template](ClusterBuilder::template) makes, with a
+    /// role, a weight and labels.
+    ///
+    /// # Errors
+    ///
+    /// As [`add_node`](Self::add_node), and [`NodeError::NoTemplate`].
+    pub fn add_endpoint_with(
+        &self,
+        key: impl Into<K>,
+        endpoint: Endpoint,
+        options: NodeOptions,
+    ) -> Result<(), NodeError> {
+        let key = key.into();
+        let Some(template) = &self.shared.settings.template else {
+            return Err(NodeError::NoTemplate {
+                cluster: self.shared.name(),
+                key: key.to_string(),
+                endpoint: endpoint.to_string(),
+            });
+        };
+        self.add_node_with(key, template(&endpoint), options)
+    }
+
+    /// Takes a node out, and drains its pool as [`Pool::drain`](crate::Pool::drain) does: whoever
+    /// waits for it is told, and connections in use are waited for until `deadline` from now. As soon
+    /// as this has been polled no acquire gets a connection of it any more.
+    ///
+    /// # Errors
+    ///
+    /// [`NodeError::Unknown`] or [`NodeError::Closed`].
+    ///
+    /// # Cancel safety
+    ///
+    /// The node is out at the first poll. Dropping the future closes its pool at once.
+    pub async fn remove_node<Q>(
+        &self,
+        key: &Q,
+        deadline: Duration,
+    ) -> Result<DrainReport, NodeError>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + fmt::Display + ?Sized,
+    {
+        let node = self.shared.change(|table| {
+            let node = table.get(key).ok_or_else(|| self.shared.no_such_node(key, table))?;
+            Ok((table.without(node.key()), node.clone()))
+        })?;
+        Ok(node.pool.drain(deadline).await)
+    }
+
+    /// Puts another manager, and a new pool, in the place of a node's, and drains the old one. Whoever
+    /// waits for the node goes on waiting, for the new one.
+    ///
+    /// # Errors
+    ///
+    /// As [`remove_node`](Self::remove_node), and [`NodeError::Config`].
+    ///
+    /// # Cancel safety
+    ///
+    /// The new one is in its place at the first poll. Dropping the future closes the old pool at once.
+    pub async fn replace<Q>(
+        &self,
+        key: &Q,
+        manager: M,
+        deadline: Duration,
+    ) -> Result<DrainReport, NodeError>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + fmt::Display + ?Sized,
+    {
+        let old = self.shared.change(|table| {
+            let old = table.get(key).ok_or_else(|| self.shared.no_such_node(key, table))?;
+            let node = self.shared.new_node(old.key().clone(), manager, old.options.clone())?;
+            Ok((table.with(node), old.clone()))
+        })?;
+        Ok(old.pool.drain(deadline).await)
+    }
+
+    /// Gives a node another role, another weight and other labels; its connections stay.
+    ///
+    /// # Errors
+    ///
+    /// [`NodeError::Unknown`], [`NodeError::Config`] or [`NodeError::Closed`].
+    pub fn set_options<Q>(&self, key: &Q, options: NodeOptions) -> Result<(), NodeError>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + fmt::Display + ?Sized,
+    {
+        options.validate().map_err(|source| NodeError::Config { key: key.to_string(), source })?;
+        self.shared.change(|table| {
+            let node = table.get(key).ok_or_else(|| self.shared.no_such_node(key, table))?;
+            if options.role != node.options.role {
+                node.state.set_role(options.role);
+            }
+            let Node { state, pool, seed, .. } = &**node;
+            let (state, pool, seed) = (state.clone(), pool.clone(), *seed);
+            Ok((table.with(Arc::new(Node { state, pool, options, seed })), ()))
+        })
+    }
+
+    /// The keys of the nodes, in the order in which they were added.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<K> {
+        self.shared.table.load().nodes().iter().map(|node| node.key().clone()).collect()
+    }
+
+    /// The figures of a node's pool; `None` if there is no such node. Costs one pass over all its
+    /// slots.
+    #[must_use]
+    pub fn node_stats<Q>(&self, key: &Q) -> Option<PoolMetrics>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        self.shared.table.load().get(key).map(|node| node.pool.metrics())
+    }
+
+    /// How the cluster and each of its nodes are, for a terminal or, with the feature `serde`, for a
+    /// program. Costs one pass over all slots of all nodes.
+    #[must_use]
+    pub fn status(&self) -> ClusterStatus {
+        ClusterStatus::new(&self.shared)
+    }
+
+    /// The cluster's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.shared.settings.name
+    }
+
+    /// Whether the cluster is closed. `true` stays true; `false` may be out of date at once.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.shared.table.load().closed
+    }
+
+    /// Closes the cluster for good, and all its pools as [`Pool::close`](crate::Pool::close) does.
+    /// May be called again, and by several tasks at once.
+    ///
+    /// # Cancel safety
+    ///
+    /// The cluster is closed at the first poll. Dropping the future only stops waiting.
+    pub async fn close(&self) {
+        let closed = |table: &Table<K, M>| Ok((Table::new(table.nodes().to_vec(), true), ()));
+        // An error: it is closed already.
+        drop(self.shared.change(closed));
+        let table = self.shared.table.load_full();
+        // All of them are closed before the first is waited for.
+        table.nodes().iter().for_each(|node| node.pool.shut());
+        for node in table.nodes() {
+            node.pool.close().await;
+        }
+    }
+}
+
+impl<K: Key, M: Manager> Clone for Cluster<K, M> {
+    fn clone(&self) -> Self {
+        Self { shared: self.shared.clone() }
+    }
+}
+
+impl<K: Key, M: Manager> fmt::Debug for Cluster<K, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let nodes: Vec<String> = self.nodes().iter().map(ToString::to_string).collect();
+        f.debug_struct("Cluster").field("name", &self.name()).field("nodes", &nodes).finish()
+    }
+}

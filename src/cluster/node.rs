@@ -1,0 +1,463 @@
+//! What a cluster knows of a node: where it is, what it is for, and how it is.
+//!
+//! The pool of a node has a [`Member`] for its manager, which hands everything on to the user's and
+//! takes down on the way whether connecting fails, how long checks take and which role the server
+//! says it has. Nothing of this is touched by an acquire or a release that hits.
+//!
+//! Not here: which node is chosen (`policy.rs`).
+
+use super::Key;
+use crate::core::Counts;
+use crate::error::ConfigError;
+use crate::manager::{Condition, Manager};
+use crate::pool::Pool;
+use event_listener::{Event, IntoNotification};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+
+/// What a node is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Role {
+    /// Nobody has said.
+    #[default]
+    Unknown,
+    /// It takes writes.
+    Primary,
+    /// It can be read from.
+    Replica,
+}
+
+impl Role {
+    fn from_code(code: u8) -> Self {
+        [Self::Unknown, Self::Primary, Self::Replica][usize::from(code)]
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unknown => "role unknown",
+            Self::Primary => "primary",
+            Self::Replica => "replica",
+        })
+    }
+}
+
+/// What a node is for, how much of the load it takes, and what else is to be known of it.
+///
+/// # Examples
+///
+/// ```
+/// use millpond::cluster::{NodeOptions, Role};
+///
+/// let near = NodeOptions::default().role(Role::Replica).weight(3).label("zone", "a");
+/// assert_eq!(near.labels["zone"], "a");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NodeOptions {
+    /// Its role, as long as nobody [reads](super::ClusterBuilder::read_role) another from it.
+    pub role: Role,
+    /// Its share of the load beside the other nodes' weights: 1 to 1,000,000. Default: 1.
+    pub weight: u32,
+    /// Whatever a policy of the caller's own goes by.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Default for NodeOptions {
+    fn default() -> Self {
+        Self { role: Role::Unknown, weight: 1, labels: BTreeMap::new() }
+    }
+}
+
+impl NodeOptions {
+    /// With this role.
+    #[must_use]
+    pub fn role(mut self, role: Role) -> Self {
+        self.role = role;
+        self
+    }
+
+    /// With this weight.
+    #[must_use]
+    pub fn weight(mut self, weight: u32) -> Self {
+        self.weight = weight;
+        self
+    }
+
+    /// With this label too.
+    #[must_use]
+    pub fn label(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.labels.insert(name.into(), value.into());
+        self
+    }
+
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        const MOST: u32 = 1_000_000;
+        let rule = match self.weight {
+            0 => "must be at least 1: remove the node to give it no load",
+            weight if weight > MOST => "must be at most 1,000,000",
+            _ => return Ok(()),
+        };
+        Err(ConfigError::new("weight", self.weight, rule))
+    }
+}
+
+/// What reads a server's role from a connection.
+pub type RoleFuture<'c, E> = Pin<Box<dyn Future<Output = Result<Role, E>> + Send + 'c>>;
+
+pub(super) type ReadRole<M> = Arc<
+    dyn for<'c> Fn(&'c mut <M as Manager>::Connection) -> RoleFuture<'c, <M as Manager>::Error>
+        + Send
+        + Sync,
+>;
+
+/// How a node is, as far as its connections show.
+pub(super) struct State<K> {
+    pub(super) key: K,
+    role: AtomicU8,
+    /// Connecting has failed and has not succeeded since.
+    failing: AtomicBool,
+    /// When it last failed, by the cluster's clock.
+    failed_at: AtomicU64,
+    /// When it came back, by the cluster's clock, while that is not long ago; 0 otherwise.
+    back_since: AtomicU64,
+    /// How long its checks take, smoothed, in nanoseconds; 0 before the first.
+    latency: AtomicU64,
+    /// A connection is being opened in the background to try the node.
+    trying: AtomicBool,
+    began: Instant,
+    /// Notified when a node has changed.
+    changed: Arc<Event>,
+}
+
+impl<K> State<K> {
+    pub(super) fn new(key: K, role: Role, began: Instant, changed: Arc<Event>) -> Self {
+        let zero = || AtomicU64::new(0);
+        Self {
+            key,
+            role: AtomicU8::new(role as u8),
+            failing: AtomicBool::new(false),
+            failed_at: zero(),
+            back_since: zero(),
+            latency: zero(),
+            trying: AtomicBool::new(false),
+            began,
+            changed,
+        }
+    }
+
+    pub(super) fn role(&self) -> Role {
+        Role::from_code(self.role.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn set_role(&self, role: Role) {
+        if self.role.swap(role as u8, Ordering::SeqCst) != role as u8 {
+            self.tell();
+        }
+    }
+
+    fn tell(&self) {
+        self.changed.notify(usize::MAX.additional());
+    }
+
+    /// By the cluster's clock, which never says 0.
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX).max(1)
+    }
+
+    fn failed(&self) {
+        self.failed_at.store(self.now(), Ordering::Relaxed);
+        if !self.failing.swap(true, Ordering::SeqCst) {
+            self.tell();
+        }
+    }
+
+    fn succeeded(&self) {
+        if self.failing.load(Ordering::Relaxed) {
+            // Before it is up again, so that nobody sees it up and unslowed.
+            self.back_since.store(self.now(), Ordering::SeqCst);
+            self.failing.store(false, Ordering::SeqCst);
+            self.tell();
+        }
+    }
+
+    /// A round trip has taken so long.
+    fn took(&self, time: Duration) {
+        let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).max(1);
+        // Each new one counts for an eighth. Of two at once, one may be lost.
+        let smooth = match self.latency.load(Ordering::Relaxed) {
+            0 => time,
+            before => before - before / 8 + time / 8,
+        };
+        self.latency.store(smooth, Ordering::Relaxed);
+    }
+}
+
+/// The manager of a node's pool: the user's own, and what is taken down of the node on the way.
+pub struct Member<K: Key, M: Manager> {
+    manager: M,
+    pub(super) state: Arc<State<K>>,
+    read_role: Option<ReadRole<M>>,
+}
+
+impl<K: Key, M: Manager> Member<K, M> {
+    pub(super) fn new(manager: M, state: Arc<State<K>>, read_role: Option<ReadRole<M>>) -> Self {
+        Self { manager, state, read_role }
+    }
+
+    /// The node's key.
+    #[must_use]
+    pub fn key(&self) -> &K {
+        &self.state.key
+    }
+
+    /// The manager that the node was added with.
+    #[must_use]
+    pub fn manager(&self) -> &M {
+        &self.manager
+    }
+
+    /// Finds out what a new connection can tell of its server.
+    async fn get_to_know(&self, connection: &mut M::Connection) -> Result<(), M::Error> {
+        if let Some(read_role) = &self.read_role {
+            self.state.set_role(read_role(connection).await?);
+        }
+        if self.state.latency.load(Ordering::Relaxed) == 0 {
+            // Once for each node: how far away it is.
+            let began = Instant::now();
+            self.manager.check(connection).await?;
+            self.state.took(began.elapsed());
+        }
+        Ok(())
+    }
+}
+
+/// A connect under way; dropped like this, it has failed, timed out or panicked.
+struct Connecting<'s, K>(Option<&'s State<K>>);
+
+impl<K> Drop for Connecting<'_, K> {
+    fn drop(&mut self) {
+        if let Some(state) = self.0 {
+            state.failed();
+        }
+    }
+}
+
+impl<K: Key, M: Manager> Manager for Member<K, M> {
+    type Connection = M::Connection;
+    type Error = M::Error;
+
+    async fn connect(&self) -> Result<M::Connection, M::Error> {
+        let mut connecting = Connecting(Some(&self.state));
+        let mut connection = self.manager.connect().await?;
+        if let Err(error) = self.get_to_know(&mut connection).await {
+            self.manager.close(connection).await;
+            return Err(error);
+        }
+        connecting.0 = None;
+        self.state.succeeded();
+        Ok(connection)
+    }
+
+    fn condition(&self, connection: &mut M::Connection) -> Condition {
+        self.manager.condition(connection)
+    }
+
+    async fn check(&self, connection: &mut M::Connection) -> Result<(), M::Error> {
+        let began = Instant::now();
+        self.manager.check(connection).await?;
+        self.state.took(began.elapsed());
+        if let Some(read_role) = &self.read_role {
+            self.state.set_role(read_role(connection).await?);
+        }
+        Ok(())
+    }
+
+    async fn reset(&self, connection: &mut M::Connection) -> Result<(), M::Error> {
+        self.manager.reset(connection).await
+    }
+
+    async fn close(&self, connection: M::Connection) {
+        self.manager.close(connection).await;
+    }
+
+    fn is_permanent(&self, error: &M::Error) -> bool {
+        self.manager.is_permanent(error)
+    }
+}
+
+/// A node of a cluster.
+pub(super) struct Node<K: Key, M: Manager> {
+    pub(super) state: Arc<State<K>>,
+    pub(super) pool: Pool<Member<K, M>>,
+    pub(super) options: NodeOptions,
+    /// What tells this node from others to a hash.
+    pub(super) seed: u64,
+}
+
+impl<K: Key, M: Manager> Node<K, M> {
+    pub(super) fn key(&self) -> &K {
+        &self.state.key
+    }
+
+    pub(super) fn role(&self) -> Role {
+        self.state.role()
+    }
+
+    /// Whether connecting works, as far as anybody knows.
+    pub(super) fn is_up(&self) -> bool {
+        !self.state.failing.load(Ordering::Relaxed)
+    }
+}
+
+impl<K: Key, M: Manager> Node<K, M> {
+    /// Which part of its load a node takes that has come back not long ago: 0.0 to 1.0.
+    pub(super) fn ramp(&self, slow_start: Duration) -> f64 {
+        let since = self.state.back_since.load(Ordering::Relaxed);
+        if since == 0 {
+            return 1.0;
+        }
+        let part = (self.state.now() - since) as f64 / slow_start.as_nanos() as f64;
+        if part >= 1.0 || part.is_nan() {
+            // Unless it has come back once more meanwhile.
+            let over = self.state.back_since.compare_exchange(
+                since,
+                0,
+                Ordering::SeqCst,
+                Ordering::Relaxed,
+            );
+            return if over.is_ok() { 1.0 } else { 0.05 };
+        }
+        // Some of it at once, or it would never be seen to work.
+        part.max(0.05)
+    }
+
+    /// Opens one more connection in the background, if there is room and nobody does so already:
+    /// because the node was passed over for want of an idle one, or to see whether it is back.
+    pub(super) fn try_in_background(self: &Arc<Self>) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        if self.state.trying.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let trying = Trying(self.state.clone());
+        let node = self.clone();
+        drop(runtime.spawn(async move {
+            let _trying = trying;
+            let more = node.pool.counts().alive() + 1;
+            // What comes of it is taken down by the member.
+            drop(node.pool.warm_up(more).await);
+        }));
+    }
+
+    /// Sees whether a node is back that failed some time ago.
+    pub(super) fn try_again(self: &Arc<Self>) {
+        const PAUSE: u64 = 1_000_000_000;
+        let failed_at = self.state.failed_at.load(Ordering::Relaxed);
+        if self.state.now().saturating_sub(failed_at) >= PAUSE {
+            self.try_in_background();
+        }
+    }
+
+    /// Has the server asked for its role again.
+    pub(super) fn read_role_again(self: &Arc<Self>) {
+        let Some(read_role) = self.pool.manager().read_role.clone() else { return };
+        let Ok(runtime) = Handle::try_current() else { return };
+        if self.state.trying.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let trying = Trying(self.state.clone());
+        let node = self.clone();
+        drop(runtime.spawn(async move {
+            let _trying = trying;
+            let Ok(mut connection) = node.pool.acquire().await else { return };
+            let limit = node.pool.config().check_timeout;
+            // Cancel: nobody knows where the question has left the connection.
+            let role = tokio::time::timeout(limit, read_role(&mut connection)).await;
+            match role {
+                Ok(Ok(role)) => node.state.set_role(role),
+                Ok(Err(_)) | Err(_) => connection.discard(),
+            }
+        }));
+    }
+}
+
+struct Trying<K>(Arc<State<K>>);
+
+impl<K> Drop for Trying<K> {
+    fn drop(&mut self) {
+        self.0.trying.store(false, Ordering::SeqCst);
+    }
+}
+
+/// What a policy sees of a node.
+pub struct NodeView<'n, K> {
+    pub(super) state: &'n State<K>,
+    pub(super) options: &'n NodeOptions,
+    pub(super) counts: &'n dyn Fn() -> Counts,
+}
+
+impl<K> NodeView<'_, K> {
+    /// Its key.
+    #[must_use]
+    pub fn key(&self) -> &K {
+        &self.state.key
+    }
+
+    /// Its role: what the server said last, or what it was added with.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.state.role()
+    }
+
+    /// Its weight.
+    #[must_use]
+    pub fn weight(&self) -> u32 {
+        self.options.weight
+    }
+
+    /// One of its labels.
+    #[must_use]
+    pub fn label(&self, name: &str) -> Option<&str> {
+        self.options.labels.get(name).map(String::as_str)
+    }
+
+    /// Whether connecting to it works, as far as anybody knows.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        !self.state.failing.load(Ordering::Relaxed)
+    }
+
+    /// How long its checks take, smoothed; `None` before the first.
+    #[must_use]
+    pub fn latency(&self) -> Option<Duration> {
+        match self.state.latency.load(Ordering::Relaxed) {
+            0 => None,
+            nanos => Some(Duration::from_nanos(nanos)),
+        }
+    }
+
+    /// Its connections by state. Costs one pass over all slots of the node.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        (self.counts)()
+    }
+}
+
+impl<K: fmt::Debug> fmt::Debug for NodeView<'_, K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeView")
+            .field("key", self.key())
+            .field("role", &self.role())
+            .field("is_up", &self.is_up())
+            .finish_non_exhaustive()
+    }
+}

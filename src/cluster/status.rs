@@ -1,0 +1,148 @@
+//! How a cluster is: its health in words, and the status of each node's pool.
+//!
+//! Not here: how a pool is (`crate::metrics`).
+
+use super::node::{NodeView, Role};
+use super::{Key, Shared};
+use crate::manager::Manager;
+use crate::metrics::{Health, PoolMetrics, PoolStatus};
+use std::fmt;
+use std::time::Duration;
+
+/// How a cluster is.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ClusterStatus {
+    /// Its name.
+    pub name: String,
+    /// Down if no node can serve, degraded if one cannot or is degraded itself.
+    pub health: Health,
+    /// How each node is, in the order in which they were added.
+    pub nodes: Vec<NodeStatus>,
+    /// The sums over the nodes that there are; what those had counted that were removed is gone.
+    pub totals: PoolMetrics,
+}
+
+/// How a node of a cluster is.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct NodeStatus {
+    /// Its key.
+    pub key: String,
+    /// Its role: what the server said last, or what it was added with.
+    pub role: Role,
+    /// Its weight.
+    pub weight: u32,
+    /// Whether connecting to it works, as far as anybody knows.
+    pub is_up: bool,
+    /// How long its checks take, smoothed; `None` before the first.
+    pub latency: Option<Duration>,
+    /// How its pool is.
+    pub pool: PoolStatus,
+}
+
+impl ClusterStatus {
+    pub(super) fn new<K: Key, M: Manager>(shared: &Shared<K, M>) -> Self {
+        let table = shared.table.load_full();
+        let mut totals = PoolMetrics::default();
+        let nodes = table.nodes().iter().map(|node| {
+            let counts = || node.pool.counts();
+            let view = NodeView { state: &node.state, options: &node.options, counts: &counts };
+            let pool = node.pool.status();
+            totals.merge(&pool.metrics);
+            NodeStatus {
+                key: node.key().to_string(),
+                role: view.role(),
+                weight: view.weight(),
+                is_up: view.is_up(),
+                latency: view.latency(),
+                pool,
+            }
+        });
+        let nodes: Vec<NodeStatus> = nodes.collect();
+        let health = if table.closed {
+            Health::Down(vec!["the cluster is closed".to_owned()])
+        } else {
+            health(&nodes)
+        };
+        Self { name: shared.settings.name.to_string(), health, nodes, totals }
+    }
+}
+
+fn health(nodes: &[NodeStatus]) -> Health {
+    if nodes.is_empty() {
+        return Health::Down(vec!["there are no nodes".to_owned()]);
+    }
+    let troubled = nodes.iter().filter(|node| node.pool.health != Health::Healthy);
+    let reasons: Vec<String> =
+        troubled.map(|node| format!("node {} is {}", node.key, node.pool.health)).collect();
+    if reasons.is_empty() {
+        Health::Healthy
+    } else if nodes.iter().any(|node| node.pool.health.is_up()) {
+        Health::Degraded(reasons)
+    } else {
+        Health::Down(reasons)
+    }
+}
+
+/// A line for the cluster, and a table for each node.
+impl fmt::Display for ClusterStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, health, nodes, totals } = self;
+        let (counts, count) = (totals.counts, nodes.len());
+        writeln!(f, "cluster {name}: {}; {count} nodes, {counts}", health.word())?;
+        for node in nodes {
+            let NodeStatus { role, weight, latency, pool, .. } = node;
+            write!(f, "{role}, weight {weight}")?;
+            if let Some(latency) = latency {
+                write!(f, ", {latency:.1?} away")?;
+            }
+            write!(f, ": {pool}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(feature = "serde")]
+mod serialize {
+    use super::{ClusterStatus, NodeStatus, Role};
+    use serde::ser::{Serialize, SerializeStruct, Serializer};
+
+    impl Serialize for Role {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.serialize_str(match self {
+                Self::Unknown => "unknown",
+                Self::Primary => "primary",
+                Self::Replica => "replica",
+            })
+        }
+    }
+
+    impl Serialize for NodeStatus {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            let Self { key, role, weight, is_up, latency, pool } = self;
+            let mut fields = serializer.serialize_struct("NodeStatus", 6)?;
+            fields.serialize_field("key", key)?;
+            fields.serialize_field("role", role)?;
+            fields.serialize_field("weight", weight)?;
+            fields.serialize_field("is_up", is_up)?;
+            let latency = latency.map(|latency| latency.as_secs_f64());
+            fields.serialize_field("latency_seconds", &latency)?;
+            fields.serialize_field("pool", pool)?;
+            fields.end()
+        }
+    }
+
+    impl Serialize for ClusterStatus {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            let Self { name, health, nodes, totals } = self;
+            let mut fields = serializer.serialize_struct("ClusterStatus", 5)?;
+            fields.serialize_field("name", name)?;
+            fields.serialize_field("health", health)?;
+            fields.serialize_field("reasons", health.reasons())?;
+            fields.serialize_field("nodes", nodes)?;
+            fields.serialize_field("totals", totals)?;
+            fields.end()
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! The nodes of a cluster as they are at one moment. A change makes a new table; whoever reads the
+//! old one goes on undisturbed.
+//!
+//! Not here: who makes the changes (`mod.rs`).
+
+use super::Key;
+use super::node::Node;
+use crate::manager::Manager;
+use std::borrow::Borrow;
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::Arc;
+
+/// All nodes, by key and in the order in which they were added.
+pub(super) struct Table<K: Key, M: Manager> {
+    places: HashMap<K, usize, foldhash::fast::RandomState>,
+    nodes: Vec<Arc<Node<K, M>>>,
+    /// Of each node, the sum of the weights up to and with its own.
+    weights: Vec<u64>,
+    pub(super) closed: bool,
+}
+
+impl<K: Key, M: Manager> Table<K, M> {
+    pub(super) fn new(nodes: Vec<Arc<Node<K, M>>>, closed: bool) -> Self {
+        let places = nodes.iter().enumerate().map(|(place, node)| (node.key().clone(), place));
+        let sums = nodes.iter().scan(0, |sum, node| {
+            *sum += u64::from(node.options.weight);
+            Some(*sum)
+        });
+        Self { places: places.collect(), weights: sums.collect(), nodes, closed }
+    }
+
+    pub(super) fn nodes(&self) -> &[Arc<Node<K, M>>] {
+        &self.nodes
+    }
+
+    #[inline]
+    pub(super) fn get<Q>(&self, key: &Q) -> Option<&Arc<Node<K, M>>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        self.places.get(key).map(|place| &self.nodes[*place])
+    }
+
+    /// The place of the node at this part of the load, where all of it is 2^64; there is a node.
+    pub(super) fn at(&self, part: u64) -> usize {
+        let total = self.weights.last().expect("BUG: a table without nodes was asked for one");
+        let weight = (u128::from(part) * u128::from(*total)) >> 64;
+        self.weights.partition_point(|sum| u128::from(*sum) <= weight)
+    }
+
+    /// The same with another node, or another one in the place of that of the same key.
+    pub(super) fn with(&self, node: Arc<Node<K, M>>) -> Self {
+        let mut nodes = self.nodes.clone();
+        match self.places.get(node.key()) {
+            Some(place) => nodes[*place] = node,
+            None => nodes.push(node),
+        }
+        Self::new(nodes, self.closed)
+    }
+
+    /// The same without the node of this key.
+    pub(super) fn without(&self, key: &K) -> Self {
+        let others = self.nodes.iter().filter(|node| node.key() != key).cloned();
+        Self::new(others.collect(), self.closed)
+    }
+
+    /// The first few keys, for an error.
+    pub(super) fn names(&self) -> String {
+        const SHOWN: usize = 8;
+        if self.nodes.is_empty() {
+            return "none".to_owned();
+        }
+        let shown: Vec<String> =
+            self.nodes.iter().take(SHOWN).map(|node| node.key().to_string()).collect();
+        match self.nodes.len().saturating_sub(SHOWN) {
+            0 => shown.join(", "),
+            more => format!("{} and {more} more", shown.join(", ")),
+        }
+    }
+}

@@ -1,0 +1,873 @@
+//! Several nodes: which one serves, what happens when one comes, goes, fails or changes its role.
+
+#![cfg(feature = "cluster")]
+#![allow(clippy::unwrap_used, reason = "these are tests, though clippy only sees their helpers")]
+
+mod support;
+use support::*;
+
+use millpond::cluster::{
+    Cluster, ClusterBuilder, ClusterError, ClusterGuard, Endpoint, NodeError, NodeOptions, Policy,
+    Role,
+};
+use millpond::{AcquireError, Health};
+use std::collections::{BTreeMap, HashMap};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+
+type TestCluster = Cluster<String, TestManager>;
+type Guard = ClusterGuard<String, TestManager>;
+
+fn builder() -> ClusterBuilder<String, TestManager> {
+    Cluster::builder().name("test").pools(|pool| pool.max_size(4)).acquire_timeout(PATIENCE)
+}
+
+/// A cluster of these nodes, and the managers of their pools.
+fn cluster_of<const N: usize>(
+    builder: ClusterBuilder<String, TestManager>,
+    nodes: [(&str, NodeOptions); N],
+) -> (TestCluster, [TestManager; N]) {
+    let cluster = builder.build().unwrap();
+    let managers = nodes.map(|(key, options)| {
+        let manager = TestManager::new();
+        cluster.add_node_with(key.to_owned(), manager.clone(), options).unwrap();
+        manager
+    });
+    (cluster, managers)
+}
+
+fn plain() -> NodeOptions {
+    NodeOptions::default()
+}
+
+fn primary() -> NodeOptions {
+    plain().role(Role::Primary)
+}
+
+fn replica() -> NodeOptions {
+    plain().role(Role::Replica)
+}
+
+/// Asserts the conservation law of each node at rest.
+async fn settled<const N: usize>(cluster: &TestCluster, managers: &[TestManager; N]) {
+    for (key, manager) in cluster.nodes().iter().zip(managers) {
+        eventually("nothing is under way", || {
+            let counts = cluster.node_stats(key).unwrap().counts;
+            counts.waiters + counts.connecting + counts.checking + counts.closing + counts.in_use
+                == 0
+        })
+        .await;
+        let metrics = cluster.node_stats(key).unwrap();
+        let alive = metrics.counts.alive();
+        assert_eq!(metrics.created, metrics.closed.total() + alive as u64, "{key}: {metrics:?}");
+        assert_eq!(manager.ledger.live(), alive, "{key}: {metrics:?}");
+    }
+}
+
+/// How often each node serves in so many acquires, each given back before the next.
+async fn spread(
+    cluster: &TestCluster,
+    policy: Policy<'_, String>,
+    acquires: usize,
+) -> HashMap<String, usize> {
+    let mut served = HashMap::new();
+    for _ in 0..acquires {
+        let guard = cluster.acquire_any(policy).await.unwrap();
+        *served.entry(guard.node().clone()).or_default() += 1;
+    }
+    served
+}
+
+fn assert_near(what: &str, count: usize, expected: usize) {
+    let (count, expected) = (count as f64, expected as f64);
+    assert!((count - expected).abs() <= expected * 0.05, "{what}: {count} instead of {expected}");
+}
+
+#[tokio::test]
+async fn an_acquire_gets_a_connection_of_the_node_that_it_names() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+    let a = cluster.acquire("a").await.unwrap();
+    let b = cluster.acquire("b").await.unwrap();
+    assert_eq!((a.node().as_str(), b.node().as_str()), ("a", "b"));
+    assert_eq!(managers.each_ref().map(|manager| manager.ledger.live()), [1, 1]);
+    drop((a, b));
+    assert_eq!(cluster.acquire("a").await.unwrap().info().uses, 2);
+    assert_eq!(managers[0].ledger.opened(), 1);
+    settled(&cluster, &managers).await;
+}
+
+#[tokio::test]
+async fn an_unknown_node_is_named_and_so_are_those_that_there_are() {
+    let (cluster, _) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+    let error = cluster.acquire("c").await.unwrap_err();
+    assert!(matches!(error, ClusterError::UnknownNode { .. }));
+    assert_eq!(error.to_string(), "cluster test has no node c; its nodes are: a, b");
+    assert!(cluster.node_stats("c").is_none());
+    let error = cluster.remove_node("c", SECOND).await.unwrap_err();
+    assert_eq!(error.to_string(), "cluster test has no node c; its nodes are: a, b");
+    let error = cluster.replace("c", TestManager::new(), SECOND).await.unwrap_err();
+    assert!(matches!(error, NodeError::Unknown { .. }));
+    assert!(matches!(cluster.set_options("c", plain()), Err(NodeError::Unknown { .. })));
+}
+
+#[tokio::test]
+async fn of_many_nodes_an_error_names_the_first_few() {
+    let cluster = builder().build().unwrap();
+    let error = cluster.acquire("x").await.unwrap_err();
+    assert!(error.to_string().ends_with("its nodes are: none"), "{error}");
+    for number in 0..20 {
+        cluster.add_node(number.to_string(), TestManager::new()).unwrap();
+    }
+    let error = cluster.acquire("x").await.unwrap_err();
+    assert!(error.to_string().ends_with("0, 1, 2, 3, 4, 5, 6, 7 and 12 more"), "{error}");
+}
+
+#[tokio::test]
+async fn a_second_node_with_one_key_is_refused_and_the_first_one_stays() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain())]);
+    let held = cluster.acquire("a").await.unwrap();
+    let other = TestManager::new();
+    let error = cluster.add_node("a".to_owned(), other.clone()).unwrap_err();
+    assert_eq!(error.to_string(), "cluster test has a node a already");
+    drop(held);
+    drop(cluster.acquire("a").await.unwrap());
+    assert_eq!((managers[0].ledger.opened(), other.ledger.opened()), (1, 0));
+}
+
+#[tokio::test]
+async fn settings_out_of_range_are_refused_and_name_the_node() {
+    let cluster = builder().pools(|pool| pool.max_size(0)).build().unwrap();
+    let error = cluster.add_node("a".to_owned(), TestManager::new()).unwrap_err();
+    assert_eq!(error.to_string(), "node a: max_size is 0, but it must be from 1 to 1048576");
+    let cluster = builder().build().unwrap();
+    let none = cluster.add_node_with("a".to_owned(), TestManager::new(), plain().weight(0));
+    let rule = "node a: weight is 0, but it must be at least 1: remove the node to give it no load";
+    assert_eq!(none.unwrap_err().to_string(), rule);
+    let more = cluster.add_node_with("a".to_owned(), TestManager::new(), plain().weight(1_000_001));
+    assert!(more.unwrap_err().to_string().contains("must be at most 1,000,000"));
+    assert!(cluster.nodes().is_empty());
+    cluster.add_node("a".to_owned(), TestManager::new()).unwrap();
+    assert_eq!(cluster.set_options("a", plain().weight(0)).unwrap_err().to_string(), rule);
+    for (field, builder) in [
+        ("acquire_timeout", builder().acquire_timeout(Duration::ZERO)),
+        ("try_next_after", builder().try_next_after(Duration::ZERO)),
+        ("slow_start", builder().slow_start(Duration::ZERO)),
+    ] {
+        assert_eq!(builder.build().unwrap_err().field(), field);
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_becomes_a_node_by_the_template_and_only_by_it() {
+    let asked = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let template = {
+        let asked = asked.clone();
+        move |endpoint: &Endpoint| {
+            asked.lock().unwrap().push(endpoint.to_string());
+            TestManager::new()
+        }
+    };
+    let cluster = builder().template(template).build().unwrap();
+    cluster.add_endpoint("a", "db1:5432".parse().unwrap()).unwrap();
+    assert_eq!(cluster.acquire("a").await.unwrap().node(), "a");
+    assert_eq!(*asked.lock().unwrap(), ["db1:5432"]);
+    let cluster = builder().build().unwrap();
+    let error = cluster.add_endpoint("a", "db1:5432".parse().unwrap()).unwrap_err();
+    assert!(error.to_string().contains("node a is given by its endpoint db1:5432"), "{error}");
+    assert!(error.to_string().contains("ClusterBuilder::template"), "{error}");
+}
+
+#[tokio::test]
+async fn an_empty_cluster_says_so_at_the_deadline_or_at_once() {
+    let cluster = builder().acquire_timeout(20 * MILLISECOND).build().unwrap();
+    let error = cluster.acquire_any(Policy::RoundRobin).await.unwrap_err();
+    assert!(matches!(error, ClusterError::Timeout { .. }));
+    assert!(error.to_string().ends_with("there are no nodes"), "{error}");
+    let cluster = builder().fail_fast(true).build().unwrap();
+    let error = cluster.acquire_any(Policy::Primary).await.unwrap_err();
+    assert!(matches!(error, ClusterError::Unavailable { .. }));
+    assert_eq!(
+        error.to_string(),
+        "no node of cluster test can serve the primary: there are no nodes"
+    );
+    assert!(matches!(cluster.status().health, Health::Down(_)));
+}
+
+#[tokio::test]
+async fn who_waits_in_an_empty_cluster_is_served_by_the_first_node_that_comes() {
+    let cluster = builder().build().unwrap();
+    let mut acquire = pin!(cluster.acquire_any(Policy::RoundRobin));
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    cluster.add_node("a".to_owned(), TestManager::new()).unwrap();
+    assert_eq!(acquire.await.unwrap().node(), "a");
+}
+
+#[tokio::test]
+async fn reads_are_spread_by_the_weights_once_all_nodes_are_warm() {
+    let nodes = [("a", plain().weight(1)), ("b", plain().weight(2)), ("c", plain().weight(5))];
+    let (cluster, managers) = cluster_of(builder(), nodes);
+    spread(&cluster, Policy::RoundRobin, 100).await;
+    eventually("all nodes are warm", || managers.iter().all(|manager| manager.ledger.live() > 0))
+        .await;
+    let served = spread(&cluster, Policy::RoundRobin, 8_000).await;
+    assert_near("a", served["a"], 1_000);
+    assert_near("b", served["b"], 2_000);
+    assert_near("c", served["c"], 5_000);
+    settled(&cluster, &managers).await;
+}
+
+#[tokio::test]
+async fn new_weights_count_from_now_on_and_connections_stay() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+    for key in ["a", "b"] {
+        drop(cluster.acquire(key).await.unwrap());
+    }
+    cluster.set_options("a", plain().weight(9)).unwrap();
+    let served = spread(&cluster, Policy::RoundRobin, 2_000).await;
+    assert_near("a", served["a"], 1_800);
+    assert_eq!(managers.map(|manager| manager.ledger.opened()), [1, 1]);
+}
+
+#[tokio::test]
+async fn a_node_that_is_picked_cold_lets_another_serve_and_warms_up_meanwhile() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+    drop(cluster.acquire("a").await.unwrap());
+    managers[1].connect.always(Act::Gated);
+    // Nobody waits for b as long as a has an idle connection.
+    let served = spread(&cluster, Policy::RoundRobin, 10).await;
+    assert_eq!(served.get("b"), None);
+    eventually("b is being warmed up", || managers[1].connect.running() == 1).await;
+    managers[1].connect.open(1);
+    eventually("b is warm", || cluster.node_stats("b").unwrap().counts.idle == 1).await;
+    let served = spread(&cluster, Policy::RoundRobin, 100).await;
+    assert_near("b", served["b"], 50);
+    assert_eq!(managers[1].ledger.opened(), 1, "one at a time, and no more than were missing");
+}
+
+#[tokio::test]
+async fn of_two_nodes_the_one_less_in_use_serves() {
+    let (cluster, _managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+    let held = [cluster.acquire("a").await.unwrap(), cluster.acquire("a").await.unwrap()];
+    drop([cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap()]);
+    let served = spread(&cluster, Policy::LeastInUse, 400).await;
+    // Only if both draws are a, which is one time out of four.
+    assert!(served["b"] > 270, "{served:?}");
+    drop(held);
+}
+
+#[tokio::test]
+async fn the_primary_takes_the_writes_and_replicas_the_reads() {
+    let nodes = [("p", primary()), ("r1", replica()), ("r2", replica().weight(3)), ("x", plain())];
+    let (cluster, _managers) = cluster_of(builder(), nodes);
+    for key in ["p", "r1", "r2", "x"] {
+        drop(cluster.acquire(key).await.unwrap());
+    }
+    let writes = spread(&cluster, Policy::Primary, 100).await;
+    assert_eq!(writes, HashMap::from([("p".to_owned(), 100)]));
+    let reads = spread(&cluster, Policy::ReplicasThenPrimary, 4_000).await;
+    assert_eq!(reads.len(), 2, "{reads:?}");
+    assert_near("r1", reads["r1"], 1_000);
+    assert_near("r2", reads["r2"], 3_000);
+}
+
+#[tokio::test]
+async fn reads_go_to_the_primary_only_while_no_replica_is_up() {
+    let (cluster, [_, r]) = cluster_of(builder(), [("p", primary()), ("r", replica())]);
+    r.connect.always(Act::Error);
+    let read = cluster.acquire_any(Policy::ReplicasThenPrimary).await.unwrap();
+    assert_eq!((read.node().as_str(), read.role()), ("p", Role::Primary));
+    drop(read);
+    r.connect.calm();
+    eventually_served(&cluster, Policy::ReplicasThenPrimary, "r").await;
+    // It is full, but it has not failed: whoever wants a replica waits for it.
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.push(cluster.acquire("r").await.unwrap());
+    }
+    let mut acquire = pin!(cluster.acquire_any(Policy::ReplicasThenPrimary));
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    drop(held.pop());
+    assert_eq!(acquire.await.unwrap().node(), "r");
+}
+
+/// Acquires until this node serves.
+async fn eventually_served(cluster: &TestCluster, policy: Policy<'_, String>, key: &str) {
+    let began = std::time::Instant::now();
+    while cluster.acquire_any(policy).await.unwrap().node() != key {
+        assert!(began.elapsed() < PATIENCE, "{key} never serves: {:#?}", cluster.status());
+        tokio::time::sleep(MILLISECOND).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_nearest_node_is_the_one_whose_checks_are_fastest() {
+    let (cluster, managers) = cluster_of(builder(), [("far", plain()), ("near", plain())]);
+    managers[0].check.always(Act::Slow(30 * MILLISECOND));
+    managers[1].check.always(Act::Slow(2 * MILLISECOND));
+    for key in ["far", "near"] {
+        drop(cluster.acquire(key).await.unwrap());
+    }
+    let status = cluster.status();
+    let latency = |node: usize| status.nodes[node].latency.unwrap();
+    assert!(latency(0) >= 30 * MILLISECOND && latency(1) < 10 * MILLISECOND, "{status}");
+    let served = spread(&cluster, Policy::Nearest, 20).await;
+    assert_eq!(served, HashMap::from([("near".to_owned(), 20)]));
+    // The next nearest, rather than a wait.
+    let held = [(); 4].map(|()| cluster.acquire("near"));
+    let mut guards = Vec::new();
+    for acquire in held {
+        guards.push(acquire.await.unwrap());
+    }
+    assert_eq!(cluster.acquire_any(Policy::Nearest).await.unwrap().node(), "far");
+}
+
+#[tokio::test]
+async fn a_rank_of_the_callers_own_decides() {
+    let nodes = [("a", plain().label("zone", "x")), ("b", plain().label("zone", "y").weight(7))];
+    let (cluster, _managers) = cluster_of(builder(), nodes);
+    let rank = |zone: &'static str| {
+        move |node: &millpond::cluster::NodeView<'_, String>| {
+            assert_eq!(node.counts().capacity(), 4);
+            assert_eq!(node.weight(), if node.key() == "a" { 1 } else { 7 });
+            assert!(node.is_up() && node.role() == Role::Unknown);
+            (node.label("zone") == Some(zone)).then_some(0.0)
+        }
+    };
+    for (zone, key) in [("x", "a"), ("y", "b")] {
+        let rank = rank(zone);
+        let guard = cluster.acquire_any(Policy::Rank(&rank)).await.unwrap();
+        assert_eq!(guard.node(), key);
+    }
+    let b_first = |node: &millpond::cluster::NodeView<'_, String>| {
+        Some(if node.key() == "b" { f64::NEG_INFINITY } else { f64::INFINITY })
+    };
+    assert_eq!(cluster.acquire_any(Policy::Rank(&b_first)).await.unwrap().node(), "b");
+    // No number is no rank.
+    let cluster = {
+        cluster.close().await;
+        cluster_of(builder().fail_fast(true), [("a", plain())]).0
+    };
+    let nan = |_: &millpond::cluster::NodeView<'_, String>| Some(f64::NAN);
+    let error = cluster.acquire_any(Policy::Rank(&nan)).await.unwrap_err();
+    assert!(
+        error.to_string().contains("can serve the caller's own choice: a (role unknown)"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_session_stays_at_its_node_and_others_do_not_move_when_a_node_goes() {
+    let keys: Vec<String> = (0..8).map(|number| format!("node-{number}")).collect();
+    let cluster = builder().build().unwrap();
+    for key in &keys {
+        cluster.add_node(key.clone(), TestManager::new()).unwrap();
+    }
+    let sessions: Vec<String> = (0..2_000).map(|number| format!("session {number}")).collect();
+    async fn homes(cluster: &TestCluster, sessions: &[String]) -> BTreeMap<String, String> {
+        let mut homes = BTreeMap::new();
+        for session in sessions {
+            let guard = cluster.acquire_for(session.as_bytes()).await.unwrap();
+            homes.insert(session.clone(), guard.node().clone());
+        }
+        homes
+    }
+    let before = homes(&cluster, &sessions).await;
+    assert_eq!(homes(&cluster, &sessions).await, before);
+    for key in &keys {
+        let share = before.values().filter(|home| *home == key).count();
+        assert!((180..=320).contains(&share), "{key} has {share} of 2000");
+    }
+    cluster.remove_node("node-3", SECOND).await.unwrap();
+    let after = homes(&cluster, &sessions).await;
+    for (session, home) in &before {
+        if home == "node-3" {
+            assert_ne!(after[session], "node-3");
+        } else {
+            assert_eq!(&after[session], home, "{session} has moved without need");
+        }
+    }
+    cluster.add_node("node-3".to_owned(), TestManager::new()).unwrap();
+    assert_eq!(
+        homes(&cluster, &sessions).await,
+        before,
+        "whatever comes back has the same sessions"
+    );
+    // Twice the weight, twice the sessions; they come from all others, and nothing else moves.
+    cluster.set_options("node-0", plain().weight(2)).unwrap();
+    let weighted = homes(&cluster, &sessions).await;
+    let share = weighted.values().filter(|home| *home == "node-0").count();
+    assert!((360..=540).contains(&share), "node-0 has {share} of 2000");
+    for (session, home) in &before {
+        assert!(&weighted[session] == home || weighted[session] == "node-0", "{session}");
+    }
+}
+
+#[tokio::test]
+async fn a_session_moves_while_its_node_is_down_and_comes_back() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+    let session = (0..100_u32).map(|number| number.to_string());
+    let mut session = session.into_iter();
+    let session = loop {
+        let session = session.next().expect("one of a hundred is at home at a");
+        if cluster.acquire_for(session.as_bytes()).await.unwrap().node() == "a" {
+            break session;
+        }
+    };
+    managers[0].connect.always(Act::Error);
+    managers[0].condition.always(Act::Error);
+    drop(cluster.acquire_for(session.as_bytes()).await.unwrap()); // broken, and closed
+    eventually("a has no connection", || managers[0].ledger.live() == 0).await;
+    assert_eq!(cluster.acquire_for(session.as_bytes()).await.unwrap().node(), "b");
+    managers[0].connect.calm();
+    managers[0].condition.calm();
+    let began = std::time::Instant::now();
+    while cluster.acquire_for(session.as_bytes()).await.unwrap().node() != "a" {
+        assert!(began.elapsed() < PATIENCE, "it never comes back");
+        tokio::time::sleep(MILLISECOND).await;
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_is_down_costs_nobody_an_acquire_and_serves_again_when_it_is_back() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+    managers[0].connect.always(Act::Error);
+    let served = spread(&cluster, Policy::RoundRobin, 200).await;
+    assert_eq!(served, HashMap::from([("b".to_owned(), 200)]));
+    let status = cluster.status();
+    assert!(
+        matches!(&status.health, Health::Degraded(reasons) if reasons[0].starts_with("node a is down"))
+    );
+    assert!(!status.nodes[0].is_up && status.nodes[1].is_up);
+    // By name it is told at once.
+    let error = cluster.acquire("a").await.unwrap_err();
+    assert!(matches!(&error, ClusterError::Node { source: AcquireError::Unavailable(_), .. }));
+    assert!(error.to_string().starts_with("node a: "), "{error}");
+    managers[0].connect.calm();
+    eventually_served(&cluster, Policy::RoundRobin, "a").await;
+    assert_eq!(cluster.status().health, Health::Healthy);
+    settled(&cluster, &managers).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_whose_error_is_for_good_is_tried_again_now_and_then() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+    managers[0].connect.always(Act::Permanent);
+    spread(&cluster, Policy::RoundRobin, 20).await;
+    let tried = managers[0].connect.calls();
+    spread(&cluster, Policy::RoundRobin, 20).await;
+    assert_eq!(managers[0].connect.calls(), tried, "not with every acquire");
+    managers[0].connect.calm();
+    let mut served = String::new();
+    for _ in 0..100 {
+        tokio::time::sleep(100 * MILLISECOND).await;
+        // Sees to it that the other one is full, so that this one is looked at.
+        let held = [cluster.acquire("b").await.unwrap(), cluster.acquire("b").await.unwrap()];
+        let more = [cluster.acquire("b").await.unwrap(), cluster.acquire("b").await.unwrap()];
+        let mut acquire = pin!(cluster.acquire_any(Policy::RoundRobin));
+        let at_once = poll_once(acquire.as_mut());
+        drop((held, more));
+        let guard = match at_once {
+            std::task::Poll::Ready(served) => served,
+            std::task::Poll::Pending => acquire.await,
+        };
+        served.clone_from(guard.unwrap().node());
+        if served == "a" {
+            return;
+        }
+    }
+    panic!("it was never tried again: {:#?}", cluster.status());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_is_back_takes_its_share_little_by_little() {
+    let builder = builder().slow_start(10 * SECOND);
+    let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    managers[0].connect.always(Act::Error);
+    spread(&cluster, Policy::RoundRobin, 10).await;
+    managers[0].connect.calm();
+    eventually("a is back", || managers[0].ledger.live() > 0).await;
+    let mut shares = Vec::new();
+    for _ in 0..6 {
+        let served = spread(&cluster, Policy::RoundRobin, 1_000).await;
+        shares.push(served.get("a").copied().unwrap_or_default());
+        tokio::time::sleep(2 * SECOND).await;
+    }
+    assert!((10..=120).contains(&shares[0]), "{shares:?}");
+    assert!(shares.is_sorted(), "{shares:?}");
+    assert_near("a", shares[5], 500);
+}
+
+#[tokio::test]
+async fn an_acquire_that_waits_takes_the_first_connection_that_comes_back_anywhere() {
+    for policy in [Policy::RoundRobin, Policy::LeastInUse, Policy::Nearest] {
+        let builder = builder().pools(|pool| pool.max_size(1));
+        let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+        let mut held: HashMap<String, Guard> = HashMap::new();
+        for key in ["a", "b"] {
+            held.insert(key.to_owned(), cluster.acquire(key).await.unwrap());
+        }
+        for key in ["a", "b", "b", "a"] {
+            let mut acquire = pin!(cluster.acquire_any(policy));
+            assert!(poll_once(acquire.as_mut()).is_pending());
+            drop(held.remove(key));
+            let guard = acquire.await.unwrap();
+            assert_eq!(guard.node(), key, "{policy:?}");
+            held.insert(key.to_owned(), guard);
+        }
+        drop(held);
+        settled(&cluster, &managers).await;
+        assert_eq!(managers.map(|manager| manager.ledger.opened()), [1, 1]);
+    }
+}
+
+#[tokio::test]
+async fn only_one_node_opens_a_connection_for_an_acquire() {
+    let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
+    let (cluster, managers) = cluster_of(builder(), nodes);
+    for _ in 0..3 {
+        drop(cluster.acquire_any(Policy::Rank(&|node| Some(f64::from(node.key() != "b")))).await);
+    }
+    settled(&cluster, &managers).await;
+    assert_eq!(managers.map(|manager| manager.connect.calls()), [0, 1, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_does_not_answer_costs_a_quarter_of_a_second() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+    managers[0].connect.always(Act::Never);
+    let first = |node: &millpond::cluster::NodeView<'_, String>| Some(f64::from(node.key() != "a"));
+    let began = tokio::time::Instant::now();
+    let guard = cluster.acquire_any(Policy::Rank(&first)).await.unwrap();
+    assert_eq!(guard.node(), "b");
+    assert_eq!(began.elapsed(), 250 * MILLISECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_all_nodes_are_down_an_acquire_waits_for_one_until_its_deadline() {
+    let builder = builder().acquire_timeout(3 * SECOND);
+    let (cluster, managers) = cluster_of(builder, [("a", primary()), ("b", replica())]);
+    for manager in &managers {
+        manager.connect.always(Act::Error);
+    }
+    let began = tokio::time::Instant::now();
+    let error = cluster.acquire_any(Policy::RoundRobin).await.unwrap_err();
+    assert_eq!(began.elapsed(), 3 * SECOND);
+    let text = error.to_string();
+    assert!(
+        text.starts_with("no connection of cluster test for any node, by turns within 3.0s: "),
+        "{text}"
+    );
+    assert!(text.contains("a (primary) is down: connecting fails: scripted"), "{text}");
+    assert!(text.contains("b (replica) is down: connecting fails: scripted"), "{text}");
+    let acquire = tokio::spawn({
+        let cluster = cluster.clone();
+        async move { cluster.acquire_any(Policy::RoundRobin).await.map(|guard| guard.node().clone()) }
+    });
+    tokio::time::sleep(100 * MILLISECOND).await;
+    managers[1].connect.calm();
+    assert_eq!(joined(acquire).await.unwrap(), "b");
+}
+
+#[tokio::test]
+async fn while_all_nodes_are_down_a_cluster_may_fail_fast() {
+    let builder = builder().fail_fast(true);
+    let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    for manager in &managers {
+        manager.connect.always(Act::Error);
+    }
+    for _ in 0..3 {
+        let error = cluster.acquire_any(Policy::RoundRobin).await.unwrap_err();
+        let ClusterError::Unavailable { nodes, .. } = &error else { panic!("{error}") };
+        assert_eq!(nodes.len(), 2);
+    }
+    let error = cluster.acquire_any(Policy::Primary).await.unwrap_err();
+    assert!(
+        error.to_string().contains("can serve the primary: a (role unknown) is down"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_full_line_is_no_failure_of_the_node() {
+    let builder = builder().pools(|pool| pool.max_size(1).max_waiters(1));
+    let (cluster, managers) = cluster_of(builder, [("a", plain())]);
+    let held = cluster.acquire("a").await.unwrap();
+    let mut waits = pin!(cluster.acquire_any(Policy::RoundRobin));
+    assert!(poll_once(waits.as_mut()).is_pending());
+    let error = cluster.acquire_any(Policy::RoundRobin).await.unwrap_err();
+    assert!(
+        matches!(&error, ClusterError::Node { source: AcquireError::QueueFull, .. }),
+        "{error}"
+    );
+    assert!(cluster.status().nodes[0].is_up);
+    drop(held);
+    drop(waits.await.unwrap());
+    settled(&cluster, &managers).await;
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_node_that_is_removed_is_told_and_others_are_not_disturbed() {
+    let builder = builder().pools(|pool| pool.max_size(1));
+    let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    let (a, b) = (cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap());
+    let mut by_name = pin!(cluster.acquire("a"));
+    let mut by_policy = pin!(cluster.acquire_any(Policy::RoundRobin));
+    assert!(poll_once(by_name.as_mut()).is_pending());
+    assert!(poll_once(by_policy.as_mut()).is_pending());
+    let mut removal = pin!(cluster.remove_node("a", SECOND));
+    assert!(poll_once(removal.as_mut()).is_pending());
+    let error = by_name.await.unwrap_err();
+    assert!(matches!(error, ClusterError::Removed { .. }));
+    assert_eq!(error.to_string(), "node a was removed from cluster test");
+    assert!(poll_once(by_policy.as_mut()).is_pending(), "b may still serve");
+    assert!(matches!(cluster.acquire("a").await, Err(ClusterError::UnknownNode { .. })));
+    drop(a);
+    let report = removal.await.unwrap();
+    assert_eq!((report.closed, report.still_out.len()), (1, 0));
+    assert_eq!(managers[0].ledger.live(), 0);
+    drop(b);
+    assert_eq!(by_policy.await.unwrap().node(), "b");
+}
+
+#[tokio::test]
+async fn a_guard_outlives_the_removal_of_its_node() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain())]);
+    let guard = cluster.acquire("a").await.unwrap();
+    let report = cluster.remove_node("a", 10 * MILLISECOND).await.unwrap();
+    assert_eq!(report.still_out.len(), 1);
+    assert_eq!(guard.node(), "a");
+    drop(guard);
+    eventually("it is closed", || managers[0].ledger.live() == 0).await;
+}
+
+#[tokio::test]
+async fn a_removal_that_is_given_up_closes_the_node_at_once() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain())]);
+    let guard = cluster.acquire("a").await.unwrap();
+    drop(cluster.acquire("a").await.unwrap());
+    assert_eq!(managers[0].ledger.live(), 2);
+    assert!(cut_after(1, cluster.remove_node("a", PATIENCE)).await.is_none());
+    eventually("the idle one is closed", || managers[0].ledger.live() == 1).await;
+    assert!(cluster.nodes().is_empty());
+    drop(guard);
+    eventually("the other one is closed", || managers[0].ledger.live() == 0).await;
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_node_that_is_replaced_gets_what_is_in_its_place() {
+    let builder = builder().pools(|pool| pool.max_size(1));
+    let (cluster, managers) = cluster_of(builder, [("a", primary().weight(5))]);
+    let held = cluster.acquire("a").await.unwrap();
+    let mut by_name = pin!(cluster.acquire("a"));
+    let mut by_policy = pin!(cluster.acquire_any(Policy::Primary));
+    assert!(poll_once(by_name.as_mut()).is_pending());
+    assert!(poll_once(by_policy.as_mut()).is_pending());
+    let new = TestManager::new();
+    let mut replacing = pin!(cluster.replace("a", new.clone(), PATIENCE));
+    assert!(poll_once(replacing.as_mut()).is_pending());
+    drop(by_name.await.unwrap());
+    drop(by_policy.await.unwrap());
+    assert_eq!((managers[0].ledger.live(), new.ledger.opened()), (1, 1));
+    drop(held);
+    assert_eq!(replacing.await.unwrap().closed, 1);
+    let status = cluster.status();
+    assert_eq!((status.nodes[0].role, status.nodes[0].weight), (Role::Primary, 5));
+}
+
+#[tokio::test]
+async fn nodes_come_and_go_under_load_without_an_error() {
+    let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
+    let (cluster, managers) = cluster_of(builder(), nodes);
+    let served = Arc::new(AtomicUsize::new(0));
+    let tasks: Vec<_> = (0..16)
+        .map(|number| {
+            let (cluster, served) = (cluster.clone(), served.clone());
+            tokio::spawn(async move {
+                for turn in 0..500_usize {
+                    let guard = match (number + turn) % 3 {
+                        0 => cluster.acquire_any(Policy::RoundRobin).await,
+                        1 => cluster.acquire_any(Policy::LeastInUse).await,
+                        _ => cluster.acquire_for(&turn.to_le_bytes()).await,
+                    };
+                    drop(guard.expect("no acquire fails because a node goes"));
+                    served.fetch_add(1, Ordering::Relaxed);
+                    tokio::task::yield_now().await;
+                }
+            })
+        })
+        .collect();
+    let mut others = Vec::new();
+    while served.load(Ordering::Relaxed) < 7_000 {
+        let manager = TestManager::new();
+        cluster.add_node("d".to_owned(), manager.clone()).unwrap();
+        tokio::task::yield_now().await;
+        cluster.replace("a", TestManager::new(), PATIENCE).await.unwrap();
+        let report = cluster.remove_node("d", PATIENCE).await.unwrap();
+        assert!(report.still_out.is_empty());
+        assert_eq!(manager.ledger.live(), 0, "no guard of a node is left after its drain");
+        others.push(manager);
+    }
+    for task in tasks {
+        joined(task).await;
+    }
+    assert_eq!(served.load(Ordering::Relaxed), 8_000);
+    assert!(others.len() > 1, "nothing came and went");
+    cluster.remove_node("a", PATIENCE).await.unwrap();
+    settled(&cluster, &[managers[1].clone(), managers[2].clone()]).await;
+}
+
+#[tokio::test]
+async fn a_closed_cluster_says_so_to_all_and_closes_everything() {
+    let builder = builder().pools(|pool| pool.max_size(1));
+    let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    let held = cluster.acquire("a").await.unwrap();
+    drop(cluster.acquire("b").await.unwrap());
+    let mut by_name = pin!(cluster.acquire("a"));
+    assert!(poll_once(by_name.as_mut()).is_pending());
+    let mut by_policy =
+        pin!(cluster.acquire_any(Policy::Rank(&|node| (node.key() == "a").then_some(0.0))));
+    assert!(poll_once(by_policy.as_mut()).is_pending());
+    cluster.close().await;
+    cluster.close().await;
+    assert!(cluster.is_closed());
+    for error in [by_name.await.unwrap_err(), by_policy.await.unwrap_err()] {
+        assert_eq!(error.to_string(), "cluster test is closed");
+    }
+    assert!(matches!(cluster.acquire("b").await, Err(ClusterError::Closed { .. })));
+    assert!(matches!(
+        cluster.acquire("x").await,
+        Err(ClusterError::Closed { .. } | ClusterError::UnknownNode { .. })
+    ));
+    assert!(matches!(
+        cluster.add_node("c".to_owned(), TestManager::new()),
+        Err(NodeError::Closed { .. })
+    ));
+    assert!(matches!(cluster.remove_node("a", SECOND).await, Err(NodeError::Closed { .. })));
+    assert_eq!(managers[1].ledger.live(), 0);
+    drop(held);
+    eventually("all is closed", || managers[0].ledger.live() == 0).await;
+    assert!(matches!(cluster.status().health, Health::Down(_)));
+}
+
+#[tokio::test]
+async fn the_last_handle_takes_the_idle_connections_with_it() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+    let guard = cluster.acquire("a").await.unwrap();
+    drop(cluster.acquire("b").await.unwrap());
+    drop(cluster.clone());
+    assert_eq!(managers[1].ledger.live(), 1);
+    drop(cluster);
+    eventually("b is closed", || managers[1].ledger.live() == 0).await;
+    assert_eq!(managers[0].ledger.live(), 1);
+    drop(guard);
+    eventually("a is closed", || managers[0].ledger.live() == 0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acquire_dropped_at_any_poll_leaves_no_trace() {
+    let builder = builder().pools(|pool| pool.max_size(1));
+    let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    let policies = [Policy::RoundRobin, Policy::LeastInUse, Policy::Nearest];
+    for policy in policies {
+        for polls in 1..16 {
+            // With nothing idle, with everything in use, and with a connection that comes back.
+            drop(cut_after(polls, cluster.acquire_any(policy)).await);
+            let held = [cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap()];
+            assert!(cut_after(polls, cluster.acquire_any(policy)).await.is_none());
+            let mut acquire = Box::pin(cluster.acquire_any(policy));
+            assert!(poll_once(acquire.as_mut()).is_pending());
+            drop(held);
+            drop(acquire);
+            settled(&cluster, &managers).await;
+        }
+    }
+    assert_eq!(managers.map(|manager| manager.ledger.opened()), [1, 1]);
+}
+
+/// A cluster whose servers say themselves what they are.
+fn with_roles(roles: [Role; 2]) -> (TestCluster, [TestManager; 2]) {
+    let builder = builder().read_role(|connection: &mut Conn| {
+        Box::pin(async move {
+            let marked = connection.server().mark.load(Ordering::SeqCst) == PRIMARY;
+            Ok(if marked { Role::Primary } else { Role::Replica })
+        })
+    });
+    let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    for (manager, role) in managers.iter().zip(roles) {
+        become_primary(manager, role == Role::Primary);
+    }
+    (cluster, managers)
+}
+
+/// The mark of a primary.
+const PRIMARY: usize = 1;
+
+fn become_primary(manager: &TestManager, primary: bool) {
+    manager.ledger.mark.store(if primary { PRIMARY } else { 0 }, Ordering::SeqCst);
+}
+
+#[tokio::test]
+async fn the_servers_say_themselves_which_one_is_the_primary() {
+    let (cluster, _managers) = with_roles([Role::Replica, Role::Primary]);
+    let guard = cluster.acquire_any(Policy::Primary).await.unwrap();
+    assert_eq!((guard.node().as_str(), guard.role()), ("b", Role::Primary));
+    drop(guard);
+    let guard = cluster.acquire_any(Policy::ReplicasThenPrimary).await.unwrap();
+    assert_eq!((guard.node().as_str(), guard.role()), ("a", Role::Replica));
+}
+
+#[tokio::test]
+async fn writes_follow_the_primary_when_the_servers_change_roles() {
+    let (cluster, managers) = with_roles([Role::Primary, Role::Replica]);
+    assert_eq!(cluster.acquire_any(Policy::Primary).await.unwrap().node(), "a");
+    // The old primary becomes a replica; its connections say that they are out of date.
+    become_primary(&managers[0], false);
+    become_primary(&managers[1], true);
+    managers[0].condition.once(Act::Permanent);
+    drop(cluster.acquire("a").await.unwrap());
+    assert_eq!(cluster.acquire_any(Policy::Primary).await.unwrap().node(), "b");
+    for _ in 0..20 {
+        let guard = cluster.acquire_any(Policy::Primary).await.unwrap();
+        assert_eq!((guard.node().as_str(), guard.role()), ("b", Role::Primary));
+    }
+}
+
+#[tokio::test]
+async fn who_waits_for_a_primary_gets_the_replica_that_is_promoted() {
+    let (cluster, managers) = with_roles([Role::Replica, Role::Replica]);
+    let acquire = tokio::spawn({
+        let cluster = cluster.clone();
+        async move { cluster.acquire_any(Policy::Primary).await.map(|guard| guard.node().clone()) }
+    });
+    eventually("both roles are known", || {
+        cluster.status().nodes.iter().all(|node| node.role == Role::Replica)
+    })
+    .await;
+    become_primary(&managers[1], true);
+    assert_eq!(joined(acquire).await.unwrap(), "b");
+}
+
+#[tokio::test]
+async fn figures_of_all_nodes_add_up() {
+    let (cluster, _managers) = cluster_of(builder(), [("a", plain()), ("b", plain().weight(3))]);
+    let held = cluster.acquire("a").await.unwrap();
+    for _ in 0..3 {
+        drop(cluster.acquire("b").await.unwrap());
+    }
+    let status = cluster.status();
+    assert_eq!((status.totals.acquires, status.totals.created), (4, 2));
+    assert_eq!((status.totals.counts.in_use, status.totals.counts.idle), (1, 1));
+    assert_eq!(status.totals.counts.capacity(), 8);
+    assert_eq!(status.totals.acquire_wait.count(), 4);
+    assert_eq!(cluster.node_stats("b").unwrap().acquires, 3);
+    let text = status.to_string();
+    assert!(text.starts_with("cluster test: healthy; 2 nodes, "), "{text}");
+    assert!(text.contains("role unknown, weight 3"), "{text}");
+    assert!(text.contains("pool test/b: healthy"), "{text}");
+    drop(held);
+}
