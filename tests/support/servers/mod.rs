@@ -5,6 +5,10 @@
 //! server.run("CREATE TABLE …");
 //! server.kill();                                             // as `kill -9` does, children too
 //! server.restart();                                          // on the same port, with the same data
+//!
+//! let replica = server.replica(&[]);                         // a copy that follows it
+//! server.caught_up(&replica);                                // what is written can be read there
+//! replica.promote();                                         // and now it follows nobody
 //! ```
 //!
 //! A server stops when it is dropped, and when this process ends in whatever way: a shell that waits
