@@ -5,10 +5,17 @@
 //! server.run("CREATE TABLE …");
 //! server.kill();                                             // as `kill -9` does, children too
 //! server.restart();                                          // on the same port, with the same data
+//!
+//! let replica = server.replica(&[]);                         // a copy that follows it
+//! server.caught_up(&replica);                                // what is written can be read there
+//! replica.promote();                                         // and now it follows nobody
 //! ```
 //!
 //! A server stops when it is dropped, and when this process ends in whatever way: a shell that waits
 //! for the end of a pipe from here stops it and removes its folder.
+//!
+//! All calls block until what they say is so. A test with a runtime makes them from its own body, which
+//! has a thread of its own where the runtime is `multi_thread`, or within `block_in_place`.
 //!
 //! Where a server's programs are not installed, its tests are skipped, and say so;
 //! `MILLPOND_REQUIRE_SERVERS=1` makes that a failure.
@@ -119,11 +126,12 @@ impl Server {
         fs::create_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
         // Servers that refuse to run as root must be able to enter it.
         run(Command::new("chmod").arg("755").arg(&folder));
-        // The children first: they may have been stopped, and would not see their parent's end.
+        // The children first: they may have been stopped, and would not see their parent's end. Nor
+        // does it have any more of them meanwhile.
         let (address, claim) = free_port();
         let script = r#"
             read -r _
-            pid=$(cat "$1/pid" 2>/dev/null) &&
+            pid=$(cat "$1/pid" 2>/dev/null) && kill -STOP "$pid" 2>/dev/null &&
                 kill -KILL $(cat "/proc/$pid"/task/*/children 2>/dev/null) "$pid" 2>/dev/null
             for _ in 1 2 3 4 5 6 7 8 9 10; do
                 rm -rf "$1" 2>/dev/null && break
@@ -161,22 +169,27 @@ impl Server {
     }
 
     /// Starts the process, and waits until it is `ready`.
+    ///
+    /// # Panics
+    ///
+    /// If it runs already, or does not start.
     fn spawn(&self, command: &mut Command, ready: impl Fn() -> bool) {
+        // A second process would end by itself, but the first one would be forgotten.
+        assert!(!self.pids().into_iter().any(is_running), "{} runs already", self.what);
+        self.forget();
         let log = File::options().create(true).append(true).open(self.log_file());
         let log = log.expect("a log file");
         let also = log.try_clone().expect("a second handle to it");
         command.stdin(Stdio::null()).stdout(log).stderr(also).process_group(0);
         let child = command.spawn();
-        let mut child = child.unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        fs::write(self.folder.join("pid"), child.id().to_string()).expect("its number is noted");
-        let began = Instant::now();
-        while !ready() {
-            let ended = child.try_wait().expect("its state");
-            assert!(ended.is_none(), "{} has ended: {ended:?}\n{}", self.what, self.log());
-            assert!(began.elapsed() < START, "{} does not start\n{}", self.what, self.log());
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let child = child.unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let pid = child.id();
+        fs::write(self.folder.join("pid"), pid.to_string()).expect("its number is noted");
         *self.process.lock().unwrap_or_else(PoisonError::into_inner) = Some(child);
+        self.wait_until("start", || {
+            assert!(is_running(pid), "{} has ended\n{}", self.what, self.log());
+            ready()
+        });
     }
 
     /// The server's process and its children.
@@ -186,25 +199,53 @@ impl Server {
         [children(process.id()), vec![process.id()]].concat()
     }
 
-    fn signal(&self, signal: &str) {
-        let pids = self.pids();
-        let words = pids.iter().map(u32::to_string);
-        // A child may have ended by itself meanwhile.
-        let killed = Command::new("kill").arg(signal).args(words).stderr(Stdio::null()).status();
-        drop(killed);
+    /// The same after the process has been stopped where it stands (SIGSTOP), so that no child comes
+    /// to be that is not among them.
+    fn halted(&self) -> Vec<u32> {
+        let process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(pid) = process.as_ref().map(Child::id) else { return Vec::new() };
+        signal("-STOP", &[pid]);
+        self.wait_until("stand still", || !matches!(state(pid), Some('R' | 'S' | 'D')));
+        [children(pid), vec![pid]].concat()
+    }
+
+    /// Stops all its processes where they stand.
+    fn freeze(&self) {
+        signal("-STOP", &self.halted());
     }
 
     /// Ends the server at once, without letting it say goodbye.
     fn kill(&self) {
+        let pids = self.halted();
+        signal("-KILL", &pids);
+        self.forget();
+        self.wait_until("end", || !pids.iter().any(|pid| is_running(*pid)));
+    }
+
+    /// Has the server end by itself, and waits until it has.
+    fn stop(&self, word: &str) {
         let pids = self.pids();
-        self.signal("-KILL");
+        let Some(pid) = pids.last() else { return };
+        signal(word, &[*pid]);
+        self.wait_until("end", || !pids.iter().any(|pid| is_running(*pid)));
+        self.forget();
+    }
+
+    /// Takes note that the process ends or has ended.
+    fn forget(&self) {
         let process = self.process.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(mut process) = process {
-            drop(process.wait());
-        }
+        let Some(mut process) = process else { return };
+        // As long as nobody has waited for it, its number is not given to another process, which the
+        // watchdog would kill.
+        drop(fs::remove_file(self.folder.join("pid")));
+        drop(process.wait());
+    }
+
+    #[track_caller]
+    fn wait_until(&self, what: &str, condition: impl Fn() -> bool) {
         let began = Instant::now();
-        while pids.iter().any(|pid| is_running(*pid)) {
-            assert!(began.elapsed() < START, "{} does not end", self.what);
+        while !condition() {
+            assert!(began.elapsed() < START, "{} does not {what}\n{}", self.what, self.log());
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -229,11 +270,22 @@ fn children(pid: u32) -> Vec<u32> {
     all.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
+/// Sends a signal, such as `-KILL`, to those of these processes that are still there.
+fn signal(word: &str, pids: &[u32]) {
+    let words = pids.iter().map(u32::to_string);
+    drop(Command::new("kill").arg(word).args(words).stderr(Stdio::null()).status());
+}
+
+/// What a process does, in the letter that `ps` has for it, if there is such a process.
+fn state(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // It follows the name, which stands in brackets.
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
 /// Whether a process exists and is not merely waiting for somebody to ask how it ended.
 fn is_running(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The state follows the name, which stands in brackets.
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+    state(pid).is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
 
 /// Whether somebody listens there.
@@ -259,12 +311,12 @@ macro_rules! common {
             /// Stops all its processes where they stand (SIGSTOP): connections stay, and nobody
             /// answers.
             pub fn freeze(&self) {
-                self.server.signal("-STOP");
+                self.server.freeze();
             }
 
             /// Lets them go on.
             pub fn thaw(&self) {
-                self.server.signal("-CONT");
+                super::signal("-CONT", &self.server.pids());
             }
 
             /// What it has written to its log so far.

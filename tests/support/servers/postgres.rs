@@ -1,4 +1,4 @@
-//! A throwaway PostgreSQL server.
+//! A throwaway PostgreSQL server, and replicas of it.
 //!
 //! Not here: what is common to all servers (`mod.rs`).
 
@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A running PostgreSQL server, with a superuser `postgres`, a user `millpond`, who needs no
-/// password, a user `locked`, whose password is `secret`, and a database `millpond`.
+/// password, a user `locked`, whose password is `secret`, and a database `millpond`. It may have
+/// replicas.
 pub struct Postgres {
     server: Server,
     programs: PathBuf,
@@ -47,17 +48,27 @@ impl Postgres {
         Some(server)
     }
 
-    /// Starts a standby that follows `primary`, with settings of its own.
-    pub fn standby(primary: &Self, settings: &[&str]) -> Option<Self> {
-        let server = Self::prepared(settings, &[], |server| {
-            let mut backup = server.command("pg_basebackup");
-            backup.args(["--no-sync", "--write-recovery-conf", "--checkpoint=fast"]);
-            backup.args(["--username=postgres", "--host=127.0.0.1"]);
-            backup.arg(format!("--port={}", primary.address().port()));
-            run(backup.arg("-D").arg(server.data()));
-        })?;
-        server.restart();
-        Some(server)
+    /// Starts a replica that follows this server, with this server's settings and some of its own, and
+    /// waits until it is read-only and receives what is written here.
+    ///
+    /// It goes on with that by itself after either of the two was away. A replica of a replica follows
+    /// that one.
+    #[must_use]
+    pub fn replica(&self, settings: &[&str]) -> Self {
+        // One that allows fewer connections than its primary refuses to start.
+        let settings: Vec<&str> =
+            self.settings.iter().map(String::as_str).chain(settings.iter().copied()).collect();
+        let replica = Self::prepared(&settings, &[], |replica| {
+            let mut backup = replica.command("pg_basebackup");
+            backup.args(["--no-sync", "--write-recovery-conf", "--wal-method=stream"]);
+            backup.args(["--checkpoint=fast", "--username=postgres", "--host=127.0.0.1"]);
+            backup.arg(format!("--port={}", self.server.address.port()));
+            run(backup.arg("-D").arg(replica.data()));
+        });
+        let replica = replica.expect("the programs that this server runs");
+        replica.restart();
+        replica.server.wait_until("stream", || replica.is_streaming());
+        replica
     }
 
     fn prepared(
@@ -91,7 +102,19 @@ impl Postgres {
         Some(server)
     }
 
-    /// Starts it again after [`kill`](Self::kill), on the same port and with the same data.
+    /// Has it end by itself, which tells its clients so (57P01), and waits until it has. A primary
+    /// first lets its replicas have all that was written.
+    pub fn stop(&self) {
+        self.server.stop("-INT");
+    }
+
+    /// Starts it again after [`kill`](Self::kill) or [`stop`](Self::stop), on the same port and with
+    /// the same data. It is what it was: a replica follows its primary, if that is there, and a primary
+    /// is one also where a replica has been promoted meanwhile, and knows nothing of it.
+    ///
+    /// # Panics
+    ///
+    /// If it runs.
     pub fn restart(&self) {
         let address = self.server.address;
         let mut command = self.command("postgres");
@@ -102,6 +125,13 @@ impl Postgres {
             format!("port={}", address.port()),
             format!("unix_socket_directories={}", folder.display()),
             "fsync=off".to_owned(),
+            "shared_buffers=16MB".to_owned(),
+            // What replicas need; the last two let one that was away go on, and do so at once.
+            "wal_level=replica".to_owned(),
+            "max_wal_senders=10".to_owned(),
+            "hot_standby=on".to_owned(),
+            "wal_keep_size=64MB".to_owned(),
+            "wal_retrieve_retry_interval=100ms".to_owned(),
             "log_line_prefix=%m [%p] ".to_owned(),
         ];
         for setting in settings.iter().chain(&self.settings) {
@@ -114,9 +144,43 @@ impl Postgres {
         });
     }
 
-    /// Makes a standby a primary, and waits until it is one.
+    /// Makes a replica a primary, and waits until it can be written to. Its former primary is left as
+    /// it is.
+    ///
+    /// # Panics
+    ///
+    /// If it is no replica.
+    #[track_caller]
     pub fn promote(&self) {
-        self.run_in("postgres", "SELECT pg_promote(true, 60)");
+        assert_eq!(self.run_in("postgres", "SELECT pg_promote(true, 60)"), "t", "{}", self.log());
+        assert!(!self.is_replica());
+    }
+
+    /// Whether it is a replica, to which nobody can write.
+    #[track_caller]
+    pub fn is_replica(&self) -> bool {
+        self.run_in("postgres", "SELECT pg_is_in_recovery()") == "t"
+    }
+
+    /// Whether it is a replica that is connected to its primary.
+    #[track_caller]
+    pub fn is_streaming(&self) -> bool {
+        let sql = "SELECT pg_is_in_recovery() AND EXISTS \
+                   (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')";
+        self.run_in("postgres", sql) == "t"
+    }
+
+    /// Waits until all that has been committed here so far can be read on a replica.
+    #[track_caller]
+    pub fn caught_up(&self, replica: &Self) {
+        let written = match self.is_replica() {
+            true => "pg_last_wal_replay_lsn()",
+            false => "pg_current_wal_flush_lsn()",
+        };
+        let written = self.run_in("postgres", &format!("SELECT {written}"));
+        let sql = format!("SELECT pg_last_wal_replay_lsn() >= '{written}'");
+        let what = format!("catch up with {} to {written}", self.server.address);
+        replica.server.wait_until(&what, || replica.run_in("postgres", &sql) == "t");
     }
 
     /// Runs SQL in the database `millpond` as the superuser; answers with what it prints, a row a
@@ -129,6 +193,8 @@ impl Postgres {
     #[track_caller]
     fn run_in(&self, database: &str, sql: &str) -> String {
         let mut psql = Command::new(self.programs.join("psql"));
+        // A server that stands still takes connections and never answers.
+        psql.env("PGCONNECT_TIMEOUT", "20");
         psql.args(["--no-psqlrc", "--quiet", "--tuples-only", "--no-align"]);
         psql.args(["--set=ON_ERROR_STOP=1", "--username=postgres", "--host=127.0.0.1"]);
         psql.arg(format!("--port={}", self.server.address.port()));
