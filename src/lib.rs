@@ -96,6 +96,8 @@ pub mod blocking;
 pub mod backends;
 #[cfg(feature = "tokio")]
 pub mod compat;
+#[cfg(feature = "axum")]
+pub mod web;
 
 /// The README's examples are tests.
 #[cfg(all(doctest, feature = "tokio"))]
