@@ -96,6 +96,8 @@ pub mod blocking;
 pub mod backends;
 #[cfg(feature = "tokio")]
 pub mod compat;
+#[cfg(feature = "tokio")]
+pub mod export;
 
 /// The README's examples are tests.
 #[cfg(all(doctest, feature = "tokio"))]
