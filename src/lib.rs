@@ -96,6 +96,8 @@ pub mod blocking;
 pub mod backends;
 #[cfg(feature = "tokio")]
 pub mod compat;
+#[cfg(feature = "tokio")]
+pub mod export;
 #[cfg(feature = "axum")]
 pub mod web;
 

@@ -73,6 +73,15 @@ fn program(folders: &[PathBuf], name: &str) -> Option<PathBuf> {
     folders.iter().cloned().chain(also).map(|folder| folder.join(name)).find(|file| file.is_file())
 }
 
+/// A program that a test asks for its opinion; without it the test is skipped, as without a server.
+pub fn tool(name: &str) -> Option<PathBuf> {
+    let found = program(&[], name);
+    if found.is_none() {
+        skip(name);
+    }
+    found
+}
+
 /// Whether this process runs as root.
 fn is_root() -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
