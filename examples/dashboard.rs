@@ -263,7 +263,7 @@ async fn run(options: Options, folder: &Path) -> Result<(), Failure> {
 
     let (now, trouble) = watch::channel(Trouble::Nothing);
     let mut tasks = JoinSet::new();
-    for _ in 0..24 {
+    for _ in 0..16 {
         tasks.spawn(client(orders.clone(), trouble.clone()));
         tasks.spawn(asker(sessions.clone()));
     }

@@ -15,6 +15,7 @@ use axum::routing::get;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use futures_util::{FutureExt, StreamExt};
+use millpond::export::prometheus;
 use millpond::web::{self, StatusPage};
 use millpond::{Holder, Monitor, Pool, PoolStatus, Source};
 use serde_json::{Value, json};
@@ -118,6 +119,7 @@ async fn each_path_says_what_it_is_and_is_kept_by_nobody() {
     for (path, content_type) in [
         ("/", "text/html; charset=utf-8"),
         ("/status", "application/json"),
+        ("/metrics", prometheus::CONTENT_TYPE),
         ("/health", "text/plain; charset=utf-8"),
         ("/events", "text/event-stream"),
     ] {
@@ -236,6 +238,19 @@ async fn status_has_all_that_the_pools_tell() {
     assert!(holders[0]["held_seconds"].as_f64().unwrap() >= 3.0, "{holders:?}");
     let site = format!("tests/web.rs:{line}:");
     assert!(holders[0]["site"].as_str().unwrap().starts_with(&site), "{holders:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn metrics_are_those_that_the_exporter_tells() {
+    let monitor = Monitor::new();
+    let (_, orders) = watched(&monitor, "orders", 3);
+    let app = web::router(&monitor);
+    let _held = orders.acquire().await.unwrap();
+    let told = text(fetch(&app, "/metrics").await).await;
+    // No time passes here.
+    assert_eq!(told, prometheus::text(&monitor));
+    let in_use = r#"millpond_connections{pool="orders",state="in_use"} 1"#;
+    assert!(told.contains(in_use), "{told}");
 }
 
 #[tokio::test(start_paused = true)]

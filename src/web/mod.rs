@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | `/` | a page that shows all pools and keeps itself up to date | HTML |
 //! | `/status` | all figures, settings and holders | JSON |
+//! | `/metrics` | what [`export::prometheus`](crate::export::prometheus) tells | text for Prometheus |
 //! | `/health` | 200 while all pools are [up](crate::Health::is_up), 503 if one is down; either way how each is, with reasons | plain text, a line for each |
 //! | `/events` | the same figures again and again | server-sent events, each one JSON |
 //!
@@ -54,6 +55,7 @@
 mod feed;
 
 use self::feed::{Feed, Figures};
+use crate::export::prometheus;
 use crate::metrics::Monitor;
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -74,8 +76,8 @@ const PAGE: &str = include_str!("page.html");
 /// What the page may do: run its own script, wear its own style, ask its own server. The hashes are
 /// those of what is in `page.html`; a test tells what they have to be.
 const POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-DlxH/sMwYP0tJhBAq6WFV8lk54cWD/LeBpLUxtnSIds='; \
-    style-src 'sha256-pbYJWK4NMocv6yoJRqHe6OmkJ4+mrHHR0Z4ZOmtOVSU='; \
+    script-src 'sha256-VcmW8sLWBwe4zctpIv4ahD08pfuFJuVm9KVvasTzD84='; \
+    style-src 'sha256-p1tzW/91hMuasIrK0CNgn8SH1o5zFZVRTu4Hgj0qhC4='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
     require-trusted-types-for 'script'; trusted-types 'none'";
 
@@ -147,6 +149,7 @@ impl StatusPage {
         Router::new()
             .route("/", get(page))
             .route("/status", get(status))
+            .route("/metrics", get(metrics))
             .route("/health", get(health))
             .route("/events", get(events))
             .with_state(Site { feed: Arc::new(Feed::new(monitor, interval)), over })
@@ -188,6 +191,10 @@ async fn page() -> Response {
 
 async fn status(State(site): State<Site>) -> Response {
     answer("application/json", Figures::of(site.feed.monitor()).json())
+}
+
+async fn metrics(State(site): State<Site>) -> Response {
+    answer(prometheus::CONTENT_TYPE, prometheus::text(site.feed.monitor()))
 }
 
 async fn health(State(site): State<Site>) -> Response {
