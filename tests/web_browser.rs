@@ -146,6 +146,13 @@ impl Window {
         }
     }
 
+    /// Waits until the page says for this reason that its figures are at least so old.
+    async fn until_old(&self, why: &str, seconds: u32) {
+        let old = format!("/^{why} These figures are (\\d+) s old.$/");
+        let age = format!("document.querySelector('#old').textContent.match({old})?.[1]");
+        self.until(&format!("{age} >= {seconds}")).await;
+    }
+
     /// Waits for figures that the service has looked up after this.
     async fn next_figures(&self) {
         self.run("window.seen = feed.heard + 1").await;
@@ -212,6 +219,8 @@ async fn the_page_shows_the_figures_of_the_pool() {
     pool.acquire_timeout(Duration::from_millis(200)).await.map(drop).unwrap_err();
     manager.clear();
     pool.acquire().await.unwrap().discard();
+    // So that there are more acquires than connections.
+    drop(pool.acquire().await.unwrap());
     let mut held = Vec::new();
     for _ in 0..4 {
         held.push(pool.acquire().await.unwrap());
@@ -388,13 +397,9 @@ async fn a_server_that_goes_away_and_comes_back_is_found_again() {
     window.until("document.body.classList.contains('old')").await;
     assert_eq!(window.text("#state").await, "Not connected");
     assert_eq!(window.text("#changes").await, "The connection to the server is lost");
-    // The age grows.
-    for seconds in [1, 2] {
-        let old = format!(
-            "/^No connection to the server; trying again. These figures are {seconds} s old.$/"
-        );
-        window.until(&format!("{old}.test(document.querySelector('#old').textContent)")).await;
-    }
+    window.until_old("No connection to the server; trying again.", 1).await;
+    // It grows.
+    window.until_old("No connection to the server; trying again.", 2).await;
     let _held = pool.acquire().await.unwrap();
     assert_eq!(window.text("[data-figure=in_use]").await, "0 of 3");
 
@@ -460,7 +465,7 @@ async fn a_paused_page_stands_still_and_says_so() {
     window.until("document.querySelector('#pause').textContent === 'Resume'").await;
     assert!(window.text("#old").await.starts_with("Paused. These figures are "));
     let _held = pool.acquire().await.unwrap();
-    window.until("/ 2 s old/.test(document.querySelector('#old').textContent)").await;
+    window.until_old("Paused.", 2).await;
     assert_eq!(window.text("[data-figure=in_use]").await, "0 of 3");
     window.press(Key::Enter).await;
     window.until("document.querySelector('[data-figure=in_use]').textContent === '1 of 3'").await;
@@ -650,7 +655,9 @@ async fn all_that_is_shown_has_a_name_for_those_who_do_not_see_it() {
     assert_eq!(named("region"), ["Overview", "one", "two"]);
     let tables = named("table");
     assert_eq!(tables[0], "Overview of all pools");
-    for table in ["How long acquires waited", "Who holds a connection", "Why connections ended"] {
+    for table in
+        ["How long the served had waited", "Who holds a connection", "Why connections ended"]
+    {
         assert!(tables.contains(&table), "{table} is not among {tables:?}");
     }
     let images = named("image");

@@ -30,7 +30,7 @@
 //! let pool = Pool::builder(manager).name("orders").build().await?;
 //! let monitor = Monitor::new();
 //! monitor.add(&pool)?;
-//! // At `/pools` and all that is below it. `nest_service` takes `/pools/` as well.
+//! // At `/pools`, `/pools/` and what is below. `nest` does it too, with the slash as it is written.
 //! let app: Router = Router::new().nest_service("/pools", web::router(&monitor));
 //! # Ok(()) }
 //! ```
@@ -76,8 +76,8 @@ const PAGE: &str = include_str!("page.html");
 /// What the page may do: run its own script, wear its own style, ask its own server. The hashes are
 /// those of what is in `page.html`; a test tells what they have to be.
 const POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-VcmW8sLWBwe4zctpIv4ahD08pfuFJuVm9KVvasTzD84='; \
-    style-src 'sha256-p1tzW/91hMuasIrK0CNgn8SH1o5zFZVRTu4Hgj0qhC4='; \
+    script-src 'sha256-PpcFeRBPFLTldghp7KkS23MffFGx2ZcOp+hFSuSGOGw='; \
+    style-src 'sha256-URccYuYIZ0Hf6RNZidqA0SOgDIRHZ/1S7SoGCnvoM2c='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
     require-trusted-types-for 'script'; trusted-types 'none'";
 
