@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Checks that no dependency of the default features asks for a newer Rust than Cargo.toml promises.
+"""Checks that no dependency asks for a newer Rust than Cargo.toml promises: none of the default features,
+nor of those optional ones that keep to it as well.
 
 The code itself is held to it by clippy's `incompatible_msrv`, which reads the same promise.
 """
@@ -18,20 +19,22 @@ def cargo(*arguments):
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-metadata = json.loads(cargo("metadata", "--format-version", "1", "--locked"))
+metadata = json.loads(cargo("metadata", "--format-version", "1", "--all-features", "--locked"))
 asked = {(p["name"], p["version"]): p["rust_version"] for p in metadata["packages"]}
 promised = next(p["rust_version"] for p in metadata["packages"] if p["name"] == "millpond")
 
-tree = cargo(
-    "tree", "--package", "millpond", "--edges", "normal,build", "--prefix", "none",
-    "--format", "{p}", "--locked",
-)
-used = {(words[0], words[1].removeprefix("v")) for words in map(str.split, tree.splitlines()) if words}
-too_new = [
-    f"{name} {number} asks for {asked[name, number]}"
-    for name, number in sorted(used)
-    if asked[name, number] and version(asked[name, number])[:2] > version(promised)[:2]
-]
-if too_new:
-    sys.exit(f"Cargo.toml promises Rust {promised}, but " + "; ".join(too_new))
-print(f"Rust {promised} is enough for all {len(used)} packages of the default features")
+for features in ("default", "axum"):
+    tree = cargo(
+        "tree", "--package", "millpond", "--edges", "normal,build", "--prefix", "none",
+        "--format", "{p}", "--locked", "--features", features,
+    )
+    lines = map(str.split, tree.splitlines())
+    used = {(words[0], words[1].removeprefix("v")) for words in lines if words}
+    too_new = [
+        f"{name} {number} asks for {asked[name, number]}"
+        for name, number in sorted(used)
+        if asked[name, number] and version(asked[name, number])[:2] > version(promised)[:2]
+    ]
+    if too_new:
+        sys.exit(f"Cargo.toml promises Rust {promised}, but of {features} " + "; ".join(too_new))
+    print(f"Rust {promised} is enough for all {len(used)} packages of the features: {features}")

@@ -98,6 +98,10 @@ pub mod backends;
 pub mod cluster;
 #[cfg(feature = "tokio")]
 pub mod compat;
+#[cfg(feature = "tokio")]
+pub mod export;
+#[cfg(feature = "axum")]
+pub mod web;
 
 /// The README's examples are tests.
 #[cfg(all(doctest, feature = "tokio"))]

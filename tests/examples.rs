@@ -3,6 +3,7 @@
 
 #![cfg(all(
     unix,
+    feature = "axum",
     feature = "bb8",
     feature = "deadpool",
     feature = "mysql",
@@ -17,7 +18,9 @@
 mod support;
 use support::*;
 
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Output, Stdio};
 
 /// Runs an example as a user would. The examples are built along with the tests, if all are.
 fn example(name: &str, arguments: &[&str]) -> Output {
@@ -104,4 +107,84 @@ fn existing_managers_run_unchanged() {
     fails("existing_managers", &[], "<URL>");
     let Some(server) = Postgres::start(&[]) else { return };
     succeeds("existing_managers", &[&server.url()], "r2d2_sqlite: SQLite 3");
+}
+
+/// The example `dashboard`, which goes on until it is told to end, and ends with the test.
+struct Dashboard {
+    child: Child,
+    address: String,
+}
+
+impl Dashboard {
+    fn start(trouble: &str) -> Self {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["run", "--quiet", "--locked", "--all-features", "--example", "dashboard"]);
+        // Cargo becomes the example.
+        cargo.args(["--", "--port", "0", "--trouble", trouble]);
+        cargo.current_dir(env!("CARGO_MANIFEST_DIR")).stdout(Stdio::piped());
+        let mut dashboard =
+            Self { child: cargo.spawn().expect("cargo runs"), address: String::new() };
+        let mut first = String::new();
+        let stdout = dashboard.child.stdout.as_mut().expect("it is piped");
+        // One byte after the other, so that nothing is lost of what comes later.
+        BufReader::with_capacity(1, stdout).read_line(&mut first).expect("it says where it is");
+        let (_, rest) = first.split_once("http://").expect("an address");
+        dashboard.address = rest.split('/').next().expect("a part").to_owned();
+        dashboard
+    }
+
+    /// What it answers on this path, headers included.
+    fn ask(&self, path: &str) -> String {
+        let mut stream = TcpStream::connect(&self.address).expect("it listens");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).expect("it takes a request");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("it answers");
+        answer
+    }
+
+    /// Presses Ctrl-C; what it says then.
+    fn stop(mut self) -> String {
+        let pid = self.child.id().to_string();
+        let kill = Command::new("kill").args(["-INT", &pid]).status().expect("kill runs");
+        assert!(kill.success());
+        let mut status = None;
+        eventually_blocking("the example has ended", || {
+            status = self.child.try_wait().expect("its state");
+            status.is_some()
+        });
+        assert!(status.is_some_and(|status| status.success()), "{status:?}");
+        let mut said = String::new();
+        let mut stdout = self.child.stdout.take().expect("it is piped");
+        stdout.read_to_string(&mut said).expect("what it has said");
+        said
+    }
+}
+
+impl Drop for Dashboard {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+#[test]
+fn the_example_with_the_page_shows_trouble_and_ends_when_told_to() {
+    for (trouble, sign) in [
+        ("slow", "orders: degraded: all 8 connections are in use"),
+        ("leak", "reports: degraded: held for too long"),
+        ("dead", "sessions: down: connecting fails: Connection refused"),
+    ] {
+        let dashboard = Dashboard::start(trouble);
+        assert!(dashboard.ask("/pools/").contains("<title>Pools</title>"));
+        eventually_blocking("it is seen", || dashboard.ask("/pools/health").contains(sign));
+        // Somebody who looks does not keep it.
+        let mut viewer = TcpStream::connect(&dashboard.address).expect("it listens");
+        let request = b"GET /pools/events HTTP/1.1\r\nHost: x\r\n\r\n";
+        viewer.write_all(request).expect("it takes a request");
+        viewer.read_exact(&mut [0; 100]).expect("events come");
+        let said = dashboard.stop();
+        assert_eq!(said.matches("drained: ").count(), 3, "{said}");
+        assert_eq!(said.matches(", 0 still out").count(), 3, "{said}");
+    }
 }

@@ -175,9 +175,9 @@ fn killed_and_stopped_postgres_servers_leave_no_process_and_no_folder() {
         assert!(count >= 3, "{count} in {}", folder.display());
     }
     primary.kill();
-    assert_eq!(processes_in(&folders[0]), [], "at once");
+    assert_eq!(processes_in(&folders[0]), [0_u32; 0], "at once");
     replica.stop();
-    assert_eq!(processes_in(&folders[1]), [], "at once");
+    assert_eq!(processes_in(&folders[1]), [0_u32; 0], "at once");
     // Nobody kills by their numbers, which others may have soon.
     assert!(folders[..2].iter().all(|folder| !folder.join("pid").exists()));
     // What is down can be ended once more, and has its folder until it is dropped.
@@ -187,7 +187,7 @@ fn killed_and_stopped_postgres_servers_leave_no_process_and_no_folder() {
     idle.freeze();
     drop((primary, replica, idle));
     for folder in folders {
-        assert_eq!(processes_in(&folder), []);
+        assert_eq!(processes_in(&folder), [0_u32; 0]);
         assert!(!folder.exists(), "{}", folder.display());
     }
 }
@@ -237,7 +237,7 @@ fn a_server_that_runs_is_not_started_a_second_time_nor_lost() {
     let folder = server.socket_folder();
     assert!(!processes_in(&folder).is_empty());
     drop(server);
-    assert_eq!(processes_in(&folder), []);
+    assert_eq!(processes_in(&folder), [0_u32; 0]);
 }
 
 #[test]

@@ -115,8 +115,10 @@ where
     }
 }
 
+/// What a cluster answers.
+type Answer<T, K, M> = Result<T, ClusterError<K, <M as Manager>::Error>>;
 /// What an acquire answers.
-type Served<K, M> = Result<ClusterGuard<K, M>, ClusterError<K, <M as Manager>::Error>>;
+type Served<K, M> = Answer<ClusterGuard<K, M>, K, M>;
 
 impl<K: Key, M: Manager> Cluster<K, M> {
     /// Acquires a connection of one node: an idle one, or, in line with everybody else who waits for
@@ -402,6 +404,9 @@ const FAR_FUTURE: Duration = Duration::from_secs(1 << 30);
 type Waiting<K, M> = dyn Future<Output = Result<PooledOwned<Member<K, M>>, AcquireError<<M as Manager>::Error>>>
     + Send;
 
+/// The node that was picked, and what was found there.
+type Picked<K, M> = (Arc<Node<K, M>>, Missed<Member<K, M>>);
+
 /// One of the nodes that an acquire waits at.
 struct Runner<K: Key, M: Manager> {
     node: Arc<Node<K, M>>,
@@ -421,8 +426,7 @@ struct Race<'a, K: Key, M: Manager> {
     cluster: &'a Shared<K, M>,
     aim: Aim<'a, K>,
     caller: Caller,
-    /// The node that was picked, and what was found there.
-    first: Option<(Arc<Node<K, M>>, Missed<Member<K, M>>)>,
+    first: Option<Picked<K, M>>,
     runners: Vec<Runner<K, M>>,
     /// Those that have failed since the last change.
     out: Vec<Arc<Node<K, M>>>,
@@ -447,7 +451,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
         cluster: &'a Shared<K, M>,
         aim: Aim<'a, K>,
         caller: Caller,
-        first: Option<(Arc<Node<K, M>>, Missed<Member<K, M>>)>,
+        first: Option<Picked<K, M>>,
     ) -> Self {
         let (runners, out) = (Vec::new(), Vec::new());
         Self { cluster, aim, caller, first, runners, out, dials: 1, refusal: None }
@@ -493,7 +497,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
 
     /// Looks at all that are allowed, and waits at each of them from now on; unless one has a
     /// connection that is ready.
-    fn line_up(&mut self) -> Result<Option<ClusterGuard<K, M>>, ClusterError<K, M::Error>> {
+    fn line_up(&mut self) -> Answer<Option<ClusterGuard<K, M>>, K, M> {
         let cluster = self.cluster;
         let table = cluster.table.load_full();
         if table.closed {
@@ -556,7 +560,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
     }
 
     /// No node may be used, or all that may have failed.
-    fn nobody_is_left(&mut self, table: &Table<K, M>) -> Result<(), ClusterError<K, M::Error>> {
+    fn nobody_is_left(&mut self, table: &Table<K, M>) -> Answer<(), K, M> {
         // A node may have taken over another's role.
         table.nodes().iter().for_each(Node::read_role_again);
         if let Some((key, source)) = self.refusal.take_if(|(_, error)| {

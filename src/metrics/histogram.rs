@@ -102,6 +102,12 @@ impl Histogram {
         self.counts[0] += count;
     }
 
+    /// Counts no fewer times of zero than ever before, which `most` remembers.
+    pub(crate) fn keep_zeros(&mut self, most: &AtomicU64) {
+        let zeros = self.counts[0];
+        self.counts[0] = zeros.max(most.fetch_max(zeros, Ordering::Relaxed));
+    }
+
     /// How many times there are.
     #[must_use]
     pub fn count(&self) -> u64 {
@@ -271,6 +277,18 @@ mod tests {
         let mut merged = earlier.clone();
         merged.merge(&of(&[7 * MICROSECOND]));
         assert_eq!(merged, later);
+    }
+
+    #[test]
+    fn zeros_that_were_told_of_are_not_taken_back() {
+        let most = AtomicU64::new(0);
+        let told = |zeros| {
+            let mut histogram = of(&[5 * MICROSECOND]);
+            histogram.add_zeros(zeros);
+            histogram.keep_zeros(&most);
+            histogram.count() - 1
+        };
+        assert_eq!([5, 3, 5, 8].map(told), [5, 5, 5, 8]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::PoolStatus;
 use crate::manager::Manager;
 use crate::pool::{Holder, Pool, WeakPool};
 use std::fmt;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, PoisonError, RwLock};
 
 /// Pools to look at, each under its name.
@@ -70,7 +71,7 @@ impl Monitor {
     /// [`DuplicateName`] if there is one of the same name; nothing is added then.
     pub fn add<M: Manager>(&self, pool: &Pool<M>) -> Result<(), DuplicateName> {
         let name = pool.config().name.to_string();
-        self.add_source(Watched { name, pool: pool.downgrade() })
+        self.add_source(Watched { name, pool: pool.downgrade(), zeros: AtomicU64::new(0) })
     }
 
     /// Looks at something else.
@@ -106,6 +107,8 @@ impl Monitor {
 struct Watched<M: Manager> {
     name: String,
     pool: WeakPool<M>,
+    /// The most acquires without a wait that have been told of.
+    zeros: AtomicU64,
 }
 
 impl<M: Manager> Source for Watched<M> {
@@ -114,7 +117,11 @@ impl<M: Manager> Source for Watched<M> {
     }
 
     fn status(&self) -> Option<PoolStatus> {
-        Some(self.pool.upgrade()?.status())
+        let mut status = self.pool.upgrade()?.status();
+        // They are inferred from two totals, which under load come from moments close together. Who
+        // takes differences, as Prometheus does, must not see fewer of them than before.
+        status.metrics.acquire_wait.keep_zeros(&self.zeros);
+        Some(status)
     }
 
     fn holders(&self) -> Vec<Holder> {

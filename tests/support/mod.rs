@@ -28,7 +28,7 @@ pub use self::manager::{Act, Conn, Ledger, Script, TestError, TestManager};
 #[cfg(feature = "tokio")]
 pub use self::proxy::Proxy;
 #[cfg(all(unix, feature = "tokio"))]
-pub use self::servers::{Mariadb, Postgres, Redis};
+pub use self::servers::{Browser, Mariadb, Postgres, Redis, tool};
 
 use std::future::Future;
 use std::pin::Pin;

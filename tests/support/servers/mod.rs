@@ -1,4 +1,5 @@
-//! Throwaway database servers: each on a free loopback port, with its files in a folder of its own.
+//! Throwaway servers of databases, and a browser: each on a free loopback port, with its files in a
+//! folder of its own.
 //!
 //! ```ignore
 //! let Some(server) = Postgres::start(&[]) else { return };   // says that the test is skipped
@@ -20,12 +21,14 @@
 //! Where a server's programs are not installed, its tests are skipped, and say so;
 //! `MILLPOND_REQUIRE_SERVERS=1` makes that a failure.
 //!
-//! Not here: any client of a database.
+//! Not here: any client of a database, or what a browser is told.
 
+mod browser;
 mod mariadb;
 mod postgres;
 mod redis;
 
+pub use self::browser::Browser;
 pub use self::mariadb::Mariadb;
 pub use self::postgres::Postgres;
 pub use self::redis::Redis;
@@ -75,6 +78,15 @@ fn program(folders: &[PathBuf], name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let also = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]);
     folders.iter().cloned().chain(also).map(|folder| folder.join(name)).find(|file| file.is_file())
+}
+
+/// A program that a test asks for its opinion; without it the test is skipped, as without a server.
+pub fn tool(name: &str) -> Option<PathBuf> {
+    let found = program(&[], name);
+    if found.is_none() {
+        skip(name);
+    }
+    found
 }
 
 /// Whether this process runs as root.
@@ -130,9 +142,13 @@ impl Server {
         // does it have any more of them meanwhile.
         let (address, claim) = free_port();
         let script = r#"
+            descent() {
+                for child in $(cat "/proc/$1"/task/*/children 2>/dev/null); do descent "$child"; done
+                echo "$1"
+            }
             read -r _
             pid=$(cat "$1/pid" 2>/dev/null) && kill -STOP "$pid" 2>/dev/null &&
-                kill -KILL $(cat "/proc/$pid"/task/*/children 2>/dev/null) "$pid" 2>/dev/null
+                kill -KILL $(descent "$pid") 2>/dev/null
             for _ in 1 2 3 4 5 6 7 8 9 10; do
                 rm -rf "$1" 2>/dev/null && break
                 sleep 0.1
@@ -192,11 +208,10 @@ impl Server {
         });
     }
 
-    /// The server's process and its children.
+    /// The server's process and all that come from it, itself last.
     fn pids(&self) -> Vec<u32> {
         let process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(process) = &*process else { return Vec::new() };
-        [children(process.id()), vec![process.id()]].concat()
+        process.as_ref().map(|process| descent(process.id())).unwrap_or_default()
     }
 
     /// The same after the process has been stopped where it stands (SIGSTOP), so that no child comes
@@ -206,7 +221,7 @@ impl Server {
         let Some(pid) = process.as_ref().map(Child::id) else { return Vec::new() };
         signal("-STOP", &[pid]);
         self.wait_until("stand still", || !matches!(state(pid), Some('R' | 'S' | 'D')));
-        [children(pid), vec![pid]].concat()
+        descent(pid)
     }
 
     /// Stops all its processes where they stand.
@@ -262,12 +277,13 @@ impl Drop for Server {
     }
 }
 
-/// The processes that this one has started and that have not ended.
-fn children(pid: u32) -> Vec<u32> {
+/// A process and those that it and its own have started and that have not ended, itself last.
+fn descent(pid: u32) -> Vec<u32> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
     let all: String = lists.collect();
-    all.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+    let children = all.split_whitespace().filter_map(|pid| pid.parse().ok());
+    children.flat_map(descent).chain([pid]).collect()
 }
 
 /// Sends a signal, such as `-KILL`, to those of these processes that are still there.

@@ -1,0 +1,222 @@
+//! The figures of a pool by name, as those exporters tell them that speak of families and labels.
+//!
+//! Not here: how each of them says it.
+
+use crate::core::Counts;
+use crate::metrics::{Histogram, PoolStatus};
+use std::time::Duration;
+
+/// A label's value, or nothing, and a count.
+type Labelled = (u64, &'static str);
+
+/// What is told of a pool under one name.
+pub(super) struct Family {
+    /// With its unit, and with `_total` if it is a counter.
+    pub(super) name: &'static str,
+    pub(super) help: &'static str,
+    /// What its figures differ in, besides the pool.
+    pub(super) label: Option<&'static str>,
+    pub(super) kind: Kind,
+}
+
+/// How the figures of a family behave, and what they are.
+pub(super) enum Kind {
+    /// They go up and down.
+    Gauge(fn(&PoolStatus) -> Vec<Labelled>),
+    /// A time that goes up and down.
+    Time(fn(&PoolStatus) -> Duration),
+    /// They only grow.
+    Counter(fn(&PoolStatus) -> Vec<Labelled>),
+    /// A distribution of times, if it is measured; and the bounds, in seconds, between which times
+    /// are counted by those who need bounds.
+    Times(fn(&PoolStatus) -> Option<&Histogram>, &'static [f64]),
+}
+
+impl Family {
+    const fn gauge(
+        name: &'static str,
+        help: &'static str,
+        figure: fn(&PoolStatus) -> Vec<Labelled>,
+    ) -> Self {
+        Self { name, help, label: None, kind: Kind::Gauge(figure) }
+    }
+
+    const fn counter(
+        name: &'static str,
+        help: &'static str,
+        figure: fn(&PoolStatus) -> Vec<Labelled>,
+    ) -> Self {
+        Self { name, help, label: None, kind: Kind::Counter(figure) }
+    }
+
+    const fn by(mut self, label: &'static str) -> Self {
+        self.label = Some(label);
+        self
+    }
+}
+
+const fn one(count: u64) -> Labelled {
+    (count, "")
+}
+
+/// Waits: from what a busy machine needs to wake a task to the usual deadlines.
+const WAITS: [f64; 16] = [
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    5.0, 10.0,
+];
+/// Connects: from a socket on the same machine to a server that is hardly there.
+const CONNECTS: [f64; 14] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// Uses: from one query to a report, or a leak.
+const USES: [f64; 16] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+    60.0,
+];
+/// Lifetimes: from connections that break at once to the longest that are told apart.
+const LIFETIMES: [f64; 10] = [1.0, 5.0, 15.0, 60.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0, 7200.0];
+
+/// All of them, in the order in which they are told.
+pub(super) const FAMILIES: [Family; 21] = [
+    Family::gauge("millpond_up", "Whether the pool does what it is for, well or badly", |status| {
+        vec![one(status.health.is_up().into())]
+    }),
+    Family::gauge("millpond_health", "1 for the state in which the pool is", |status| {
+        let is = status.health.word();
+        ["healthy", "degraded", "down"].map(|word| ((word == is).into(), word)).into()
+    })
+    .by("state"),
+    Family::gauge(
+        "millpond_connections",
+        "Places in the pool by state, empty ones too",
+        |status| by_state(&status.metrics.counts),
+    )
+    .by("state"),
+    Family::gauge("millpond_connections_max", "The most connections at the moment", |status| {
+        vec![one(status.max_size as u64)]
+    }),
+    Family::gauge("millpond_connections_min_idle", "Idle connections to keep ready", |status| {
+        vec![one(status.config.min_idle as u64)]
+    }),
+    Family::gauge("millpond_waiters", "Callers that wait for a connection", |status| {
+        vec![one(status.metrics.counts.waiters as u64)]
+    }),
+    Family {
+        name: "millpond_oldest_holder_seconds",
+        help: "How long the oldest holder has had its connection, 0 if there is none",
+        label: None,
+        kind: Kind::Time(|status| {
+            status.metrics.oldest_holder.as_ref().map(|holder| holder.held).unwrap_or_default()
+        }),
+    },
+    Family::counter("millpond_acquires_total", "Acquires that got a connection", |status| {
+        vec![one(status.metrics.acquires)]
+    }),
+    Family::counter(
+        "millpond_acquire_waits_total",
+        "Acquires that had to wait, by how they ended",
+        |status| status.metrics.waits.by_outcome().into(),
+    )
+    .by("outcome"),
+    Family::counter("millpond_shed_total", "Acquires that were, or would be, shed", |status| {
+        vec![one(status.metrics.shed)]
+    }),
+    Family::counter("millpond_connections_opened_total", "Connections opened", |status| {
+        vec![one(status.metrics.created)]
+    }),
+    Family::counter("millpond_connect_failures_total", "Failures to connect", |status| {
+        vec![one(status.metrics.connect_failures)]
+    }),
+    Family::counter(
+        "millpond_connections_closed_total",
+        "Connections that the pool let go of, by reason",
+        |status| status.metrics.closed.by_reason().into(),
+    )
+    .by("reason"),
+    Family::counter("millpond_checks_total", "Checks, successful or not", |status| {
+        vec![one(status.metrics.checks)]
+    }),
+    Family::counter("millpond_resets_total", "Resets that succeeded", |status| {
+        vec![one(status.metrics.resets)]
+    }),
+    Family::counter("millpond_leaks_total", "Connections held for too long", |status| {
+        vec![one(status.metrics.leaks)]
+    }),
+    Family::counter("millpond_late_returns_total", "Those that came back after all", |status| {
+        vec![one(status.metrics.late_returns)]
+    }),
+    Family {
+        name: "millpond_acquire_wait_seconds",
+        help: "How long acquires waited that got a connection",
+        label: None,
+        kind: Kind::Times(|status| Some(&status.metrics.acquire_wait), &WAITS),
+    },
+    Family {
+        name: "millpond_connect_seconds",
+        help: "How long it took to open connections",
+        label: None,
+        kind: Kind::Times(|status| Some(&status.metrics.connect_time), &CONNECTS),
+    },
+    Family {
+        name: "millpond_connection_lifetime_seconds",
+        help: "How old connections were when the pool let go of them",
+        label: None,
+        kind: Kind::Times(|status| Some(&status.metrics.lifetime), &LIFETIMES),
+    },
+    Family {
+        name: "millpond_use_seconds",
+        help: "How long connections were in use each time",
+        label: None,
+        kind: Kind::Times(|status| status.metrics.use_time.as_ref(), &USES),
+    },
+];
+
+fn by_state(counts: &Counts) -> Vec<Labelled> {
+    let Counts {
+        vacant,
+        connecting,
+        idle,
+        in_use,
+        checking,
+        resetting,
+        closing,
+        spare,
+        waiters: _,
+    } = *counts;
+    let states = [
+        (idle, "idle"),
+        (in_use, "in_use"),
+        (checking, "checking"),
+        (resetting, "resetting"),
+        (closing, "closing"),
+        (connecting, "connecting"),
+        (vacant, "vacant"),
+        (spare, "spare"),
+    ];
+    states.map(|(count, state)| (count as u64, state)).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_of_the_documentation_names_all_families_and_no_others() {
+        let table = include_str!("mod.rs").lines().filter_map(|line| line.strip_prefix("//! | `"));
+        let rows = table.map(|row| row.split_once('`').expect("the name is quoted").0);
+        let documented: Vec<&str> = rows.filter(|name| name.starts_with("millpond_")).collect();
+        let mut families: Vec<&str> = FAMILIES.iter().map(|family| family.name).collect();
+        families.sort_unstable();
+        let mut sorted = documented.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, families);
+    }
+
+    #[test]
+    fn bounds_grow() {
+        for family in &FAMILIES {
+            if let Kind::Times(_, bounds) = family.kind {
+                assert!(bounds.is_sorted_by(|a, b| a < b), "{}", family.name);
+            }
+        }
+    }
+}

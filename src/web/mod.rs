@@ -1,0 +1,229 @@
+//! A live page that shows how pools are, and what probes and scrapers ask, as a router for
+//! [axum](https://docs.rs/axum) to nest into a service. With the feature `axum`.
+//!
+//! | path | answers | as |
+//! |---|---|---|
+//! | `/` | a page that shows all pools and keeps itself up to date | HTML |
+//! | `/status` | all figures, settings and holders | JSON |
+//! | `/metrics` | what [`export::prometheus`](crate::export::prometheus) tells | text for Prometheus |
+//! | `/health` | 200 while all pools are [up](crate::Health::is_up), 503 if one is down; either way how each is, with reasons | plain text, a line for each |
+//! | `/events` | the same figures again and again | server-sent events, each one JSON |
+//!
+//! The page is one file without anything from elsewhere, and finds its figures beside itself: it works
+//! wherever the router is nested, also behind a proxy that takes a prefix away.
+//!
+//! Whoever can read these paths reads error messages, call sites and settings (not passwords, unless
+//! an error of a manager tells one). Nest them where only operators come, or put a layer of yours
+//! around them. Nothing can be changed through them.
+//!
+//! # Examples
+//!
+//! ```
+//! # use millpond::{Pool, from_fn};
+//! # use std::convert::Infallible;
+//! use axum::Router;
+//! use millpond::{Monitor, web};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
+//! let pool = Pool::builder(manager).name("orders").build().await?;
+//! let monitor = Monitor::new();
+//! monitor.add(&pool)?;
+//! // At `/pools`, `/pools/` and what is below. `nest` does it too, with the slash as it is written.
+//! let app: Router = Router::new().nest_service("/pools", web::router(&monitor));
+//! # Ok(()) }
+//! ```
+//!
+//! # The data
+//!
+//! `/status` is an object with `millpond`, the crate's version, and `pools`, a list in which each has
+//! `name`, `health` (`healthy`, `degraded`, `down`), `reasons`, `max_size`, `metrics` (the fields of
+//! [`PoolMetrics`](crate::PoolMetrics)), `holders`, longest first, and `config`. Times are in seconds.
+//! Events have `interval_seconds` besides, and each pool in them `recent`: `acquires_per_second`,
+//! `failed_acquires` and `acquire_wait` over the last ten intervals, which take some `seconds`; it is
+//! missing in the first event. They have no more than 20 holders. Whoever reads this should pass over names that it does not know: more may come.
+//!
+//! # Cost
+//!
+//! A look takes one pass over the slots of each pool, and `/events` takes one look per interval for all
+//! viewers together, none while there are none. A viewer who reads slowly misses events, and none is
+//! kept for it. A pool's acquires and releases are not slowed by any of it.
+//!
+//! Not here: the figures themselves (`metrics`).
+
+mod feed;
+
+use self::feed::{Feed, Figures};
+use crate::export::prometheus;
+use crate::metrics::Monitor;
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{HeaderName, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use futures_util::future::{BoxFuture, Shared, pending};
+use futures_util::{FutureExt, StreamExt, stream};
+use std::convert::Infallible;
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+const PAGE: &str = include_str!("page.html");
+
+/// What the page may do: run its own script, wear its own style, ask its own server. The hashes are
+/// those of what is in `page.html`; a test tells what they have to be.
+const POLICY: &str = "default-src 'none'; \
+    script-src 'sha256-PpcFeRBPFLTldghp7KkS23MffFGx2ZcOp+hFSuSGOGw='; \
+    style-src 'sha256-URccYuYIZ0Hf6RNZidqA0SOgDIRHZ/1S7SoGCnvoM2c='; \
+    connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
+    require-trusted-types-for 'script'; trusted-types 'none'";
+
+const SHORTEST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(3600);
+
+/// The page and its paths with the defaults of [`StatusPage`].
+pub fn router<S: Clone + Send + Sync + 'static>(monitor: &Monitor) -> Router<S> {
+    StatusPage::new(monitor).router()
+}
+
+/// The page and its paths, with settings.
+///
+/// # Examples
+///
+/// A service that ends in an orderly way waits for its connections, and a stream of events goes on for
+/// as long as somebody looks. [`until`](Self::until) ends it:
+///
+/// ```no_run
+/// # use millpond::Monitor;
+/// use axum::Router;
+/// use millpond::web::StatusPage;
+/// use std::time::Duration;
+/// use tokio::{net::TcpListener, sync::watch};
+///
+/// # async fn serve(monitor: Monitor) -> std::io::Result<()> {
+/// let (stop, stopped) = watch::channel(());
+/// let over = || {
+///     let mut stopped = stopped.clone();
+///     async move { drop(stopped.changed().await) }
+/// };
+/// let page = StatusPage::new(&monitor).interval(Duration::from_secs(2)).until(over());
+/// let app: Router = Router::new().nest_service("/pools", page.router());
+/// let listener = TcpListener::bind("127.0.0.1:8080").await?;
+/// axum::serve(listener, app).with_graceful_shutdown(over()).await // until `stop` is dropped
+/// # }
+/// ```
+#[must_use = "it is the router that does something"]
+pub struct StatusPage {
+    monitor: Monitor,
+    interval: Duration,
+    over: Option<BoxFuture<'static, ()>>,
+}
+
+impl StatusPage {
+    /// Shows these pools, and those that are added to the monitor later.
+    pub fn new(monitor: &Monitor) -> Self {
+        Self { monitor: monitor.clone(), interval: Duration::from_secs(1), over: None }
+    }
+
+    /// How often `/events` tells the figures, and so how often the page changes: 100 ms to 1 h; what
+    /// is outside of that counts as its nearer end. Default: 1 s.
+    pub fn interval(mut self, interval: Duration) -> Self {
+        self.interval = interval.clamp(SHORTEST, LONGEST);
+        self
+    }
+
+    /// Ends all streams of events when this future ends, such as when the service is told to stop.
+    /// Default: they end with their viewers, or with the service's runtime.
+    pub fn until(mut self, over: impl Future<Output = ()> + Send + 'static) -> Self {
+        self.over = Some(over.boxed());
+        self
+    }
+
+    /// The router, for a service with whatever state.
+    pub fn router<S: Clone + Send + Sync + 'static>(self) -> Router<S> {
+        let Self { monitor, interval, over } = self;
+        let over = over.unwrap_or_else(|| pending().boxed()).shared();
+        Router::new()
+            .route("/", get(page))
+            .route("/status", get(status))
+            .route("/metrics", get(metrics))
+            .route("/health", get(health))
+            .route("/events", get(events))
+            .with_state(Site { feed: Arc::new(Feed::new(monitor, interval)), over })
+    }
+}
+
+impl fmt::Debug for StatusPage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { monitor, interval, over: _ } = self;
+        f.debug_struct("StatusPage")
+            .field("monitor", monitor)
+            .field("interval", interval)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the handlers share.
+#[derive(Clone)]
+struct Site {
+    feed: Arc<Feed>,
+    over: Shared<BoxFuture<'static, ()>>,
+}
+
+/// An answer that is true now, and that a browser takes for nothing but what it is.
+fn answer(content_type: &'static str, body: impl Into<Body>) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, content_type),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    ];
+    (headers, body.into()).into_response()
+}
+
+async fn page() -> Response {
+    let headers =
+        [(header::CONTENT_SECURITY_POLICY, POLICY), (header::REFERRER_POLICY, "no-referrer")];
+    (headers, answer("text/html; charset=utf-8", PAGE)).into_response()
+}
+
+async fn status(State(site): State<Site>) -> Response {
+    answer("application/json", Figures::of(site.feed.monitor()).json())
+}
+
+async fn metrics(State(site): State<Site>) -> Response {
+    answer(prometheus::CONTENT_TYPE, prometheus::text(site.feed.monitor()))
+}
+
+async fn health(State(site): State<Site>) -> Response {
+    let mut code = StatusCode::OK;
+    let mut lines = String::new();
+    for source in site.feed.monitor().sources() {
+        let Some(status) = source.status() else { continue };
+        if !status.health.is_up() {
+            code = StatusCode::SERVICE_UNAVAILABLE;
+        }
+        let line = format!("{}: {}", source.name(), status.health);
+        // A name or an error must not look like another line.
+        for character in line.chars() {
+            match character.is_control() {
+                true => lines.extend(character.escape_default()),
+                false => lines.push(character),
+            }
+        }
+        lines.push('\n');
+    }
+    (code, answer("text/plain; charset=utf-8", lines)).into_response()
+}
+
+async fn events(State(Site { feed, over }): State<Site>) -> Response {
+    let events = stream::unfold((feed, None), |(feed, seen)| async move {
+        let (interval, event) = feed.next(seen).await;
+        Some((Ok::<Bytes, Infallible>(event), (feed, Some(interval))))
+    });
+    let response = answer("text/event-stream", Body::from_stream(events.take_until(over)));
+    // Some proxies hold back what they take for a page.
+    ([(HeaderName::from_static("x-accel-buffering"), "no")], response).into_response()
+}
