@@ -871,3 +871,183 @@ async fn figures_of_all_nodes_add_up() {
     assert!(text.contains("pool test/b: healthy"), "{text}");
     drop(held);
 }
+
+/// A cluster with a cap, and what counts the connections of all nodes: from the beginning of each
+/// connect to the end of each drop.
+fn capped<const N: usize>(
+    most: usize,
+    each: usize,
+    nodes: [(&str, NodeOptions); N],
+) -> (TestCluster, [TestManager; N], Arc<Ledger>) {
+    let cluster = builder().pools(move |pool| pool.max_size(each)).max_connections(most);
+    let cluster = cluster.build().unwrap();
+    let whole = Arc::new(Ledger::default());
+    let managers = nodes.map(|(key, options)| {
+        let manager = TestManager::counted_in(Some(whole.clone()));
+        cluster.add_node_with(key.to_owned(), manager.clone(), options).unwrap();
+        manager
+    });
+    (cluster, managers, whole)
+}
+
+#[tokio::test]
+async fn a_cap_holds_over_all_nodes_and_idle_connections_make_room() {
+    let (cluster, managers, whole) = capped(4, 4, [("a", plain()), ("b", plain())]);
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.push(cluster.acquire("a").await.unwrap());
+    }
+    assert_eq!(managers[0].ledger.live(), 4);
+    // Nothing is idle: b gets its share when a's come back, and no earlier.
+    let mut first = pin!(cluster.acquire("b"));
+    assert!(poll_once(first.as_mut()).is_pending());
+    drop(held.pop());
+    held.push(first.await.unwrap());
+    drop(held);
+    // All are idle: whoever needs them gets them.
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.push(cluster.acquire("b").await.unwrap());
+    }
+    assert_eq!(managers.each_ref().map(|manager| manager.ledger.live()), [0, 4]);
+    drop(held);
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 4);
+}
+
+#[tokio::test]
+async fn a_cap_is_shared_fairly_while_all_want_more() {
+    let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
+    let (cluster, managers, whole) = capped(6, 6, nodes);
+    let mut of_a = Vec::new();
+    for _ in 0..6 {
+        of_a.push(cluster.acquire("a").await.unwrap());
+    }
+    let wait_for = |key: &'static str| {
+        let cluster = cluster.clone();
+        tokio::spawn(async move { cluster.acquire(key).await.unwrap() })
+    };
+    let waiting: Vec<_> =
+        ["b", "c"].into_iter().flat_map(|key| [(); 4].map(|()| wait_for(key))).collect();
+    let more_of_a = [(); 4].map(|()| wait_for("a"));
+    eventually("all are in line", || cluster.status().totals.counts.waiters == 12).await;
+    drop(of_a);
+    // Each node has two and no more, however many wait.
+    eventually("each has two", || {
+        managers.iter().all(|manager| manager.ledger.live() == 2)
+            && cluster.status().totals.counts.in_use == 6
+    })
+    .await;
+    for _ in 0..50 {
+        tokio::time::sleep(MILLISECOND).await;
+        assert!(managers.iter().all(|manager| manager.ledger.live() == 2), "{}", cluster.status());
+    }
+    // Whoever is served gives back, until all have been.
+    for task in waiting.into_iter().chain(more_of_a) {
+        drop(joined(task).await);
+    }
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 6);
+}
+
+#[tokio::test]
+async fn with_a_cap_reads_are_spread_over_nodes_that_have_nothing_yet() {
+    let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
+    let (cluster, managers, whole) = capped(3, 3, nodes);
+    for _ in 0..3 {
+        let held = [cluster.acquire("a").await.unwrap(), cluster.acquire("a").await.unwrap()];
+        drop((cluster.acquire("a").await.unwrap(), held));
+    }
+    for _ in 0..500 {
+        spread(&cluster, Policy::RoundRobin, 1).await;
+        tokio::task::yield_now().await;
+    }
+    eventually("each has one", || managers.iter().all(|manager| manager.ledger.live() == 1)).await;
+    let served = spread(&cluster, Policy::RoundRobin, 3_000).await;
+    for key in ["a", "b", "c"] {
+        assert_near(key, served[key], 1_000);
+    }
+    let opened: usize = managers.iter().map(|manager| manager.ledger.opened()).sum();
+    assert!(opened < 20, "{opened} opened");
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 3);
+}
+
+#[tokio::test]
+async fn a_cap_below_the_number_of_nodes_serves_each_of_them() {
+    let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
+    let (cluster, managers, whole) = capped(1, 2, nodes);
+    for key in ["a", "b", "c", "a", "c", "b"] {
+        assert_eq!(cluster.acquire(key).await.unwrap().node(), key);
+    }
+    assert_eq!(spread(&cluster, Policy::RoundRobin, 100).await.values().sum::<usize>(), 100);
+    let opened: usize = managers.iter().map(|manager| manager.ledger.opened()).sum();
+    assert!(opened < 10, "{opened} opened: it goes round although nobody waits");
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 1);
+}
+
+#[tokio::test]
+async fn connections_of_a_node_that_was_removed_count_until_they_are_gone() {
+    let (cluster, managers, whole) = capped(2, 2, [("a", plain()), ("b", plain())]);
+    let held = [cluster.acquire("a").await.unwrap(), cluster.acquire("a").await.unwrap()];
+    let report = cluster.remove_node("a", 5 * MILLISECOND).await.unwrap();
+    assert_eq!(report.still_out.len(), 2);
+    let mut acquire = pin!(cluster.acquire("b"));
+    for _ in 0..50 {
+        assert!(poll_once(acquire.as_mut()).is_pending());
+        tokio::time::sleep(MILLISECOND).await;
+    }
+    assert_eq!(managers[1].connect.calls(), 0);
+    let [one, _other] = held;
+    drop(one);
+    assert_eq!(acquire.await.unwrap().node(), "b");
+    assert_eq!(whole.most_live(), 2);
+}
+
+#[tokio::test]
+async fn settings_that_a_cap_cannot_do_with_are_refused() {
+    let error = builder().max_connections(0).build().unwrap_err();
+    assert_eq!(error.to_string(), "max_connections is 0, but it must be at least 1");
+    let reserves = |pool: millpond::PoolBuilder<_>| pool.reserved(millpond::Priority::High, 1);
+    let cluster = Cluster::builder().pools(reserves).max_connections(5).build().unwrap();
+    let error = cluster.add_node("a".to_owned(), TestManager::new()).unwrap_err();
+    assert!(error.to_string().starts_with("node a: reserved is 1, but it must be 0"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_cap_holds_under_load_and_nobody_waits_in_vain() {
+    let nodes = [("a", plain()), ("b", plain()), ("c", plain()), ("d", plain())];
+    let (cluster, managers, whole) = capped(5, 4, nodes);
+    let tasks: Vec<_> = (0..24_usize)
+        .map(|number| {
+            let cluster = cluster.clone();
+            tokio::spawn(async move {
+                let mut random = Random::new(number as u64);
+                for _ in 0..400 {
+                    let key = ["a", "b", "c", "d"][random.below(4)];
+                    let guard = match random.below(8) {
+                        0 => cluster.acquire_any(Policy::LeastInUse).await.map(Some),
+                        1 => Ok(cut_after(2, cluster.acquire(key))
+                            .await
+                            .transpose()
+                            .expect("no error")),
+                        2 => cluster.acquire_any(Policy::RoundRobin).await.map(Some),
+                        _ => cluster.acquire(key).await.map(Some),
+                    };
+                    let guard = guard.expect("served in time");
+                    if random.below(16) == 0 {
+                        guard.into_iter().for_each(ClusterGuard::discard);
+                    } else if random.below(4) == 0 {
+                        tokio::task::yield_now().await;
+                    }
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        joined(task).await;
+    }
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 5);
+}

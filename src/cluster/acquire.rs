@@ -24,8 +24,9 @@ use crate::pool::{Attempt, ConnectionInfo, Missed, PooledOwned};
 use event_listener::EventListener;
 use std::borrow::Borrow;
 use std::fmt;
-use std::future::{Future, poll_fn};
+use std::future::{Future, poll_fn, ready};
 use std::hash::Hash;
+use std::mem;
 use std::ops::{Deref, DerefMut};
 use std::panic::Location;
 use std::pin::{Pin, pin};
@@ -317,7 +318,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
     /// Waits for a connection of one node.
     #[cold]
     async fn acquire_slow<Q>(
-        &self,
+        self: &Arc<Self>,
         key: &Q,
         mut missed: Missed<Member<K, M>>,
         caller: Caller,
@@ -330,10 +331,9 @@ impl<K: Key, M: Manager> Shared<K, M> {
         let limit = self.settings.acquire_timeout;
         loop {
             let node = missed.manager().key().clone();
-            self.wants(&node);
             let left =
                 if limit == Duration::MAX { limit } else { limit.saturating_sub(began.elapsed()) };
-            match missed.wait(left, false).await {
+            match self.in_line(missed.wait(left, false)).await {
                 Ok(pooled) => return Ok(ClusterGuard::new(pooled)),
                 Err(AcquireError::Closed | AcquireError::Draining) => {
                     // Whoever closes a node has taken it out of the table first.
@@ -357,7 +357,19 @@ impl<K: Key, M: Manager> Shared<K, M> {
         }
     }
 
-    async fn acquire_of(&self, aim: Aim<'_, K>, caller: Caller) -> Served<K, M> {
+    /// Waits, and tells the cap once it is in line.
+    async fn in_line<F: Future>(self: &Arc<Self>, waiting: F) -> F::Output {
+        let mut waiting = pin!(waiting);
+        match poll_fn(|cx| Poll::Ready(waiting.as_mut().poll(cx))).await {
+            Poll::Ready(answer) => answer,
+            Poll::Pending => {
+                self.more_wanted();
+                waiting.await
+            }
+        }
+    }
+
+    async fn acquire_of(self: &Arc<Self>, aim: Aim<'_, K>, caller: Caller) -> Served<K, M> {
         let first = {
             let table = self.table.load();
             let picked = aim.pick(&self.choice(&table));
@@ -423,7 +435,7 @@ impl<K: Key, M: Manager> Runner<K, M> {
 
 /// An acquire that waits at several nodes at once. Dropping it gives up its place in all lines.
 struct Race<'a, K: Key, M: Manager> {
-    cluster: &'a Shared<K, M>,
+    cluster: &'a Arc<Shared<K, M>>,
     aim: Aim<'a, K>,
     caller: Caller,
     first: Option<Picked<K, M>>,
@@ -432,6 +444,8 @@ struct Race<'a, K: Key, M: Manager> {
     out: Vec<Arc<Node<K, M>>>,
     /// How many of the runners are to have something opened.
     dials: usize,
+    /// No node has room for it, and the first one is to get some.
+    starving: bool,
     /// The last refusal.
     refusal: Option<(K, AcquireError<M::Error>)>,
 }
@@ -448,13 +462,13 @@ enum Event<K: Key, M: Manager> {
 
 impl<'a, K: Key, M: Manager> Race<'a, K, M> {
     fn new(
-        cluster: &'a Shared<K, M>,
+        cluster: &'a Arc<Shared<K, M>>,
         aim: Aim<'a, K>,
         caller: Caller,
         first: Option<Picked<K, M>>,
     ) -> Self {
         let (runners, out) = (Vec::new(), Vec::new());
-        Self { cluster, aim, caller, first, runners, out, dials: 1, refusal: None }
+        Self { cluster, aim, caller, first, runners, out, dials: 1, starving: false, refusal: None }
     }
 
     async fn run(mut self) -> Served<K, M> {
@@ -554,7 +568,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
         let Some(place) = picked else { return };
         let node = &table.nodes()[place];
         if !Arc::ptr_eq(node, server) {
-            self.cluster.wants(node.key());
+            self.cluster.passed_over(node);
             node.try_in_background();
         }
     }
@@ -583,39 +597,35 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
         Ok(())
     }
 
-    /// Sees to it that the first of the nodes that have room open a connection for this acquire.
+    /// Sees to it that the first of the nodes that have room open a connection for this acquire; if none
+    /// has, that the first one gets more room if there is a cap on all nodes together.
     fn have_some_opened(&mut self, order: &[usize], table: &Table<K, M>) {
+        let nodes = || order.iter().map(|place| &table.nodes()[*place]);
         let mut missing = self.dials;
-        let mut none_has_room = true;
-        for place in order {
-            let node = &table.nodes()[*place];
-            let runner = self.runners.iter_mut().find(|runner| Arc::ptr_eq(&runner.node, node));
-            let Some(runner) = runner else { continue };
+        let roomy = nodes().filter(|node| node.pool.counts().vacant > 0);
+        for node in roomy {
             if missing == 0 {
                 break;
             }
-            if runner.patient {
-                if node.pool.counts().vacant == 0 {
-                    continue;
-                }
-                // It goes to the back of that node's line, behind those who came meanwhile.
-                match node.pool.attempt(self.caller) {
-                    Attempt::Hit(pooled) => {
-                        runner.waiting = Box::pin(std::future::ready(Ok(pooled)));
-                    }
-                    Attempt::Miss(missed) => {
-                        *runner = Runner::new(node.clone(), missed, false);
-                    }
-                }
-            }
-            none_has_room = false;
-            missing -= 1;
+            missing -= usize::from(self.be_impatient(node));
         }
-        if none_has_room {
-            if let Some(place) = order.first() {
-                self.cluster.wants(table.nodes()[*place].key());
+        if missing == self.dials {
+            self.starving = nodes().any(|node| self.be_impatient(node));
+        }
+    }
+
+    /// Has a connection opened by the runner at this node, if there is one.
+    fn be_impatient(&mut self, node: &Arc<Node<K, M>>) -> bool {
+        let runner = self.runners.iter_mut().find(|runner| Arc::ptr_eq(&runner.node, node));
+        let Some(runner) = runner else { return false };
+        if runner.patient {
+            // It goes to the back of that node's line, behind those who came meanwhile.
+            match node.pool.attempt(self.caller) {
+                Attempt::Hit(pooled) => runner.waiting = Box::pin(ready(Ok(pooled))),
+                Attempt::Miss(missed) => *runner = Runner::new(node.clone(), missed, false),
             }
         }
+        true
     }
 
     /// Waits until something happens.
@@ -627,6 +637,10 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                 if let Poll::Ready(answer) = runner.waiting.as_mut().poll(cx) {
                     return Poll::Ready(Event::Answer(index, answer));
                 }
+            }
+            // Only now is it in line, where the cap sees it.
+            if mem::take(&mut self.starving) {
+                self.cluster.more_wanted();
             }
             if Pin::new(&mut changed).poll(cx).is_ready() {
                 return Poll::Ready(Event::Changed);

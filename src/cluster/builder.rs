@@ -3,6 +3,7 @@
 //! Not here: the settings of the nodes' pools (`crate::config`).
 
 use super::endpoint::Endpoint;
+use super::limits::Cap;
 use super::node::{Member, ReadRole, RoleFuture, State};
 use super::policy::Turns;
 use super::table::Table;
@@ -26,6 +27,7 @@ pub(super) struct Settings<K: Key, M: Manager> {
     pub(super) template: Option<Box<Template<M>>>,
     pools: Option<Box<Pools<K, M>>>,
     read_role: Option<ReadRole<M>>,
+    max_connections: Option<usize>,
     pub(super) acquire_timeout: Duration,
     pub(super) try_next_after: Duration,
     pub(super) slow_start: Duration,
@@ -47,7 +49,14 @@ impl<K: Key, M: Manager> Settings<K, M> {
         }
         let name = format!("{}/{key}", self.name);
         // Whoever is told that a node is down can go to another; its prober goes on.
-        builder.name(&name).fail_fast(true).build_lazy()
+        let pool = builder.name(&name).fail_fast(true).build_lazy()?;
+        let reserved = pool.config().reserved.1;
+        if self.max_connections.is_some() && reserved > 0 {
+            let rule =
+                "must be 0 beside max_connections, which may leave a node no connection at all";
+            return Err(ConfigError::new("reserved", reserved, rule));
+        }
+        Ok(pool)
     }
 }
 
@@ -65,6 +74,7 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
                 template: None,
                 pools: None,
                 read_role: None,
+                max_connections: None,
                 acquire_timeout: Duration::from_secs(5),
                 try_next_after: Duration::from_millis(250),
                 slow_start: Duration::from_secs(10),
@@ -136,6 +146,34 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
         self
     }
 
+    /// The most connections that are alive or being opened at any instant at all nodes together, beside
+    /// the `max_size` of each; at least 1; `None` for no limit. A node that needs more while no more are
+    /// to be had gets those that others keep idle, or, if all are in use, its fair share. With fewer
+    /// connections than nodes they are closed and opened all the time. Default: `None`.
+    ///
+    /// It costs a hit nothing. While somebody waits for more, it looks every 5 ms who could give.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{cluster::Cluster, from_fn};
+    /// # use std::convert::Infallible;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = || from_fn(|| std::future::ready(Ok::<_, Infallible>(())));
+    /// let cluster = Cluster::builder().pools(|pool| pool.max_size(8)).max_connections(2).build()?;
+    /// cluster.add_node("a", manager())?;
+    /// cluster.add_node("b", manager())?;
+    /// drop([cluster.acquire("a").await?, cluster.acquire("a").await?]);
+    /// let b = cluster.acquire("b").await?; // one of a's is closed
+    /// assert_eq!(cluster.status().totals.counts.alive(), 2);
+    /// # Ok(()) }
+    /// ```
+    pub fn max_connections(mut self, most: impl Into<Option<usize>>) -> Self {
+        self.settings.max_connections = most.into();
+        self
+    }
+
     /// How long an acquire waits, all in all, at whichever nodes; above zero. The pools'
     /// `acquire_timeout` plays no part. Default: 5 s.
     pub fn acquire_timeout(mut self, limit: Duration) -> Self {
@@ -175,7 +213,11 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
         above_zero("acquire_timeout", settings.acquire_timeout)?;
         above_zero("try_next_after", settings.try_next_after)?;
         above_zero("slow_start", settings.slow_start)?;
+        if settings.max_connections == Some(0) {
+            return Err(ConfigError::new("max_connections", 0, "must be at least 1"));
+        }
         let shared = Shared {
+            cap: settings.max_connections.map(Cap::new),
             settings,
             table: ArcSwap::from_pointee(Table::new(Vec::new(), false)),
             changing: Mutex::new(()),

@@ -40,6 +40,7 @@ mod acquire;
 mod builder;
 mod endpoint;
 mod error;
+mod limits;
 mod node;
 mod policy;
 mod status;
@@ -53,12 +54,13 @@ pub use self::node::{Member, NodeOptions, NodeView, Role, RoleFuture};
 pub use self::policy::{Policy, Rank};
 pub use self::status::{ClusterStatus, NodeStatus};
 
+use self::limits::Cap;
 use self::node::{Node, State};
 use self::policy::Turns;
 use self::table::Table;
 use crate::manager::Manager;
 use crate::metrics::PoolMetrics;
-use crate::pool::DrainReport;
+use crate::pool::{DrainReport, Pool};
 use arc_swap::ArcSwap;
 use event_listener::{Event, IntoNotification};
 use std::borrow::Borrow;
@@ -88,6 +90,7 @@ struct Shared<K: Key, M: Manager> {
     /// Held while a new table is made.
     changing: Mutex<()>,
     turns: Turns,
+    cap: Option<Cap<K, M>>,
     began: Instant,
     /// Notified when a node has come, gone, failed, come back or changed its role.
     changed: Arc<Event>,
@@ -97,9 +100,6 @@ impl<K: Key, M: Manager> Shared<K, M> {
     fn name(&self) -> Arc<str> {
         self.settings.name.clone()
     }
-
-    /// This node could do with more connections than it may have.
-    fn wants(&self, _node: &K) {}
 
     /// Puts another table in the place of the present one, unless that is refused.
     fn change<T>(
@@ -124,6 +124,13 @@ impl<K: Key, M: Manager> Shared<K, M> {
         NodeError::Unknown { cluster: self.name(), key: key.to_string(), nodes: table.names() }
     }
 
+    /// A node is about to be put into the table.
+    fn admit(&self, node: &Node<K, M>) {
+        if let Some(cap) = &self.cap {
+            cap.add(&node.pool);
+        }
+    }
+
     /// A node with a pool of its own, which is not in the table yet.
     fn new_node(
         &self,
@@ -138,6 +145,22 @@ impl<K: Key, M: Manager> Shared<K, M> {
         let state = Arc::new(State::new(key, options.role, self.began, self.changed.clone()));
         let pool = self.settings.pool(manager, &state, &name).map_err(wrong)?;
         Ok(Arc::new(Node { state, pool, options, seed }))
+    }
+}
+
+/// The pool of a node that has been taken out of the table.
+struct Leaving<'p, M: Manager>(&'p Pool<M>);
+
+impl<M: Manager> Leaving<'_, M> {
+    async fn drain(self, deadline: Duration) -> DrainReport {
+        // Cancel: it is closed.
+        self.0.drain(deadline).await
+    }
+}
+
+impl<M: Manager> Drop for Leaving<'_, M> {
+    fn drop(&mut self) {
+        self.0.shut();
     }
 }
 
@@ -169,6 +192,7 @@ impl<K: Key, M: Manager> Cluster<K, M> {
                 let (cluster, key) = (self.shared.name(), node.key().to_string());
                 return Err(NodeError::Duplicate { cluster, key });
             }
+            self.shared.admit(&node);
             Ok((table.with(node.clone()), ()))
         })
     }
@@ -229,7 +253,7 @@ impl<K: Key, M: Manager> Cluster<K, M> {
             let node = table.get(key).ok_or_else(|| self.shared.no_such_node(key, table))?;
             Ok((table.without(node.key()), node.clone()))
         })?;
-        Ok(node.pool.drain(deadline).await)
+        Ok(Leaving(&node.pool).drain(deadline).await)
     }
 
     /// Puts another manager, and a new pool, in the place of a node's, and drains the old one. Whoever
@@ -255,9 +279,10 @@ impl<K: Key, M: Manager> Cluster<K, M> {
         let old = self.shared.change(|table| {
             let old = table.get(key).ok_or_else(|| self.shared.no_such_node(key, table))?;
             let node = self.shared.new_node(old.key().clone(), manager, old.options.clone())?;
+            self.shared.admit(&node);
             Ok((table.with(node), old.clone()))
         })?;
-        Ok(old.pool.drain(deadline).await)
+        Ok(Leaving(&old.pool).drain(deadline).await)
     }
 
     /// Gives a node another role, another weight and other labels; its connections stay.

@@ -6,7 +6,7 @@
 use super::acquire::{Ask, FAR_FUTURE, acquire_slow};
 use super::{CLOSED, DRAINING, Holder, OPEN, Pool, Shared};
 use super::{life::look_over, operation::bounded};
-use crate::core::{Flags, Found, Line, Reservation, Search, State, reserve};
+use crate::core::{Flags, Found, Keeper, Line, Reservation, Search, State, reserve};
 use crate::error::{
     AcquireError, ConfigError, OperationError, RotateError, WarmUpError, check_capacity,
 };
@@ -90,11 +90,17 @@ impl<M: Manager> Pool<M> {
             return Err(ConfigError::new("max_size", max_size, rule));
         }
         shared.config.check_reserved(max_size)?;
-        if max_size < shared.core.resize(max_size) {
+        self.set_limit(max_size);
+        Ok(())
+    }
+
+    /// As [`resize`](Self::resize), also to nothing; the caller has checked the limit.
+    pub(crate) fn set_limit(&self, limit: usize) {
+        let shared = &*self.shared;
+        if limit < shared.core.resize(limit) {
             shared.look_at_all();
         }
-        crate::core::Keeper::vacancy(shared);
-        Ok(())
+        Keeper::vacancy(shared);
     }
 
     /// Opens connections until `count` are open, in use or not; returns when they are. Never more

@@ -285,11 +285,16 @@ impl<M: Manager> Shared<M> {
         }
     }
 
-    /// How many connections are wanted that are not there.
-    fn wanted(&self) -> usize {
+    /// How many callers wait who would have a connection opened.
+    pub(super) fn unserved(&self) -> usize {
         // Ordering: SeqCst, partner: `Patient`, which looks again when it leaves.
         let patient = self.connector.patient.load(Ordering::SeqCst);
-        let waiters = self.core.waiters().saturating_sub(patient);
+        self.core.waiters().saturating_sub(patient)
+    }
+
+    /// How many connections are wanted that are not there.
+    fn wanted(&self) -> usize {
+        let waiters = self.unserved();
         if self.config.min_idle == 0 || !self.keeps_idle.load(Ordering::Relaxed) {
             return waiters;
         }

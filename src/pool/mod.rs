@@ -43,6 +43,8 @@ use crate::error::{AcquireError, TryAcquireError};
 use crate::hooks::Hooks;
 use crate::manager::Manager;
 use crate::metrics::{CloseReason, PoolMetrics, PoolStatus, Signs, Totals};
+#[cfg(feature = "cluster")]
+use event_listener::EventListener;
 use event_listener::{Event, IntoNotification};
 use std::fmt;
 use std::future::Future;
@@ -532,6 +534,24 @@ impl<M: Manager> Pool<M> {
     pub(crate) fn close_blocking(&self) {
         self.shared.shut();
         self.shared.all_closed_blocking();
+    }
+
+    /// Completes when a slot has become vacant or spare, or something else has changed.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn when_changed(&self) -> EventListener {
+        self.shared.changed.listen()
+    }
+
+    /// How many callers wait who would have a connection opened.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn unserved(&self) -> usize {
+        self.shared.unserved()
+    }
+
+    /// Whether these are handles to the same pool.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
     }
 
     /// Closes the pool, and waits for nothing.

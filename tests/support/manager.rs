@@ -161,6 +161,8 @@ impl std::error::Error for TestError {}
 pub struct Ledger {
     /// Whatever a test has to say of the server.
     pub mark: AtomicUsize,
+    /// What these connections are counted in as well, with those of other managers.
+    whole: Option<Arc<Ledger>>,
     live: AtomicUsize,
     most_live: AtomicUsize,
     opened: AtomicUsize,
@@ -209,8 +211,10 @@ pub struct Conn {
 
 impl Conn {
     fn new(ledger: &Arc<Ledger>) -> Self {
-        let live = ledger.live.fetch_add(1, Ordering::SeqCst) + 1;
-        ledger.most_live.fetch_max(live, Ordering::SeqCst);
+        for ledger in [Some(ledger), ledger.whole.as_ref()].into_iter().flatten() {
+            let live = ledger.live.fetch_add(1, Ordering::SeqCst) + 1;
+            ledger.most_live.fetch_max(live, Ordering::SeqCst);
+        }
         Self { id: 0, note: 0, counted: true, opened: false, ledger: ledger.clone() }
     }
 
@@ -222,7 +226,9 @@ impl Conn {
     /// Takes it off the count of live ones: for a connection that is about to be detached.
     pub fn uncount(&mut self) {
         if std::mem::replace(&mut self.counted, false) {
-            self.ledger.live.fetch_sub(1, Ordering::SeqCst);
+            for ledger in [Some(&self.ledger), self.ledger.whole.as_ref()].into_iter().flatten() {
+                ledger.live.fetch_sub(1, Ordering::SeqCst);
+            }
         }
     }
 }
@@ -260,13 +266,18 @@ pub struct Scripts {
 impl TestManager {
     /// A manager with which all goes well.
     pub fn new() -> Self {
+        Self::counted_in(None)
+    }
+
+    /// A manager whose live connections are counted in `whole` as well.
+    pub fn counted_in(whole: Option<Arc<Ledger>>) -> Self {
         Self(Arc::new(Scripts {
             connect: Script::new(),
             check: Script::new(),
             reset: Script::new(),
             close: Script::new(),
             condition: Script::new(),
-            ledger: Arc::default(),
+            ledger: Arc::new(Ledger { whole, ..Ledger::default() }),
         }))
     }
 
