@@ -473,13 +473,13 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
 
     async fn run(mut self) -> Served<K, M> {
         let pause = self.cluster.settings.try_next_after;
+        // Before the first look, and after each change before the next one: none is missed.
+        let mut changed = self.cluster.changed.listen();
         loop {
-            // Before the look, so that no change after it is missed.
-            let changed = self.cluster.changed.listen();
             if let Some(guard) = self.line_up()? {
                 return Ok(guard);
             }
-            match self.next(changed, pause).await {
+            match self.next(&mut changed, pause).await {
                 Event::Answer(index, Ok(pooled)) => {
                     let node = self.runners.swap_remove(index).node;
                     let table = self.cluster.table.load();
@@ -500,7 +500,10 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                     self.refusal = Some((node.key().clone(), error));
                     self.out.push(node);
                 }
-                Event::Changed => self.out.clear(),
+                Event::Changed => {
+                    changed = self.cluster.changed.listen();
+                    self.out.clear();
+                }
                 Event::Quiet => {
                     self.dials += 1;
                     self.out.clear();
@@ -629,8 +632,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
     }
 
     /// Waits until something happens.
-    async fn next(&mut self, changed: EventListener, pause: Duration) -> Event<K, M> {
-        let mut changed = changed;
+    async fn next(&mut self, changed: &mut EventListener, pause: Duration) -> Event<K, M> {
         let mut quiet = pin!(tokio::time::sleep(pause));
         poll_fn(|cx: &mut Context<'_>| {
             for (index, runner) in self.runners.iter_mut().enumerate() {
@@ -642,7 +644,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             if mem::take(&mut self.starving) {
                 self.cluster.more_wanted();
             }
-            if Pin::new(&mut changed).poll(cx).is_ready() {
+            if Pin::new(&mut *changed).poll(cx).is_ready() {
                 return Poll::Ready(Event::Changed);
             }
             quiet.as_mut().poll(cx).map(|()| Event::Quiet)
