@@ -102,6 +102,34 @@ async fn an_acquire_gets_a_connection_of_the_node_that_it_names() {
 }
 
 #[tokio::test]
+async fn a_handle_goes_to_its_node_until_that_is_gone() {
+    let builder = builder().pools(|pool| pool.max_size(1)).acquire_timeout(20 * MILLISECOND);
+    let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    let error = cluster.node("c").unwrap_err();
+    assert_eq!(error.to_string(), "cluster test has no node c; its nodes are: a, b");
+    let (a, b) = (cluster.node("a").unwrap(), cluster.node("b").unwrap());
+    let held = a.acquire().await.unwrap();
+    assert_eq!((a.key().as_str(), held.manager().key().as_str()), ("a", "a"));
+    let error = a.acquire().await.unwrap_err();
+    assert!(
+        matches!(&error, ClusterError::Node { source: AcquireError::Timeout(_), .. }),
+        "{error}"
+    );
+    drop(held);
+    drop(a.acquire().await.unwrap());
+    assert_eq!(managers[0].ledger.opened(), 1);
+    cluster.replace("a", TestManager::new(), SECOND).await.unwrap();
+    assert!(matches!(a.acquire().await, Err(ClusterError::Removed { .. })));
+    drop(cluster.node("a").unwrap().acquire().await.unwrap());
+    managers[1].connect.always(Act::Error);
+    assert!(b.acquire().await.unwrap_err().to_string().starts_with("node b: "));
+    managers[1].connect.calm();
+    cluster.close().await;
+    assert!(matches!(b.acquire().await, Err(ClusterError::Closed { .. })));
+    assert!(matches!(cluster.node("b"), Err(ClusterError::Closed { .. })));
+}
+
+#[tokio::test]
 async fn an_unknown_node_is_named_and_so_are_those_that_there_are() {
     let (cluster, _) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
     let error = cluster.acquire("c").await.unwrap_err();

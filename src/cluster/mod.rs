@@ -46,7 +46,7 @@ mod policy;
 mod status;
 mod table;
 
-pub use self::acquire::ClusterGuard;
+pub use self::acquire::{ClusterGuard, NodeHandle};
 pub use self::builder::ClusterBuilder;
 pub use self::endpoint::{Endpoint, ParseEndpointError};
 pub use self::error::{ClusterError, NodeError, NodeReport};
