@@ -881,6 +881,27 @@ async fn who_waits_for_a_primary_gets_the_replica_that_is_promoted() {
 }
 
 #[tokio::test]
+async fn a_monitor_sees_the_nodes_that_there_are_and_keeps_nothing_open() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+    let monitor = millpond::Monitor::new();
+    cluster.show_to(&monitor).unwrap();
+    assert_eq!(cluster.show_to(&monitor).unwrap_err().name, "test");
+    let names = || -> Vec<String> {
+        monitor.statuses().iter().map(|status| status.config.name.to_string()).collect()
+    };
+    assert_eq!(names(), ["test/a", "test/b"]);
+    cluster.remove_node("a", SECOND).await.unwrap();
+    cluster.add_node("c".to_owned(), TestManager::new()).unwrap();
+    assert_eq!(names(), ["test/b", "test/c"]);
+    let guard = cluster.acquire("b").await.unwrap();
+    let holders: usize = monitor.sources().iter().map(|source| source.holders().len()).sum();
+    assert_eq!(holders, 1);
+    drop((guard, cluster));
+    assert_eq!(names(), [""; 0]);
+    eventually("all is closed", || managers[1].ledger.live() == 0).await;
+}
+
+#[tokio::test]
 async fn figures_of_all_nodes_add_up() {
     let (cluster, _managers) = cluster_of(builder(), [("a", plain()), ("b", plain().weight(3))]);
     let held = cluster.acquire("a").await.unwrap();

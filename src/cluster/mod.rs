@@ -59,14 +59,14 @@ use self::node::{Node, State};
 use self::policy::Turns;
 use self::table::Table;
 use crate::manager::Manager;
-use crate::metrics::PoolMetrics;
+use crate::metrics::{DuplicateName, Group, Monitor, PoolMetrics, Source, Watched};
 use crate::pool::{DrainReport, Pool};
 use arc_swap::ArcSwap;
 use event_listener::{Event, IntoNotification};
 use std::borrow::Borrow;
 use std::fmt;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -144,7 +144,25 @@ impl<K: Key, M: Manager> Shared<K, M> {
         let seed = xxhash_rust::xxh3::xxh3_64(name.as_bytes());
         let state = Arc::new(State::new(key, options.role, self.began, self.changed.clone()));
         let pool = self.settings.pool(manager, &state, &name).map_err(wrong)?;
-        Ok(Arc::new(Node { state, pool, options, seed }))
+        let watched = Arc::new(Watched::new(&pool));
+        Ok(Arc::new(Node { state, pool, options, seed, watched }))
+    }
+}
+
+/// The pools of a cluster that is not kept open.
+struct Nodes<K: Key, M: Manager> {
+    name: String,
+    shared: Weak<Shared<K, M>>,
+}
+
+impl<K: Key, M: Manager> Group for Nodes<K, M> {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn sources(&self) -> Option<Vec<Arc<dyn Source>>> {
+        let table = self.shared.upgrade()?.table.load_full();
+        Some(table.nodes().iter().map(|node| node.watched.clone() as Arc<dyn Source>).collect())
     }
 }
 
@@ -301,9 +319,9 @@ impl<K: Key, M: Manager> Cluster<K, M> {
             if options.role != node.options.role {
                 node.state.set_role(options.role);
             }
-            let Node { state, pool, seed, .. } = &**node;
-            let (state, pool, seed) = (state.clone(), pool.clone(), *seed);
-            Ok((table.with(Arc::new(Node { state, pool, options, seed })), ()))
+            let Node { state, pool, seed, watched, .. } = &**node;
+            let (state, pool, watched) = (state.clone(), pool.clone(), watched.clone());
+            Ok((table.with(Arc::new(Node { state, pool, options, seed: *seed, watched })), ()))
         })
     }
 
@@ -329,6 +347,35 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     #[must_use]
     pub fn status(&self) -> ClusterStatus {
         ClusterStatus::new(&self.shared)
+    }
+
+    /// Has a monitor look at the pools of all nodes, whichever there are at the moment, as long as the
+    /// cluster is there. Each has the name `cluster/node`.
+    ///
+    /// # Errors
+    ///
+    /// [`DuplicateName`] if the monitor looks at something of the cluster's name already.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{cluster::Cluster, from_fn};
+    /// # use std::convert::Infallible;
+    /// use millpond::Monitor;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = from_fn(|| std::future::ready(Ok::<_, Infallible>(())));
+    /// let cluster = Cluster::builder().name("orders").build()?;
+    /// let monitor = Monitor::new();
+    /// cluster.show_to(&monitor)?;
+    /// cluster.add_node("db1", manager)?;
+    /// assert_eq!(&*monitor.statuses()[0].config.name, "orders/db1");
+    /// # Ok(()) }
+    /// ```
+    pub fn show_to(&self, monitor: &Monitor) -> Result<(), DuplicateName> {
+        monitor
+            .add_group(Nodes { name: self.name().to_owned(), shared: Arc::downgrade(&self.shared) })
     }
 
     /// The cluster's name.

@@ -10,6 +10,7 @@ use super::Key;
 use crate::core::Counts;
 use crate::error::ConfigError;
 use crate::manager::{Condition, Manager};
+use crate::metrics::Watched;
 use crate::pool::Pool;
 use event_listener::{Event, IntoNotification};
 use std::collections::BTreeMap;
@@ -302,6 +303,8 @@ pub(super) struct Node<K: Key, M: Manager> {
     pub(super) options: NodeOptions,
     /// What tells this node from others to a hash.
     pub(super) seed: u64,
+    /// What monitors are shown of it.
+    pub(super) watched: Arc<Watched<Member<K, M>>>,
 }
 
 impl<K: Key, M: Manager> Node<K, M> {
