@@ -102,6 +102,34 @@ async fn an_acquire_gets_a_connection_of_the_node_that_it_names() {
 }
 
 #[tokio::test]
+async fn a_handle_goes_to_its_node_until_that_is_gone() {
+    let builder = builder().pools(|pool| pool.max_size(1)).acquire_timeout(20 * MILLISECOND);
+    let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    let error = cluster.node("c").unwrap_err();
+    assert_eq!(error.to_string(), "cluster test has no node c; its nodes are: a, b");
+    let (a, b) = (cluster.node("a").unwrap(), cluster.node("b").unwrap());
+    let held = a.acquire().await.unwrap();
+    assert_eq!((a.key().as_str(), held.manager().key().as_str()), ("a", "a"));
+    let error = a.acquire().await.unwrap_err();
+    assert!(
+        matches!(&error, ClusterError::Node { source: AcquireError::Timeout(_), .. }),
+        "{error}"
+    );
+    drop(held);
+    drop(a.acquire().await.unwrap());
+    assert_eq!(managers[0].ledger.opened(), 1);
+    cluster.replace("a", TestManager::new(), SECOND).await.unwrap();
+    assert!(matches!(a.acquire().await, Err(ClusterError::Removed { .. })));
+    drop(cluster.node("a").unwrap().acquire().await.unwrap());
+    managers[1].connect.always(Act::Error);
+    assert!(b.acquire().await.unwrap_err().to_string().starts_with("node b: "));
+    managers[1].connect.calm();
+    cluster.close().await;
+    assert!(matches!(b.acquire().await, Err(ClusterError::Closed { .. })));
+    assert!(matches!(cluster.node("b"), Err(ClusterError::Closed { .. })));
+}
+
+#[tokio::test]
 async fn an_unknown_node_is_named_and_so_are_those_that_there_are() {
     let (cluster, _) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
     let error = cluster.acquire("c").await.unwrap_err();
@@ -850,6 +878,27 @@ async fn who_waits_for_a_primary_gets_the_replica_that_is_promoted() {
     .await;
     become_primary(&managers[1], true);
     assert_eq!(joined(acquire).await.unwrap(), "b");
+}
+
+#[tokio::test]
+async fn a_monitor_sees_the_nodes_that_there_are_and_keeps_nothing_open() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+    let monitor = millpond::Monitor::new();
+    cluster.show_to(&monitor).unwrap();
+    assert_eq!(cluster.show_to(&monitor).unwrap_err().name, "test");
+    let names = || -> Vec<String> {
+        monitor.statuses().iter().map(|status| status.config.name.to_string()).collect()
+    };
+    assert_eq!(names(), ["test/a", "test/b"]);
+    cluster.remove_node("a", SECOND).await.unwrap();
+    cluster.add_node("c".to_owned(), TestManager::new()).unwrap();
+    assert_eq!(names(), ["test/b", "test/c"]);
+    let guard = cluster.acquire("b").await.unwrap();
+    let holders: usize = monitor.sources().iter().map(|source| source.holders().len()).sum();
+    assert_eq!(holders, 1);
+    drop((guard, cluster));
+    assert_eq!(names(), [""; 0]);
+    eventually("all is closed", || managers[1].ledger.live() == 0).await;
 }
 
 #[tokio::test]

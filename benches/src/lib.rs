@@ -21,7 +21,7 @@ pub use self::load::{
     Outcome, SHAPES, Shape, alone, is_pending, thread_runtime, together, wait, worker_runtime,
 };
 pub use self::pools::{
-    BenchPool, Connection, Tally, TrivialManager, WaitingPool, contended, everything_by_the_clock,
-    hits, millpond_pool, nothing_by_the_clock, upkept, waiting,
+    BenchPool, Connection, Tally, TrivialManager, WaitingPool, clusters, contended,
+    everything_by_the_clock, hits, millpond_pool, nothing_by_the_clock, upkept, waiting,
 };
 pub use self::rounds::Rounds;

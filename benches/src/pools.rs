@@ -8,6 +8,7 @@
 
 use crate::load::{Log, is_pending, pass_to_and_fro};
 use crossbeam_queue::ArrayQueue;
+use millpond::cluster::{Cluster, NodeHandle, Policy};
 use millpond::{CheckPolicy, IdleOrder, ObjectPool, Pool, PoolBuilder};
 use std::convert::Infallible;
 use std::future::Future;
@@ -281,6 +282,39 @@ bench_pool!(async PoolOwned, Millpond, |p| p.acquire_owned().await.expect(HIT), 
 bench_pool!(thread PoolBlocking, Millpond, |p| p.acquire_blocking().expect(HIT), p.config().max_size);
 bench_pool!(try PoolTry, Millpond, |p| p.try_acquire().expect(HIT), p.config().max_size);
 
+/// A cluster, and which of its nodes is used.
+struct OfCluster {
+    cluster: Cluster<String, TrivialManager>,
+    key: String,
+    capacity: usize,
+}
+
+bench_pool!(
+    try NodeAsync,
+    OfCluster,
+    |p| p.cluster.acquire(p.key.as_str()).await.expect(HIT),
+    p.capacity
+);
+bench_pool!(
+    try AnyNodeAsync,
+    OfCluster,
+    |p| p.cluster.acquire_any(Policy::RoundRobin).await.expect(HIT),
+    p.capacity
+);
+
+bench_pool!(
+    try HandleAsync,
+    OfHandle,
+    |p| p.node.acquire().await.expect(HIT),
+    p.capacity
+);
+
+/// A node that has been looked up.
+struct OfHandle {
+    node: NodeHandle<String, TrivialManager>,
+    capacity: usize,
+}
+
 /// The deadline of a wait, for the peers that have none of their own: that of Millpond's default.
 const DEADLINE: Duration = Duration::from_secs(5);
 
@@ -498,6 +532,56 @@ pub async fn upkept(capacity: usize) -> Vec<Arc<dyn BenchPool>> {
     ];
     for pool in &pools {
         pool.turns(10 * capacity as u64).await;
+    }
+    pools
+}
+
+/// A hit by way of a cluster: the raw queue, `Pool::acquire` and `acquire_owned`, then clusters of 1, 10
+/// and 1,000 nodes of which one is used, and one that chooses among 10 by turns.
+///
+/// # Panics
+///
+/// If the settings are out of range.
+pub async fn clusters(capacity: usize) -> Vec<Arc<dyn BenchPool>> {
+    let of_nodes = |nodes: usize| {
+        let cluster = Cluster::builder().pools(move |pool| pool.max_size(capacity)).build();
+        let cluster = cluster.expect("a cluster");
+        for number in 0..nodes {
+            let key = format!("node-{number}.example:5432");
+            cluster.add_node(key, TrivialManager::default()).expect("a node");
+        }
+        let key = format!("node-{}.example:5432", nodes / 2);
+        OfCluster { cluster, key, capacity }
+    };
+    let pool = || millpond_pool(capacity, |pool| pool);
+    let node = |name, nodes| Arc::new(NodeAsync { name, pool: of_nodes(nodes), tally: None });
+    let any =
+        AnyNodeAsync { name: "`Cluster::acquire_any`, 10 nodes", pool: of_nodes(10), tally: None };
+    let OfCluster { cluster, key, .. } = of_nodes(10);
+    let node_handle = cluster.node(&key).expect("a node");
+    let handle = HandleAsync {
+        name: "`NodeHandle::acquire`",
+        pool: OfHandle { node: node_handle, capacity },
+        tally: None,
+    };
+    for key in any.pool.cluster.nodes() {
+        let mut held = Vec::new();
+        for _ in 0..capacity {
+            held.push(any.pool.cluster.acquire(&key).await.expect(HIT));
+        }
+    }
+    let pools: Vec<Arc<dyn BenchPool>> = vec![
+        raw_queue(capacity),
+        millpond!(PoolAsync, "`Pool::acquire().await`", pool().await),
+        millpond!(PoolOwned, "`Pool::acquire_owned().await`", pool().await),
+        node("`Cluster::acquire`, 1 node", 1),
+        node("`Cluster::acquire`, 10 nodes", 10),
+        node("`Cluster::acquire`, 1,000 nodes", 1_000),
+        Arc::new(any),
+        Arc::new(handle),
+    ];
+    for pool in &pools {
+        admit(&**pool, capacity).await;
     }
     pools
 }

@@ -20,7 +20,7 @@ use super::table::Table;
 use super::{Cluster, Key, Shared};
 use crate::error::{AcquireError, ReleaseError};
 use crate::manager::Manager;
-use crate::pool::{Attempt, ConnectionInfo, Missed, PooledOwned};
+use crate::pool::{Attempt, ConnectionInfo, Missed, Pooled, PooledOwned};
 use event_listener::EventListener;
 use std::borrow::Borrow;
 use std::fmt;
@@ -142,7 +142,8 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     /// # Cost
     ///
     /// A hit allocates nothing, takes no lock and reads no clock; it looks the node up in a table
-    /// that changes never block, and counts the guard as one more user of the pool.
+    /// that changes never block, and counts the guard as one more user of the pool. A [`NodeHandle`]
+    /// saves both.
     ///
     /// # Examples
     ///
@@ -171,13 +172,52 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     {
         let caller = Location::caller();
         async move {
-            // In a statement of its own, so that the table is not held while it waits.
-            let attempt = self.shared.table.load().get(key).map(|node| node.pool.attempt(caller));
-            match attempt {
-                Some(Attempt::Hit(pooled)) => Ok(ClusterGuard::new(pooled)),
-                Some(Attempt::Miss(missed)) => self.shared.acquire_slow(key, missed, caller).await,
-                None => Err(self.shared.unknown(key)),
+            // In a block of its own, so that the table is not held while it waits.
+            let missed = {
+                let table = self.shared.table.load();
+                match table.pool(key).map(|pool| pool.attempt(caller)) {
+                    Some(Attempt::Hit(pooled)) => return Ok(ClusterGuard::new(pooled)),
+                    Some(Attempt::Miss(missed)) => missed,
+                    None => return Err(self.shared.unknown(key)),
+                }
+            };
+            self.shared.acquire_slow(key, missed, caller).await
+        }
+    }
+
+    /// A handle to one node, for those who go to the same one again and again.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError::UnknownNode`] or [`ClusterError::Closed`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{cluster::Cluster, from_fn};
+    /// # use std::{convert::Infallible, time::Duration};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = from_fn(|| std::future::ready(Ok::<_, Infallible>("hello")));
+    /// let cluster = Cluster::builder().build()?;
+    /// cluster.add_node("db1", manager)?;
+    /// let node = cluster.node("db1")?;
+    /// assert_eq!(*node.acquire().await?, "hello");
+    /// cluster.remove_node("db1", Duration::ZERO).await?;
+    /// assert!(node.acquire().await.unwrap_err().to_string().contains("db1 was removed"));
+    /// # Ok(()) }
+    /// ```
+    pub fn node<Q>(&self, key: &Q) -> Answer<NodeHandle<K, M>, K, M>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + fmt::Display + ?Sized,
+    {
+        let table = self.shared.table.load();
+        match table.get(key) {
+            Some(node) if !table.closed => {
+                Ok(NodeHandle { cluster: self.shared.clone(), node: node.clone() })
             }
+            _ => Err(self.shared.unknown(key)),
         }
     }
 
@@ -252,6 +292,76 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     ) -> impl Future<Output = Served<K, M>> + Send + use<'a, K, M> {
         let caller = Location::caller();
         async move { self.shared.acquire_of(Aim::Session(session), caller).await }
+    }
+}
+
+/// A node of a cluster. It keeps the cluster open, but not the node in it.
+pub struct NodeHandle<K: Key, M: Manager> {
+    cluster: Arc<Shared<K, M>>,
+    node: Arc<Node<K, M>>,
+}
+
+impl<K: Key, M: Manager> NodeHandle<K, M> {
+    /// The node's key.
+    #[must_use]
+    pub fn key(&self) -> &K {
+        self.node.key()
+    }
+
+    /// Acquires a connection of this node; [`manager`](Pooled::manager) of what it answers tells which
+    /// one that is.
+    ///
+    /// # Errors
+    ///
+    /// As [`Cluster::acquire`]; [`ClusterError::Removed`] also if the node has been replaced: then the
+    /// cluster has a handle to the new one.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Pool::acquire`](crate::Pool::acquire).
+    ///
+    /// # Cost
+    ///
+    /// A hit is a hit of the node's pool and nothing more.
+    #[track_caller]
+    #[inline]
+    pub fn acquire(
+        &self,
+    ) -> impl Future<Output = Answer<Pooled<'_, Member<K, M>>, K, M>> + Send + use<'_, K, M> {
+        let caller = Location::caller();
+        async move {
+            match self.node.pool.attempt_here(caller) {
+                Ok(pooled) => Ok(pooled),
+                Err(missed) => {
+                    let served = self.cluster.in_line(missed.wait()).await;
+                    served.map_err(|error| self.explain(error))
+                }
+            }
+        }
+    }
+
+    #[cold]
+    fn explain(&self, source: AcquireError<M::Error>) -> ClusterError<K, M::Error> {
+        let (cluster, key) = (self.cluster.name(), self.key().clone());
+        match source {
+            AcquireError::Closed | AcquireError::Draining if self.cluster.table.load().closed => {
+                ClusterError::Closed { cluster }
+            }
+            AcquireError::Closed | AcquireError::Draining => ClusterError::Removed { cluster, key },
+            source => ClusterError::Node { key, source },
+        }
+    }
+}
+
+impl<K: Key, M: Manager> Clone for NodeHandle<K, M> {
+    fn clone(&self) -> Self {
+        Self { cluster: self.cluster.clone(), node: self.node.clone() }
+    }
+}
+
+impl<K: Key, M: Manager> fmt::Debug for NodeHandle<K, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeHandle").field("key", &format_args!("{}", self.key())).finish()
     }
 }
 

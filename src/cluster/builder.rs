@@ -50,7 +50,11 @@ impl<K: Key, M: Manager> Settings<K, M> {
         }
         let name = format!("{}/{key}", self.name);
         // Whoever is told that a node is down can go to another; its prober goes on.
-        let pool = builder.name(&name).fail_fast(true).build_lazy()?;
+        let pool = builder
+            .name(&name)
+            .fail_fast(true)
+            .acquire_timeout(self.acquire_timeout)
+            .build_lazy()?;
         let reserved = pool.config().reserved.1;
         if self.max_connections.is_some() && reserved > 0 {
             let rule =
@@ -92,8 +96,8 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
         self
     }
 
-    /// Settles the nodes' pools; called once for each. Their names, and `fail_fast`, are the
-    /// cluster's business. Default: a pool's defaults.
+    /// Settles the nodes' pools; called once for each. Their names, `fail_fast` and `acquire_timeout`
+    /// are the cluster's business. Default: a pool's defaults.
     pub fn pools(
         mut self,
         pools: impl Fn(PoolBuilder<Member<K, M>>) -> PoolBuilder<Member<K, M>> + Send + Sync + 'static,
@@ -176,8 +180,7 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
         self
     }
 
-    /// How long an acquire waits, all in all, at whichever nodes; above zero. The pools'
-    /// `acquire_timeout` plays no part. Default: 5 s.
+    /// How long an acquire waits, all in all, at whichever nodes; above zero. Default: 5 s.
     pub fn acquire_timeout(mut self, limit: Duration) -> Self {
         self.settings.acquire_timeout = limit;
         self

@@ -49,7 +49,7 @@ mod status;
 mod table;
 mod watch;
 
-pub use self::acquire::ClusterGuard;
+pub use self::acquire::{ClusterGuard, NodeHandle};
 pub use self::builder::ClusterBuilder;
 pub use self::discovery::{Changes, NodeSpec, SetError};
 pub use self::dns::{Dns, LookupError};
@@ -65,14 +65,14 @@ use self::node::{Node, Origin, State};
 use self::policy::Turns;
 use self::table::Table;
 use crate::manager::Manager;
-use crate::metrics::PoolMetrics;
+use crate::metrics::{DuplicateName, Group, Monitor, PoolMetrics, Source, Watched};
 use crate::pool::{DrainReport, Pool};
 use arc_swap::ArcSwap;
 use event_listener::{Event, IntoNotification};
 use std::borrow::Borrow;
 use std::fmt;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -177,7 +177,25 @@ impl<K: Key, M: Manager> Shared<K, M> {
         let seed = xxhash_rust::xxh3::xxh3_64(name.as_bytes());
         let state = Arc::new(State::new(key, options.role, self.began, self.changed.clone()));
         let pool = self.settings.pool(manager, &state, &name).map_err(wrong)?;
-        Ok(Arc::new(Node { state, pool, options, seed, origin }))
+        let watched = Arc::new(Watched::new(&pool));
+        Ok(Arc::new(Node { state, pool, options, seed, watched, origin }))
+    }
+}
+
+/// The pools of a cluster that is not kept open.
+struct Nodes<K: Key, M: Manager> {
+    name: String,
+    shared: Weak<Shared<K, M>>,
+}
+
+impl<K: Key, M: Manager> Group for Nodes<K, M> {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn sources(&self) -> Option<Vec<Arc<dyn Source>>> {
+        let table = self.shared.upgrade()?.table.load_full();
+        Some(table.nodes().iter().map(|node| node.watched.clone() as Arc<dyn Source>).collect())
     }
 }
 
@@ -362,6 +380,35 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     #[must_use]
     pub fn status(&self) -> ClusterStatus {
         ClusterStatus::new(&self.shared)
+    }
+
+    /// Has a monitor look at the pools of all nodes, whichever there are at the moment, as long as the
+    /// cluster is there. Each has the name `cluster/node`.
+    ///
+    /// # Errors
+    ///
+    /// [`DuplicateName`] if the monitor looks at something of the cluster's name already.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{cluster::Cluster, from_fn};
+    /// # use std::convert::Infallible;
+    /// use millpond::Monitor;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = from_fn(|| std::future::ready(Ok::<_, Infallible>(())));
+    /// let cluster = Cluster::builder().name("orders").build()?;
+    /// let monitor = Monitor::new();
+    /// cluster.show_to(&monitor)?;
+    /// cluster.add_node("db1", manager)?;
+    /// assert_eq!(&*monitor.statuses()[0].config.name, "orders/db1");
+    /// # Ok(()) }
+    /// ```
+    pub fn show_to(&self, monitor: &Monitor) -> Result<(), DuplicateName> {
+        monitor
+            .add_group(Nodes { name: self.name().to_owned(), shared: Arc::downgrade(&self.shared) })
     }
 
     /// The cluster's name.

@@ -11,6 +11,7 @@ use super::endpoint::Endpoint;
 use crate::core::Counts;
 use crate::error::ConfigError;
 use crate::manager::{Condition, Manager};
+use crate::metrics::Watched;
 use crate::pool::Pool;
 use event_listener::{Event, IntoNotification};
 use std::collections::BTreeMap;
@@ -303,6 +304,8 @@ pub(super) struct Node<K: Key, M: Manager> {
     pub(super) options: NodeOptions,
     /// What tells this node from others to a hash.
     pub(super) seed: u64,
+    /// What monitors are shown of it.
+    pub(super) watched: Arc<Watched<Member<K, M>>>,
     pub(super) origin: Origin,
 }
 
@@ -334,9 +337,9 @@ impl<K: Key, M: Manager> Node<K, M> {
         if options.role != self.options.role {
             self.state.set_role(options.role);
         }
-        let Self { state, pool, seed, origin, .. } = self;
-        let (state, pool, seed, origin) = (state.clone(), pool.clone(), *seed, origin.clone());
-        Self { state, pool, options, seed, origin }
+        let Self { state, pool, seed, watched, origin, .. } = self;
+        let (state, pool, seed) = (state.clone(), pool.clone(), *seed);
+        Self { state, pool, options, seed, watched: watched.clone(), origin: origin.clone() }
     }
 }
 

@@ -4,16 +4,20 @@
 //! Not here: who makes the changes (`mod.rs`).
 
 use super::Key;
-use super::node::Node;
+use super::node::{Member, Node};
 use crate::manager::Manager;
+use crate::pool::Pool;
 use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
 
+type Entry<K, M> = (Pool<Member<K, M>>, Arc<Node<K, M>>);
+
 /// All nodes, by key and in the order in which they were added.
 pub(super) struct Table<K: Key, M: Manager> {
-    places: HashMap<K, usize, foldhash::fast::RandomState>,
+    /// The pool beside its node, so that a hit goes to it straight.
+    by_key: HashMap<K, Entry<K, M>, foldhash::fast::RandomState>,
     nodes: Vec<Arc<Node<K, M>>>,
     /// Of each node, the sum of the weights up to and with its own.
     weights: Vec<u64>,
@@ -22,12 +26,13 @@ pub(super) struct Table<K: Key, M: Manager> {
 
 impl<K: Key, M: Manager> Table<K, M> {
     pub(super) fn new(nodes: Vec<Arc<Node<K, M>>>, closed: bool) -> Self {
-        let places = nodes.iter().enumerate().map(|(place, node)| (node.key().clone(), place));
+        let by_key =
+            nodes.iter().map(|node| (node.key().clone(), (node.pool.clone(), node.clone())));
         let sums = nodes.iter().scan(0, |sum, node| {
             *sum += u64::from(node.options.weight);
             Some(*sum)
         });
-        Self { places: places.collect(), weights: sums.collect(), nodes, closed }
+        Self { by_key: by_key.collect(), weights: sums.collect(), nodes, closed }
     }
 
     pub(super) fn nodes(&self) -> &[Arc<Node<K, M>>] {
@@ -40,7 +45,17 @@ impl<K: Key, M: Manager> Table<K, M> {
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        self.places.get(key).map(|place| &self.nodes[*place])
+        self.by_key.get(key).map(|(_, node)| node)
+    }
+
+    /// The pool of a node.
+    #[inline(always)]
+    pub(super) fn pool<Q>(&self, key: &Q) -> Option<&Pool<Member<K, M>>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        self.by_key.get(key).map(|(pool, _)| pool)
     }
 
     /// The place of the node at this part of the load, where all of it is 2^64; there is a node.
@@ -53,8 +68,8 @@ impl<K: Key, M: Manager> Table<K, M> {
     /// The same with another node, or another one in the place of that of the same key.
     pub(super) fn with(&self, node: Arc<Node<K, M>>) -> Self {
         let mut nodes = self.nodes.clone();
-        match self.places.get(node.key()) {
-            Some(place) => nodes[*place] = node,
+        match nodes.iter_mut().find(|other| other.key() == node.key()) {
+            Some(other) => *other = node,
             None => nodes.push(node),
         }
         Self::new(nodes, self.closed)

@@ -12,7 +12,9 @@ mod serialize;
 mod status;
 
 pub use self::histogram::Histogram;
-pub use self::monitor::{DuplicateName, Monitor, Source};
+#[cfg(feature = "cluster")]
+pub(crate) use self::monitor::Watched;
+pub use self::monitor::{DuplicateName, Group, Monitor, Source};
 pub(crate) use self::status::Signs;
 pub use self::status::{Health, PoolStatus};
 

@@ -34,7 +34,29 @@ use std::sync::{Arc, PoisonError, RwLock};
 /// ```
 #[derive(Clone, Default)]
 pub struct Monitor {
-    sources: Arc<RwLock<Vec<Arc<dyn Source>>>>,
+    entries: Arc<RwLock<Vec<Entry>>>,
+}
+
+#[derive(Clone)]
+enum Entry {
+    One(Arc<dyn Source>),
+    Many(Arc<dyn Group>),
+}
+
+impl Entry {
+    fn name(&self) -> String {
+        match self {
+            Self::One(source) => source.name(),
+            Self::Many(group) => group.name(),
+        }
+    }
+
+    fn is_there(&self) -> bool {
+        match self {
+            Self::One(source) => source.status().is_some(),
+            Self::Many(group) => group.sources().is_some(),
+        }
+    }
 }
 
 /// Something whose status can be asked for: a pool, whatever its connections are.
@@ -47,6 +69,15 @@ pub trait Source: Send + Sync {
 
     /// Who holds its connections.
     fn holders(&self) -> Vec<Holder>;
+}
+
+/// Several pools that come and go, such as those of a cluster's nodes.
+pub trait Group: Send + Sync {
+    /// The name of all of them together.
+    fn name(&self) -> String;
+
+    /// Those that there are at the moment, unless the group itself is gone.
+    fn sources(&self) -> Option<Vec<Arc<dyn Source>>>;
 }
 
 /// Two sources of a monitor would have the same name.
@@ -70,8 +101,7 @@ impl Monitor {
     ///
     /// [`DuplicateName`] if there is one of the same name; nothing is added then.
     pub fn add<M: Manager>(&self, pool: &Pool<M>) -> Result<(), DuplicateName> {
-        let name = pool.config().name.to_string();
-        self.add_source(Watched { name, pool: pool.downgrade(), zeros: AtomicU64::new(0) })
+        self.add_source(Watched::new(pool))
     }
 
     /// Looks at something else.
@@ -80,20 +110,39 @@ impl Monitor {
     ///
     /// As [`add`](Self::add).
     pub fn add_source(&self, source: impl Source + 'static) -> Result<(), DuplicateName> {
-        let mut sources = self.sources.write().unwrap_or_else(PoisonError::into_inner);
-        sources.retain(|source| source.status().is_some());
-        let name = source.name();
-        if sources.iter().any(|other| other.name() == name) {
+        self.add_entry(Entry::One(Arc::new(source)))
+    }
+
+    /// Looks at all pools of a group, whichever there are at the moment.
+    ///
+    /// # Errors
+    ///
+    /// As [`add`](Self::add).
+    pub fn add_group(&self, group: impl Group + 'static) -> Result<(), DuplicateName> {
+        self.add_entry(Entry::Many(Arc::new(group)))
+    }
+
+    fn add_entry(&self, entry: Entry) -> Result<(), DuplicateName> {
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        entries.retain(Entry::is_there);
+        let name = entry.name();
+        if entries.iter().any(|other| other.name() == name) {
             return Err(DuplicateName { name });
         }
-        sources.push(Arc::new(source));
+        entries.push(entry);
         Ok(())
     }
 
     /// The sources that there are, in the order in which they were added.
     #[must_use]
     pub fn sources(&self) -> Vec<Arc<dyn Source>> {
-        self.sources.read().unwrap_or_else(PoisonError::into_inner).clone()
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner).clone();
+        // Not under the lock: a group may have to look.
+        let sources = entries.into_iter().flat_map(|entry| match entry {
+            Entry::One(source) => vec![source],
+            Entry::Many(group) => group.sources().unwrap_or_default(),
+        });
+        sources.collect()
     }
 
     /// How each of them is; those that are gone are left out.
@@ -104,11 +153,19 @@ impl Monitor {
     }
 }
 
-struct Watched<M: Manager> {
+/// A pool that is not kept open.
+pub(crate) struct Watched<M: Manager> {
     name: String,
     pool: WeakPool<M>,
     /// The most acquires without a wait that have been told of.
     zeros: AtomicU64,
+}
+
+impl<M: Manager> Watched<M> {
+    pub(crate) fn new(pool: &Pool<M>) -> Self {
+        let name = pool.config().name.to_string();
+        Self { name, pool: pool.downgrade(), zeros: AtomicU64::new(0) }
+    }
 }
 
 impl<M: Manager> Source for Watched<M> {

@@ -2,9 +2,9 @@
 //!
 //! Not here: who is next in line (`core`), and how connections are opened (`connector.rs`).
 
-#[cfg(feature = "cluster")]
-use super::guard::PooledOwned;
 use super::guard::end;
+#[cfg(feature = "cluster")]
+use super::guard::{Pooled, PooledOwned};
 use super::life::look_over;
 use super::{DRAINING, Shared, deadlock::Waiting, operation::bounded};
 use crate::core::{
@@ -243,7 +243,7 @@ pub(crate) struct Missed<M: Manager> {
 
 #[cfg(feature = "cluster")]
 impl<M: Manager> Missed<M> {
-    #[inline]
+    #[inline(always)]
     pub(super) fn attempt(keeper: &Arc<Shared<M>>, caller: Caller) -> Attempt<M> {
         match look(keeper, caller) {
             Found::Ready(loan) => Attempt::Hit(PooledOwned::new(loan)),
@@ -269,6 +269,31 @@ impl<M: Manager> Missed<M> {
         let Self { keeper, found, caller } = self;
         let ask = Ask { limit: Some(limit), patient, ..Ask::new(caller) };
         acquire_slow(keeper, ask, found).await.map(PooledOwned::new)
+    }
+}
+
+/// The same for an acquire that borrows the pool.
+#[cfg(feature = "cluster")]
+pub(crate) struct MissedHere<'p, M: Manager> {
+    keeper: &'p Shared<M>,
+    found: Found<&'p Shared<M>>,
+    caller: Caller,
+}
+
+#[cfg(feature = "cluster")]
+impl<'p, M: Manager> MissedHere<'p, M> {
+    #[inline(always)]
+    pub(super) fn attempt(keeper: &'p Shared<M>, caller: Caller) -> Result<Pooled<'p, M>, Self> {
+        match look(&keeper, caller) {
+            Found::Ready(loan) => Ok(Pooled::new(loan)),
+            found => Err(Self { keeper, found, caller }),
+        }
+    }
+
+    /// Goes on as any acquire does.
+    pub(crate) async fn wait(self) -> Result<Pooled<'p, M>, AcquireError<M::Error>> {
+        let Self { keeper, found, caller } = self;
+        acquire_slow(keeper, Ask::new(caller), found).await.map(Pooled::new)
     }
 }
 

@@ -29,7 +29,7 @@ pub use self::reaper::{Holder, Maintenance};
 
 use self::acquire::{Ask, acquire_blocking_slow, acquire_slow};
 #[cfg(feature = "cluster")]
-pub(crate) use self::acquire::{Attempt, Missed};
+pub(crate) use self::acquire::{Attempt, Missed, MissedHere};
 use self::connector::Connector;
 use self::deadlock::Detector;
 use self::life::{Record, Term};
@@ -383,9 +383,19 @@ impl<M: Manager> Pool<M> {
         }
     }
 
+    /// The same for an acquire that borrows the pool.
+    #[cfg(feature = "cluster")]
+    #[inline(always)]
+    pub(crate) fn attempt_here(
+        &self,
+        caller: &'static Location<'static>,
+    ) -> Result<Pooled<'_, M>, MissedHere<'_, M>> {
+        MissedHere::attempt(&self.shared, caller)
+    }
+
     /// What an acquire finds at once.
     #[cfg(feature = "cluster")]
-    #[inline]
+    #[inline(always)]
     pub(crate) fn attempt(&self, caller: &'static Location<'static>) -> Attempt<M> {
         Missed::attempt(&self.shared, caller)
     }

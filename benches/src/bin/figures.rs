@@ -1,15 +1,15 @@
 //! Millpond's figures, as the tables of the README: `cargo run --release -p millpond-bench --bin
 //! figures`. With `--quick` it gives a first impression; with some of the words `waiting`, `hit`,
-//! `threads`, `crowds` and `upkeep`, only those parts.
+//! `threads`, `crowds`, `cluster` and `upkeep`, only those parts.
 //!
 //! What is compared runs in turn, and each ratio is the median of the ratios within the rounds (see
 //! `rounds.rs`); so the ratios hold on a machine that does other things as well, the times less so.
 
 use millpond::IdleOrder;
 use millpond_bench::{
-    Connection, Effort, POOL, RAW, Rounds, SHAPES, Shape, WaitingPool, contended, disturbed,
-    everything_by_the_clock, hits, millpond_pool, thread_runtime, time_hits, time_threads, upkept,
-    wait, waiting, worker_runtime,
+    Connection, Effort, POOL, RAW, Rounds, SHAPES, Shape, WaitingPool, clusters, contended,
+    disturbed, everything_by_the_clock, hits, millpond_pool, thread_runtime, time_hits,
+    time_threads, upkept, wait, waiting, worker_runtime,
 };
 use std::future::Future;
 use std::hint::black_box;
@@ -71,6 +71,9 @@ fn main() {
     if wanted("crowds") {
         crowds(&runtime, &effort, &mut goals);
     }
+    if wanted("cluster") {
+        cluster(&runtime, &effort, &mut goals);
+    }
     if wanted("upkeep") {
         upkeep(&runtime, &effort, &mut goals);
     }
@@ -98,6 +101,22 @@ fn hit(runtime: &Runtime, effort: &Effort, goals: &mut Goals) {
         if ["deadpool", "bb8", "r2d2"].contains(&pool.name()) {
             let what = format!("hit, times faster than {}", pool.name());
             goals.at_least(what, 8.0, rounds.ratio(who, POOL, |ns| *ns));
+        }
+    }
+}
+
+/// What a hit costs that looks its node up.
+fn cluster(runtime: &Runtime, effort: &Effort, goals: &mut Goals) {
+    let pools = runtime.block_on(clusters(16));
+    let rounds = time_hits(runtime, &pools, effort);
+    println!("\n## A hit of a cluster: one task, 16 connections\n");
+    println!("| | ns | ns more than `Pool::acquire` | times the raw queue |\n|---|--:|--:|--:|");
+    let ns = |who| rounds.median(who, |ns| *ns);
+    for (who, pool) in pools.iter().enumerate() {
+        let (more, times) = (ns(who) - ns(POOL), rounds.ratio(who, RAW, |ns| *ns));
+        println!("| {} | {:.1} | {more:.1} | {times:.2} |", pool.name(), ns(who));
+        if pool.name().starts_with("`Cluster::acquire`") {
+            goals.at_most(format!("{}, ns more for a hit", pool.name()), 15.0, more);
         }
     }
 }
