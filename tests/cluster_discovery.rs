@@ -9,8 +9,8 @@ use support::*;
 
 use futures_util::stream::{self, StreamExt};
 use millpond::cluster::{
-    Changes, Cluster, ClusterBuilder, ClusterError, Dns, Endpoint, NodeError, NodeOptions,
-    NodeSpec, Policy, Role, SetError, Watch, WatchError,
+    Changes, Cluster, ClusterBuilder, ClusterError, Dns, Endpoint, LookupError, NodeError,
+    NodeOptions, NodeSpec, Policy, Role, SetError, Watch, WatchError,
 };
 use std::collections::HashMap;
 use std::future::Future;
@@ -313,9 +313,10 @@ async fn a_closed_cluster_takes_no_set() {
     assert_eq!(servers.count(), 1, "nothing is made for it");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn whoever_waits_sees_all_of_a_set_or_nothing_of_it() {
     let (cluster, servers) = test_cluster();
+    let began = tokio::time::Instant::now();
     let mut for_any = pin!(cluster.acquire_any(Policy::RoundRobin));
     let mut for_primary = pin!(cluster.acquire_any(Policy::Primary));
     assert!(poll_once(for_any.as_mut()).is_pending());
@@ -333,6 +334,7 @@ async fn whoever_waits_sees_all_of_a_set_or_nothing_of_it() {
     assert!(matches!(by_name.await, Err(ClusterError::Removed { .. })));
     assert_eq!(for_any.await.unwrap().node(), "b");
     assert_eq!(for_primary.await.unwrap().node(), "b");
+    assert_eq!(began.elapsed(), Duration::ZERO, "they are told, and do not find out by and by");
     assert_eq!(servers.at("a:1").ledger.live(), 2, "the guards outlive the node");
     drop(held);
     eventually("a is drained", || servers.at("a:1").ledger.live() == 0).await;
@@ -408,6 +410,23 @@ fn outside_a_runtime_a_set_is_applied_and_nobody_waits_for_a_drain() {
     assert!(matches!(unknown, Err(ClusterError::UnknownNode { .. })));
     drop(held);
     runtime.block_on(eventually("a is closed", || servers.at("a:1").ledger.live() == 0));
+}
+
+#[tokio::test]
+async fn nodes_of_a_set_share_the_cap_with_those_that_are_still_drained() {
+    let servers = Servers::default();
+    let cluster = servers.builder().max_connections(2).build().unwrap();
+    apply(&cluster, "a");
+    let held = [cluster.acquire("a").await.unwrap(), cluster.acquire("a").await.unwrap()];
+    apply(&cluster, "b");
+    let mut waits = pin!(cluster.acquire("b"));
+    for _ in 0..64 {
+        assert!(poll_once(waits.as_mut()).is_pending());
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(servers.at("b:1").ledger.opened(), 0, "there are two already");
+    drop(held);
+    assert_eq!(waits.await.unwrap().node(), "b");
 }
 
 #[tokio::test]
@@ -604,6 +623,32 @@ async fn a_watch_removes_and_changes_only_what_it_has_added() {
     assert_eq!(servers.at("elsewhere:1").ledger.opened(), 0);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_change_by_hand_is_lost_beside_a_watch() {
+    let (cluster, _servers) = test_cluster();
+    let sets = [0..200, 100..300].map(|numbers| -> Vec<Spec> {
+        numbers.map(|number| node(&format!("n{number}"))).collect()
+    });
+    let answers = stream::iter(sets).cycle().map(Ok::<_, Infallible>);
+    let watch = cluster.watch(answers, PATIENCE);
+    let by_hand = tokio::spawn({
+        let cluster = cluster.clone();
+        async move {
+            for number in 0..500 {
+                let key = format!("hand{number}");
+                cluster.add_node(key.clone(), TestManager::new()).unwrap();
+                tokio::task::yield_now().await;
+                cluster.remove_node(&key, PATIENCE).await.unwrap();
+                assert!(!cluster.nodes().contains(&key), "{key} is back");
+            }
+        }
+    });
+    joined(by_hand).await;
+    eventually("sets are applied all the while", || watch.applied() > 10).await;
+    watch.stop().await;
+    assert_eq!(cluster.nodes().len(), 200);
+}
+
 #[tokio::test]
 async fn a_watch_whose_nodes_cannot_be_made_keeps_those_that_it_has() {
     hush_scripted_panics();
@@ -665,10 +710,13 @@ async fn a_watch_ends_with_the_cluster_and_does_not_keep_it_alive() {
         drop(cluster.clone());
         tokio::time::sleep(SECOND).await;
         assert!(watch.is_running(), "there is another handle");
-        if close {
+        let _closed = if close {
             cluster.close().await;
-        }
-        drop(cluster);
+            Some(cluster)
+        } else {
+            drop(cluster);
+            None
+        };
         // Although its stream is silent.
         eventually("the watch has ended", || !watch.is_running()).await;
         assert!(sender.is_closed(), "its stream is dropped");
@@ -691,18 +739,25 @@ async fn a_stream_that_panics_ends_its_watch_and_nothing_else() {
     drop(cluster.acquire("a").await.unwrap());
 }
 
-#[tokio::test]
-async fn a_stream_that_is_always_ready_keeps_nobody_from_running_and_can_be_stopped() {
-    let (cluster, _servers) = test_cluster();
-    let sets = ["a b", "b c", "c a"];
-    let answers = stream::iter(sets).cycle().map(|set| Ok::<_, Infallible>(nodes(set)));
-    let watch = cluster.watch(answers, PATIENCE);
-    eventually("many sets are applied", || watch.applied() > 100).await;
-    let guard = cluster.acquire_any(Policy::RoundRobin).await.unwrap();
-    eventually("more are applied while a connection is in use", || watch.applied() > 200).await;
-    watch.stop().await;
-    drop(guard);
-    assert_eq!(cluster.nodes().len(), 2);
+#[test]
+fn a_stream_that_is_always_ready_keeps_nobody_from_running_and_can_be_stopped() {
+    let scene = async {
+        let (cluster, _servers) = test_cluster();
+        let sets = ["a b", "b c", "c a"];
+        let answers = stream::iter(sets).cycle().map(|set| Ok::<_, Infallible>(nodes(set)));
+        let watch = cluster.watch(answers, PATIENCE);
+        eventually("many sets are applied", || watch.applied() > 100).await;
+        let guard = cluster.acquire_any(Policy::RoundRobin).await.unwrap();
+        eventually("more are applied while one is in use", || watch.applied() > 200).await;
+        watch.stop().await;
+        drop(guard);
+        assert_eq!(cluster.nodes().len(), 2);
+    };
+    // In a thread of its own, so that there is somebody to see it if the only thread has no time left.
+    join(std::thread::spawn(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.unwrap().block_on(scene);
+    }));
 }
 
 /// A resolver whose answers a test gives.
@@ -756,7 +811,12 @@ fn keys(set: &[Spec]) -> Vec<&str> {
     set.iter().map(|spec| spec.key.as_str()).collect()
 }
 
-fn poll_stream(dns: &mut Dns) -> Poll<Option<Result<Vec<Spec>, millpond::cluster::LookupError>>> {
+/// The next answer of DNS, which comes within a few lookups.
+async fn soon(dns: &mut Dns) -> Result<Vec<Spec>, LookupError> {
+    tokio::time::timeout(50 * SECOND, dns.next()).await.expect("nothing comes").unwrap()
+}
+
+fn poll_stream(dns: &mut Dns) -> Poll<Option<Result<Vec<Spec>, LookupError>>> {
     use futures_util::Stream;
     Pin::new(dns).poll_next(&mut Context::from_waker(std::task::Waker::noop()))
 }
@@ -789,18 +849,18 @@ async fn dns_passes_errors_on_and_yields_the_same_set_after_one() {
     let resolver = Resolver::default();
     resolver.answers("10.0.0.1:5432");
     let mut dns = resolver.dns();
-    dns.next().await.unwrap().unwrap();
+    soon(&mut dns).await.unwrap();
     resolver.fails.store(true, Ordering::SeqCst);
     for _ in 0..2 {
-        let error = dns.next().await.unwrap().unwrap_err();
+        let error = soon(&mut dns).await.unwrap_err();
         assert_eq!(error.to_string(), "cannot look up db.internal:5432");
         assert_eq!(error.source.to_string(), "SERVFAIL");
         assert!(poll_stream(&mut dns).is_pending(), "it pauses after an error too");
     }
     resolver.fails.store(false, Ordering::SeqCst);
-    assert_eq!(keys(&dns.next().await.unwrap().unwrap()), ["10.0.0.1:5432"]);
+    assert_eq!(keys(&soon(&mut dns).await.unwrap()), ["10.0.0.1:5432"]);
     resolver.answers("");
-    assert!(dns.next().await.unwrap().unwrap().is_empty());
+    assert!(soon(&mut dns).await.unwrap().is_empty());
 }
 
 #[tokio::test(start_paused = true)]

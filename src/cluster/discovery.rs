@@ -122,8 +122,8 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     /// - one that is not in the set is removed as by [`remove_node`](Self::remove_node), however it
     ///   was added;
     /// - one that is at another endpoint is [replaced](Self::replace): whoever waits for it goes on
-    ///   waiting, for the new one. So is one that was added with a manager, since nobody knows where
-    ///   it is;
+    ///   waiting, for the new one; only a [`NodeHandle`](super::NodeHandle) is one to the old one. So is
+    ///   one that was added with a manager, since nobody knows where it is;
     /// - one with other options gets them as by [`set_options`](Self::set_options);
     /// - all others stay as they are, with their connections.
     ///

@@ -5,6 +5,9 @@
 //! is back. Nodes come, go and are replaced while the cluster is in use; nobody waits for that, since
 //! the nodes share nothing on the way of an acquire that hits.
 //!
+//! Which nodes there are may be said one by one, as a whole ([`Cluster::apply`]), or by a stream
+//! ([`Cluster::watch`]), such as of the addresses that a name has ([`Dns`]).
+//!
 //! # Examples
 //!
 //! ```
