@@ -226,13 +226,15 @@ async fn an_empty_cluster_says_so_at_the_deadline_or_at_once() {
     assert!(matches!(cluster.status().health, Health::Down(_)));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn who_waits_in_an_empty_cluster_is_served_by_the_first_node_that_comes() {
     let cluster = builder().build().unwrap();
+    let began = tokio::time::Instant::now();
     let mut acquire = pin!(cluster.acquire_any(Policy::RoundRobin));
     assert!(poll_once(acquire.as_mut()).is_pending());
     cluster.add_node("a".to_owned(), TestManager::new()).unwrap();
     assert_eq!(acquire.await.unwrap().node(), "a");
+    assert_eq!(began.elapsed(), Duration::ZERO, "it was not told, but looked again by the clock");
 }
 
 #[tokio::test]
@@ -1051,6 +1053,19 @@ async fn connections_of_a_node_that_was_removed_count_until_they_are_gone() {
     let [one, _other] = held;
     drop(one);
     assert_eq!(acquire.await.unwrap().node(), "b");
+    assert_eq!(whole.most_live(), 2);
+}
+
+#[tokio::test]
+async fn with_a_cap_too_a_removal_that_is_given_up_closes_the_node_at_once() {
+    let (cluster, managers, whole) = capped(2, 2, [("a", plain()), ("b", plain())]);
+    let guard = cluster.acquire("a").await.unwrap();
+    drop(cluster.acquire("a").await.unwrap());
+    assert!(cut_after(1, cluster.remove_node("a", PATIENCE)).await.is_none());
+    eventually("the idle one is closed", || managers[0].ledger.live() == 1).await;
+    drop(cluster.acquire("b").await.unwrap());
+    drop(guard);
+    eventually("the other one is closed", || managers[0].ledger.live() == 0).await;
     assert_eq!(whole.most_live(), 2);
 }
 
