@@ -295,6 +295,27 @@ async fn reads_go_to_the_primary_only_while_no_replica_is_up() {
     assert_eq!(acquire.await.unwrap().node(), "r");
 }
 
+#[tokio::test]
+async fn who_wants_a_replica_gets_no_primary_though_no_replica_is_up() {
+    let nodes = [("p", primary()), ("r1", replica()), ("r2", replica().weight(3)), ("x", plain())];
+    let (cluster, managers) = cluster_of(builder().fail_fast(true), nodes);
+    for key in ["p", "r1", "r2", "x"] {
+        drop(cluster.acquire(key).await.unwrap());
+    }
+    let reads = spread(&cluster, Policy::Replica, 4_000).await;
+    assert_eq!(reads.len(), 2, "{reads:?}");
+    assert_near("r1", reads["r1"], 1_000);
+    assert_near("r2", reads["r2"], 3_000);
+    for (key, manager) in [("r1", &managers[1]), ("r2", &managers[2])] {
+        manager.connect.always(Act::Error);
+        manager.condition.once(Act::Error);
+        drop(cluster.acquire(key).await.unwrap()); // broken, and closed
+        eventually("it has no connection", || manager.ledger.live() == 0).await;
+    }
+    let error = cluster.acquire_any(Policy::Replica).await.unwrap_err();
+    assert!(error.to_string().contains("can serve a replica: p (primary) is healthy"), "{error}");
+}
+
 /// Acquires until this node serves.
 async fn eventually_served(cluster: &TestCluster, policy: Policy<'_, String>, key: &str) {
     let began = std::time::Instant::now();
