@@ -874,6 +874,23 @@ async fn who_waits_for_a_primary_gets_the_replica_that_is_promoted() {
 }
 
 #[tokio::test]
+async fn a_node_that_comes_later_is_asked_for_its_role_though_others_can_serve() {
+    let (cluster, _managers) = with_roles([Role::Primary, Role::Replica]);
+    for policy in [Policy::Primary, Policy::Replica] {
+        drop(cluster.acquire_any(policy).await.unwrap());
+    }
+    let late = TestManager::new();
+    become_primary(&late, false);
+    late.connect.once(Act::Permanent);
+    cluster.add_node("late".to_owned(), late.clone()).unwrap();
+    let status = cluster.status();
+    assert_eq!((late.ledger.opened(), status.nodes[2].role), (0, Role::Unknown));
+    eventually_served(&cluster, Policy::Replica, "late").await;
+    spread(&cluster, Policy::Replica, 100).await;
+    assert_eq!(late.ledger.opened(), 1);
+}
+
+#[tokio::test]
 async fn figures_of_all_nodes_add_up() {
     let (cluster, _managers) = cluster_of(builder(), [("a", plain()), ("b", plain().weight(3))]);
     let held = cluster.acquire("a").await.unwrap();

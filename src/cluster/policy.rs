@@ -202,6 +202,7 @@ impl<K: Key, M: Manager> Choice<'_, K, M> {
             if fits(node) && lot < node.ramp(self.slow_start) {
                 return Some(place);
             }
+            node.get_to_know();
         }
         let all = (last..nodes.len()).chain(0..last);
         all.into_iter().find(|place| fits(&nodes[*place]))
