@@ -873,6 +873,21 @@ async fn who_waits_for_a_primary_gets_the_replica_that_is_promoted() {
     assert_eq!(joined(acquire).await.unwrap(), "b");
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_waits_at_a_primary_that_does_not_answer_gets_the_replica_that_is_promoted() {
+    let (cluster, managers) = with_roles([Role::Primary, Role::Replica]);
+    let writer = cluster.acquire_any(Policy::Primary).await.unwrap();
+    let reader = cluster.acquire_any(Policy::Replica).await.unwrap();
+    managers[0].connect.always(Act::Never);
+    become_primary(&managers[1], true);
+    drop(reader);
+    let began = tokio::time::Instant::now();
+    let guard = cluster.acquire_any(Policy::Primary).await.unwrap();
+    assert_eq!((guard.node().as_str(), guard.role()), ("b", Role::Primary));
+    assert_eq!(began.elapsed(), 250 * MILLISECOND);
+    drop(writer);
+}
+
 #[tokio::test]
 async fn a_node_that_comes_later_is_asked_for_its_role_though_others_can_serve() {
     let (cluster, _managers) = with_roles([Role::Primary, Role::Replica]);

@@ -490,6 +490,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                 Event::Quiet => {
                     self.dials += 1;
                     self.out.clear();
+                    self.ask_the_others();
                 }
             }
         }
@@ -581,6 +582,14 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             });
         }
         Ok(())
+    }
+
+    /// Those that may be used do not serve. One that may not be used may have taken over their role.
+    fn ask_the_others(&self) {
+        let table = self.cluster.table.load();
+        let choice = self.cluster.choice(&table);
+        let others = table.nodes().iter().filter(|node| !self.aim.allows(&choice, node));
+        others.for_each(Node::read_role_again);
     }
 
     /// Sees to it that the first of the nodes that have room open a connection for this acquire.
