@@ -131,7 +131,7 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     ///   its place.
     /// - [`ClusterError::Node`] with what the node's pool says: a timeout after the cluster's
     ///   `acquire_timeout`, or, while connecting fails and no connection of the node is left,
-    ///   [`AcquireError::Unavailable`](crate::AcquireError::Unavailable) at once.
+    ///   [`AcquireError::Unavailable`] at once.
     /// - [`ClusterError::Closed`] if the cluster is closed.
     ///
     /// # Cancel safety
