@@ -325,6 +325,27 @@ async fn reads_go_to_the_primary_only_while_no_replica_is_up() {
     assert_eq!(acquire.await.unwrap().node(), "r");
 }
 
+#[tokio::test]
+async fn who_wants_a_replica_gets_no_primary_though_no_replica_is_up() {
+    let nodes = [("p", primary()), ("r1", replica()), ("r2", replica().weight(3)), ("x", plain())];
+    let (cluster, managers) = cluster_of(builder().fail_fast(true), nodes);
+    for key in ["p", "r1", "r2", "x"] {
+        drop(cluster.acquire(key).await.unwrap());
+    }
+    let reads = spread(&cluster, Policy::Replica, 4_000).await;
+    assert_eq!(reads.len(), 2, "{reads:?}");
+    assert_near("r1", reads["r1"], 1_000);
+    assert_near("r2", reads["r2"], 3_000);
+    for (key, manager) in [("r1", &managers[1]), ("r2", &managers[2])] {
+        manager.connect.always(Act::Error);
+        manager.condition.once(Act::Error);
+        drop(cluster.acquire(key).await.unwrap()); // broken, and closed
+        eventually("it has no connection", || manager.ledger.live() == 0).await;
+    }
+    let error = cluster.acquire_any(Policy::Replica).await.unwrap_err();
+    assert!(error.to_string().contains("can serve a replica: p (primary) is healthy"), "{error}");
+}
+
 /// Acquires until this node serves.
 async fn eventually_served(cluster: &TestCluster, policy: Policy<'_, String>, key: &str) {
     let began = std::time::Instant::now();
@@ -898,6 +919,38 @@ async fn who_waits_for_a_primary_gets_the_replica_that_is_promoted() {
     .await;
     become_primary(&managers[1], true);
     assert_eq!(joined(acquire).await.unwrap(), "b");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_at_a_primary_that_does_not_answer_gets_the_replica_that_is_promoted() {
+    let (cluster, managers) = with_roles([Role::Primary, Role::Replica]);
+    let writer = cluster.acquire_any(Policy::Primary).await.unwrap();
+    let reader = cluster.acquire_any(Policy::Replica).await.unwrap();
+    managers[0].connect.always(Act::Never);
+    become_primary(&managers[1], true);
+    drop(reader);
+    let began = tokio::time::Instant::now();
+    let guard = cluster.acquire_any(Policy::Primary).await.unwrap();
+    assert_eq!((guard.node().as_str(), guard.role()), ("b", Role::Primary));
+    assert_eq!(began.elapsed(), 250 * MILLISECOND);
+    drop(writer);
+}
+
+#[tokio::test]
+async fn a_node_that_comes_later_is_asked_for_its_role_though_others_can_serve() {
+    let (cluster, _managers) = with_roles([Role::Primary, Role::Replica]);
+    for policy in [Policy::Primary, Policy::Replica] {
+        drop(cluster.acquire_any(policy).await.unwrap());
+    }
+    let late = TestManager::new();
+    become_primary(&late, false);
+    late.connect.once(Act::Permanent);
+    cluster.add_node("late".to_owned(), late.clone()).unwrap();
+    let status = cluster.status();
+    assert_eq!((late.ledger.opened(), status.nodes[2].role), (0, Role::Unknown));
+    eventually_served(&cluster, Policy::Replica, "late").await;
+    spread(&cluster, Policy::Replica, 100).await;
+    assert_eq!(late.ledger.opened(), 1);
 }
 
 #[tokio::test]

@@ -370,6 +370,20 @@ impl<K: Key, M: Manager> Node<K, M> {
         }
     }
 
+    /// Goes to a node for the first time whose server is to say what it is, or nobody would ever who
+    /// wants one role only.
+    pub(super) fn get_to_know(self: &Arc<Self>) {
+        let never_reached = self.state.latency.load(Ordering::Relaxed) == 0;
+        if !never_reached || self.pool.manager().read_role.is_none() {
+            return;
+        }
+        if self.is_up() {
+            self.try_in_background();
+        } else {
+            self.try_again();
+        }
+    }
+
     /// Has the server asked for its role again.
     pub(super) fn read_role_again(self: &Arc<Self>) {
         let Some(read_role) = self.pool.manager().read_role.clone() else { return };
