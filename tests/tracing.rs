@@ -179,3 +179,44 @@ async fn each_use_has_a_span_if_that_is_wanted() {
     has(&told, "TRACE span use", "");
     has(&told, "TRACE end of use", "");
 }
+
+#[cfg(feature = "cluster")]
+#[tokio::test(start_paused = true)]
+async fn a_set_of_nodes_is_told_of_and_what_of_it_is_refused_and_what_is_not_drained_in_time() {
+    use futures_util::stream::{self, StreamExt};
+    use millpond::cluster::{Cluster, Endpoint, NodeOptions, NodeSpec};
+    use std::io;
+
+    let (notes, _listening) = listen();
+    let cluster: Cluster<String, TestManager> =
+        Cluster::builder().name("shop").template(|_| TestManager::new()).build().unwrap();
+    let node = |key: &str| NodeSpec::new(key, Endpoint::new(key, 1));
+    let bad = node("c").options(NodeOptions::default().weight(0));
+    cluster.apply([node("a"), node("b"), bad], SECOND).unwrap();
+    let told = notes.take();
+    let changes = "the nodes have changed: 2 added, 0 removed, 0 replaced, 0 changed, 1 refused";
+    has(&told, "INFO ", &format!("{changes} cluster=\"shop\""));
+    has(&told, "WARN a node is refused cluster=\"shop\" node=c", "weight is 0");
+    assert_eq!(told.len(), 2);
+    cluster.apply([node("b"), node("a")], SECOND).unwrap();
+    assert_eq!(notes.take(), [""; 0], "nothing has changed");
+    let held = cluster.acquire("a").await.unwrap();
+    notes.take();
+    cluster.apply([node("b")], 5 * SECOND).unwrap();
+    tokio::time::sleep(4 * SECOND).await;
+    let told = notes.take();
+    has(&told, "INFO the pool is being drained pool=shop/a", "");
+    assert_eq!(told.len(), 2, "{told:#?}");
+    tokio::time::sleep(2 * SECOND).await;
+    let told = notes.take();
+    has(&told, "WARN removed, but not drained: 0 closed, 1 still out; ", "cluster=\"shop\" node=a");
+    drop(held);
+    // What a stream of sets has to say.
+    let answers = [Err(io::Error::other("no answer")), Ok(Vec::new())];
+    let watch = cluster.watch(stream::iter(answers).chain(stream::empty()), SECOND);
+    eventually("the watch has ended", || !watch.is_running()).await;
+    let told = notes.take();
+    has(&told, "WARN no nodes are learned cluster=\"shop\" error=no answer", "");
+    has(&told, "WARN no nodes are learned cluster=\"shop\" error=a set without nodes", "");
+    has(&told, "INFO a watch of nodes has ended cluster=\"shop\"", "");
+}

@@ -32,6 +32,7 @@ pub(super) struct Settings<K: Key, M: Manager> {
     pub(super) try_next_after: Duration,
     pub(super) slow_start: Duration,
     pub(super) fail_fast: bool,
+    pub(super) accept_empty_sets: bool,
 }
 
 impl<K: Key, M: Manager> Settings<K, M> {
@@ -83,6 +84,7 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
                 try_next_after: Duration::from_millis(250),
                 slow_start: Duration::from_secs(10),
                 fail_fast: false,
+                accept_empty_sets: false,
             },
         }
     }
@@ -205,6 +207,14 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
     /// takes, fails at once rather than at its deadline. Default: `false`.
     pub fn fail_fast(mut self, fail_fast: bool) -> Self {
         self.settings.fail_fast = fail_fast;
+        self
+    }
+
+    /// Whether a [set](Cluster::apply) without nodes takes all nodes away. By default it is refused, and
+    /// the nodes stay: a source that names no node at all is more often broken than right. Default:
+    /// `false`.
+    pub fn accept_empty_sets(mut self, accept: bool) -> Self {
+        self.settings.accept_empty_sets = accept;
         self
     }
 

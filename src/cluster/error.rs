@@ -133,6 +133,14 @@ pub enum NodeError {
         /// The key.
         key: String,
     },
+    /// A [set](super::Cluster::apply) has several with this key.
+    #[error("a set of nodes for cluster {cluster} has node {key} more than once")]
+    Ambiguous {
+        /// The cluster's name.
+        cluster: Arc<str>,
+        /// The key.
+        key: String,
+    },
     /// There is none with this key.
     #[error("cluster {cluster} has no node {key}; its nodes are: {nodes}")]
     Unknown {
@@ -163,6 +171,15 @@ pub enum NodeError {
         key: String,
         /// Where it is.
         endpoint: String,
+    },
+    /// The template, or what settles the pool, panicked while the node of a
+    /// [set](super::Cluster::apply) was made.
+    #[error("node {key}: what makes it panicked: {message}")]
+    Panicked {
+        /// The node.
+        key: String,
+        /// What the panic said.
+        message: String,
     },
     /// The cluster is closed.
     #[error("cluster {cluster} is closed")]

@@ -38,6 +38,8 @@
 
 mod acquire;
 mod builder;
+mod discovery;
+mod dns;
 mod endpoint;
 mod error;
 mod limits;
@@ -45,17 +47,21 @@ mod node;
 mod policy;
 mod status;
 mod table;
+mod watch;
 
 pub use self::acquire::{ClusterGuard, NodeHandle};
 pub use self::builder::ClusterBuilder;
+pub use self::discovery::{Changes, NodeSpec, SetError};
+pub use self::dns::{Dns, LookupError};
 pub use self::endpoint::{Endpoint, ParseEndpointError};
 pub use self::error::{ClusterError, NodeError, NodeReport};
 pub use self::node::{Member, NodeOptions, NodeView, Role, RoleFuture};
 pub use self::policy::{Policy, Rank};
 pub use self::status::{ClusterStatus, NodeStatus};
+pub use self::watch::{Watch, WatchError};
 
 use self::limits::Cap;
-use self::node::{Node, State};
+use self::node::{Node, Origin, State};
 use self::policy::Turns;
 use self::table::Table;
 use crate::manager::Manager;
@@ -106,18 +112,32 @@ impl<K: Key, M: Manager> Shared<K, M> {
         &self,
         change: impl FnOnce(&Table<K, M>) -> Result<(Table<K, M>, T), NodeError>,
     ) -> Result<T, NodeError> {
-        let answer = {
-            let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-            let table = self.table.load();
+        self.swap(|table| {
             if table.closed {
-                return Err(NodeError::Closed { cluster: self.name() });
+                return (None, Err(NodeError::Closed { cluster: self.name() }));
             }
-            let (next, answer) = change(&table)?;
-            self.table.store(Arc::new(next));
-            answer
+            match change(table) {
+                Ok((next, answer)) => (Some(next), Ok(answer)),
+                Err(error) => (None, Err(error)),
+            }
+        })
+    }
+
+    /// Puts another table in the place of the present one, if there is to be another.
+    fn swap<T>(&self, next: impl FnOnce(&Table<K, M>) -> (Option<Table<K, M>>, T)) -> T {
+        let (is_other, answer) = {
+            let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+            let (next, answer) = next(&self.table.load());
+            let is_other = next.is_some();
+            if let Some(next) = next {
+                self.table.store(Arc::new(next));
+            }
+            (is_other, answer)
         };
-        self.changed.notify(usize::MAX.additional());
-        Ok(answer)
+        if is_other {
+            self.changed.notify(usize::MAX.additional());
+        }
+        answer
     }
 
     fn no_such_node<Q: fmt::Display + ?Sized>(&self, key: &Q, table: &Table<K, M>) -> NodeError {
@@ -131,12 +151,25 @@ impl<K: Key, M: Manager> Shared<K, M> {
         }
     }
 
+    /// What the template makes of an endpoint.
+    fn manager_of(&self, key: &K, endpoint: &Endpoint) -> Result<M, NodeError> {
+        let Some(template) = &self.settings.template else {
+            return Err(NodeError::NoTemplate {
+                cluster: self.name(),
+                key: key.to_string(),
+                endpoint: endpoint.to_string(),
+            });
+        };
+        Ok(template(endpoint))
+    }
+
     /// A node with a pool of its own, which is not in the table yet.
     fn new_node(
         &self,
         key: K,
         manager: M,
         options: NodeOptions,
+        origin: Origin,
     ) -> Result<Arc<Node<K, M>>, NodeError> {
         let name = key.to_string();
         let wrong = |source| NodeError::Config { key: name.clone(), source };
@@ -145,7 +178,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
         let state = Arc::new(State::new(key, options.role, self.began, self.changed.clone()));
         let pool = self.settings.pool(manager, &state, &name).map_err(wrong)?;
         let watched = Arc::new(Watched::new(&pool));
-        Ok(Arc::new(Node { state, pool, options, seed, watched }))
+        Ok(Arc::new(Node { state, pool, options, seed, watched, origin }))
     }
 }
 
@@ -188,7 +221,17 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     ///
     /// As [`add_node`](Self::add_node).
     pub fn add_node_with(&self, key: K, manager: M, options: NodeOptions) -> Result<(), NodeError> {
-        let node = self.shared.new_node(key, manager, options)?;
+        self.add(key, manager, options, Origin::default())
+    }
+
+    fn add(
+        &self,
+        key: K,
+        manager: M,
+        options: NodeOptions,
+        origin: Origin,
+    ) -> Result<(), NodeError> {
+        let node = self.shared.new_node(key, manager, options, origin)?;
         self.shared.change(|table| {
             if table.get(node.key()).is_some() {
                 let (cluster, key) = (self.shared.name(), node.key().to_string());
@@ -221,14 +264,8 @@ impl<K: Key, M: Manager> Cluster<K, M> {
         options: NodeOptions,
     ) -> Result<(), NodeError> {
         let key = key.into();
-        let Some(template) = &self.shared.settings.template else {
-            return Err(NodeError::NoTemplate {
-                cluster: self.shared.name(),
-                key: key.to_string(),
-                endpoint: endpoint.to_string(),
-            });
-        };
-        self.add_node_with(key, template(&endpoint), options)
+        let manager = self.shared.manager_of(&key, &endpoint)?;
+        self.add(key, manager, options, Origin { endpoint: Some(endpoint), watch: None })
     }
 
     /// Takes a node out, and drains its pool as [`Pool::drain`](crate::Pool::drain) does: whoever
@@ -281,7 +318,8 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     {
         let old = self.shared.change(|table| {
             let old = table.get(key).ok_or_else(|| self.shared.no_such_node(key, table))?;
-            let node = self.shared.new_node(old.key().clone(), manager, old.options.clone())?;
+            let (key, options) = (old.key().clone(), old.options.clone());
+            let node = self.shared.new_node(key, manager, options, Origin::default())?;
             self.shared.admit(&node);
             Ok((table.with(node), old.clone()))
         })?;
@@ -302,12 +340,7 @@ impl<K: Key, M: Manager> Cluster<K, M> {
         options.validate().map_err(|source| NodeError::Config { key: key.to_string(), source })?;
         self.shared.change(|table| {
             let node = table.get(key).ok_or_else(|| self.shared.no_such_node(key, table))?;
-            if options.role != node.options.role {
-                node.state.set_role(options.role);
-            }
-            let Node { state, pool, seed, watched, .. } = &**node;
-            let (state, pool, watched) = (state.clone(), pool.clone(), watched.clone());
-            Ok((table.with(Arc::new(Node { state, pool, options, seed: *seed, watched })), ()))
+            Ok((table.with(Arc::new(node.with_options(options))), ()))
         })
     }
 

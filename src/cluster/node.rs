@@ -7,6 +7,7 @@
 //! Not here: which node is chosen (`policy.rs`).
 
 use super::Key;
+use super::endpoint::Endpoint;
 use crate::core::Counts;
 use crate::error::ConfigError;
 use crate::manager::{Condition, Manager};
@@ -17,8 +18,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
@@ -305,6 +306,16 @@ pub(super) struct Node<K: Key, M: Manager> {
     pub(super) seed: u64,
     /// What monitors are shown of it.
     pub(super) watched: Arc<Watched<Member<K, M>>>,
+    pub(super) origin: Origin,
+}
+
+/// Where a node comes from.
+#[derive(Clone, Default)]
+pub(super) struct Origin {
+    /// Its endpoint, if it was given by that.
+    pub(super) endpoint: Option<Endpoint>,
+    /// The watch that has added it, if one has; alive for as long as that runs.
+    pub(super) watch: Option<Weak<()>>,
 }
 
 impl<K: Key, M: Manager> Node<K, M> {
@@ -319,6 +330,16 @@ impl<K: Key, M: Manager> Node<K, M> {
     /// Whether connecting works, as far as anybody knows.
     pub(super) fn is_up(&self) -> bool {
         !self.state.failing.load(Ordering::Relaxed)
+    }
+
+    /// The same node, its pool and its connections, with other options, which have been validated.
+    pub(super) fn with_options(&self, options: NodeOptions) -> Self {
+        if options.role != self.options.role {
+            self.state.set_role(options.role);
+        }
+        let Self { state, pool, seed, watched, origin, .. } = self;
+        let (state, pool, seed) = (state.clone(), pool.clone(), *seed);
+        Self { state, pool, options, seed, watched: watched.clone(), origin: origin.clone() }
     }
 }
 

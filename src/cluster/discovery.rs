@@ -1,0 +1,475 @@
+//! A set of nodes that a cluster is to have, and what makes its nodes equal to it: only what differs
+//! is touched.
+//!
+//! The nodes that are missing are made first, with the user's template and under no lock; then the
+//! table is exchanged once, so that everybody sees all of a set or nothing of it. If the table has
+//! changed meanwhile, and something else is missing now, that is made and it is tried again. Pools that
+//! are out of the table are drained in the background, each by a task of its own, so the next set need
+//! not wait for them.
+//!
+//! Not here: where sets come from (`watch.rs`, `dns.rs`).
+
+use super::endpoint::Endpoint;
+use super::error::NodeError;
+use super::node::{Node, NodeOptions, Origin};
+use super::table::Table;
+use super::{Cluster, Key, Leaving, Shared};
+use crate::manager::Manager;
+use crate::pool::operation::message;
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Waker};
+use std::time::Duration;
+use tokio::runtime::Handle;
+
+/// A node that a cluster is to have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeSpec<K> {
+    /// What it is known by.
+    pub key: K,
+    /// Where it is; the cluster's [template](super::ClusterBuilder::template) makes its manager of
+    /// this.
+    pub endpoint: Endpoint,
+    /// Its role, its weight and its labels.
+    pub options: NodeOptions,
+}
+
+impl<K> NodeSpec<K> {
+    /// A node with default options.
+    pub fn new(key: impl Into<K>, endpoint: Endpoint) -> Self {
+        Self { key: key.into(), endpoint, options: NodeOptions::default() }
+    }
+
+    /// With these options.
+    #[must_use]
+    pub fn options(mut self, options: NodeOptions) -> Self {
+        self.options = options;
+        self
+    }
+}
+
+/// What a set of nodes has changed. Nodes that are in no list are as they were.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Changes<K> {
+    /// Nodes that there were not before, in the order of the set.
+    pub added: Vec<K>,
+    /// Nodes that are not in the set. Their pools refuse everybody from now on, and are being drained.
+    pub removed: Vec<K>,
+    /// Nodes that are at another endpoint now: each has a new pool, and its old one is being drained.
+    pub replaced: Vec<K>,
+    /// Nodes that have other options now; their connections stay.
+    pub changed: Vec<K>,
+    /// What was refused, in the order of the set. A node that there was with such a key is as it was.
+    pub errors: Vec<(K, NodeError)>,
+}
+
+impl<K> Changes<K> {
+    fn none() -> Self {
+        let (added, removed, replaced, changed) = (vec![], vec![], vec![], vec![]);
+        Self { added, removed, replaced, changed, errors: Vec::new() }
+    }
+
+    /// Whether the cluster is as it was; there may be errors.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        [&self.added, &self.removed, &self.replaced, &self.changed]
+            .iter()
+            .all(|keys| keys.is_empty())
+    }
+}
+
+/// How many of each.
+impl<K> fmt::Display for Changes<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { added, removed, replaced, changed, errors } = self;
+        let (added, removed, replaced) = (added.len(), removed.len(), replaced.len());
+        write!(
+            f,
+            "{added} added, {removed} removed, {replaced} replaced, {} changed",
+            changed.len()
+        )?;
+        write!(f, ", {} refused", errors.len())
+    }
+}
+
+/// Why a set of nodes is refused as a whole; the cluster is as it was.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SetError {
+    /// It has no node, which is more likely a source that is broken; see
+    /// [`accept_empty_sets`](super::ClusterBuilder::accept_empty_sets).
+    #[error("a set without nodes for cluster {cluster}, which keeps those that it has")]
+    Empty {
+        /// The cluster's name.
+        cluster: Arc<str>,
+    },
+    /// The cluster is closed.
+    #[error("cluster {cluster} is closed")]
+    Closed {
+        /// The cluster's name.
+        cluster: Arc<str>,
+    },
+}
+
+impl<K: Key, M: Manager> Cluster<K, M> {
+    /// Makes the cluster's nodes equal to this set, and touches only what differs:
+    ///
+    /// - a node that is missing is added, by the [template](super::ClusterBuilder::template);
+    /// - one that is not in the set is removed as by [`remove_node`](Self::remove_node), however it
+    ///   was added;
+    /// - one that is at another endpoint is [replaced](Self::replace): whoever waits for it goes on
+    ///   waiting, for the new one. So is one that was added with a manager, since nobody knows where
+    ///   it is;
+    /// - one with other options gets them as by [`set_options`](Self::set_options);
+    /// - all others stay as they are, with their connections.
+    ///
+    /// All of this happens at one instant: every acquire sees either the nodes of before or those of
+    /// the set. The call waits for nothing. Old pools refuse everybody when it returns, and are drained
+    /// in the background: connections in use are waited for until `deadline` from now, and closed when
+    /// they come back, before it or after. Any number of drains may be under way, and none holds up the
+    /// next set. Each goes on although the cluster is dropped or closed. With the feature `tracing` it is
+    /// told which connections are still out at the deadline; who needs that in the program removes the
+    /// node with [`remove_node`](Self::remove_node) first. Outside a tokio runtime nobody waits for the
+    /// deadline.
+    ///
+    /// # Errors
+    ///
+    /// [`SetError::Empty`] if the set has no node, unless that is
+    /// [accepted](super::ClusterBuilder::accept_empty_sets), and [`SetError::Closed`].
+    ///
+    /// What is wrong with one node does not keep the others from being applied; it is in
+    /// [`Changes::errors`], and a node that there was with its key stays as it was:
+    ///
+    /// - [`NodeError::Config`], [`NodeError::NoTemplate`] and [`NodeError::Panicked`] if it cannot be
+    ///   made;
+    /// - [`NodeError::Ambiguous`] if the set has it more than once, though it be the same.
+    ///
+    /// If not one node of the set is in the cluster after that, nothing is removed either.
+    ///
+    /// # Cost
+    ///
+    /// One pass over the nodes and the set. The template is called for added and replaced nodes only,
+    /// at times for one that then turns out not to be needed, since somebody else has added it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use millpond::{cluster::{Cluster, NodeOptions, NodeSpec}, from_fn};
+    /// use std::{convert::Infallible, time::Duration};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let cluster: Cluster<String, _> = Cluster::builder()
+    ///     .template(|endpoint| {
+    ///         let address = endpoint.to_string();
+    ///         from_fn(move || std::future::ready(Ok::<_, Infallible>(address.clone())))
+    ///     })
+    ///     .build()?;
+    /// let drain = Duration::from_secs(30);
+    /// let a = NodeSpec::new("a", "10.0.0.1:5432".parse()?);
+    /// let b = NodeSpec::new("b", "10.0.0.2:5432".parse()?);
+    /// cluster.apply([a.clone(), b.clone()], drain)?;
+    ///
+    /// let c = NodeSpec::new("c", "10.0.0.3:5432".parse()?);
+    /// let b = b.options(NodeOptions::default().weight(2));
+    /// let changes = cluster.apply([b, c], drain)?;
+    /// assert_eq!((changes.added, changes.removed, changes.changed), (
+    ///     vec!["c".to_owned()],
+    ///     vec!["a".to_owned()],
+    ///     vec!["b".to_owned()],
+    /// ));
+    /// assert!(cluster.apply([], drain).is_err());
+    /// assert_eq!(cluster.nodes(), ["b", "c"]);
+    /// # Ok(()) }
+    /// ```
+    pub fn apply(
+        &self,
+        set: impl IntoIterator<Item = NodeSpec<K>>,
+        deadline: Duration,
+    ) -> Result<Changes<K>, SetError> {
+        self.shared.apply(set.into_iter().collect(), deadline, None)
+    }
+}
+
+/// A node of a set.
+struct Wanted<K: Key, M: Manager> {
+    spec: NodeSpec<K>,
+    /// A node like this that is not in the table yet, or why there is none; `None` as long as nobody
+    /// has needed it.
+    made: Option<Result<Arc<Node<K, M>>, NodeError>>,
+}
+
+/// What is to become of a node of a set.
+enum Fate {
+    Add,
+    Replace,
+    SetOptions,
+    /// The node stays as it is, though from now on it is the watch's.
+    Adopt,
+    Keep,
+    /// It is somebody else's.
+    Foreign,
+    /// It cannot be made, or is not as it should be.
+    Refuse,
+}
+
+/// What comes of a look at the table.
+enum Look<K: Key, M: Manager> {
+    Closed,
+    /// These are missing, and have to be made first.
+    Missing(Vec<usize>),
+    /// The table is exchanged; these pools are out of it.
+    Done(Changes<K>, Vec<Arc<Node<K, M>>>),
+}
+
+/// A set on its way into the table.
+struct Plan<'p, K: Key, M: Manager> {
+    cluster: &'p Shared<K, M>,
+    wanted: Vec<Wanted<K, M>>,
+    /// The set's nodes by their keys.
+    places: HashMap<K, usize>,
+    /// The watch whose nodes alone are changed; `None`: all are.
+    watch: Option<&'p Weak<()>>,
+}
+
+impl<K: Key, M: Manager> Shared<K, M> {
+    /// Makes the nodes, or those that a watch has added, equal to a set.
+    pub(super) fn apply(
+        &self,
+        set: Vec<NodeSpec<K>>,
+        deadline: Duration,
+        watch: Option<&Weak<()>>,
+    ) -> Result<Changes<K>, SetError> {
+        if set.is_empty() && !self.settings.accept_empty_sets {
+            return Err(SetError::Empty { cluster: self.name() });
+        }
+        let mut plan = Plan::new(self, set, watch);
+        // Each turn makes nodes that were not made before, so there are no more turns than nodes.
+        loop {
+            match self.swap(|table| plan.look(table)) {
+                Look::Closed => return Err(SetError::Closed { cluster: self.name() }),
+                Look::Missing(missing) => missing.into_iter().for_each(|place| plan.make(place)),
+                Look::Done(changes, leaving) => {
+                    leaving.into_iter().for_each(|node| drain(self.name(), node, deadline));
+                    self.tell_applied(&changes);
+                    return Ok(changes);
+                }
+            }
+        }
+    }
+
+    fn tell_applied(&self, changes: &Changes<K>) {
+        #[cfg(feature = "tracing")]
+        {
+            let cluster = &*self.settings.name;
+            for (key, error) in &changes.errors {
+                let error = error as &(dyn std::error::Error + 'static);
+                tracing::warn!(target: "millpond", cluster, node = %key, error, "a node is refused");
+            }
+            if !changes.is_empty() {
+                tracing::info!(target: "millpond", cluster, "the nodes have changed: {changes}");
+            }
+        }
+        #[cfg(not(feature = "tracing"))]
+        let _ = changes;
+    }
+}
+
+impl<'p, K: Key, M: Manager> Plan<'p, K, M> {
+    fn new(cluster: &'p Shared<K, M>, set: Vec<NodeSpec<K>>, watch: Option<&'p Weak<()>>) -> Self {
+        let mut wanted: Vec<Wanted<K, M>> = Vec::with_capacity(set.len());
+        let mut places = HashMap::with_capacity(set.len());
+        for spec in set {
+            if let Some(place) = places.get(&spec.key) {
+                let (cluster, key) = (cluster.name(), spec.key.to_string());
+                let first: &mut Wanted<K, M> = &mut wanted[*place];
+                first.made = Some(Err(NodeError::Ambiguous { cluster, key }));
+                continue;
+            }
+            let wrong = |source| NodeError::Config { key: spec.key.to_string(), source };
+            let made = spec.options.validate().map_err(wrong).err().map(Err);
+            places.insert(spec.key.clone(), wanted.len());
+            wanted.push(Wanted { spec, made });
+        }
+        Self { cluster, wanted, places, watch }
+    }
+
+    /// Makes a node that is missing, with the user's own code, which may panic.
+    fn make(&mut self, place: usize) {
+        let Wanted { spec, made } = &mut self.wanted[place];
+        let NodeSpec { key, endpoint, options } = &*spec;
+        let origin = Origin { endpoint: Some(endpoint.clone()), watch: self.watch.cloned() };
+        let made_now = catch_unwind(AssertUnwindSafe(|| {
+            let manager = self.cluster.manager_of(key, endpoint)?;
+            self.cluster.new_node(key.clone(), manager, options.clone(), origin)
+        }));
+        *made = Some(made_now.unwrap_or_else(|panic| {
+            Err(NodeError::Panicked { key: key.to_string(), message: message(&*panic) })
+        }));
+    }
+
+    /// Whether this node is to go if it is not in the set.
+    fn is_ours(&self, node: &Node<K, M>) -> bool {
+        self.watch.is_none_or(|us| node.origin.watch.as_ref().is_some_and(|it| it.ptr_eq(us)))
+    }
+
+    /// Whether this node was added by a watch that has ended.
+    fn is_orphan(node: &Node<K, M>) -> bool {
+        node.origin.watch.as_ref().is_some_and(|watch| watch.strong_count() == 0)
+    }
+
+    /// What is to become of a node of the set; `None` if that one has to be made first.
+    fn fate(&self, wanted: &Wanted<K, M>, table: &Table<K, M>) -> Option<Fate> {
+        let Wanted { spec, made } = wanted;
+        let made = match made {
+            Some(Err(_)) => return Some(Fate::Refuse),
+            Some(Ok(_)) => true,
+            None => false,
+        };
+        let Some(node) = table.get(&spec.key) else { return made.then_some(Fate::Add) };
+        let is_ours = self.is_ours(node);
+        if !is_ours && !Self::is_orphan(node) {
+            return Some(Fate::Foreign);
+        }
+        if node.origin.endpoint.as_ref() != Some(&spec.endpoint) {
+            return made.then_some(Fate::Replace);
+        }
+        Some(if node.options != spec.options {
+            Fate::SetOptions
+        } else if !is_ours {
+            Fate::Adopt
+        } else {
+            Fate::Keep
+        })
+    }
+
+    /// The table that there is to be, if all that it needs is made; runs while no other change does.
+    fn look(&mut self, table: &Table<K, M>) -> (Option<Table<K, M>>, Look<K, M>) {
+        if table.closed {
+            return (None, Look::Closed);
+        }
+        let fates = self.wanted.iter().map(|wanted| self.fate(wanted, table));
+        let fates: Vec<Option<Fate>> = fates.collect();
+        let missing = fates.iter().enumerate().filter(|(_, fate)| fate.is_none());
+        let missing: Vec<usize> = missing.map(|(place, _)| place).collect();
+        if !missing.is_empty() {
+            return (None, Look::Missing(missing));
+        }
+        self.carry_out(&fates.into_iter().flatten().collect::<Vec<Fate>>(), table)
+    }
+
+    fn carry_out(
+        &mut self,
+        fates: &[Fate],
+        table: &Table<K, M>,
+    ) -> (Option<Table<K, M>>, Look<K, M>) {
+        let (mut changes, mut leaving) = (Changes::none(), Vec::new());
+        let keep_all = !self.wanted.is_empty() && self.none_is_there(fates, table);
+        let mut nodes = Vec::with_capacity(table.nodes().len().max(fates.len()));
+        for node in table.nodes() {
+            let key = node.key().clone();
+            nodes.push(match self.places.get(&key).copied() {
+                None if keep_all || !self.is_ours(node) => node.clone(),
+                None => {
+                    changes.removed.push(key);
+                    leaving.push(node.clone());
+                    continue;
+                }
+                Some(place) => match fates[place] {
+                    Fate::Replace => {
+                        changes.replaced.push(key);
+                        leaving.push(node.clone());
+                        self.take(place)
+                    }
+                    Fate::SetOptions => {
+                        changes.changed.push(key);
+                        self.with_options(node, place)
+                    }
+                    Fate::Adopt => self.with_options(node, place),
+                    Fate::Add | Fate::Keep | Fate::Foreign | Fate::Refuse => node.clone(),
+                },
+            });
+        }
+        for place in 0..fates.len() {
+            match fates[place] {
+                Fate::Add => {
+                    changes.added.push(self.wanted[place].spec.key.clone());
+                    nodes.push(self.take(place));
+                }
+                Fate::Foreign | Fate::Refuse => changes.errors.push(self.error(place)),
+                Fate::Replace | Fate::SetOptions | Fate::Adopt | Fate::Keep => {}
+            }
+        }
+        let is_other = !changes.is_empty() || fates.iter().any(|fate| matches!(fate, Fate::Adopt));
+        (is_other.then(|| Table::new(nodes, false)), Look::Done(changes, leaving))
+    }
+
+    /// Whether no node of the set is there after it, be it as it was.
+    fn none_is_there(&self, fates: &[Fate], table: &Table<K, M>) -> bool {
+        let mut nodes = fates.iter().zip(&self.wanted);
+        nodes.all(|(fate, wanted)| match fate {
+            Fate::Foreign => true,
+            Fate::Refuse => table.get(&wanted.spec.key).is_none_or(|node| !self.is_ours(node)),
+            _ => false,
+        })
+    }
+
+    /// The node that was made for this place, which goes into the table now.
+    fn take(&mut self, place: usize) -> Arc<Node<K, M>> {
+        match self.wanted[place].made.take() {
+            Some(Ok(node)) => {
+                self.cluster.admit(&node);
+                node
+            }
+            _ => unreachable!("BUG: a node is put into the table that was not made"),
+        }
+    }
+
+    /// The same node with the options that it is to have, and the watch's, if there is one.
+    fn with_options(&self, node: &Node<K, M>, place: usize) -> Arc<Node<K, M>> {
+        let mut node = node.with_options(self.wanted[place].spec.options.clone());
+        if let Some(watch) = self.watch {
+            node.origin.watch = Some(watch.clone());
+        }
+        Arc::new(node)
+    }
+
+    /// Why the node of this place is refused.
+    fn error(&mut self, place: usize) -> (K, NodeError) {
+        let Wanted { spec, made } = &mut self.wanted[place];
+        let error = match made.take() {
+            Some(Err(error)) => error,
+            _ => {
+                let (cluster, key) = (self.cluster.name(), spec.key.to_string());
+                NodeError::Duplicate { cluster, key }
+            }
+        };
+        (spec.key.clone(), error)
+    }
+}
+
+/// Has a pool refuse everybody at once, and waits in the background for what is out of it.
+fn drain<K: Key, M: Manager>(cluster: Arc<str>, node: Arc<Node<K, M>>, deadline: Duration) {
+    let mut drain = Box::pin(async move {
+        let report = Leaving(&node.pool).drain(deadline).await;
+        #[cfg(feature = "tracing")]
+        if !report.still_out.is_empty() {
+            let (cluster, node) = (&*cluster, node.key());
+            tracing::warn!(target: "millpond", cluster, %node, "removed, but not drained: {report}");
+        }
+        #[cfg(not(feature = "tracing"))]
+        drop((report, cluster));
+    });
+    // The first step is taken here; the task wakes for all others, since it begins with a poll.
+    let begun = drain.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    if begun.is_pending() {
+        // Outside a runtime it has ended.
+        if let Ok(runtime) = Handle::try_current() {
+            drop(runtime.spawn(drain));
+        }
+    }
+}

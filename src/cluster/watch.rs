@@ -1,0 +1,301 @@
+//! A task that applies each set of nodes that a stream yields, for as long as the cluster lives.
+//!
+//! It holds the cluster weakly, and listens to its changes, since the last of them is its end.
+//!
+//! Not here: what a set does to the cluster (`discovery.rs`).
+
+use super::discovery::{Changes, NodeSpec, SetError};
+use super::{Cluster, Key, Shared};
+use crate::manager::Manager;
+use crate::pool::operation::message;
+use event_listener::{Event, IntoNotification};
+use futures_core::Stream;
+use std::error::Error;
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::Poll;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+
+/// Why a [watch](Cluster::watch) has not applied what its stream answered last.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WatchError {
+    /// The stream's own error: this one.
+    #[error("the source of nodes has an error")]
+    Source(#[source] Box<dyn Error + Send + Sync>),
+    /// The set was refused.
+    #[error(transparent)]
+    Refused(SetError),
+    /// The stream panicked, which has ended the watch.
+    #[error("the source of nodes panicked: {message}")]
+    Panicked {
+        /// What the panic said.
+        message: String,
+    },
+}
+
+/// A handle to a [watch](Cluster::watch). Dropping it lets the watch go on.
+pub struct Watch<K: Key> {
+    told: Arc<Told<K>>,
+    task: JoinHandle<()>,
+}
+
+/// What a watch tells of itself.
+struct Told<K>(Mutex<News<K>>);
+
+struct News<K> {
+    applied: u64,
+    error: Option<Arc<WatchError>>,
+    changes: Option<Arc<Changes<K>>>,
+}
+
+impl<K> Told<K> {
+    fn news(&self) -> MutexGuard<'_, News<K>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: Key> Watch<K> {
+    /// How many sets were applied, those that changed nothing included.
+    #[must_use]
+    pub fn applied(&self) -> u64 {
+        self.told.news().applied
+    }
+
+    /// What was wrong with the stream's last answer; `None` if there was none yet, or if it was
+    /// applied. What was wrong with single nodes of it is in [`last_changes`](Self::last_changes).
+    #[must_use]
+    pub fn last_error(&self) -> Option<Arc<WatchError>> {
+        self.told.news().error.clone()
+    }
+
+    /// What the last set that was applied has changed, and which of its nodes were refused; `None`
+    /// before the first.
+    #[must_use]
+    pub fn last_changes(&self) -> Option<Arc<Changes<K>>> {
+        self.told.news().changes.clone()
+    }
+
+    /// Whether it may still apply sets. `false` stays false; `true` may be out of date at once.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        !self.task.is_finished()
+    }
+
+    /// Ends the watch, and drops its stream. When this returns it applies nothing any more. The nodes
+    /// stay.
+    ///
+    /// # Cancel safety
+    ///
+    /// The watch is told to end at the first poll. Dropping the future only stops waiting.
+    pub async fn stop(self) {
+        self.task.abort();
+        // An error: it was stopped before its end, as it was told.
+        drop(self.task.await);
+    }
+}
+
+impl<K: Key> fmt::Debug for Watch<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch")
+            .field("is_running", &self.is_running())
+            .field("applied", &self.applied())
+            .field("last_error", &self.last_error())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<K: Key, M: Manager> Cluster<K, M> {
+    /// Applies each set of nodes that a stream yields, as [`apply`](Self::apply) does, by a task in
+    /// the background: from DNS ([`Dns`](super::Dns)), a file, Consul, or anything else.
+    ///
+    /// **It manages only what it has added.** Nodes that were added otherwise, by hand, by `apply` or
+    /// by another watch, are neither removed nor changed; a set that has one of their keys is applied
+    /// without that node, which is an error of it ([`NodeError::Duplicate`](super::NodeError)). So a
+    /// cluster may have its primary by hand and its replicas from a watch, or two watches. What is done
+    /// by hand to a watch's node holds until its next set, except for [`replace`](Self::replace),
+    /// after which the node is no longer the watch's. [`apply`](Self::apply) itself knows no such
+    /// bounds, and is not to be used beside a watch.
+    ///
+    /// **Its end.** It ends when the stream does, when the cluster is closed, when the last handle to
+    /// the cluster is dropped, which it does not keep alive, or by [`Watch::stop`]. Dropping the
+    /// [`Watch`] lets it go on. Its nodes stay; a later watch takes over those of them that are in its
+    /// sets, and the others can be removed by hand.
+    ///
+    /// **Errors.** An error of the stream, or a set without nodes unless those are
+    /// [accepted](super::ClusterBuilder::accept_empty_sets), leaves the nodes as they are. It is in
+    /// [`Watch::last_error`], and, with the feature `tracing`, told as a warning. Then the stream is
+    /// asked again at once: it is the stream that has to pause. A stream that panics ends the watch.
+    ///
+    /// Sets are applied in order and each of them at once, since drains are not waited for; `deadline`
+    /// is that of the drains, from each set on.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use millpond::{cluster::{Cluster, Dns}, from_fn};
+    /// use std::{convert::Infallible, time::Duration};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let cluster = Cluster::builder()
+    ///     .template(|endpoint| {
+    ///         let address = endpoint.to_string();
+    ///         from_fn(move || std::future::ready(Ok::<_, Infallible>(address.clone())))
+    ///     })
+    ///     .build()?;
+    /// let nodes = Dns::new("127.0.0.1:5432".parse()?, Duration::from_secs(30))?;
+    /// let watch = cluster.watch(nodes, Duration::from_secs(60));
+    /// // There are no nodes yet: whoever wants one waits for it.
+    /// let connection = cluster.acquire_any(millpond::cluster::Policy::RoundRobin).await?;
+    /// assert_eq!(connection.node(), "127.0.0.1:5432");
+    /// assert_eq!(watch.applied(), 1);
+    /// # Ok(()) }
+    /// ```
+    #[track_caller]
+    pub fn watch<S, E>(&self, stream: S, deadline: Duration) -> Watch<K>
+    where
+        S: Stream<Item = Result<Vec<NodeSpec<K>>, E>> + Send + 'static,
+        E: Into<Box<dyn Error + Send + Sync>> + 'static,
+    {
+        let news = News { applied: 0, error: None, changes: None };
+        let told = Arc::new(Told(Mutex::new(news)));
+        let watching = Watching {
+            name: self.shared.name(),
+            cluster: Arc::downgrade(&self.shared),
+            changed: self.shared.changed.clone(),
+            told: told.clone(),
+            deadline,
+        };
+        Watch { told, task: tokio::spawn(watching.run(stream)) }
+    }
+}
+
+/// What a stream has yielded, or why that is nothing.
+type Answer<K> = Result<Vec<NodeSpec<K>>, WatchError>;
+
+fn source(error: impl Into<Box<dyn Error + Send + Sync>>) -> WatchError {
+    WatchError::Source(error.into())
+}
+
+/// A watch at work.
+struct Watching<K: Key, M: Manager> {
+    name: Arc<str>,
+    cluster: Weak<Shared<K, M>>,
+    /// Notified when the cluster is closed or gone, and when it has changed otherwise.
+    changed: Arc<Event>,
+    told: Arc<Told<K>>,
+    deadline: Duration,
+}
+
+impl<K: Key, M: Manager> Watching<K, M> {
+    async fn run<S, E>(self, stream: S)
+    where
+        S: Stream<Item = Result<Vec<NodeSpec<K>>, E>>,
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let mut stream = pin!(stream);
+        // Whose nodes they are, for as long as this runs.
+        let owner = Arc::new(());
+        while let Some(answer) = self.next(stream.as_mut()).await {
+            let applied = answer.and_then(|set| self.apply(set, &owner));
+            if self.take_down(applied).is_break() {
+                break;
+            }
+            // A stream that is always ready must not keep its thread from everything else.
+            tokio::task::yield_now().await;
+        }
+        self.tell_ended();
+    }
+
+    fn apply(&self, set: Vec<NodeSpec<K>>, owner: &Arc<()>) -> Result<Changes<K>, WatchError> {
+        let watch = Arc::downgrade(owner);
+        let applied = match self.cluster.upgrade() {
+            Some(cluster) => cluster.apply(set, self.deadline, Some(&watch)),
+            None => Err(SetError::Closed { cluster: self.name.clone() }),
+        };
+        applied.map_err(WatchError::Refused)
+    }
+
+    /// Takes down what has come of an answer; breaks if there is nothing more to come.
+    fn take_down(&self, applied: Result<Changes<K>, WatchError>) -> ControlFlow<()> {
+        match applied {
+            Ok(changes) => {
+                let mut news = self.told.news();
+                news.applied += 1;
+                news.error = None;
+                news.changes = Some(Arc::new(changes));
+            }
+            Err(WatchError::Refused(SetError::Closed { .. })) => return ControlFlow::Break(()),
+            Err(error @ WatchError::Panicked { .. }) => {
+                self.failed(error);
+                return ControlFlow::Break(());
+            }
+            Err(error) => self.failed(error),
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// What the stream yields next; `None` if the stream has ended, or the cluster.
+    async fn next<S, E>(&self, mut stream: Pin<&mut S>) -> Option<Answer<K>>
+    where
+        S: Stream<Item = Result<Vec<NodeSpec<K>>, E>>,
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        loop {
+            // Before the look, so that no end after it is missed.
+            let mut changed = self.changed.listen();
+            if self.cluster.upgrade().is_none_or(|cluster| cluster.table.load().closed) {
+                return None;
+            }
+            let answer = poll_fn(|cx| {
+                if Pin::new(&mut changed).poll(cx).is_ready() {
+                    return Poll::Ready(None);
+                }
+                let polled = catch_unwind(AssertUnwindSafe(|| stream.as_mut().poll_next(cx)));
+                let panicked = |message| Poll::Ready(Some(Err(WatchError::Panicked { message })));
+                let answer = match polled {
+                    Ok(answer) => answer.map(|it| it.map(|it| it.map_err(source))),
+                    Err(panic) => panicked(message(&*panic)),
+                };
+                answer.map(Some)
+            });
+            if let Some(answer) = answer.await {
+                return answer;
+            }
+        }
+    }
+
+    fn failed(&self, error: WatchError) {
+        #[cfg(feature = "tracing")]
+        {
+            let cause = error.source().unwrap_or(&error);
+            let cluster = &*self.name;
+            tracing::warn!(target: "millpond", cluster, error = cause, "no nodes are learned");
+        }
+        self.told.news().error = Some(Arc::new(error));
+    }
+
+    fn tell_ended(&self) {
+        #[cfg(feature = "tracing")]
+        tracing::info!(target: "millpond", cluster = &*self.name, "a watch of nodes has ended");
+        #[cfg(not(feature = "tracing"))]
+        let _ = &self.name;
+    }
+}
+
+impl<K: Key, M: Manager> Drop for Shared<K, M> {
+    /// Tells watches that the last handle is gone.
+    fn drop(&mut self) {
+        self.changed.notify(usize::MAX.additional());
+    }
+}

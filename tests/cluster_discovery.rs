@@ -1,0 +1,884 @@
+//! Sets of nodes: what one changes in a cluster and what it leaves alone, streams of them, and those
+//! that DNS answers.
+
+#![cfg(feature = "cluster")]
+#![allow(clippy::unwrap_used, reason = "these are tests, though clippy only sees their helpers")]
+
+mod support;
+use support::*;
+
+use futures_util::stream::{self, StreamExt};
+use millpond::cluster::{
+    Changes, Cluster, ClusterBuilder, ClusterError, Dns, Endpoint, NodeError, NodeOptions,
+    NodeSpec, Policy, Role, SetError, Watch, WatchError,
+};
+use std::collections::HashMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use std::{convert::Infallible, io};
+use tokio::sync::mpsc;
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+
+type TestCluster = Cluster<String, TestManager>;
+type Spec = NodeSpec<String>;
+
+/// The servers that the template leads to, by their endpoints.
+#[derive(Clone, Default)]
+struct Servers(Arc<Mutex<HashMap<String, TestManager>>>);
+
+impl Servers {
+    /// The server at an endpoint, which is there from the first time on that somebody asks.
+    fn at(&self, endpoint: &str) -> TestManager {
+        let mut servers = self.0.lock().unwrap();
+        servers.entry(endpoint.to_owned()).or_insert_with(TestManager::new).clone()
+    }
+
+    /// How many there are.
+    fn count(&self) -> usize {
+        self.0.lock().unwrap().len()
+    }
+
+    fn builder(&self) -> ClusterBuilder<String, TestManager> {
+        let servers = self.clone();
+        Cluster::builder()
+            .name("test")
+            .pools(|pool| pool.max_size(2))
+            .acquire_timeout(PATIENCE)
+            .template(move |endpoint| {
+                assert!(endpoint.host != "panic", "scripted panic for {endpoint}");
+                servers.at(&endpoint.to_string())
+            })
+    }
+}
+
+fn test_cluster() -> (TestCluster, Servers) {
+    let servers = Servers::default();
+    (servers.builder().build().unwrap(), servers)
+}
+
+/// A node that is called like its host, or `key@host`.
+fn node(name: &str) -> Spec {
+    let (key, host) = name.split_once('@').unwrap_or((name, name));
+    NodeSpec::new(key, Endpoint::new(host, 1))
+}
+
+fn nodes(names: &str) -> Vec<Spec> {
+    names.split_whitespace().map(node).collect()
+}
+
+fn weight(weight: u32) -> NodeOptions {
+    NodeOptions::default().weight(weight)
+}
+
+/// What has changed, in a few words.
+fn brief(changes: &Changes<String>) -> String {
+    let lists = [
+        ("+", &changes.added),
+        ("-", &changes.removed),
+        ("@", &changes.replaced),
+        ("=", &changes.changed),
+    ];
+    let keys = |(sign, keys): (&str, &Vec<String>)| -> Vec<String> {
+        keys.iter().map(|key| format!("{sign}{key}")).collect()
+    };
+    let mut words: Vec<String> = lists.into_iter().flat_map(keys).collect();
+    words.extend(changes.errors.iter().map(|(key, _)| format!("!{key}")));
+    words.join(" ")
+}
+
+fn apply(cluster: &TestCluster, names: &str) -> String {
+    brief(&cluster.apply(nodes(names), PATIENCE).unwrap())
+}
+
+/// The message of the only error.
+fn only_error(changes: &Changes<String>) -> &NodeError {
+    let [(_, error)] = &changes.errors[..] else { panic!("not one error: {changes:?}") };
+    error
+}
+
+#[tokio::test]
+async fn a_set_adds_what_is_missing_and_takes_away_what_it_has_not() {
+    let (cluster, servers) = test_cluster();
+    assert_eq!(apply(&cluster, "a b c"), "+a +b +c");
+    assert_eq!(cluster.nodes(), ["a", "b", "c"]);
+    for key in ["a", "b", "c"] {
+        drop(cluster.acquire(key).await.unwrap());
+        assert_eq!(servers.at(&format!("{key}:1")).ledger.live(), 1, "{key}");
+    }
+    let changes = cluster.apply(nodes("d b"), PATIENCE).unwrap();
+    assert_eq!(brief(&changes), "+d -a -c");
+    assert_eq!(changes.to_string(), "1 added, 2 removed, 0 replaced, 0 changed, 0 refused");
+    assert_eq!(cluster.nodes(), ["b", "d"]);
+    assert!(matches!(cluster.acquire("a").await, Err(ClusterError::UnknownNode { .. })));
+    for key in ["a", "c"] {
+        let ledger = servers.at(&format!("{key}:1")).ledger.clone();
+        eventually("what was idle is closed", || ledger.live() == 0).await;
+        assert_eq!(ledger.closed(), 1, "{key}");
+    }
+    assert_eq!(servers.at("b:1").ledger.live(), 1);
+}
+
+#[tokio::test]
+async fn what_is_the_same_keeps_its_pool_and_its_connections() {
+    let (cluster, servers) = test_cluster();
+    apply(&cluster, "a b");
+    let held = [cluster.acquire("a").await.unwrap(), cluster.acquire("a").await.unwrap()];
+    drop(cluster.acquire("b").await.unwrap());
+    let mut waits = pin!(cluster.acquire("a"));
+    assert!(poll_once(waits.as_mut()).is_pending());
+    for set in ["a b", "b a", "a b c", "b a"] {
+        apply(&cluster, set);
+    }
+    assert_eq!(apply(&cluster, "a b"), "");
+    assert!(cluster.apply(nodes("a b"), PATIENCE).unwrap().is_empty());
+    // Whatever a set might have begun in the background has its turn.
+    for _ in 0..64 {
+        tokio::task::yield_now().await;
+    }
+    for (endpoint, live) in [("a:1", 2), ("b:1", 1)] {
+        let ledger = servers.at(endpoint).ledger.clone();
+        assert_eq!(
+            (ledger.opened(), ledger.live(), ledger.closed()),
+            (live, live, 0),
+            "{endpoint}"
+        );
+    }
+    assert_eq!(cluster.nodes(), ["a", "b"], "in the order in which they came, not in the set's");
+    assert!(poll_once(waits.as_mut()).is_pending(), "still in the same line");
+    drop(held);
+    assert_eq!(waits.await.unwrap().info().uses, 2);
+}
+
+#[tokio::test]
+async fn a_node_at_another_endpoint_is_replaced_and_its_waiters_go_on() {
+    let (cluster, servers) = test_cluster();
+    apply(&cluster, "a b");
+    let held = [cluster.acquire("a").await.unwrap(), cluster.acquire("a").await.unwrap()];
+    let mut waits = pin!(cluster.acquire("a"));
+    assert!(poll_once(waits.as_mut()).is_pending());
+    let mut set = nodes("a@z b");
+    set[0].options = weight(3);
+    let changes = cluster.apply(set, PATIENCE).unwrap();
+    assert_eq!(brief(&changes), "@a");
+    let (old, new) = (servers.at("a:1"), servers.at("z:1"));
+    let guard = waits.await.unwrap();
+    assert_eq!((guard.node().as_str(), new.ledger.opened(), old.ledger.live()), ("a", 1, 2));
+    drop((guard, held));
+    eventually("the old one is drained", || old.ledger.live() == 0).await;
+    assert_eq!(old.ledger.closed(), 2);
+    assert_eq!((cluster.nodes(), new.ledger.live()), (vec!["a".to_owned(), "b".to_owned()], 1));
+    assert_eq!(cluster.status().nodes[0].weight, 3);
+}
+
+#[tokio::test]
+async fn other_options_count_at_once_and_connections_stay() {
+    let (cluster, servers) = test_cluster();
+    apply(&cluster, "a b");
+    drop(cluster.acquire("a").await.unwrap());
+    let mut set = nodes("a b");
+    set[0].options = weight(7).role(Role::Primary).label("zone", "x");
+    assert_eq!(brief(&cluster.apply(set.clone(), PATIENCE).unwrap()), "=a");
+    assert_eq!(brief(&cluster.apply(set.clone(), PATIENCE).unwrap()), "");
+    let status = cluster.status();
+    assert_eq!((status.nodes[0].weight, status.nodes[0].role), (7, Role::Primary));
+    let zone = |node: &millpond::cluster::NodeView<'_, String>| {
+        (node.label("zone") == Some("x")).then_some(0.0)
+    };
+    let guard = cluster.acquire_any(Policy::Rank(&zone)).await.unwrap();
+    assert_eq!((guard.node().as_str(), guard.info().uses), ("a", 2));
+    assert_eq!(servers.at("a:1").ledger.opened(), 1);
+    // What somebody has changed by hand is changed back.
+    cluster.set_options("a", weight(1)).unwrap();
+    assert_eq!(brief(&cluster.apply(set, PATIENCE).unwrap()), "=a");
+    assert_eq!(cluster.status().nodes[0].weight, 7);
+}
+
+#[tokio::test]
+async fn a_bad_node_keeps_none_of_the_others_from_being_applied() {
+    hush_scripted_panics();
+    let (cluster, servers) = test_cluster();
+    apply(&cluster, "a b gone");
+    drop(cluster.acquire("a").await.unwrap());
+    let mut set = nodes("a new heavy p@panic b@panic");
+    set[0].options = weight(0);
+    set[2].options = weight(1_000_001);
+    let changes = cluster.apply(set, PATIENCE).unwrap();
+    assert_eq!(brief(&changes), "+new -gone !a !heavy !p !b");
+    let errors: Vec<String> = changes.errors.iter().map(|(_, error)| error.to_string()).collect();
+    assert_eq!(
+        errors[0],
+        "node a: weight is 0, but it must be at least 1: remove the node to give it no load"
+    );
+    assert!(errors[1].starts_with("node heavy: weight is 1000001, but"), "{errors:?}");
+    assert_eq!(errors[2], "node p: what makes it panicked: scripted panic for panic:1");
+    assert_eq!(errors[3], "node b: what makes it panicked: scripted panic for panic:1");
+    assert!(matches!(changes.errors[3].1, NodeError::Panicked { .. }));
+    assert_eq!(cluster.nodes(), ["a", "b", "new"], "those that there were stay as they were");
+    assert_eq!(cluster.acquire("a").await.unwrap().info().uses, 2);
+    drop(cluster.acquire("b").await.unwrap());
+    assert_eq!(servers.at("b:1").ledger.opened(), 1);
+    // The next set mends it.
+    assert_eq!(apply(&cluster, "a b heavy p"), "+heavy +p -new");
+}
+
+#[tokio::test]
+async fn a_key_that_a_set_has_twice_is_an_error_that_names_it() {
+    let (cluster, _servers) = test_cluster();
+    apply(&cluster, "a b");
+    let changes = cluster.apply(nodes("a@x c a@y d d a@x"), PATIENCE).unwrap();
+    assert_eq!(brief(&changes), "+c -b !a !d");
+    let text = changes.errors[0].1.to_string();
+    assert_eq!(text, "a set of nodes for cluster test has node a more than once");
+    assert!(matches!(changes.errors[1].1, NodeError::Ambiguous { .. }));
+    assert_eq!(cluster.nodes(), ["a", "c"]);
+    assert_eq!(apply(&cluster, "a c"), "", "a is where it was");
+}
+
+#[tokio::test]
+async fn without_a_template_a_node_is_an_error_that_says_so() {
+    let cluster: TestCluster = Cluster::builder().build().unwrap();
+    cluster.add_node("b".to_owned(), TestManager::new()).unwrap();
+    let changes = cluster.apply(nodes("a"), PATIENCE).unwrap();
+    assert_eq!(brief(&changes), "!a");
+    assert!(matches!(only_error(&changes), NodeError::NoTemplate { .. }));
+    assert_eq!(cluster.nodes(), ["b"], "nothing would be left");
+}
+
+#[tokio::test]
+async fn a_set_of_which_nothing_can_be_applied_takes_nothing_away() {
+    hush_scripted_panics();
+    let (cluster, servers) = test_cluster();
+    apply(&cluster, "a b");
+    drop(cluster.acquire("a").await.unwrap());
+    assert_eq!(apply(&cluster, "x@panic y y"), "!x !y");
+    assert_eq!(cluster.nodes(), ["a", "b"]);
+    assert_eq!(cluster.acquire("a").await.unwrap().info().uses, 2);
+    assert_eq!(servers.count(), 2);
+    // One that there was and that stays is enough for the others to go.
+    assert_eq!(apply(&cluster, "x@panic a@panic"), "-b !x !a");
+}
+
+#[tokio::test]
+async fn an_empty_set_is_refused_unless_it_is_accepted() {
+    let (cluster, servers) = test_cluster();
+    apply(&cluster, "a");
+    drop(cluster.acquire("a").await.unwrap());
+    let error = cluster.apply([], PATIENCE).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "a set without nodes for cluster test, which keeps those that it has"
+    );
+    assert!(matches!(error, SetError::Empty { .. }));
+    assert_eq!(cluster.acquire("a").await.unwrap().info().uses, 2);
+    let cluster = servers.builder().accept_empty_sets(true).build().unwrap();
+    assert_eq!(apply(&cluster, "a b"), "+a +b");
+    assert_eq!(apply(&cluster, ""), "-a -b");
+    assert!(cluster.nodes().is_empty());
+}
+
+#[tokio::test]
+async fn a_set_is_for_all_nodes_however_they_were_added() {
+    let (cluster, servers) = test_cluster();
+    let manager = TestManager::new();
+    cluster.add_node("by-manager".to_owned(), manager.clone()).unwrap();
+    cluster.add_node("other".to_owned(), TestManager::new()).unwrap();
+    cluster.add_endpoint("by-endpoint", Endpoint::new("by-endpoint", 1)).unwrap();
+    for key in ["by-manager", "by-endpoint"] {
+        drop(cluster.acquire(key).await.unwrap());
+    }
+    assert_eq!(apply(&cluster, "by-manager by-endpoint"), "-other @by-manager");
+    drop(cluster.acquire("by-manager").await.unwrap());
+    assert_eq!(servers.at("by-manager:1").ledger.opened(), 1);
+    assert_eq!(cluster.acquire("by-endpoint").await.unwrap().info().uses, 2);
+    eventually("the old one is closed", || manager.ledger.live() == 0).await;
+    // What was replaced by hand is somewhere that nobody knows.
+    cluster.replace("by-endpoint", TestManager::new(), PATIENCE).await.unwrap();
+    assert_eq!(apply(&cluster, "by-manager by-endpoint"), "@by-endpoint");
+}
+
+#[tokio::test]
+async fn a_closed_cluster_takes_no_set() {
+    let (cluster, servers) = test_cluster();
+    apply(&cluster, "a");
+    cluster.close().await;
+    let error = cluster.apply(nodes("a b"), PATIENCE).unwrap_err();
+    assert_eq!(error.to_string(), "cluster test is closed");
+    assert_eq!(servers.count(), 1, "nothing is made for it");
+}
+
+#[tokio::test]
+async fn whoever_waits_sees_all_of_a_set_or_nothing_of_it() {
+    let (cluster, servers) = test_cluster();
+    let mut for_any = pin!(cluster.acquire_any(Policy::RoundRobin));
+    let mut for_primary = pin!(cluster.acquire_any(Policy::Primary));
+    assert!(poll_once(for_any.as_mut()).is_pending());
+    assert!(poll_once(for_primary.as_mut()).is_pending());
+    apply(&cluster, "a");
+    assert_eq!(for_any.await.unwrap().node(), "a");
+    assert!(poll_once(for_primary.as_mut()).is_pending());
+    let held = [cluster.acquire("a").await.unwrap(), cluster.acquire("a").await.unwrap()];
+    let mut by_name = pin!(cluster.acquire("a"));
+    let mut for_any = pin!(cluster.acquire_any(Policy::RoundRobin));
+    assert!(poll_once(by_name.as_mut()).is_pending());
+    assert!(poll_once(for_any.as_mut()).is_pending());
+    let set = [node("b").options(NodeOptions::default().role(Role::Primary))];
+    assert_eq!(brief(&cluster.apply(set, PATIENCE).unwrap()), "+b -a");
+    assert!(matches!(by_name.await, Err(ClusterError::Removed { .. })));
+    assert_eq!(for_any.await.unwrap().node(), "b");
+    assert_eq!(for_primary.await.unwrap().node(), "b");
+    assert_eq!(servers.at("a:1").ledger.live(), 2, "the guards outlive the node");
+    drop(held);
+    eventually("a is drained", || servers.at("a:1").ledger.live() == 0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_drain_holds_up_neither_the_next_set_nor_the_node_when_it_is_back() {
+    let (cluster, servers) = test_cluster();
+    let began = tokio::time::Instant::now();
+    let mut held = Vec::new();
+    // Each round leaves a pool of a behind that is being drained.
+    for _ in 0..50 {
+        assert!(brief(&cluster.apply(nodes("a b"), 100 * SECOND).unwrap()).contains("+a"));
+        held.push(cluster.acquire("a").await.unwrap());
+        assert_eq!(brief(&cluster.apply(nodes("b"), 100 * SECOND).unwrap()), "-a");
+    }
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    let ledger = servers.at("a:1").ledger.clone();
+    assert_eq!((ledger.live(), ledger.opened()), (50, 50));
+    // Those that are back in time are closed then, and those that are late when they come.
+    held.truncate(25);
+    eventually("half of them are closed", || ledger.closed() == 25).await;
+    tokio::time::sleep(101 * SECOND).await;
+    assert_eq!(ledger.live(), 25);
+    drop(held);
+    eventually("all are closed", || ledger.live() == 0).await;
+    assert_eq!(ledger.closed(), 50);
+}
+
+#[tokio::test]
+async fn a_pool_that_is_taken_away_refuses_everybody_before_the_call_returns() {
+    let (cluster, servers) = test_cluster();
+    apply(&cluster, "a b");
+    let held = [cluster.acquire("a").await.unwrap(), cluster.acquire("a").await.unwrap()];
+    let (wakes, waker) = Wakes::new();
+    let mut waits = pin!(cluster.acquire("a"));
+    assert!(poll_with(waits.as_mut(), &waker).is_pending());
+    apply(&cluster, "b");
+    // No other task has run.
+    assert!(wakes.count() > 0);
+    let Poll::Ready(Err(ClusterError::Removed { .. })) = poll_once(waits.as_mut()) else {
+        panic!("it still waits")
+    };
+    drop(held);
+    eventually("a is drained", || servers.at("a:1").ledger.live() == 0).await;
+}
+
+#[tokio::test]
+async fn a_drain_goes_on_without_the_cluster() {
+    let (cluster, servers) = test_cluster();
+    apply(&cluster, "a b");
+    let (a, b) = (cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap());
+    drop(cluster.acquire("b").await.unwrap());
+    apply(&cluster, "b");
+    drop(cluster);
+    let (at_a, at_b) = (servers.at("a:1").ledger.clone(), servers.at("b:1").ledger.clone());
+    assert_eq!((at_a.live(), a.node().as_str()), (1, "a"));
+    drop(a);
+    eventually("a is closed", || at_a.live() == 0).await;
+    assert_eq!(at_a.closed(), 1, "in order, and not just dropped");
+    drop(b);
+    eventually("b is closed", || at_b.live() == 0).await;
+}
+
+#[test]
+fn outside_a_runtime_a_set_is_applied_and_nobody_waits_for_a_drain() {
+    let (cluster, servers) = test_cluster();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    apply(&cluster, "a b");
+    let held = runtime.block_on(cluster.acquire("a")).unwrap();
+    assert_eq!(apply(&cluster, "b"), "-a");
+    let unknown = runtime.block_on(cluster.acquire("a"));
+    assert!(matches!(unknown, Err(ClusterError::UnknownNode { .. })));
+    drop(held);
+    runtime.block_on(eventually("a is closed", || servers.at("a:1").ledger.live() == 0));
+}
+
+#[tokio::test]
+async fn a_thousand_nodes_come_and_change_and_go_in_one_set_each() {
+    let (cluster, servers) = test_cluster();
+    let all = || (0..1_000).map(|number| node(&format!("n{number}")));
+    let changes = cluster.apply(all(), PATIENCE).unwrap();
+    assert_eq!(
+        (changes.added.len(), cluster.nodes().len(), servers.count()),
+        (1_000, 1_000, 1_000)
+    );
+    assert_eq!(changes.added[999], "n999");
+    for key in ["n0", "n500", "n999"] {
+        assert_eq!(cluster.acquire(key).await.unwrap().node(), key);
+    }
+    assert!(cluster.apply(all(), PATIENCE).unwrap().is_empty());
+    // A quarter each goes, moves, changes and stays.
+    let next = all().enumerate().filter(|(number, _)| number % 4 != 0).map(|(number, mut spec)| {
+        match number % 4 {
+            1 => spec.endpoint.host.push('x'),
+            2 => spec.options.weight = 2,
+            _ => {}
+        }
+        spec
+    });
+    let changes = cluster.apply(next, PATIENCE).unwrap();
+    let Changes { added, removed, replaced, changed, errors, .. } = &changes;
+    let counts = [added, removed, replaced, changed].map(Vec::len);
+    assert_eq!((counts, errors.len()), ([0, 250, 250, 250], 0));
+    assert_eq!((cluster.nodes().len(), servers.count()), (750, 1_250));
+    let n999 = cluster.acquire("n999").await.unwrap();
+    assert_eq!(n999.info().uses, 2);
+    assert_eq!(cluster.status().nodes.iter().map(|node| node.weight).sum::<u32>(), 1_000);
+    assert_eq!(cluster.apply([node("last")], PATIENCE).unwrap().removed.len(), 750);
+}
+
+#[tokio::test]
+async fn a_template_may_use_the_cluster_that_asks_it() {
+    let cell: Arc<std::sync::OnceLock<TestCluster>> = Arc::default();
+    let inside = cell.clone();
+    let template = move |endpoint: &Endpoint| {
+        let cluster = inside.get().unwrap();
+        match endpoint.host.as_str() {
+            // Adds by hand what the set is about to add.
+            "a" => drop(cluster.add_endpoint("b", Endpoint::new("b", 1))),
+            // Takes away what the set found there.
+            "c" => drop(cluster.apply(nodes("z"), PATIENCE)),
+            _ => {}
+        }
+        TestManager::new()
+    };
+    let cluster: TestCluster = Cluster::builder().template(template).build().unwrap();
+    assert!(cell.set(cluster.clone()).is_ok());
+    assert_eq!(apply(&cluster, "a b"), "+a", "b is as it should be already");
+    assert_eq!(apply(&cluster, "a c"), "+a +c -z -b", "a is made once it is missing");
+    assert_eq!(cluster.nodes(), ["a", "c"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sets_of_several_tasks_are_applied_one_after_the_other() {
+    let (cluster, servers) = test_cluster();
+    apply(&cluster, "s");
+    let sets = ["s a b c", "s c d@x", "s d@y a", "s e f g h"];
+    let tasks = sets.map(|set| {
+        let cluster = cluster.clone();
+        tokio::spawn(async move {
+            for _ in 0..200 {
+                cluster.apply(nodes(set), PATIENCE).unwrap();
+                let guard = cluster.acquire_any(Policy::RoundRobin).await.unwrap();
+                drop(guard);
+                tokio::task::yield_now().await;
+            }
+        })
+    });
+    for task in tasks {
+        joined(task).await;
+    }
+    let present = cluster.nodes();
+    let is_one = sets.iter().any(|set| {
+        let mut keys: Vec<String> = nodes(set).into_iter().map(|spec| spec.key).collect();
+        let mut present = present.clone();
+        keys.sort();
+        present.sort();
+        keys == present
+    });
+    assert!(is_one, "a mixture of sets: {present:?}");
+    apply(&cluster, "s");
+    let others: Vec<TestManager> = {
+        let servers = servers.0.lock().unwrap();
+        servers.iter().filter(|(name, _)| *name != "s:1").map(|(_, it)| it.clone()).collect()
+    };
+    eventually("all that is gone is closed", || {
+        others.iter().all(|server| server.ledger.live() == 0)
+    })
+    .await;
+}
+
+/// What the streams of these tests yield.
+type Answer = Result<Vec<Spec>, io::Error>;
+
+/// A watch of what is sent, and what sends it.
+fn watch_of(cluster: &TestCluster) -> (mpsc::UnboundedSender<Answer>, Watch<String>) {
+    let (sender, mut receiver) = mpsc::unbounded_channel::<Answer>();
+    let answers = stream::poll_fn(move |cx| receiver.poll_recv(cx));
+    (sender, cluster.watch(answers, PATIENCE))
+}
+
+async fn applied(watch: &Watch<String>, count: u64) {
+    eventually("the set is applied", || watch.applied() == count).await;
+}
+
+#[tokio::test]
+async fn a_watch_applies_each_set_until_its_stream_ends_and_the_nodes_stay() {
+    let (cluster, servers) = test_cluster();
+    let (sender, watch) = watch_of(&cluster);
+    assert!(watch.last_changes().is_none() && watch.last_error().is_none());
+    sender.send(Ok(nodes("a b"))).unwrap();
+    applied(&watch, 1).await;
+    assert_eq!(brief(&watch.last_changes().unwrap()), "+a +b");
+    drop(cluster.acquire("b").await.unwrap());
+    sender.send(Ok(nodes("b c"))).unwrap();
+    sender.send(Ok(nodes("b c"))).unwrap();
+    applied(&watch, 3).await;
+    assert!(watch.last_changes().unwrap().is_empty());
+    assert_eq!(cluster.nodes(), ["b", "c"]);
+    sender.send(Ok(nodes("b d"))).unwrap();
+    drop(sender);
+    eventually("the watch has ended", || !watch.is_running()).await;
+    assert_eq!((watch.applied(), cluster.nodes()), (4, vec!["b".to_owned(), "d".to_owned()]));
+    assert!(watch.last_error().is_none());
+    assert_eq!(cluster.acquire("b").await.unwrap().info().uses, 2);
+    assert_eq!(servers.at("b:1").ledger.opened(), 1);
+}
+
+#[tokio::test]
+async fn an_error_of_the_stream_leaves_the_nodes_and_is_to_be_seen_until_a_set_is_applied() {
+    let (cluster, servers) = test_cluster();
+    let (sender, watch) = watch_of(&cluster);
+    sender.send(Ok(nodes("a"))).unwrap();
+    applied(&watch, 1).await;
+    drop(cluster.acquire("a").await.unwrap());
+    sender.send(Err(io::Error::other("no answer"))).unwrap();
+    eventually("the error is told", || watch.last_error().is_some()).await;
+    let error = watch.last_error().unwrap();
+    assert!(matches!(&*error, WatchError::Source(source) if source.to_string() == "no answer"));
+    assert_eq!(error.to_string(), "the source of nodes has an error");
+    assert_eq!(std::error::Error::source(&*error).unwrap().to_string(), "no answer");
+    sender.send(Ok(Vec::new())).unwrap();
+    eventually("the empty set is refused", || {
+        matches!(watch.last_error().as_deref(), Some(WatchError::Refused(SetError::Empty { .. })))
+    })
+    .await;
+    assert_eq!((watch.applied(), cluster.nodes()), (1, vec!["a".to_owned()]));
+    sender.send(Ok(nodes("a"))).unwrap();
+    applied(&watch, 2).await;
+    assert!(watch.last_error().is_none());
+    assert_eq!(cluster.acquire("a").await.unwrap().info().uses, 2);
+    assert_eq!(servers.at("a:1").ledger.closed(), 0);
+}
+
+#[tokio::test]
+async fn a_watch_removes_and_changes_only_what_it_has_added() {
+    let servers = Servers::default();
+    let cluster = servers.builder().accept_empty_sets(true).build().unwrap();
+    cluster.add_endpoint("hand", Endpoint::new("hand", 1)).unwrap();
+    let ((one, first), (other, second)) = (watch_of(&cluster), watch_of(&cluster));
+    one.send(Ok(nodes("a b"))).unwrap();
+    applied(&first, 1).await;
+    // Neither what was added by hand nor what another watch has added.
+    other.send(Ok(nodes("c a@elsewhere hand"))).unwrap();
+    applied(&second, 1).await;
+    let changes = second.last_changes().unwrap();
+    assert_eq!(brief(&changes), "+c !a !hand");
+    assert_eq!(changes.errors[1].1.to_string(), "cluster test has a node hand already");
+    assert_eq!(cluster.nodes(), ["hand", "a", "b", "c"]);
+    assert!(second.last_error().is_none());
+    other.send(Ok(Vec::new())).unwrap();
+    applied(&second, 2).await;
+    assert_eq!(cluster.nodes(), ["hand", "a", "b"]);
+    // What is done by hand to its nodes holds until the next set.
+    cluster.set_options("a", weight(5)).unwrap();
+    cluster.remove_node("b", SECOND).await.unwrap();
+    one.send(Ok(nodes("a b"))).unwrap();
+    applied(&first, 2).await;
+    assert_eq!(brief(&first.last_changes().unwrap()), "+b =a");
+    // What is replaced by hand is no longer the watch's.
+    cluster.replace("a", TestManager::new(), SECOND).await.unwrap();
+    one.send(Ok(nodes("a b"))).unwrap();
+    applied(&first, 3).await;
+    assert_eq!(brief(&first.last_changes().unwrap()), "!a");
+    one.send(Ok(nodes("c"))).unwrap();
+    applied(&first, 4).await;
+    assert_eq!(cluster.nodes(), ["hand", "a", "c"]);
+    assert_eq!(servers.at("elsewhere:1").ledger.opened(), 0);
+}
+
+#[tokio::test]
+async fn a_watch_whose_nodes_cannot_be_made_keeps_those_that_it_has() {
+    hush_scripted_panics();
+    let (cluster, _servers) = test_cluster();
+    cluster.add_endpoint("hand", Endpoint::new("hand", 1)).unwrap();
+    let (sender, watch) = watch_of(&cluster);
+    sender.send(Ok(nodes("a b"))).unwrap();
+    applied(&watch, 1).await;
+    for (count, set) in [(2, "hand x@panic"), (3, "hand")] {
+        sender.send(Ok(nodes(set))).unwrap();
+        applied(&watch, count).await;
+        assert_eq!(cluster.nodes(), ["hand", "a", "b"], "{set}");
+    }
+    sender.send(Ok(nodes("hand x@panic b"))).unwrap();
+    applied(&watch, 4).await;
+    assert_eq!(brief(&watch.last_changes().unwrap()), "-a !hand !x");
+}
+
+#[tokio::test]
+async fn a_stopped_watch_applies_nothing_more_and_a_later_one_takes_over_its_nodes() {
+    let (cluster, servers) = test_cluster();
+    let (sender, watch) = watch_of(&cluster);
+    sender.send(Ok(nodes("a b c"))).unwrap();
+    applied(&watch, 1).await;
+    for key in ["a", "b"] {
+        drop(cluster.acquire(key).await.unwrap());
+    }
+    watch.stop().await;
+    assert!(sender.send(Ok(nodes("x"))).is_err(), "its stream is dropped");
+    assert_eq!(cluster.nodes(), ["a", "b", "c"]);
+    let (sender, watch) = watch_of(&cluster);
+    sender.send(Ok(nodes("a b@elsewhere"))).unwrap();
+    applied(&watch, 1).await;
+    assert_eq!(brief(&watch.last_changes().unwrap()), "@b");
+    assert_eq!(cluster.nodes(), ["a", "b", "c"], "c is nobody's");
+    sender.send(Ok(nodes("d"))).unwrap();
+    applied(&watch, 2).await;
+    assert_eq!(brief(&watch.last_changes().unwrap()), "+d -a -b");
+    assert_eq!(servers.at("a:1").ledger.opened(), 1);
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_without_its_handle() {
+    let (cluster, _servers) = test_cluster();
+    let (sender, watch) = watch_of(&cluster);
+    drop(watch);
+    sender.send(Ok(nodes("a"))).unwrap();
+    eventually("the set is applied", || cluster.nodes() == ["a"]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_ends_with_the_cluster_and_does_not_keep_it_alive() {
+    for close in [true, false] {
+        let (cluster, servers) = test_cluster();
+        let (sender, watch) = watch_of(&cluster);
+        sender.send(Ok(nodes("a"))).unwrap();
+        applied(&watch, 1).await;
+        drop(cluster.acquire("a").await.unwrap());
+        drop(cluster.clone());
+        tokio::time::sleep(SECOND).await;
+        assert!(watch.is_running(), "there is another handle");
+        if close {
+            cluster.close().await;
+        }
+        drop(cluster);
+        // Although its stream is silent.
+        eventually("the watch has ended", || !watch.is_running()).await;
+        assert!(sender.is_closed(), "its stream is dropped");
+        eventually("the connection is closed", || servers.at("a:1").ledger.live() == 0).await;
+        assert!(watch.last_error().is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_panics_ends_its_watch_and_nothing_else() {
+    hush_scripted_panics();
+    let (cluster, _servers) = test_cluster();
+    let answers = stream::iter([Ok::<_, Infallible>(nodes("a"))]);
+    let answers = answers.chain(stream::poll_fn(|_: &mut Context<'_>| panic!("scripted end")));
+    let watch = cluster.watch(answers, PATIENCE);
+    eventually("the watch has ended", || !watch.is_running()).await;
+    assert_eq!((watch.applied(), cluster.nodes()), (1, vec!["a".to_owned()]));
+    let error = watch.last_error().unwrap();
+    assert_eq!(error.to_string(), "the source of nodes panicked: scripted end");
+    drop(cluster.acquire("a").await.unwrap());
+}
+
+#[tokio::test]
+async fn a_stream_that_is_always_ready_keeps_nobody_from_running_and_can_be_stopped() {
+    let (cluster, _servers) = test_cluster();
+    let sets = ["a b", "b c", "c a"];
+    let answers = stream::iter(sets).cycle().map(|set| Ok::<_, Infallible>(nodes(set)));
+    let watch = cluster.watch(answers, PATIENCE);
+    eventually("many sets are applied", || watch.applied() > 100).await;
+    let guard = cluster.acquire_any(Policy::RoundRobin).await.unwrap();
+    eventually("more are applied while a connection is in use", || watch.applied() > 200).await;
+    watch.stop().await;
+    drop(guard);
+    assert_eq!(cluster.nodes().len(), 2);
+}
+
+/// A resolver whose answers a test gives.
+#[derive(Clone, Default)]
+struct Resolver {
+    answer: Arc<Mutex<Vec<SocketAddr>>>,
+    fails: Arc<AtomicBool>,
+    asked: Arc<AtomicUsize>,
+    running: Arc<AtomicUsize>,
+    takes: Arc<Mutex<Duration>>,
+}
+
+impl Resolver {
+    fn answers(&self, addresses: &str) {
+        let addresses = addresses.split_whitespace().map(|address| address.parse().unwrap());
+        *self.answer.lock().unwrap() = addresses.collect();
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::SeqCst)
+    }
+
+    fn lookup(
+        &self,
+        endpoint: Endpoint,
+    ) -> impl Future<Output = io::Result<Vec<SocketAddr>>> + Send + use<> {
+        assert_eq!(endpoint.to_string(), "db.internal:5432");
+        let this = self.clone();
+        async move {
+            this.asked.fetch_add(1, Ordering::SeqCst);
+            assert_eq!(this.running.fetch_add(1, Ordering::SeqCst), 0, "one lookup at a time");
+            let takes = *this.takes.lock().unwrap();
+            tokio::time::sleep(takes).await;
+            this.running.fetch_sub(1, Ordering::SeqCst);
+            if this.fails.load(Ordering::SeqCst) {
+                return Err(io::Error::other("SERVFAIL"));
+            }
+            Ok(this.answer.lock().unwrap().clone())
+        }
+    }
+
+    fn dns(&self) -> Dns {
+        let this = self.clone();
+        let dns = Dns::new("db.internal:5432".parse().unwrap(), 10 * SECOND).unwrap();
+        dns.lookup(move |endpoint| this.lookup(endpoint))
+    }
+}
+
+/// The keys of a set.
+fn keys(set: &[Spec]) -> Vec<&str> {
+    set.iter().map(|spec| spec.key.as_str()).collect()
+}
+
+fn poll_stream(dns: &mut Dns) -> Poll<Option<Result<Vec<Spec>, millpond::cluster::LookupError>>> {
+    use futures_util::Stream;
+    Pin::new(dns).poll_next(&mut Context::from_waker(std::task::Waker::noop()))
+}
+
+#[tokio::test(start_paused = true)]
+async fn dns_yields_a_set_at_once_and_then_only_when_it_has_changed() {
+    let resolver = Resolver::default();
+    resolver.answers("10.0.0.2:5432 [::1]:5432 10.0.0.1:5432 10.0.0.2:5432");
+    let options = NodeOptions::default().role(Role::Replica);
+    let mut dns = resolver.dns().options(options.clone());
+    let began = tokio::time::Instant::now();
+    let set = dns.next().await.unwrap().unwrap();
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    assert_eq!(keys(&set), ["10.0.0.1:5432", "10.0.0.2:5432", "[::1]:5432"]);
+    assert_eq!((set[2].endpoint.to_string(), &set[2].options), ("[::1]:5432".into(), &options));
+    assert_eq!((set[2].endpoint.host.as_str(), set[2].endpoint.port), ("::1", 5432));
+    // The same in another order is nothing new, however often it is looked up.
+    resolver.answers("[::1]:5432 10.0.0.1:5432 10.0.0.2:5432");
+    let quiet = tokio::time::timeout(100 * SECOND, dns.next()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+    let asked = resolver.asked();
+    assert!((10..=13).contains(&asked), "asked {asked} times in 100 s");
+    resolver.answers("10.0.0.1:5432");
+    let set = dns.next().await.unwrap().unwrap();
+    assert_eq!(keys(&set), ["10.0.0.1:5432"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn dns_passes_errors_on_and_yields_the_same_set_after_one() {
+    let resolver = Resolver::default();
+    resolver.answers("10.0.0.1:5432");
+    let mut dns = resolver.dns();
+    dns.next().await.unwrap().unwrap();
+    resolver.fails.store(true, Ordering::SeqCst);
+    for _ in 0..2 {
+        let error = dns.next().await.unwrap().unwrap_err();
+        assert_eq!(error.to_string(), "cannot look up db.internal:5432");
+        assert_eq!(error.source.to_string(), "SERVFAIL");
+        assert!(poll_stream(&mut dns).is_pending(), "it pauses after an error too");
+    }
+    resolver.fails.store(false, Ordering::SeqCst);
+    assert_eq!(keys(&dns.next().await.unwrap().unwrap()), ["10.0.0.1:5432"]);
+    resolver.answers("");
+    assert!(dns.next().await.unwrap().unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn dns_pauses_a_little_less_than_it_may_and_never_as_long_twice() {
+    let resolver = Resolver::default();
+    resolver.fails.store(true, Ordering::SeqCst);
+    *resolver.takes.lock().unwrap() = SECOND;
+    let mut dns = resolver.dns();
+    dns.next().await;
+    let mut pauses = Vec::new();
+    for _ in 0..20 {
+        let began = tokio::time::Instant::now();
+        dns.next().await;
+        pauses.push(began.elapsed() - SECOND);
+    }
+    // The clock goes by milliseconds.
+    let range = 9 * SECOND..=10 * SECOND + MILLISECOND;
+    assert!(pauses.iter().all(|pause| range.contains(pause)), "{pauses:?}");
+    pauses.sort();
+    pauses.dedup();
+    assert!(pauses.len() > 10, "{pauses:?}");
+}
+
+#[tokio::test]
+async fn dns_asks_nothing_until_it_is_polled_and_refuses_to_ask_without_pause() {
+    let resolver = Resolver::default();
+    let dns = resolver.dns();
+    tokio::task::yield_now().await;
+    assert_eq!(resolver.asked(), 0);
+    drop(dns);
+    let error = Dns::new(Endpoint::new("localhost", 1), Duration::ZERO).unwrap_err();
+    assert_eq!(error.field(), "every");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cluster_follows_dns_through_changes_and_outages() {
+    let resolver = Resolver::default();
+    let (cluster, servers) = test_cluster();
+    resolver.answers("10.0.0.1:5432 [::1]:5432");
+    let watch = cluster.watch(resolver.dns().filter(SocketAddr::is_ipv4), PATIENCE);
+    let guard = cluster.acquire_any(Policy::RoundRobin).await.unwrap();
+    assert_eq!(guard.node(), "10.0.0.1:5432");
+    assert_eq!(cluster.nodes().len(), 1);
+    resolver.fails.store(true, Ordering::SeqCst);
+    eventually("the outage is told", || watch.last_error().is_some()).await;
+    resolver.fails.store(false, Ordering::SeqCst);
+    eventually("the outage is over", || watch.last_error().is_none()).await;
+    // No address is an outage too.
+    resolver.answers("");
+    eventually("the empty answer is told", || watch.last_error().is_some()).await;
+    assert_eq!(servers.at("10.0.0.1:5432").ledger.live(), 1);
+    resolver.answers("10.0.0.1:5432 10.0.0.2:5432");
+    eventually("the second node is there", || cluster.nodes().len() == 2).await;
+    assert!(watch.last_error().is_none());
+    resolver.answers("10.0.0.2:5432");
+    eventually("the first node is gone", || cluster.nodes() == ["10.0.0.2:5432"]).await;
+    drop(guard);
+    let ledger = servers.at("10.0.0.1:5432").ledger.clone();
+    eventually("the first node is drained", || ledger.live() == 0).await;
+    assert_eq!(ledger.opened(), 1);
+    drop(cluster);
+    eventually("the watch has ended", || !watch.is_running()).await;
+    let asked = resolver.asked();
+    tokio::time::sleep(100 * SECOND).await;
+    assert_eq!(resolver.asked(), asked, "nobody asks any more");
+}
+
+#[tokio::test]
+async fn localhost_is_found_by_the_systems_resolver() {
+    let mut dns = Dns::new("localhost:5432".parse().unwrap(), PATIENCE).unwrap();
+    let set = dns.next().await.unwrap().unwrap();
+    assert!(!set.is_empty());
+    for spec in set {
+        let address: SocketAddr = spec.key.parse().unwrap();
+        assert!(address.ip().is_loopback() && address.port() == 5432, "{address}");
+    }
+    // It refuses this name without asking any server.
+    let mut dns = Dns::new(Endpoint::new("no\0name", 5432), PATIENCE).unwrap();
+    let error = dns.next().await.unwrap().unwrap_err();
+    assert_eq!(error.endpoint.host, "no\0name");
+}
