@@ -279,6 +279,34 @@ async fn a_node_that_is_picked_cold_lets_another_serve_and_warms_up_meanwhile() 
     assert_eq!(managers[1].ledger.opened(), 1, "one at a time, and no more than were missing");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_node_that_cannot_be_connected_to_in_time_is_down() {
+    let builder = builder().pools(|pool| pool.max_size(4).connect_timeout(2 * SECOND));
+    let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    managers[0].connect.always(Act::Never);
+    assert!(cluster.acquire("a").await.unwrap_err().to_string().starts_with("node a: "));
+    assert!(!cluster.status().nodes[0].is_up);
+    managers[1].connect.always(Act::Panic);
+    hush_scripted_panics();
+    assert!(cluster.acquire("b").await.is_err());
+    assert!(!cluster.status().nodes[1].is_up);
+}
+
+#[tokio::test]
+async fn a_connect_that_is_not_wanted_any_more_is_no_failure_of_the_node() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+    drop(cluster.acquire("a").await.unwrap());
+    managers[1].connect.once(Act::Gated);
+    spread(&cluster, Policy::RoundRobin, 4).await;
+    eventually("b is being warmed up", || managers[1].connect.running() == 1).await;
+    // Somebody else opens what was to be opened.
+    drop(cluster.acquire("b").await.unwrap());
+    eventually("it is given up", || managers[1].connect.running() == 0).await;
+    assert!(cluster.status().nodes[1].is_up);
+    assert_eq!(cluster.status().health, Health::Healthy);
+    settled(&cluster, &managers).await;
+}
+
 #[tokio::test]
 async fn of_two_nodes_the_one_less_in_use_serves() {
     let (cluster, _managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);

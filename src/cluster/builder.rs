@@ -55,6 +55,8 @@ impl<K: Key, M: Manager> Settings<K, M> {
             .fail_fast(true)
             .acquire_timeout(self.acquire_timeout)
             .build_lazy()?;
+        let connect_timeout = pool.config().connect_timeout;
+        state.connect_timeout.get_or_init(|| connect_timeout);
         let reserved = pool.config().reserved.1;
         if self.max_connections.is_some() && reserved > 0 {
             let rule =
