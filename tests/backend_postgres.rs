@@ -565,8 +565,11 @@ async fn a_configuration_that_cannot_work_is_tried_once_and_names_what_is_wrong(
     let require = "postgresql://millpond@127.0.0.1/millpond?sslmode=require";
     for (url, said) in [
         ("user=millpond", "host is , but it must be given, or hostaddr"),
-        ("host=a,b port=1,2,3 user=millpond", "port is 3, but it must be one, or as many as"),
-        ("host=a,b hostaddr=127.0.0.1 user=millpond", "hostaddr is 1, but it must be as many"),
+        ("host=a,b port=1,2,3 user=millpond", "port is 1,2,3, but it must be one, or as many as"),
+        (
+            "host=a,b hostaddr=127.0.0.1 user=millpond",
+            "hostaddr is 127.0.0.1, but it must be as many",
+        ),
         (require, "sslmode is require, but it needs a TLS connector"),
     ] {
         let pool = pool_of(PostgresManager::from_url(url).unwrap(), 1).build().await.unwrap();

@@ -226,13 +226,15 @@ async fn an_empty_cluster_says_so_at_the_deadline_or_at_once() {
     assert!(matches!(cluster.status().health, Health::Down(_)));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn who_waits_in_an_empty_cluster_is_served_by_the_first_node_that_comes() {
     let cluster = builder().build().unwrap();
+    let began = tokio::time::Instant::now();
     let mut acquire = pin!(cluster.acquire_any(Policy::RoundRobin));
     assert!(poll_once(acquire.as_mut()).is_pending());
     cluster.add_node("a".to_owned(), TestManager::new()).unwrap();
     assert_eq!(acquire.await.unwrap().node(), "a");
+    assert_eq!(began.elapsed(), Duration::ZERO, "it was not told, but looked again by the clock");
 }
 
 #[tokio::test]
@@ -275,6 +277,34 @@ async fn a_node_that_is_picked_cold_lets_another_serve_and_warms_up_meanwhile() 
     let served = spread(&cluster, Policy::RoundRobin, 100).await;
     assert_near("b", served["b"], 50);
     assert_eq!(managers[1].ledger.opened(), 1, "one at a time, and no more than were missing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_cannot_be_connected_to_in_time_is_down() {
+    let builder = builder().pools(|pool| pool.max_size(4).connect_timeout(2 * SECOND));
+    let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    managers[0].connect.always(Act::Never);
+    assert!(cluster.acquire("a").await.unwrap_err().to_string().starts_with("node a: "));
+    assert!(!cluster.status().nodes[0].is_up);
+    managers[1].connect.always(Act::Panic);
+    hush_scripted_panics();
+    assert!(cluster.acquire("b").await.is_err());
+    assert!(!cluster.status().nodes[1].is_up);
+}
+
+#[tokio::test]
+async fn a_connect_that_is_not_wanted_any_more_is_no_failure_of_the_node() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+    drop(cluster.acquire("a").await.unwrap());
+    managers[1].connect.once(Act::Gated);
+    spread(&cluster, Policy::RoundRobin, 4).await;
+    eventually("b is being warmed up", || managers[1].connect.running() == 1).await;
+    // Somebody else opens what was to be opened.
+    drop(cluster.acquire("b").await.unwrap());
+    eventually("it is given up", || managers[1].connect.running() == 0).await;
+    assert!(cluster.status().nodes[1].is_up);
+    assert_eq!(cluster.status().health, Health::Healthy);
+    settled(&cluster, &managers).await;
 }
 
 #[tokio::test]
@@ -321,6 +351,27 @@ async fn reads_go_to_the_primary_only_while_no_replica_is_up() {
     assert!(poll_once(acquire.as_mut()).is_pending());
     drop(held.pop());
     assert_eq!(acquire.await.unwrap().node(), "r");
+}
+
+#[tokio::test]
+async fn who_wants_a_replica_gets_no_primary_though_no_replica_is_up() {
+    let nodes = [("p", primary()), ("r1", replica()), ("r2", replica().weight(3)), ("x", plain())];
+    let (cluster, managers) = cluster_of(builder().fail_fast(true), nodes);
+    for key in ["p", "r1", "r2", "x"] {
+        drop(cluster.acquire(key).await.unwrap());
+    }
+    let reads = spread(&cluster, Policy::Replica, 4_000).await;
+    assert_eq!(reads.len(), 2, "{reads:?}");
+    assert_near("r1", reads["r1"], 1_000);
+    assert_near("r2", reads["r2"], 3_000);
+    for (key, manager) in [("r1", &managers[1]), ("r2", &managers[2])] {
+        manager.connect.always(Act::Error);
+        manager.condition.once(Act::Error);
+        drop(cluster.acquire(key).await.unwrap()); // broken, and closed
+        eventually("it has no connection", || manager.ledger.live() == 0).await;
+    }
+    let error = cluster.acquire_any(Policy::Replica).await.unwrap_err();
+    assert!(error.to_string().contains("can serve a replica: p (primary) is healthy"), "{error}");
 }
 
 /// Acquires until this node serves.
@@ -487,8 +538,16 @@ async fn a_node_whose_error_is_for_good_is_tried_again_now_and_then() {
     managers[0].connect.always(Act::Permanent);
     spread(&cluster, Policy::RoundRobin, 20).await;
     let tried = managers[0].connect.calls();
-    spread(&cluster, Policy::RoundRobin, 20).await;
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.push(cluster.acquire("b").await.unwrap());
+    }
+    for _ in 0..20 {
+        assert!(poll_once(pin!(cluster.acquire_any(Policy::RoundRobin))).is_pending());
+        tokio::task::yield_now().await;
+    }
     assert_eq!(managers[0].connect.calls(), tried, "not with every acquire");
+    drop(held);
     managers[0].connect.calm();
     let mut served = String::new();
     for _ in 0..100 {
@@ -850,6 +909,16 @@ async fn the_servers_say_themselves_which_one_is_the_primary() {
 }
 
 #[tokio::test]
+async fn what_the_server_says_of_itself_counts_for_the_acquire_that_opened_the_connection() {
+    let (cluster, managers) = with_roles([Role::Replica, Role::Primary]);
+    cluster.set_options("a", primary()).unwrap();
+    assert_eq!(cluster.status().nodes[0].role, Role::Primary, "so it is said");
+    let guard = cluster.acquire_any(Policy::Primary).await.unwrap();
+    assert_eq!((guard.node().as_str(), guard.role()), ("b", Role::Primary));
+    assert_eq!(managers[0].ledger.opened(), 1, "a was asked first");
+}
+
+#[tokio::test]
 async fn writes_follow_the_primary_when_the_servers_change_roles() {
     let (cluster, managers) = with_roles([Role::Primary, Role::Replica]);
     assert_eq!(cluster.acquire_any(Policy::Primary).await.unwrap().node(), "a");
@@ -878,6 +947,38 @@ async fn who_waits_for_a_primary_gets_the_replica_that_is_promoted() {
     .await;
     become_primary(&managers[1], true);
     assert_eq!(joined(acquire).await.unwrap(), "b");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_at_a_primary_that_does_not_answer_gets_the_replica_that_is_promoted() {
+    let (cluster, managers) = with_roles([Role::Primary, Role::Replica]);
+    let writer = cluster.acquire_any(Policy::Primary).await.unwrap();
+    let reader = cluster.acquire_any(Policy::Replica).await.unwrap();
+    managers[0].connect.always(Act::Never);
+    become_primary(&managers[1], true);
+    drop(reader);
+    let began = tokio::time::Instant::now();
+    let guard = cluster.acquire_any(Policy::Primary).await.unwrap();
+    assert_eq!((guard.node().as_str(), guard.role()), ("b", Role::Primary));
+    assert_eq!(began.elapsed(), 250 * MILLISECOND);
+    drop(writer);
+}
+
+#[tokio::test]
+async fn a_node_that_comes_later_is_asked_for_its_role_though_others_can_serve() {
+    let (cluster, _managers) = with_roles([Role::Primary, Role::Replica]);
+    for policy in [Policy::Primary, Policy::Replica] {
+        drop(cluster.acquire_any(policy).await.unwrap());
+    }
+    let late = TestManager::new();
+    become_primary(&late, false);
+    late.connect.once(Act::Permanent);
+    cluster.add_node("late".to_owned(), late.clone()).unwrap();
+    let status = cluster.status();
+    assert_eq!((late.ledger.opened(), status.nodes[2].role), (0, Role::Unknown));
+    eventually_served(&cluster, Policy::Replica, "late").await;
+    spread(&cluster, Policy::Replica, 100).await;
+    assert_eq!(late.ledger.opened(), 1);
 }
 
 #[tokio::test]
@@ -1025,15 +1126,55 @@ async fn with_a_cap_reads_are_spread_over_nodes_that_have_nothing_yet() {
 #[tokio::test]
 async fn a_cap_below_the_number_of_nodes_serves_each_of_them() {
     let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
-    let (cluster, managers, whole) = capped(1, 2, nodes);
+    let (cluster, managers, whole) = capped(2, 2, nodes);
     for key in ["a", "b", "c", "a", "c", "b"] {
         assert_eq!(cluster.acquire(key).await.unwrap().node(), key);
     }
-    assert_eq!(spread(&cluster, Policy::RoundRobin, 100).await.values().sum::<usize>(), 100);
-    let opened: usize = managers.iter().map(|manager| manager.ledger.opened()).sum();
-    assert!(opened < 10, "{opened} opened: it goes round although nobody waits");
     settled(&cluster, &managers).await;
-    assert_eq!(whole.most_live(), 1);
+    let opened = || managers.iter().map(|manager| manager.ledger.opened()).sum::<usize>();
+    let before = opened();
+    for _ in 0..100 {
+        spread(&cluster, Policy::RoundRobin, 1).await;
+        tokio::task::yield_now().await;
+    }
+    settled(&cluster, &managers).await;
+    // One may move from a node that had both.
+    assert!(opened() <= before + 1, "units go round although nobody waits");
+    assert_eq!(whole.most_live(), 2);
+}
+
+#[tokio::test]
+async fn a_cap_that_cannot_be_shared_evenly_leaves_connections_where_they_are() {
+    let (cluster, managers, whole) = capped(3, 3, [("a", plain()), ("b", plain())]);
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(cluster.acquire("a").await.unwrap());
+    }
+    let turns = |key: &'static str| {
+        let cluster = cluster.clone();
+        tokio::spawn(async move {
+            for _ in 0..100 {
+                let guard = cluster.acquire(key).await.unwrap();
+                tokio::time::sleep(MILLISECOND).await;
+                drop(guard);
+            }
+        })
+    };
+    let tasks: Vec<_> =
+        ["a", "b"].into_iter().flat_map(|key| [(); 8].map(|()| turns(key))).collect();
+    drop(held);
+    eventually("b has its share", || managers[1].ledger.opened() > 0).await;
+    let opened = || managers.iter().map(|manager| manager.ledger.opened()).sum::<usize>();
+    let before = opened();
+    for _ in 0..100 {
+        tokio::time::sleep(MILLISECOND).await;
+        assert!(opened() <= before + 1, "connections are closed and opened all the time");
+    }
+    for task in tasks {
+        joined(task).await;
+    }
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 3);
 }
 
 #[tokio::test]
@@ -1051,6 +1192,19 @@ async fn connections_of_a_node_that_was_removed_count_until_they_are_gone() {
     let [one, _other] = held;
     drop(one);
     assert_eq!(acquire.await.unwrap().node(), "b");
+    assert_eq!(whole.most_live(), 2);
+}
+
+#[tokio::test]
+async fn with_a_cap_too_a_removal_that_is_given_up_closes_the_node_at_once() {
+    let (cluster, managers, whole) = capped(2, 2, [("a", plain()), ("b", plain())]);
+    let guard = cluster.acquire("a").await.unwrap();
+    drop(cluster.acquire("a").await.unwrap());
+    assert!(cut_after(1, cluster.remove_node("a", PATIENCE)).await.is_none());
+    eventually("the idle one is closed", || managers[0].ledger.live() == 1).await;
+    drop(cluster.acquire("b").await.unwrap());
+    drop(guard);
+    eventually("the other one is closed", || managers[0].ledger.live() == 0).await;
     assert_eq!(whole.most_live(), 2);
 }
 

@@ -132,7 +132,7 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     ///   its place.
     /// - [`ClusterError::Node`] with what the node's pool says: a timeout after the cluster's
     ///   `acquire_timeout`, or, while connecting fails and no connection of the node is left,
-    ///   [`AcquireError::Unavailable`](crate::AcquireError::Unavailable) at once.
+    ///   [`AcquireError::Unavailable`] at once.
     /// - [`ClusterError::Closed`] if the cluster is closed.
     ///
     /// # Cancel safety
@@ -617,6 +617,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                 Event::Quiet => {
                     self.dials += 1;
                     self.out.clear();
+                    self.ask_the_others();
                 }
             }
         }
@@ -708,6 +709,14 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             });
         }
         Ok(())
+    }
+
+    /// Those that may be used do not serve. One that may not be used may have taken over their role.
+    fn ask_the_others(&self) {
+        let table = self.cluster.table.load();
+        let choice = self.cluster.choice(&table);
+        let others = table.nodes().iter().filter(|node| !self.aim.allows(&choice, node));
+        others.for_each(Node::read_role_again);
     }
 
     /// Sees to it that the first of the nodes that have room open a connection for this acquire; if none

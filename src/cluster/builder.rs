@@ -55,6 +55,8 @@ impl<K: Key, M: Manager> Settings<K, M> {
             .fail_fast(true)
             .acquire_timeout(self.acquire_timeout)
             .build_lazy()?;
+        let connect_timeout = pool.config().connect_timeout;
+        state.connect_timeout.get_or_init(|| connect_timeout);
         let reserved = pool.config().reserved.1;
         if self.max_connections.is_some() && reserved > 0 {
             let rule =
@@ -114,7 +116,9 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
     }
 
     /// What reads a server's role from a connection: when one is opened, whenever one is checked, and
-    /// when no node with the role that somebody wants is left. It takes part in `connect_timeout` and
+    /// when no node with the role that somebody wants is left, or none of them has served for
+    /// [`try_next_after`](Self::try_next_after). A node that comes later is connected to
+    /// as soon as it would be its turn, if its role were the right one. It takes part in `connect_timeout` and
     /// `check_timeout`; if it fails, so has the connect or the check. Default: nothing, and the roles
     /// are those of the nodes' options.
     ///

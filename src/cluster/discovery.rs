@@ -13,7 +13,7 @@ use super::endpoint::Endpoint;
 use super::error::NodeError;
 use super::node::{Node, NodeOptions, Origin};
 use super::table::Table;
-use super::{Cluster, Key, Leaving, Shared};
+use super::{Cluster, Key, Shared};
 use crate::manager::Manager;
 use crate::pool::operation::message;
 use std::collections::HashMap;
@@ -455,7 +455,7 @@ impl<'p, K: Key, M: Manager> Plan<'p, K, M> {
 /// Has a pool refuse everybody at once, and waits in the background for what is out of it.
 fn drain<K: Key, M: Manager>(cluster: Arc<str>, node: Arc<Node<K, M>>, deadline: Duration) {
     let mut drain = Box::pin(async move {
-        let report = Leaving(&node.pool).drain(deadline).await;
+        let report = node.pool.drain(deadline).await;
         #[cfg(feature = "tracing")]
         if !report.still_out.is_empty() {
             let (cluster, node) = (&*cluster, node.key());

@@ -69,7 +69,7 @@ use self::policy::Turns;
 use self::table::Table;
 use crate::manager::Manager;
 use crate::metrics::{DuplicateName, Group, Monitor, PoolMetrics, Source, Watched};
-use crate::pool::{DrainReport, Pool};
+use crate::pool::DrainReport;
 use arc_swap::ArcSwap;
 use event_listener::{Event, IntoNotification};
 use std::borrow::Borrow;
@@ -202,22 +202,6 @@ impl<K: Key, M: Manager> Group for Nodes<K, M> {
     }
 }
 
-/// The pool of a node that has been taken out of the table.
-struct Leaving<'p, M: Manager>(&'p Pool<M>);
-
-impl<M: Manager> Leaving<'_, M> {
-    async fn drain(self, deadline: Duration) -> DrainReport {
-        // Cancel: it is closed.
-        self.0.drain(deadline).await
-    }
-}
-
-impl<M: Manager> Drop for Leaving<'_, M> {
-    fn drop(&mut self) {
-        self.0.shut();
-    }
-}
-
 impl<K: Key, M: Manager> Cluster<K, M> {
     /// Settings for a cluster without nodes.
     pub fn builder() -> ClusterBuilder<K, M> {
@@ -311,7 +295,8 @@ impl<K: Key, M: Manager> Cluster<K, M> {
             let node = table.get(key).ok_or_else(|| self.shared.no_such_node(key, table))?;
             Ok((table.without(node.key()), node.clone()))
         })?;
-        Ok(Leaving(&node.pool).drain(deadline).await)
+        // Cancel: its first poll has closed the pool.
+        Ok(node.pool.drain(deadline).await)
     }
 
     /// Puts another manager, and a new pool, in the place of a node's, and drains the old one. Whoever
@@ -341,7 +326,8 @@ impl<K: Key, M: Manager> Cluster<K, M> {
             self.shared.admit(&node);
             Ok((table.with(node), old.clone()))
         })?;
-        Ok(Leaving(&old.pool).drain(deadline).await)
+        // Cancel: as in `remove_node`.
+        Ok(old.pool.drain(deadline).await)
     }
 
     /// Gives a node another role, another weight and other labels; its connections stay.

@@ -19,7 +19,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
@@ -134,6 +134,8 @@ pub(super) struct State<K> {
     back_since: AtomicU64,
     /// How long its checks take, smoothed, in nanoseconds; 0 before the first.
     latency: AtomicU64,
+    /// How long a connect may take; unknown until there is a pool.
+    pub(super) connect_timeout: OnceLock<Duration>,
     /// A connection is being opened in the background to try the node.
     trying: AtomicBool,
     began: Instant,
@@ -151,6 +153,7 @@ impl<K> State<K> {
             failed_at: zero(),
             back_since: zero(),
             latency: zero(),
+            connect_timeout: OnceLock::new(),
             trying: AtomicBool::new(false),
             began,
             changed,
@@ -228,6 +231,15 @@ impl<K: Key, M: Manager> Member<K, M> {
         &self.manager
     }
 
+    async fn connect_and_get_to_know(&self) -> Result<M::Connection, M::Error> {
+        let mut connection = self.manager.connect().await?;
+        if let Err(error) = self.get_to_know(&mut connection).await {
+            self.manager.close(connection).await;
+            return Err(error);
+        }
+        Ok(connection)
+    }
+
     /// Finds out what a new connection can tell of its server.
     async fn get_to_know(&self, connection: &mut M::Connection) -> Result<(), M::Error> {
         if let Some(read_role) = &self.read_role {
@@ -243,13 +255,32 @@ impl<K: Key, M: Manager> Member<K, M> {
     }
 }
 
-/// A connect under way; dropped like this, it has failed, timed out or panicked.
-struct Connecting<'s, K>(Option<&'s State<K>>);
+/// A connect under way.
+struct Connecting<'s, K> {
+    state: &'s State<K>,
+    began: Instant,
+    /// It has come to an end by itself.
+    ended: bool,
+}
+
+impl<'s, K> Connecting<'s, K> {
+    fn new(state: &'s State<K>) -> Self {
+        Self { state, began: Instant::now(), ended: false }
+    }
+
+    /// Whether it has taken as long as it may, give or take what a timer is late or early.
+    fn is_late(&self) -> bool {
+        const INEXACT: Duration = Duration::from_millis(5);
+        let limit = self.state.connect_timeout.get();
+        limit.is_some_and(|limit| self.began.elapsed() + INEXACT >= *limit)
+    }
+}
 
 impl<K> Drop for Connecting<'_, K> {
     fn drop(&mut self) {
-        if let Some(state) = self.0 {
-            state.failed();
+        // If it is dropped before, nobody wants it any more, which says nothing of the node.
+        if !self.ended && (std::thread::panicking() || self.is_late()) {
+            self.state.failed();
         }
     }
 }
@@ -259,15 +290,14 @@ impl<K: Key, M: Manager> Manager for Member<K, M> {
     type Error = M::Error;
 
     async fn connect(&self) -> Result<M::Connection, M::Error> {
-        let mut connecting = Connecting(Some(&self.state));
-        let mut connection = self.manager.connect().await?;
-        if let Err(error) = self.get_to_know(&mut connection).await {
-            self.manager.close(connection).await;
-            return Err(error);
+        let mut connecting = Connecting::new(&self.state);
+        let connected = self.connect_and_get_to_know().await;
+        connecting.ended = true;
+        match &connected {
+            Ok(_) => self.state.succeeded(),
+            Err(_) => self.state.failed(),
         }
-        connecting.0 = None;
-        self.state.succeeded();
-        Ok(connection)
+        connected
     }
 
     fn condition(&self, connection: &mut M::Connection) -> Condition {
@@ -388,6 +418,20 @@ impl<K: Key, M: Manager> Node<K, M> {
         let failed_at = self.state.failed_at.load(Ordering::Relaxed);
         if self.state.now().saturating_sub(failed_at) >= PAUSE {
             self.try_in_background();
+        }
+    }
+
+    /// Goes to a node for the first time whose server is to say what it is, or nobody would ever who
+    /// wants one role only.
+    pub(super) fn get_to_know(self: &Arc<Self>) {
+        let never_reached = self.state.latency.load(Ordering::Relaxed) == 0;
+        if !never_reached || self.pool.manager().read_role.is_none() {
+            return;
+        }
+        if self.is_up() {
+            self.try_in_background();
+        } else {
+            self.try_again();
         }
     }
 

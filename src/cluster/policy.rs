@@ -33,6 +33,8 @@ pub enum Policy<'f, K> {
     LeastInUse,
     /// The primaries, by turns.
     Primary,
+    /// The replicas, by turns and by their weights; never a primary.
+    Replica,
     /// The replicas, by turns and by their weights; the primaries while no replica is up.
     ReplicasThenPrimary,
     /// All nodes, the nearest first: the one whose checks take the shortest time.
@@ -55,6 +57,7 @@ impl<K> Policy<'_, K> {
             Self::RoundRobin => "any node, by turns",
             Self::LeastInUse => "the node least in use",
             Self::Primary => "the primary",
+            Self::Replica => "a replica",
             Self::ReplicasThenPrimary => "a replica, or else the primary",
             Self::Nearest => "the nearest node",
             Self::Rank(_) => "the caller's own choice",
@@ -105,6 +108,7 @@ impl<K: Key, M: Manager> Choice<'_, K, M> {
                 Some(if self.in_use(other) < self.in_use(one) { other } else { one })
             }
             Policy::Primary => self.draw(|node| node.role() == Role::Primary),
+            Policy::Replica => self.draw(|node| node.role() == Role::Replica),
             Policy::ReplicasThenPrimary => self
                 .draw(|node| node.role() == Role::Replica)
                 .or_else(|| self.draw(|node| node.role() == Role::Primary)),
@@ -125,7 +129,10 @@ impl<K: Key, M: Manager> Choice<'_, K, M> {
         let ranks = nodes.iter().enumerate().filter_map(|(place, node)| {
             let rank = match policy {
                 // By turns: those after the one whose turn it is.
-                Policy::RoundRobin | Policy::Primary | Policy::ReplicasThenPrimary => {
+                Policy::RoundRobin
+                | Policy::Primary
+                | Policy::Replica
+                | Policy::ReplicasThenPrimary => {
                     let after = (place + nodes.len() - first) % nodes.len();
                     self.allows(policy, node).then_some(after as f64)?
                 }
@@ -146,6 +153,7 @@ impl<K: Key, M: Manager> Choice<'_, K, M> {
         match policy {
             Policy::RoundRobin | Policy::LeastInUse | Policy::Nearest => true,
             Policy::Primary => node.role() == Role::Primary,
+            Policy::Replica => node.role() == Role::Replica,
             Policy::ReplicasThenPrimary => match node.role() {
                 Role::Replica => true,
                 Role::Primary => {
@@ -194,6 +202,7 @@ impl<K: Key, M: Manager> Choice<'_, K, M> {
             if fits(node) && lot < node.ramp(self.slow_start) {
                 return Some(place);
             }
+            node.get_to_know();
         }
         let all = (last..nodes.len()).chain(0..last);
         all.into_iter().find(|place| fits(&nodes[*place]))

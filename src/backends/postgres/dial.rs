@@ -32,9 +32,22 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 #[derive(Clone, Debug)]
 pub(super) struct Target {
     host: Host,
-    port: u16,
+    pub(super) port: u16,
     /// The name on the server's certificate.
     pub(super) hostname: Option<String>,
+}
+
+/// By its name if it has one, as it is written in a configuration.
+#[cfg(feature = "cluster")]
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let host = match (&self.hostname, &self.host) {
+            (Some(name), _) | (None, Host::Tcp(name)) => name.clone(),
+            #[cfg(unix)]
+            (None, Host::Unix(folder)) => return write!(f, "{}:{}", folder.display(), self.port),
+        };
+        fmt::Display::fmt(&crate::cluster::Endpoint::new(host, self.port), f)
+    }
 }
 
 /// One address of a host.
@@ -68,12 +81,12 @@ pub(super) fn targets(config: &Config) -> Result<Vec<Target>, Error> {
     }
     if !hosts.is_empty() && !addresses.is_empty() && hosts.len() != addresses.len() {
         let rule = format!("must be as many as there are hosts, which is {}", hosts.len());
-        return Err(Error::config("hostaddr", addresses.len(), rule));
+        return Err(Error::config("hostaddr", list(addresses), rule));
     }
     let ports = config.get_ports();
     if ports.len() > 1 && ports.len() != count {
         let rule = format!("must be one, or as many as there are hosts, which is {count}");
-        return Err(Error::config("port", ports.len(), rule));
+        return Err(Error::config("port", list(ports), rule));
     }
     let target = |index: usize| {
         let host = hosts.get(index);
@@ -94,7 +107,26 @@ pub(super) fn targets(config: &Config) -> Result<Vec<Target>, Error> {
     Ok(targets)
 }
 
+/// Values as they are written in a configuration.
+fn list(values: &[impl ToString]) -> String {
+    values.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
 impl Target {
+    /// This port of this host; a host that begins with a slash is the folder of a Unix socket.
+    pub(super) fn new(host: &str, port: u16) -> Self {
+        #[cfg(unix)]
+        if host.starts_with('/') {
+            return Self { host: Host::Unix(host.into()), port, hostname: None };
+        }
+        Self { host: Host::Tcp(host.to_owned()), port, hostname: Some(host.to_owned()) }
+    }
+
+    /// Whether there is a port only.
+    #[cfg(feature = "cluster")]
+    pub(super) fn is_nameless(&self) -> bool {
+        matches!(&self.host, Host::Tcp(name) if name.is_empty())
+    }
     /// The addresses of this host, in the order in which they are to be tried.
     pub(super) async fn addresses(&self, config: &Config) -> Result<Vec<Address>, Error> {
         let name = match &self.host {

@@ -1,15 +1,20 @@
 //! Connections to PostgreSQL, by [tokio-postgres](tokio_postgres).
 //!
 //! Read `mod.rs` (the manager and its options), `client.rs` (a pooled connection), `session.rs` (how
-//! the pool knows what state it is in) and `dial.rs` (where the server is).
+//! the pool knows what state it is in), `dial.rs` (where the server is) and `cluster.rs` (several
+//! servers).
 //!
 //! Not here: queries, and what is done on a connection while somebody holds it.
 
 mod client;
+#[cfg(feature = "cluster")]
+mod cluster;
 mod dial;
 mod session;
 
 pub use self::client::Client;
+#[cfg(feature = "cluster")]
+pub use self::cluster::{PostgresNodes, read_role};
 pub use self::dial::Socket;
 
 use self::client::{DriverTask, Statements};
@@ -107,6 +112,8 @@ pub struct PostgresManager<T = NoTls> {
     reset_query: Option<String>,
     reset_always: bool,
     statement_cache: usize,
+    /// Instead of the hosts of the configuration.
+    only: Option<Target>,
 }
 
 impl PostgresManager {
@@ -136,15 +143,16 @@ impl PostgresManager {
             reset_query: None,
             reset_always: false,
             statement_cache: 100,
+            only: None,
         }
     }
 
     /// Encrypts with this connector, such as the crates tokio-postgres-rustls and
     /// postgres-native-tls have, as far as the configuration's `sslmode` asks for it.
     pub fn tls<T: MakeTlsConnect<Socket>>(self, connector: T) -> PostgresManager<T> {
-        let Self { config, tls: _, mode, reset_query, reset_always, statement_cache } = self;
+        let Self { config, tls: _, mode, reset_query, reset_always, statement_cache, only } = self;
         let tls = Some(connector);
-        PostgresManager { config, tls, mode, reset_query, reset_always, statement_cache }
+        PostgresManager { config, tls, mode, reset_query, reset_always, statement_cache, only }
     }
 }
 
@@ -174,6 +182,17 @@ impl<T> PostgresManager<T> {
     /// [`prepare_cached`](Client::prepare_cached); 0 for none. Default: 100.
     pub fn statement_cache(mut self, capacity: usize) -> Self {
         self.statement_cache = capacity;
+        self
+    }
+
+    /// Connects to this port of this host alone, whatever hosts, addresses and ports the configuration
+    /// names: for a node of a cluster. A host that begins with a slash is the folder of a Unix socket.
+    pub fn only(self, host: &str, port: u16) -> Self {
+        self.only_target(Target::new(host, port))
+    }
+
+    fn only_target(mut self, target: Target) -> Self {
+        self.only = Some(target);
         self
     }
 
@@ -330,8 +349,12 @@ where
             }
             config.ssl_mode(SslMode::Disable);
         }
+        let targets = match &self.only {
+            Some(target) => vec![target.clone()],
+            None => targets(&config)?,
+        };
         let mut last = None;
-        for target in targets(&config)? {
+        for target in targets {
             let addresses = match target.addresses(&config).await {
                 Ok(addresses) => addresses,
                 Err(error) => {
@@ -516,6 +539,12 @@ impl std::error::Error for Error {
             Self::Postgres(error) if error.as_db_error().is_none() => error.source(),
             _ => None,
         }
+    }
+}
+
+impl From<ConfigError> for Error {
+    fn from(error: ConfigError) -> Self {
+        Self::Config(error)
     }
 }
 

@@ -1,0 +1,287 @@
+//! Several PostgreSQL servers that one URL names, as the nodes of a [`Cluster`].
+//!
+//! Not here: which node an acquire goes to (`crate::cluster`), and what is done on its connections
+//! (`mod.rs`).
+
+use super::dial::{Target, targets};
+use super::{Client, Error, PostgresManager};
+use crate::cluster::{Cluster, ClusterBuilder, Endpoint, NodeError, Policy, Role, RoleFuture};
+use crate::manager::Manager;
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::Arc;
+use tokio_postgres::config::{LoadBalanceHosts, TargetSessionAttrs};
+use tokio_postgres::{Config, SimpleQueryMessage};
+
+/// The servers that a URL names, each of which becomes a node of a [`Cluster`].
+///
+/// A node's key is its `host:port`, such as `db1.internal:5432`, `[::1]:5432`, or
+/// `/run/postgresql:5432` for a Unix socket. Which node is the primary is not settled anywhere: each
+/// server is asked, with `SELECT pg_is_in_recovery()`, when a connection to it is opened, when one is
+/// checked, and when an acquire finds no node with the role that it takes.
+///
+/// # `target_session_attrs`
+///
+/// It says which servers a program wants, and becomes a [policy](Self::policy):
+///
+/// | | policy | in libpq |
+/// |---|---|---|
+/// | `any`, or nothing | [`Policy::RoundRobin`] | the first server in reach |
+/// | `read-write` | [`Policy::Primary`] | the first that takes writes |
+/// | `read-only` | [`Policy::Replica`] | the first that takes none |
+///
+/// As in libpq, `read-only` is never served by a primary, and so by nobody while no replica is up.
+/// What libpq calls `prefer-standby`, which is not understood here, is [`Policy::ReplicasThenPrimary`].
+/// A policy belongs to an acquire and not to the cluster: a program that reads and writes has one
+/// cluster, and asks it for [`Policy::Primary`] when it writes. Unlike libpq, a primary counts as one
+/// even if its `default_transaction_read_only` is on.
+///
+/// # When the primary fails
+///
+/// Acquires for [`Policy::Primary`] wait until a server says that it is the primary, and ask all of
+/// them every [`try_next_after`](ClusterBuilder::try_next_after), 250 ms by default; so writes go on
+/// about that long after a replica has been promoted. Nothing is promoted here: that is for an operator,
+/// or for what stands in for one. What was under way on the connections that died has failed, and
+/// whether its last commit was done is unknown.
+///
+/// If the old primary then comes back as it was, two servers say that they are the primary, and the
+/// cluster believes both: writes go to them by turns, and their data part ways. A pool cannot know which
+/// one is right; to keep the other one out is called fencing, and is the business of whoever promotes.
+/// What a program can do is to [remove](Cluster::remove_node) the old node when it learns of the
+/// promotion, and to add it again, by [`add_endpoint`](Cluster::add_endpoint), once it follows the new
+/// one.
+///
+/// # Examples
+///
+/// ```no_run
+/// use millpond::backends::postgres::{PostgresManager, PostgresNodes};
+/// use millpond::cluster::{Cluster, NodeOptions, Policy};
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let nodes = PostgresNodes::from_url(
+///     "postgresql://app@db1:5432,db2:5432,db3:5432/app?target_session_attrs=read-write",
+/// )?;
+/// let builder = Cluster::builder().name("orders").pools(|pool| pool.max_size(16));
+/// let cluster = nodes.cluster(builder, PostgresManager::new)?;
+///
+/// // Whichever of the three is the primary now.
+/// let client = cluster.acquire_any(nodes.policy()).await?;
+/// client.execute("INSERT INTO orders DEFAULT VALUES", &[]).await?;
+/// drop(client);
+///
+/// // Reads go to the replicas, twice as many to db3.
+/// cluster.set_options("db3:5432", NodeOptions::default().weight(2))?;
+/// let client = cluster.acquire_any(Policy::ReplicasThenPrimary).await?;
+/// let row = client.query_one("SELECT count(*) FROM orders", &[]).await?;
+/// println!("{} orders, says {}", row.get::<_, i64>(0), client.node());
+/// # drop(client);
+///
+/// // A fourth server, found out about later.
+/// cluster.add_endpoint("db4:5432", "db4:5432".parse()?)?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct PostgresNodes {
+    config: Config,
+    nodes: Vec<(String, Target)>,
+}
+
+/// What a port must be.
+const PORT: &str = "must be a host and, after a colon, a number from 1 to 65535";
+
+impl PostgresNodes {
+    /// The servers that this configuration names.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] if it names none, or one twice; if a host is empty, or a port is 0; or if the
+    /// numbers of hosts, addresses and ports do not fit together. It says which.
+    pub fn new(config: Config) -> Result<Self, Error> {
+        let mut in_order = config.clone();
+        in_order.load_balance_hosts(LoadBalanceHosts::Disable);
+        let targets = targets(&in_order)?;
+        let nodes: Vec<_> = targets.into_iter().map(|node| (node.to_string(), node)).collect();
+        let mut seen = HashSet::new();
+        for (key, target) in &nodes {
+            if key.contains('@') {
+                let rule = "must not have an @ in it: one in a password is written %40";
+                return Err(Error::config("host", "not shown, as it may end a password", rule));
+            }
+            if target.is_nameless() {
+                return Err(Error::config("host", key, "must have a name before the colon"));
+            }
+            if target.port == 0 {
+                return Err(Error::config("port", key, PORT));
+            }
+            if !seen.insert(key) {
+                return Err(Error::config("host", key, "must be named once, not twice"));
+            }
+        }
+        Ok(Self { config, nodes })
+    }
+
+    /// The servers that a URL names, or words such as `host=db1,db2 port=5432 user=app`; see [`Config`]
+    /// for what there may be in it.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new); [`Error::Config`] too if a port in the URL is no number, and
+    /// [`Error::Postgres`] if anything else in it cannot be read. No part of a password is in any of
+    /// them.
+    pub fn from_url(url: &str) -> Result<Self, Error> {
+        let config = url.parse().map_err(|error| match wrong_port(url) {
+            Some(port) => Error::config("port", port, PORT),
+            None => Error::from(error),
+        });
+        Self::new(config?)
+    }
+
+    /// The policy that `target_session_attrs` asks for.
+    #[must_use]
+    pub fn policy(&self) -> Policy<'static, String> {
+        match self.config.get_target_session_attrs() {
+            TargetSessionAttrs::ReadWrite => Policy::Primary,
+            TargetSessionAttrs::ReadOnly => Policy::Replica,
+            _ => Policy::RoundRobin,
+        }
+    }
+
+    /// The nodes' keys, in the order in which they are named.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.nodes.iter().map(|(key, _)| key.as_str())
+    }
+
+    /// Makes the cluster: with `builder`'s settings, and with a manager for each node that is what
+    /// `manager` makes of the configuration and [connects](PostgresManager::only) to that node alone.
+    /// Nothing is opened until somebody acquires.
+    ///
+    /// The builder's [`read_role`](ClusterBuilder::read_role) and its
+    /// [`template`](ClusterBuilder::template) are set here. In the configuration that `manager` is given,
+    /// `target_session_attrs` is `any`, since a pool is to have connections whatever its server's role.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] if a setting of the cluster or of its pools is out of range.
+    ///
+    /// # Examples
+    ///
+    /// With TLS, and sessions that are made new for each holder:
+    ///
+    /// ```no_run
+    /// use millpond::backends::postgres::{PoolMode, PostgresManager, PostgresNodes, Socket};
+    /// use millpond::cluster::Cluster;
+    /// use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
+    ///
+    /// # fn example<T>(connector: T) -> Result<(), Box<dyn std::error::Error>>
+    /// # where
+    /// #     T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+    /// #     T::Stream: Send,
+    /// #     T::TlsConnect: Send,
+    /// #     <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+    /// # {
+    /// let nodes = PostgresNodes::from_url("postgresql://app@db1,db2/app?sslmode=require")?;
+    /// let cluster = nodes.cluster(Cluster::builder(), move |config| {
+    ///     PostgresManager::new(config).tls(connector.clone()).mode(PoolMode::Session)
+    /// })?;
+    /// # Ok(()) }
+    /// ```
+    pub fn cluster<T>(
+        &self,
+        builder: ClusterBuilder<String, PostgresManager<T>>,
+        manager: impl Fn(Config) -> PostgresManager<T> + Send + Sync + 'static,
+    ) -> Result<Cluster<String, PostgresManager<T>>, Error>
+    where
+        PostgresManager<T>: Manager<Connection = Client, Error = Error>,
+    {
+        let mut config = self.config.clone();
+        config.target_session_attrs(TargetSessionAttrs::Any);
+        let manager = Arc::new(move || manager(config.clone()));
+        let template = {
+            let manager = manager.clone();
+            move |endpoint: &Endpoint| manager().only(&endpoint.host, endpoint.port)
+        };
+        let cluster = builder.read_role(read_role).template(template).build()?;
+        for (key, target) in &self.nodes {
+            let added = cluster.add_node(key.clone(), manager().only_target(target.clone()));
+            added.map_err(|error| match error {
+                NodeError::Config { source, .. } => Error::Config(source),
+                error => unreachable!("BUG: {error}, which has just been made"),
+            })?;
+        }
+        Ok(cluster)
+    }
+}
+
+/// The nodes' keys, and nothing of the configuration.
+impl fmt::Debug for PostgresNodes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let keys: Vec<&str> = self.keys().collect();
+        f.debug_struct("PostgresNodes")
+            .field("nodes", &keys)
+            .field("policy", &self.policy())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Asks a server whether it is a primary or a replica: for [`ClusterBuilder::read_role`], where a
+/// cluster is not made by [`PostgresNodes`]. One round trip.
+///
+/// # Examples
+///
+/// ```no_run
+/// use millpond::backends::postgres::{self, PostgresManager};
+/// use millpond::cluster::{Cluster, Endpoint};
+///
+/// # fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let config: tokio_postgres::Config = "user=app dbname=app".parse()?;
+/// let cluster: Cluster<String, PostgresManager> = Cluster::builder()
+///     .read_role(postgres::read_role)
+///     .template(move |endpoint: &Endpoint| {
+///         PostgresManager::new(config.clone()).only(&endpoint.host, endpoint.port)
+///     })
+///     .build()?;
+/// cluster.add_endpoint("first", "db1.internal:5432".parse()?)?;
+/// # Ok(()) }
+/// ```
+pub fn read_role(client: &mut Client) -> RoleFuture<'_, Error> {
+    Box::pin(async {
+        let clean = client.clean_at == client.session.requests();
+        let answer = client.client.simple_query("SELECT pg_is_in_recovery()").await?;
+        client.session.until_quiet().await;
+        if clean {
+            // Nobody has to tidy up after this.
+            client.clean_at = client.session.requests();
+        }
+        let value = answer.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0),
+            _ => None,
+        });
+        Ok(if value == Some("t") { Role::Replica } else { Role::Primary })
+    })
+}
+
+/// A host of this URL whose port is no number, with it if that cannot be a part of a password.
+///
+/// What stands before the first `@` are the user and the password. If there is another one, a password
+/// was not written as it should be; if there is none, the host may be a user, and the port his password.
+fn wrong_port(url: &str) -> Option<String> {
+    let rest = url.strip_prefix("postgresql://").or_else(|| url.strip_prefix("postgres://"))?;
+    let (login, rest) = match rest.split_once('@') {
+        Some((login, rest)) => (Some(login), rest),
+        None => (None, rest),
+    };
+    if rest.contains('@') {
+        return None;
+    }
+    let hosts = rest.split(['/', '?']).next()?;
+    hosts.split(',').find_map(|node| {
+        // An IPv6 address has colons of its own.
+        let bracket = if node.starts_with('[') { node.find(']')? + 1 } else { 0 };
+        let (host, port) = node.split_at(bracket + node[bracket..].find(':')?);
+        let port = &port[1..];
+        if port.is_empty() || port.parse::<u16>().is_ok() {
+            return None;
+        }
+        Some(if login.is_some() { node.to_owned() } else { format!("{host}:…") })
+    })
+}
