@@ -394,8 +394,8 @@ impl<'p, K: Key, M: Manager> Plan<'p, K, M> {
                 },
             });
         }
-        for place in 0..fates.len() {
-            match fates[place] {
+        for (place, fate) in fates.iter().enumerate() {
+            match fate {
                 Fate::Add => {
                     changes.added.push(self.wanted[place].spec.key.clone());
                     nodes.push(self.take(place));
