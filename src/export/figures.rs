@@ -20,6 +20,7 @@ pub(super) struct Family {
 }
 
 /// How the figures of a family behave, and what they are.
+#[allow(dead_code, reason = "no exporter reads all of it")]
 pub(super) enum Kind {
     /// They go up and down.
     Gauge(fn(&PoolStatus) -> Vec<Labelled>),
@@ -27,9 +28,14 @@ pub(super) enum Kind {
     Time(fn(&PoolStatus) -> Duration),
     /// They only grow.
     Counter(fn(&PoolStatus) -> Vec<Labelled>),
-    /// A distribution of times, if it is measured; and the bounds, in seconds, between which times
-    /// are counted by those who need bounds.
-    Times(fn(&PoolStatus) -> Option<&Histogram>, &'static [f64]),
+    /// A distribution of times, if it is measured.
+    Times {
+        of: fn(&PoolStatus) -> Option<&Histogram>,
+        /// In seconds, for those who count between bounds.
+        bounds: &'static [f64],
+        /// Whether zero stands for all that did not wait: too many to tell of one by one.
+        hits: bool,
+    },
 }
 
 impl Family {
@@ -148,25 +154,41 @@ pub(super) const FAMILIES: [Family; 21] = [
         name: "millpond_acquire_wait_seconds",
         help: "How long acquires waited that got a connection",
         label: None,
-        kind: Kind::Times(|status| Some(&status.metrics.acquire_wait), &WAITS),
+        kind: Kind::Times {
+            of: |status| Some(&status.metrics.acquire_wait),
+            bounds: &WAITS,
+            hits: true,
+        },
     },
     Family {
         name: "millpond_connect_seconds",
         help: "How long it took to open connections",
         label: None,
-        kind: Kind::Times(|status| Some(&status.metrics.connect_time), &CONNECTS),
+        kind: Kind::Times {
+            of: |status| Some(&status.metrics.connect_time),
+            bounds: &CONNECTS,
+            hits: false,
+        },
     },
     Family {
         name: "millpond_connection_lifetime_seconds",
         help: "How old connections were when the pool let go of them",
         label: None,
-        kind: Kind::Times(|status| Some(&status.metrics.lifetime), &LIFETIMES),
+        kind: Kind::Times {
+            of: |status| Some(&status.metrics.lifetime),
+            bounds: &LIFETIMES,
+            hits: false,
+        },
     },
     Family {
         name: "millpond_use_seconds",
         help: "How long connections were in use each time",
         label: None,
-        kind: Kind::Times(|status| status.metrics.use_time.as_ref(), &USES),
+        kind: Kind::Times {
+            of: |status| status.metrics.use_time.as_ref(),
+            bounds: &USES,
+            hits: false,
+        },
     },
 ];
 
@@ -214,7 +236,7 @@ mod tests {
     #[test]
     fn bounds_grow() {
         for family in &FAMILIES {
-            if let Kind::Times(_, bounds) = family.kind {
+            if let Kind::Times { bounds, .. } = family.kind {
                 assert!(bounds.is_sorted_by(|a, b| a < b), "{}", family.name);
             }
         }

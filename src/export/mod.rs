@@ -5,9 +5,10 @@
 //! | exporter | feature | for |
 //! |---|---|---|
 //! | [`prometheus`] | `prometheus` | Prometheus and what speaks OpenMetrics: scraped |
+//! | [`metrics`] | `metrics` | the recorder that a program has installed for the `metrics` facade: flushed |
 //!
-//! None of them adds anything to the pool: they read when they are asked, as often as somebody asks.
-//! Each reading looks at a pool once, so that what it tells of it comes from one moment, as far as a
+//! None of them adds anything to the pool: they read when they are scraped or flushed, and not when
+//! something happens. Each reading looks at a pool once, so that what it tells of it comes from one moment, as far as a
 //! pool under load has one; and costs one pass over its slots and copies of its distributions, some
 //! 20 kB.
 //!
@@ -42,8 +43,15 @@
 //!
 //! Under load, the waits may count a few acquires twice that were under way when somebody looked.
 
+#[cfg(feature = "metrics")]
+pub mod metrics;
 #[cfg(feature = "prometheus")]
 pub mod prometheus;
 
-#[cfg(feature = "prometheus")]
+#[cfg(any(feature = "metrics", feature = "prometheus"))]
 mod figures;
+#[cfg(feature = "metrics")]
+mod news;
+
+#[cfg(feature = "metrics")]
+pub use self::news::StartError;

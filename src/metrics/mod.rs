@@ -12,6 +12,8 @@ mod serialize;
 mod status;
 
 pub use self::histogram::Histogram;
+#[cfg(all(test, feature = "metrics"))]
+pub(crate) use self::histogram::of as histogram_of;
 pub use self::monitor::{DuplicateName, Monitor, Source};
 pub(crate) use self::status::Signs;
 pub use self::status::{Health, PoolStatus};
