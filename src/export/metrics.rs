@@ -1,4 +1,4 @@
-//! Figures for the [`metrics`](::metrics) facade: whichever recorder a program has installed.
+//! Figures for the [`metrics`] facade: whichever recorder a program has installed.
 //!
 //! [Names and labels](super#names) are those of the Prometheus exporter, so that a recorder for
 //! Prometheus tells the same; each is described with its unit.
@@ -23,7 +23,7 @@
 //! Not here: a recorder, and what the figures are (`figures.rs`).
 
 use super::figures::{FAMILIES, Family, Kind};
-use super::news::{Ledger, MOST, PoolNews, Repeat, StartError, repeat, thinned};
+use super::news::{Ledger, MOST, PoolNews, Repeat, Schedule, StartError, thinned};
 use crate::metrics::{Monitor, PoolStatus};
 use metrics::{Key, Label, Level, Metadata, Recorder, Unit, with_recorder};
 use std::fmt;
@@ -65,8 +65,6 @@ use std::time::Duration;
 /// assert!(!told.snapshot().into_vec().is_empty());
 /// # Ok(()) }
 /// ```
-///
-/// [`metrics::with_local_recorder`]: ::metrics::with_local_recorder
 pub struct Exporter {
     ledger: Arc<Ledger>,
     /// Ends when it is dropped.
@@ -89,12 +87,10 @@ impl Exporter {
     /// - [`StartError::Config`] if the interval is zero.
     /// - [`StartError::NoRuntime`] outside a tokio runtime.
     pub fn start(monitor: Monitor, interval: Duration) -> Result<Self, StartError> {
-        let ledger = Arc::new(Ledger::new(monitor));
-        let task = repeat(interval, {
-            let ledger = ledger.clone();
-            move || flush(&ledger)
-        })?;
-        Ok(Self { ledger, _task: Some(task) })
+        let schedule = Schedule::new(interval)?;
+        let exporter = Self::new(monitor);
+        let ledger = exporter.ledger.clone();
+        Ok(Self { _task: Some(schedule.repeat(move || flush(&ledger))), ..exporter })
     }
 
     /// Tells of everything that has come since the last flush.

@@ -6,6 +6,7 @@
 //! |---|---|---|
 //! | [`prometheus`] | `prometheus` | Prometheus and what speaks OpenMetrics: scraped |
 //! | [`metrics`] | `metrics` | the recorder that a program has installed for the `metrics` facade: flushed |
+//! | [`opentelemetry`] | `opentelemetry` | the OpenTelemetry SDK that a program has set up: read by it, and flushed |
 //!
 //! None of them adds anything to the pool: they read when they are scraped or flushed, and not when
 //! something happens. Each reading looks at a pool once, so that what it tells of it comes from one moment, as far as a
@@ -14,7 +15,7 @@
 //!
 //! # Names
 //!
-//! Each has the label `pool`, with the pool's [name](crate::Config::name), besides those below. Units are
+//! Those of Prometheus and of the facade; OpenTelemetry has [its own](opentelemetry#names). Each has the label `pool`, with the pool's [name](crate::Config::name), besides those below. Units are
 //! base units: seconds and plain counts.
 //!
 //! | name | kind | labels | what |
@@ -45,13 +46,15 @@
 
 #[cfg(feature = "metrics")]
 pub mod metrics;
+#[cfg(feature = "opentelemetry")]
+pub mod opentelemetry;
 #[cfg(feature = "prometheus")]
 pub mod prometheus;
 
-#[cfg(any(feature = "metrics", feature = "prometheus"))]
+#[cfg(any(feature = "metrics", feature = "opentelemetry", feature = "prometheus"))]
 mod figures;
-#[cfg(feature = "metrics")]
+#[cfg(any(feature = "metrics", feature = "opentelemetry"))]
 mod news;
 
-#[cfg(feature = "metrics")]
+#[cfg(any(feature = "metrics", feature = "opentelemetry"))]
 pub use self::news::StartError;

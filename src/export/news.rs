@@ -142,23 +142,33 @@ impl Drop for Repeat {
     }
 }
 
-/// Does this at each interval, on the runtime that this is called on.
-pub(super) fn repeat(
+/// When something is to be done again and again, and where.
+pub(super) struct Schedule {
     interval: Duration,
-    flush: impl Fn() + Send + Sync + 'static,
-) -> Result<Repeat, StartError> {
-    above_zero("interval", interval)?;
-    let runtime = Handle::try_current().map_err(|_| StartError::NoRuntime)?;
-    let flush = Arc::new(flush);
-    Ok(Repeat(runtime.spawn(async move {
-        loop {
-            tokio::time::sleep(interval).await;
-            let flush = flush.clone();
-            // Elsewhere, since whoever is told may block; a panic stays there, has been reported by
-            // the panic hook, and there is another time.
-            drop(spawn_blocking(move || flush()).await);
-        }
-    })))
+    runtime: Handle,
+}
+
+impl Schedule {
+    /// At each interval, on this runtime.
+    pub(super) fn new(interval: Duration) -> Result<Self, StartError> {
+        above_zero("interval", interval)?;
+        let runtime = Handle::try_current().map_err(|_| StartError::NoRuntime)?;
+        Ok(Self { interval, runtime })
+    }
+
+    /// Does this.
+    pub(super) fn repeat(self, flush: impl Fn() + Send + Sync + 'static) -> Repeat {
+        let flush = Arc::new(flush);
+        Repeat(self.runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(self.interval).await;
+                let flush = flush.clone();
+                // Elsewhere, since whoever is told may block; a panic stays there, has been reported
+                // by the panic hook, and there is another time.
+                drop(spawn_blocking(move || flush()).await);
+            }
+        }))
+    }
 }
 
 #[cfg(test)]

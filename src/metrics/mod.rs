@@ -12,7 +12,7 @@ mod serialize;
 mod status;
 
 pub use self::histogram::Histogram;
-#[cfg(all(test, feature = "metrics"))]
+#[cfg(all(test, any(feature = "metrics", feature = "opentelemetry")))]
 pub(crate) use self::histogram::of as histogram_of;
 pub use self::monitor::{DuplicateName, Monitor, Source};
 pub(crate) use self::status::Signs;
