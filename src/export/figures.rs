@@ -10,9 +10,12 @@ use std::time::Duration;
 type Labelled = (u64, &'static str);
 
 /// What is told of a pool under one name.
+#[allow(dead_code, reason = "no exporter reads all of it")]
 pub(super) struct Family {
     /// With its unit, and with `_total` if it is a counter.
     pub(super) name: &'static str,
+    /// As UCUM writes it: `s`, or what is counted.
+    pub(super) unit: &'static str,
     pub(super) help: &'static str,
     /// What its figures differ in, besides the pool.
     pub(super) label: Option<&'static str>,
@@ -20,6 +23,7 @@ pub(super) struct Family {
 }
 
 /// How the figures of a family behave, and what they are.
+#[allow(dead_code, reason = "no exporter reads all of it")]
 pub(super) enum Kind {
     /// They go up and down.
     Gauge(fn(&PoolStatus) -> Vec<Labelled>),
@@ -27,26 +31,33 @@ pub(super) enum Kind {
     Time(fn(&PoolStatus) -> Duration),
     /// They only grow.
     Counter(fn(&PoolStatus) -> Vec<Labelled>),
-    /// A distribution of times, if it is measured; and the bounds, in seconds, between which times
-    /// are counted by those who need bounds.
-    Times(fn(&PoolStatus) -> Option<&Histogram>, &'static [f64]),
+    /// A distribution of times, if it is measured.
+    Times {
+        of: fn(&PoolStatus) -> Option<&Histogram>,
+        /// In seconds, for those who count between bounds.
+        bounds: &'static [f64],
+        /// Whether zero stands for all that did not wait: too many to tell of one by one.
+        hits: bool,
+    },
 }
 
 impl Family {
     const fn gauge(
         name: &'static str,
+        unit: &'static str,
         help: &'static str,
         figure: fn(&PoolStatus) -> Vec<Labelled>,
     ) -> Self {
-        Self { name, help, label: None, kind: Kind::Gauge(figure) }
+        Self { name, unit, help, label: None, kind: Kind::Gauge(figure) }
     }
 
     const fn counter(
         name: &'static str,
+        unit: &'static str,
         help: &'static str,
         figure: fn(&PoolStatus) -> Vec<Labelled>,
     ) -> Self {
-        Self { name, help, label: None, kind: Kind::Counter(figure) }
+        Self { name, unit, help, label: None, kind: Kind::Counter(figure) }
     }
 
     const fn by(mut self, label: &'static str) -> Self {
@@ -77,96 +88,150 @@ const LIFETIMES: [f64; 10] = [1.0, 5.0, 15.0, 60.0, 300.0, 600.0, 1200.0, 1800.0
 
 /// All of them, in the order in which they are told.
 pub(super) const FAMILIES: [Family; 21] = [
-    Family::gauge("millpond_up", "Whether the pool does what it is for, well or badly", |status| {
-        vec![one(status.health.is_up().into())]
-    }),
-    Family::gauge("millpond_health", "1 for the state in which the pool is", |status| {
+    Family::gauge(
+        "millpond_up",
+        "{pool}",
+        "Whether the pool does what it is for, well or badly",
+        |status| vec![one(status.health.is_up().into())],
+    ),
+    Family::gauge("millpond_health", "{pool}", "1 for the state in which the pool is", |status| {
         let is = status.health.word();
         ["healthy", "degraded", "down"].map(|word| ((word == is).into(), word)).into()
     })
     .by("state"),
     Family::gauge(
         "millpond_connections",
+        "{connection}",
         "Places in the pool by state, empty ones too",
         |status| by_state(&status.metrics.counts),
     )
     .by("state"),
-    Family::gauge("millpond_connections_max", "The most connections at the moment", |status| {
-        vec![one(status.max_size as u64)]
-    }),
-    Family::gauge("millpond_connections_min_idle", "Idle connections to keep ready", |status| {
-        vec![one(status.config.min_idle as u64)]
-    }),
-    Family::gauge("millpond_waiters", "Callers that wait for a connection", |status| {
-        vec![one(status.metrics.counts.waiters as u64)]
-    }),
+    Family::gauge(
+        "millpond_connections_max",
+        "{connection}",
+        "The most connections at the moment",
+        |status| vec![one(status.max_size as u64)],
+    ),
+    Family::gauge(
+        "millpond_connections_min_idle",
+        "{connection}",
+        "Idle connections to keep ready",
+        |status| vec![one(status.config.min_idle as u64)],
+    ),
+    Family::gauge(
+        "millpond_waiters",
+        "{request}",
+        "Callers that wait for a connection",
+        |status| vec![one(status.metrics.counts.waiters as u64)],
+    ),
     Family {
         name: "millpond_oldest_holder_seconds",
+        unit: "s",
         help: "How long the oldest holder has had its connection, 0 if there is none",
         label: None,
         kind: Kind::Time(|status| {
             status.metrics.oldest_holder.as_ref().map(|holder| holder.held).unwrap_or_default()
         }),
     },
-    Family::counter("millpond_acquires_total", "Acquires that got a connection", |status| {
-        vec![one(status.metrics.acquires)]
-    }),
+    Family::counter(
+        "millpond_acquires_total",
+        "{acquire}",
+        "Acquires that got a connection",
+        |status| vec![one(status.metrics.acquires)],
+    ),
     Family::counter(
         "millpond_acquire_waits_total",
+        "{acquire}",
         "Acquires that had to wait, by how they ended",
         |status| status.metrics.waits.by_outcome().into(),
     )
     .by("outcome"),
-    Family::counter("millpond_shed_total", "Acquires that were, or would be, shed", |status| {
-        vec![one(status.metrics.shed)]
-    }),
-    Family::counter("millpond_connections_opened_total", "Connections opened", |status| {
-        vec![one(status.metrics.created)]
-    }),
-    Family::counter("millpond_connect_failures_total", "Failures to connect", |status| {
-        vec![one(status.metrics.connect_failures)]
-    }),
+    Family::counter(
+        "millpond_shed_total",
+        "{acquire}",
+        "Acquires that were, or would be, shed",
+        |status| vec![one(status.metrics.shed)],
+    ),
+    Family::counter(
+        "millpond_connections_opened_total",
+        "{connection}",
+        "Connections opened",
+        |status| vec![one(status.metrics.created)],
+    ),
+    Family::counter(
+        "millpond_connect_failures_total",
+        "{failure}",
+        "Failures to connect",
+        |status| vec![one(status.metrics.connect_failures)],
+    ),
     Family::counter(
         "millpond_connections_closed_total",
+        "{connection}",
         "Connections that the pool let go of, by reason",
         |status| status.metrics.closed.by_reason().into(),
     )
     .by("reason"),
-    Family::counter("millpond_checks_total", "Checks, successful or not", |status| {
+    Family::counter("millpond_checks_total", "{check}", "Checks, successful or not", |status| {
         vec![one(status.metrics.checks)]
     }),
-    Family::counter("millpond_resets_total", "Resets that succeeded", |status| {
+    Family::counter("millpond_resets_total", "{reset}", "Resets that succeeded", |status| {
         vec![one(status.metrics.resets)]
     }),
-    Family::counter("millpond_leaks_total", "Connections held for too long", |status| {
-        vec![one(status.metrics.leaks)]
-    }),
-    Family::counter("millpond_late_returns_total", "Those that came back after all", |status| {
-        vec![one(status.metrics.late_returns)]
-    }),
+    Family::counter(
+        "millpond_leaks_total",
+        "{connection}",
+        "Connections held for too long",
+        |status| vec![one(status.metrics.leaks)],
+    ),
+    Family::counter(
+        "millpond_late_returns_total",
+        "{connection}",
+        "Those that came back after all",
+        |status| vec![one(status.metrics.late_returns)],
+    ),
     Family {
         name: "millpond_acquire_wait_seconds",
+        unit: "s",
         help: "How long acquires waited that got a connection",
         label: None,
-        kind: Kind::Times(|status| Some(&status.metrics.acquire_wait), &WAITS),
+        kind: Kind::Times {
+            of: |status| Some(&status.metrics.acquire_wait),
+            bounds: &WAITS,
+            hits: true,
+        },
     },
     Family {
         name: "millpond_connect_seconds",
+        unit: "s",
         help: "How long it took to open connections",
         label: None,
-        kind: Kind::Times(|status| Some(&status.metrics.connect_time), &CONNECTS),
+        kind: Kind::Times {
+            of: |status| Some(&status.metrics.connect_time),
+            bounds: &CONNECTS,
+            hits: false,
+        },
     },
     Family {
         name: "millpond_connection_lifetime_seconds",
+        unit: "s",
         help: "How old connections were when the pool let go of them",
         label: None,
-        kind: Kind::Times(|status| Some(&status.metrics.lifetime), &LIFETIMES),
+        kind: Kind::Times {
+            of: |status| Some(&status.metrics.lifetime),
+            bounds: &LIFETIMES,
+            hits: false,
+        },
     },
     Family {
         name: "millpond_use_seconds",
+        unit: "s",
         help: "How long connections were in use each time",
         label: None,
-        kind: Kind::Times(|status| status.metrics.use_time.as_ref(), &USES),
+        kind: Kind::Times {
+            of: |status| status.metrics.use_time.as_ref(),
+            bounds: &USES,
+            hits: false,
+        },
     },
 ];
 
@@ -214,7 +279,7 @@ mod tests {
     #[test]
     fn bounds_grow() {
         for family in &FAMILIES {
-            if let Kind::Times(_, bounds) = family.kind {
+            if let Kind::Times { bounds, .. } = family.kind {
                 assert!(bounds.is_sorted_by(|a, b| a < b), "{}", family.name);
             }
         }

@@ -5,15 +5,17 @@
 //! | exporter | feature | for |
 //! |---|---|---|
 //! | [`prometheus`] | `prometheus` | Prometheus and what speaks OpenMetrics: scraped |
+//! | [`metrics`] | `metrics` | the recorder that a program has installed for the `metrics` facade: flushed |
+//! | [`opentelemetry`] | `opentelemetry` | the OpenTelemetry SDK that a program has set up: read by it, and flushed |
 //!
-//! None of them adds anything to the pool: they read when they are asked, as often as somebody asks.
-//! Each reading looks at a pool once, so that what it tells of it comes from one moment, as far as a
+//! None of them adds anything to the pool: they read when they are scraped or flushed, and not when
+//! something happens. Each reading looks at a pool once, so that what it tells of it comes from one moment, as far as a
 //! pool under load has one; and costs one pass over its slots and copies of its distributions, some
 //! 20 kB.
 //!
 //! # Names
 //!
-//! Each has the label `pool`, with the pool's [name](crate::Config::name), besides those below. Units are
+//! Those of Prometheus and of the facade; OpenTelemetry has [its own](opentelemetry#names). Each has the label `pool`, with the pool's [name](crate::Config::name), besides those below. Units are
 //! base units: seconds and plain counts.
 //!
 //! | name | kind | labels | what |
@@ -42,8 +44,17 @@
 //!
 //! Under load, the waits may count a few acquires twice that were under way when somebody looked.
 
+#[cfg(feature = "metrics")]
+pub mod metrics;
+#[cfg(feature = "opentelemetry")]
+pub mod opentelemetry;
 #[cfg(feature = "prometheus")]
 pub mod prometheus;
 
-#[cfg(feature = "prometheus")]
+#[cfg(any(feature = "metrics", feature = "opentelemetry", feature = "prometheus"))]
 mod figures;
+#[cfg(any(feature = "metrics", feature = "opentelemetry"))]
+mod news;
+
+#[cfg(any(feature = "metrics", feature = "opentelemetry"))]
+pub use self::news::StartError;

@@ -112,7 +112,7 @@ fn encode(
     encoder: &mut DescriptorEncoder<'_>,
 ) -> fmt::Result {
     let there_is = |status: &PoolStatus| match family.kind {
-        Kind::Times(times, _) => times(status).is_some(),
+        Kind::Times { of, .. } => of(status).is_some(),
         Kind::Gauge(_) | Kind::Time(_) | Kind::Counter(_) => true,
     };
     if !statuses.iter().any(there_is) {
@@ -126,7 +126,7 @@ fn encode(
     let kind = match family.kind {
         Kind::Gauge(_) | Kind::Time(_) => MetricType::Gauge,
         Kind::Counter(_) => MetricType::Counter,
-        Kind::Times(..) => MetricType::Histogram,
+        Kind::Times { .. } => MetricType::Histogram,
     };
     let mut metric = encoder.encode_descriptor(name, family.help, unit, kind)?;
     statuses.iter().try_for_each(|status| encode_pool(family, status, &mut metric))
@@ -153,8 +153,8 @@ fn encode_pool(
             let labels = labels(value);
             metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, f64>(&count, None)
         }),
-        Kind::Times(times, bounds) => {
-            let Some(times) = times(status) else { return Ok(()) };
+        Kind::Times { of, bounds, .. } => {
+            let Some(times) = of(status) else { return Ok(()) };
             metric.encode_family(&labels(""))?.encode_histogram::<NoLabelSet>(
                 times.sum().as_secs_f64(),
                 times.count(),

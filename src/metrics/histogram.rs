@@ -203,18 +203,20 @@ impl fmt::Debug for Histogram {
     }
 }
 
+/// One of these times, in nanoseconds.
+#[cfg(test)]
+pub(crate) fn of(times: &[u64]) -> Histogram {
+    let recorder = Recorder::new();
+    times.iter().for_each(|time| recorder.record(*time));
+    recorder.snapshot()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const MICROSECOND: u64 = 1_000;
     const HOUR: u64 = 3_600_000_000_000;
-
-    fn of(times: &[u64]) -> Histogram {
-        let recorder = Recorder::new();
-        times.iter().for_each(|time| recorder.record(*time));
-        recorder.snapshot()
-    }
 
     #[test]
     fn buckets_follow_each_other_without_a_gap() {

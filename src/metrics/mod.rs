@@ -12,6 +12,8 @@ mod serialize;
 mod status;
 
 pub use self::histogram::Histogram;
+#[cfg(all(test, any(feature = "metrics", feature = "opentelemetry")))]
+pub(crate) use self::histogram::of as histogram_of;
 #[cfg(feature = "cluster")]
 pub(crate) use self::monitor::Watched;
 pub use self::monitor::{DuplicateName, Group, Monitor, Source};
