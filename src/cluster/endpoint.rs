@@ -78,9 +78,8 @@ impl FromStr for Endpoint {
             return Err(wrong("the host must not be empty, and have no spaces in it"));
         }
         match port.parse() {
-            Ok(port @ 1..) if !input.ends_with(|c: char| !c.is_ascii_digit()) => {
-                Ok(Self::new(host, port))
-            }
+            // A sign is no part of a port.
+            Ok(port @ 1..) if input.ends_with(&format!(":{port}")) => Ok(Self::new(host, port)),
             _ => Err(wrong("the port must be a number from 1 to 65535")),
         }
     }
