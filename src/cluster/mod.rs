@@ -137,6 +137,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
         let seed = xxhash_rust::xxh3::xxh3_64(name.as_bytes());
         let state = Arc::new(State::new(key, options.role, self.began, self.changed.clone()));
         let pool = self.settings.pool(manager, &state, &name).map_err(wrong)?;
+        state.set_connect_timeout(pool.config().connect_timeout);
         Ok(Arc::new(Node { state, pool, options, seed }))
     }
 }

@@ -132,6 +132,8 @@ pub(super) struct State<K> {
     back_since: AtomicU64,
     /// How long its checks take, smoothed, in nanoseconds; 0 before the first.
     latency: AtomicU64,
+    /// The pool's `connect_timeout`, in nanoseconds.
+    connect_timeout: AtomicU64,
     /// A connection is being opened in the background to try the node.
     trying: AtomicBool,
     began: Instant,
@@ -149,6 +151,7 @@ impl<K> State<K> {
             failed_at: zero(),
             back_since: zero(),
             latency: zero(),
+            connect_timeout: zero(),
             trying: AtomicBool::new(false),
             began,
             changed,
@@ -165,13 +168,18 @@ impl<K> State<K> {
         }
     }
 
+    /// How long the pool lets a connect take.
+    pub(super) fn set_connect_timeout(&self, limit: Duration) {
+        self.connect_timeout.store(nanos(limit), Ordering::Relaxed);
+    }
+
     fn tell(&self) {
         self.changed.notify(usize::MAX.additional());
     }
 
     /// By the cluster's clock, which never says 0.
     fn now(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX).max(1)
+        nanos(self.began.elapsed()).max(1)
     }
 
     fn failed(&self) {
@@ -192,7 +200,7 @@ impl<K> State<K> {
 
     /// A round trip has taken so long.
     fn took(&self, time: Duration) {
-        let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).max(1);
+        let time = nanos(time).max(1);
         // Each new one counts for an eighth. Of two at once, one may be lost.
         let smooth = match self.latency.load(Ordering::Relaxed) {
             0 => time,
@@ -241,12 +249,45 @@ impl<K: Key, M: Manager> Member<K, M> {
     }
 }
 
-/// A connect under way; dropped like this, it has failed, timed out or panicked.
-struct Connecting<'s, K>(Option<&'s State<K>>);
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// A connect under way; dropped without a verdict, it has timed out or panicked, or was given up
+/// because somebody else was faster. The latter says nothing of the server.
+struct Connecting<'s, K> {
+    state: &'s State<K>,
+    began: u64,
+    verdict: bool,
+}
+
+impl<'s, K> Connecting<'s, K> {
+    fn new(state: &'s State<K>) -> Self {
+        Self { state, began: state.now(), verdict: false }
+    }
+
+    fn succeeded(mut self) {
+        self.verdict = true;
+        self.state.succeeded();
+    }
+
+    fn failed<E>(mut self, error: E) -> E {
+        self.verdict = true;
+        self.state.failed();
+        error
+    }
+}
 
 impl<K> Drop for Connecting<'_, K> {
     fn drop(&mut self) {
-        if let Some(state) = self.0 {
+        if self.verdict {
+            return;
+        }
+        let state = self.state;
+        // The pool's clock began a little earlier. One that has taken half of its time is no good sign
+        // either.
+        let limit = state.connect_timeout.load(Ordering::Relaxed) / 2;
+        if std::thread::panicking() || state.now() - self.began >= limit {
             state.failed();
         }
     }
@@ -257,14 +298,17 @@ impl<K: Key, M: Manager> Manager for Member<K, M> {
     type Error = M::Error;
 
     async fn connect(&self) -> Result<M::Connection, M::Error> {
-        let mut connecting = Connecting(Some(&self.state));
-        let mut connection = self.manager.connect().await?;
+        let connecting = Connecting::new(&self.state);
+        let mut connection = match self.manager.connect().await {
+            Ok(connection) => connection,
+            Err(error) => return Err(connecting.failed(error)),
+        };
         if let Err(error) = self.get_to_know(&mut connection).await {
+            let error = connecting.failed(error);
             self.manager.close(connection).await;
             return Err(error);
         }
-        connecting.0 = None;
-        self.state.succeeded();
+        connecting.succeeded();
         Ok(connection)
     }
 
