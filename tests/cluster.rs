@@ -532,6 +532,37 @@ async fn a_node_that_is_down_costs_nobody_an_acquire_and_serves_again_when_it_is
     settled(&cluster, &managers).await;
 }
 
+#[tokio::test]
+async fn a_connect_that_nobody_needs_any_more_says_nothing_against_its_node() {
+    let (cluster, managers) = cluster_of(builder(), [("p", primary()), ("r", replica())]);
+    drop(cluster.acquire("p").await.unwrap());
+    // In the background, since another serves meanwhile.
+    managers[1].connect.once(Act::Gated);
+    while managers[1].connect.running() == 0 {
+        drop(cluster.acquire_any(Policy::RoundRobin).await.unwrap());
+        tokio::task::yield_now().await;
+    }
+    // Somebody else is faster.
+    drop(cluster.acquire("r").await.unwrap());
+    eventually("the first one is given up", || managers[1].connect.running() == 0).await;
+    assert_eq!(managers[1].connect.calls(), 2);
+    assert!(cluster.status().nodes[1].is_up);
+    let guard = cluster.acquire_any(Policy::ReplicasThenPrimary).await.unwrap();
+    assert_eq!(guard.node(), "r");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connect_that_hangs_or_panics_says_that_its_node_is_down() {
+    hush_scripted_panics();
+    for act in [Act::Never, Act::Panic] {
+        let (cluster, managers) = cluster_of(builder(), [("a", plain())]);
+        managers[0].connect.always(act);
+        let error = cluster.acquire("a").await.unwrap_err();
+        assert!(matches!(&error, ClusterError::Node { .. }), "{error}");
+        assert!(!cluster.status().nodes[0].is_up, "{error}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_node_whose_error_is_for_good_is_tried_again_now_and_then() {
     let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);

@@ -5,6 +5,7 @@
     unix,
     feature = "axum",
     feature = "bb8",
+    feature = "cluster",
     feature = "deadpool",
     feature = "mysql",
     feature = "pg-wired",
@@ -21,6 +22,7 @@ use support::*;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{self, Receiver};
 
 /// Runs an example as a user would. The examples are built along with the tests, if all are.
 fn example(name: &str, arguments: &[&str]) -> Output {
@@ -187,4 +189,99 @@ fn the_example_with_the_page_shows_trouble_and_ends_when_told_to() {
         assert_eq!(said.matches("drained: ").count(), 3, "{said}");
         assert_eq!(said.matches(", 0 still out").count(), 3, "{said}");
     }
+}
+
+/// The example `failover`, which goes on until it is told to end, and ends with the test.
+struct Failover {
+    child: Child,
+    lines: Receiver<String>,
+    said: Vec<String>,
+}
+
+impl Failover {
+    fn start(url: &str) -> Self {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["run", "--quiet", "--locked", "--all-features", "--example", "failover"]);
+        cargo.args(["--", url]).current_dir(env!("CARGO_MANIFEST_DIR")).stdout(Stdio::piped());
+        let mut child = cargo.spawn().expect("cargo runs");
+        let stdout = child.stdout.take().expect("it is piped");
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            // Until nobody listens any more.
+            BufReader::new(stdout)
+                .lines()
+                .map_while(Result::ok)
+                .all(|line| sender.send(line).is_ok())
+        });
+        Self { child, lines, said: Vec::new() }
+    }
+
+    /// Waits until it says a line that ends like this; the line, without the time before it.
+    #[track_caller]
+    fn says(&mut self, end: &str) -> String {
+        loop {
+            let line = self.lines.recv_timeout(6 * PATIENCE);
+            let line = line.unwrap_or_else(|_| panic!("not said: {end}\n{:#?}", self.said));
+            self.said.push(line.clone());
+            if line.ends_with(end) {
+                return line.split_once(" s  ").map_or(line.clone(), |(_, rest)| rest.to_owned());
+            }
+        }
+    }
+}
+
+impl Drop for Failover {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+#[test]
+fn the_example_of_a_failover_shows_who_serves_and_how_long_writes_paused() {
+    fails("failover", &[], "<URL>");
+    fails(
+        "failover",
+        &["postgresql://nobody@127.0.0.1:1/nowhere"],
+        "This needs two PostgreSQL servers",
+    );
+    let nobody = "postgresql://nobody@127.0.0.1:1,127.0.0.1:2/nowhere";
+    fails("failover", &[nobody], "127.0.0.1:2 (role unknown) is down: connecting fails");
+    let Some(primary) = Postgres::start(&[]) else { return };
+    primary.run("GRANT CREATE ON SCHEMA public TO millpond");
+    let replica = primary.replica(&[]);
+    let (old, new) = (primary.address(), replica.address());
+    let url = format!("postgresql://millpond@{old},{new}/millpond");
+    let mut example = Failover::start(&url);
+    example.says(&format!("{old} is the primary"));
+    example.says(&format!("{new} is a replica"));
+    example.says(&format!("writes: {old}"));
+    example.says(&format!("reads: {new}"));
+    primary.kill();
+    assert!(example.says(")").starts_with("writes: nobody ("));
+    replica.promote();
+    let line = example.says(" ms");
+    let pause = line.strip_prefix(&format!("writes: {new}, after a pause of "));
+    let pause = pause.and_then(|pause| pause.strip_suffix(" ms")?.parse::<u64>().ok());
+    assert!(pause.is_some_and(|pause| (200..20_000).contains(&pause)), "{line}");
+    // The old one comes back as a second primary.
+    primary.restart();
+    example.says(": both say that they are the primary, and their data part ways");
+    primary.kill();
+    example.says(&format!("writes: {new}"));
+    let pid = example.child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &pid]).status().expect("kill runs").success());
+    let line = example.says(" ms");
+    let (count, longest) = line.split_once(" writes, ").expect("a summary");
+    assert!(count.parse::<u64>().is_ok_and(|count| count > 50), "{line}");
+    let longest = longest.strip_suffix(" ms").and_then(|text| text.rsplit(' ').next());
+    assert!(longest.and_then(|longest| longest.parse::<u64>().ok()) >= pause, "{line}");
+    assert!(example.says(" ms").contains(" reads, "));
+    let status = example.child.wait().expect("its state");
+    assert!(status.success(), "{status}");
+    let tables = "SELECT count(*) FROM pg_tables WHERE tablename = 'millpond_failover'";
+    assert_eq!(replica.run(tables), "0");
+    let said = example.said.join("\n");
+    eprintln!("{said}");
+    assert!(example.said.len() < 20, "it says more than anybody reads:\n{said}");
 }
