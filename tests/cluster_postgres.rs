@@ -362,6 +362,37 @@ async fn target_session_attrs_chooses_the_server_and_the_other_settings_hold_for
             assert_eq!(path.get::<_, &str>(0), "\"$user\", public", "a session made new");
             client.batch_execute("SET search_path TO nowhere").await.unwrap();
         }
+        // The policy is the acquire's; the cluster has them all.
+        for server in [&primary, &replica] {
+            let client = cluster.acquire(&key(server)).await.unwrap();
+            assert_eq!(who_answers(&client).await.unwrap(), key(server));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_is_reached_by_its_socket_or_its_address_and_a_manager_connects_to_one_alone() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    let (folder, port) = (server.socket_folder(), server.address().port());
+    let folder = folder.to_str().unwrap();
+    for (hosts, key) in [
+        (format!("host={folder}"), format!("{folder}:{port}")),
+        ("host=nowhere.invalid hostaddr=127.0.0.1".to_owned(), format!("nowhere.invalid:{port}")),
+        ("hostaddr=127.0.0.1".to_owned(), format!("127.0.0.1:{port}")),
+    ] {
+        let url = format!("{hosts} port={port} user=millpond");
+        let nodes = PostgresNodes::from_url(&url).unwrap();
+        let cluster = nodes.cluster(builder(), PostgresManager::new).unwrap();
+        let client = cluster.acquire(&key).await.unwrap();
+        let row = client.query_one("SELECT inet_server_addr() IS NULL", &[]).await.unwrap();
+        assert_eq!(row.get::<_, bool>(0), key.starts_with('/'), "{key}");
+    }
+    for host in ["127.0.0.1", folder] {
+        let manager =
+            PostgresManager::from_url("host=a,b hostaddr=10.0.0.1,10.0.0.2 user=millpond");
+        let pool = millpond::Pool::builder(manager.unwrap().only(host, port)).max_size(1);
+        let client = pool.build().await.unwrap().acquire_owned().await.unwrap();
+        client.batch_execute("SELECT 1").await.unwrap();
     }
 }
 
