@@ -23,7 +23,7 @@ metadata = json.loads(cargo("metadata", "--format-version", "1", "--all-features
 asked = {(p["name"], p["version"]): p["rust_version"] for p in metadata["packages"]}
 promised = next(p["rust_version"] for p in metadata["packages"] if p["name"] == "millpond")
 
-for features in ("default", "axum"):
+for features in ("default", "axum", "metrics", "opentelemetry"):
     tree = cargo(
         "tree", "--package", "millpond", "--edges", "normal,build", "--prefix", "none",
         "--format", "{p}", "--locked", "--features", features,

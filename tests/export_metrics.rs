@@ -14,11 +14,11 @@ use metrics_util::MetricKind;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use millpond::export::StartError;
 use millpond::export::metrics::Exporter;
-use millpond::{CheckPolicy, Monitor, Pool, PoolBuilder};
+use millpond::{CheckPolicy, Group, Holder, Monitor, Pool, PoolBuilder, PoolStatus, Source};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
-use std::sync::{LazyLock, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -272,6 +272,65 @@ async fn the_end_of_a_pool_is_told_once_even_if_the_monitor_has_forgotten_it() {
     let third = pool_of(&manager, "third").build_lazy().unwrap();
     monitor.add(&third).unwrap();
     assert!(!told_of("carts"));
+}
+
+/// A pool that is held.
+struct Held(Pool<TestManager>);
+
+impl Source for Held {
+    fn name(&self) -> String {
+        self.0.config().name.to_string()
+    }
+
+    fn status(&self) -> Option<PoolStatus> {
+        Some(self.0.status())
+    }
+
+    fn holders(&self) -> Vec<Holder> {
+        self.0.holders()
+    }
+}
+
+/// Pools that come and go under one entry of a monitor.
+#[derive(Clone, Default)]
+struct Several(Arc<Mutex<Vec<Arc<dyn Source>>>>);
+
+impl Group for Several {
+    fn name(&self) -> String {
+        "several".to_owned()
+    }
+
+    fn sources(&self) -> Option<Vec<Arc<dyn Source>>> {
+        Some(self.0.lock().unwrap().clone())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pools_of_a_group_are_told_like_others_and_end_when_they_leave_it() {
+    let pools =
+        ["first", "second"].map(|name| pool_of(&TestManager::new(), name).build_lazy().unwrap());
+    let several = Several::default();
+    for pool in &pools {
+        several.0.lock().unwrap().push(Arc::new(Held(pool.clone())));
+        drop(pool.acquire().await.unwrap());
+    }
+    let monitor = Monitor::new();
+    monitor.add_group(several.clone()).unwrap();
+    let exporter = Exporter::new(monitor);
+    let acquires = |told: &Told| {
+        pools.each_ref().map(|pool| {
+            let name = format!("millpond_acquires_total {}", pool.config().name);
+            told.counters.get(&name).copied()
+        })
+    };
+    assert_eq!(acquires(&flushed(&DebuggingRecorder::new(), &exporter, "")), [Some(1); 2]);
+    drop(pools[1].acquire().await.unwrap());
+    assert_eq!(acquires(&flushed(&DebuggingRecorder::new(), &exporter, "")), [Some(0), Some(1)]);
+    several.0.lock().unwrap().remove(0);
+    let told = flushed(&DebuggingRecorder::new(), &exporter, "");
+    assert_eq!(acquires(&told), [None, Some(0)]);
+    assert_eq!(told.gauges["millpond_up first"], 0.0);
+    assert_eq!(told.gauges["millpond_up second"], 1.0);
 }
 
 // ---- again and again ----

@@ -9,14 +9,15 @@
 //! | [`opentelemetry`] | `opentelemetry` | the OpenTelemetry SDK that a program has set up: read by it, and flushed |
 //!
 //! None of them adds anything to the pool: they read when they are scraped or flushed, and not when
-//! something happens. Each reading looks at a pool once, so that what it tells of it comes from one moment, as far as a
-//! pool under load has one; and costs one pass over its slots and copies of its distributions, some
-//! 20 kB.
+//! something happens. Each reading looks at a pool once, so that what it tells of it comes from one
+//! moment, as far as a pool under load has one; and costs one pass over its slots and copies of its
+//! distributions, some 20 kB.
 //!
 //! # Names
 //!
-//! Those of Prometheus and of the facade; OpenTelemetry has [its own](opentelemetry#names). Each has the label `pool`, with the pool's [name](crate::Config::name), besides those below. Units are
-//! base units: seconds and plain counts.
+//! Those of Prometheus and of the facade; OpenTelemetry has [its own](opentelemetry#names). Each has the
+//! label `pool`, with the pool's [name](crate::Config::name), besides those below. Units are base units:
+//! seconds and plain counts.
 //!
 //! | name | kind | labels | what |
 //! |---|---|---|---|

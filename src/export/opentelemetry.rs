@@ -60,7 +60,8 @@ use std::time::{Duration, Instant};
 /// # Cost
 ///
 /// Each collection looks at each pool once, whatever the number of instruments, and so does each flush,
-/// which records at most 40,000 times of it, some 70 ns each. Some 40 kB of each pool are kept for next time.
+/// which records at most 40,000 times of it, some 70 ns each. Some 40 kB of each pool are kept for next
+/// time.
 ///
 /// # Examples
 ///

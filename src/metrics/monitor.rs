@@ -76,7 +76,8 @@ pub trait Group: Send + Sync {
     /// The name of all of them together.
     fn name(&self) -> String;
 
-    /// Those that there are at the moment, unless the group itself is gone.
+    /// Those that there are at the moment, unless the group itself is gone. Each is the same `Arc`
+    /// every time: exporters that tell of changes know it by that.
     fn sources(&self) -> Option<Vec<Arc<dyn Source>>>;
 }
 
