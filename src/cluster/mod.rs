@@ -16,7 +16,7 @@
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let cluster = Cluster::builder()
+//! let cluster: Cluster<String, _> = Cluster::builder()
 //!     .name("orders")
 //!     .pools(|pool| pool.max_size(16))
 //!     // What makes a manager for a node that is given by its endpoint.
