@@ -1097,6 +1097,23 @@ async fn a_cap_holds_over_all_nodes_and_idle_connections_make_room() {
 }
 
 #[tokio::test]
+async fn a_cap_takes_no_more_from_others_than_is_needed() {
+    let (cluster, managers, whole) = capped(3, 3, [("a", plain()), ("b", plain())]);
+    let held = [(); 3].map(|()| cluster.acquire("a"));
+    let mut guards = Vec::new();
+    for acquire in held {
+        guards.push(acquire.await.unwrap());
+    }
+    drop(guards);
+    // Slowly, so that the cap looks at it while it is under way.
+    managers[1].connect.always(Act::Slow(30 * MILLISECOND));
+    drop(cluster.acquire("b").await.unwrap());
+    settled(&cluster, &managers).await;
+    assert_eq!(managers.each_ref().map(|manager| manager.ledger.live()), [2, 1]);
+    assert_eq!(whole.most_live(), 3);
+}
+
+#[tokio::test]
 async fn a_cap_is_shared_fairly_while_all_want_more() {
     let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
     let (cluster, managers, whole) = capped(6, 6, nodes);

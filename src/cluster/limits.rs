@@ -67,8 +67,9 @@ impl<K: Key, M: Manager> Share<K, M> {
             return Look { limit: 0, units, need: 0, can_wait: false };
         }
         let limit = self.pool.max_size();
-        let busy = counts.connecting + counts.alive() - counts.idle;
-        let need = (busy + waiting).min(self.pool.config().max_size);
+        // What is being opened is for those who wait.
+        let busy = counts.alive() - counts.idle + counts.connecting.max(waiting);
+        let need = busy.min(self.pool.config().max_size);
         let can_wait = need == 0 && self.passed_over;
         let units = limit.max(counts.in_service());
         Look { limit, units, need: need.max(usize::from(can_wait)), can_wait }
