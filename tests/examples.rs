@@ -282,6 +282,5 @@ fn the_example_of_a_failover_shows_who_serves_and_how_long_writes_paused() {
     let tables = "SELECT count(*) FROM pg_tables WHERE tablename = 'millpond_failover'";
     assert_eq!(replica.run(tables), "0");
     let said = example.said.join("\n");
-    eprintln!("{said}");
     assert!(example.said.len() < 20, "it says more than anybody reads:\n{said}");
 }

@@ -18,7 +18,8 @@ use tokio_postgres::{Config, SimpleQueryMessage};
 /// A node's key is its `host:port`, such as `db1.internal:5432`, `[::1]:5432`, or
 /// `/run/postgresql:5432` for a Unix socket. Which node is the primary is not settled anywhere: each
 /// server is asked, with `SELECT pg_is_in_recovery()`, when a connection to it is opened, when one is
-/// checked, and when an acquire finds no node with the role that it takes.
+/// checked, and when an acquire finds no node with the role that it takes. Until a replica has said so,
+/// [`Policy::ReplicasThenPrimary`] may go to the primary.
 ///
 /// # `target_session_attrs`
 ///
