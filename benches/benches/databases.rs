@@ -97,7 +97,14 @@ fn main() {
         }
     });
 
-    let names = ["bare channel", "millpond", "deadpool-postgres", "bb8-postgres"];
+    // The channel and deadpool wait without a deadline, bb8 with one; Millpond in both ways.
+    let names = [
+        "bare channel",
+        "millpond, 5 s deadline",
+        "deadpool-postgres",
+        "bb8-postgres, 30 s deadline",
+        "millpond",
+    ];
     let rounds = Rounds::beside_a_server(ROUNDS, names.len(), |who| match who {
         0 => {
             let (give, take) = (give.clone(), take.clone());
@@ -122,6 +129,16 @@ fn main() {
             throughput(&runtime, move || {
                 let pool = pool.clone();
                 async move { select(&pool.get().await.expect("a connection")).await }
+            })
+        }
+        4 => {
+            let pool = ours.clone();
+            throughput(&runtime, move || {
+                let pool = pool.clone();
+                async move {
+                    let acquired = pool.acquire_timeout(Duration::MAX).await;
+                    select(&acquired.expect("a connection")).await;
+                }
             })
         }
         _ => {
