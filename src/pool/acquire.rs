@@ -14,8 +14,10 @@ use crate::core::{
 use crate::error::{AcquireError, OperationError, Stage, Timeout, TryAcquireError};
 use crate::manager::Manager;
 use crate::metrics::{CloseReason, Outcome};
+use std::future::{Future, poll_fn};
 use std::ops::Deref;
 use std::panic::Location;
+use std::pin::{Pin, pin};
 #[cfg(feature = "cluster")]
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +27,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::task;
 use tokio::task::coop::{RestoreOnPending, poll_proceed};
+use tokio::time::sleep_until;
 
 type Caller = &'static Location<'static>;
 
@@ -85,19 +88,30 @@ where
         return wait.end(Err(AcquireError::NoRuntime));
     }
     let checking = AtomicBool::new(false);
-    let obtain = obtain(&keeper, ask, unready, &checking, wait.began);
-    let obtain = keeper.in_span(ask.caller, obtain);
-    if limit == Duration::MAX {
-        let served = obtain.await;
-        return wait.end(served);
-    }
     let deadline = keeper.began + Duration::from_nanos(wait.began) + limit.min(FAR_FUTURE);
-    // Cancel: `obtain` is dropped at the deadline as it would be by its caller.
-    let served = match tokio::time::timeout_at(deadline, obtain).await {
-        Ok(obtained) => obtained,
-        Err(_) => Err(keeper.timed_out(keeper.since(wait.began), checking.into_inner())),
+    let served = {
+        let obtain = obtain(&keeper, ask, unready, &checking, wait.began);
+        let obtain = pin!(keeper.in_span(ask.caller, obtain));
+        // Cancel: `obtain` is dropped at the deadline as it would be by its caller.
+        if limit == Duration::MAX { Some(obtain.await) } else { before(deadline, obtain).await }
     };
+    let late = || Err(keeper.timed_out(keeper.since(wait.began), checking.into_inner()));
+    let served = served.unwrap_or_else(late);
     wait.end(served)
+}
+
+/// What `future` comes to, or `None` at the deadline. Where it stands: `tokio::time::timeout_at` would
+/// move it.
+async fn before<F: Future>(
+    deadline: tokio::time::Instant,
+    mut future: Pin<&mut F>,
+) -> Option<F::Output> {
+    let mut timer = pin!(sleep_until(deadline));
+    poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => timer.as_mut().poll(cx).map(|()| None),
+    })
+    .await
 }
 
 /// An acquire that did not find what it wanted at once. However it ends is counted.

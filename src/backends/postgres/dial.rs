@@ -3,6 +3,8 @@
 //! Not here: what is said over it (`mod.rs`).
 
 use super::Error;
+#[cfg(unix)]
+use super::unix::UnixSocket;
 use socket2::{SockRef, TcpKeepalive};
 use std::fmt;
 use std::future::poll_fn;
@@ -22,11 +24,14 @@ use tokio_postgres::Config;
 use tokio_postgres::config::{Host, LoadBalanceHosts};
 
 /// A socket to the server, TCP or Unix: what TLS connectors are given.
-pub struct Socket(Box<dyn Stream>);
+pub struct Socket(Stream);
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+enum Stream {
+    Tcp(TcpStream),
+    #[cfg(unix)]
+    Unix(UnixSocket),
+    Kept(Kept),
+}
 
 /// One of the hosts of a configuration.
 #[derive(Clone, Debug)]
@@ -155,7 +160,10 @@ impl Address {
         let open = async {
             Ok(match self {
                 #[cfg(unix)]
-                Self::Unix(path) => Socket(Box::new(UnixStream::connect(path).await?)),
+                Self::Unix(path) => {
+                    let stream = UnixStream::connect(path).await?;
+                    Socket(Stream::Unix(UnixSocket::new(stream)?))
+                }
                 Self::Tcp(address) => {
                     let stream = TcpStream::connect(address).await?;
                     stream.set_nodelay(true)?;
@@ -165,7 +173,7 @@ impl Address {
                     }
                     #[cfg(target_os = "linux")]
                     socket.set_tcp_user_timeout(config.get_tcp_user_timeout().copied())?;
-                    Socket(Box::new(stream))
+                    Socket(Stream::Tcp(stream))
                 }
             })
         };
@@ -199,17 +207,18 @@ impl Kept {
 
     /// Another handle, which reads and writes.
     pub(super) fn handle(&self) -> Socket {
-        Socket(Box::new(self.clone()))
+        Socket(Stream::Kept(self.clone()))
     }
 
     /// Waits until the peer has closed the connection, whatever it says before; with an error if it
     /// has not read our last words.
-    pub(super) async fn until_closed(mut self) {
+    pub(super) async fn until_closed(self) {
+        let mut socket = self.handle();
         poll_fn(|cx| {
             let mut bytes = [0; 64];
             loop {
                 let mut buffer = ReadBuf::new(&mut bytes);
-                let read = ready!(Pin::new(&mut self).poll_read(cx, &mut buffer));
+                let read = ready!(Pin::new(&mut socket).poll_read(cx, &mut buffer));
                 if read.is_err() || buffer.filled().is_empty() {
                     return Poll::Ready(());
                 }
@@ -219,47 +228,48 @@ impl Kept {
     }
 }
 
-macro_rules! streams {
-    ($stream:ident, $this:ident => $inner:expr) => {
-        impl AsyncRead for $stream {
-            fn poll_read(
-                mut self: Pin<&mut Self>,
-                cx: &mut Context<'_>,
-                buffer: &mut ReadBuf<'_>,
-            ) -> Poll<io::Result<()>> {
-                let $this = &mut *self;
-                Pin::new(&mut *$inner).poll_read(cx, buffer)
-            }
-        }
-
-        impl AsyncWrite for $stream {
-            fn poll_write(
-                mut self: Pin<&mut Self>,
-                cx: &mut Context<'_>,
-                bytes: &[u8],
-            ) -> Poll<io::Result<usize>> {
-                let $this = &mut *self;
-                Pin::new(&mut *$inner).poll_write(cx, bytes)
-            }
-
-            fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-                let $this = &mut *self;
-                Pin::new(&mut *$inner).poll_flush(cx)
-            }
-
-            fn poll_shutdown(
-                mut self: Pin<&mut Self>,
-                cx: &mut Context<'_>,
-            ) -> Poll<io::Result<()>> {
-                let $this = &mut *self;
-                Pin::new(&mut *$inner).poll_shutdown(cx)
+/// Does something with the stream of a socket, whatever it is.
+macro_rules! stream {
+    ($socket:expr, $stream:ident => $what:expr) => {
+        match &mut $socket.0 {
+            Stream::Tcp($stream) => $what,
+            #[cfg(unix)]
+            Stream::Unix($stream) => $what,
+            Stream::Kept(kept) => {
+                let $stream = &mut *kept.0.lock().unwrap_or_else(PoisonError::into_inner);
+                $what
             }
         }
     };
 }
 
-streams!(Socket, this => this.0);
-streams!(Kept, this => this.0.lock().unwrap_or_else(PoisonError::into_inner));
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        stream!(self, stream => Pin::new(stream).poll_read(cx, buffer))
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        stream!(self, stream => Pin::new(stream).poll_write(cx, bytes))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        stream!(self, stream => Pin::new(stream).poll_flush(cx))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        stream!(self, stream => Pin::new(stream).poll_shutdown(cx))
+    }
+}
 
 impl fmt::Debug for Socket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

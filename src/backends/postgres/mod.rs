@@ -1,8 +1,8 @@
 //! Connections to PostgreSQL, by [tokio-postgres](tokio_postgres).
 //!
 //! Read `mod.rs` (the manager and its options), `client.rs` (a pooled connection), `session.rs` (how
-//! the pool knows what state it is in), `dial.rs` (where the server is) and `cluster.rs` (several
-//! servers).
+//! the pool knows what state it is in), `dial.rs` (where the server is), `unix.rs` (sockets on the same
+//! machine) and `cluster.rs` (several servers).
 //!
 //! Not here: queries, and what is done on a connection while somebody holds it.
 
@@ -11,6 +11,8 @@ mod client;
 mod cluster;
 mod dial;
 mod session;
+#[cfg(unix)]
+mod unix;
 
 pub use self::client::Client;
 #[cfg(feature = "cluster")]

@@ -15,11 +15,11 @@
 use event_listener::{Event, IntoNotification, listener};
 use std::collections::VecDeque;
 use std::future::Future;
-use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
+use std::{io, mem};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
@@ -267,6 +267,8 @@ pub(super) struct Tap<S> {
 #[derive(Default)]
 struct Requests {
     line: VecDeque<Request>,
+    /// How many of them are not harmless.
+    noticeable: u32,
     /// The server awaits data from `COPY … FROM STDIN`.
     copying: bool,
 }
@@ -287,10 +289,20 @@ enum Request {
 }
 
 impl Requests {
+    fn push(&mut self, request: Request) {
+        self.noticeable += u32::from(request != Request::Harmless);
+        self.line.push_back(request);
+    }
+
+    fn pop(&mut self) -> Option<Request> {
+        let request = self.line.pop_front()?;
+        self.noticeable -= u32::from(request != Request::Harmless);
+        Some(request)
+    }
+
     /// How many have not been answered that somebody could notice.
     fn unanswered(&self) -> u32 {
-        let line = self.line.iter().filter(|request| **request != Request::Harmless).count();
-        line as u32 + u32::from(self.copying)
+        self.noticeable + u32::from(self.copying)
     }
 }
 
@@ -312,12 +324,17 @@ struct Backend {
     header: Header,
     tag: u8,
     body: usize,
-    /// What has been seen of a body that matters.
+    /// What has been seen of a body that comes in pieces and says something.
     kept: Vec<u8>,
 }
 
 /// The longest body that is kept: a parameter's name and value.
 const MOST_KEPT: usize = 256;
+
+/// Whether a message from the server changes what is known of the session; see `Tap::ended`.
+fn says_something(tag: u8) -> bool {
+    matches!(tag, b'Z' | b'S' | b'G' | b'W')
+}
 
 /// The first bytes of a message, as far as they have come.
 #[derive(Default)]
@@ -328,21 +345,37 @@ struct Header {
 
 impl Header {
     /// Takes bytes until it has so many; answers with the header if it does.
-    fn fill(&mut self, size: usize, bytes: &mut &[u8]) -> Option<[u8; 8]> {
-        let missing = (size - self.count).min(bytes.len());
+    #[inline]
+    fn fill<const SIZE: usize>(&mut self, bytes: &mut &[u8]) -> Option<[u8; SIZE]> {
+        if self.count == 0 {
+            // Most headers come in one piece.
+            if let Some((head, rest)) = bytes.split_first_chunk() {
+                *bytes = rest;
+                return Some(*head);
+            }
+        }
+        self.piece(bytes)
+    }
+
+    #[cold]
+    fn piece<const SIZE: usize>(&mut self, bytes: &mut &[u8]) -> Option<[u8; SIZE]> {
+        let missing = (SIZE - self.count).min(bytes.len());
         let (head, rest) = bytes.split_at(missing);
         self.bytes[self.count..self.count + missing].copy_from_slice(head);
         self.count += missing;
         *bytes = rest;
-        (self.count == size).then(|| {
-            self.count = 0;
-            self.bytes
-        })
+        if self.count < SIZE {
+            return None;
+        }
+        self.count = 0;
+        self.bytes.first_chunk().copied()
     }
 }
 
-fn number(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(0, |number, byte| number << 8 | u32::from(*byte))
+/// The length of a message's body, from the length of the message as it stands in its header, of which
+/// so much has been read.
+fn left(length: [u8; 4], read: usize) -> usize {
+    (u32::from_be_bytes(length) as usize).saturating_sub(read)
 }
 
 /// Skips so much of a message's body as there is.
@@ -386,18 +419,18 @@ impl<S> Tap<S> {
             if *body > 0 {
                 skip(body, &mut bytes);
             } else if !*started {
-                let Some(head) = header.fill(8, &mut bytes) else { break };
-                *body = (number(&head[..4]) as usize).saturating_sub(8);
-                self.backend.letter = ENCRYPTION.contains(&number(&head[4..]));
+                let Some([a, b, c, d, code @ ..]) = header.fill::<8>(&mut bytes) else { break };
+                *body = left([a, b, c, d], 8);
+                self.backend.letter = ENCRYPTION.contains(&u32::from_be_bytes(code));
                 *started = !self.backend.letter;
                 // The start of a session is answered like any request.
                 if *started {
-                    self.requests.line.push_back(Request::Simple);
+                    self.requests.push(Request::Simple);
                 }
-            } else if let Some(head) = header.fill(5, &mut bytes) {
-                *body = (number(&head[1..5]) as usize).saturating_sub(4);
+            } else if let Some([kind, length @ ..]) = header.fill::<5>(&mut bytes) {
+                *body = left(length, 4);
                 let begun = request.take();
-                match (head[0], begun) {
+                match (kind, begun) {
                     (b'Q' | b'F', _) => self.asked(Request::Simple),
                     (b'S', begun) => self.asked(begun.unwrap_or(Request::Harmless)),
                     // Passwords, the data of a copy, and the end of the session.
@@ -413,9 +446,11 @@ impl<S> Tap<S> {
 
     /// A request has come to its end.
     fn asked(&mut self, request: Request) {
-        self.requests.line.push_back(request);
+        self.requests.push(request);
         if request != Request::Harmless {
-            self.session.requests.fetch_add(1, Ordering::Relaxed);
+            // Nobody else writes it.
+            let requests = &self.session.requests;
+            requests.store(requests.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         }
     }
 
@@ -428,18 +463,24 @@ impl<S> Tap<S> {
                 bytes = &bytes[1..];
             } else if *body > 0 {
                 let part = skip(body, &mut bytes);
-                if matches!(*tag, b'Z' | b'S') && kept.len() < MOST_KEPT {
+                if says_something(*tag) && kept.len() < MOST_KEPT {
                     kept.extend_from_slice(&part[..part.len().min(MOST_KEPT - kept.len())]);
                 }
                 if *body == 0 {
-                    self.ended();
+                    let (tag, kept) = (*tag, mem::take(kept));
+                    self.ended(tag, &kept);
                 }
-            } else if let Some(head) = header.fill(5, &mut bytes) {
-                *tag = head[0];
-                *body = (number(&head[1..5]) as usize).saturating_sub(4);
-                kept.clear();
-                if *body == 0 {
-                    self.ended();
+            } else if let Some([kind, length @ ..]) = header.fill::<5>(&mut bytes) {
+                let length = left(length, 4);
+                if length > bytes.len() {
+                    (*tag, *body) = (kind, length);
+                    continue;
+                }
+                // It has come as a whole, as most do.
+                let (whole, rest) = bytes.split_at(length);
+                bytes = rest;
+                if says_something(kind) {
+                    self.ended(kind, whole);
                 }
             }
         }
@@ -447,30 +488,29 @@ impl<S> Tap<S> {
     }
 
     /// A message from the server has come to its end.
-    fn ended(&mut self) {
-        let Requests { line, copying } = &mut self.requests;
-        let kept = &self.backend.kept;
-        match self.backend.tag {
+    fn ended(&mut self, tag: u8, body: &[u8]) {
+        let requests = &mut self.requests;
+        match tag {
             // `ReadyForQuery`
             b'Z' => {
-                if line.pop_front() == Some(Request::CopyFailed) && !*copying {
+                if requests.pop() == Some(Request::CopyFailed) && !requests.copying {
                     self.session.lost_count.store(true, Ordering::Relaxed);
                 }
-                *copying = false;
-                let status = kept.first().copied().unwrap_or_default();
+                requests.copying = false;
+                let status = body.first().copied().unwrap_or_default();
                 self.session.status.store(status, Ordering::Relaxed);
             }
             // `CopyInResponse`, `CopyBothResponse`: from here on the server ignores a `Sync` until
             // the data have ended, so one that was sent along with the statement is lost.
             b'G' | b'W' => {
-                *copying = true;
-                if line.front() == Some(&Request::Extended) {
-                    line.pop_front();
+                requests.copying = true;
+                if requests.line.front() == Some(&Request::Extended) {
+                    requests.pop();
                 }
             }
             // `ParameterStatus`
             b'S' => {
-                let mut words = kept.split(|byte| *byte == 0);
+                let mut words = body.split(|byte| *byte == 0);
                 let (name, value) = (words.next(), words.next());
                 let parameter = match name {
                     Some(b"in_hot_standby") => &self.session.standby,
