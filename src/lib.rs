@@ -125,8 +125,8 @@ pub use crate::hooks::{HookFuture, Hooks, Leak};
 pub use crate::manager::{Condition, FromFn, Manager, from_fn};
 #[cfg(feature = "tokio")]
 pub use crate::metrics::{
-    Closed, ConnectError, DuplicateName, Group, Health, Histogram, Monitor, PoolMetrics,
-    PoolStatus, Source, Waits,
+    Closed, ClusterNode, ConnectError, DuplicateName, Group, Health, Histogram, Monitor,
+    PoolMetrics, PoolStatus, Source, Waits,
 };
 #[cfg(feature = "tokio")]
 pub use crate::pool::{

@@ -11,6 +11,7 @@ use super::{Cluster, Key, Shared};
 use crate::config::above_zero;
 use crate::error::ConfigError;
 use crate::manager::Manager;
+use crate::metrics::ClusterNode;
 use crate::pool::{Pool, PoolBuilder};
 use arc_swap::ArcSwap;
 use event_listener::Event;
@@ -49,9 +50,12 @@ impl<K: Key, M: Manager> Settings<K, M> {
             builder = pools(builder);
         }
         let name = format!("{}/{key}", self.name);
+        let (cluster, node, asked) = (self.name.clone(), Arc::<str>::from(key), state.clone());
+        let which = move || ClusterNode::new(cluster.clone(), node.clone(), asked.role().word());
         // Whoever is told that a node is down can go to another; its prober goes on.
         let pool = builder
             .name(&name)
+            .cluster(which)
             .fail_fast(true)
             .acquire_timeout(self.acquire_timeout)
             .build_lazy()?;

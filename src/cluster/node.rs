@@ -41,14 +41,22 @@ impl Role {
     fn from_code(code: u8) -> Self {
         [Self::Unknown, Self::Primary, Self::Replica][usize::from(code)]
     }
+
+    /// One word.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Primary => "primary",
+            Self::Replica => "replica",
+        }
+    }
 }
 
 impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Unknown => "role unknown",
-            Self::Primary => "primary",
-            Self::Replica => "replica",
+            Self::Primary | Self::Replica => self.word(),
         })
     }
 }

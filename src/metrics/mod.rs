@@ -18,7 +18,7 @@ pub(crate) use self::histogram::of as histogram_of;
 pub(crate) use self::monitor::Watched;
 pub use self::monitor::{DuplicateName, Group, Monitor, Source};
 pub(crate) use self::status::Signs;
-pub use self::status::{Health, PoolStatus};
+pub use self::status::{ClusterNode, Health, PoolStatus};
 
 use self::histogram::Recorder;
 use crate::core::Counts;

@@ -2,7 +2,7 @@
 //!
 //! Not here: settings, which are read as well (`config/text.rs`).
 
-use super::{ConnectError, Health, Histogram, PoolStatus};
+use super::{ClusterNode, ConnectError, Health, Histogram, PoolStatus};
 use crate::pool::Holder;
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 use std::time::Duration;
@@ -47,14 +47,26 @@ impl Serialize for ConnectError {
 
 impl Serialize for PoolStatus {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self { health, max_size, metrics, config } = self;
-        let mut fields = serializer.serialize_struct("PoolStatus", 6)?;
+        let Self { health, max_size, metrics, config, cluster } = self;
+        let mut fields = serializer.serialize_struct("PoolStatus", 7)?;
         fields.serialize_field("name", &*config.name)?;
+        fields.serialize_field("cluster", cluster)?;
         fields.serialize_field("health", health)?;
         fields.serialize_field("reasons", health.reasons())?;
         fields.serialize_field("max_size", max_size)?;
         fields.serialize_field("metrics", metrics)?;
         fields.serialize_field("config", config)?;
+        fields.end()
+    }
+}
+
+impl Serialize for ClusterNode {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { name, node, role } = self;
+        let mut fields = serializer.serialize_struct("ClusterNode", 3)?;
+        fields.serialize_field("name", &**name)?;
+        fields.serialize_field("node", &**node)?;
+        fields.serialize_field("role", role)?;
         fields.end()
     }
 }

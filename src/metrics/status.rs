@@ -5,6 +5,7 @@
 use super::PoolMetrics;
 use crate::config::Config;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How a pool is.
@@ -19,6 +20,27 @@ pub struct PoolStatus {
     pub metrics: PoolMetrics,
     /// Its settings. There are no secrets among them: those are the manager's.
     pub config: Config,
+    /// Which node of which cluster it stands for, if it is one's.
+    pub cluster: Option<ClusterNode>,
+}
+
+/// The node of a cluster that a pool stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ClusterNode {
+    /// The cluster's name.
+    pub name: Arc<str>,
+    /// The node's key.
+    pub node: Arc<str>,
+    /// Its role at the moment: `primary`, `replica` or `unknown`.
+    pub role: &'static str,
+}
+
+impl ClusterNode {
+    #[cfg(feature = "cluster")]
+    pub(crate) fn new(name: Arc<str>, node: Arc<str>, role: &'static str) -> Self {
+        Self { name, node, role }
+    }
 }
 
 /// Whether a pool does what it is for.
@@ -81,9 +103,14 @@ pub(crate) struct Signs {
 }
 
 impl PoolStatus {
-    pub(crate) fn new(signs: &Signs, metrics: PoolMetrics, config: Config) -> Self {
+    pub(crate) fn new(
+        signs: &Signs,
+        metrics: PoolMetrics,
+        config: Config,
+        cluster: Option<ClusterNode>,
+    ) -> Self {
         let health = health(signs, &metrics, &config);
-        Self { health, max_size: signs.max_size, metrics, config }
+        Self { health, max_size: signs.max_size, metrics, config, cluster }
     }
 }
 
@@ -117,7 +144,7 @@ fn health(signs: &Signs, metrics: &PoolMetrics, config: &Config) -> Health {
 /// A table for a terminal.
 impl fmt::Display for PoolStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { health, max_size, metrics, config } = self;
+        let Self { health, max_size, metrics, config, cluster: _ } = self;
         writeln!(f, "pool {}: {}", config.name, health.word())?;
         for reason in health.reasons() {
             writeln!(f, "  ! {reason}")?;

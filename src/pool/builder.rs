@@ -8,12 +8,14 @@ use super::life::Record;
 use super::reaper::{Memory, Upkeep};
 use super::report::Reports;
 use super::shed::Shedder;
-use super::{LastHandle, OPEN, Pool, Shared};
+use super::{LastHandle, OPEN, Pool, Shared, WhichNode};
 use crate::config::{CheckPolicy, Config, Priority, Shed, above_zero};
 use crate::core::{Core, Flags, IdleOrder, Size, default_shards};
 use crate::error::{BuildError, ConfigError, WarmUpError};
 use crate::hooks::Hooks;
 use crate::manager::Manager;
+#[cfg(feature = "cluster")]
+use crate::metrics::ClusterNode;
 use crate::metrics::{PoolMetrics, Totals};
 use event_listener::Event;
 use std::fmt;
@@ -30,6 +32,7 @@ pub struct PoolBuilder<M: Manager> {
     config: Config,
     hooks: Hooks<M>,
     reports: Option<Reports>,
+    cluster: Option<Box<WhichNode>>,
     /// The user has chosen an idle timeout.
     idle_timeout_chosen: bool,
 }
@@ -50,7 +53,7 @@ impl<M: Manager> PoolBuilder<M> {
     pub(super) fn new(manager: M) -> Self {
         let config = Config::default();
         let hooks = Hooks::new();
-        Self { manager, config, hooks, reports: None, idle_timeout_chosen: false }
+        Self { manager, config, hooks, reports: None, cluster: None, idle_timeout_chosen: false }
     }
 
     settings! {
@@ -225,6 +228,16 @@ impl<M: Manager> PoolBuilder<M> {
         self
     }
 
+    /// The pool is that of a cluster's node.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn cluster(
+        mut self,
+        node: impl Fn() -> ClusterNode + Send + Sync + 'static,
+    ) -> Self {
+        self.cluster = Some(Box::new(node));
+        self
+    }
+
     /// Builds the pool and opens its first `min_idle` connections, on the runtime that polls this.
     ///
     /// # Errors
@@ -254,7 +267,7 @@ impl<M: Manager> PoolBuilder<M> {
     ///
     /// [`ConfigError`] if a setting is out of range.
     pub fn build_lazy(self) -> Result<Pool<M>, ConfigError> {
-        let Self { manager, config, hooks, reports, .. } = self;
+        let Self { manager, config, hooks, reports, cluster, .. } = self;
         config.validate()?;
         if let Some(reports) = &reports {
             above_zero("on_metrics", reports.interval)?;
@@ -277,6 +290,7 @@ impl<M: Manager> PoolBuilder<M> {
             manager,
             hooks,
             reports,
+            cluster,
             connector: Connector::new(),
             totals: Totals::new(config.time_use),
             keeps_idle: AtomicBool::new(false),

@@ -42,7 +42,7 @@ use crate::core::{Core, Counts, Doubt, Flags, Found, Keeper, Lease, Line, Trial}
 use crate::error::{AcquireError, TryAcquireError};
 use crate::hooks::Hooks;
 use crate::manager::Manager;
-use crate::metrics::{CloseReason, PoolMetrics, PoolStatus, Signs, Totals};
+use crate::metrics::{CloseReason, ClusterNode, PoolMetrics, PoolStatus, Signs, Totals};
 #[cfg(feature = "cluster")]
 use event_listener::EventListener;
 use event_listener::{Event, IntoNotification};
@@ -95,6 +95,7 @@ struct Shared<M: Manager> {
     config: Config,
     hooks: Hooks<M>,
     reports: Option<Reports>,
+    cluster: Option<Box<WhichNode>>,
     connector: Connector<M::Error>,
     totals: Totals,
     /// False until the first connections are open, or somebody waits for one.
@@ -125,6 +126,9 @@ struct Shared<M: Manager> {
 const OPEN: u8 = 0;
 const DRAINING: u8 = 1;
 const CLOSED: u8 = 2;
+
+/// Tells which node of a cluster a pool stands for.
+type WhichNode = dyn Fn() -> ClusterNode + Send + Sync;
 
 /// What lives in a slot.
 struct Tenant<C> {
@@ -655,7 +659,8 @@ impl<M: Manager> Pool<M> {
             maintenance_is_paused: self.maintenance().is_paused(),
             max_size: shared.core.limit(),
         };
-        PoolStatus::new(&signs, shared.metrics(), shared.config.clone())
+        let cluster = shared.cluster.as_ref().map(|which| which());
+        PoolStatus::new(&signs, shared.metrics(), shared.config.clone(), cluster)
     }
 
     /// The settings.

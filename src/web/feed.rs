@@ -8,7 +8,7 @@
 //! Not here: the paths under which they are found (`mod.rs`).
 
 use crate::config::Config;
-use crate::metrics::{Health, Histogram, Monitor, PoolMetrics, PoolStatus, Source};
+use crate::metrics::{ClusterNode, Health, Histogram, Monitor, PoolMetrics, PoolStatus, Source};
 use crate::pool::Holder;
 use axum::body::Bytes;
 use serde::Serialize;
@@ -35,6 +35,7 @@ pub(super) struct Figures {
 #[derive(Serialize)]
 struct Pool {
     name: String,
+    cluster: Option<ClusterNode>,
     health: Health,
     reasons: Vec<String>,
     max_size: usize,
@@ -73,11 +74,12 @@ impl Figures {
 
 impl Pool {
     fn of(source: &dyn Source) -> Option<Self> {
-        let PoolStatus { health, max_size, metrics, config } = source.status()?;
+        let PoolStatus { health, max_size, metrics, config, cluster } = source.status()?;
         let mut holders = source.holders();
         holders.sort_by_key(|holder| std::cmp::Reverse(holder.held));
         Some(Self {
             name: source.name(),
+            cluster,
             reasons: health.reasons().to_vec(),
             health,
             max_size,
