@@ -4,7 +4,8 @@
 
 use crate::core::{
     Core, Counts, Doubt, Found, IdleOrder, Keeper, Lease, Line, Loan, Size, State, Woken,
-    default_shards, offer_vacant, reserve, sweep, try_acquire, wait, wait_blocking,
+    default_shards, offer_vacant, reserve, sweep, try_acquire, try_acquire_owned, wait,
+    wait_blocking,
 };
 use crate::error::{AcquireObjectError, AddError, ConfigError, TryAcquireError};
 use std::fmt;
@@ -270,10 +271,14 @@ impl<T> ObjectPool<T> {
         let caller = Location::caller();
         let shared = self.shared.clone();
         async move {
-            if let Found::Ready(loan) = try_acquire(&shared, caller) {
-                return Ok(OwnedObject { loan });
-            }
-            Ok(OwnedObject { loan: acquire_slow(shared, caller).await? })
+            let loan = match try_acquire_owned(shared, caller) {
+                Ok(loan) => loan,
+                Err((shared, found)) => {
+                    drop(found);
+                    acquire_slow(shared, caller).await?
+                }
+            };
+            Ok(OwnedObject { loan })
         }
     }
 

@@ -31,7 +31,8 @@ pub use self::idle::IdleOrder;
 pub use self::search::Search;
 pub use self::slot::{Flags, State};
 pub use self::tokens::{
-    Found, Lease, Loan, Reservation, Trial, Woken, reserve, sweep, try_acquire, wait, wait_blocking,
+    Found, Lease, Loan, Reservation, Trial, Woken, reserve, sweep, try_acquire, try_acquire_owned,
+    wait, wait_blocking,
 };
 
 use self::idle::Shelf;

@@ -223,6 +223,11 @@ pub struct Loan<R: Deref<Target: Keeper> + Clone> {
 }
 
 impl<R: Deref<Target: Keeper> + Clone> Loan<R> {
+    #[inline(always)]
+    fn new(keeper: R, slot: Box<Slot<Of<R>>>) -> Self {
+        Self { keeper, slot: ManuallyDrop::new(Some(slot)) }
+    }
+
     #[inline]
     pub fn keeper(&self) -> &R {
         &self.keeper
@@ -358,24 +363,64 @@ pub fn try_acquire<R>(keeper: &R, caller: &'static Location<'static>) -> Found<R
 where
     R: Deref<Target: Keeper> + Clone,
 {
+    match pick(&**keeper, caller) {
+        Picked::Ready(slot) => Found::Ready(Loan::new(keeper.clone(), slot)),
+        Picked::Flagged(slot) => Found::Flagged(Lease::new(keeper.clone(), slot)),
+        Picked::Nothing => Found::Nothing,
+    }
+}
+
+/// The same with a reference to the keeper that the loan is to have, so that none has to be cloned;
+/// it comes back with anything but a loan.
+///
+/// # Errors
+///
+/// What was found instead of a resource that is ready.
+#[inline(always)]
+pub fn try_acquire_owned<R>(
+    keeper: R,
+    caller: &'static Location<'static>,
+) -> Result<Loan<R>, (R, Found<R>)>
+where
+    R: Deref<Target: Keeper> + Clone,
+{
+    match pick(&*keeper, caller) {
+        Picked::Ready(slot) => Ok(Loan::new(keeper, slot)),
+        Picked::Flagged(slot) => {
+            let lease = Lease::new(keeper.clone(), slot);
+            Err((keeper, Found::Flagged(lease)))
+        }
+        Picked::Nothing => Err((keeper, Found::Nothing)),
+    }
+}
+
+/// An idle slot, before anybody answers for it.
+enum Picked<K: Keeper> {
+    Ready(Box<Slot<K>>),
+    Flagged(Box<Slot<K>>),
+    Nothing,
+}
+
+#[inline(always)]
+fn pick<K: Keeper>(keeper: &K, caller: &'static Location<'static>) -> Picked<K> {
     let core = keeper.core();
     if !core.control.glance().is_quiet() {
-        return Found::Nothing;
+        return Picked::Nothing;
     }
     let home = core.home();
     let Some(mut slot) = core.unshelve(home) else {
-        return Found::Nothing;
+        return Picked::Nothing;
     };
     let cell = core.cell(&slot);
     if cell.flags().any() {
         slot.enter(cell, State::InUse);
-        return Found::Flagged(Lease::new(keeper.clone(), slot));
+        return Picked::Flagged(slot);
     }
     slot.begin_use(cell, caller);
     if core.floor > 0 && core.may_have_dipped(home) {
         keeper.dipped();
     }
-    Found::Ready(Loan { keeper: keeper.clone(), slot: ManuallyDrop::new(Some(slot)) })
+    Picked::Ready(slot)
 }
 
 /// What a waiter is woken with.

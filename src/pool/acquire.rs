@@ -7,6 +7,8 @@ use super::guard::end;
 use super::guard::{Pooled, PooledOwned};
 use super::life::look_over;
 use super::{DRAINING, Shared, deadlock::Waiting, operation::bounded};
+#[cfg(feature = "cluster")]
+use crate::core::try_acquire_owned;
 use crate::core::{
     Flags, Found, Keeper, Lease, Line, Loan, State, Trial, Woken, try_acquire as look, wait,
     wait_blocking,
@@ -258,10 +260,10 @@ pub(crate) struct Missed<M: Manager> {
 #[cfg(feature = "cluster")]
 impl<M: Manager> Missed<M> {
     #[inline(always)]
-    pub(super) fn attempt(keeper: &Arc<Shared<M>>, caller: Caller) -> Attempt<M> {
-        match look(keeper, caller) {
-            Found::Ready(loan) => Attempt::Hit(PooledOwned::new(loan)),
-            found => Attempt::Miss(Self { keeper: keeper.clone(), found, caller }),
+    pub(super) fn attempt(keeper: Arc<Shared<M>>, caller: Caller) -> Attempt<M> {
+        match try_acquire_owned(keeper, caller) {
+            Ok(loan) => Attempt::Hit(PooledOwned::new(loan)),
+            Err((keeper, found)) => Attempt::Miss(Self { keeper, found, caller }),
         }
     }
 

@@ -37,8 +37,8 @@ use self::reaper::{Memory, Upkeep};
 use self::report::Reports;
 use self::shed::Shedder;
 use crate::config::{Config, Priority};
-use crate::core::try_acquire as look;
 use crate::core::{Core, Counts, Doubt, Flags, Found, Keeper, Lease, Line, Trial};
+use crate::core::{try_acquire as look, try_acquire_owned};
 use crate::error::{AcquireError, TryAcquireError};
 use crate::hooks::Hooks;
 use crate::manager::Manager;
@@ -380,9 +380,11 @@ impl<M: Manager> Pool<M> {
         let caller = Location::caller();
         let shared = self.shared.clone();
         async move {
-            match look(&shared, caller) {
-                Found::Ready(loan) => Ok(PooledOwned::new(loan)),
-                found => acquire_slow(shared, Ask::new(caller), found).await.map(PooledOwned::new),
+            match try_acquire_owned(shared, caller) {
+                Ok(loan) => Ok(PooledOwned::new(loan)),
+                Err((shared, found)) => {
+                    acquire_slow(shared, Ask::new(caller), found).await.map(PooledOwned::new)
+                }
             }
         }
     }
@@ -401,7 +403,7 @@ impl<M: Manager> Pool<M> {
     #[cfg(feature = "cluster")]
     #[inline(always)]
     pub(crate) fn attempt(&self, caller: &'static Location<'static>) -> Attempt<M> {
-        Missed::attempt(&self.shared, caller)
+        Missed::attempt(self.shared.clone(), caller)
     }
 
     /// Acquires a connection if one is idle and nobody waits; never waits, never opens one.

@@ -3,6 +3,7 @@
 //! `hits KIND COUNT`, where KIND is one of those below.
 
 use crossbeam_queue::ArrayQueue;
+use millpond::cluster::Cluster;
 use millpond::{ObjectPool, Pool};
 use millpond_bench::{TrivialManager, everything_by_the_clock, nothing_by_the_clock};
 use std::future::Future;
@@ -10,6 +11,7 @@ use std::hint::black_box;
 use std::pin::pin;
 use std::process::ExitCode;
 use std::task::{Context, Poll, Waker};
+use tokio::runtime::{Builder, Runtime};
 
 /// The loop whose instructions are counted. The script looks for its name.
 #[inline(never)]
@@ -22,8 +24,8 @@ fn counted_loop(count: u64, mut hit: impl FnMut()) {
 /// Acquires and releases. One poll is all that an executor does for a hit. A macro, so that the
 /// future is made where it is polled, as an `await` does it.
 macro_rules! poll_once {
-    ($pool:expr) => {
-        match pin!($pool.acquire()).poll(&mut Context::from_waker(Waker::noop())) {
+    ($acquire:expr) => {
+        match pin!($acquire).poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(connection) => {
                 black_box(&*connection.expect("an idle connection"));
             }
@@ -32,11 +34,26 @@ macro_rules! poll_once {
     };
 }
 
+/// Of the length that a host and a port have.
+const KEY: &str = "db-5.internal:5432";
+
+/// A cluster of ten nodes, of which one has a connection.
+fn cluster(runtime: &Runtime) -> Cluster<String, TrivialManager> {
+    let cluster = Cluster::builder().pools(|pool| pool.max_size(16)).build().expect("a cluster");
+    for number in 0..10 {
+        let key = format!("db-{number}.internal:5432");
+        cluster.add_node(key, TrivialManager::default()).expect("a node");
+    }
+    let connected = runtime.block_on(cluster.acquire(KEY));
+    drop(connected.expect("a connection"));
+    cluster
+}
+
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let kind = arguments.next().unwrap_or_default();
     let count = arguments.next().and_then(|count| count.parse().ok()).unwrap_or(0);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = Builder::new_current_thread().enable_all().build();
     let runtime = runtime.expect("a runtime");
     let builder = || Pool::builder(TrivialManager::default()).max_size(16).min_idle(16);
     let pool = runtime.block_on(nothing_by_the_clock(builder()).build()).expect("a pool");
@@ -60,8 +77,13 @@ fn main() -> ExitCode {
         "try" => counted_loop(count, || {
             black_box(&*pool.try_acquire().expect("an idle connection"));
         }),
-        "async" => counted_loop(count, || poll_once!(pool)),
-        "upkeep" => counted_loop(count, || poll_once!(kept)),
+        "async" => counted_loop(count, || poll_once!(pool.acquire())),
+        "upkeep" => counted_loop(count, || poll_once!(kept.acquire())),
+        "owned" => counted_loop(count, || poll_once!(pool.acquire_owned())),
+        "cluster" => {
+            let cluster = cluster(&runtime);
+            counted_loop(count, || poll_once!(cluster.acquire(KEY)));
+        }
         other => {
             eprintln!("'{other}' is not a kind of hit");
             return ExitCode::FAILURE;
