@@ -12,6 +12,8 @@ use metrics::{
 };
 use metrics_util::MetricKind;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
+#[cfg(feature = "cluster")]
+use millpond::cluster::{Cluster, NodeOptions, Role};
 use millpond::export::StartError;
 use millpond::export::metrics::Exporter;
 use millpond::{CheckPolicy, Group, Holder, Monitor, Pool, PoolBuilder, PoolStatus, Source};
@@ -331,6 +333,75 @@ async fn pools_of_a_group_are_told_like_others_and_end_when_they_leave_it() {
     assert_eq!(acquires(&told), [None, Some(0)]);
     assert_eq!(told.gauges["millpond_up first"], 0.0);
     assert_eq!(told.gauges["millpond_up second"], 1.0);
+}
+
+// ---- pools of a cluster's nodes ----
+
+/// A cluster of a primary and a replica.
+#[cfg(feature = "cluster")]
+fn cluster_of(name: &str) -> Cluster<String, TestManager> {
+    let builder = Cluster::builder().name(name).pools(|pool| pool.time_use(true));
+    let cluster = builder.build().unwrap();
+    for (key, role) in [("db1", Role::Primary), ("db2", Role::Replica)] {
+        let options = NodeOptions::default().role(role);
+        cluster.add_node_with(key.to_owned(), TestManager::new(), options).unwrap();
+    }
+    cluster
+}
+
+#[cfg(feature = "cluster")]
+#[tokio::test(start_paused = true)]
+async fn every_series_of_a_clusters_node_says_which_node_of_which_cluster_and_no_other_does() {
+    let orders = pool_of(&TestManager::new(), "orders").time_use(true).build_lazy().unwrap();
+    let monitor = monitor_of(&orders);
+    let shop = cluster_of("shop");
+    shop.show_to(&monitor).unwrap();
+    let recorder = DebuggingRecorder::new();
+    with_local_recorder(&recorder, || Exporter::new(monitor).flush());
+    let mut whose: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (key, ..) in recorder.snapshotter().snapshot().into_vec() {
+        let labels =
+            key.key().labels().filter(|label| ["pool", "cluster", "node"].contains(&label.key()));
+        let labels: Vec<_> =
+            labels.map(|label| format!("{}={}", label.key(), label.value())).collect();
+        whose.entry(labels.join(" ")).or_default().push(key.key().name().to_owned());
+    }
+    whose.values_mut().for_each(|names| names.sort());
+    let all = [
+        "pool=orders",
+        "pool=shop/db1 cluster=shop node=db1",
+        "pool=shop/db2 cluster=shop node=db2",
+    ];
+    assert!(whose.keys().eq(all), "{whose:#?}");
+    // The nodes' pools are told of as the other one is, and their roles besides.
+    for node in &all[1..] {
+        let names = whose[*node].iter().filter(|name| *name != "millpond_node_role");
+        assert!(names.eq(&whose["pool=orders"]), "{whose:#?}");
+    }
+}
+
+#[cfg(feature = "cluster")]
+#[tokio::test(start_paused = true)]
+async fn the_role_of_a_node_is_told_while_it_is_there() {
+    let monitor = Monitor::new();
+    let shop = cluster_of("shop");
+    shop.show_to(&monitor).unwrap();
+    let exporter = Exporter::new(monitor);
+    let recorder = DebuggingRecorder::new();
+    let roles = || {
+        let told = flushed(&recorder, &exporter, "");
+        ["db1", "db2"].map(|node| {
+            ["primary", "replica", "unknown"].map(|role| {
+                told.gauges[&format!("millpond_node_role {role} {node} shop shop/{node}")]
+            })
+        })
+    };
+    assert_eq!(roles(), [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]);
+    shop.set_options("db1", NodeOptions::default()).unwrap();
+    shop.set_options("db2", NodeOptions::default().role(Role::Primary)).unwrap();
+    assert_eq!(roles(), [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]);
+    shop.remove_node("db1", SECOND).await.unwrap();
+    assert_eq!(roles(), [[0.0; 3], [1.0, 0.0, 0.0]]);
 }
 
 // ---- again and again ----

@@ -6,6 +6,8 @@
 mod support;
 use support::*;
 
+#[cfg(feature = "cluster")]
+use millpond::cluster::{Cluster, NodeOptions, Role};
 use millpond::export::StartError;
 use millpond::export::opentelemetry::Exporter;
 use millpond::{CheckPolicy, Holder, Monitor, Pool, PoolBuilder, PoolStatus, Source};
@@ -44,12 +46,16 @@ struct Sdk {
 /// How often, and all of them together.
 type Times = (u64, f64);
 
-/// What a collection has found: by name, and then by the values of the attributes but the pool's name.
+/// What a collection has found: by name, and then by the value of the attribute that does not say whose
+/// it is.
 #[derive(Debug, Default)]
 struct Told {
     kinds: BTreeMap<String, (&'static str, String)>,
     pools: BTreeSet<String>,
     attributes: BTreeSet<String>,
+    /// By name, the pools, clusters and nodes that are told of.
+    #[cfg_attr(not(feature = "cluster"), allow(dead_code, reason = "there are only pools"))]
+    whose: BTreeMap<String, BTreeSet<String>>,
     figures: BTreeMap<(String, String), f64>,
     times: BTreeMap<String, Times>,
     bounds: BTreeMap<String, Vec<f64>>,
@@ -100,21 +106,21 @@ impl Told {
         match data {
             MetricData::Gauge(gauge) => {
                 for point in gauge.data_points() {
-                    let value = self.attributes_of(point.attributes());
+                    let value = self.attributes_of(name, point.attributes());
                     self.figures.insert((name.to_owned(), value), number(point.value()));
                 }
                 "gauge"
             }
             MetricData::Sum(sum) => {
                 for point in sum.data_points() {
-                    let value = self.attributes_of(point.attributes());
+                    let value = self.attributes_of(name, point.attributes());
                     self.figures.insert((name.to_owned(), value), number(point.value()));
                 }
                 if sum.is_monotonic() { "counter" } else { "up-down counter" }
             }
             MetricData::Histogram(histogram) => {
                 for point in histogram.data_points() {
-                    assert_eq!(self.attributes_of(point.attributes()), "");
+                    assert_eq!(self.attributes_of(name, point.attributes()), "");
                     self.times.insert(name.to_owned(), (point.count(), number(point.sum())));
                     self.bounds.insert(name.to_owned(), point.bounds().collect());
                 }
@@ -124,17 +130,31 @@ impl Told {
         }
     }
 
-    /// Notes the pool's name, and answers with the value of the other attribute.
-    fn attributes_of<'a>(&mut self, attributes: impl Iterator<Item = &'a KeyValue>) -> String {
-        let mut other = String::new();
+    /// Notes whose it is, and answers with the value of the other attribute.
+    fn attributes_of<'a>(
+        &mut self,
+        name: &str,
+        attributes: impl Iterator<Item = &'a KeyValue>,
+    ) -> String {
+        let (mut whose, mut other) = (BTreeSet::new(), String::new());
         for KeyValue { key, value, .. } in attributes {
-            if key.as_str() == "db.client.connection.pool.name" {
-                self.pools.insert(value.to_string());
-            } else {
-                self.attributes.insert(key.to_string());
-                other = value.to_string();
+            match key.as_str() {
+                "db.client.connection.pool.name" => {
+                    self.pools.insert(value.to_string());
+                    whose.insert(format!("pool={value}"));
+                }
+                "millpond.cluster" | "millpond.node" => {
+                    self.attributes.insert(key.to_string());
+                    whose.insert(format!("{key}={value}"));
+                }
+                _ => {
+                    self.attributes.insert(key.to_string());
+                    other = value.to_string();
+                }
             }
         }
+        let whose: Vec<_> = whose.into_iter().collect();
+        self.whose.entry(name.to_owned()).or_default().insert(whose.join(" "));
         other
     }
 
@@ -337,6 +357,77 @@ async fn a_collection_looks_at_each_pool_once_and_never_at_what_was() {
         assert_eq!(looks.load(SeqCst) - before, collections);
         assert_eq!(told.figure("millpond.acquires"), collections as f64);
     }
+}
+
+// ---- pools of a cluster's nodes ----
+
+#[cfg(feature = "cluster")]
+#[tokio::test(start_paused = true)]
+async fn every_figure_of_a_clusters_node_says_which_node_of_which_cluster_and_no_other_does() {
+    let slow = || {
+        let manager = TestManager::new();
+        manager.connect.once(Act::Slow(20 * MILLISECOND));
+        manager
+    };
+    let orders = pool_of(&slow(), "orders").time_use(true).build_lazy().unwrap();
+    let monitor = monitor_of(&orders);
+    let builder = Cluster::builder().name("shop").pools(|pool| pool.time_use(true));
+    let shop: Cluster<String, TestManager> = builder.build().unwrap();
+    shop.show_to(&monitor).unwrap();
+    for node in ["db1", "db2"] {
+        shop.add_node(node.to_owned(), slow()).unwrap();
+        shop.acquire(node).await.unwrap().discard();
+    }
+    orders.acquire().await.unwrap().discard();
+    let ended = || monitor.statuses().iter().all(|pool| pool.metrics.closed.discarded == 1);
+    eventually("all are closed", ended).await;
+
+    let sdk = Sdk::new();
+    let exporter = Exporter::new(monitor, &sdk.meter());
+    exporter.flush();
+    let told = sdk.collect();
+    let whose = [
+        "millpond.cluster=shop millpond.node=db1 pool=shop/db1",
+        "millpond.cluster=shop millpond.node=db2 pool=shop/db2",
+        "pool=orders",
+    ]
+    .map(str::to_owned);
+    assert_eq!(told.whose.len(), 24, "{:#?}", told.whose);
+    for (name, told_of) in &told.whose {
+        let whose = if name == "millpond.node_role" { &whose[..2] } else { &whose[..] };
+        assert!(told_of.iter().eq(whose), "{name}: {told_of:#?}");
+    }
+}
+
+#[cfg(feature = "cluster")]
+#[tokio::test(start_paused = true)]
+async fn the_role_of_a_node_is_told_as_its_server_says_it() {
+    let builder = Cluster::builder().name("shop").read_role(|connection: &mut Conn| {
+        let is_primary = connection.server().mark.load(SeqCst) == 1;
+        Box::pin(async move { Ok(if is_primary { Role::Primary } else { Role::Replica }) })
+    });
+    let shop: Cluster<String, TestManager> = builder.build().unwrap();
+    let manager = TestManager::new();
+    let options = NodeOptions::default();
+    shop.add_node_with("db1".to_owned(), manager.clone(), options).unwrap();
+    let monitor = Monitor::new();
+    shop.show_to(&monitor).unwrap();
+    let sdk = Sdk::new();
+    let _exporter = Exporter::new(monitor, &sdk.meter());
+    let role = || {
+        let told = sdk.collect();
+        assert_eq!(told.kinds["millpond.node_role"], ("gauge", "{node}".to_owned()));
+        ["primary", "replica", "unknown"]
+            .map(|role| told.figures[&("millpond.node_role".to_owned(), role.to_owned())])
+    };
+    let document = include_str!("../src/export/opentelemetry.rs");
+    assert!(document.contains("//! | `millpond.node_role` | gauge | `{node}` | "));
+    assert_eq!(role(), [0.0, 0.0, 1.0]);
+    shop.acquire("db1").await.unwrap().discard();
+    assert_eq!(role(), [0.0, 1.0, 0.0]);
+    manager.ledger.mark.store(1, SeqCst);
+    drop(shop.acquire("db1").await.unwrap());
+    assert_eq!(role(), [1.0, 0.0, 0.0]);
 }
 
 // ---- pools that come and go ----

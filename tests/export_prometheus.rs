@@ -6,6 +6,8 @@
 mod support;
 use support::*;
 
+#[cfg(feature = "cluster")]
+use millpond::cluster::{Cluster, NodeOptions, Role};
 use millpond::export::prometheus::{self, Collector};
 use millpond::{CheckPolicy, Holder, Monitor, Pool, PoolBuilder, PoolMetrics, PoolStatus, Source};
 use prometheus_client::encoding::{prometheus_text, text as openmetrics};
@@ -99,6 +101,15 @@ impl Scrape {
         let pairs = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
         let key = (name.to_owned(), pairs.collect());
         *self.samples.get(&key).unwrap_or_else(|| panic!("no {key:?} in {self:#?}"))
+    }
+
+    /// The series of a pool, without the label that names it.
+    #[cfg(feature = "cluster")]
+    fn series_of(&self, pool: &str) -> BTreeSet<(String, Labels)> {
+        let of_pool = self.samples.keys().filter(|(_, labels)| labels["pool"] == pool);
+        let mut series: Vec<_> = of_pool.cloned().collect();
+        series.iter_mut().for_each(|(_, labels)| drop(labels.remove("pool")));
+        series.into_iter().collect()
     }
 
     /// The values of a label over all series.
@@ -353,7 +364,78 @@ fn what_has_no_figures_has_no_heading() {
     monitor.add(&pool).unwrap();
     let scrape = Scrape::read(&prometheus::text(&monitor));
     assert!(!scrape.kinds.contains_key("millpond_use_seconds"), "it is not measured");
+    assert!(!scrape.kinds.contains_key("millpond_node_role"), "there is no node");
     assert_eq!(scrape.kinds["millpond_connect_seconds"], "histogram");
+}
+
+// ---- pools of a cluster's nodes ----
+
+/// A cluster of a primary and a replica.
+#[cfg(feature = "cluster")]
+fn cluster_of(name: &str) -> Cluster<String, TestManager> {
+    let builder = Cluster::builder().name(name).pools(|pool| pool.time_use(true));
+    let cluster = builder.build().unwrap();
+    for (key, role) in [("db1", Role::Primary), ("db2", Role::Replica)] {
+        let options = NodeOptions::default().role(role);
+        cluster.add_node_with(key.to_owned(), TestManager::new(), options).unwrap();
+    }
+    cluster
+}
+
+#[cfg(feature = "cluster")]
+#[tokio::test(start_paused = true)]
+async fn every_series_of_a_clusters_node_says_which_node_of_which_cluster_and_no_other_does() {
+    let orders = pool_of(&TestManager::new(), "orders").time_use(true).build_lazy().unwrap();
+    let monitor = monitor_of(&[&orders]);
+    let shop = cluster_of("shop");
+    shop.show_to(&monitor).unwrap();
+    let mut open = String::new();
+    openmetrics::encode(&mut open, &registry_of(Registry::default(), &monitor)).unwrap();
+    for text in [prometheus::text(&monitor), open] {
+        let scrape = Scrape::read(&text);
+        assert_eq!(scrape.values_of("pool"), ["orders", "shop/db1", "shop/db2"].into());
+        let plain = scrape.series_of("orders");
+        assert!(plain.len() > 100, "{plain:?}");
+        for node in ["db1", "db2"] {
+            // Those of the other pool with two labels more, and the role.
+            let mut expected = plain.clone();
+            for role in ["primary", "replica", "unknown"] {
+                let label = ("role".to_owned(), role.to_owned());
+                expected.insert(("millpond_node_role".to_owned(), [label].into()));
+            }
+            let labels = [("cluster", "shop"), ("node", node)];
+            let labels = labels.map(|(label, value)| (label.to_owned(), value.to_owned()));
+            let expected = expected.into_iter().map(|(name, mut its_own)| {
+                its_own.extend(labels.clone());
+                (name, its_own)
+            });
+            let told = scrape.series_of(&format!("shop/{node}"));
+            assert_eq!(told, expected.collect(), "{text}");
+        }
+    }
+}
+
+#[cfg(feature = "cluster")]
+#[tokio::test(start_paused = true)]
+async fn a_change_of_role_changes_figures_and_begins_no_series() {
+    let monitor = Monitor::new();
+    let shop = cluster_of("shop");
+    shop.show_to(&monitor).unwrap();
+    let scrape = || Scrape::read(&prometheus::text(&monitor));
+    let role = |scrape: &Scrape, node: &str| {
+        let pool = format!("shop/{node}");
+        ["primary", "replica", "unknown"].map(|role| {
+            let labels = [("pool", &*pool), ("cluster", "shop"), ("node", node), ("role", role)];
+            scrape.value("millpond_node_role", &labels)
+        })
+    };
+    let before = scrape();
+    assert_eq!(["db1", "db2"].map(|node| role(&before, node)), [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]);
+    shop.set_options("db1", NodeOptions::default()).unwrap();
+    shop.set_options("db2", NodeOptions::default().role(Role::Primary)).unwrap();
+    let after = scrape();
+    assert_eq!(["db1", "db2"].map(|node| role(&after, node)), [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]);
+    assert!(before.samples.keys().eq(after.samples.keys()), "{before:?}, then {after:?}");
 }
 
 // ---- pools that come and go, and what goes on meanwhile ----
@@ -505,7 +587,12 @@ async fn promtool_has_nothing_to_object_to() {
     let Some(promtool) = tool("promtool") else { return };
     let (_manager, pool) = eventful("with \"quotes\", a \\ and\na newline").await;
     let (_other, other) = eventful("orders").await;
-    let text = prometheus::text(&monitor_of(&[&pool, &other]));
+    let monitor = monitor_of(&[&pool, &other]);
+    #[cfg(feature = "cluster")]
+    let shops = ["shop", "a \"shop\" with \\ and\na newline"].map(cluster_of);
+    #[cfg(feature = "cluster")]
+    shops.iter().for_each(|shop| shop.show_to(&monitor).unwrap());
+    let text = prometheus::text(&monitor);
     let mut check = Command::new(promtool)
         .args(["check", "metrics"])
         .stdin(Stdio::piped())

@@ -220,3 +220,31 @@ async fn a_set_of_nodes_is_told_of_and_what_of_it_is_refused_and_what_is_not_dra
     has(&told, "WARN no nodes are learned cluster=\"shop\" error=a set without nodes", "");
     has(&told, "INFO a watch of nodes has ended cluster=\"shop\"", "");
 }
+
+#[cfg(feature = "cluster")]
+#[tokio::test(start_paused = true)]
+async fn what_is_told_of_a_clusters_node_says_which_node_it_is_and_what_of_other_pools_does_not() {
+    use millpond::cluster::Cluster;
+
+    let (notes, _listening) = listen();
+    let builder = Cluster::builder().name("shop").pools(|pool| pool.trace_uses(true));
+    let cluster: Cluster<String, TestManager> = builder.build().unwrap();
+    cluster.add_node("a".to_owned(), TestManager::new()).unwrap();
+    cluster.acquire("a").await.unwrap().discard();
+    cluster.close().await;
+    let told = notes.take();
+    let node = "cluster=shop node=a";
+    has(&told, &format!("DEBUG span acquire pool=\"shop/a\" {node} site=tests/tracing.rs:"), "");
+    has(&told, &format!("DEBUG connected pool=shop/a {node} connection=1"), "");
+    has(&told, &format!("TRACE span use pool=\"shop/a\" {node} connection=1 site="), "");
+    has(&told, &format!("DEBUG a connection ends pool=shop/a {node} connection=1"), "");
+    has(&told, &format!("INFO the pool is closed pool=shop/a {node}"), "");
+
+    let pool = pool_of(&TestManager::new(), 1).trace_uses(true).build().await.unwrap();
+    pool.acquire().await.unwrap().discard();
+    pool.close().await;
+    let of_pool = notes.take();
+    assert_eq!(of_pool.len(), told.len(), "the same is told of it: {of_pool:#?}");
+    let says = |note: &&String| note.contains("cluster=") || note.contains("node=");
+    assert_eq!(of_pool.iter().find(says), None);
+}

@@ -372,7 +372,8 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     }
 
     /// Has a monitor look at the pools of all nodes, whichever there are at the moment, as long as the
-    /// cluster is there. Each has the name `cluster/node`.
+    /// cluster is there. Each has the name `cluster/node`; [exporters](crate::export) tell besides which
+    /// cluster and which node it is, and its role.
     ///
     /// # Errors
     ///

@@ -3,7 +3,9 @@
 //! Not here: how each of them says it.
 
 use crate::core::Counts;
-use crate::metrics::{Histogram, PoolStatus};
+use crate::metrics::{ClusterNode, Histogram, PoolStatus};
+#[cfg(any(feature = "metrics", feature = "prometheus"))]
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A label's value, or nothing, and a count.
@@ -17,7 +19,7 @@ pub(super) struct Family {
     /// As UCUM writes it: `s`, or what is counted.
     pub(super) unit: &'static str,
     pub(super) help: &'static str,
-    /// What its figures differ in, besides the pool.
+    /// What its figures differ in, besides whose they are.
     pub(super) label: Option<&'static str>,
     pub(super) kind: Kind,
 }
@@ -70,6 +72,16 @@ const fn one(count: u64) -> Labelled {
     (count, "")
 }
 
+/// Labels that say whose a figure is: the pool's name, and which node of which cluster it stands for,
+/// if it is one's. The node's role is a figure instead: as a label it would begin all series of the
+/// node anew at each failover.
+#[cfg(any(feature = "metrics", feature = "prometheus"))]
+pub(super) fn whose(status: &PoolStatus) -> impl Iterator<Item = (&'static str, &Arc<str>)> {
+    let cluster = status.cluster.iter();
+    let labels = cluster.flat_map(|cluster| [("cluster", &cluster.name), ("node", &cluster.node)]);
+    std::iter::once(("pool", &status.config.name)).chain(labels)
+}
+
 /// Waits: from what a busy machine needs to wake a task to the usual deadlines.
 const WAITS: [f64; 16] = [
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
@@ -87,7 +99,7 @@ const USES: [f64; 16] = [
 const LIFETIMES: [f64; 10] = [1.0, 5.0, 15.0, 60.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0, 7200.0];
 
 /// All of them, in the order in which they are told.
-pub(super) const FAMILIES: [Family; 21] = [
+pub(super) const FAMILIES: [Family; 22] = [
     Family::gauge(
         "millpond_up",
         "{pool}",
@@ -99,6 +111,13 @@ pub(super) const FAMILIES: [Family; 21] = [
         ["healthy", "degraded", "down"].map(|word| ((word == is).into(), word)).into()
     })
     .by("state"),
+    Family::gauge(
+        "millpond_node_role",
+        "{node}",
+        "1 for the role that the pool's node has in its cluster",
+        |status| status.cluster.as_ref().map_or_else(Vec::new, by_role),
+    )
+    .by("role"),
     Family::gauge(
         "millpond_connections",
         "{connection}",
@@ -234,6 +253,10 @@ pub(super) const FAMILIES: [Family; 21] = [
         },
     },
 ];
+
+fn by_role(node: &ClusterNode) -> Vec<Labelled> {
+    ["primary", "replica", "unknown"].map(|role| ((role == node.role).into(), role)).into()
+}
 
 fn by_state(counts: &Counts) -> Vec<Labelled> {
     let Counts {

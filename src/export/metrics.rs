@@ -22,7 +22,7 @@
 //!
 //! Not here: a recorder, and what the figures are (`figures.rs`).
 
-use super::figures::{FAMILIES, Family, Kind};
+use super::figures::{FAMILIES, Family, Kind, whose};
 use super::news::{Ledger, MOST, PoolNews, Repeat, Schedule, StartError, thinned};
 use crate::metrics::{Monitor, PoolStatus};
 use metrics::{Key, Label, Level, Metadata, Recorder, Unit, with_recorder};
@@ -132,7 +132,8 @@ fn describe(family: &Family, recorder: &dyn Recorder) {
 const METADATA: Metadata<'static> = Metadata::new("millpond", Level::INFO, Some(module_path!()));
 
 fn key(family: &Family, status: &PoolStatus, value: &'static str) -> Key {
-    let mut labels = vec![Label::new("pool", status.config.name.clone())];
+    let whose = whose(status);
+    let mut labels: Vec<_> = whose.map(|(label, whose)| Label::new(label, whose.clone())).collect();
     labels.extend(family.label.map(|label| Label::new(label, value)));
     Key::from_parts(family.name, labels)
 }

@@ -15,14 +15,20 @@
 //!
 //! # Names
 //!
-//! Those of Prometheus and of the facade; OpenTelemetry has [its own](opentelemetry#names). Each has the
-//! label `pool`, with the pool's [name](crate::Config::name), besides those below. Units are base units:
-//! seconds and plain counts.
+//! Those of Prometheus and of the facade; OpenTelemetry has [its own](opentelemetry#names). Units are base
+//! units: seconds and plain counts. Besides the labels of the second table, each has these:
+//!
+//! | label | what |
+//! |---|---|
+//! | `pool` | the pool's [name](crate::Config::name); that of a cluster's node is `cluster/node` |
+//! | `cluster` | the [cluster's name](crate::ClusterNode::name); only of pools of a cluster's nodes |
+//! | `node` | the [node's key](crate::ClusterNode::node); only of those, too |
 //!
 //! | name | kind | labels | what |
 //! |---|---|---|---|
 //! | `millpond_up` | gauge | | 1 if the pool does what it is for, well or badly; else 0 |
 //! | `millpond_health` | gauge | `state` | 1 for one of `healthy`, `degraded`, `down`; 0 for the others |
+//! | `millpond_node_role` | gauge | `role` | 1 for one of `primary`, `replica`, `unknown`; 0 for the others; only of pools of a cluster's nodes |
 //! | `millpond_connections` | gauge | `state` | places by state: those with a connection are `idle`, `in_use`, `checking`, `resetting`, `closing`; those without are `connecting`, `vacant`, `spare` |
 //! | `millpond_connections_max` | gauge | | [the most connections](crate::PoolStatus::max_size) at the moment |
 //! | `millpond_connections_min_idle` | gauge | | [`min_idle`](crate::Config::min_idle) |

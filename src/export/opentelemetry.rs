@@ -3,8 +3,13 @@
 //!
 //! # Names
 //!
-//! Each has the attribute `db.client.connection.pool.name`, with the pool's
-//! [name](crate::Config::name).
+//! Each has these attributes, besides those of the second table:
+//!
+//! | attribute | what |
+//! |---|---|
+//! | `db.client.connection.pool.name` | the pool's [name](crate::Config::name); that of a cluster's node is `cluster/node` |
+//! | `millpond.cluster` | the [cluster's name](crate::ClusterNode::name); only of pools of a cluster's nodes |
+//! | `millpond.node` | the [node's key](crate::ClusterNode::node); only of those, too |
 //!
 //! | name | instrument | unit | what |
 //! |---|---|---|---|
@@ -17,6 +22,7 @@
 //! | `db.client.connection.create_time` | histogram | `s` | how long connects took that succeeded |
 //! | `db.client.connection.wait_time` | histogram | `s` | how long those acquires waited that had to, and got a connection |
 //! | `db.client.connection.use_time` | histogram | `s` | how long connections were in use each time, if the pool [measures](crate::Config::time_use) it |
+//! | `millpond.node_role` | gauge | `{node}` | 1 for one of the values of `millpond.role`, which are `primary`, `replica` and `unknown`, and 0 for the others; only of pools of a cluster's nodes |
 //! | `millpond.connection_lifetime` | histogram | `s` | how old connections became |
 //!
 //! What the conventions have no name for follows [the other exporters'](super#names):
@@ -47,6 +53,7 @@ use opentelemetry::metrics::{self, AsyncInstrument, Meter};
 use opentelemetry::{Key, KeyValue};
 use std::borrow::Cow;
 use std::fmt;
+use std::iter;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -249,8 +256,14 @@ fn instruments() -> impl Iterator<Item = Instrument> {
     conventional().into_iter().chain(others)
 }
 
-fn pool_name(status: &PoolStatus) -> KeyValue {
-    KeyValue::new("db.client.connection.pool.name", status.config.name.clone())
+/// Attributes that say whose a figure is: the labels of `figures.rs` under the names that they have here.
+fn whose(status: &PoolStatus) -> Vec<KeyValue> {
+    let pool = KeyValue::new("db.client.connection.pool.name", status.config.name.clone());
+    let cluster = status.cluster.iter().flat_map(|cluster| {
+        let node = KeyValue::new("millpond.node", cluster.node.clone());
+        [KeyValue::new("millpond.cluster", cluster.name.clone()), node]
+    });
+    iter::once(pool).chain(cluster).collect()
 }
 
 /// The pools as the SDK sees them.
@@ -318,7 +331,7 @@ impl Observed {
             }),
             Figures::Time(time) => {
                 build!(f64_observable_gauge, |told: &dyn AsyncInstrument<f64>, status| {
-                    told.observe(time(status).as_secs_f64(), &[pool_name(status)]);
+                    told.observe(time(status).as_secs_f64(), &whose(status));
                 });
             }
         }
@@ -335,7 +348,8 @@ fn observe<T>(
 ) {
     for (count, value) in figures(status) {
         let attribute = attribute.map(|attribute| KeyValue::new(attribute.clone(), value));
-        let attributes: Vec<KeyValue> = [pool_name(status)].into_iter().chain(attribute).collect();
+        let mut attributes = whose(status);
+        attributes.extend(attribute);
         told.observe(number(count), &attributes);
     }
 }
@@ -368,7 +382,7 @@ impl Times {
 impl Flusher {
     fn flush(&self) {
         for pool in &self.ledger.look().pools {
-            let attributes = [pool_name(&pool.now)];
+            let attributes = whose(&pool.now);
             for Times { of, hits, histogram } in &self.histograms {
                 let times = pool.times(*of).unwrap_or_default();
                 for (time, count) in thinned(&times, !hits, MOST) {

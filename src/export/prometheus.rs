@@ -13,7 +13,7 @@
 //!
 //! Not here: a server that answers scrapes, and what the figures are (`figures.rs`).
 
-use super::figures::{FAMILIES, Family, Kind};
+use super::figures::{FAMILIES, Family, Kind, whose};
 use crate::metrics::{Histogram, Monitor, PoolStatus};
 use prometheus_client::collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, prometheus_text};
@@ -27,8 +27,9 @@ pub const CONTENT_TYPE: &str = prometheus_text::CONTENT_TYPE;
 
 /// Tells a registry of the pools of a monitor, each time it is scraped.
 ///
-/// The registry's prefix and labels apply as to any collector. A scrape looks at each pool once; a pool
-/// under its name in two monitors of one registry would be told of twice, which Prometheus refuses.
+/// The registry's prefix and labels apply as to any collector; no label of it may be called `pool`, nor
+/// `cluster` or `node` if the monitor looks at a cluster. A scrape looks at each pool once; a pool under
+/// its name in two monitors of one registry would be told of twice, which Prometheus refuses.
 ///
 /// # Examples
 ///
@@ -113,7 +114,8 @@ fn encode(
 ) -> fmt::Result {
     let there_is = |status: &PoolStatus| match family.kind {
         Kind::Times { of, .. } => of(status).is_some(),
-        Kind::Gauge(_) | Kind::Time(_) | Kind::Counter(_) => true,
+        Kind::Gauge(figures) | Kind::Counter(figures) => !figures(status).is_empty(),
+        Kind::Time(_) => true,
     };
     if !statuses.iter().any(there_is) {
         return Ok(());
@@ -138,7 +140,7 @@ fn encode_pool(
     metric: &mut MetricEncoder<'_>,
 ) -> fmt::Result {
     let labels = |value: &'static str| {
-        let mut labels = vec![("pool", &*status.config.name)];
+        let mut labels: Vec<_> = whose(status).map(|(label, whose)| (label, &**whose)).collect();
         labels.extend(family.label.map(|label| (label, value)));
         labels
     };

@@ -9,8 +9,9 @@
 //! | debug | a connection is opened or ends; the span `acquire` of one that has to wait |
 //! | trace | the span `use` of a connection in somebody's hands, if [`Config::trace_uses`](crate::Config::trace_uses) asks for it |
 //!
-//! The target is `millpond`. Each has the pool's name in `pool`, and, where there is one, the
-//! connection's number in `connection`.
+//! The target is `millpond`. Each has the pool's name in `pool`; for the pool of a cluster's node, the
+//! cluster's name in `cluster` and the node's key in `node`; and, where there is one, the connection's
+//! number in `connection`.
 //!
 //! Not here: when these things happen.
 
@@ -27,6 +28,13 @@ use crate::metrics::{CloseReason, Outcome};
 use std::future::Future;
 use std::panic::Location;
 use std::time::Duration;
+#[cfg(feature = "tracing")]
+use {
+    super::WhichNode,
+    crate::metrics::ClusterNode,
+    std::fmt,
+    tracing::field::{DisplayValue, display},
+};
 
 /// A span, or nothing at all.
 #[cfg(feature = "tracing")]
@@ -47,13 +55,51 @@ pub(super) fn no_span() -> Span {
 #[cfg(feature = "tracing")]
 macro_rules! tell {
     ($level:ident, $pool:expr, $($fields:tt)*) => {
-        tracing::$level!(target: "millpond", pool = %$pool.config.name, $($fields)*)
+        tracing::$level!(
+            target: "millpond",
+            pool = %$pool.config.name,
+            cluster = $pool.cluster(),
+            node = $pool.node(),
+            $($fields)*
+        )
     };
 }
 
 #[cfg(not(feature = "tracing"))]
 macro_rules! tell {
     ($level:ident, $pool:expr, $($fields:tt)*) => {{}};
+}
+
+/// A word about the node that a pool stands for. It is asked for when it is written down: tracing makes
+/// the fields of a span even if nobody listens, where something else turns its feature `log` on.
+#[cfg(feature = "tracing")]
+struct Word<'s> {
+    which: &'s WhichNode,
+    word: fn(&ClusterNode) -> &str,
+}
+
+#[cfg(feature = "tracing")]
+impl fmt::Display for Word<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str((self.word)(&(self.which)()))
+    }
+}
+
+/// Fields of a pool that stands for a cluster's node. Others do not have them: nothing is recorded of a
+/// field that is `None`.
+#[cfg(feature = "tracing")]
+impl<M: Manager> Shared<M> {
+    fn cluster(&self) -> Option<DisplayValue<Word<'_>>> {
+        self.word(|node| &node.name)
+    }
+
+    fn node(&self) -> Option<DisplayValue<Word<'_>>> {
+        self.word(|node| &node.node)
+    }
+
+    fn word(&self, word: fn(&ClusterNode) -> &str) -> Option<DisplayValue<Word<'_>>> {
+        self.cluster.as_deref().map(|which| display(Word { which, word }))
+    }
 }
 
 impl<M: Manager> Shared<M> {
@@ -117,7 +163,16 @@ impl<M: Manager> Shared<M> {
         #[cfg(feature = "tracing")]
         {
             let pool = &*self.config.name;
-            tracing::trace_span!(target: "millpond", parent: None, "use", pool, connection, %site)
+            tracing::trace_span!(
+                target: "millpond",
+                parent: None,
+                "use",
+                pool,
+                cluster = self.cluster(),
+                node = self.node(),
+                connection,
+                %site
+            )
         }
         #[cfg(not(feature = "tracing"))]
         Span
@@ -132,12 +187,46 @@ impl<M: Manager> Shared<M> {
     ) -> impl Future<Output = F::Output> + use<F, M> {
         use tracing::Instrument;
         let pool = &*self.config.name;
-        future.instrument(tracing::debug_span!(target: "millpond", "acquire", pool, %site))
+        future.instrument(tracing::debug_span!(
+            target: "millpond",
+            "acquire",
+            pool,
+            cluster = self.cluster(),
+            node = self.node(),
+            %site
+        ))
     }
 
     /// Does this.
     #[cfg(not(feature = "tracing"))]
     pub(super) fn in_span<F: Future>(&self, site: &'static Location<'static>, future: F) -> F {
         future
+    }
+}
+
+#[cfg(all(test, feature = "tracing", feature = "cluster"))]
+mod tests {
+    use crate::manager::from_fn;
+    use crate::metrics::ClusterNode;
+    use crate::pool::Pool;
+    use std::convert::Infallible;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+    #[tokio::test]
+    async fn nobody_is_asked_for_its_node_while_nobody_listens() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = asked.clone();
+        let which = move || {
+            count.fetch_add(1, SeqCst);
+            ClusterNode::new("shop".into(), "a".into(), "unknown")
+        };
+        let manager = from_fn(|| async { Ok::<_, Infallible>(()) });
+        let pool = Pool::builder(manager).cluster(which).trace_uses(true).build().await.unwrap();
+        pool.acquire().await.unwrap().discard();
+        pool.close().await;
+        assert_eq!(asked.load(SeqCst), 0);
+        let node = pool.status().cluster.map(|cluster| cluster.node);
+        assert_eq!((node.as_deref(), asked.load(SeqCst)), (Some("a"), 1));
     }
 }
