@@ -226,6 +226,7 @@ async fn status_has_all_that_the_pools_tell() {
     // No time passes here.
     let own = orders.status();
     assert_eq!(told_orders["name"], "orders");
+    assert_eq!(told_orders["cluster"], Value::Null);
     assert_eq!(told_orders["health"], json!(own.health));
     assert_eq!(told_orders["reasons"], json!(["connecting fails: scripted connect error"]));
     assert_eq!(told_orders["max_size"], 3);
@@ -238,6 +239,28 @@ async fn status_has_all_that_the_pools_tell() {
     assert!(holders[0]["held_seconds"].as_f64().unwrap() >= 3.0, "{holders:?}");
     let site = format!("tests/web.rs:{line}:");
     assert!(holders[0]["site"].as_str().unwrap().starts_with(&site), "{holders:?}");
+}
+
+#[cfg(feature = "cluster")]
+#[tokio::test(start_paused = true)]
+async fn a_node_tells_its_cluster_and_the_role_that_it_has_now() {
+    use millpond::cluster::{Cluster, NodeOptions, Role};
+    let monitor = Monitor::new();
+    let cluster = Cluster::builder().name("shop").build().unwrap();
+    cluster.show_to(&monitor).unwrap();
+    cluster.add_node("db1", TestManager::new()).unwrap();
+    let app = web::router(&monitor);
+    let mut viewer = Viewer::of(&app).await;
+    for (role, word) in
+        [(Role::Unknown, "unknown"), (Role::Primary, "primary"), (Role::Replica, "replica")]
+    {
+        cluster.set_options("db1", NodeOptions::default().role(role)).unwrap();
+        let own = json!({ "name": "shop", "node": "db1", "role": word });
+        for told in [status(&app).await, viewer.next().await.unwrap()] {
+            assert_eq!(told["pools"][0]["name"], "shop/db1");
+            assert_eq!(told["pools"][0]["cluster"], own);
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

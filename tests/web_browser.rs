@@ -3,7 +3,7 @@
 //!
 //! `scripts/screenshots` has one of these tests write the pictures of the README.
 
-#![cfg(all(unix, feature = "axum"))]
+#![cfg(all(unix, feature = "axum", feature = "cluster"))]
 #![allow(clippy::unwrap_used, reason = "these are tests, though clippy only sees their helpers")]
 
 mod support;
@@ -18,6 +18,7 @@ use fantoccini::key::Key;
 use fantoccini::wd::WebDriverCompatibleCommand;
 use fantoccini::{Client, ClientBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
+use millpond::cluster::{Cluster, NodeOptions, Role};
 use millpond::web::StatusPage;
 use millpond::{Holder, Monitor, Pool, PoolStatus, Source, from_fn};
 use serde_json::{Value, json};
@@ -202,6 +203,33 @@ fn watched(monitor: &Monitor, name: &str, max_size: usize) -> (TestManager, Pool
     (manager, pool)
 }
 
+type TestCluster = Cluster<String, TestManager>;
+
+/// A cluster of this name and of these nodes that is looked at, and the managers of their pools, each of
+/// two connections at most.
+fn watched_cluster<const N: usize>(
+    monitor: &Monitor,
+    name: &str,
+    nodes: [(&str, Role); N],
+) -> (TestCluster, [TestManager; N]) {
+    let pools = Cluster::builder().name(name).pools(|pool| pool.max_size(2));
+    let cluster = pools.acquire_timeout(PATIENCE).build().unwrap();
+    cluster.show_to(monitor).unwrap();
+    let managers = nodes.map(|(key, role)| {
+        let manager = TestManager::new();
+        let options = NodeOptions::default().role(role);
+        cluster.add_node_with(key.to_owned(), manager.clone(), options).unwrap();
+        manager
+    });
+    (cluster, managers)
+}
+
+/// The overview, as a list of rows that are lists of cells.
+const OVERVIEW: &str = "[...document.querySelectorAll('#overview tbody tr')].map((row) => [...row.cells].map((cell) => cell.textContent))";
+
+/// Has the page take down in `said` what it says to those who do not see it.
+const LISTEN: &str = "window.said = []; new MutationObserver(() => said.push(document.querySelector('#changes').textContent)).observe(document.querySelector('#changes'), { childList: true, characterData: true, subtree: true })";
+
 /// Nothing was said on the console.
 #[track_caller]
 fn silent(complaints: &[Value]) {
@@ -334,6 +362,8 @@ async fn what_pools_call_themselves_and_say_is_shown_as_text() {
     let pool = Pool::builder(manager).name(NAME).build_lazy().unwrap();
     monitor.add(&pool).unwrap();
     let (_, _other) = watched(&monitor, "javascript:alert(1)", 1);
+    let nodes = [("<img src=x>", Role::Primary), ("\" onclick=\"", Role::Replica)];
+    let (_cluster, _) = watched_cluster(&monitor, "<b>shop</b>", nodes);
     pool.acquire_timeout(Duration::from_millis(50)).await.map(drop).unwrap_err();
 
     let service = Service::start(&monitor);
@@ -341,6 +371,13 @@ async fn what_pools_call_themselves_and_say_is_shown_as_text() {
     window.goto(&service).await;
     assert_eq!(window.text(".pool h2").await, NAME);
     assert_eq!(window.text("#overview a").await, NAME);
+    assert_eq!(window.text("#overview [scope=rowgroup]").await, "<b>shop</b>");
+    assert_eq!(window.text("#overview .sums ~ tr a").await, "<img src=x>");
+    assert_eq!(
+        window.text(".pool:nth-last-of-type(2) h2").await,
+        "<img src=x> of <b>shop</b>, primary"
+    );
+    assert_eq!(window.value("document.querySelectorAll('[onclick]').length").await, 0);
     assert_eq!(window.text("[data-figure=message]").await, ERROR);
     assert_eq!(window.text(".reasons li").await, format!("connecting fails: {ERROR}"));
     assert_eq!(window.value("document.querySelectorAll('main b, main img').length").await, 0);
@@ -376,6 +413,197 @@ async fn pools_come_and_go_in_their_order() {
     assert_eq!(window.text("#changes").await, "one is gone");
     let (_, _one) = watched(&monitor, "one", 1);
     window.until(&format!("{names} === 'two,three,one'")).await;
+    silent(&window.complaints().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_stands_above_its_nodes_with_their_sums() {
+    let Some(browser) = Browser::start() else { return };
+    let monitor = Monitor::new();
+    let (_, _before) = watched(&monitor, "before", 5);
+    let nodes = [("db1", Role::Primary), ("db2", Role::Replica), ("db3", Role::Unknown)];
+    let (cluster, _) = watched_cluster(&monitor, "shop", nodes);
+    let (_, _after) = watched(&monitor, "after", 7);
+    let mut held = Vec::new();
+    for node in ["db1", "db2", "db2"] {
+        held.push(cluster.acquire(node).await.unwrap());
+    }
+    let waiter = tokio::spawn({
+        let cluster = cluster.clone();
+        async move { cluster.acquire("db2").await.map(drop) }
+    });
+    eventually("it waits", || cluster.node_stats("db2").unwrap().counts.waiters == 1).await;
+
+    let service = Service::start(&monitor);
+    let window = Window::open(&browser).await;
+    window.goto(&service).await;
+    window.next_figures().await;
+    assert_eq!(
+        window.value(OVERVIEW).await,
+        json!([
+            ["before", "healthy", "0 of 5", "0", "0/s", "–"],
+            ["shop", "degraded 3 of 3 nodes up", "3 of 6", "1", "0/s", ""],
+            ["db1 primary", "healthy", "1 of 2", "0", "0/s", "–"],
+            ["db2 replica", "degraded", "2 of 2", "1", "0/s", "–"],
+            ["db3 role unknown", "healthy", "0 of 2", "0", "0/s", "–"],
+            ["after", "healthy", "0 of 7", "0", "0/s", "–"],
+        ])
+    );
+    let titles =
+        "[...document.querySelectorAll('.pool h2')].map((title) => title.textContent).join('; ')";
+    let in_order =
+        "before; db1 of shop, primary; db2 of shop, replica; db3 of shop, role unknown; after";
+    assert_eq!(window.value(titles).await, in_order);
+    assert!(window.client.title().await.unwrap().starts_with("(1 degraded) Pools"));
+    // Each link leads to the section of its row.
+    let led = "[...document.querySelectorAll('#overview a')].map((link) => document.querySelector(link.hash).textContent).join('; ')";
+    assert_eq!(window.value(led).await, in_order);
+    // It follows.
+    held.clear();
+    joined(waiter).await.unwrap();
+    let sums = format!("{OVERVIEW}[1].slice(0, 4).join('; ')");
+    window.until(&format!("{sums} === 'shop; healthy 3 of 3 nodes up; 0 of 6; 0'")).await;
+
+    // The rates of those nodes that have one are added up, and nodes that do not arrive together stand
+    // together.
+    let shown = window
+        .client
+        .execute_async(
+            "feed.source.close();
+             const [done] = arguments;
+             fetch('/pools/status').then((answer) => answer.json()).then((figures) => {
+                 const [before, db1, db2, db3, after] = figures.pools;
+                 for (const [pool, acquires_per_second] of [[before, 100], [db1, 1.25], [db3, 2.5]])
+                     pool.recent = { seconds: 2, acquires_per_second, failed_acquires: 0, acquire_wait: {} };
+                 show({ ...figures, interval_seconds: 0.2, pools: [db1, before, db2, after, db3] });
+                 done(true);
+             })",
+            vec![],
+        )
+        .await
+        .unwrap();
+    assert_eq!(shown, true);
+    let rates = format!("{OVERVIEW}.map((row) => [row[0], row[4]].join(' ')).join('; ')");
+    assert_eq!(
+        window.value(&rates).await,
+        "shop 3.75/s; db1 primary 1.25/s; db2 replica –; db3 role unknown 2.50/s; before 100/s; after –"
+    );
+    let in_order =
+        "db1 of shop, primary; db2 of shop, replica; db3 of shop, role unknown; before; after";
+    assert_eq!(window.value(titles).await, in_order);
+    silent(&window.complaints().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_changes_is_shown_and_said() {
+    let Some(browser) = Browser::start() else { return };
+    let monitor = Monitor::new();
+    let (cluster, _) =
+        watched_cluster(&monitor, "shop", [("db1", Role::Primary), ("db2", Role::Replica)]);
+    let service = Service::start(&monitor);
+    let window = Window::open(&browser).await;
+    window.goto(&service).await;
+    window.next_figures().await;
+    window.run(LISTEN).await;
+    let roles = "[...document.querySelectorAll('#overview .role, .pool h2')].map((role) => role.textContent.trim()).join('; ')";
+    let before = "primary; replica; db1 of shop, primary; db2 of shop, replica";
+    assert_eq!(window.value(roles).await, before);
+    assert_eq!(window.text("#changes").await, "", "that they have roles is no change");
+
+    let is = |role| NodeOptions::default().role(role);
+    cluster.set_options("db1", is(Role::Unknown)).unwrap();
+    window.until(&format!("{roles}.startsWith('role unknown; replica; ')")).await;
+    cluster.set_options("db2", is(Role::Primary)).unwrap();
+    window.until(&format!("{roles}.startsWith('role unknown; primary; ')")).await;
+    cluster.set_options("db1", is(Role::Replica)).unwrap();
+    let after = "replica; primary; db1 of shop, replica; db2 of shop, primary";
+    window.until(&format!("{roles} === '{after}'")).await;
+    window.next_figures().await;
+    let changes = ["shop/db1 is unknown", "shop/db2 is primary", "shop/db1 is replica"];
+    let changes = changes.map(|change| format!("the role of {change}"));
+    assert_eq!(window.value("said").await, json!(changes));
+    silent(&window.complaints().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_is_degraded_while_a_node_is_down_and_down_with_the_last_of_them() {
+    let Some(browser) = Browser::start() else { return };
+    let monitor = Monitor::new();
+    let (cluster, managers) =
+        watched_cluster(&monitor, "shop", [("db1", Role::Primary), ("db2", Role::Replica)]);
+    let service = Service::start(&monitor);
+    let window = Window::open(&browser).await;
+    window.goto(&service).await;
+    let sums = format!("{OVERVIEW}[0][1]");
+    let shape = "document.querySelector('.sums use').getAttribute('href')";
+    window.until(&format!("{sums} === 'healthy 2 of 2 nodes up'")).await;
+    assert_eq!(window.value(shape).await, "#healthy");
+    let titles = ["(1 down) Pools", "(2 down) Pools"];
+    let rows = ["degraded 1 of 2 nodes up", "down 0 of 2 nodes up"];
+    for (index, node) in ["db1", "db2"].into_iter().enumerate() {
+        managers[index].connect.always(Act::Error);
+        cluster.acquire(node).await.map(drop).unwrap_err();
+        window.until(&format!("{sums} === '{}'", rows[index])).await;
+        let (word, _) = rows[index].split_once(' ').unwrap();
+        assert_eq!(window.value(shape).await, format!("#{word}"));
+        // The cluster is not one more of those that are down.
+        assert!(window.client.title().await.unwrap().starts_with(titles[index]));
+    }
+    managers.iter().for_each(TestManager::clear);
+    for node in ["db1", "db2"] {
+        eventually_acquired(&cluster, node).await;
+    }
+    window.until(&format!("{sums} === 'healthy 2 of 2 nodes up'")).await;
+    silent(&window.complaints().await);
+}
+
+/// Waits until the node serves again.
+async fn eventually_acquired(cluster: &TestCluster, node: &str) {
+    let began = Instant::now();
+    while let Err(error) = cluster.acquire(node).await.map(drop) {
+        assert!(began.elapsed() < PATIENCE, "{node} does not come back: {error}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_come_and_go_and_their_cluster_with_the_last_of_them() {
+    let Some(browser) = Browser::start() else { return };
+    let monitor = Monitor::new();
+    let (cluster, []) = watched_cluster(&monitor, "shop", []);
+    let service = Service::start(&monitor);
+    let window = Window::open(&browser).await;
+    window.goto(&service).await;
+    window.next_figures().await;
+    assert_eq!(window.value("document.querySelector('#nothing').hidden").await, false);
+    let headings = "[...document.querySelectorAll('#overview tbody th')].map((heading) => heading.textContent).join('; ')";
+    let titles =
+        "[...document.querySelectorAll('.pool h2')].map((title) => title.textContent).join('; ')";
+    let hidden = "document.querySelector('#overview').hidden";
+    let add = |key: &str| cluster.add_node(key.to_owned(), TestManager::new()).unwrap();
+    let remove = async |key: &str| cluster.remove_node(key, PATIENCE).await.map(drop).unwrap();
+
+    add("db1");
+    window.until(&format!("{titles} === 'db1 of shop, role unknown'")).await;
+    assert_eq!(window.value(hidden).await, true, "its cluster is no second pool");
+    add("db2");
+    window.until(&format!("{headings} === 'shop; db1 role unknown; db2 role unknown'")).await;
+    assert_eq!(window.value(hidden).await, false);
+    let (_, _plain) = watched(&monitor, "plain", 1);
+    window
+        .until(&format!("{headings} === 'shop; db1 role unknown; db2 role unknown; plain'"))
+        .await;
+    remove("db1").await;
+    window.until(&format!("{headings} === 'shop; db2 role unknown; plain'")).await;
+    assert_eq!(window.text("#changes").await, "shop/db1 is gone");
+    assert_eq!(window.value(&format!("{OVERVIEW}[0][1]")).await, "healthy 1 of 1 node up");
+    assert_eq!(window.value(hidden).await, false);
+    remove("db2").await;
+    window.until(&format!("{headings} === 'plain'")).await;
+    assert_eq!(window.value(titles).await, "plain");
+    assert_eq!(window.value("document.querySelectorAll('#overview tbody').length").await, 1);
+    add("db3");
+    window.until(&format!("{headings} === 'shop; db3 role unknown; plain'")).await;
     silent(&window.complaints().await);
 }
 
@@ -523,10 +751,18 @@ async fn nothing_is_cut_off_or_faint_at_any_width_by_day_or_night() {
     monitor.add(&failing).unwrap();
     failing.acquire_timeout(Duration::from_millis(50)).await.map(drop).unwrap_err();
 
+    let long = "a_key_without_any_space_".repeat(5);
+    let nodes = [("db1", Role::Primary), ("db2", Role::Unknown), (&*long, Role::Replica)];
+    let (cluster, managers) =
+        watched_cluster(&monitor, &"a_cluster_without_any_space_".repeat(4), nodes);
+    managers[1].connect.always(Act::Error);
+    cluster.acquire("db2").await.map(drop).unwrap_err();
+
     let service = Service::start(&monitor);
     let window = Window::open(&browser).await;
     window.goto(&service).await;
-    window.until("document.title.startsWith('(1 down, 1 degraded)')").await;
+    window.until("document.title.startsWith('(2 down, 1 degraded)')").await;
+    assert_eq!(window.value(&format!("{OVERVIEW}[3][1]")).await, "degraded 2 of 3 nodes up");
     window
         .run("document.querySelectorAll('details').forEach((details) => (details.open = true))")
         .await;
@@ -541,7 +777,7 @@ async fn nothing_is_cut_off_or_faint_at_any_width_by_day_or_night() {
         assert_eq!(found["faint"], json!([]), "{what}");
         assert!(found["seen"].as_u64().unwrap() > 100, "{what}: {found}");
     };
-    for width in [320, 390, 640, 1000, 1280, 1920] {
+    for width in [320, 390, 640, 641, 1000, 1280, 1920] {
         for scheme in ["light", "dark"] {
             window.show_at(width, scheme).await;
             window.until(&format!("innerWidth === {width}")).await;
@@ -568,10 +804,12 @@ async fn all_that_can_be_used_is_reached_with_the_keyboard_and_is_seen_there() {
     let monitor = Monitor::new();
     let (_, _one) = watched(&monitor, "one", 1);
     let (_, _two) = watched(&monitor, "two", 1);
+    let (cluster, _) =
+        watched_cluster(&monitor, "shop", [("db1", Role::Primary), ("db2", Role::Replica)]);
     let service = Service::start(&monitor);
     let window = Window::open(&browser).await;
     window.goto(&service).await;
-    window.until("document.querySelectorAll('.pool').length === 2").await;
+    window.until("document.querySelectorAll('.pool').length === 4").await;
     let names = window
         .value("[...document.querySelectorAll('a[href], button, summary')].map((element) => element.textContent)")
         .await;
@@ -581,6 +819,10 @@ async fn all_that_can_be_used_is_reached_with_the_keyboard_and_is_seen_there() {
         "Pause",
         "one",
         "two",
+        "db1",
+        "db2",
+        "Settings",
+        "Settings",
         "Settings",
         "Settings",
         "Figures as JSON",
@@ -607,6 +849,14 @@ async fn all_that_can_be_used_is_reached_with_the_keyboard_and_is_seen_there() {
     window.run("document.querySelector('#overview a').focus()").await;
     window.next_figures().await;
     assert_eq!(window.value(focused).await, "one");
+    // Nor do nodes that come and go, and roles that change.
+    window.run("[...document.querySelectorAll('#overview a')].at(-1).focus()").await;
+    cluster.add_node("db3".to_owned(), TestManager::new()).unwrap();
+    cluster.set_options("db2", NodeOptions::default().role(Role::Primary)).unwrap();
+    cluster.remove_node("db1", PATIENCE).await.unwrap();
+    let nodes = "[...document.querySelectorAll('.sums ~ tr th')].map((heading) => heading.textContent).join('; ')";
+    window.until(&format!("{nodes} === 'db2 primary; db3 role unknown'")).await;
+    assert_eq!(window.value(focused).await, "db2");
     window.run("document.querySelector('.skip').focus()").await;
     window.press(Key::Enter).await;
     assert_eq!(window.value("document.activeElement.id").await, "pools");
@@ -630,10 +880,12 @@ async fn all_that_is_shown_has_a_name_for_those_who_do_not_see_it() {
     let (_, two) = watched(&monitor, "two", 1);
     two.acquire().await.unwrap().discard();
     let _held = two.acquire().await.unwrap();
+    let (_cluster, _) =
+        watched_cluster(&monitor, "shop", [("db1", Role::Primary), ("db2", Role::Unknown)]);
     let service = Service::start(&monitor);
     let window = Window::open(&browser).await;
     window.goto(&service).await;
-    window.until("document.querySelectorAll('.pool').length === 2").await;
+    window.until("document.querySelectorAll('.pool').length === 4").await;
 
     let tree = window.devtools("Accessibility.getFullAXTree", json!({})).await;
     let nodes: Vec<(&str, &str, &Value)> = tree["nodes"]
@@ -652,7 +904,18 @@ async fn all_that_is_shown_has_a_name_for_those_who_do_not_see_it() {
     for landmark in ["banner", "main", "contentinfo"] {
         assert_eq!(named(landmark).len(), 1, "{landmark}");
     }
-    assert_eq!(named("region"), ["Overview", "one", "two"]);
+    assert_eq!(
+        named("region"),
+        ["Overview", "one", "two", "db1 of shop, primary", "db2 of shop, role unknown"]
+    );
+    let headings = named("rowheader");
+    assert_eq!(
+        headings[..5],
+        ["one", "two", "shop", "db1 of shop primary", "db2 of shop role unknown"]
+    );
+    assert!(named("cell").contains(&"healthy 2 of 2 nodes up"));
+    let links = named("link");
+    assert!(links.ends_with(&["one", "two", "db1 of shop", "db2 of shop"]), "{links:?}");
     let tables = named("table");
     assert_eq!(tables[0], "Overview of all pools");
     for table in
@@ -679,18 +942,16 @@ async fn all_that_is_shown_has_a_name_for_those_who_do_not_see_it() {
     assert_eq!(levels.iter().filter(|level| **level == 1).count(), 1);
     assert_eq!(levels[0], 1);
     assert!(levels.windows(2).all(|pair| pair[1] <= pair[0] + 1), "{levels:?}");
-    let plain = "[...document.querySelectorAll('table')].filter((table) => !table.caption?.textContent || [...table.querySelectorAll('th')].some((cell) => !cell.scope) || [...table.tBodies[0].rows].some((row) => row.cells[0].tagName !== 'TH')).length";
+    let plain = "[...document.querySelectorAll('table')].filter((table) => !table.caption?.textContent || [...table.querySelectorAll('th')].some((cell) => !cell.scope) || [...table.tBodies].flatMap((body) => [...body.rows]).some((row) => row.cells[0].tagName !== 'TH')).length";
     assert_eq!(window.value(plain).await, 0, "tables have captions and headings with scopes");
     // Health is a word and a shape, not only a colour.
     let words = "[...document.querySelectorAll('main .health')].map((health) => health.innerText.trim() + health.querySelector('use').getAttribute('href')).join()";
-    assert_eq!(window.value(words).await, ["healthy#healthy"; 4].join(","));
+    assert_eq!(window.value(words).await, ["healthy#healthy"; 9].join(","));
 
-    // Only changes of health are read aloud.
+    // Only changes of health and of roles are read aloud.
     let live = "[...document.querySelectorAll('[aria-live], [role=status], [role=alert], [role=log]')].map((element) => element.id).join()";
     assert_eq!(window.value(live).await, "changes");
-    window
-        .run("window.said = []; new MutationObserver(() => said.push(document.querySelector('#changes').textContent)).observe(document.querySelector('#changes'), { childList: true, characterData: true, subtree: true })")
-        .await;
+    window.run(LISTEN).await;
     drop(one.acquire().await.unwrap());
     window.next_figures().await;
     assert_eq!(window.value("said").await, json!([]));

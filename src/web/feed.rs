@@ -22,7 +22,7 @@ const RECENT: u32 = 10;
 /// The most holders of a pool in an event, so that a large pool does not make it large.
 const HOLDERS: usize = 20;
 
-/// All pools at one moment. An object, so that there is room for more, such as clusters of them.
+/// All pools at one moment. An object, so that there is room for more.
 #[derive(Serialize)]
 pub(super) struct Figures {
     millpond: &'static str,

@@ -9,6 +9,12 @@
 //! | `/health` | 200 while all pools are [up](crate::Health::is_up), 503 if one is down; either way how each is, with reasons | plain text, a line for each |
 //! | `/events` | the same figures again and again | server-sent events, each one JSON |
 //!
+//! Pools of one [cluster](crate::ClusterNode) stand together on the page, under a row that says how many
+//! of the nodes are up, how the cluster is (down if all of them are, degraded if one is not healthy) and
+//! what their figures come to. An acquire that any of several nodes may serve waits at each of them, and
+//! so counts there. A role that changes is shown, and said to those who have the page read to them, as a
+//! change of health is.
+//!
 //! The page is one file without anything from elsewhere, and finds its figures beside itself: it works
 //! wherever the router is nested, also behind a proxy that takes a prefix away.
 //!
@@ -38,8 +44,10 @@
 //! # The data
 //!
 //! `/status` is an object with `millpond`, the crate's version, and `pools`, a list in which each has
-//! `name`, `health` (`healthy`, `degraded`, `down`), `reasons`, `max_size`, `metrics` (the fields of
-//! [`PoolMetrics`](crate::PoolMetrics)), `holders`, longest first, and `config`. Times are in seconds.
+//! `name`, `cluster`, `health` (`healthy`, `degraded`, `down`), `reasons`, `max_size`, `metrics` (the
+//! fields of [`PoolMetrics`](crate::PoolMetrics)), `holders`, longest first, and `config`. Times are in
+//! seconds. `cluster` is `null`, or for a node of one its `name`, the `node`'s key and the node's `role`
+//! (`primary`, `replica`, `unknown`).
 //! Events have `interval_seconds` besides, and each pool in them `recent`: `acquires_per_second`,
 //! `failed_acquires` and `acquire_wait` over the last ten intervals, which take some `seconds`; it is
 //! missing in the first event. They have no more than 20 holders. Whoever reads this should pass over names that it does not know: more may come.
@@ -76,8 +84,8 @@ const PAGE: &str = include_str!("page.html");
 /// What the page may do: run its own script, wear its own style, ask its own server. The hashes are
 /// those of what is in `page.html`; a test tells what they have to be.
 const POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-PpcFeRBPFLTldghp7KkS23MffFGx2ZcOp+hFSuSGOGw='; \
-    style-src 'sha256-URccYuYIZ0Hf6RNZidqA0SOgDIRHZ/1S7SoGCnvoM2c='; \
+    script-src 'sha256-RQHbCvsLoRVS6gmsVZcLLjSJi1gId1i56avlqIa/6p0='; \
+    style-src 'sha256-dYxcf1GK+0UfYwxJPifenzMoDRaBriFjFvhmN7RIT/U='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
     require-trusted-types-for 'script'; trusted-types 'none'";
 
