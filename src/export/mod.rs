@@ -24,6 +24,9 @@
 //! | `cluster` | the [cluster's name](crate::ClusterNode::name); only of pools of a cluster's nodes |
 //! | `node` | the [node's key](crate::ClusterNode::node); only of those, too |
 //!
+//! A Prometheus whose targets have labels called `cluster` or `node` themselves shows these ones as
+//! `exported_cluster` and `exported_node`, unless its `honor_labels` is set.
+//!
 //! | name | kind | labels | what |
 //! |---|---|---|---|
 //! | `millpond_up` | gauge | | 1 if the pool does what it is for, well or badly; else 0 |
