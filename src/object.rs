@@ -271,14 +271,12 @@ impl<T> ObjectPool<T> {
         let caller = Location::caller();
         let shared = self.shared.clone();
         async move {
-            let loan = match try_acquire_owned(shared, caller) {
-                Ok(loan) => loan,
-                Err((shared, found)) => {
-                    drop(found);
-                    acquire_slow(shared, caller).await?
-                }
+            let shared = match try_acquire_owned(shared, caller) {
+                Ok(loan) => return Ok(OwnedObject { loan }),
+                // Whatever else was found goes back before anybody waits.
+                Err((shared, _)) => shared,
             };
-            Ok(OwnedObject { loan })
+            Ok(OwnedObject { loan: acquire_slow(shared, caller).await? })
         }
     }
 

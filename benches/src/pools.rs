@@ -537,24 +537,29 @@ pub async fn upkept(capacity: usize) -> Vec<Arc<dyn BenchPool>> {
 }
 
 /// A hit by way of a cluster: the raw queue, `Pool::acquire` and `acquire_owned`, then clusters of 1, 10
-/// and 1,000 nodes of which one is used, and one that chooses among 10 by turns.
+/// and 1,000 nodes of which one is used, with keys of hosts and ports and with short ones, and one that
+/// chooses among 10 by turns.
 ///
 /// # Panics
 ///
 /// If the settings are out of range.
 pub async fn clusters(capacity: usize) -> Vec<Arc<dyn BenchPool>> {
-    let of_nodes = |nodes: usize| {
+    let of_keys = |nodes: usize, key: fn(usize) -> String| {
         let cluster = Cluster::builder().pools(move |pool| pool.max_size(capacity)).build();
         let cluster = cluster.expect("a cluster");
         for number in 0..nodes {
-            let key = format!("node-{number}.example:5432");
-            cluster.add_node(key, TrivialManager::default()).expect("a node");
+            cluster.add_node(key(number), TrivialManager::default()).expect("a node");
         }
-        let key = format!("node-{}.example:5432", nodes / 2);
-        OfCluster { cluster, key, capacity }
+        OfCluster { cluster, key: key(nodes / 2), capacity }
     };
+    let of_nodes = |nodes| of_keys(nodes, |number| format!("node-{number}.example:5432"));
     let pool = || millpond_pool(capacity, |pool| pool);
     let node = |name, nodes| Arc::new(NodeAsync { name, pool: of_nodes(nodes), tally: None });
+    let short = NodeAsync {
+        name: "`Cluster::acquire`, 10 nodes, short keys",
+        pool: of_keys(10, |number| format!("db{number}")),
+        tally: None,
+    };
     let any =
         AnyNodeAsync { name: "`Cluster::acquire_any`, 10 nodes", pool: of_nodes(10), tally: None };
     let OfCluster { cluster, key, .. } = of_nodes(10);
@@ -577,6 +582,7 @@ pub async fn clusters(capacity: usize) -> Vec<Arc<dyn BenchPool>> {
         node("`Cluster::acquire`, 1 node", 1),
         node("`Cluster::acquire`, 10 nodes", 10),
         node("`Cluster::acquire`, 1,000 nodes", 1_000),
+        Arc::new(short),
         Arc::new(any),
         Arc::new(handle),
     ];

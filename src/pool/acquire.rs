@@ -19,7 +19,7 @@ use crate::metrics::{CloseReason, Outcome};
 use std::future::{Future, poll_fn};
 use std::ops::Deref;
 use std::panic::Location;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 #[cfg(feature = "cluster")]
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -90,30 +90,26 @@ where
         return wait.end(Err(AcquireError::NoRuntime));
     }
     let checking = AtomicBool::new(false);
-    let deadline = keeper.began + Duration::from_nanos(wait.began) + limit.min(FAR_FUTURE);
     let served = {
         let obtain = obtain(&keeper, ask, unready, &checking, wait.began);
-        let obtain = pin!(keeper.in_span(ask.caller, obtain));
-        // Cancel: `obtain` is dropped at the deadline as it would be by its caller.
-        if limit == Duration::MAX { Some(obtain.await) } else { before(deadline, obtain).await }
+        let mut obtain = pin!(keeper.in_span(ask.caller, obtain));
+        if limit == Duration::MAX {
+            Some(obtain.await)
+        } else {
+            let began = keeper.began + Duration::from_nanos(wait.began);
+            let mut timer = pin!(sleep_until(began + limit.min(FAR_FUTURE)));
+            // Cancel: `obtain` is dropped at the deadline as it would be by its caller. Polled where it
+            // stands: `tokio::time::timeout_at` would move it.
+            let before_deadline = poll_fn(move |cx| match obtain.as_mut().poll(cx) {
+                Poll::Ready(obtained) => Poll::Ready(Some(obtained)),
+                Poll::Pending => timer.as_mut().poll(cx).map(|()| None),
+            });
+            before_deadline.await
+        }
     };
     let late = || Err(keeper.timed_out(keeper.since(wait.began), checking.into_inner()));
     let served = served.unwrap_or_else(late);
     wait.end(served)
-}
-
-/// What `future` comes to, or `None` at the deadline. Where it stands: `tokio::time::timeout_at` would
-/// move it.
-async fn before<F: Future>(
-    deadline: tokio::time::Instant,
-    mut future: Pin<&mut F>,
-) -> Option<F::Output> {
-    let mut timer = pin!(sleep_until(deadline));
-    poll_fn(|cx| match future.as_mut().poll(cx) {
-        Poll::Ready(output) => Poll::Ready(Some(output)),
-        Poll::Pending => timer.as_mut().poll(cx).map(|()| None),
-    })
-    .await
 }
 
 /// An acquire that did not find what it wanted at once. However it ends is counted.

@@ -380,12 +380,11 @@ impl<M: Manager> Pool<M> {
         let caller = Location::caller();
         let shared = self.shared.clone();
         async move {
-            match try_acquire_owned(shared, caller) {
-                Ok(loan) => Ok(PooledOwned::new(loan)),
-                Err((shared, found)) => {
-                    acquire_slow(shared, Ask::new(caller), found).await.map(PooledOwned::new)
-                }
-            }
+            let (shared, found) = match try_acquire_owned(shared, caller) {
+                Ok(loan) => return Ok(PooledOwned::new(loan)),
+                Err(missed) => missed,
+            };
+            acquire_slow(shared, Ask::new(caller), found).await.map(PooledOwned::new)
         }
     }
 
