@@ -13,6 +13,11 @@ pub(crate) type BoxQueue<T> = crossbeam_queue::ArrayQueue<Box<T>>;
 pub(crate) type BoxCell<T> = crossbeam_utils::atomic::AtomicCell<Option<Box<T>>>;
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64};
+#[cfg(all(feature = "postgres", not(loom)))]
+pub(crate) use std::sync::{
+    Mutex,
+    atomic::{AtomicBool, AtomicU8, fence},
+};
 
 #[cfg(loom)]
 pub(crate) use self::model::{BoxCell, BoxQueue};
@@ -33,14 +38,14 @@ pub(crate) trait Keyed {
 
 /// Orders a push to a queue before the SeqCst load of the control word that follows it.
 ///
-/// Its partner is the SeqCst fence that a pop runs before it says that a queue is empty. On x86-64
+/// Its partner is whatever says that a queue or a stack is empty: the SeqCst loads of
+/// `ArrayQueue::is_empty`, the fence in its `pop`, and [`empty_fence`]. On x86-64
 /// the push's locked instruction is a full fence already and the load after it is SeqCst, so
 /// nothing is left to do there; a real fence would cost 5 ns on each release.
 #[inline]
 pub(crate) fn publish_fence() {
-    // Ordering: SeqCst, partner: the fence in `ArrayQueue::pop`. Without it I4 falls: the releaser
-    // reads a control word from before the waiter counted itself, the waiter a queue from before
-    // the push.
+    // Ordering: SeqCst, partner: those loads and fences. Without it I4 falls: the releaser reads a
+    // control word from before the waiter counted itself, the waiter a queue from before the push.
     #[cfg(loom)]
     loom::sync::atomic::fence(Ordering::SeqCst);
     #[cfg(all(not(loom), not(target_arch = "x86_64")))]

@@ -91,7 +91,17 @@ impl<K: Keeper> Shelf<K> {
     #[inline(never)]
     fn fetch(&self) -> Option<Box<Slot<K>>> {
         match &self.rest {
-            Rest::Ring(ring) => ring.pop(),
+            // A waiter looks at every shelf, and finds most of them empty: a pop would run a fence
+            // before it says so.
+            // Ordering: SeqCst on both of its loads, partner: the push's claim of a place, and the
+            // look at the control word after it (I4).
+            Rest::Ring(ring) => {
+                if ring.is_empty() {
+                    None
+                } else {
+                    ring.pop()
+                }
+            }
             Rest::Stack(stack) => stack.pop(),
         }
     }

@@ -23,6 +23,8 @@ pub use self::status::{ClusterNode, Health, PoolStatus};
 use self::histogram::Recorder;
 use crate::core::Counts;
 use crate::pool::Holder;
+use crate::sync::thread_number;
+use crossbeam_utils::CachePadded;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -62,6 +64,24 @@ pub(crate) enum Outcome {
 
 const OUTCOMES: usize = Outcome::Failed as usize + 1;
 
+/// Acquires that had to wait, by how they ended. Under load there are as many of them as there are
+/// acquires, so threads that wait at the same time count in different places.
+struct Waited {
+    /// Those that were served.
+    times: Recorder,
+    /// The others.
+    fruitless: [AtomicU64; OUTCOMES],
+}
+
+impl Waited {
+    fn new() -> Self {
+        Self { times: Recorder::new(), fruitless: std::array::from_fn(|_| AtomicU64::new(0)) }
+    }
+}
+
+/// Each takes some 5 KiB.
+const MOST_GROUPS: usize = 4;
+
 /// Totals of the cold paths.
 pub(crate) struct Totals {
     created: AtomicU64,
@@ -72,15 +92,16 @@ pub(crate) struct Totals {
     late_returns: AtomicU64,
     shed: AtomicU64,
     closed: [AtomicU64; REASONS],
-    waits: [AtomicU64; OUTCOMES],
-    wait_times: Recorder,
+    /// One for each group of threads.
+    waits: Box<[CachePadded<Waited>]>,
     connect_times: Recorder,
     lifetimes: Recorder,
     use_times: Option<Recorder>,
 }
 
 impl Totals {
-    pub(crate) fn new(times_use: bool) -> Self {
+    /// For a pool in so many shards, a power of two.
+    pub(crate) fn new(shards: usize, times_use: bool) -> Self {
         let zero = || AtomicU64::new(0);
         Self {
             created: zero(),
@@ -91,8 +112,7 @@ impl Totals {
             late_returns: zero(),
             shed: zero(),
             closed: std::array::from_fn(|_| zero()),
-            waits: std::array::from_fn(|_| zero()),
-            wait_times: Recorder::new(),
+            waits: (0..shards.min(MOST_GROUPS)).map(|_| Waited::new().into()).collect(),
             connect_times: Recorder::new(),
             lifetimes: Recorder::new(),
             use_times: times_use.then(Recorder::new),
@@ -101,9 +121,10 @@ impl Totals {
 
     /// An acquire that had to wait has ended, after so many nanoseconds.
     pub(crate) fn waited(&self, outcome: Outcome, nanos: u64) {
-        self.waits[outcome as usize].fetch_add(1, Ordering::Relaxed);
-        if outcome == Outcome::Served {
-            self.wait_times.record(nanos);
+        let waits = &self.waits[thread_number() & (self.waits.len() - 1)];
+        match outcome {
+            Outcome::Served => waits.times.record(nanos),
+            _ => _ = waits.fruitless[outcome as usize].fetch_add(1, Ordering::Relaxed),
         }
     }
 
@@ -171,15 +192,22 @@ impl Totals {
         last_connect_error: Option<ConnectError>,
     ) -> PoolMetrics {
         let closed = |reason: CloseReason| self.closed[reason as usize].load(Ordering::Relaxed);
-        let waits = |outcome: Outcome| self.waits[outcome as usize].load(Ordering::Relaxed);
-        let mut acquire_wait = self.wait_times.snapshot();
+        let waits = |outcome: Outcome| {
+            let count = |waited: &CachePadded<Waited>| {
+                waited.fruitless[outcome as usize].load(Ordering::Relaxed)
+            };
+            self.waits.iter().map(count).sum()
+        };
+        let mut acquire_wait = Histogram::default();
+        self.waits.iter().for_each(|waited| acquire_wait.merge(&waited.times.snapshot()));
+        let served = acquire_wait.count();
         // All others had not to wait.
-        acquire_wait.add_zeros(acquires.saturating_sub(acquire_wait.count()));
+        acquire_wait.add_zeros(acquires.saturating_sub(served));
         PoolMetrics {
             counts,
             acquires,
             waits: Waits {
-                served: waits(Outcome::Served),
+                served,
                 timed_out: waits(Outcome::TimedOut),
                 cancelled: waits(Outcome::Cancelled),
                 shed: waits(Outcome::Shed),

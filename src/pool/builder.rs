@@ -292,7 +292,7 @@ impl<M: Manager> PoolBuilder<M> {
             reports,
             cluster,
             connector: Connector::new(),
-            totals: Totals::new(config.time_use),
+            totals: Totals::new(size.shards, config.time_use),
             keeps_idle: AtomicBool::new(false),
             closing: AtomicUsize::new(0),
             changed: Event::new(),

@@ -3,7 +3,8 @@
 //! Not here: whether it is clean (`session.rs`, `mod.rs`).
 
 use super::dial::Address;
-use super::session::{Crank, Session};
+use super::driver::Crank;
+use super::session::Session;
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::{Deref, DerefMut};

@@ -1,8 +1,8 @@
 //! Connections to PostgreSQL, by [tokio-postgres](tokio_postgres).
 //!
-//! Read `mod.rs` (the manager and its options), `client.rs` (a pooled connection), `session.rs` (how
-//! the pool knows what state it is in), `dial.rs` (where the server is), `unix.rs` (sockets on the same
-//! machine) and `cluster.rs` (several servers).
+//! Read `mod.rs` (the manager and its options), `client.rs` (a pooled connection), `session.rs` (what
+//! the pool knows of its state), `driver.rs` (what runs it) and `tap.rs` (what reads along), `dial.rs`
+//! (where the server is), `unix.rs` (sockets on the same machine) and `cluster.rs` (several servers).
 //!
 //! Not here: queries, and what is done on a connection while somebody holds it.
 
@@ -10,7 +10,9 @@ mod client;
 #[cfg(feature = "cluster")]
 mod cluster;
 mod dial;
+mod driver;
 mod session;
+mod tap;
 #[cfg(unix)]
 mod unix;
 
@@ -21,7 +23,9 @@ pub use self::dial::Socket;
 
 use self::client::{DriverTask, Statements};
 use self::dial::{Address, Kept, Target, targets};
-use self::session::{Crank, Driver, Session, Tap, TapInside};
+use self::driver::{Crank, Driver};
+use self::session::Session;
+use self::tap::{Tap, TapInside};
 use crate::error::ConfigError;
 use crate::manager::{Condition, Manager};
 use std::fmt;
@@ -226,7 +230,7 @@ where
     ) -> Result<Client, Error> {
         let socket = address.open(config).await;
         let socket = socket.map_err(|error| Error::open(&address, error))?;
-        let session = Arc::<Session>::default();
+        let session = Arc::new(Session::new());
         let tap = Tap::new(socket, session.clone());
         let Started { client, driver, crank } = match &self.tls {
             None => Started::new(config.connect_raw(tap, NoTls).await?, &session),
@@ -378,7 +382,7 @@ where
 
     fn condition(&self, client: &mut Client) -> Condition {
         let session = &client.session;
-        if session.is_called() {
+        if !session.rests() {
             // Such as the end of a statement, which need not be waited for once it has been sent.
             client.crank.turn();
         }

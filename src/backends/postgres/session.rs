@@ -1,33 +1,34 @@
 //! What is known of a session with the server, without asking it.
 //!
-//! A [`Tap`] between the driver and the socket reads along, message headers only: which requests are
-//! on their way, which answers have ended, and the transaction status that ends each of them (the
-//! protocol's `ReadyForQuery`). The [`Driver`] runs the connection, and knows whether there is
-//! anything that it has not written yet. Both write what they know into the [`Session`], which a
-//! release reads with three loads.
+//! The [`Tap`](super::tap::Tap) reads along and writes what it sees into the [`Session`]; the
+//! [`Driver`](super::driver::Driver), which runs the connection, adds whether there is anything that it
+//! has not written yet. A release reads that with four loads.
 //!
-//! The driver's library tells none of this, and a request that was given up is sent all the same: so
-//! without it, whoever acquires next might be in somebody else's transaction. The messages are those
-//! of the [protocol](https://www.postgresql.org/docs/current/protocol-message-formats.html).
+//! # Calls
 //!
-//! Not here: what is done about it (`mod.rs`).
+//! | | who | |
+//! |---|---|---|
+//! | `calls` | the driver's waker | counts how often the driver has been told to run |
+//! | `served` | the driver | how many of them there had been when it began its last run; `RUNNING` while it runs |
+//!
+//! Whoever asks for something puts it into the driver's queue first and calls second; a run reads
+//! `calls` first and empties the queue second. So while both are the same, nothing is in the queue that
+//! was asked for before.
+//!
+//! Not here: what is done about it (`mod.rs`), and what the bytes mean (`tap.rs`).
 
+use crate::sync::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Mutex, Ordering, fence};
 use event_listener::{Event, IntoNotification, listener};
-use std::collections::VecDeque;
-use std::future::Future;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Wake, Waker};
-use std::{io, mem};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
+use std::sync::PoisonError;
+use std::task::Waker;
 
 /// What is known of a session.
-#[derive(Default)]
 pub(super) struct Session {
-    /// [`RESTING`], [`RUNNING`] or [`CALLED`].
-    driver: AtomicU8,
+    calls: AtomicU64,
+    /// Also [`RUNNING`], or [`ENDED`] for good.
+    served: AtomicU64,
+    /// Wakes the driver's task, once it has run.
+    task: Mutex<Option<Waker>>,
     /// Requests that the server has not answered in full.
     unanswered: AtomicU32,
     /// Requests so far that may have changed something.
@@ -38,36 +39,51 @@ pub(super) struct Session {
     standby: AtomicU8,
     /// New transactions take none, unless they say so; in the same way.
     read_only: AtomicU8,
-    /// The driver has lost count of the answers: see [`Request::CopyFailed`].
+    /// The driver has lost count of the answers: see `tap.rs`.
     lost_count: AtomicBool,
     /// Somebody waits until the session is quiet.
     watched: AtomicBool,
     quiet: Event,
 }
 
-/// The driver has written everything that it knows of, and waits.
-const RESTING: u8 = 0;
-const RUNNING: u8 = 1;
-/// It is to run: something has been asked for, or has arrived.
-const CALLED: u8 = 2;
+const RUNNING: u64 = u64::MAX;
+const ENDED: u64 = u64::MAX - 1;
 
 const NO: u8 = 1;
 const YES: u8 = 2;
 
 impl Session {
-    /// Whether nothing is on its way: every request has been written, and its answer has ended.
-    pub(super) fn is_quiet(&self) -> bool {
-        // Ordering: SeqCst, partners: `Tell::wake_by_ref`, by whoever has sent a request before it let
-        // go of the connection, and the end of `Driver::poll`, before which the other figures were
-        // written. Without it an open transaction would pass for none.
-        self.driver.load(Ordering::SeqCst) == RESTING
-            && self.unanswered.load(Ordering::Relaxed) == 0
+    /// A session whose driver has still to run for the first time.
+    pub(super) fn new() -> Self {
+        Self {
+            calls: AtomicU64::new(1),
+            served: AtomicU64::new(0),
+            task: Mutex::new(None),
+            unanswered: AtomicU32::new(0),
+            requests: AtomicU64::new(0),
+            status: AtomicU8::new(0),
+            standby: AtomicU8::new(0),
+            read_only: AtomicU8::new(0),
+            lost_count: AtomicBool::new(false),
+            watched: AtomicBool::new(false),
+            quiet: Event::new(),
+        }
     }
 
-    /// Whether something has been asked for, or has arrived, that the driver has not seen.
-    pub(super) fn is_called(&self) -> bool {
-        // Ordering: SeqCst, as in `is_quiet`.
-        self.driver.load(Ordering::SeqCst) == CALLED
+    /// Whether the driver has seen everything that has been asked for, and neither runs nor is to.
+    pub(super) fn rests(&self) -> bool {
+        // Ordering: Acquire, partner: `end_run`. What that run has published is seen by whoever sees
+        // that it is over; without it an open transaction would pass for none.
+        let served = self.served.load(Ordering::Acquire);
+        // Relaxed: the calls that the caller has made, or knows of, are counted in what it reads.
+        served == self.calls.load(Ordering::Relaxed) || served == ENDED
+    }
+
+    /// Whether nothing is on its way: every request has been written, and its answer has ended.
+    pub(super) fn is_quiet(&self) -> bool {
+        // Ordering: Acquire, partner: `publish_unanswered`. Whoever sees that an answer has ended sees
+        // the status that it ended with.
+        self.rests() && self.unanswered.load(Ordering::Acquire) == 0
     }
 
     /// Whether a transaction is open, failed ones included. Says nothing unless the session is quiet.
@@ -98,808 +114,126 @@ impl Session {
 
     /// Waits until nothing is on its way. The connection may have ended then.
     pub(super) async fn until_quiet(&self) {
-        loop {
+        while !self.is_quiet() {
             listener!(self.quiet => quiet);
-            // Ordering: SeqCst, partner: `announce`. Either that sees that somebody watches, or the
-            // look that follows sees what it announces.
-            self.watched.store(true, Ordering::SeqCst);
-            if self.is_quiet() {
+            // Ordering: Release, partner: `announce`, which finds the listener if it sees this.
+            self.watched.store(true, Ordering::Release);
+            // The run that follows sees it, so that no other one has to look twice.
+            self.call_driver();
+            // Its end is told to those who listen by then.
+            if self.served.load(Ordering::Acquire) == ENDED {
                 return;
             }
+            // Cancel: somebody is told of it who does not listen any more.
             quiet.await;
         }
     }
 
-    /// The driver rests or has ended.
+    fn call_driver(&self) {
+        // Before it looks for the task: without one the driver has still to run for the first time, and
+        // counts this call then.
+        self.call();
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(task) = task {
+            task.wake();
+        }
+    }
+}
+
+/// What the driver says.
+impl Session {
+    /// The driver runs in this task from now on.
+    pub(super) fn runs_in(&self, task: Waker) {
+        *self.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
+    }
+
+    /// The driver is to run: something has been asked for, or has arrived.
+    pub(super) fn call(&self) {
+        // Ordering: Release, partner: `begin_run`. A run that counts this call has still to register its
+        // waker, and so finds what was asked for before it. (No model fails without it: loom knows no
+        // load that answers with what is still to be written.)
+        self.calls.fetch_add(1, Ordering::Release);
+    }
+
+    /// The driver runs; `end_run` wants what this answers with.
+    pub(super) fn begin_run(&self) -> u64 {
+        self.served.store(RUNNING, Ordering::Relaxed);
+        // Ordering: Release, partner: the waker that this run is about to register somewhere. Whoever
+        // finds it half registered leaves the call to this run, and must see that it runs.
+        fence(Ordering::Release);
+        // Ordering: Acquire, partner: `call`.
+        self.calls.load(Ordering::Acquire)
+    }
+
+    /// The run is over that has served so many calls.
+    pub(super) fn end_run(&self, calls: u64) {
+        // Ordering: Release, partner: `rests`.
+        self.served.store(calls, Ordering::Release);
+        self.announce();
+    }
+
+    /// The driver will not run again.
+    pub(super) fn end(&self) {
+        // Whoever waits must not wait for answers that will never come.
+        self.publish_unanswered(0);
+        self.served.store(ENDED, Ordering::Release);
+        // `until_quiet` listens first and looks for the end second.
+        self.quiet.notify(usize::MAX.additional());
+    }
+
     fn announce(&self) {
-        // Ordering: SeqCst, partner: `until_quiet`.
-        if self.watched.load(Ordering::SeqCst) && self.is_quiet() {
-            self.watched.store(false, Ordering::SeqCst);
+        // Ordering: Relaxed, since whoever watches has called, and the run that sees the call sees that
+        // too. The swap: Acquire, partner: the store in `until_quiet`.
+        if self.watched.load(Ordering::Relaxed)
+            && self.is_quiet()
+            && self.watched.swap(false, Ordering::Acquire)
+        {
             self.quiet.notify(usize::MAX.additional());
         }
     }
 }
 
-/// Runs a connection until it ends, and keeps an account of whether there is anything left to do.
-pub(super) struct Driver<C> {
-    engine: Arc<Engine<C>>,
-    // Dropped last: whoever is told that the session is quiet finds the connection closed.
-    _running: Running,
-}
-
-/// A connection, and what it takes to run it.
-struct Engine<C> {
-    session: Arc<Session>,
-    parts: Mutex<Parts<C>>,
-}
-
-struct Parts<C> {
-    /// Gone when it has ended.
-    connection: Option<C>,
-    /// The task's waker, and the one that the connection gets in its place.
-    wakers: Option<(Waker, Waker)>,
-}
-
-/// A session whose driver has not ended.
-struct Running(Arc<Session>);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Whoever waits must not wait for answers that will never come.
-        self.0.unanswered.store(0, Ordering::Relaxed);
-        self.0.driver.store(RESTING, Ordering::SeqCst);
-        self.0.announce();
-    }
-}
-
-/// Wakes the driver, and notes that it has been called.
-struct Tell {
-    session: Arc<Session>,
-    task: Waker,
-}
-
-impl Wake for Tell {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
+/// What the tap has read.
+impl Session {
+    /// So many requests have not been answered. What else the same bytes say is set before.
+    pub(super) fn publish_unanswered(&self, count: u32) {
+        // Ordering: Release, partner: `is_quiet`.
+        self.unanswered.store(count, Ordering::Release);
     }
 
-    fn wake_by_ref(self: &Arc<Self>) {
-        // Ordering: SeqCst, partner: `is_quiet`.
-        self.session.driver.store(CALLED, Ordering::SeqCst);
-        self.task.wake_by_ref();
-    }
-}
-
-/// Lets somebody else than the driver's task run the connection for a moment.
-pub(super) trait Crank: Send + Sync {
-    /// Has what has been asked for written to the socket, as far as that takes it. Neither blocks nor
-    /// waits; does nothing while the driver is at it.
-    fn turn(&self);
-}
-
-impl<C: Future + Unpin + Send> Crank for Engine<C> {
-    fn turn(&self) {
-        let Ok(mut parts) = self.parts.try_lock() else { return };
-        if self.run(&mut parts).is_ready() {
-            // The task is to end as well.
-            if let Some((task, _)) = &parts.wakers {
-                task.wake_by_ref();
-            }
-        }
-    }
-}
-
-impl<C: Future + Unpin> Engine<C> {
-    /// Polls the connection with the driver's waker, whoever calls this.
-    fn run(&self, parts: &mut Parts<C>) -> Poll<()> {
-        let Parts { connection: Some(connection), wakers: Some((_, waker)) } = parts else {
-            return Poll::Pending;
-        };
-        let state = &self.session.driver;
-        state.store(RUNNING, Ordering::SeqCst);
-        // Its error is seen by whoever asks next: requests find it closed.
-        let poll = Pin::new(connection).poll(&mut Context::from_waker(waker)).map(drop);
-        if poll.is_ready() {
-            parts.connection = None;
-        }
-        // A call that has come meanwhile stays.
-        let rests = state.compare_exchange(RUNNING, RESTING, Ordering::SeqCst, Ordering::SeqCst);
-        if rests.is_ok() {
-            self.session.announce();
-        }
-        poll
-    }
-}
-
-impl<C: Future + Unpin + Send + 'static> Driver<C> {
-    /// A driver, and a crank to turn it by.
-    pub(super) fn new(connection: C, session: Arc<Session>) -> (Self, Arc<dyn Crank>) {
-        // It has not run yet.
-        session.driver.store(CALLED, Ordering::SeqCst);
-        let parts = Mutex::new(Parts { connection: Some(connection), wakers: None });
-        let engine = Arc::new(Engine { session: session.clone(), parts });
-        (Self { engine: engine.clone(), _running: Running(session) }, engine)
-    }
-}
-
-impl<C> Driver<C> {
-    fn parts(&self) -> MutexGuard<'_, Parts<C>> {
-        self.engine.parts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl<C: Future + Unpin> Future for Driver<C> {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut parts = self.parts();
-        if parts.connection.is_none() {
-            return Poll::Ready(());
-        }
-        let known = parts.wakers.as_ref().is_some_and(|(task, _)| task.will_wake(cx.waker()));
-        if !known {
-            let task = cx.waker().clone();
-            let tell = Tell { session: self.engine.session.clone(), task: task.clone() };
-            parts.wakers = Some((task, Waker::from(Arc::new(tell))));
-        }
-        self.engine.run(&mut parts)
-    }
-}
-
-impl<C> Drop for Driver<C> {
-    fn drop(&mut self) {
-        let connection = self.parts().connection.take();
-        // It has its say, and its panic, outside the lock.
-        drop(connection);
-    }
-}
-
-/// A stream that reads along.
-pub(super) struct Tap<S> {
-    stream: S,
-    session: Arc<Session>,
-    frontend: Frontend,
-    backend: Backend,
-    requests: Requests,
-}
-
-/// Requests on their way, oldest first.
-#[derive(Default)]
-struct Requests {
-    line: VecDeque<Request>,
-    /// How many of them are not harmless.
-    noticeable: u32,
-    /// The server awaits data from `COPY … FROM STDIN`.
-    copying: bool,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Request {
-    /// A simple query, or a function call.
-    Simple,
-    /// Messages up to a `Sync`.
-    Extended,
-    /// `CopyFail`, because the copy was given up. If the server had refused it before it began, there
-    /// is one answer more than the driver (0.7.18) knows of: from then on it gives each answer to the
-    /// wrong request, until it notices.
-    CopyFailed,
-    /// One that changes nothing that anybody could notice: no more than the end of statements and
-    /// portals, or a `Sync` by itself.
-    Harmless,
-}
-
-impl Requests {
-    fn push(&mut self, request: Request) {
-        self.noticeable += u32::from(request != Request::Harmless);
-        self.line.push_back(request);
+    /// One request more that may have changed something.
+    pub(super) fn count_request(&self) {
+        // Nobody else writes it.
+        self.requests.store(self.requests.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
-    fn pop(&mut self) -> Option<Request> {
-        let request = self.line.pop_front()?;
-        self.noticeable -= u32::from(request != Request::Harmless);
-        Some(request)
+    /// An answer has ended with this status.
+    pub(super) fn set_status(&self, status: u8) {
+        self.status.store(status, Ordering::Relaxed);
     }
 
-    /// How many have not been answered that somebody could notice.
-    fn unanswered(&self) -> u32 {
-        self.noticeable + u32::from(self.copying)
-    }
-}
-
-/// Where the messages to the server stand.
-struct Frontend {
-    /// The first ones have no type: requests for encryption, and the start of the session.
-    started: bool,
-    header: Header,
-    /// Bytes of the present message that are still to come.
-    body: usize,
-    /// The present request, as far as it has been seen.
-    request: Option<Request>,
-}
-
-/// Where the messages from the server stand.
-struct Backend {
-    /// The answer to a request for encryption: one letter.
-    letter: bool,
-    header: Header,
-    tag: u8,
-    body: usize,
-    /// What has been seen of a body that comes in pieces and says something.
-    kept: Vec<u8>,
-}
-
-/// The longest body that is kept: a parameter's name and value.
-const MOST_KEPT: usize = 256;
-
-/// Whether a message from the server changes what is known of the session; see `Tap::ended`.
-fn says_something(tag: u8) -> bool {
-    matches!(tag, b'Z' | b'S' | b'G' | b'W')
-}
-
-/// The first bytes of a message, as far as they have come.
-#[derive(Default)]
-struct Header {
-    bytes: [u8; 8],
-    count: usize,
-}
-
-impl Header {
-    /// Takes bytes until it has so many; answers with the header if it does.
-    #[inline]
-    fn fill<const SIZE: usize>(&mut self, bytes: &mut &[u8]) -> Option<[u8; SIZE]> {
-        if self.count == 0 {
-            // Most headers come in one piece.
-            if let Some((head, rest)) = bytes.split_first_chunk() {
-                *bytes = rest;
-                return Some(*head);
-            }
-        }
-        self.piece(bytes)
+    /// The driver has lost count.
+    pub(super) fn lose_count(&self) {
+        self.lost_count.store(true, Ordering::Relaxed);
     }
 
-    #[cold]
-    fn piece<const SIZE: usize>(&mut self, bytes: &mut &[u8]) -> Option<[u8; SIZE]> {
-        let missing = (SIZE - self.count).min(bytes.len());
-        let (head, rest) = bytes.split_at(missing);
-        self.bytes[self.count..self.count + missing].copy_from_slice(head);
-        self.count += missing;
-        *bytes = rest;
-        if self.count < SIZE {
-            return None;
-        }
-        self.count = 0;
-        self.bytes.first_chunk().copied()
-    }
-}
-
-/// The length of a message's body, from the length of the message as it stands in its header, of which
-/// so much has been read.
-fn left(length: [u8; 4], read: usize) -> usize {
-    (u32::from_be_bytes(length) as usize).saturating_sub(read)
-}
-
-/// Skips so much of a message's body as there is.
-fn skip<'b>(left: &mut usize, bytes: &mut &'b [u8]) -> &'b [u8] {
-    let count = (*left).min(bytes.len());
-    let (body, rest) = bytes.split_at(count);
-    *left -= count;
-    *bytes = rest;
-    body
-}
-
-/// `SSLRequest` and `GSSENCRequest`.
-const ENCRYPTION: [u32; 2] = [80_877_103, 80_877_104];
-
-impl<S> Tap<S> {
-    pub(super) fn new(stream: S, session: Arc<Session>) -> Self {
-        Self {
-            stream,
-            session,
-            frontend: Frontend {
-                started: false,
-                header: Header::default(),
-                body: 0,
-                request: None,
-            },
-            backend: Backend {
-                letter: false,
-                header: Header::default(),
-                tag: 0,
-                body: 0,
-                kept: Vec::new(),
-            },
-            requests: Requests::default(),
-        }
+    /// The server says whether it takes no writes at all.
+    pub(super) fn set_standby(&self, on: bool) {
+        self.standby.store(if on { YES } else { NO }, Ordering::Relaxed);
     }
 
-    /// These bytes have gone to the server.
-    fn sent(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            let Frontend { started, header, body, request } = &mut self.frontend;
-            if *body > 0 {
-                skip(body, &mut bytes);
-            } else if !*started {
-                let Some([a, b, c, d, code @ ..]) = header.fill::<8>(&mut bytes) else { break };
-                *body = left([a, b, c, d], 8);
-                self.backend.letter = ENCRYPTION.contains(&u32::from_be_bytes(code));
-                *started = !self.backend.letter;
-                // The start of a session is answered like any request.
-                if *started {
-                    self.requests.push(Request::Simple);
-                }
-            } else if let Some([kind, length @ ..]) = header.fill::<5>(&mut bytes) {
-                *body = left(length, 4);
-                let begun = request.take();
-                match (kind, begun) {
-                    (b'Q' | b'F', _) => self.asked(Request::Simple),
-                    (b'S', begun) => self.asked(begun.unwrap_or(Request::Harmless)),
-                    // Passwords, the data of a copy, and the end of the session.
-                    (b'p' | b'd' | b'X', begun) => *request = begun,
-                    (b'f', _) => *request = Some(Request::CopyFailed),
-                    (b'C', None | Some(Request::Harmless)) => *request = Some(Request::Harmless),
-                    _ => *request = Some(Request::Extended),
-                }
-            }
-        }
-        self.publish();
+    /// The server says whether new transactions take none.
+    pub(super) fn set_read_only(&self, on: bool) {
+        self.read_only.store(if on { YES } else { NO }, Ordering::Relaxed);
     }
 
-    /// A request has come to its end.
-    fn asked(&mut self, request: Request) {
-        self.requests.push(request);
-        if request != Request::Harmless {
-            // Nobody else writes it.
-            let requests = &self.session.requests;
-            requests.store(requests.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        }
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn unanswered(&self) -> u32 {
+        self.unanswered.load(Ordering::Relaxed)
     }
 
-    /// These bytes have come from the server.
-    fn received(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            let Backend { letter, header, tag, body, kept } = &mut self.backend;
-            if *letter {
-                *letter = false;
-                bytes = &bytes[1..];
-            } else if *body > 0 {
-                let part = skip(body, &mut bytes);
-                if says_something(*tag) && kept.len() < MOST_KEPT {
-                    kept.extend_from_slice(&part[..part.len().min(MOST_KEPT - kept.len())]);
-                }
-                if *body == 0 {
-                    let (tag, kept) = (*tag, mem::take(kept));
-                    self.ended(tag, &kept);
-                }
-            } else if let Some([kind, length @ ..]) = header.fill::<5>(&mut bytes) {
-                let length = left(length, 4);
-                if length > bytes.len() {
-                    (*tag, *body) = (kind, length);
-                    continue;
-                }
-                // It has come as a whole, as most do.
-                let (whole, rest) = bytes.split_at(length);
-                bytes = rest;
-                if says_something(kind) {
-                    self.ended(kind, whole);
-                }
-            }
-        }
-        self.publish();
-    }
-
-    /// A message from the server has come to its end.
-    fn ended(&mut self, tag: u8, body: &[u8]) {
-        let requests = &mut self.requests;
-        match tag {
-            // `ReadyForQuery`
-            b'Z' => {
-                if requests.pop() == Some(Request::CopyFailed) && !requests.copying {
-                    self.session.lost_count.store(true, Ordering::Relaxed);
-                }
-                requests.copying = false;
-                let status = body.first().copied().unwrap_or_default();
-                self.session.status.store(status, Ordering::Relaxed);
-            }
-            // `CopyInResponse`, `CopyBothResponse`: from here on the server ignores a `Sync` until
-            // the data have ended, so one that was sent along with the statement is lost.
-            b'G' | b'W' => {
-                requests.copying = true;
-                if requests.line.front() == Some(&Request::Extended) {
-                    requests.pop();
-                }
-            }
-            // `ParameterStatus`
-            b'S' => {
-                let mut words = body.split(|byte| *byte == 0);
-                let (name, value) = (words.next(), words.next());
-                let parameter = match name {
-                    Some(b"in_hot_standby") => &self.session.standby,
-                    Some(b"default_transaction_read_only") => &self.session.read_only,
-                    _ => return,
-                };
-                let value = if value == Some(b"on") { YES } else { NO };
-                parameter.store(value, Ordering::Relaxed);
-            }
-            _ => {}
-        }
-    }
-
-    fn publish(&self) {
-        let Frontend { header, body, request, .. } = &self.frontend;
-        // A request that has been written in part.
-        let begun =
-            *body > 0 || header.count > 0 || request.is_some_and(|it| it != Request::Harmless);
-        let unanswered = self.requests.unanswered() + u32::from(begun);
-        self.session.unanswered.store(unanswered, Ordering::Relaxed);
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Tap<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let poll = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        if matches!(poll, Poll::Ready(Ok(()))) {
-            self.received(&buffer.filled()[before..]);
-        }
-        poll
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Tap<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let poll = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        if let Poll::Ready(Ok(count)) = poll {
-            self.sent(&bytes[..count]);
-        }
-        poll
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-impl<S: TlsStream + Unpin> TlsStream for Tap<S> {
-    fn channel_binding(&self) -> ChannelBinding {
-        self.stream.channel_binding()
-    }
-}
-
-/// A TLS connector that reads along inside the encryption instead of outside of it.
-pub(super) struct TapInside<T>(pub(super) T);
-
-impl<S, T> TlsConnect<Tap<S>> for TapInside<T>
-where
-    T: TlsConnect<S>,
-    T::Future: Send + 'static,
-    T::Stream: 'static,
-    T::Error: 'static,
-{
-    type Stream = Tap<T::Stream>;
-    type Error = T::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Stream, T::Error>> + Send>>;
-
-    fn connect(self, outside: Tap<S>) -> Self::Future {
-        let Tap { stream, session, .. } = outside;
-        let connect = self.0.connect(stream);
-        Box::pin(async move { Ok(Tap::new(connect.await?, session)) })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::pin::pin;
-
-    fn message(tag: u8, body: &[u8]) -> Vec<u8> {
-        let length = u32::try_from(body.len() + 4).expect("a short message").to_be_bytes();
-        [&[tag][..], &length, body].concat()
-    }
-
-    fn untyped(code: u32, body: &[u8]) -> Vec<u8> {
-        let length = u32::try_from(body.len() + 8).expect("a short message").to_be_bytes();
-        [&length[..], &code.to_be_bytes(), body].concat()
-    }
-
-    fn ready(status: u8) -> Vec<u8> {
-        message(b'Z', &[status])
-    }
-
-    /// What is seen of a conversation: after each part, requests without an answer, and the status.
-    fn seen(parts: &[(bool, Vec<u8>)], step: usize) -> Vec<(u32, u8)> {
-        let session = Arc::<Session>::default();
-        let mut tap = Tap::new((), session.clone());
-        let look = |session: &Session| {
-            (session.unanswered.load(Ordering::Relaxed), session.status.load(Ordering::Relaxed))
-        };
-        let mut seen = Vec::new();
-        for (to_server, bytes) in parts {
-            for piece in bytes.chunks(step) {
-                if *to_server { tap.sent(piece) } else { tap.received(piece) }
-            }
-            seen.push(look(&session));
-        }
-        seen
-    }
-
-    /// The same is seen in whatever pieces the bytes come.
-    fn assert_seen(parts: &[(bool, Vec<u8>)], expected: &[(u32, u8)]) {
-        for step in 1..=40 {
-            assert_eq!(seen(parts, step), expected, "in pieces of {step}");
-        }
-    }
-
-    fn to(parts: &[&[u8]]) -> (bool, Vec<u8>) {
-        (true, parts.concat())
-    }
-
-    fn from(parts: &[&[u8]]) -> (bool, Vec<u8>) {
-        (false, parts.concat())
-    }
-
-    /// The start of a session, after which it is idle.
-    fn started() -> [(bool, Vec<u8>); 2] {
-        let start = untyped(196_608, b"user\0app\0\0");
-        [(true, start), from(&[&message(b'R', &[0; 4]), &message(b'K', &[7; 8]), &ready(b'I')])]
-    }
-
-    fn after_start(parts: &[(bool, Vec<u8>)], expected: &[(u32, u8)]) {
-        let all = [&started()[..], parts].concat();
-        assert_seen(&all, &[&[(1, 0), (0, b'I')], expected].concat());
-    }
-
-    #[test]
-    fn a_session_begins_with_a_request_for_encryption_that_is_refused() {
-        let [start, answer] = started();
-        assert_seen(
-            &[(true, untyped(ENCRYPTION[0], b"")), (false, b"N".to_vec()), start, answer],
-            &[(0, 0), (0, 0), (1, 0), (0, b'I')],
-        );
-    }
-
-    #[test]
-    fn a_password_is_no_request() {
-        let [start, answer] = started();
-        let password = message(b'p', b"secret\0");
-        assert_seen(&[start, (true, password), answer], &[(1, 0), (1, 0), (0, b'I')]);
-    }
-
-    #[test]
-    fn a_query_is_on_its_way_until_the_server_is_ready_and_tells_the_status() {
-        let rows = message(b'D', &[b'Z'; 300]);
-        after_start(
-            &[
-                (true, message(b'Q', b"BEGIN\0")),
-                from(&[&message(b'C', b"BEGIN\0"), &ready(b'T')]),
-                (true, message(b'Q', b"SELECT\0")),
-                from(&[&rows, &rows]),
-                from(&[&message(b'E', b"no\0"), &ready(b'E')]),
-            ],
-            &[(1, b'I'), (0, b'T'), (1, b'T'), (1, b'T'), (0, b'E')],
-        );
-    }
-
-    #[test]
-    fn requests_that_follow_each_other_are_counted_one_by_one() {
-        let extended: &[u8] =
-            &[message(b'B', b"bind"), message(b'E', b"run"), message(b'S', b"")].concat();
-        after_start(
-            &[
-                to(&[extended, extended, &message(b'Q', b"SELECT\0")]),
-                from(&[&ready(b'I')]),
-                from(&[&ready(b'I'), &ready(b'T')]),
-            ],
-            &[(3, b'I'), (2, b'I'), (0, b'T')],
-        );
-    }
-
-    #[test]
-    fn a_request_is_on_its_way_from_its_first_byte() {
-        let bind = message(b'B', &[0; 100]);
-        let (first, rest) = bind.split_at(1);
-        after_start(
-            &[to(&[first]), to(&[rest]), to(&[&message(b'S', b"")]), from(&[&ready(b'I')])],
-            &[(1, b'I'), (1, b'I'), (1, b'I'), (0, b'I')],
-        );
-    }
-
-    #[test]
-    fn the_end_of_a_statement_and_a_sync_bother_nobody() {
-        after_start(
-            &[
-                to(&[&message(b'C', b"Ss0\0"), &message(b'S', b"")]),
-                to(&[&message(b'S', b"")]),
-                to(&[&message(b'Q', b"SELECT\0")]),
-                from(&[&ready(b'I'), &ready(b'I')]),
-                from(&[&ready(b'I')]),
-            ],
-            &[(0, b'I'), (0, b'I'), (1, b'I'), (1, b'I'), (0, b'I')],
-        );
-    }
-
-    #[test]
-    fn a_copy_swallows_the_sync_that_came_with_it_and_lasts_until_the_server_is_ready() {
-        let sync = message(b'S', b"");
-        after_start(
-            &[
-                to(&[&message(b'B', b"bind"), &message(b'E', b"run"), &sync]),
-                from(&[&message(b'G', &[0; 3])]),
-                to(&[&message(b'd', b"data"), &message(b'c', b""), &sync]),
-                from(&[&message(b'C', b"COPY 1\0"), &ready(b'I')]),
-            ],
-            &[(1, b'I'), (1, b'I'), (2, b'I'), (0, b'I')],
-        );
-        // Nothing was sent along with a simple query, and its own end is still to come.
-        after_start(
-            &[
-                to(&[&message(b'Q', b"COPY\0")]),
-                from(&[&message(b'G', &[0; 3])]),
-                to(&[&message(b'd', b"data")]),
-                from(&[&message(b'E', b"no\0"), &ready(b'I')]),
-            ],
-            &[(1, b'I'), (2, b'I'), (2, b'I'), (0, b'I')],
-        );
-    }
-
-    #[test]
-    fn a_copy_that_is_given_up_makes_the_driver_lose_count_only_if_it_had_not_begun() {
-        let sync = message(b'S', b"");
-        let copy: &[u8] = &[message(b'B', b"bind"), message(b'E', b"run"), sync.clone()].concat();
-        let fail: &[u8] = &[message(b'f', b"\0"), sync].concat();
-        let error: &[u8] = &[message(b'E', b"no\0"), ready(b'I')].concat();
-        let refused = [to(&[copy]), from(&[error]), to(&[fail]), from(&[&ready(b'I')])];
-        let begun = [to(&[copy]), from(&[&message(b'G', &[0; 3])]), to(&[fail]), from(&[error])];
-        // It is given up before the server's answer is there.
-        let early = [to(&[copy, fail]), from(&[&message(b'G', &[0; 3]), error])];
-        for (parts, lost) in [(&refused[..], true), (&begun[..], false), (&early[..], false)] {
-            let session = Arc::<Session>::default();
-            let mut tap = Tap::new((), session.clone());
-            for (to_server, bytes) in started().iter().chain(parts) {
-                if *to_server { tap.sent(bytes) } else { tap.received(bytes) }
-            }
-            assert_eq!(session.unanswered.load(Ordering::Relaxed), 0);
-            assert_eq!(session.has_lost_count(), lost);
-        }
-    }
-
-    #[test]
-    fn the_server_says_whether_it_takes_writes() {
-        let session = Arc::<Session>::default();
-        let mut tap = Tap::new((), session.clone());
-        let mut says = |parameter: &[u8]| {
-            for piece in message(b'S', parameter).chunks(3) {
-                tap.received(piece);
-            }
-            session.is_writable()
-        };
-        assert_eq!(says(b"TimeZone\0UTC\0"), None);
-        assert_eq!(says(b"in_hot_standby\0off\0"), None, "that alone does not settle it");
-        assert_eq!(says(b"default_transaction_read_only\0off\0"), Some(true));
-        assert_eq!(says(b"default_transaction_read_only\0on\0"), Some(false));
-        assert_eq!(says(b"default_transaction_read_only\0off\0"), Some(true));
-        assert_eq!(says(b"in_hot_standby\0on\0"), Some(false));
-        assert_eq!(says(&[b"application_name\0", &[b'x'; 1000][..], b"\0"].concat()), Some(false));
-    }
-
-    #[test]
-    fn only_requests_that_change_something_count() {
-        let session = Arc::<Session>::default();
-        let mut tap = Tap::new((), session.clone());
-        for (_, bytes) in &started()[..1] {
-            tap.sent(bytes);
-        }
-        let before = session.requests();
-        tap.sent(&message(b'S', b""));
-        tap.sent(&[message(b'C', b"Ss0\0"), message(b'S', b"")].concat());
-        assert_eq!(session.requests(), before);
-        tap.sent(&[message(b'P', b"parse"), message(b'C', b"Ss0\0"), message(b'S', b"")].concat());
-        tap.sent(&message(b'Q', b"SELECT\0"));
-        assert_eq!(session.requests(), before + 2);
-    }
-
-    /// A connection that does at each poll what the test says.
-    struct Scripted<F>(F);
-
-    impl<F: FnMut(&mut Context<'_>) -> Poll<()> + Unpin> Future for Scripted<F> {
-        type Output = ();
-
-        fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-            (self.0)(cx)
-        }
-    }
-
-    /// Polls once, and answers whether it is over.
-    fn poll(future: Pin<&mut impl Future<Output = ()>>) -> bool {
-        future.poll(&mut Context::from_waker(Waker::noop())).is_ready()
-    }
-
-    #[test]
-    fn a_session_is_quiet_only_while_its_driver_rests_and_nothing_is_unanswered() {
-        let session = Arc::<Session>::default();
-        let waker = Arc::new(Mutex::new(None::<Waker>));
-        let connection = Scripted({
-            let (session, waker, mut polls) = (session.clone(), waker.clone(), 0);
-            move |cx: &mut Context<'_>| {
-                assert!(!session.is_quiet(), "it runs");
-                *waker.lock().expect("no panic") = Some(cx.waker().clone());
-                polls += 1;
-                if polls == 2 {
-                    // Somebody asks for something while it runs.
-                    cx.waker().wake_by_ref();
-                }
-                Poll::Pending
-            }
-        });
-        let (mut driver, crank) = Driver::new(connection, session.clone());
-        assert!(!session.is_quiet(), "it has not run yet");
-        assert!(!poll(Pin::new(&mut driver)));
-        assert!(session.is_quiet());
-        waker.lock().expect("no panic").as_ref().expect("it has been polled").wake_by_ref();
-        assert!(!session.is_quiet(), "it has been called");
-        assert!(!poll(Pin::new(&mut driver)));
-        assert!(session.is_called() && !session.is_quiet(), "it has been called meanwhile");
-        crank.turn();
-        assert!(session.is_quiet(), "somebody else has run it");
-
-        session.unanswered.store(1, Ordering::Relaxed);
-        let mut waits = pin!(session.until_quiet());
-        assert!(!poll(waits.as_mut()));
-        assert!(!poll(Pin::new(&mut driver)), "an answer is still to come");
-        assert!(!poll(waits.as_mut()));
-        drop(driver);
-        assert!(poll(waits.as_mut()), "no answer will come any more");
-    }
-
-    #[test]
-    fn whoever_waits_for_quiet_hears_of_it() {
-        let session = Arc::<Session>::default();
-        let connection = Scripted(|_: &mut Context<'_>| Poll::Pending);
-        let (mut driver, _crank) = Driver::new(connection, session.clone());
-        let mut waits = pin!(session.until_quiet());
-        assert!(!poll(waits.as_mut()));
-        assert!(!poll(Pin::new(&mut driver)));
-        assert!(poll(waits.as_mut()));
-        assert!(poll(pin!(session.until_quiet())), "it is quiet already");
-    }
-
-    #[derive(Default)]
-    struct Wakes(AtomicU32);
-
-    impl Wake for Wakes {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    #[test]
-    fn a_connection_that_ends_while_somebody_else_runs_it_ends_its_task() {
-        let session = Arc::<Session>::default();
-        let mut polls = 0;
-        let connection = Scripted(move |_: &mut Context<'_>| {
-            polls += 1;
-            if polls == 1 { Poll::Pending } else { Poll::Ready(()) }
-        });
-        let (mut driver, crank) = Driver::new(connection, session);
-        crank.turn();
-        let wakes = Arc::new(Wakes::default());
-        let waker = Waker::from(wakes.clone());
-        let mut cx = Context::from_waker(&waker);
-        assert!(Pin::new(&mut driver).poll(&mut cx).is_pending(), "it was not run before its task");
-        crank.turn();
-        assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
-        assert!(Pin::new(&mut driver).poll(&mut cx).is_ready());
-        crank.turn();
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn status(&self) -> u8 {
+        self.status.load(Ordering::Relaxed)
     }
 }

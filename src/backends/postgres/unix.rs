@@ -11,7 +11,9 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker, ready};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
@@ -29,6 +31,8 @@ fn register(stream: UnixStream, interest: Interest) -> io::Result<AsyncFd<UnixSt
 
 pub(super) struct UnixSocket {
     stream: AsyncFd<UnixStream>,
+    /// Whoever has read last, and found nothing.
+    reader: Option<Reader>,
     /// A second handle on the socket, while it is full: it tells when there is room again.
     full: Option<AsyncFd<UnixStream>>,
     /// What is read goes through here: a caller's buffer has yet to be initialised, and to do that
@@ -40,7 +44,44 @@ impl UnixSocket {
     /// Within a runtime that has its I/O enabled.
     pub(super) fn new(stream: tokio::net::UnixStream) -> io::Result<Self> {
         let stream = register(stream.into_std()?, Interest::READABLE)?;
-        Ok(Self { stream, full: None, bytes: vec![0; MOST].into() })
+        Ok(Self { stream, reader: None, full: None, bytes: vec![0; MOST].into() })
+    }
+}
+
+/// Somebody who waits for something to read.
+///
+/// The driver comes by for each request that it is to write, and would register anew each time: that
+/// takes a lock twice and finds nothing. So the runtime tells this instead of him, and this knows
+/// whether there is anything to look for.
+struct Reader {
+    told: Arc<Told>,
+    /// Tells `told`.
+    waker: Waker,
+}
+
+struct Told {
+    /// There may be something to read.
+    anything: AtomicBool,
+    reader: Waker,
+}
+
+impl Reader {
+    fn new(reader: &Waker) -> Self {
+        let told = Arc::new(Told { anything: AtomicBool::new(true), reader: reader.clone() });
+        Self { waker: Waker::from(told.clone()), told }
+    }
+}
+
+impl Wake for Told {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        // Ordering: Release, partner: the load in `poll_read`, which then finds the runtime's word that
+        // the socket can be read.
+        self.anything.store(true, Ordering::Release);
+        self.reader.wake_by_ref();
     }
 }
 
@@ -50,10 +91,22 @@ impl AsyncRead for UnixSocket {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let Self { stream, bytes, .. } = &mut *self;
+        let Self { stream, reader, bytes, .. } = &mut *self;
+        if !reader.as_ref().is_some_and(|it| it.told.reader.will_wake(cx.waker())) {
+            *reader = None;
+        }
+        let Reader { told, waker } = reader.get_or_insert_with(|| Reader::new(cx.waker()));
+        // Ordering: Acquire, partner: `wake_by_ref`.
+        if !told.anything.load(Ordering::Acquire) {
+            return Poll::Pending;
+        }
         let most = bytes.len().min(buffer.remaining());
         loop {
-            let mut ready = ready!(stream.poll_read_ready(cx))?;
+            // Before it is registered: whatever comes after that is told.
+            told.anything.store(false, Ordering::Relaxed);
+            let ready = ready!(stream.poll_read_ready(&mut Context::from_waker(waker)));
+            told.anything.store(true, Ordering::Relaxed);
+            let mut ready = ready?;
             match ready.get_inner().read(&mut bytes[..most]) {
                 Ok(count) => {
                     // Fewer than there is room for are all there are. The end of the stream stays.
@@ -176,6 +229,45 @@ mod tests {
             assert_eq!(answer, &sent[..]);
         }
         echo.await.unwrap();
+    }
+
+    #[derive(Default)]
+    struct Wakes(AtomicBool);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Reads once; `None` if there is nothing.
+    fn read_now(socket: &mut UnixSocket, waker: &Waker) -> Option<Vec<u8>> {
+        let mut bytes = [0; 100];
+        let mut buffer = ReadBuf::new(&mut bytes);
+        let read = Pin::new(socket).poll_read(&mut Context::from_waker(waker), &mut buffer);
+        read.is_ready().then(|| buffer.filled().to_vec())
+    }
+
+    #[tokio::test]
+    async fn whoever_has_read_last_is_told() {
+        let (mut ours, mut theirs) = pair();
+        let readers = [(); 2].map(|()| Arc::new(Wakes::default()));
+        let wakers = readers.each_ref().map(|reader| Waker::from(reader.clone()));
+        for (last, before) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            for reader in [before, last, last] {
+                assert_eq!(read_now(&mut ours, &wakers[reader]), None);
+            }
+            theirs.write_all(b"answer").await.unwrap();
+            let told = || readers[last].0.swap(false, Ordering::SeqCst);
+            timeout(Duration::from_secs(60), async {
+                while !told() {
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await
+            .expect("nobody woke it");
+            assert_eq!(read_now(&mut ours, &wakers[last]).as_deref(), Some(&b"answer"[..]));
+        }
     }
 
     #[tokio::test]

@@ -1,0 +1,256 @@
+//! What a release is told of a session with PostgreSQL, beside the driver that runs it.
+//!
+//! Whoever has asked for something must not find the session quiet before the answer has ended, and
+//! must know the status that it ended with; whoever waits for quiet hears of it.
+//!
+//! Loom: `session.rs` and `driver.rs` are the real ones. The driver's library and the server are the
+//! `Connection` below: a line of requests, and the waker of whoever empties it, with the steps and the
+//! orderings of the `AtomicWaker` of `futures`.
+
+#![cfg(loom)]
+
+mod sync {
+    pub(crate) use loom::sync::Mutex;
+    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, fence};
+    pub(crate) use std::sync::atomic::Ordering;
+}
+
+#[path = "../../src/backends/postgres"]
+mod postgres {
+    #[allow(dead_code, reason = "the backend uses more of it")]
+    mod driver;
+    #[allow(dead_code, reason = "the backend uses more of it")]
+    mod session;
+
+    use self::driver::{Crank, Driver};
+    use self::session::Session;
+    use crate::sync::AtomicU32;
+    use loom::sync::atomic::Ordering::{AcqRel, Acquire, Release};
+    use millpond_loom::{block_on, check, thread};
+    use std::future::Future;
+    use std::pin::Pin;
+    use std::sync::Arc;
+    use std::task::{Context, Poll, Waker};
+
+    const WAITING: u32 = 0;
+    const REGISTERING: u32 = 1;
+    const WAKING: u32 = 2;
+
+    /// A place for one waker. Whoever finds it half registered leaves the waking to whoever registers.
+    #[derive(Default)]
+    struct AtomicWaker {
+        state: AtomicU32,
+        /// Guarded by `state`; the model checker does not see it.
+        waker: std::sync::Mutex<Option<Waker>>,
+    }
+
+    impl AtomicWaker {
+        fn register(&self, waker: &Waker) {
+            match self.state.compare_exchange(WAITING, REGISTERING, Acquire, Acquire) {
+                Ok(_) => {
+                    let waker = waker.clone();
+                    // Neither the clone nor the drop under a lock that the model checker does not see.
+                    let before = self.waker.lock().unwrap().replace(waker);
+                    drop(before);
+                    if self.state.compare_exchange(REGISTERING, WAITING, AcqRel, Acquire).is_err() {
+                        let waker = self.waker.lock().unwrap().take();
+                        self.state.swap(WAITING, AcqRel);
+                        waker.expect("it has just been put there").wake();
+                    }
+                }
+                Err(_) => waker.wake_by_ref(),
+            }
+        }
+
+        fn wake(&self) {
+            if self.state.fetch_or(WAKING, AcqRel) == WAITING {
+                let waker = self.waker.lock().unwrap().take();
+                self.state.fetch_and(!WAKING, Release);
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+            }
+        }
+    }
+
+    /// What the driver's library and the server are told.
+    #[derive(Default)]
+    struct Line {
+        requests: AtomicU32,
+        /// The server answers, and leaves a transaction open.
+        answers: AtomicU32,
+        /// The connection is to end.
+        ends: AtomicU32,
+        waker: AtomicWaker,
+    }
+
+    impl Line {
+        fn tell(&self, what: &AtomicU32) {
+            what.fetch_add(1, AcqRel);
+            self.waker.wake();
+        }
+
+        fn ask(&self) {
+            self.tell(&self.requests);
+        }
+    }
+
+    struct Connection {
+        line: Arc<Line>,
+        session: Arc<Session>,
+        unanswered: u32,
+    }
+
+    impl Connection {
+        /// Whether there was anything to do.
+        fn work(&mut self) -> bool {
+            let answers = self.line.answers.swap(0, AcqRel);
+            if answers > 0 {
+                self.unanswered -= answers;
+                self.session.set_status(b'T');
+                self.session.publish_unanswered(self.unanswered);
+            }
+            let requests = self.line.requests.swap(0, AcqRel);
+            if requests > 0 {
+                self.unanswered += requests;
+                self.session.publish_unanswered(self.unanswered);
+            }
+            answers + requests > 0
+        }
+    }
+
+    impl Future for Connection {
+        type Output = ();
+
+        fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+            while self.work() {}
+            self.line.waker.register(cx.waker());
+            while self.work() {}
+            if self.line.ends.load(Acquire) > 0 { Poll::Ready(()) } else { Poll::Pending }
+        }
+    }
+
+    type Parts = (Arc<Line>, Arc<Session>, Driver<Connection>, Arc<dyn Crank>);
+
+    /// A session on which so many requests have been sent and not answered.
+    fn session(unanswered: u32) -> Parts {
+        let (line, session) = (Arc::new(Line::default()), Arc::new(Session::new()));
+        session.publish_unanswered(unanswered);
+        let connection = Connection { line: line.clone(), session: session.clone(), unanswered };
+        let (driver, crank) = Driver::new(connection, session.clone());
+        (line, session, driver, crank)
+    }
+
+    /// The same after a first run.
+    fn begun(unanswered: u32) -> Parts {
+        let mut parts = session(unanswered);
+        poll(&mut parts.2);
+        parts
+    }
+
+    /// As the runtime does.
+    fn poll(driver: &mut Driver<Connection>) {
+        let _ = Pin::new(driver).poll(&mut Context::from_waker(Waker::noop()));
+    }
+
+    /// One asks beside a run of the driver; `apart`: on a thread of its own, or the driver is. With few
+    /// preemptions these are not the same.
+    fn asks(apart: bool) {
+        check(move || {
+            let (line, session, mut driver, _) = begun(0);
+            assert!(session.is_quiet());
+            let ask = {
+                let session = session.clone();
+                move || {
+                    line.ask();
+                    assert!(!session.is_quiet(), "a request is on its way");
+                }
+            };
+            // A driver that is dropped ends, and then everything is quiet.
+            let run = move || {
+                poll(&mut driver);
+                driver
+            };
+            let _driver = if apart {
+                let asks = thread::spawn(ask);
+                let driver = run();
+                asks.join().unwrap();
+                driver
+            } else {
+                let runs = thread::spawn(run);
+                ask();
+                runs.join().unwrap()
+            };
+            assert!(!session.is_quiet());
+        });
+    }
+
+    #[test]
+    fn whoever_has_asked_does_not_find_the_session_quiet() {
+        asks(true);
+        asks(false);
+    }
+
+    #[test]
+    fn whoever_has_asked_and_runs_the_driver_does_not_either() {
+        check(|| {
+            let (line, session, mut driver, crank) = begun(0);
+            let asks = thread::spawn({
+                let session = session.clone();
+                move || {
+                    line.ask();
+                    crank.turn();
+                    assert!(!session.is_quiet(), "a request is on its way");
+                }
+            });
+            poll(&mut driver);
+            asks.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn whoever_finds_it_quiet_knows_how_the_last_answer_ended() {
+        check(|| {
+            let (line, session, mut driver, _) = begun(1);
+            let runs = thread::spawn(move || {
+                line.tell(&line.answers);
+                poll(&mut driver);
+                driver
+            });
+            if session.is_quiet() {
+                assert!(session.in_transaction(), "the answer has ended without its status");
+            }
+            drop(runs.join().unwrap());
+            assert!(session.is_quiet());
+        });
+    }
+
+    #[test]
+    fn whoever_waits_for_quiet_hears_of_it() {
+        check(|| {
+            let (line, session, driver, _) = session(1);
+            let runs = thread::spawn({
+                let line = line.clone();
+                move || {
+                    line.tell(&line.answers);
+                    block_on(driver);
+                }
+            });
+            block_on(session.until_quiet());
+            assert!(session.in_transaction());
+            line.tell(&line.ends);
+            runs.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn whoever_waits_for_quiet_hears_of_the_end() {
+        check(|| {
+            let (_, session, driver, _) = begun(1);
+            let ends = thread::spawn(move || drop(driver));
+            block_on(session.until_quiet());
+            assert!(session.is_quiet());
+            ends.join().unwrap();
+        });
+    }
+}
