@@ -7,18 +7,22 @@ mod support;
 use support::*;
 
 use millpond::cluster::{
-    Cluster, ClusterBuilder, ClusterError, ClusterGuard, Endpoint, NodeError, NodeOptions, Policy,
-    Role,
+    Cluster, ClusterBuilder, ClusterError, ClusterGuard, Endpoint, NodeError, NodeOptions,
+    NodeView, Policy, Role,
 };
-use millpond::{AcquireError, Health};
+use millpond::{AcquireError, Health, Manager, from_fn};
 use std::collections::{BTreeMap, HashMap};
+use std::future::ready;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak, mpsc};
+use std::task::Poll;
 use std::time::Duration;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
+/// The largest when this was written, without optimisation or with.
+const LARGEST_FUTURE: usize = if cfg!(feature = "tracing") { 1408 } else { 1368 };
 
 type TestCluster = Cluster<String, TestManager>;
 type Guard = ClusterGuard<String, TestManager>;
@@ -112,14 +116,14 @@ async fn a_handle_goes_to_its_node_until_that_is_gone() {
     assert_eq!((a.key().as_str(), held.manager().key().as_str()), ("a", "a"));
     let error = a.acquire().await.unwrap_err();
     assert!(
-        matches!(&error, ClusterError::Node { source: AcquireError::Timeout(_), .. }),
+        matches!(&error, ClusterError::Node(node) if matches!(node.source, AcquireError::Timeout(_))),
         "{error}"
     );
     drop(held);
     drop(a.acquire().await.unwrap());
     assert_eq!(managers[0].ledger.opened(), 1);
     cluster.replace("a", TestManager::new(), SECOND).await.unwrap();
-    assert!(matches!(a.acquire().await, Err(ClusterError::Removed { .. })));
+    assert!(matches!(a.acquire().await, Err(ClusterError::Removed(_))));
     drop(cluster.node("a").unwrap().acquire().await.unwrap());
     managers[1].connect.always(Act::Error);
     assert!(b.acquire().await.unwrap_err().to_string().starts_with("node b: "));
@@ -133,7 +137,7 @@ async fn a_handle_goes_to_its_node_until_that_is_gone() {
 async fn an_unknown_node_is_named_and_so_are_those_that_there_are() {
     let (cluster, _) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
     let error = cluster.acquire("c").await.unwrap_err();
-    assert!(matches!(error, ClusterError::UnknownNode { .. }));
+    assert!(matches!(error, ClusterError::UnknownNode(_)));
     assert_eq!(error.to_string(), "cluster test has no node c; its nodes are: a, b");
     assert!(cluster.node_stats("c").is_none());
     let error = cluster.remove_node("c", SECOND).await.unwrap_err();
@@ -214,11 +218,11 @@ async fn an_endpoint_becomes_a_node_by_the_template_and_only_by_it() {
 async fn an_empty_cluster_says_so_at_the_deadline_or_at_once() {
     let cluster = builder().acquire_timeout(20 * MILLISECOND).build().unwrap();
     let error = cluster.acquire_any(Policy::RoundRobin).await.unwrap_err();
-    assert!(matches!(error, ClusterError::Timeout { .. }));
+    assert!(matches!(error, ClusterError::Timeout(_)));
     assert!(error.to_string().ends_with("there are no nodes"), "{error}");
     let cluster = builder().fail_fast(true).build().unwrap();
     let error = cluster.acquire_any(Policy::Primary).await.unwrap_err();
-    assert!(matches!(error, ClusterError::Unavailable { .. }));
+    assert!(matches!(error, ClusterError::Unavailable(_)));
     assert_eq!(
         error.to_string(),
         "no node of cluster test can serve the primary: there are no nodes"
@@ -524,7 +528,8 @@ async fn a_node_that_is_down_costs_nobody_an_acquire_and_serves_again_when_it_is
     assert!(!status.nodes[0].is_up && status.nodes[1].is_up);
     // By name it is told at once.
     let error = cluster.acquire("a").await.unwrap_err();
-    assert!(matches!(&error, ClusterError::Node { source: AcquireError::Unavailable(_), .. }));
+    let ClusterError::Node(refusal) = &error else { panic!("{error}") };
+    assert!(matches!(refusal.source, AcquireError::Unavailable(_)), "{error}");
     assert!(error.to_string().starts_with("node a: "), "{error}");
     managers[0].connect.calm();
     eventually_served(&cluster, Policy::RoundRobin, "a").await;
@@ -558,7 +563,7 @@ async fn a_connect_that_hangs_or_panics_says_that_its_node_is_down() {
         let (cluster, managers) = cluster_of(builder(), [("a", plain())]);
         managers[0].connect.always(act);
         let error = cluster.acquire("a").await.unwrap_err();
-        assert!(matches!(&error, ClusterError::Node { .. }), "{error}");
+        assert!(matches!(&error, ClusterError::Node(_)), "{error}");
         assert!(!cluster.status().nodes[0].is_up, "{error}");
     }
 }
@@ -700,8 +705,8 @@ async fn while_all_nodes_are_down_a_cluster_may_fail_fast() {
     }
     for _ in 0..3 {
         let error = cluster.acquire_any(Policy::RoundRobin).await.unwrap_err();
-        let ClusterError::Unavailable { nodes, .. } = &error else { panic!("{error}") };
-        assert_eq!(nodes.len(), 2);
+        let ClusterError::Unavailable(unserved) = &error else { panic!("{error}") };
+        assert_eq!(unserved.nodes.len(), 2);
     }
     let error = cluster.acquire_any(Policy::Primary).await.unwrap_err();
     assert!(
@@ -719,7 +724,7 @@ async fn a_full_line_is_no_failure_of_the_node() {
     assert!(poll_once(waits.as_mut()).is_pending());
     let error = cluster.acquire_any(Policy::RoundRobin).await.unwrap_err();
     assert!(
-        matches!(&error, ClusterError::Node { source: AcquireError::QueueFull, .. }),
+        matches!(&error, ClusterError::Node(node) if matches!(node.source, AcquireError::QueueFull)),
         "{error}"
     );
     assert!(cluster.status().nodes[0].is_up);
@@ -740,16 +745,127 @@ async fn whoever_waits_for_a_node_that_is_removed_is_told_and_others_are_not_dis
     let mut removal = pin!(cluster.remove_node("a", SECOND));
     assert!(poll_once(removal.as_mut()).is_pending());
     let error = by_name.await.unwrap_err();
-    assert!(matches!(error, ClusterError::Removed { .. }));
+    assert!(matches!(error, ClusterError::Removed(_)));
     assert_eq!(error.to_string(), "node a was removed from cluster test");
     assert!(poll_once(by_policy.as_mut()).is_pending(), "b may still serve");
-    assert!(matches!(cluster.acquire("a").await, Err(ClusterError::UnknownNode { .. })));
+    assert!(matches!(cluster.acquire("a").await, Err(ClusterError::UnknownNode(_))));
     drop(a);
     let report = removal.await.unwrap();
     assert_eq!((report.closed, report.still_out.len()), (1, 0));
     assert_eq!(managers[0].ledger.live(), 0);
     drop(b);
     assert_eq!(by_policy.await.unwrap().node(), "b");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thread_that_has_been_to_a_node_learns_at_once_that_it_is_gone_or_replaced() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain())]);
+    let (ask, asked) = mpsc::channel::<()>();
+    let (tell, told) = mpsc::channel();
+    let other = std::thread::spawn({
+        let (cluster, runtime) = (cluster.clone(), tokio::runtime::Handle::current());
+        move || {
+            for () in asked {
+                let served = runtime.block_on(cluster.acquire("a"));
+                tell.send(served.map(|guard| guard.info().uses)).unwrap();
+            }
+        }
+    });
+    let go = || {
+        ask.send(()).unwrap();
+        tokio::task::block_in_place(|| told.recv().unwrap())
+    };
+    assert_eq!((go().unwrap(), go().unwrap()), (1, 2));
+    let manager = TestManager::new();
+    cluster.replace("a", manager.clone(), SECOND).await.unwrap();
+    assert_eq!(go().unwrap(), 1);
+    assert_eq!((managers[0].ledger.opened(), manager.ledger.opened()), (1, 1));
+    cluster.remove_node("a", SECOND).await.unwrap();
+    assert!(matches!(go(), Err(ClusterError::UnknownNode(_))));
+    cluster.close().await;
+    assert!(matches!(go(), Err(ClusterError::Closed { .. })));
+    drop(ask);
+    other.join().unwrap();
+}
+
+#[tokio::test]
+async fn a_policy_may_use_the_cluster_that_it_chooses_for() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+    drop(cluster.acquire("a").await.unwrap());
+    let rank = |node: &NodeView<'_, String>| {
+        let Poll::Ready(Ok(guard)) = poll_once(pin!(cluster.acquire("a"))) else {
+            panic!("a has an idle connection")
+        };
+        (guard.node() != node.key()).then_some(0.0)
+    };
+    for _ in 0..2 {
+        assert_eq!(cluster.acquire_any(Policy::Rank(&rank)).await.unwrap().node(), "b");
+    }
+    settled(&cluster, &managers).await;
+}
+
+#[tokio::test]
+async fn what_an_acquire_answers_and_its_future_stay_small() {
+    assert_eq!(size_of::<Result<Guard, ClusterError<String, TestError>>>(), 24);
+    let manager = from_fn(|| ready(Ok::<_, TestError>(0_u64)));
+    let cluster = Cluster::builder().build().unwrap();
+    cluster.add_node("a", manager).unwrap();
+    let node = cluster.node("a").unwrap();
+    let sizes = [
+        ("acquire", size_of_val(&cluster.acquire("a"))),
+        ("acquire_any", size_of_val(&cluster.acquire_any(Policy::RoundRobin))),
+        ("the handle's acquire", size_of_val(&node.acquire())),
+    ];
+    eprintln!("{sizes:?}");
+    for (what, size) in sizes {
+        assert!(size <= LARGEST_FUTURE, "{what} has {size} bytes");
+    }
+}
+
+/// A manager that counts its ends, and uses its cluster in the middle of each.
+struct Parting {
+    ended: Arc<AtomicUsize>,
+    cluster: Weak<Cluster<&'static str, Parting>>,
+}
+
+impl Manager for Parting {
+    type Connection = ();
+    type Error = TestError;
+
+    async fn connect(&self) -> Result<(), TestError> {
+        Ok(())
+    }
+
+    async fn check(&self, _: &mut ()) -> Result<(), TestError> {
+        Ok(())
+    }
+}
+
+impl Drop for Parting {
+    fn drop(&mut self) {
+        self.ended.fetch_add(1, Ordering::SeqCst);
+        let Some(cluster) = self.cluster.upgrade() else { return };
+        assert!(matches!(poll_once(pin!(cluster.acquire("b"))), Poll::Ready(Ok(_))));
+    }
+}
+
+#[tokio::test]
+async fn a_removed_node_is_gone_from_memory_once_its_threads_have_looked_again() {
+    let cluster = Arc::new(Cluster::builder().build().unwrap());
+    let ended = Arc::new(AtomicUsize::new(0));
+    for key in ["a", "b"] {
+        let manager = Parting { ended: ended.clone(), cluster: Arc::downgrade(&cluster) };
+        cluster.add_node(key, manager).unwrap();
+        drop(cluster.acquire(key).await.unwrap());
+    }
+    cluster.remove_node("a", SECOND).await.unwrap();
+    eventually("what is left of the node has ended", || {
+        assert!(matches!(poll_once(pin!(cluster.acquire("b"))), Poll::Ready(Ok(_))));
+        ended.load(Ordering::SeqCst) == 1
+    })
+    .await;
+    drop(cluster);
+    eventually("so has the other", || ended.load(Ordering::SeqCst) == 2).await;
 }
 
 #[tokio::test]
@@ -859,7 +975,7 @@ async fn a_closed_cluster_says_so_to_all_and_closes_everything() {
     assert!(matches!(cluster.acquire("b").await, Err(ClusterError::Closed { .. })));
     assert!(matches!(
         cluster.acquire("x").await,
-        Err(ClusterError::Closed { .. } | ClusterError::UnknownNode { .. })
+        Err(ClusterError::Closed { .. } | ClusterError::UnknownNode(_))
     ));
     assert!(matches!(
         cluster.add_node("c".to_owned(), TestManager::new()),
@@ -978,6 +1094,17 @@ async fn who_waits_for_a_primary_gets_the_replica_that_is_promoted() {
     .await;
     become_primary(&managers[1], true);
     assert_eq!(joined(acquire).await.unwrap(), "b");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acquire_that_no_node_may_serve_has_all_asked_for_their_role_at_once() {
+    let (cluster, managers) = with_roles([Role::Replica, Role::Replica]);
+    cluster.acquire("a").await.unwrap();
+    cluster.acquire("b").await.unwrap();
+    become_primary(&managers[1], true);
+    let began = tokio::time::Instant::now();
+    assert_eq!(cluster.acquire_any(Policy::Primary).await.unwrap().node(), "b");
+    assert_eq!(began.elapsed(), Duration::ZERO);
 }
 
 #[tokio::test(start_paused = true)]

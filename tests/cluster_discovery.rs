@@ -116,7 +116,7 @@ async fn a_set_adds_what_is_missing_and_takes_away_what_it_has_not() {
     assert_eq!(brief(&changes), "+d -a -c");
     assert_eq!(changes.to_string(), "1 added, 2 removed, 0 replaced, 0 changed, 0 refused");
     assert_eq!(cluster.nodes(), ["b", "d"]);
-    assert!(matches!(cluster.acquire("a").await, Err(ClusterError::UnknownNode { .. })));
+    assert!(matches!(cluster.acquire("a").await, Err(ClusterError::UnknownNode(_))));
     for key in ["a", "c"] {
         let ledger = servers.at(&format!("{key}:1")).ledger.clone();
         eventually("what was idle is closed", || ledger.live() == 0).await;
@@ -331,7 +331,7 @@ async fn whoever_waits_sees_all_of_a_set_or_nothing_of_it() {
     assert!(poll_once(for_any.as_mut()).is_pending());
     let set = [node("b").options(NodeOptions::default().role(Role::Primary))];
     assert_eq!(brief(&cluster.apply(set, PATIENCE).unwrap()), "+b -a");
-    assert!(matches!(by_name.await, Err(ClusterError::Removed { .. })));
+    assert!(matches!(by_name.await, Err(ClusterError::Removed(_))));
     assert_eq!(for_any.await.unwrap().node(), "b");
     assert_eq!(for_primary.await.unwrap().node(), "b");
     assert_eq!(began.elapsed(), Duration::ZERO, "they are told, and do not find out by and by");
@@ -375,7 +375,7 @@ async fn a_pool_that_is_taken_away_refuses_everybody_before_the_call_returns() {
     apply(&cluster, "b");
     // No other task has run.
     assert!(wakes.count() > 0);
-    let Poll::Ready(Err(ClusterError::Removed { .. })) = poll_once(waits.as_mut()) else {
+    let Poll::Ready(Err(ClusterError::Removed(_))) = poll_once(waits.as_mut()) else {
         panic!("it still waits")
     };
     drop(held);
@@ -407,7 +407,7 @@ fn outside_a_runtime_a_set_is_applied_and_nobody_waits_for_a_drain() {
     let held = runtime.block_on(cluster.acquire("a")).unwrap();
     assert_eq!(apply(&cluster, "b"), "-a");
     let unknown = runtime.block_on(cluster.acquire("a"));
-    assert!(matches!(unknown, Err(ClusterError::UnknownNode { .. })));
+    assert!(matches!(unknown, Err(ClusterError::UnknownNode(_))));
     drop(held);
     runtime.block_on(eventually("a is closed", || servers.at("a:1").ledger.live() == 0));
 }

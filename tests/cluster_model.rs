@@ -267,11 +267,11 @@ impl World {
                     self.served += 1;
                     self.held.push(guard);
                 }
-                Err(ClusterError::UnknownNode { .. } | ClusterError::Removed { .. }) => {
+                Err(ClusterError::UnknownNode(_) | ClusterError::Removed(_)) => {
                     assert!(key.is_some());
                 }
                 // Its node is down, and its connections are gone.
-                Err(ClusterError::Node { key: node, .. }) => assert_eq!(key, Some(node)),
+                Err(ClusterError::Node(refusal)) => assert_eq!(key, Some(refusal.key)),
                 Err(error) => panic!("{error}"),
             }
         }

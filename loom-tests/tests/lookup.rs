@@ -5,14 +5,15 @@
 //! pool closed finds another node in the table, or none, and nobody gets a connection of a node that
 //! was closed before he looked.
 //!
-//! Loom: the pools are real. The table is a number, loaded and stored SeqCst as the pointer of
-//! `arc_swap::ArcSwap` is, and `go_to` repeats the few lines of `cluster/acquire.rs` that look nodes up;
-//! the rest of a cluster needs a runtime, which cannot be modelled.
+//! Loom: the pools are real. The table is a number, stored SeqCst as the pointer of `arc_swap::ArcSwap`
+//! is, and loaded Relaxed where a thread compares it with what it has seen (`arc_swap::Cache`), SeqCst
+//! where it looks again. `go_to` repeats the few lines of `cluster/acquire.rs` that look nodes up; the
+//! rest of a cluster needs a runtime, which cannot be modelled.
 
 #![cfg(loom)]
 
 use loom::sync::atomic::AtomicUsize;
-use loom::sync::atomic::Ordering::SeqCst;
+use loom::sync::atomic::Ordering::{Relaxed, SeqCst};
 use millpond::{AcquireObjectError, IdleOrder, ObjectPool, OwnedObject};
 use millpond_loom::{Census, Token, acquire, block_on, check, pool_of, set_home, thread};
 use std::panic::catch_unwind;
@@ -40,7 +41,7 @@ impl Nodes {
     fn go_to(&self) -> Option<OwnedObject<Token>> {
         let mut closed = None;
         loop {
-            let node = self.table.load(SeqCst);
+            let node = self.table.load(if closed.is_none() { Relaxed } else { SeqCst });
             assert_ne!(Some(node), closed, "a node is in the table whose pool was closed");
             let Some(pool) = self.pools.get(node) else { return None };
             match block_on(pool.acquire_owned()) {

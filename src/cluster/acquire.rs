@@ -13,7 +13,7 @@
 //!
 //! Not here: which nodes are allowed, and in which order (`policy.rs`).
 
-use super::error::{ClusterError, NodeReport};
+use super::error::{ClusterError, NodeReport, UnknownNode, Unserved};
 use super::node::{Member, Node, Role};
 use super::policy::{Choice, Policy};
 use super::table::Table;
@@ -143,7 +143,8 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     ///
     /// A hit allocates nothing, takes no lock and reads no clock; it looks the node up in a table
     /// that changes never block, and counts the guard as one more user of the pool. A [`NodeHandle`]
-    /// saves both.
+    /// saves both. A thread's first acquire, and its first after a change of the nodes, takes the new
+    /// table over.
     ///
     /// # Examples
     ///
@@ -172,16 +173,12 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     {
         let caller = Location::caller();
         async move {
-            // In a block of its own, so that the table is not held while it waits.
-            let missed = {
-                let table = self.shared.table.load();
-                match table.pool(key).map(|pool| pool.attempt(caller)) {
-                    Some(Attempt::Hit(pooled)) => return Ok(ClusterGuard::new(pooled)),
-                    Some(Attempt::Miss(missed)) => missed,
-                    None => return Err(self.shared.unknown(key)),
-                }
-            };
-            self.shared.acquire_slow(key, missed, caller).await
+            let pool = self.shared.table.with(|table| table.pool(key));
+            let Some(pool) = pool else { return Err(self.shared.unknown(key)) };
+            match pool.attempt(caller) {
+                Attempt::Hit(pooled) => Ok(ClusterGuard::new(pooled)),
+                Attempt::Miss(missed) => self.shared.acquire_slow(key, missed, caller).await,
+            }
         }
     }
 
@@ -333,7 +330,8 @@ impl<K: Key, M: Manager> NodeHandle<K, M> {
             match self.node.pool.attempt_here(caller) {
                 Ok(pooled) => Ok(pooled),
                 Err(missed) => {
-                    let served = self.cluster.in_line(missed.wait()).await;
+                    let mut waiting = pin!(missed.wait());
+                    let served = self.cluster.in_line(waiting.as_mut()).await;
                     served.map_err(|error| self.explain(error))
                 }
             }
@@ -347,8 +345,8 @@ impl<K: Key, M: Manager> NodeHandle<K, M> {
             AcquireError::Closed | AcquireError::Draining if self.cluster.table.load().closed => {
                 ClusterError::Closed { cluster }
             }
-            AcquireError::Closed | AcquireError::Draining => ClusterError::Removed { cluster, key },
-            source => ClusterError::Node { key, source },
+            AcquireError::Closed | AcquireError::Draining => ClusterError::removed(cluster, key),
+            source => ClusterError::of_node(key, source),
         }
     }
 }
@@ -422,7 +420,8 @@ impl<K: Key, M: Manager> Shared<K, M> {
         if table.closed {
             return ClusterError::Closed { cluster };
         }
-        ClusterError::UnknownNode { cluster, key: key.to_string(), nodes: table.names() }
+        let (key, nodes) = (key.to_string(), table.names());
+        ClusterError::UnknownNode(Box::new(UnknownNode { cluster, key, nodes }))
     }
 
     /// Waits for a connection of one node.
@@ -443,7 +442,8 @@ impl<K: Key, M: Manager> Shared<K, M> {
             let node = missed.manager().key().clone();
             let left =
                 if limit == Duration::MAX { limit } else { limit.saturating_sub(began.elapsed()) };
-            match self.in_line(missed.wait(left, false)).await {
+            let mut waiting = pin!(missed.wait(left, false));
+            match self.in_line(waiting.as_mut()).await {
                 Ok(pooled) => return Ok(ClusterGuard::new(pooled)),
                 Err(AcquireError::Closed | AcquireError::Draining) => {
                     // Whoever closes a node has taken it out of the table first.
@@ -457,19 +457,17 @@ impl<K: Key, M: Manager> Shared<K, M> {
                         Some(Attempt::Hit(pooled)) => return Ok(ClusterGuard::new(pooled)),
                         Some(Attempt::Miss(again)) => missed = again,
                         None => {
-                            let cluster = self.name();
-                            return Err(ClusterError::Removed { cluster, key: node });
+                            return Err(ClusterError::removed(self.name(), node));
                         }
                     }
                 }
-                Err(source) => return Err(ClusterError::Node { key: node, source }),
+                Err(source) => return Err(ClusterError::of_node(node, source)),
             }
         }
     }
 
     /// Waits, and tells the cap once it is in line.
-    async fn in_line<F: Future>(self: &Arc<Self>, waiting: F) -> F::Output {
-        let mut waiting = pin!(waiting);
+    async fn in_line<F: Future>(self: &Arc<Self>, mut waiting: Pin<&mut F>) -> F::Output {
         match poll_fn(|cx| Poll::Ready(waiting.as_mut().poll(cx))).await {
             Poll::Ready(answer) => answer,
             Poll::Pending => {
@@ -480,24 +478,17 @@ impl<K: Key, M: Manager> Shared<K, M> {
     }
 
     async fn acquire_of(self: &Arc<Self>, aim: Aim<'_, K>, caller: Caller) -> Served<K, M> {
-        let first = {
-            let table = self.table.load();
-            let picked = aim.pick(&self.choice(&table));
-            picked.map(|place| {
-                let node = &table.nodes()[place];
-                match node.pool.attempt(caller) {
-                    Attempt::Hit(pooled) => Ok(ClusterGuard::new(pooled)),
-                    Attempt::Miss(missed) => Err((node.clone(), missed)),
-                }
-            })
-        };
-        let first = match first {
-            Some(Ok(guard)) => return Ok(guard),
-            Some(Err(first)) => Some(first),
+        let picked = self.table.with(|table| {
+            let place = aim.pick(&self.choice(table))?;
+            Some(table.nodes()[place].pool.reference())
+        });
+        let first = match picked.map(|pool| pool.attempt(caller)) {
+            Some(Attempt::Hit(pooled)) => return Ok(ClusterGuard::new(pooled)),
+            Some(Attempt::Miss(missed)) => Some(missed),
             None => None,
         };
         let began = Instant::now();
-        let race = Race::new(self, aim, caller, first).run();
+        let race = Race::new(self, aim, caller, began, first).run();
         let limit = self.settings.acquire_timeout;
         if limit == Duration::MAX {
             return race.await;
@@ -506,17 +497,19 @@ impl<K: Key, M: Manager> Shared<K, M> {
         // Cancel: the race is dropped at the deadline as it would be by its caller.
         match tokio::time::timeout_at(deadline, race).await {
             Ok(served) => served,
-            Err(_) => Err(ClusterError::Timeout {
-                cluster: self.name(),
-                policy: aim.name(),
-                waited: began.elapsed(),
-                nodes: self.reports(),
-            }),
+            Err(_) => Err(ClusterError::Timeout(self.unserved(&aim, began))),
         }
     }
 
-    fn reports(&self) -> Vec<NodeReport<K>> {
-        self.table.load().nodes().iter().map(|node| NodeReport::new(node)).collect()
+    /// An acquire that began then and ends now.
+    #[cold]
+    fn unserved(&self, aim: &Aim<'_, K>, began: Instant) -> Box<Unserved<K>> {
+        Box::new(Unserved {
+            cluster: self.name(),
+            policy: aim.name(),
+            waited: began.elapsed(),
+            nodes: self.table.load().nodes().iter().map(|node| NodeReport::new(node)).collect(),
+        })
     }
 }
 
@@ -525,9 +518,6 @@ const FAR_FUTURE: Duration = Duration::from_secs(1 << 30);
 
 type Waiting<K, M> = dyn Future<Output = Result<PooledOwned<Member<K, M>>, AcquireError<<M as Manager>::Error>>>
     + Send;
-
-/// The node that was picked, and what was found there.
-type Picked<K, M> = (Arc<Node<K, M>>, Missed<Member<K, M>>);
 
 /// One of the nodes that an acquire waits at.
 struct Runner<K: Key, M: Manager> {
@@ -548,7 +538,9 @@ struct Race<'a, K: Key, M: Manager> {
     cluster: &'a Arc<Shared<K, M>>,
     aim: Aim<'a, K>,
     caller: Caller,
-    first: Option<Picked<K, M>>,
+    began: Instant,
+    /// What was found at the node that was picked.
+    first: Option<Missed<Member<K, M>>>,
     runners: Vec<Runner<K, M>>,
     /// Those that have failed since the last change.
     out: Vec<Arc<Node<K, M>>>,
@@ -575,10 +567,21 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
         cluster: &'a Arc<Shared<K, M>>,
         aim: Aim<'a, K>,
         caller: Caller,
-        first: Option<Picked<K, M>>,
+        began: Instant,
+        first: Option<Missed<Member<K, M>>>,
     ) -> Self {
-        let (runners, out) = (Vec::new(), Vec::new());
-        Self { cluster, aim, caller, first, runners, out, dials: 1, starving: false, refusal: None }
+        Self {
+            cluster,
+            aim,
+            caller,
+            began,
+            first,
+            runners: Vec::new(),
+            out: Vec::new(),
+            dials: 1,
+            starving: false,
+            refusal: None,
+        }
     }
 
     async fn run(mut self) -> Served<K, M> {
@@ -601,7 +604,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                 Event::Answer(index, Err(error)) => {
                     let Runner { node, patient, .. } = self.runners.swap_remove(index);
                     if matches!(error, AcquireError::NoRuntime) {
-                        return Err(ClusterError::Node { key: node.key().clone(), source: error });
+                        return Err(ClusterError::of_node(node.key().clone(), error));
                     }
                     if !patient {
                         // The next one is to have something opened instead.
@@ -635,7 +638,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
         let picked = self
             .first
             .as_ref()
-            .and_then(|(node, _)| table.nodes().iter().position(|other| Arc::ptr_eq(node, other)));
+            .and_then(|missed| table.nodes().iter().position(|node| missed.is_at(&node.pool)));
         let picked = picked.or_else(|| self.aim.pick(&choice));
         let order = self.aim.order(&choice, picked);
         let allowed = || order.iter().map(|place| &table.nodes()[*place]);
@@ -655,8 +658,8 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                 node.try_again();
                 continue;
             }
-            let missed = match self.first.take_if(|(first, _)| Arc::ptr_eq(first, node)) {
-                Some((_, missed)) => missed,
+            let missed = match self.first.take_if(|missed| missed.is_at(&node.pool)) {
+                Some(missed) => missed,
                 None => match node.pool.attempt(self.caller) {
                     Attempt::Hit(pooled) => {
                         self.passed_over(&table, picked, node);
@@ -699,14 +702,11 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                     | AcquireError::WouldDeadlock(_)
             )
         }) {
-            return Err(ClusterError::Node { key, source });
+            return Err(ClusterError::of_node(key, source));
         }
         if self.cluster.settings.fail_fast {
-            return Err(ClusterError::Unavailable {
-                cluster: self.cluster.name(),
-                policy: self.aim.name(),
-                nodes: self.cluster.reports(),
-            });
+            let unserved = self.cluster.unserved(&self.aim, self.began);
+            return Err(ClusterError::Unavailable(unserved));
         }
         Ok(())
     }

@@ -6,14 +6,13 @@ use super::endpoint::Endpoint;
 use super::limits::Cap;
 use super::node::{Member, ReadRole, RoleFuture, State};
 use super::policy::Turns;
-use super::table::Table;
+use super::table::{Current, Table};
 use super::{Cluster, Key, Shared};
 use crate::config::above_zero;
 use crate::error::ConfigError;
 use crate::manager::Manager;
 use crate::metrics::ClusterNode;
 use crate::pool::{Pool, PoolBuilder};
-use arc_swap::ArcSwap;
 use event_listener::Event;
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -240,7 +239,7 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
         let shared = Shared {
             cap: settings.max_connections.map(Cap::new),
             settings,
-            table: ArcSwap::from_pointee(Table::new(Vec::new(), false)),
+            table: Current::new(Table::new(Vec::new(), false)),
             changing: Mutex::new(()),
             turns: Turns::new(),
             began: Instant::now(),

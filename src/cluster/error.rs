@@ -12,65 +12,92 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Why a cluster hands out no connection.
+/// Why a cluster hands out no connection. Small, since every acquire has room for one.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClusterError<K: fmt::Display, E: Error + 'static> {
     /// There is no node with this key.
-    #[error("cluster {cluster} has no node {key}; its nodes are: {nodes}")]
-    UnknownNode {
-        /// The cluster's name.
-        cluster: Arc<str>,
-        /// What was asked for.
-        key: String,
-        /// The keys that there are; of many, the first few.
-        nodes: String,
-    },
+    #[error("cluster {} has no node {}; its nodes are: {}", .0.cluster, .0.key, .0.nodes)]
+    UnknownNode(Box<UnknownNode>),
     /// The node was removed while the caller waited.
-    #[error("node {key} was removed from cluster {cluster}")]
-    Removed {
-        /// The cluster's name.
-        cluster: Arc<str>,
-        /// The node.
-        key: K,
-    },
+    #[error("node {} was removed from cluster {}", .0.key, .0.cluster)]
+    Removed(Box<RemovedNode<K>>),
     /// The only node that could serve does not.
-    #[error("node {key}: {source}")]
-    Node {
-        /// The node.
-        key: K,
-        /// What it says.
-        source: AcquireError<E>,
-    },
+    #[error(transparent)]
+    Node(Box<NodeRefusal<K, E>>),
     /// No node that may serve is in reach, and the cluster is [to fail
     /// fast](super::ClusterBuilder::fail_fast).
-    #[error("no node of cluster {cluster} can serve {policy}: {}", List(.nodes))]
-    Unavailable {
-        /// The cluster's name.
-        cluster: Arc<str>,
-        /// What was asked for.
-        policy: &'static str,
-        /// What is known of each node.
-        nodes: Vec<NodeReport<K>>,
-    },
+    #[error("no node of cluster {} can serve {}: {}", .0.cluster, .0.policy, List(&.0.nodes))]
+    Unavailable(Box<Unserved<K>>),
     /// The deadline has passed.
-    #[error("no connection of cluster {cluster} for {policy} within {waited:.1?}: {}", List(.nodes))]
-    Timeout {
-        /// The cluster's name.
-        cluster: Arc<str>,
-        /// What was asked for.
-        policy: &'static str,
-        /// How long the caller has waited.
-        waited: Duration,
-        /// What is known of each node.
-        nodes: Vec<NodeReport<K>>,
-    },
+    #[error(
+        "no connection of cluster {} for {} within {:.1?}: {}",
+        .0.cluster, .0.policy, .0.waited, List(&.0.nodes)
+    )]
+    Timeout(Box<Unserved<K>>),
     /// The cluster is closed.
     #[error("cluster {cluster} is closed")]
     Closed {
         /// The cluster's name.
         cluster: Arc<str>,
     },
+}
+
+/// A key that no node has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UnknownNode {
+    /// The cluster's name.
+    pub cluster: Arc<str>,
+    /// What was asked for.
+    pub key: String,
+    /// The keys that there are; of many, the first few.
+    pub nodes: String,
+}
+
+/// A node that is no longer there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RemovedNode<K> {
+    /// The cluster's name.
+    pub cluster: Arc<str>,
+    /// The node.
+    pub key: K,
+}
+
+/// What the pool of a node says instead of serving.
+#[derive(Debug, thiserror::Error)]
+#[error("node {key}: {source}")]
+#[non_exhaustive]
+pub struct NodeRefusal<K: fmt::Display, E: Error + 'static> {
+    /// The node.
+    pub key: K,
+    /// What its pool says.
+    pub source: AcquireError<E>,
+}
+
+/// An acquire that no node has served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Unserved<K> {
+    /// The cluster's name.
+    pub cluster: Arc<str>,
+    /// What was asked for.
+    pub policy: &'static str,
+    /// How long the caller has waited.
+    pub waited: Duration,
+    /// What is known of each node.
+    pub nodes: Vec<NodeReport<K>>,
+}
+
+impl<K: fmt::Display, E: Error + 'static> ClusterError<K, E> {
+    pub(super) fn removed(cluster: Arc<str>, key: K) -> Self {
+        Self::Removed(Box::new(RemovedNode { cluster, key }))
+    }
+
+    pub(super) fn of_node(key: K, source: AcquireError<E>) -> Self {
+        Self::Node(Box::new(NodeRefusal { key, source }))
+    }
 }
 
 /// What is known of a node.

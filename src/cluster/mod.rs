@@ -57,7 +57,9 @@ pub use self::builder::ClusterBuilder;
 pub use self::discovery::{Changes, NodeSpec, SetError};
 pub use self::dns::{Dns, LookupError};
 pub use self::endpoint::{Endpoint, ParseEndpointError};
-pub use self::error::{ClusterError, NodeError, NodeReport};
+pub use self::error::{
+    ClusterError, NodeError, NodeRefusal, NodeReport, RemovedNode, UnknownNode, Unserved,
+};
 pub use self::node::{Member, NodeOptions, NodeView, Role, RoleFuture};
 pub use self::policy::{Policy, Rank};
 pub use self::status::{ClusterStatus, NodeStatus};
@@ -66,11 +68,10 @@ pub use self::watch::{Watch, WatchError};
 use self::limits::Cap;
 use self::node::{Node, Origin, State};
 use self::policy::Turns;
-use self::table::Table;
+use self::table::{Current, Table};
 use crate::manager::Manager;
 use crate::metrics::{DuplicateName, Group, Monitor, PoolMetrics, Source, Watched};
 use crate::pool::DrainReport;
-use arc_swap::ArcSwap;
 use event_listener::{Event, IntoNotification};
 use std::borrow::Borrow;
 use std::fmt;
@@ -88,6 +89,10 @@ impl<K: Hash + Eq + Clone + fmt::Display + Send + Sync + 'static> Key for K {}
 ///
 /// A clone is another handle to the same cluster. When the last handle is dropped, all pools are
 /// closed as a [`Pool`](crate::Pool) is.
+///
+/// Each thread that acquires remembers which nodes there are until it finds, at its next acquire, that
+/// they have changed. So the manager of a node that was removed may be dropped later than its
+/// connections: with the cluster at the latest.
 pub struct Cluster<K: Key, M: Manager> {
     shared: Arc<Shared<K, M>>,
 }
@@ -95,7 +100,7 @@ pub struct Cluster<K: Key, M: Manager> {
 /// What a cluster's handles share.
 struct Shared<K: Key, M: Manager> {
     settings: builder::Settings<K, M>,
-    table: ArcSwap<Table<K, M>>,
+    table: Current<K, M>,
     /// Held while a new table is made.
     changing: Mutex<()>,
     turns: Turns,
@@ -133,7 +138,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
             let (next, answer) = next(&self.table.load());
             let is_other = next.is_some();
             if let Some(next) = next {
-                self.table.store(Arc::new(next));
+                self.table.store(next);
             }
             (is_other, answer)
         };

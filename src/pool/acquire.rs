@@ -2,6 +2,8 @@
 //!
 //! Not here: who is next in line (`core`), and how connections are opened (`connector.rs`).
 
+#[cfg(feature = "cluster")]
+use super::Pool;
 use super::guard::end;
 #[cfg(feature = "cluster")]
 use super::guard::{Pooled, PooledOwned};
@@ -238,7 +240,32 @@ impl<M: Manager> Drop for Patient<'_, M> {
     }
 }
 
-/// What an acquire finds at once, for those who look at several pools.
+/// A pool for those who look at several: a reference that does not keep it open, at half the cost of a
+/// handle.
+#[cfg(feature = "cluster")]
+pub(crate) struct PoolRef<M: Manager>(pub(super) Arc<Shared<M>>);
+
+#[cfg(feature = "cluster")]
+impl<M: Manager> PoolRef<M> {
+    /// What an acquire finds at once.
+    #[inline(always)]
+    pub(crate) fn attempt(self, caller: Caller) -> Attempt<M> {
+        match try_acquire_owned(self.0, caller) {
+            Ok(loan) => Attempt::Hit(PooledOwned::new(loan)),
+            Err((keeper, found)) => Attempt::Miss(Missed { keeper, found, caller }),
+        }
+    }
+}
+
+#[cfg(feature = "cluster")]
+impl<M: Manager> Clone for PoolRef<M> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+/// What it finds.
 #[cfg(feature = "cluster")]
 pub(crate) enum Attempt<M: Manager> {
     Hit(PooledOwned<M>),
@@ -255,12 +282,9 @@ pub(crate) struct Missed<M: Manager> {
 
 #[cfg(feature = "cluster")]
 impl<M: Manager> Missed<M> {
-    #[inline(always)]
-    pub(super) fn attempt(keeper: Arc<Shared<M>>, caller: Caller) -> Attempt<M> {
-        match try_acquire_owned(keeper, caller) {
-            Ok(loan) => Attempt::Hit(PooledOwned::new(loan)),
-            Err((keeper, found)) => Attempt::Miss(Self { keeper, found, caller }),
-        }
+    /// Whether it was made at this pool.
+    pub(crate) fn is_at(&self, pool: &Pool<M>) -> bool {
+        Arc::ptr_eq(&self.keeper, &pool.shared)
     }
 
     pub(crate) fn manager(&self) -> &M {

@@ -29,7 +29,7 @@ pub use self::reaper::{Holder, Maintenance};
 
 use self::acquire::{Ask, acquire_blocking_slow, acquire_slow};
 #[cfg(feature = "cluster")]
-pub(crate) use self::acquire::{Attempt, Missed, MissedHere};
+pub(crate) use self::acquire::{Attempt, Missed, MissedHere, PoolRef};
 use self::connector::Connector;
 use self::deadlock::Detector;
 use self::life::{Record, Term};
@@ -402,7 +402,14 @@ impl<M: Manager> Pool<M> {
     #[cfg(feature = "cluster")]
     #[inline(always)]
     pub(crate) fn attempt(&self, caller: &'static Location<'static>) -> Attempt<M> {
-        Missed::attempt(self.shared.clone(), caller)
+        self.reference().attempt(caller)
+    }
+
+    /// The pool without its handle.
+    #[cfg(feature = "cluster")]
+    #[inline(always)]
+    pub(crate) fn reference(&self) -> PoolRef<M> {
+        PoolRef(self.shared.clone())
     }
 
     /// Acquires a connection if one is idle and nobody waits; never waits, never opens one.

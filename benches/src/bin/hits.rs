@@ -84,6 +84,10 @@ fn main() -> ExitCode {
             let cluster = cluster(&runtime);
             counted_loop(count, || poll_once!(cluster.acquire(KEY)));
         }
+        "node" => {
+            let node = cluster(&runtime).node(KEY).expect("a node");
+            counted_loop(count, || poll_once!(node.acquire()));
+        }
         other => {
             eprintln!("'{other}' is not a kind of hit");
             return ExitCode::FAILURE;
