@@ -5,12 +5,16 @@
 //! loopback port and in a temporary folder. The contestants run in turn, each on a runtime and on
 //! connections of its own: which core the server's processes sleep on, and what else is in their
 //! memory, is worth some per cent for as long as they live. The figures are the medians of the ratios
-//! within the rounds.
+//! within the rounds, and in brackets between what they would be, in 19 cases of 20, if rounds were
+//! taken for ever; `cargo bench --bench databases -- ROUNDS` takes more than 60 of them, or fewer.
+//!
+//! The server has the larger part of the time. What the client's process takes for each statement, in
+//! the program and in the kernel for it, stands beside the throughput.
 
 use bb8_postgres::PostgresConnectionManager;
 use millpond::Pool;
 use millpond::backends::postgres::PostgresManager;
-use millpond_bench::{Rounds, worker_runtime};
+use millpond_bench::{Rounds, run_time, worker_runtime};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -41,8 +45,16 @@ async fn select(client: &Client) {
     client.simple_query("SELECT 1").await.expect("the server answers");
 }
 
-/// How many times a second `turn` is taken by all tasks together.
-async fn throughput<F>(turn: impl Fn() -> F + Clone + Send + 'static) -> f64
+/// What was measured of one contestant in one round.
+struct Sample {
+    /// Turns a second.
+    rate: f64,
+    /// Microseconds of the client's process for each turn.
+    effort: f64,
+}
+
+/// How many times a second `turn` is taken by all tasks together, and what that takes.
+async fn throughput<F>(turn: impl Fn() -> F + Clone + Send + 'static) -> Sample
 where
     F: Future<Output = ()> + Send,
 {
@@ -60,17 +72,19 @@ where
         .collect();
     // Connections are open by then, and the tasks are in their stride.
     tokio::time::sleep(WINDOW / 2).await;
-    let (began, before) = (Instant::now(), turns.load(Ordering::Relaxed));
+    let (began, ran, before) = (Instant::now(), run_time(), turns.load(Ordering::Relaxed));
     tokio::time::sleep(WINDOW).await;
-    let rate = (turns.load(Ordering::Relaxed) - before) as f64 / began.elapsed().as_secs_f64();
+    let turned = (turns.load(Ordering::Relaxed) - before) as f64;
+    let rate = turned / began.elapsed().as_secs_f64();
+    let effort = run_time().saturating_sub(ran).as_secs_f64() * 1e6 / turned;
     stop.store(true, Ordering::Relaxed);
     for task in tasks {
         task.await.expect("a task panicked");
     }
-    rate
+    Sample { rate, effort }
 }
 
-async fn through_channel(config: Config) -> f64 {
+async fn through_channel(config: Config) -> Sample {
     let (give, take) = async_channel::bounded(CONNECTIONS);
     for _ in 0..CONNECTIONS {
         let (client, connection) = config.connect(NoTls).await.expect("the server is there");
@@ -88,22 +102,22 @@ async fn through_channel(config: Config) -> f64 {
     .await
 }
 
-async fn through_millpond(config: Config, limit: Duration) -> f64 {
+async fn through_millpond(config: Config, limit: Duration) -> Sample {
     let manager = PostgresManager::new(config);
     let pool = Pool::builder(manager).max_size(CONNECTIONS).min_idle(CONNECTIONS);
     let pool = pool.acquire_timeout(limit).build().await.expect("the server is there");
     let mine = pool.clone();
-    let rate = throughput(move || {
+    let sample = throughput(move || {
         let pool = mine.clone();
         async move { select(&pool.acquire().await.expect("a connection")).await }
     })
     .await;
     let opened = pool.metrics().created;
     assert!(opened <= CONNECTIONS as u64, "{opened} connections were opened");
-    rate
+    sample
 }
 
-async fn through_deadpool(config: Config, limit: Option<Duration>) -> f64 {
+async fn through_deadpool(config: Config, limit: Option<Duration>) -> Sample {
     let manager = deadpool_postgres::Manager::new(config, NoTls);
     let pool = deadpool_postgres::Pool::builder(manager).max_size(CONNECTIONS);
     let pool = pool.wait_timeout(limit).runtime(deadpool_postgres::Runtime::Tokio1).build();
@@ -115,7 +129,7 @@ async fn through_deadpool(config: Config, limit: Option<Duration>) -> f64 {
     .await
 }
 
-async fn through_bb8(config: Config) -> f64 {
+async fn through_bb8(config: Config) -> Sample {
     let manager = PostgresConnectionManager::new(config, NoTls);
     // Otherwise each turn has a round trip more.
     let builder = bb8::Pool::builder().max_size(CONNECTIONS as u32).test_on_check_out(false);
@@ -136,7 +150,8 @@ fn main() {
     config.host_path(server.socket_folder()).port(server.address().port());
     config.user("millpond").dbname("millpond");
 
-    let rounds = Rounds::beside_a_server(ROUNDS, NAMES.len(), |who| {
+    let rounds = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(ROUNDS);
+    let rounds = Rounds::beside_a_server(rounds, NAMES.len(), |who| {
         let config = config.clone();
         worker_runtime().block_on(async {
             match who {
@@ -151,13 +166,17 @@ fn main() {
     });
 
     println!("SELECT 1, {TASKS} tasks, {CONNECTIONS} connections, Unix socket\n");
-    println!("| | a second | times the channel | times deadpool | with a deadline | times bb8 |");
-    println!("|---|--:|--:|--:|--:|--:|");
+    print!("| | a second | client, µs each ");
+    println!("| times the channel | times deadpool | with a deadline | times bb8 |");
+    println!("|---|--:|--:|---|---|---|---|");
+    let rate = |sample: &Sample| sample.rate;
     for (who, name) in NAMES.iter().enumerate() {
-        let rate = rounds.median(who, |rate| *rate);
-        let times = |other| rounds.ratio(who, other, |rate: &f64| *rate);
-        let [channel, deadpool, with_deadline, bb8] = [0, 2, 4, 5].map(times);
-        print!("| {name} | {rate:.0} | {channel:.3} ");
-        println!("| {deadpool:.3} | {with_deadline:.3} | {bb8:.3} |");
+        let effort = rounds.median(who, |sample| sample.effort);
+        print!("| {name} | {:.0} | {effort:.1} ", rounds.median(who, rate));
+        for other in [0, 2, 4, 5] {
+            let (low, high) = rounds.interval(who, other, rate);
+            print!("| {:.3} ({low:.2} to {high:.2}) ", rounds.ratio(who, other, rate));
+        }
+        println!("|");
     }
 }

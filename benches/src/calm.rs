@@ -5,9 +5,9 @@
 //! little of it says nothing about a pool. Elsewhere every measurement counts as undisturbed.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Nanoseconds that threads which have ended since were kept waiting.
 static ENDED: AtomicU64 = AtomicU64::new(0);
@@ -59,19 +59,31 @@ pub(crate) fn noting_delay<T>(work: impl FnOnce() -> T) -> T {
     done
 }
 
+/// How long the threads of this process that are alive have run so far, in the program or in the
+/// kernel for it; zero where that is not to be had.
+#[must_use]
+pub fn run_time() -> Duration {
+    Duration::from_nanos(threads().map(|thread| number_in(&thread, 0)).sum())
+}
+
 /// How long all threads of this process have been kept waiting so far, in nanoseconds.
 fn delay() -> u64 {
-    let alive: u64 = fs::read_dir("/proc/self/task")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|thread| delay_in(&thread.path().join("schedstat")))
-        .sum();
+    let alive: u64 = threads().map(|thread| delay_in(&thread)).sum();
     alive + ENDED.load(Ordering::Relaxed)
 }
 
-/// The second of the three numbers: run time, delay, time slices.
 fn delay_in(schedstat: &Path) -> u64 {
+    number_in(schedstat, 1)
+}
+
+/// What the kernel tells of each thread that is alive.
+fn threads() -> impl Iterator<Item = PathBuf> {
+    let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    threads.map(|thread| thread.path().join("schedstat"))
+}
+
+/// One of the three numbers: run time, delay, time slices.
+fn number_in(schedstat: &Path, place: usize) -> u64 {
     let text = fs::read_to_string(schedstat).unwrap_or_default();
-    text.split_whitespace().nth(1).and_then(|delay| delay.parse().ok()).unwrap_or(0)
+    text.split_whitespace().nth(place).and_then(|number| number.parse().ok()).unwrap_or(0)
 }

@@ -12,7 +12,7 @@ mod load;
 mod pools;
 mod rounds;
 
-pub use self::calm::disturbed;
+pub use self::calm::{disturbed, run_time};
 pub use self::counting::{CountingAllocator, allocated_bytes, allocations, start_counting};
 pub use self::effort::{
     Effort, POOL, RAW, cores, count_boxes, count_hits, count_waits, time_hits, time_threads,
