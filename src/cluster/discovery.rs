@@ -265,7 +265,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
     fn tell_applied(&self, changes: &Changes<K>) {
         #[cfg(feature = "tracing")]
         {
-            let cluster = &*self.settings.name;
+            let cluster = tracing::field::display(&self.settings.name);
             for (key, error) in &changes.errors {
                 let error = error as &(dyn std::error::Error + 'static);
                 tracing::warn!(target: "millpond", cluster, node = %key, error, "a node is refused");
@@ -459,7 +459,7 @@ fn drain<K: Key, M: Manager>(cluster: Arc<str>, node: Arc<Node<K, M>>, deadline:
         #[cfg(feature = "tracing")]
         if !report.still_out.is_empty() {
             let (cluster, node) = (&*cluster, node.key());
-            tracing::warn!(target: "millpond", cluster, %node, "removed, but not drained: {report}");
+            tracing::warn!(target: "millpond", %cluster, %node, "removed, but not drained: {report}");
         }
         #[cfg(not(feature = "tracing"))]
         drop((report, cluster));

@@ -279,7 +279,7 @@ impl<K: Key, M: Manager> Watching<K, M> {
         #[cfg(feature = "tracing")]
         {
             let cause = error.source().unwrap_or(&error);
-            let cluster = &*self.name;
+            let cluster = tracing::field::display(&self.name);
             tracing::warn!(target: "millpond", cluster, error = cause, "no nodes are learned");
         }
         self.told.news().error = Some(Arc::new(error));
@@ -287,7 +287,7 @@ impl<K: Key, M: Manager> Watching<K, M> {
 
     fn tell_ended(&self) {
         #[cfg(feature = "tracing")]
-        tracing::info!(target: "millpond", cluster = &*self.name, "a watch of nodes has ended");
+        tracing::info!(target: "millpond", cluster = %self.name, "a watch of nodes has ended");
         #[cfg(not(feature = "tracing"))]
         let _ = &self.name;
     }
