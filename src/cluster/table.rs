@@ -11,6 +11,7 @@ use super::node::{Member, Node};
 use crate::manager::Manager;
 use crate::pool::PoolRef;
 use arc_swap::{ArcSwap, Cache, Guard};
+use crossbeam_utils::CachePadded;
 use std::borrow::Borrow;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -107,10 +108,11 @@ pub(super) struct Current<K: Key, M: Manager> {
     current: Arc<ArcSwap<Table<K, M>>>,
     /// What each thread has last seen of it. A thread that does not come back keeps an old table
     /// alive, and the closed pools in it.
-    seen: ThreadLocal<RefCell<Seen<K, M>>>,
+    seen: ThreadLocal<Seen<K, M>>,
 }
 
-type Seen<K, M> = Cache<Arc<ArcSwap<Table<K, M>>>, Arc<Table<K, M>>>;
+/// Padded, since each look writes to it, and threads have theirs side by side.
+type Seen<K, M> = CachePadded<RefCell<Cache<Arc<ArcSwap<Table<K, M>>>, Arc<Table<K, M>>>>>;
 
 impl<K: Key, M: Manager> Current<K, M> {
     pub(super) fn new(table: Table<K, M>) -> Self {
@@ -134,7 +136,7 @@ impl<K: Key, M: Manager> Current<K, M> {
     /// thread looked.
     #[inline(always)]
     pub(super) fn with<T>(&self, look: impl FnOnce(&Table<K, M>) -> T) -> T {
-        let seen = self.seen.get_or(|| RefCell::new(Cache::new(self.current.clone())));
+        let seen = self.seen.get_or(|| RefCell::new(Cache::new(self.current.clone())).into());
         match seen.try_borrow_mut() {
             Ok(mut seen) => look(seen.load()),
             // A key's hash, or the end of a pool in an old table, has led here from within.
