@@ -22,6 +22,7 @@ pub use self::load::{
 };
 pub use self::pools::{
     BenchPool, Connection, Tally, TrivialManager, WaitingPool, clusters, contended,
-    everything_by_the_clock, hits, millpond_pool, nothing_by_the_clock, upkept, waiting,
+    contended_clusters, everything_by_the_clock, hits, millpond_pool, nothing_by_the_clock, upkept,
+    waiting,
 };
 pub use self::rounds::Rounds;

@@ -544,14 +544,7 @@ pub async fn upkept(capacity: usize) -> Vec<Arc<dyn BenchPool>> {
 ///
 /// If the settings are out of range.
 pub async fn clusters(capacity: usize) -> Vec<Arc<dyn BenchPool>> {
-    let of_keys = |nodes: usize, key: fn(usize) -> String| {
-        let cluster = Cluster::builder().pools(move |pool| pool.max_size(capacity)).build();
-        let cluster = cluster.expect("a cluster");
-        for number in 0..nodes {
-            cluster.add_node(key(number), TrivialManager::default()).expect("a node");
-        }
-        OfCluster { cluster, key: key(nodes / 2), capacity }
-    };
+    let of_keys = |nodes, key| of_nodes(capacity, nodes, key);
     let of_nodes = |nodes| of_keys(nodes, |number| format!("node-{number}.example:5432"));
     let pool = || millpond_pool(capacity, |pool| pool);
     let node = |name, nodes| Arc::new(NodeAsync { name, pool: of_nodes(nodes), tally: None });
@@ -590,6 +583,91 @@ pub async fn clusters(capacity: usize) -> Vec<Arc<dyn BenchPool>> {
         admit(&**pool, capacity).await;
     }
     pools
+}
+
+/// A cluster whose threads go to nodes of their own.
+struct ApartAsync {
+    of: OfCluster,
+    keys: Vec<String>,
+    next: AtomicUsize,
+}
+
+impl BenchPool for ApartAsync {
+    fn name(&self) -> &'static str {
+        "`Cluster::acquire`, a node for each thread"
+    }
+
+    fn turns(&self, turns: u64) -> Boxed<'_, ()> {
+        let key = self.keys[self.next.fetch_add(1, Ordering::Relaxed) % self.keys.len()].as_str();
+        Box::pin(async move {
+            for _ in 0..turns {
+                self.of.cluster.acquire(key).await.expect(HIT).touch();
+            }
+        })
+    }
+
+    fn fill(&self, connections: usize) -> Boxed<'_, ()> {
+        Box::pin(async move {
+            for key in &self.keys {
+                let mut held = Vec::new();
+                for _ in 0..connections {
+                    held.push(self.of.cluster.acquire(key.as_str()).await.expect(HIT));
+                }
+            }
+        })
+    }
+
+    fn waits(&self, _: u64) -> Option<Boxed<'_, ()>> {
+        None
+    }
+
+    fn capacity(&self) -> usize {
+        self.of.capacity
+    }
+
+    fn tally(&self) -> Option<&Tally> {
+        None
+    }
+}
+
+/// Clusters that several threads use at the same time: each a node of its own, all the same one, and
+/// all the same one by a handle.
+///
+/// # Panics
+///
+/// If the settings are out of range.
+pub async fn contended_clusters(capacity: usize) -> Vec<Arc<dyn BenchPool>> {
+    let of = || of_nodes(capacity, 10, |number| format!("node-{number}.example:5432"));
+    let (apart, handle) = (of(), of());
+    let keys = apart.cluster.nodes();
+    let node = handle.cluster.node(&handle.key).expect("a node");
+    let pools: Vec<Arc<dyn BenchPool>> = vec![
+        Arc::new(ApartAsync { of: apart, keys, next: AtomicUsize::new(0) }),
+        Arc::new(NodeAsync {
+            name: "`Cluster::acquire`, one node for all",
+            pool: of(),
+            tally: None,
+        }),
+        Arc::new(HandleAsync {
+            name: "`NodeHandle::acquire`, one node for all",
+            pool: OfHandle { node, capacity },
+            tally: None,
+        }),
+    ];
+    for pool in &pools {
+        admit(&**pool, capacity).await;
+    }
+    pools
+}
+
+/// A cluster of so many nodes, of which the one in the middle is used.
+fn of_nodes(capacity: usize, nodes: usize, key: fn(usize) -> String) -> OfCluster {
+    let cluster = Cluster::builder().pools(move |pool| pool.max_size(capacity)).build();
+    let cluster = cluster.expect("a cluster");
+    for number in 0..nodes {
+        cluster.add_node(key(number), TrivialManager::default()).expect("a node");
+    }
+    OfCluster { cluster, key: key(nodes / 2), capacity }
 }
 
 /// Those that several threads use at the same time: the raw queue first, `Pool::acquire` second.

@@ -20,7 +20,7 @@ use super::table::Table;
 use super::{Cluster, Key, Shared};
 use crate::error::{AcquireError, ReleaseError};
 use crate::manager::Manager;
-use crate::pool::{Attempt, ConnectionInfo, Missed, Pooled, PooledOwned};
+use crate::pool::{Attempt, ConnectionInfo, Missed, Pooled, PooledRef};
 use event_listener::EventListener;
 use std::borrow::Borrow;
 use std::fmt;
@@ -39,12 +39,12 @@ type Caller = &'static Location<'static>;
 
 /// A connection of a node, on loan; dropping it gives it back to the node.
 pub struct ClusterGuard<K: Key, M: Manager> {
-    pooled: PooledOwned<Member<K, M>>,
+    pooled: PooledRef<Member<K, M>>,
 }
 
 impl<K: Key, M: Manager> ClusterGuard<K, M> {
     #[inline]
-    fn new(pooled: PooledOwned<Member<K, M>>) -> Self {
+    fn new(pooled: PooledRef<Member<K, M>>) -> Self {
         Self { pooled }
     }
 
@@ -142,9 +142,9 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     /// # Cost
     ///
     /// A hit allocates nothing, takes no lock and reads no clock; it looks the node up in a table
-    /// that changes never block, and counts the guard as one more user of the pool. A [`NodeHandle`]
-    /// saves both. A thread's first acquire, and its first after a change of the nodes, takes the new
-    /// table over.
+    /// that changes never block, and counts the guard at this thread's own reference to the pool. A
+    /// [`NodeHandle`] saves both. A thread's first acquire of a node, and its first after a change of the
+    /// nodes, takes the new table over and allocates.
     ///
     /// # Examples
     ///
@@ -173,7 +173,7 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     {
         let caller = Location::caller();
         async move {
-            let pool = self.shared.table.with(|table| table.pool(key));
+            let pool = self.shared.table.pool(|table| table.place(key));
             let Some(pool) = pool else { return Err(self.shared.unknown(key)) };
             match pool.attempt(caller) {
                 Attempt::Hit(pooled) => Ok(ClusterGuard::new(pooled)),
@@ -478,10 +478,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
     }
 
     async fn acquire_of(self: &Arc<Self>, aim: Aim<'_, K>, caller: Caller) -> Served<K, M> {
-        let picked = self.table.with(|table| {
-            let place = aim.pick(&self.choice(table))?;
-            Some(table.nodes()[place].pool.reference())
-        });
+        let picked = self.table.pool(|table| aim.pick(&self.choice(table)));
         let first = match picked.map(|pool| pool.attempt(caller)) {
             Some(Attempt::Hit(pooled)) => return Ok(ClusterGuard::new(pooled)),
             Some(Attempt::Miss(missed)) => Some(missed),
@@ -516,7 +513,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
 /// A limit that no clock overflows at: some 30 years.
 const FAR_FUTURE: Duration = Duration::from_secs(1 << 30);
 
-type Waiting<K, M> = dyn Future<Output = Result<PooledOwned<Member<K, M>>, AcquireError<<M as Manager>::Error>>>
+type Waiting<K, M> = dyn Future<Output = Result<PooledRef<Member<K, M>>, AcquireError<<M as Manager>::Error>>>
     + Send;
 
 /// One of the nodes that an acquire waits at.
@@ -555,7 +552,7 @@ struct Race<'a, K: Key, M: Manager> {
 /// What ends one wait of a race.
 enum Event<K: Key, M: Manager> {
     /// This runner has an answer.
-    Answer(usize, Result<PooledOwned<Member<K, M>>, AcquireError<M::Error>>),
+    Answer(usize, Result<PooledRef<Member<K, M>>, AcquireError<M::Error>>),
     /// A node has come, gone, failed, come back or changed its role.
     Changed,
     /// Nothing has happened for `try_next_after`.

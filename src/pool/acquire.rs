@@ -6,7 +6,7 @@
 use super::Pool;
 use super::guard::end;
 #[cfg(feature = "cluster")]
-use super::guard::{Pooled, PooledOwned};
+use super::guard::{Pooled, PooledRef};
 use super::life::look_over;
 use super::{DRAINING, Shared, deadlock::Waiting, operation::bounded};
 #[cfg(feature = "cluster")]
@@ -240,18 +240,27 @@ impl<M: Manager> Drop for Patient<'_, M> {
     }
 }
 
-/// A pool for those who look at several: a reference that does not keep it open, at half the cost of a
-/// handle.
+/// A pool for those who look at several: a reference that does not keep it open. Its clones are counted
+/// together, and apart from all other references: a thread that makes clones of one of its own has
+/// their count to itself.
 #[cfg(feature = "cluster")]
-pub(crate) struct PoolRef<M: Manager>(pub(super) Arc<Shared<M>>);
+pub(crate) struct PoolRef<M: Manager>(Arc<One<M>>);
+
+/// What the clones of a reference are counted at.
+#[cfg(feature = "cluster")]
+struct One<M: Manager>(Arc<Shared<M>>);
 
 #[cfg(feature = "cluster")]
 impl<M: Manager> PoolRef<M> {
+    pub(super) fn new(shared: Arc<Shared<M>>) -> Self {
+        Self(Arc::new(One(shared)))
+    }
+
     /// What an acquire finds at once.
     #[inline(always)]
     pub(crate) fn attempt(self, caller: Caller) -> Attempt<M> {
-        match try_acquire_owned(self.0, caller) {
-            Ok(loan) => Attempt::Hit(PooledOwned::new(loan)),
+        match try_acquire_owned(self, caller) {
+            Ok(loan) => Attempt::Hit(PooledRef::new(loan)),
             Err((keeper, found)) => Attempt::Miss(Missed { keeper, found, caller }),
         }
     }
@@ -265,18 +274,28 @@ impl<M: Manager> Clone for PoolRef<M> {
     }
 }
 
+#[cfg(feature = "cluster")]
+impl<M: Manager> Deref for PoolRef<M> {
+    type Target = Shared<M>;
+
+    #[inline(always)]
+    fn deref(&self) -> &Shared<M> {
+        &self.0.0
+    }
+}
+
 /// What it finds.
 #[cfg(feature = "cluster")]
 pub(crate) enum Attempt<M: Manager> {
-    Hit(PooledOwned<M>),
+    Hit(PooledRef<M>),
     Miss(Missed<M>),
 }
 
 /// An acquire that has not found what it wanted at once.
 #[cfg(feature = "cluster")]
 pub(crate) struct Missed<M: Manager> {
-    keeper: Arc<Shared<M>>,
-    found: Found<Arc<Shared<M>>>,
+    keeper: PoolRef<M>,
+    found: Found<PoolRef<M>>,
     caller: Caller,
 }
 
@@ -284,7 +303,7 @@ pub(crate) struct Missed<M: Manager> {
 impl<M: Manager> Missed<M> {
     /// Whether it was made at this pool.
     pub(crate) fn is_at(&self, pool: &Pool<M>) -> bool {
-        Arc::ptr_eq(&self.keeper, &pool.shared)
+        std::ptr::eq(&*self.keeper, &*pool.shared)
     }
 
     pub(crate) fn manager(&self) -> &M {
@@ -301,10 +320,10 @@ impl<M: Manager> Missed<M> {
         self,
         limit: Duration,
         patient: bool,
-    ) -> Result<PooledOwned<M>, AcquireError<M::Error>> {
+    ) -> Result<PooledRef<M>, AcquireError<M::Error>> {
         let Self { keeper, found, caller } = self;
         let ask = Ask { limit: Some(limit), patient, ..Ask::new(caller) };
-        acquire_slow(keeper, ask, found).await.map(PooledOwned::new)
+        acquire_slow(keeper, ask, found).await.map(PooledRef::new)
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Not here: where a released connection goes (`core`).
 
+#[cfg(feature = "cluster")]
+use super::acquire::PoolRef;
 use super::life::look_over;
 use super::{Shared, Tenant, operation::bounded, trace::no_span};
 use crate::config::CheckPolicy;
@@ -50,6 +52,12 @@ pub struct Pooled<'p, M: Manager> {
 /// [`Pooled`].
 pub struct PooledOwned<M: Manager> {
     loan: Loan<Arc<Shared<M>>>,
+}
+
+/// The same for those who look at several pools.
+#[cfg(feature = "cluster")]
+pub(crate) struct PooledRef<M: Manager> {
+    loan: Loan<PoolRef<M>>,
 }
 
 /// What a pool knows of a connection.
@@ -142,6 +150,8 @@ macro_rules! pooled {
 
 pooled!(Pooled<'p, M>, &'p Shared<M>);
 pooled!(PooledOwned<M>, Arc<Shared<M>>);
+#[cfg(feature = "cluster")]
+pooled!(PooledRef<M>, PoolRef<M>);
 
 impl<C> Tenant<C> {
     /// What there is to know of a connection in a slot that has been acquired `uses` times.

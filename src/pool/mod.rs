@@ -24,6 +24,8 @@ mod trace;
 
 pub use self::admin::DrainReport;
 pub use self::builder::PoolBuilder;
+#[cfg(feature = "cluster")]
+pub(crate) use self::guard::PooledRef;
 pub use self::guard::{ConnectionInfo, Pooled, PooledOwned};
 pub use self::reaper::{Holder, Maintenance};
 
@@ -85,7 +87,7 @@ pub struct Pool<M: Manager> {
 }
 
 /// What a pool's handles, guards and tasks share.
-struct Shared<M: Manager> {
+pub(crate) struct Shared<M: Manager> {
     core: Core<Self>,
     /// Whether there is something to do whenever a clean connection comes back.
     attentive: bool,
@@ -131,7 +133,7 @@ const CLOSED: u8 = 2;
 type WhichNode = dyn Fn() -> ClusterNode + Send + Sync;
 
 /// What lives in a slot.
-struct Tenant<C> {
+pub(crate) struct Tenant<C> {
     connection: C,
     /// 1 for the pool's first connection.
     id: u64,
@@ -400,16 +402,14 @@ impl<M: Manager> Pool<M> {
 
     /// What an acquire finds at once.
     #[cfg(feature = "cluster")]
-    #[inline(always)]
     pub(crate) fn attempt(&self, caller: &'static Location<'static>) -> Attempt<M> {
         self.reference().attempt(caller)
     }
 
     /// The pool without its handle.
     #[cfg(feature = "cluster")]
-    #[inline(always)]
     pub(crate) fn reference(&self) -> PoolRef<M> {
-        PoolRef(self.shared.clone())
+        PoolRef::new(self.shared.clone())
     }
 
     /// Acquires a connection if one is idle and nobody waits; never waits, never opens one.

@@ -7,9 +7,9 @@
 
 use millpond::IdleOrder;
 use millpond_bench::{
-    Connection, Effort, POOL, RAW, Rounds, SHAPES, Shape, WaitingPool, clusters, contended,
-    disturbed, everything_by_the_clock, hits, millpond_pool, thread_runtime, time_hits,
-    time_threads, upkept, wait, waiting, worker_runtime,
+    BenchPool, Connection, Effort, POOL, RAW, Rounds, SHAPES, Shape, WaitingPool, clusters,
+    contended, contended_clusters, disturbed, everything_by_the_clock, hits, millpond_pool,
+    thread_runtime, time_hits, time_threads, upkept, wait, waiting, worker_runtime,
 };
 use std::future::Future;
 use std::hint::black_box;
@@ -126,6 +126,12 @@ fn cluster(runtime: &Runtime, effort: &Effort, goals: &mut Goals) {
         } else if name.starts_with("`NodeHandle") {
             goals.at_most(format!("{name}, ns more than `Pool::acquire`"), 15.0, more);
         }
+    }
+    println!("\n## Threads at a cluster: 16 connections a node, millions of turns a second\n");
+    let pools = runtime.block_on(contended_clusters(16));
+    let ratios = two_threads(runtime, &pools, effort);
+    for (pool, ratio) in pools.iter().zip(ratios) {
+        goals.at_least(format!("{}, two threads, times the work of one", pool.name()), 1.8, ratio);
     }
 }
 
@@ -250,22 +256,28 @@ fn cpu_ticks() -> u64 {
 }
 
 fn scaling(runtime: &Runtime, effort: &Effort, goals: &mut Goals) {
-    let pools = runtime.block_on(contended(16));
-    // One thread and two threads of one pool follow each other: 2 × who, 2 × who + 1.
-    let rounds = time_threads(runtime, &pools, &[1, 2], effort);
     println!("\n## Threads: 16 connections, millions of turns a second\n");
+    let pools = runtime.block_on(contended(16));
+    let ratios = two_threads(runtime, &pools, effort);
+    goals.at_least("two threads, times the work of one", 1.8, ratios[POOL]);
+}
+
+/// How much more two threads do than one, pool by pool.
+fn two_threads(runtime: &Runtime, pools: &[Arc<dyn BenchPool>], effort: &Effort) -> Vec<f64> {
+    // One thread and two threads of one pool follow each other: 2 × who, 2 × who + 1.
+    let rounds = time_threads(runtime, pools, &[1, 2], effort);
     println!("| | one thread | two threads | ratio |\n|---|--:|--:|--:|");
+    let ratio = |who: usize| rounds.ratio(2 * who + 1, 2 * who, |rate| *rate);
     for (who, pool) in pools.iter().enumerate() {
         println!(
             "| {} | {:.2} | {:.2} | {:.2} |",
             pool.name(),
             rounds.median(2 * who, |rate| *rate),
             rounds.median(2 * who + 1, |rate| *rate),
-            rounds.ratio(2 * who + 1, 2 * who, |rate| *rate)
+            ratio(who)
         );
     }
-    let ratio = rounds.ratio(2 * POOL + 1, 2 * POOL, |rate| *rate);
-    goals.at_least("two threads, times the work of one", 1.8, ratio);
+    (0..pools.len()).map(ratio).collect()
 }
 
 /// One round of one contestant: throughput in millions a second, and waits in µs.

@@ -88,29 +88,6 @@ fn main() -> ExitCode {
             let node = cluster(&runtime).node(KEY).expect("a node");
             counted_loop(count, || poll_once!(node.acquire()));
         }
-        "two" | "same" | "twonode" | "twopool" | "twoowned" => {
-            let cluster = cluster(&runtime);
-            let node = cluster.node(KEY).expect("a node");
-            let other = if kind == "two" { "db-6.internal:5432" } else { KEY };
-            let held: Vec<_> = (0..16).map(|_| runtime.block_on(cluster.acquire(KEY)).unwrap()).collect();
-            drop(held);
-            drop(runtime.block_on(cluster.acquire(other)).unwrap());
-            std::thread::scope(|scope| {
-                for key in [KEY, other] {
-                    let (cluster, node, pool, kind) = (&cluster, &node, &pool, &kind);
-                    scope.spawn(move || {
-                        let began = std::time::Instant::now();
-                        match kind.as_str() {
-                            "twonode" => counted_loop(count, || poll_once!(node.acquire())),
-                            "twopool" => counted_loop(count, || poll_once!(pool.acquire())),
-                            "twoowned" => counted_loop(count, || poll_once!(pool.acquire_owned())),
-                            _ => counted_loop(count, || poll_once!(cluster.acquire(key))),
-                        }
-                        println!("{kind} {:.1} ns", began.elapsed().as_nanos() as f64 / count as f64);
-                    });
-                }
-            });
-        }
         other => {
             eprintln!("'{other}' is not a kind of hit");
             return ExitCode::FAILURE;
