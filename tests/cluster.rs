@@ -10,7 +10,7 @@ use millpond::cluster::{
     Cluster, ClusterBuilder, ClusterError, ClusterGuard, Endpoint, NodeError, NodeOptions,
     NodeView, Policy, Role,
 };
-use millpond::{AcquireError, Health, Manager, from_fn};
+use millpond::{AcquireError, CheckPolicy, Health, Manager, PoolBuilder, from_fn};
 use std::collections::{BTreeMap, HashMap};
 use std::future::ready;
 use std::pin::pin;
@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak, mpsc};
 use std::task::Poll;
 use std::time::Duration;
+use tokio::time::timeout;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -820,6 +821,22 @@ async fn what_an_acquire_answers_and_its_future_stay_small() {
     for (what, size) in sizes {
         assert!(size <= LARGEST_FUTURE, "{what} has {size} bytes");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_found_at_a_node_that_is_not_wanted_any_more_is_not_held() {
+    let check = |pool: PoolBuilder<_>| pool.max_size(1).check(CheckPolicy::Always);
+    let (cluster, managers) = cluster_of(builder().pools(check), [("a", plain())]);
+    drop(cluster.acquire("a").await.unwrap());
+    let asked = AtomicUsize::new(0);
+    let once =
+        |_: &NodeView<'_, String>| (asked.fetch_add(1, Ordering::SeqCst) == 0).then_some(0.0);
+    // It finds a connection that has to be checked, and then that no node may be used.
+    let mut waits = pin!(cluster.acquire_any(Policy::Rank(&once)));
+    assert!(poll_once(waits.as_mut()).is_pending());
+    assert!(asked.load(Ordering::SeqCst) > 1);
+    drop(timeout(SECOND, cluster.acquire("a")).await.expect("it is held").unwrap());
+    assert_eq!(managers[0].ledger.opened(), 1);
 }
 
 /// A manager that counts its ends, and uses its cluster in the middle of each.

@@ -669,6 +669,8 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             let patient = !missed.has_found();
             self.runners.push(Runner::new(node.clone(), missed, patient));
         }
+        // A connection that was found at a node that may not be used after all goes back.
+        self.first = None;
         if self.runners.is_empty() {
             self.nobody_is_left(&table)?;
         }
