@@ -19,16 +19,28 @@
 mod support;
 use support::*;
 
+use std::env;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{self, Receiver};
 
-/// Runs an example as a user would. The examples are built along with the tests, if all are.
-fn example(name: &str, arguments: &[&str]) -> Output {
+/// Runs an example as a user would; `scripts/test` has built it before.
+fn cargo_run(name: &str, arguments: &[&str]) -> Command {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["run", "--quiet", "--locked", "--all-features", "--example", name, "--"]);
-    cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(arguments).output().expect("cargo runs")
+    // What tests are told of their package would have libraries built again that ask for it.
+    for (name, _) in env::vars() {
+        if name.starts_with("CARGO_MANIFEST_") || name.starts_with("CARGO_PKG_") {
+            cargo.env_remove(name);
+        }
+    }
+    cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(arguments);
+    cargo
+}
+
+fn example(name: &str, arguments: &[&str]) -> Output {
+    cargo_run(name, arguments).output().expect("cargo runs")
 }
 
 /// It succeeds, and says `expected`.
@@ -119,11 +131,9 @@ struct Dashboard {
 
 impl Dashboard {
     fn start(trouble: &str) -> Self {
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["run", "--quiet", "--locked", "--all-features", "--example", "dashboard"]);
         // Cargo becomes the example.
-        cargo.args(["--", "--port", "0", "--trouble", trouble]);
-        cargo.current_dir(env!("CARGO_MANIFEST_DIR")).stdout(Stdio::piped());
+        let mut cargo = cargo_run("dashboard", &["--port", "0", "--trouble", trouble]);
+        cargo.stdout(Stdio::piped());
         let mut dashboard =
             Self { child: cargo.spawn().expect("cargo runs"), address: String::new() };
         let mut first = String::new();

@@ -321,7 +321,7 @@ pub(super) fn wait_blocking<K: Keeper>(
 ///
 /// The knob between throughput and an even tail. On two noisy cores, 8 had 1.57 times the
 /// throughput of the best fair peer and 0.91 times its p99.9 of the wait (64 tasks on 8
-/// connections); 2 had 1.08 and 1.30 times. `cargo run --release -p millpond-bench --bin figures --
+/// connections); 2 had 1.08 and 1.30 times. `cargo run --release -p millpond-tools --bin figures --
 /// waiting` measures it.
 const AWAY_EVERY: u32 = 8;
 

@@ -1,4 +1,4 @@
-//! Millpond's figures, as pictures: `cargo run --release -p millpond-bench --bin report`.
+//! Millpond's figures, as pictures: `cargo run --release -p millpond-tools --bin report`.
 //!
 //! Measures, and writes four charts (SVG) and the data file that they are drawn from. With `--quick`
 //! it gives a first impression; with `--data FILE` it draws again what was measured before. Read
@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn the_pictures_of_the_readme_are_drawn_from_the_data_beside_them() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/figures");
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/figures");
         let data = Data::read(&folder.join(DATA_FILE)).expect("the data file");
         for picture in charts::all(&data).expect("pictures") {
             let kept = fs::read_to_string(folder.join(picture.file)).expect("a picture");
