@@ -19,7 +19,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::{Config, NoTls};
 
 #[path = "../../tests/support/servers/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "the tests use more of it")]
@@ -40,9 +40,11 @@ const NAMES: [&str; 6] = [
     "bb8-postgres, 30 s deadline",
 ];
 
-/// One statement, one round trip.
-async fn select(client: &Client) {
-    client.simple_query("SELECT 1").await.expect("the server answers");
+/// One statement, one round trip: by the method that a user of this connection gets who types the same.
+macro_rules! select {
+    ($connection:expr) => {
+        $connection.simple_query("SELECT 1").await.expect("the server answers")
+    };
 }
 
 /// What was measured of one contestant in one round.
@@ -95,7 +97,7 @@ async fn through_channel(config: Config) -> Sample {
         let (give, take) = (give.clone(), take.clone());
         async move {
             let client = take.recv().await.expect("the channel is open");
-            select(&client).await;
+            select!(client);
             give.send(client).await.expect("the channel is open");
         }
     })
@@ -109,7 +111,7 @@ async fn through_millpond(config: Config, limit: Duration) -> Sample {
     let mine = pool.clone();
     let sample = throughput(move || {
         let pool = mine.clone();
-        async move { select(&pool.acquire().await.expect("a connection")).await }
+        async move { drop(select!(pool.acquire().await.expect("a connection"))) }
     })
     .await;
     let opened = pool.metrics().created;
@@ -124,7 +126,7 @@ async fn through_deadpool(config: Config, limit: Option<Duration>) -> Sample {
     let pool = pool.expect("the settings are in range");
     throughput(move || {
         let pool = pool.clone();
-        async move { select(&pool.get().await.expect("a connection")).await }
+        async move { drop(select!(pool.get().await.expect("a connection"))) }
     })
     .await
 }
@@ -136,7 +138,7 @@ async fn through_bb8(config: Config) -> Sample {
     let pool = builder.build(manager).await.expect("the server is there");
     throughput(move || {
         let pool = pool.clone();
-        async move { select(&pool.get().await.expect("a connection")).await }
+        async move { drop(select!(pool.get().await.expect("a connection"))) }
     })
     .await
 }
