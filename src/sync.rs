@@ -14,12 +14,9 @@ pub(crate) type BoxCell<T> = crossbeam_utils::atomic::AtomicCell<Option<Box<T>>>
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64};
 #[cfg(all(feature = "postgres", not(loom)))]
-pub(crate) use std::{
-    sync::{
-        Mutex,
-        atomic::{AtomicBool, AtomicU8, fence},
-    },
-    thread_local,
+pub(crate) use std::sync::{
+    Mutex,
+    atomic::{AtomicBool, AtomicU8, fence},
 };
 
 #[cfg(loom)]

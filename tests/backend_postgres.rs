@@ -10,15 +10,11 @@ use support::*;
 
 use millpond::backends::postgres::{Error, PoolMode, PostgresManager};
 use millpond::{AcquireError, OperationError, Pool, PoolBuilder, PoolMetrics, Pooled};
-use std::future::Future;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Waker};
-use std::thread;
-use std::time::Instant;
 use tokio_postgres::types::Type;
-use tokio_postgres::{Config, IsolationLevel, NoTls};
+use tokio_postgres::{Config, IsolationLevel};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 type Client<'p> = Pooled<'p, PostgresManager>;
@@ -63,23 +59,6 @@ async fn ask(client: &Client<'_>, sql: &str) -> String {
     value.unwrap()
 }
 
-/// Whether a row of the table `written` comes to say so, by a connection of this thread's own.
-fn is_written(url: &str, way: &str) -> bool {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
-        tokio::spawn(connection);
-        let deadline = Instant::now() + PATIENCE;
-        while Instant::now() < deadline {
-            let sql = "SELECT FROM written WHERE way = $1";
-            if client.query_opt(sql, &[&way]).await.unwrap().is_some() {
-                return true;
-            }
-        }
-        false
-    })
-}
-
 /// Whether the connection is outside of any transaction: then each statement is one of its own, and
 /// begins when it begins.
 async fn is_outside(client: &Client<'_>) -> bool {
@@ -88,49 +67,6 @@ async fn is_outside(client: &Client<'_>) -> bool {
 }
 
 // ---- what a clean connection costs ----
-
-/// The runtime has this thread alone, which does not run the driver's task before a request is awaited.
-#[tokio::test]
-async fn a_request_is_written_by_whoever_makes_it() {
-    let Some(server) = server() else { return };
-    let pool = single(server).await;
-    let client = pool.acquire().await.unwrap();
-    client.batch_execute("CREATE TABLE written (way text)").await.unwrap();
-    let insert = "INSERT INTO written VALUES ($1) RETURNING way";
-    let insert = &client.prepare_cached(insert).await.unwrap();
-    let (client, simply) = (&client, |way| format!("INSERT INTO written VALUES ('{way}')"));
-    type Request<'r> = Pin<Box<dyn Future<Output = ()> + 'r>>;
-    let requests: [(&str, Request<'_>); 6] = [
-        ("query", Box::pin(async { drop(client.query(insert, &[&"query"]).await.unwrap()) })),
-        (
-            "query_one",
-            Box::pin(async { drop(client.query_one(insert, &[&"query_one"]).await.unwrap()) }),
-        ),
-        (
-            "query_opt",
-            Box::pin(async { drop(client.query_opt(insert, &[&"query_opt"]).await.unwrap()) }),
-        ),
-        (
-            "execute",
-            Box::pin(async { assert_eq!(client.execute(insert, &[&"execute"]).await.unwrap(), 1) }),
-        ),
-        (
-            "simple_query",
-            Box::pin(async { drop(client.simple_query(&simply("simple_query")).await.unwrap()) }),
-        ),
-        (
-            "batch_execute",
-            Box::pin(async { client.batch_execute(&simply("batch_execute")).await.unwrap() }),
-        ),
-    ];
-    for (way, mut request) in requests {
-        assert!(request.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
-        let url = server.url();
-        let written = thread::spawn(move || is_written(&url, way)).join().unwrap();
-        assert!(written, "{way} waits for the driver's task");
-        request.await;
-    }
-}
 
 #[tokio::test]
 async fn a_clean_connection_is_used_again_and_costs_no_statement() {

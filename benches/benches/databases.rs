@@ -1,5 +1,5 @@
-//! `SELECT 1` on PostgreSQL over a Unix socket, by 64 tasks that share 8 connections: through Millpond,
-//! through its peers, and through a bare channel.
+//! `SELECT 1` on PostgreSQL over a Unix socket, by 64 tasks that share 8 connections, and by one task with
+//! one connection: through Millpond, through its peers, and through a bare channel.
 //!
 //! It starts a server of its own from what is installed (Debian's package `postgresql`), on a free
 //! loopback port and in a temporary folder. The contestants run in turn, each on a runtime and on
@@ -25,8 +25,15 @@ use tokio_postgres::{Config, NoTls};
 #[allow(dead_code, unused_imports, reason = "the tests use more of it")]
 mod servers;
 
-const CONNECTIONS: usize = 8;
-const TASKS: usize = 64;
+/// How many tasks, on how many connections.
+#[derive(Clone, Copy)]
+struct Load {
+    tasks: usize,
+    connections: usize,
+}
+
+/// One where the processors are what is short of, and one where they sleep between two statements.
+const LOADS: [Load; 2] = [Load { tasks: 64, connections: 8 }, Load { tasks: 1, connections: 1 }];
 const ROUNDS: usize = 60;
 const WINDOW: Duration = Duration::from_millis(150);
 
@@ -56,12 +63,12 @@ struct Sample {
 }
 
 /// How many times a second `turn` is taken by all tasks together, and what that takes.
-async fn throughput<F>(turn: impl Fn() -> F + Clone + Send + 'static) -> Sample
+async fn throughput<F>(tasks: usize, turn: impl Fn() -> F + Clone + Send + 'static) -> Sample
 where
     F: Future<Output = ()> + Send,
 {
     let (stop, turns) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let tasks: Vec<_> = (0..TASKS)
+    let tasks: Vec<_> = (0..tasks)
         .map(|_| {
             let (turn, stop, turns) = (turn.clone(), stop.clone(), turns.clone());
             tokio::spawn(async move {
@@ -86,14 +93,14 @@ where
     Sample { rate, effort }
 }
 
-async fn through_channel(config: Config) -> Sample {
-    let (give, take) = async_channel::bounded(CONNECTIONS);
-    for _ in 0..CONNECTIONS {
+async fn through_channel(config: Config, load: Load) -> Sample {
+    let (give, take) = async_channel::bounded(load.connections);
+    for _ in 0..load.connections {
         let (client, connection) = config.connect(NoTls).await.expect("the server is there");
         tokio::spawn(connection);
         give.send(client).await.expect("there is room");
     }
-    throughput(move || {
+    throughput(load.tasks, move || {
         let (give, take) = (give.clone(), take.clone());
         async move {
             let client = take.recv().await.expect("the channel is open");
@@ -104,39 +111,39 @@ async fn through_channel(config: Config) -> Sample {
     .await
 }
 
-async fn through_millpond(config: Config, limit: Duration) -> Sample {
+async fn through_millpond(config: Config, load: Load, limit: Duration) -> Sample {
     let manager = PostgresManager::new(config);
-    let pool = Pool::builder(manager).max_size(CONNECTIONS).min_idle(CONNECTIONS);
+    let pool = Pool::builder(manager).max_size(load.connections).min_idle(load.connections);
     let pool = pool.acquire_timeout(limit).build().await.expect("the server is there");
     let mine = pool.clone();
-    let sample = throughput(move || {
+    let sample = throughput(load.tasks, move || {
         let pool = mine.clone();
         async move { drop(select!(pool.acquire().await.expect("a connection"))) }
     })
     .await;
     let opened = pool.metrics().created;
-    assert!(opened <= CONNECTIONS as u64, "{opened} connections were opened");
+    assert!(opened <= load.connections as u64, "{opened} connections were opened");
     sample
 }
 
-async fn through_deadpool(config: Config, limit: Option<Duration>) -> Sample {
+async fn through_deadpool(config: Config, load: Load, limit: Option<Duration>) -> Sample {
     let manager = deadpool_postgres::Manager::new(config, NoTls);
-    let pool = deadpool_postgres::Pool::builder(manager).max_size(CONNECTIONS);
+    let pool = deadpool_postgres::Pool::builder(manager).max_size(load.connections);
     let pool = pool.wait_timeout(limit).runtime(deadpool_postgres::Runtime::Tokio1).build();
     let pool = pool.expect("the settings are in range");
-    throughput(move || {
+    throughput(load.tasks, move || {
         let pool = pool.clone();
         async move { drop(select!(pool.get().await.expect("a connection"))) }
     })
     .await
 }
 
-async fn through_bb8(config: Config) -> Sample {
+async fn through_bb8(config: Config, load: Load) -> Sample {
     let manager = PostgresConnectionManager::new(config, NoTls);
     // Otherwise each turn has a round trip more.
-    let builder = bb8::Pool::builder().max_size(CONNECTIONS as u32).test_on_check_out(false);
+    let builder = bb8::Pool::builder().max_size(load.connections as u32).test_on_check_out(false);
     let pool = builder.build(manager).await.expect("the server is there");
-    throughput(move || {
+    throughput(load.tasks, move || {
         let pool = pool.clone();
         async move { drop(select!(pool.get().await.expect("a connection"))) }
     })
@@ -153,21 +160,28 @@ fn main() {
     config.user("millpond").dbname("millpond");
 
     let rounds = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(ROUNDS);
+    for load in LOADS {
+        compare(&config, load, rounds);
+    }
+}
+
+fn compare(config: &Config, load: Load, rounds: usize) {
     let rounds = Rounds::beside_a_server(rounds, NAMES.len(), |who| {
         let config = config.clone();
         worker_runtime().block_on(async {
             match who {
-                0 => through_channel(config).await,
-                1 => through_millpond(config, Duration::MAX).await,
-                2 => through_deadpool(config, None).await,
-                3 => through_millpond(config, Duration::from_secs(5)).await,
-                4 => through_deadpool(config, Some(Duration::from_secs(5))).await,
-                _ => through_bb8(config).await,
+                0 => through_channel(config, load).await,
+                1 => through_millpond(config, load, Duration::MAX).await,
+                2 => through_deadpool(config, load, None).await,
+                3 => through_millpond(config, load, Duration::from_secs(5)).await,
+                4 => through_deadpool(config, load, Some(Duration::from_secs(5))).await,
+                _ => through_bb8(config, load).await,
             }
         })
     });
 
-    println!("SELECT 1, {TASKS} tasks, {CONNECTIONS} connections, Unix socket\n");
+    let Load { tasks, connections } = load;
+    println!("\nSELECT 1, tasks: {tasks}, connections: {connections}, over a Unix socket\n");
     print!("| | a second | client, µs each ");
     println!("| times the channel | times deadpool | with a deadline | times bb8 |");
     println!("|---|--:|--:|---|---|---|---|");

@@ -12,7 +12,6 @@
 mod sync {
     pub(crate) use loom::sync::Mutex;
     pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, fence};
-    pub(crate) use loom::thread_local;
     pub(crate) use std::sync::atomic::Ordering;
 }
 
@@ -23,7 +22,7 @@ mod postgres {
     #[allow(dead_code, reason = "the backend uses more of it")]
     mod session;
 
-    use self::driver::{Crank, Driver, at_once};
+    use self::driver::{Crank, Driver};
     use self::session::Session;
     use crate::sync::AtomicU32;
     use loom::sync::atomic::Ordering::{AcqRel, Acquire, Release};
@@ -31,7 +30,7 @@ mod postgres {
     use std::future::Future;
     use std::pin::Pin;
     use std::sync::Arc;
-    use std::task::{Context, Poll, Wake, Waker};
+    use std::task::{Context, Poll, Waker};
 
     const WAITING: u32 = 0;
     const REGISTERING: u32 = 1;
@@ -206,43 +205,6 @@ mod postgres {
             });
             poll(&mut driver);
             asks.join().unwrap();
-        });
-    }
-
-    /// What a runtime knows of the driver's task: whether it is to run.
-    #[derive(Default)]
-    struct Task(std::sync::atomic::AtomicBool);
-
-    impl Wake for Task {
-        fn wake(self: Arc<Self>) {
-            self.0.store(true, std::sync::atomic::Ordering::SeqCst);
-        }
-    }
-
-    #[test]
-    fn whoever_asks_at_once_has_it_done_or_tells_the_task() {
-        check(|| {
-            let (line, session, mut driver, crank) = session(0);
-            let task = Arc::new(Task::default());
-            let run = |driver: &mut Driver<Connection>| {
-                task.0.store(false, std::sync::atomic::Ordering::SeqCst);
-                let _ = Pin::new(driver).poll(&mut Context::from_waker(&Waker::from(task.clone())));
-            };
-            run(&mut driver);
-            let asks = thread::spawn({
-                let (line, session) = (line.clone(), session.clone());
-                move || {
-                    block_on(at_once(&session, &*crank, async { line.ask() }));
-                    assert!(!session.is_quiet(), "a request is on its way");
-                }
-            });
-            run(&mut driver);
-            asks.join().unwrap();
-            if task.0.load(std::sync::atomic::Ordering::SeqCst) {
-                run(&mut driver);
-            }
-            assert_eq!(line.requests.load(Acquire), 0, "nobody has taken the request");
-            assert!(session.rests());
         });
     }
 

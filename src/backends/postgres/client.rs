@@ -3,23 +3,20 @@
 //! Not here: whether it is clean (`session.rs`, `mod.rs`).
 
 use super::dial::Address;
-use super::driver::{Crank, at_once};
+use super::driver::Crank;
 use super::session::Session;
 use std::collections::HashMap;
 use std::fmt;
-use std::future::Future;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
-use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Error, Row, SimpleQueryMessage, Statement, ToStatement};
+use tokio_postgres::types::Type;
+use tokio_postgres::{Error, Statement};
 
 /// A connection to PostgreSQL: a [`tokio_postgres::Client`], with a cache of prepared statements.
 ///
-/// It owns the task that runs the connection, which ends with it. That task reads the answers; requests
-/// of the methods here are written by whoever makes them, without a detour through it. So they take the
-/// place of the library's of the same name, which do the same otherwise.
+/// It owns the task that runs the connection, which ends with it.
 ///
 /// # Examples
 ///
@@ -90,94 +87,8 @@ impl Client {
         types: &[Type],
     ) -> Result<Statement, Error> {
         let cell = self.statements.cell(query, types);
-        let prepare = || self.at_once(self.client.prepare_typed(query, types));
+        let prepare = || self.client.prepare_typed(query, types);
         Ok(cell.get_or_try_init(prepare).await?.clone())
-    }
-
-    /// As [`tokio_postgres::Client::query`].
-    ///
-    /// # Errors
-    ///
-    /// As there.
-    pub async fn query<T>(
-        &self,
-        statement: &T,
-        parameters: &[&(dyn ToSql + Sync)],
-    ) -> Result<Vec<Row>, Error>
-    where
-        T: ?Sized + ToStatement,
-    {
-        self.at_once(self.client.query(statement, parameters)).await
-    }
-
-    /// As [`tokio_postgres::Client::query_one`].
-    ///
-    /// # Errors
-    ///
-    /// As there.
-    pub async fn query_one<T>(
-        &self,
-        statement: &T,
-        parameters: &[&(dyn ToSql + Sync)],
-    ) -> Result<Row, Error>
-    where
-        T: ?Sized + ToStatement,
-    {
-        self.at_once(self.client.query_one(statement, parameters)).await
-    }
-
-    /// As [`tokio_postgres::Client::query_opt`].
-    ///
-    /// # Errors
-    ///
-    /// As there.
-    pub async fn query_opt<T>(
-        &self,
-        statement: &T,
-        parameters: &[&(dyn ToSql + Sync)],
-    ) -> Result<Option<Row>, Error>
-    where
-        T: ?Sized + ToStatement,
-    {
-        self.at_once(self.client.query_opt(statement, parameters)).await
-    }
-
-    /// As [`tokio_postgres::Client::execute`].
-    ///
-    /// # Errors
-    ///
-    /// As there.
-    pub async fn execute<T>(
-        &self,
-        statement: &T,
-        parameters: &[&(dyn ToSql + Sync)],
-    ) -> Result<u64, Error>
-    where
-        T: ?Sized + ToStatement,
-    {
-        self.at_once(self.client.execute(statement, parameters)).await
-    }
-
-    /// As [`tokio_postgres::Client::simple_query`].
-    ///
-    /// # Errors
-    ///
-    /// As there.
-    pub async fn simple_query(&self, query: &str) -> Result<Vec<SimpleQueryMessage>, Error> {
-        self.at_once(self.client.simple_query(query)).await
-    }
-
-    /// As [`tokio_postgres::Client::batch_execute`].
-    ///
-    /// # Errors
-    ///
-    /// As there.
-    pub async fn batch_execute(&self, query: &str) -> Result<(), Error> {
-        self.at_once(self.client.batch_execute(query)).await
-    }
-
-    fn at_once<F: Future>(&self, request: F) -> impl Future<Output = F::Output> {
-        at_once(&self.session, &*self.crank, request)
     }
 
     /// Forgets the statements that were prepared with [`prepare_cached`](Self::prepare_cached), such

@@ -3,8 +3,6 @@
 //! Not here: what is said over it (`mod.rs`).
 
 use super::Error;
-#[cfg(unix)]
-use super::unix::UnixSocket;
 use socket2::{SockRef, TcpKeepalive};
 use std::fmt;
 use std::future::poll_fn;
@@ -29,7 +27,7 @@ pub struct Socket(Stream);
 enum Stream {
     Tcp(TcpStream),
     #[cfg(unix)]
-    Unix(UnixSocket),
+    Unix(UnixStream),
     Kept(Kept),
 }
 
@@ -160,10 +158,7 @@ impl Address {
         let open = async {
             Ok(match self {
                 #[cfg(unix)]
-                Self::Unix(path) => {
-                    let stream = UnixStream::connect(path).await?;
-                    Socket(Stream::Unix(UnixSocket::new(stream)?))
-                }
+                Self::Unix(path) => Socket(Stream::Unix(UnixStream::connect(path).await?)),
                 Self::Tcp(address) => {
                     let stream = TcpStream::connect(address).await?;
                     stream.set_nodelay(true)?;

@@ -1,18 +1,13 @@
 //! What runs a connection, and keeps an account of whether there is anything left to do.
 //!
-//! A connection has a task that reads the answers. What is asked for is written by whoever asks
-//! ([`at_once`]): to wake the task for that would cost as much as to do it.
-//!
 //! Not here: what the account means (`session.rs`).
 
 use super::session::Session;
-use crate::sync::{Mutex, thread_local};
-use std::cell::Cell;
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use crate::sync::Mutex;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
-use std::thread;
 
 /// Runs a connection until it ends.
 pub(super) struct Driver<C> {
@@ -43,59 +38,6 @@ impl Drop for Running {
     }
 }
 
-thread_local! {
-    /// The session, by its address, whose driver this thread is about to run; and whether it has been
-    /// called since.
-    #[allow(clippy::missing_const_for_thread_local, reason = "the model checker's cannot be")]
-    static HERE: Cell<(usize, bool)> = Cell::new((0, false));
-}
-
-/// As long as this lives, calls that this thread makes wake nobody; then it runs the driver itself.
-struct Here<'s> {
-    session: &'s Session,
-    crank: &'s dyn Crank,
-    before: (usize, bool),
-}
-
-impl<'s> Here<'s> {
-    fn new(session: &'s Session, crank: &'s dyn Crank) -> Self {
-        let before = HERE.with(|here| here.replace((address(session), false)));
-        Self { session, crank, before }
-    }
-}
-
-impl Drop for Here<'_> {
-    fn drop(&mut self) {
-        let (_, called) = HERE.with(|here| here.replace(self.before));
-        // A panic has enough to do, and whoever is at it may have passed what was asked for.
-        if called && (thread::panicking() || !self.crank.turn()) {
-            self.session.wake_task();
-        }
-    }
-}
-
-fn address(session: &Session) -> usize {
-    std::ptr::from_ref(session).addr()
-}
-
-/// Has a request written as soon as it has been made, by whoever makes it.
-///
-/// # Cancel safety
-///
-/// That of the request.
-pub(super) async fn at_once<F: Future>(
-    session: &Session,
-    crank: &dyn Crank,
-    request: F,
-) -> F::Output {
-    let mut request = pin!(request);
-    poll_fn(|cx| {
-        let _here = Here::new(session, crank);
-        request.as_mut().poll(cx)
-    })
-    .await
-}
-
 /// Wakes the driver, and notes that it has been called.
 struct Tell {
     session: Arc<Session>,
@@ -109,31 +51,26 @@ impl Wake for Tell {
 
     fn wake_by_ref(self: &Arc<Self>) {
         self.session.call();
-        let session = address(&self.session);
-        HERE.with(|here| match here.get() {
-            (it, _) if it == session => here.set((session, true)),
-            _ => self.task.wake_by_ref(),
-        });
+        self.task.wake_by_ref();
     }
 }
 
 /// Lets somebody else than the driver's task run the connection for a moment.
 pub(super) trait Crank: Send + Sync {
     /// Has what has been asked for written to the socket, as far as that takes it. Neither blocks nor
-    /// waits; does nothing, and says so, while somebody else is at it.
-    fn turn(&self) -> bool;
+    /// waits; does nothing while the driver is at it.
+    fn turn(&self);
 }
 
 impl<C: Future + Unpin + Send> Crank for Engine<C> {
-    fn turn(&self) -> bool {
-        let Ok(mut parts) = self.parts.try_lock() else { return false };
+    fn turn(&self) {
+        let Ok(mut parts) = self.parts.try_lock() else { return };
         if self.run(&mut parts).is_ready() {
             // The task is to end as well.
             if let Some((task, _)) = &parts.wakers {
                 task.wake_by_ref();
             }
         }
-        true
     }
 }
 
@@ -266,91 +203,6 @@ mod tests {
         assert!(poll(pin!(session.until_quiet())), "it is quiet already");
     }
 
-    /// A connection that counts its polls, hands its waker out, and does at each poll what the test says.
-    type Told = (Arc<Mutex<Option<Waker>>>, Arc<AtomicU32>);
-
-    fn counted(
-        session: &Arc<Session>,
-    ) -> (Told, Driver<impl Future<Output = ()> + Unpin + Send>, Arc<dyn Crank>) {
-        let told = (Arc::new(Mutex::new(None::<Waker>)), Arc::new(AtomicU32::new(0)));
-        let (waker, polls) = told.clone();
-        let connection = Scripted(move |cx: &mut Context<'_>| {
-            *waker.lock().expect("no panic") = Some(cx.waker().clone());
-            polls.fetch_add(1, Ordering::Relaxed);
-            Poll::Pending
-        });
-        let (driver, crank) = Driver::new(connection, session.clone());
-        (told, driver, crank)
-    }
-
-    #[test]
-    fn what_is_asked_for_is_done_by_whoever_asks() {
-        let session = Arc::new(Session::new());
-        let ((waker, polls), mut driver, crank) = counted(&session);
-        let wakes = Arc::new(Wakes::default());
-        let task = Waker::from(wakes.clone());
-        assert!(Pin::new(&mut driver).poll(&mut Context::from_waker(&task)).is_pending());
-        let call = || waker.lock().expect("no panic").as_ref().expect("polled").wake_by_ref();
-
-        let asks = at_once(&session, &*crank, async {
-            call();
-            assert!(!session.rests(), "it has still to be done");
-        });
-        assert!(poll(pin!(asks)));
-        assert_eq!((polls.load(Ordering::Relaxed), wakes.0.load(Ordering::Relaxed)), (2, 0));
-        assert!(session.rests());
-
-        assert!(poll(pin!(at_once(&session, &*crank, async {}))));
-        assert_eq!(polls.load(Ordering::Relaxed), 2, "nothing was asked for");
-
-        call();
-        assert_eq!((polls.load(Ordering::Relaxed), wakes.0.load(Ordering::Relaxed)), (2, 1));
-    }
-
-    #[test]
-    fn what_is_asked_for_of_another_session_meanwhile_is_not_held_up() {
-        let [session, other] = [(); 2].map(|()| Arc::new(Session::new()));
-        let ((waker, polls), mut driver, crank) = counted(&session);
-        let ((others_waker, others_polls), mut others_driver, others_crank) = counted(&other);
-        let [wakes, others_wakes] = [(); 2].map(|()| Arc::new(Wakes::default()));
-        for (driver, wakes) in [
-            (&mut driver as &mut (dyn Future<Output = ()> + Unpin), &wakes),
-            (&mut others_driver, &others_wakes),
-        ] {
-            let task = Waker::from(wakes.clone());
-            assert!(Pin::new(driver).poll(&mut Context::from_waker(&task)).is_pending());
-        }
-        let call = |waker: &Mutex<Option<Waker>>| {
-            waker.lock().expect("no panic").as_ref().expect("polled").wake_by_ref();
-        };
-        let asks = at_once(&session, &*crank, async {
-            call(&others_waker);
-            assert_eq!(others_wakes.0.load(Ordering::Relaxed), 1, "its task is told");
-            at_once(&other, &*others_crank, async { call(&others_waker) }).await;
-            assert_eq!(others_polls.load(Ordering::Relaxed), 2, "it has been run here");
-            call(&waker);
-        });
-        assert!(poll(pin!(asks)));
-        assert_eq!((polls.load(Ordering::Relaxed), wakes.0.load(Ordering::Relaxed)), (2, 0));
-        assert_eq!(others_wakes.0.load(Ordering::Relaxed), 1);
-    }
-
-    #[test]
-    fn a_panic_leaves_what_was_asked_for_to_the_task() {
-        let session = Arc::new(Session::new());
-        let ((waker, polls), mut driver, crank) = counted(&session);
-        let wakes = Arc::new(Wakes::default());
-        let task = Waker::from(wakes.clone());
-        assert!(Pin::new(&mut driver).poll(&mut Context::from_waker(&task)).is_pending());
-        let asks = at_once(&session, &*crank, async {
-            waker.lock().expect("no panic").as_ref().expect("polled").wake_by_ref();
-            panic!("a parameter that cannot be written");
-        });
-        let asks = std::panic::AssertUnwindSafe(|| poll(pin!(asks)));
-        assert!(std::panic::catch_unwind(asks).is_err());
-        assert_eq!((polls.load(Ordering::Relaxed), wakes.0.load(Ordering::Relaxed)), (1, 1));
-    }
-
     #[derive(Default)]
     struct Wakes(AtomicU32);
 
@@ -369,7 +221,7 @@ mod tests {
             if polls == 1 { Poll::Pending } else { Poll::Ready(()) }
         });
         let (mut driver, crank) = Driver::new(connection, session);
-        assert!(crank.turn());
+        crank.turn();
         let wakes = Arc::new(Wakes::default());
         let waker = Waker::from(wakes.clone());
         let mut cx = Context::from_waker(&waker);

@@ -2,7 +2,7 @@
 //!
 //! Read `mod.rs` (the manager and its options), `client.rs` (a pooled connection), `session.rs` (what
 //! the pool knows of its state), `driver.rs` (what runs it) and `tap.rs` (what reads along), `dial.rs`
-//! (where the server is), `unix.rs` (sockets on the same machine) and `cluster.rs` (several servers).
+//! (where the server is) and `cluster.rs` (several servers).
 //!
 //! Not here: queries, and what is done on a connection while somebody holds it.
 
@@ -13,8 +13,6 @@ mod dial;
 mod driver;
 mod session;
 mod tap;
-#[cfg(unix)]
-mod unix;
 
 pub use self::client::Client;
 #[cfg(feature = "cluster")]

@@ -133,11 +133,6 @@ impl Session {
         // Before it looks for the task: without one the driver has still to run for the first time, and
         // counts this call then.
         self.call();
-        self.wake_task();
-    }
-
-    /// Has the driver's task run, if it ever has.
-    pub(super) fn wake_task(&self) {
         let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(task) = task {
             task.wake();
