@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Checks that no dependency asks for a newer Rust than Cargo.toml promises: none of the default features,
-nor of those optional ones that keep to it as well.
+nor of those optional ones that keep to it as well. Then that compiler checks the default features, if rustup
+is there to bring it.
 
-The code itself is held to it by clippy's `incompatible_msrv`, which reads the same promise.
+The code of the other features is held to it by clippy's `incompatible_msrv`, which reads the same promise.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -38,3 +40,12 @@ for features in ("default", "axum", "metrics", "opentelemetry"):
     if too_new:
         sys.exit(f"Cargo.toml promises Rust {promised}, but of {features} " + "; ".join(too_new))
     print(f"Rust {promised} is enough for all {len(used)} packages of the features: {features}")
+
+if not shutil.which("rustup"):
+    sys.exit(print(f"without rustup there is no Rust {promised} to check the code with"))
+installed = subprocess.run(["rustup", "run", promised, "rustc", "--version"], capture_output=True)
+if installed.returncode:
+    print(f"installing Rust {promised} with rustup")
+    subprocess.run(["rustup", "toolchain", "install", promised, "--profile", "minimal"], check=True)
+check = ["check", "--package", "millpond", "--lib", "--locked", "--target-dir", "target/msrv"]
+subprocess.run(["rustup", "run", promised, "cargo", *check], check=True)
