@@ -429,7 +429,7 @@ mod managed {
         Queued,
         /// A connection was being opened, and that took too long.
         Connecting,
-        /// Connecting kept failing; the timeout's source says why.
+        /// Connecting kept failing, or hooks kept rejecting what was new; the timeout's source says why.
         ConnectFailing,
         /// A connection was being checked.
         Checking,

@@ -138,8 +138,10 @@ impl<M: Manager> Hooks<M> {
     }
 
     /// Prepares or examines a connection before it is handed out, within `check_timeout`. If it
-    /// fails, the connection is closed, and the acquire goes on with another. `try_acquire`, which
-    /// cannot wait for it, finds nothing in a pool with this hook.
+    /// fails, the connection is closed, and the acquire goes on with another. While it fails for one new
+    /// connection after the other, the pool pauses before it opens the next, as after a failed connect,
+    /// and timeouts tell its error. `try_acquire`, which cannot wait for it, finds nothing in a pool with
+    /// this hook.
     pub fn before_acquire(
         mut self,
         hook: impl for<'c> Fn(&'c mut M::Connection) -> HookFuture<'c, M::Error> + Send + Sync + 'static,

@@ -8,8 +8,8 @@ mod support;
 use support::*;
 
 use millpond::{
-    AcquireError, CheckPolicy, HookFuture, Hooks, OperationError, Pool, PoolBuilder, ReleaseError,
-    TryAcquireError, WeakPool,
+    AcquireError, CheckPolicy, HookFuture, Hooks, OperationError, Pool, PoolBuilder, PooledOwned,
+    ReleaseError, Stage, TryAcquireError, WeakPool,
 };
 use std::error::Error;
 use std::future::pending;
@@ -399,6 +399,103 @@ async fn a_panic_in_on_checkout_costs_one_connection_and_the_acquire_goes_on() {
     let hooks = Hooks::new().on_checkout(move |_| panic_if(act()));
     let (metrics, _) = costs_one_connection(hooks).await;
     assert_eq!((metrics.closed.rejected, metrics.closed.total()), (1, 1));
+}
+
+/// Rejects each connection, and hangs from the 1,000th on, so that a clock that stands still while
+/// anybody has something to do goes on after all.
+fn rejecting(rejected: &Arc<AtomicUsize>) -> impl Fn() -> Act + Send + Sync + 'static {
+    let rejected = rejected.clone();
+    move || if rejected.fetch_add(1, Ordering::SeqCst) < 1_000 { Act::Error } else { Act::Never }
+}
+
+type Acquired = Result<PooledOwned<TestManager>, AcquireError<TestError>>;
+
+/// What so many tasks get that acquire at the same time, once all have it.
+async fn all_at_once(pool: &Pool<TestManager>, count: usize) -> Vec<Acquired> {
+    let tasks: Vec<_> = (0..count)
+        .map(|_| {
+            let pool = pool.clone();
+            tokio::spawn(async move { pool.acquire_owned().await })
+        })
+        .collect();
+    let mut acquired = Vec::new();
+    for task in tasks {
+        acquired.push(task.await.unwrap());
+    }
+    acquired
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_connections_that_are_all_rejected_are_opened_with_growing_pauses() {
+    let rejected = Arc::new(AtomicUsize::new(0));
+    let act = rejecting(&rejected);
+    let hooks = Hooks::new().before_acquire(asynchronous(move |_| acting(act())));
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 4).hooks(hooks).build_lazy().unwrap();
+    let began = Instant::now();
+    for acquired in all_at_once(&pool, 8).await {
+        let error = acquired.map(|held| held.id).unwrap_err();
+        let AcquireError::Timeout(late) = error else { panic!("{error}") };
+        assert_eq!(late.stage(), Stage::ConnectFailing);
+        let cause = late.last_connect_error().expect("what the hook said");
+        assert_eq!(cause.to_string(), "scripted hook error");
+    }
+    assert_eq!(began.elapsed(), 10 * SECOND);
+    let opened = manager.connect.calls();
+    assert!((5..=100).contains(&opened), "{opened} connections in 10 s");
+    assert_eq!(rejected.load(Ordering::SeqCst), opened);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.rejected, metrics.connect_failures), (opened as u64, 0));
+    assert!(metrics.last_connect_error.is_some_and(|it| it.message.contains("hook")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hook_that_panics_each_time_has_them_opened_with_pauses_too() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = calls.clone();
+    let hooks = Hooks::new().on_checkout(move |_| {
+        // One that is rejected no more ends the test.
+        let many = counted.fetch_add(1, Ordering::SeqCst) >= 1_000;
+        assert!(many, "scripted panic in on_checkout");
+    });
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 4).hooks(hooks).build_lazy().unwrap();
+    assert!(matches!(pool.acquire().await, Err(AcquireError::Timeout(_))));
+    let opened = manager.connect.calls();
+    assert!((5..=100).contains(&opened), "{opened} connections in 10 s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_connection_that_a_hook_accepts_ends_the_pauses() {
+    let acts = Arc::new(Mutex::new(vec![Act::Ok, Act::Error, Act::Error, Act::Error]));
+    let next = acts.clone();
+    let act = move || next.lock().unwrap().pop().unwrap_or(Act::Ok);
+    let hooks = Hooks::new().before_acquire(asynchronous(move |_| acting(act())));
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).backoff(SECOND, SECOND).hooks(hooks).build_lazy().unwrap();
+    let began = Instant::now();
+    let held = pool.acquire().await.unwrap();
+    assert_eq!((held.id, manager.connect.calls()), (4, 4));
+    assert!(began.elapsed() > Duration::ZERO, "the second and the third are followed by pauses");
+    let began = Instant::now();
+    acts.lock().unwrap().extend([Act::Ok, Act::Error]);
+    assert_eq!(pool.acquire().await.unwrap().id, 6);
+    assert_eq!(began.elapsed(), Duration::ZERO, "one by itself is not");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_has_been_used_and_is_rejected_is_replaced_without_a_pause() {
+    let acts = Arc::new(Mutex::new(Vec::new()));
+    let next = acts.clone();
+    let act = move || next.lock().unwrap().pop().unwrap_or(Act::Ok);
+    let hooks = Hooks::new().before_acquire(asynchronous(move |_| acting(act())));
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 4).backoff(SECOND, SECOND).hooks(hooks).build_lazy().unwrap();
+    all_at_once(&pool, 4).await.into_iter().for_each(|held| drop(held.unwrap()));
+    let began = Instant::now();
+    acts.lock().unwrap().extend([Act::Error; 4]);
+    assert_eq!(pool.acquire().await.unwrap().id, 5);
+    assert_eq!(began.elapsed(), Duration::ZERO);
 }
 
 #[tokio::test(start_paused = true)]

@@ -387,10 +387,13 @@ where
 {
     if lease.flags().has(Flags::GREET) {
         let shared = lease.keeper().clone();
+        let new = is_new(&mut lease);
         if !shared.hooks.checkout(&lease.resource_mut().connection) {
+            shared.rejected(new, None);
             end(lease, CloseReason::Rejected);
             return None;
         }
+        shared.accepted(new);
         if let Some(detector) = &shared.detector {
             detector.lent(lease.number(), caller);
         }
@@ -405,6 +408,15 @@ where
     Some(lease.lend(caller))
 }
 
+/// Whether nobody has used the connection yet.
+fn is_new<M, R>(lease: &mut Lease<R>) -> bool
+where
+    M: Manager,
+    R: Deref<Target = Shared<M>> + Clone,
+{
+    lease.uses() == lease.resource_mut().uses_before
+}
+
 /// A connection did not pass, and has been closed.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Unfit {
@@ -413,8 +425,8 @@ pub(super) enum Unfit {
     Silent,
 }
 
-impl<E> From<OperationError<E>> for Unfit {
-    fn from(error: OperationError<E>) -> Self {
+impl<E> From<&OperationError<E>> for Unfit {
+    fn from(error: &OperationError<E>) -> Self {
         match error {
             OperationError::TimedOut { .. } => Self::Silent,
             OperationError::Failed(_) | OperationError::Panicked { .. } => Self::Failed,
@@ -437,14 +449,17 @@ where
     }
     let shared = lease.keeper().clone();
     let Some(hook) = &shared.hooks.before_acquire else { return Ok(lease) };
+    let new = is_new(&mut lease);
     let mut trial = lease.begin(State::Checking);
     let limit = shared.config.check_timeout;
     let connection = &mut trial.resource_mut().connection;
     match bounded(limit, async { hook(connection).await }).await {
         Ok(()) => Ok(trial.pass()),
         Err(error) => {
+            let unfit = Unfit::from(&error);
+            shared.rejected(new, Some(error));
             shared.close_connection(trial.fail(), CloseReason::Rejected);
-            Err(error.into())
+            Err(unfit)
         }
     }
 }
@@ -467,7 +482,7 @@ where
         Ok(()) => Ok(trial.pass()),
         Err(error) => {
             shared.close_connection(trial.fail(), CloseReason::FailedCheck);
-            Err(error.into())
+            Err((&error).into())
         }
     }
 }

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | how many at once | `admitted`: 1 at first and after a failure; each success doubles it, up to `max_connecting` |
 //! | the last of the failing dials | stays as the prober: it tries again, with growing pauses, while a connection is wanted |
+//! | new connections that a hook rejects | the second in a row, and each after that, is followed by a pause like a failure |
 //! | an error that the manager calls permanent | is a verdict: no retry, and everybody who waits hears of it |
 //! | the runtime ends | the reaper, its task, is dropped and forgets it; a dial that is dropped has a waiter look again, which starts the next one on its own runtime |
 //!
@@ -78,6 +79,8 @@ struct Trouble<E> {
     said: Option<(String, Instant)>,
     /// Failures since the last success.
     in_a_row: u32,
+    /// New connections in a row that a hook has rejected before anybody has used them.
+    rejected: u32,
     /// The last verdict.
     verdict: Option<Verdict<E>>,
 }
@@ -130,7 +133,13 @@ impl<E> Connector<E> {
             patient: AtomicUsize::new(0),
             ground: Mutex::new(None),
             generations: AtomicU64::new(0),
-            trouble: Mutex::new(Trouble { last: None, said: None, in_a_row: 0, verdict: None }),
+            trouble: Mutex::new(Trouble {
+                last: None,
+                said: None,
+                in_a_row: 0,
+                rejected: 0,
+                verdict: None,
+            }),
             verdicts: AtomicU64::new(0),
             closing: Event::new(),
         }
@@ -202,14 +211,42 @@ impl<E> Connector<E> {
     fn succeeded(&self, most: usize) -> u32 {
         let failures = {
             let mut trouble = lock(&self.trouble);
+            let failures = mem::take(&mut trouble.in_a_row);
+            if trouble.rejected > 0 {
+                // Whether this one is of any use is still to be seen.
+                return failures;
+            }
             trouble.last = None;
-            mem::take(&mut trouble.in_a_row)
+            failures
         };
         // One step, so that a failure that sets the number back meanwhile is not undone.
         let double = |admitted: usize| Some(admitted.saturating_mul(2).min(most));
         let doubled = self.admitted.fetch_update(Ordering::SeqCst, Ordering::SeqCst, double);
         debug_assert!(doubled.is_ok(), "BUG: doubling cannot be refused");
         failures
+    }
+
+    /// A hook has rejected a new connection that nobody has used yet.
+    fn rejected(&self, error: Option<OperationError<E>>) {
+        self.admitted.store(1, Ordering::SeqCst);
+        let mut trouble = lock(&self.trouble);
+        trouble.rejected = trouble.rejected.saturating_add(1);
+        if let Some(error) = error {
+            trouble.last = Some(Arc::new(error));
+        }
+    }
+
+    /// A new connection has been handed out.
+    fn accepted(&self) {
+        let mut trouble = lock(&self.trouble);
+        if mem::take(&mut trouble.rejected) > 0 && trouble.in_a_row == 0 {
+            trouble.last = None;
+        }
+    }
+
+    /// How many new connections a hook has rejected in a row.
+    fn rejections(&self) -> u32 {
+        lock(&self.trouble).rejected
     }
 
     /// Notes a failure, and the verdict on it; answers how many there have been in a row.
@@ -370,6 +407,23 @@ impl<M: Manager> Shared<M> {
         ConnectFailure { error, permanent, tell, in_a_row }
     }
 
+    /// A hook has rejected a connection, with an error or by a panic. `new`: nobody has used it yet.
+    pub(super) fn rejected(&self, new: bool, error: Option<OperationError<M::Error>>) {
+        if new {
+            if let Some(error) = &error {
+                self.connector.note(error);
+            }
+            self.connector.rejected(error);
+        }
+    }
+
+    /// A hook has let a connection pass. `new`: nobody has used it yet.
+    pub(super) fn accepted(&self, new: bool) {
+        if new {
+            self.connector.accepted();
+        }
+    }
+
     /// Awaits `work`, unless the pool is closed first.
     pub(super) async fn unless_closed<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         listener!(self.connector.closing => closing);
@@ -432,6 +486,15 @@ impl<M: Manager> Dial<M> {
     async fn run(mut self, first: Reservation<Arc<Shared<M>>>) {
         let shared = self.shared.clone();
         let mut reservation = Some(first);
+        let rejections = shared.connector.rejections();
+        if rejections > 1 {
+            // If none is fit for use, as many would be opened and closed as the server can bear. One may be
+            // an accident.
+            drop(reservation.take());
+            if !self.pauses(rejections - 1).await {
+                return self.finish();
+            }
+        }
         while let Some(vacant) = reservation.take().or_else(|| reserve(shared.clone())) {
             // Cancel: `vacant` makes the slot vacant again, and `self` says why.
             let failures = match shared.unless_closed(shared.connect(vacant.uses())).await {
@@ -462,18 +525,23 @@ impl<M: Manager> Dial<M> {
                 self.state = DialState::Gone;
                 return;
             }
-            let pause = tokio::time::sleep(shared.pause(failures));
-            // Cancel: nothing is held but the place among the dials.
-            if shared.unless_closed(pause).await.is_none() {
-                break;
-            }
-            // With `fail_fast` nobody waits, and it is the prober who finds out that the server is
-            // back.
-            if shared.wanted() == 0 && !shared.config.fail_fast {
+            if !self.pauses(failures).await {
                 break;
             }
         }
         self.finish();
+    }
+
+    /// Pauses after so many failures in a row; answers whether to go on then.
+    async fn pauses(&self, failures: u32) -> bool {
+        let shared = &self.shared;
+        let pause = tokio::time::sleep(shared.pause(failures));
+        // Cancel: nothing is held but the place among the dials.
+        if shared.unless_closed(pause).await.is_none() {
+            return false;
+        }
+        // With `fail_fast` nobody waits, and it is the prober who finds out that the server is back.
+        shared.wanted() > 0 || shared.config.fail_fast
     }
 }
 
