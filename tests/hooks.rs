@@ -450,6 +450,30 @@ async fn new_connections_that_are_all_rejected_are_opened_with_growing_pauses() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_waits_while_the_next_new_connection_is_examined_is_told_why_the_last_was_rejected() {
+    let hooks = Hooks::new().before_acquire(asynchronous(|_| {
+        Box::pin(async {
+            sleep(3 * SECOND).await;
+            acting(Act::Error).await
+        })
+    }));
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).backoff(MILLISECOND, MILLISECOND).check_timeout(5 * SECOND);
+    let pool = pool.hooks(hooks).build_lazy().unwrap();
+    let mut stages = Vec::new();
+    for acquired in all_at_once(&pool, 4).await {
+        let error = acquired.map(|held| held.id).unwrap_err();
+        let AcquireError::Timeout(late) = error else { panic!("{error}") };
+        assert!(late.last_connect_error().is_some(), "{late}");
+        stages.push(late.stage());
+    }
+    assert_eq!(manager.connect.calls(), 4, "the fourth was being examined");
+    let examining = stages.iter().filter(|stage| **stage == Stage::Checking).count();
+    let waiting = stages.iter().filter(|stage| **stage == Stage::ConnectFailing).count();
+    assert_eq!((examining, waiting), (1, 3), "{stages:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_hook_that_panics_each_time_has_them_opened_with_pauses_too() {
     let calls = Arc::new(AtomicUsize::new(0));
     let counted = calls.clone();
