@@ -194,8 +194,8 @@ impl Config {
             let rule = format!("is no setting; there are {}", all.join(", "));
             return Err(ConfigError::new(key.to_owned(), format_args!("{text:?}"), rule));
         };
-        let value = format_args!("{text:?}");
-        (setting.read)(self, text).map_err(|rule| ConfigError::new(setting.key, value, rule))
+        let wrong = |rule| ConfigError::new(setting.key, format_args!("{text:?}"), rule);
+        (setting.read)(self, text).map_err(wrong)
     }
 
     /// The settings that the environment has, in variables such as `POOL_MAX_SIZE` for the prefix
