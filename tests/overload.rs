@@ -237,7 +237,9 @@ fn rejecting(manager: &TestManager) -> PoolBuilder<TestManager> {
 async fn an_acquire_that_has_to_begin_again_keeps_its_deadline() {
     let manager = TestManager::new();
     manager.connect.always(Act::Slow(300 * MILLISECOND));
-    let pool = rejecting(&manager).acquire_timeout(SECOND).build_lazy().unwrap();
+    // A pause that is next to nothing between two that are rejected.
+    let pool = rejecting(&manager).backoff(MILLISECOND, MILLISECOND);
+    let pool = pool.acquire_timeout(SECOND).build_lazy().unwrap();
     let began = Instant::now();
     let error = pool.acquire().await.unwrap_err();
     assert!(matches!(error, AcquireError::Timeout(_)), "{error:?}");

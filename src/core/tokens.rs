@@ -286,6 +286,11 @@ impl<R: Deref<Target: Keeper>> Trial<R> {
         self.slot.as_mut().expect(GONE).resource.as_mut().expect(NOTHING)
     }
 
+    /// How often the slot has been acquired so far, by the holders of every resource it has had.
+    pub fn uses(&self) -> u64 {
+        self.slot.as_ref().expect(GONE).uses
+    }
+
     /// The resource is not fit for use, and is about to be closed.
     pub fn fail(self) -> Self {
         let slot = self.slot.as_ref().expect(GONE);

@@ -387,7 +387,8 @@ where
 {
     if lease.flags().has(Flags::GREET) {
         let shared = lease.keeper().clone();
-        let new = is_new(&mut lease);
+        let uses = lease.uses();
+        let new = lease.resource_mut().is_new(uses);
         if !shared.hooks.checkout(&lease.resource_mut().connection) {
             shared.rejected(new, None);
             end(lease, CloseReason::Rejected);
@@ -406,15 +407,6 @@ where
         }
     }
     Some(lease.lend(caller))
-}
-
-/// Whether nobody has used the connection yet.
-fn is_new<M, R>(lease: &mut Lease<R>) -> bool
-where
-    M: Manager,
-    R: Deref<Target = Shared<M>> + Clone,
-{
-    lease.uses() == lease.resource_mut().uses_before
 }
 
 /// A connection did not pass, and has been closed.
@@ -449,7 +441,6 @@ where
     }
     let shared = lease.keeper().clone();
     let Some(hook) = &shared.hooks.before_acquire else { return Ok(lease) };
-    let new = is_new(&mut lease);
     let mut trial = lease.begin(State::Checking);
     let limit = shared.config.check_timeout;
     let connection = &mut trial.resource_mut().connection;
@@ -457,7 +448,8 @@ where
         Ok(()) => Ok(trial.pass()),
         Err(error) => {
             let unfit = Unfit::from(&error);
-            shared.rejected(new, Some(error));
+            let uses = trial.uses();
+            shared.rejected(trial.resource_mut().is_new(uses), Some(error));
             shared.close_connection(trial.fail(), CloseReason::Rejected);
             Err(unfit)
         }

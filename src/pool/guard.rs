@@ -154,6 +154,11 @@ pooled!(PooledOwned<M>, Arc<Shared<M>>);
 pooled!(PooledRef<M>, PoolRef<M>);
 
 impl<C> Tenant<C> {
+    /// Whether nobody has used a connection in a slot that has been acquired `uses` times.
+    pub(super) fn is_new(&self, uses: u64) -> bool {
+        uses == self.uses_before
+    }
+
     /// What there is to know of a connection in a slot that has been acquired `uses` times.
     pub(super) fn info(&self, uses: u64, idle: Duration) -> ConnectionInfo {
         ConnectionInfo {
