@@ -283,7 +283,7 @@ fn the_example_of_a_failover_shows_who_serves_and_how_long_writes_paused() {
     assert!(Command::new("kill").args(["-INT", &pid]).status().expect("kill runs").success());
     let line = example.says(" ms");
     let (count, longest) = line.split_once(" writes, ").expect("a summary");
-    assert!(count.parse::<u64>().is_ok_and(|count| count > 50), "{line}");
+    assert!(count.parse::<u64>().is_ok_and(|count| count > 10), "{line}");
     let longest = longest.strip_suffix(" ms").and_then(|text| text.rsplit(' ').next());
     assert!(longest.and_then(|longest| longest.parse::<u64>().ok()) >= pause, "{line}");
     assert!(example.says(" ms").contains(" reads, "));
