@@ -15,7 +15,7 @@ pub(crate) type BoxCell<T> = crossbeam_utils::atomic::AtomicCell<Option<Box<T>>>
 pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64};
 #[cfg(all(feature = "postgres", not(loom)))]
 pub(crate) use std::sync::{
-    Mutex,
+    Mutex, MutexGuard, OnceLock,
     atomic::{AtomicBool, AtomicU8, fence},
 };
 

@@ -3,13 +3,13 @@
 //! Not here: what the account means (`session.rs`).
 
 use super::session::Session;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, MutexGuard};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 
-/// Runs a connection until it ends.
+/// Runs a connection until it ends. One task runs it all its life.
 pub(super) struct Driver<C> {
     engine: Arc<Engine<C>>,
     // Dropped last: whoever is told that the session is quiet finds the connection closed.
@@ -19,14 +19,10 @@ pub(super) struct Driver<C> {
 /// A connection, and what it takes to run it.
 struct Engine<C> {
     session: Arc<Session>,
-    parts: Mutex<Parts<C>>,
-}
-
-struct Parts<C> {
+    /// The session's, which the connection gets in the place of the task's.
+    waker: Waker,
     /// Gone when it has ended.
-    connection: Option<C>,
-    /// The task's waker, and the one that the connection gets in its place.
-    wakers: Option<(Waker, Waker)>,
+    connection: Mutex<Option<C>>,
 }
 
 /// A session whose driver has not ended.
@@ -35,23 +31,6 @@ struct Running(Arc<Session>);
 impl Drop for Running {
     fn drop(&mut self) {
         self.0.end();
-    }
-}
-
-/// Wakes the driver, and notes that it has been called.
-struct Tell {
-    session: Arc<Session>,
-    task: Waker,
-}
-
-impl Wake for Tell {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.session.call();
-        self.task.wake_by_ref();
     }
 }
 
@@ -64,27 +43,34 @@ pub(super) trait Crank: Send + Sync {
 
 impl<C: Future + Unpin + Send> Crank for Engine<C> {
     fn turn(&self) {
-        let Ok(mut parts) = self.parts.try_lock() else { return };
-        if self.run(&mut parts).is_ready() {
+        // Nobody would be woken before the task's first run.
+        if !self.session.has_begun() {
+            return;
+        }
+        let Ok(mut place) = self.connection.try_lock() else { return };
+        if place.is_some() && self.run(&mut place).is_ready() {
             // The task is to end as well.
-            if let Some((task, _)) = &parts.wakers {
-                task.wake_by_ref();
-            }
+            self.waker.wake_by_ref();
         }
     }
 }
 
+impl<C> Engine<C> {
+    fn lock(&self) -> MutexGuard<'_, Option<C>> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl<C: Future + Unpin> Engine<C> {
-    /// Polls the connection with the driver's waker, whoever calls this.
-    fn run(&self, parts: &mut Parts<C>) -> Poll<()> {
-        let Parts { connection: Some(connection), wakers: Some((_, waker)) } = parts else {
-            return Poll::Pending;
-        };
+    /// Polls the connection with the session's waker, whoever calls this.
+    #[inline]
+    fn run(&self, place: &mut Option<C>) -> Poll<()> {
+        let Some(connection) = place else { return Poll::Ready(()) };
         let calls = self.session.begin_run();
         // Its error is seen by whoever asks next: requests find it closed.
-        let poll = Pin::new(connection).poll(&mut Context::from_waker(waker)).map(drop);
+        let poll = Pin::new(connection).poll(&mut Context::from_waker(&self.waker)).map(drop);
         if poll.is_ready() {
-            parts.connection = None;
+            *place = None;
         }
         self.session.end_run(calls);
         poll
@@ -94,8 +80,11 @@ impl<C: Future + Unpin> Engine<C> {
 impl<C: Future + Unpin + Send + 'static> Driver<C> {
     /// A driver, and a crank to turn it by.
     pub(super) fn new(connection: C, session: Arc<Session>) -> (Self, Arc<dyn Crank>) {
-        let parts = Mutex::new(Parts { connection: Some(connection), wakers: None });
-        let engine = Arc::new(Engine { session: session.clone(), parts });
+        let engine = Arc::new(Engine {
+            session: session.clone(),
+            waker: session.clone().into(),
+            connection: Mutex::new(Some(connection)),
+        });
         (Self { engine: engine.clone(), _running: Running(session) }, engine)
     }
 }
@@ -104,28 +93,14 @@ impl<C: Future + Unpin> Future for Driver<C> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let mut parts = self.engine.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        if parts.connection.is_none() {
-            return Poll::Ready(());
-        }
-        let known = parts.wakers.as_ref().is_some_and(|(task, _)| task.will_wake(cx.waker()));
-        if !known {
-            let session = self.engine.session.clone();
-            let task = cx.waker().clone();
-            session.runs_in(task.clone());
-            let tell = Waker::from(Arc::new(Tell { session, task: task.clone() }));
-            parts.wakers = Some((task, tell));
-        }
-        self.engine.run(&mut parts)
+        self.engine.session.run_in(cx.waker());
+        self.engine.run(&mut self.engine.lock())
     }
 }
 
 impl<C> Drop for Driver<C> {
     fn drop(&mut self) {
-        let connection = {
-            let mut parts = self.engine.parts.lock().unwrap_or_else(PoisonError::into_inner);
-            parts.connection.take()
-        };
+        let connection = self.engine.lock().take();
         // It has its say, and its panic, outside the lock.
         drop(connection);
     }
@@ -137,6 +112,7 @@ mod tests {
     use std::pin::pin;
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicU32, Ordering};
+    use std::task::Wake;
 
     /// A connection that does at each poll what the test says.
     struct Scripted<F>(F);

@@ -8,7 +8,7 @@
 //!
 //! | | who | |
 //! |---|---|---|
-//! | `calls` | the driver's waker | counts how often the driver has been told to run |
+//! | `calls` | the connection's waker, which is the session | counts how often the driver has been told to run |
 //! | `served` | the driver | how many of them there had been when it began its last run; `RUNNING` while it runs |
 //!
 //! Whoever asks for something puts it into the driver's queue first and calls second; a run reads
@@ -17,18 +17,18 @@
 //!
 //! Not here: what is done about it (`mod.rs`), and what the bytes mean (`tap.rs`).
 
-use crate::sync::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Mutex, Ordering, fence};
+use crate::sync::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, OnceLock, Ordering, fence};
 use event_listener::{Event, IntoNotification, listener};
-use std::sync::PoisonError;
-use std::task::Waker;
+use std::sync::Arc;
+use std::task::{Wake, Waker};
 
 /// What is known of a session.
 pub(super) struct Session {
     calls: AtomicU64,
     /// Also [`RUNNING`], or [`ENDED`] for good.
     served: AtomicU64,
-    /// Wakes the driver's task, once it has run.
-    task: Mutex<Option<Waker>>,
+    /// Wakes the driver's task; there is none before its first run.
+    task: OnceLock<Waker>,
     /// Requests that the server has not answered in full.
     unanswered: AtomicU32,
     /// Requests so far that may have changed something.
@@ -58,7 +58,7 @@ impl Session {
         Self {
             calls: AtomicU64::new(1),
             served: AtomicU64::new(0),
-            task: Mutex::new(None),
+            task: OnceLock::new(),
             unanswered: AtomicU32::new(0),
             requests: AtomicU64::new(0),
             status: AtomicU8::new(0),
@@ -71,6 +71,7 @@ impl Session {
     }
 
     /// Whether the driver has seen everything that has been asked for, and neither runs nor is to.
+    #[inline]
     pub(super) fn rests(&self) -> bool {
         // Ordering: Acquire, partner: `end_run`. What that run has published is seen by whoever sees
         // that it is over; without it an open transaction would pass for none.
@@ -80,6 +81,7 @@ impl Session {
     }
 
     /// Whether nothing is on its way: every request has been written, and its answer has ended.
+    #[inline]
     pub(super) fn is_quiet(&self) -> bool {
         // Ordering: Acquire, partner: `publish_unanswered`. Whoever sees that an answer has ended sees
         // the status that it ended with.
@@ -130,25 +132,56 @@ impl Session {
     }
 
     fn call_driver(&self) {
-        // Before it looks for the task: without one the driver has still to run for the first time, and
-        // counts this call then.
         self.call();
-        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(task) = task {
-            task.wake();
+        // Ordering: SeqCst, partner: `run_in`. Either the task is seen here, or its first run, which is
+        // still to come, counts this call.
+        fence(Ordering::SeqCst);
+        self.wake_task();
+    }
+
+    fn wake_task(&self) {
+        if let Some(task) = self.task.get() {
+            task.wake_by_ref();
         }
+    }
+}
+
+/// The connection's waker: wakes the driver's task, and counts that first.
+impl Wake for Session {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.call();
+        // There is one: only a run of the driver hands this waker out.
+        self.wake_task();
     }
 }
 
 /// What the driver says.
 impl Session {
-    /// The driver runs in this task from now on.
-    pub(super) fn runs_in(&self, task: Waker) {
-        *self.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
+    /// The driver is about to run, and its task is this one, as it is all its life.
+    #[inline]
+    pub(super) fn run_in(&self, task: &Waker) {
+        if self.has_begun() {
+            return;
+        }
+        let first = self.task.set(task.clone());
+        debug_assert!(first.is_ok(), "BUG: a driver has two tasks");
+        // Ordering: SeqCst, partner: `call_driver`.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Whether the driver's task has run it.
+    #[inline]
+    pub(super) fn has_begun(&self) -> bool {
+        self.task.get().is_some()
     }
 
     /// The driver is to run: something has been asked for, or has arrived.
-    pub(super) fn call(&self) {
+    #[inline]
+    fn call(&self) {
         // Ordering: Release, partner: `begin_run`. A run that counts this call has still to register its
         // waker, and so finds what was asked for before it. (No model fails without it: loom knows no
         // load that answers with what is still to be written.)
@@ -156,6 +189,7 @@ impl Session {
     }
 
     /// The driver runs; `end_run` wants what this answers with.
+    #[inline]
     pub(super) fn begin_run(&self) -> u64 {
         self.served.store(RUNNING, Ordering::Relaxed);
         // Ordering: Release, partner: the waker that this run is about to register somewhere. Whoever
@@ -166,6 +200,7 @@ impl Session {
     }
 
     /// The run is over that has served so many calls.
+    #[inline]
     pub(super) fn end_run(&self, calls: u64) {
         // Ordering: Release, partner: `rests`.
         self.served.store(calls, Ordering::Release);
@@ -181,6 +216,7 @@ impl Session {
         self.quiet.notify(usize::MAX.additional());
     }
 
+    #[inline]
     fn announce(&self) {
         // Ordering: Relaxed, since whoever watches has called, and the run that sees the call sees that
         // too. The swap: Acquire, partner: the store in `until_quiet`.
@@ -196,18 +232,21 @@ impl Session {
 /// What the tap has read.
 impl Session {
     /// So many requests have not been answered. What else the same bytes say is set before.
+    #[inline]
     pub(super) fn publish_unanswered(&self, count: u32) {
         // Ordering: Release, partner: `is_quiet`.
         self.unanswered.store(count, Ordering::Release);
     }
 
     /// One request more that may have changed something.
+    #[inline]
     pub(super) fn count_request(&self) {
         // Nobody else writes it.
         self.requests.store(self.requests.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
     /// An answer has ended with this status.
+    #[inline]
     pub(super) fn set_status(&self, status: u8) {
         self.status.store(status, Ordering::Relaxed);
     }

@@ -30,7 +30,9 @@ pub(super) struct Tap<S> {
 /// Requests on their way, oldest first.
 #[derive(Default)]
 struct Requests {
-    line: VecDeque<Request>,
+    oldest: Option<Request>,
+    /// Those after it: none unless somebody does not wait for the answers.
+    others: VecDeque<Request>,
     /// How many of them are not harmless.
     noticeable: u32,
     /// The server awaits data from `COPY … FROM STDIN`.
@@ -53,18 +55,25 @@ enum Request {
 }
 
 impl Requests {
+    #[inline]
     fn push(&mut self, request: Request) {
         self.noticeable += u32::from(request != Request::Harmless);
-        self.line.push_back(request);
+        match self.oldest {
+            None => self.oldest = Some(request),
+            Some(_) => self.others.push_back(request),
+        }
     }
 
+    #[inline]
     fn pop(&mut self) -> Option<Request> {
-        let request = self.line.pop_front()?;
+        let request = self.oldest.take()?;
+        self.oldest = self.others.pop_front();
         self.noticeable -= u32::from(request != Request::Harmless);
         Some(request)
     }
 
     /// How many have not been answered that somebody could notice.
+    #[inline]
     fn unanswered(&self) -> u32 {
         self.noticeable + u32::from(self.copying)
     }
@@ -98,6 +107,7 @@ struct Backend {
 const MOST_KEPT: usize = 256;
 
 /// Whether a message from the server changes what is known of the session; see `Tap::ended`.
+#[inline]
 fn says_something(tag: u8) -> bool {
     matches!(tag, b'Z' | b'S' | b'G' | b'W')
 }
@@ -140,11 +150,13 @@ impl Header {
 
 /// The length of a message's body, from the length of the message as it stands in its header, of which
 /// so much has been read.
+#[inline]
 fn left(length: [u8; 4], read: usize) -> usize {
     (u32::from_be_bytes(length) as usize).saturating_sub(read)
 }
 
 /// Skips so much of a message's body as there is.
+#[inline]
 fn skip<'b>(left: &mut usize, bytes: &mut &'b [u8]) -> &'b [u8] {
     let count = (*left).min(bytes.len());
     let (body, rest) = bytes.split_at(count);
@@ -287,7 +299,7 @@ impl<S> Tap<S> {
             // the data have ended, so one that was sent along with the statement is lost.
             b'G' | b'W' => {
                 requests.copying = true;
-                if requests.line.front() == Some(&Request::Extended) {
+                if requests.oldest == Some(Request::Extended) {
                     requests.pop();
                 }
             }
