@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
-use tokio_postgres::Config;
+use tokio_postgres::{Config, SimpleQueryMessage};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// What a loaded machine may take longer than it should.
@@ -314,6 +314,37 @@ async fn a_network_that_loses_all_idle_sockets_costs_an_acquire_one_check_timeou
     drop(client);
     let metrics = whole(&pool).await;
     assert_eq!(metrics.closed.failed_check, 8, "{metrics:?}");
+}
+
+/// The server answers the end of such a copy a second time, once it has come to the end of the data that it
+/// does not read any more: a round trip after the error, on a network that takes its time.
+#[tokio::test]
+async fn a_copy_that_fails_before_its_data_are_read_gives_the_next_user_no_answer_that_is_not_his()
+{
+    let Some(server) = Postgres::start(&[]) else { return };
+    server.run(
+        "CREATE TABLE refusing (what text); GRANT ALL ON refusing TO PUBLIC; \
+         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN PERFORM pg_sleep(0.15); RAISE EXCEPTION ''refused''; END'; \
+         CREATE TRIGGER refuses BEFORE INSERT ON refusing FOR EACH STATEMENT \
+         EXECUTE FUNCTION refuse()",
+    );
+    let proxy = Proxy::start(server.address());
+    let pool = pool_of(through(&proxy), 1).min_idle(1).build().await.unwrap();
+    proxy.delay(Duration::from_millis(100));
+    for _ in 0..2 {
+        let client = pool.acquire().await.unwrap();
+        let sink = client.copy_in::<_, &[u8]>("COPY refusing FROM STDIN").await.unwrap();
+        let mut sink = pin!(sink);
+        futures_util::SinkExt::send(&mut sink, &b"a row\n"[..]).await.unwrap();
+        let error = sink.as_mut().finish().await.unwrap_err();
+        assert!(chain(&error).contains("refused"), "{}", chain(&error));
+        drop(client);
+        let client = pool.acquire().await.unwrap();
+        let answer = client.simple_query("SELECT 42").await.unwrap();
+        let rows = answer.iter().filter(|it| matches!(it, SimpleQueryMessage::Row(_)));
+        assert_eq!(rows.count(), 1, "the answer belongs to somebody else: {answer:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,7 +3,7 @@
 //!
 //! It starts a server of its own from what is installed (Debian's package `postgresql`), on a free
 //! loopback port and in a temporary folder. The contestants run in turn, each on a runtime and on
-//! connections of its own: which core the server's processes sleep on, and what else is in their
+//! connections of its own, all of them opened before the first task begins: which core the server's processes sleep on, and what else is in their
 //! memory, is worth some per cent for as long as they live. The figures are the medians of the ratios
 //! within the rounds, and in brackets between what they would be, in 19 cases of 20, if rounds were
 //! taken for ever; `cargo bench --bench databases -- ROUNDS` takes more than 60 of them, or fewer.
@@ -79,7 +79,7 @@ where
             })
         })
         .collect();
-    // Connections are open by then, and the tasks are in their stride.
+    // The tasks are in their stride by then.
     tokio::time::sleep(WINDOW / 2).await;
     let (began, ran, before) = (Instant::now(), run_time(), turns.load(Ordering::Relaxed));
     tokio::time::sleep(WINDOW).await;
@@ -131,6 +131,11 @@ async fn through_deadpool(config: Config, load: Load, limit: Option<Duration>) -
     let pool = deadpool_postgres::Pool::builder(manager).max_size(load.connections);
     let pool = pool.wait_timeout(limit).runtime(deadpool_postgres::Runtime::Tokio1).build();
     let pool = pool.expect("the settings are in range");
+    let mut connections = Vec::new();
+    for _ in 0..load.connections {
+        connections.push(pool.get().await.expect("the server is there"));
+    }
+    drop(connections);
     throughput(load.tasks, move || {
         let pool = pool.clone();
         async move { drop(select!(pool.get().await.expect("a connection"))) }
@@ -141,7 +146,9 @@ async fn through_deadpool(config: Config, load: Load, limit: Option<Duration>) -
 async fn through_bb8(config: Config, load: Load) -> Sample {
     let manager = PostgresConnectionManager::new(config, NoTls);
     // Otherwise each turn has a round trip more.
-    let builder = bb8::Pool::builder().max_size(load.connections as u32).test_on_check_out(false);
+    let connections = load.connections as u32;
+    let builder = bb8::Pool::builder().max_size(connections).min_idle(connections);
+    let builder = builder.test_on_check_out(false);
     let pool = builder.build(manager).await.expect("the server is there");
     throughput(load.tasks, move || {
         let pool = pool.clone();

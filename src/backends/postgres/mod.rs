@@ -93,7 +93,11 @@ const GRACE: Duration = Duration::from_millis(20);
 ///
 /// With `target_session_attrs=read-write`, servers that take no writes are passed over; and when one
 /// says that it has stopped taking them (it does from PostgreSQL 14 on), the next release of a
-/// connection to it has the pool [invalidate](crate::Pool::invalidate) all that are as old.
+/// connection to it has the pool [invalidate](crate::Pool::invalidate) all that are as old. A holder who
+/// sets `default_transaction_read_only` for his session has the server say the same.
+///
+/// A `COPY … FROM STDIN` that has failed costs a round trip in the background: the server may answer its
+/// end twice, and the pool makes sure that it does not, or closes the connection.
 ///
 /// # Examples
 ///
@@ -300,6 +304,21 @@ impl Client {
         self.client.is_closed() || self.session.has_lost_count()
     }
 
+    /// Asks something that has an answer of its own. If another one is still to come, the driver gives it
+    /// to this question, and the connection is of no use.
+    async fn clear_doubt(&self) -> Result<(), Error> {
+        // In a transaction that has failed, the server answers nothing else.
+        let question = if self.session.in_transaction() { "ROLLBACK" } else { "SELECT 1" };
+        let answer = self.client.simple_query(question).await?;
+        let is_its_own = |it: &_| matches!(it, SimpleQueryMessage::CommandComplete(_));
+        if !answer.iter().any(is_its_own) {
+            return Err(Error::Closed);
+        }
+        self.session.until_quiet().await;
+        self.session.trust();
+        Ok(())
+    }
+
     /// Whether the server takes writes. It says so by itself from PostgreSQL 14 on.
     async fn is_writable(&self) -> Result<bool, Error> {
         if let Some(writable) = self.session.is_writable() {
@@ -384,11 +403,13 @@ where
             // Such as the end of a statement, which need not be waited for once it has been sent.
             client.crank.turn();
         }
+        // First, so that whatever the end of the last answer, or of the driver, has changed is seen.
+        let quiet = session.is_quiet();
         if client.has_ended() {
             Condition::Broken
         } else if client.must_write && session.is_writable() == Some(false) {
             Condition::Outdated
-        } else if !session.is_quiet() {
+        } else if !quiet || session.is_in_doubt() {
             Condition::Dirty
         } else if session.in_transaction() {
             if self.mode == PoolMode::Statement { Condition::Broken } else { Condition::Dirty }
@@ -405,6 +426,9 @@ where
 
     async fn reset(&self, client: &mut Client) -> Result<(), Error> {
         self.settle(client).await?;
+        if client.session.is_in_doubt() {
+            client.clear_doubt().await?;
+        }
         let open = client.session.in_transaction();
         if open && self.mode == PoolMode::Statement {
             return Err(Error::OpenTransaction);

@@ -13,7 +13,9 @@
 //!
 //! Whoever asks for something puts it into the driver's queue first and calls second; a run reads
 //! `calls` first and empties the queue second. So while both are the same, nothing is in the queue that
-//! was asked for before.
+//! was asked for before. (One asker is not counted: the second of two at the same moment, who finds that
+//! the first has taken the waker and has still to call. It would have to give up at once what it asks for,
+//! and release within those nanoseconds, to be missed.)
 //!
 //! Not here: what is done about it (`mod.rs`), and what the bytes mean (`tap.rs`).
 
@@ -41,6 +43,8 @@ pub(super) struct Session {
     read_only: AtomicU8,
     /// The driver has lost count of the answers: see `tap.rs`.
     lost_count: AtomicBool,
+    /// An answer may come that the driver does not know of: see `tap.rs`.
+    in_doubt: AtomicBool,
     /// Somebody waits until the session is quiet.
     watched: AtomicBool,
     quiet: Event,
@@ -65,6 +69,7 @@ impl Session {
             standby: AtomicU8::new(0),
             read_only: AtomicU8::new(0),
             lost_count: AtomicBool::new(false),
+            in_doubt: AtomicBool::new(false),
             watched: AtomicBool::new(false),
             quiet: Event::new(),
         }
@@ -96,6 +101,16 @@ impl Session {
     /// Whether the driver has lost count of the answers. Nobody may use the connection again.
     pub(super) fn has_lost_count(&self) -> bool {
         self.lost_count.load(Ordering::Relaxed)
+    }
+
+    /// Whether an answer may come that the driver does not know of, and would give to whoever asks next.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.in_doubt.load(Ordering::Relaxed)
+    }
+
+    /// A question has had the answer that belongs to it, so that no other one is on its way.
+    pub(super) fn trust(&self) {
+        self.in_doubt.store(false, Ordering::Relaxed);
     }
 
     /// How many requests there have been that may have changed something.
@@ -254,6 +269,11 @@ impl Session {
     /// The driver has lost count.
     pub(super) fn lose_count(&self) {
         self.lost_count.store(true, Ordering::Relaxed);
+    }
+
+    /// An answer may come that the driver does not know of.
+    pub(super) fn doubt(&self) {
+        self.in_doubt.store(true, Ordering::Relaxed);
     }
 
     /// The server says whether it takes no writes at all.

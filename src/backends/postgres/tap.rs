@@ -37,6 +37,8 @@ struct Requests {
     noticeable: u32,
     /// The server awaits data from `COPY … FROM STDIN`.
     copying: bool,
+    /// It does, and has been sent a `Sync` along with the statement.
+    synced: bool,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -101,6 +103,9 @@ struct Backend {
     body: usize,
     /// What has been seen of a body that comes in pieces and says something.
     kept: Vec<u8>,
+    /// The driver has been given something and has not asked for more: it may be held up by whoever is
+    /// to read an answer, and have read the end of that one too.
+    reading: bool,
 }
 
 /// The longest body that is kept: a parameter's name and value.
@@ -109,7 +114,7 @@ const MOST_KEPT: usize = 256;
 /// Whether a message from the server changes what is known of the session; see `Tap::ended`.
 #[inline]
 fn says_something(tag: u8) -> bool {
-    matches!(tag, b'Z' | b'S' | b'G' | b'W')
+    matches!(tag, b'Z' | b'S' | b'G' | b'W' | b'E')
 }
 
 /// The first bytes of a message, as far as they have come.
@@ -193,6 +198,7 @@ impl<S> Tap<S> {
                 tag: 0,
                 body: 0,
                 kept: Vec::new(),
+                reading: false,
             },
             requests: Requests::default(),
         }
@@ -248,7 +254,7 @@ impl<S> Tap<S> {
             if bytes.is_empty() {
                 break;
             }
-            let Backend { letter, header, tag, body, kept } = &mut self.backend;
+            let Backend { letter, header, tag, body, kept, .. } = &mut self.backend;
             if *letter {
                 *letter = false;
                 bytes = &bytes[1..];
@@ -288,10 +294,11 @@ impl<S> Tap<S> {
         match tag {
             // `ReadyForQuery`
             b'Z' => {
-                if requests.pop() == Some(Request::CopyFailed) && !requests.copying {
+                let request = requests.pop();
+                if matches!(request, None | Some(Request::CopyFailed)) && !requests.copying {
                     self.session.lose_count();
                 }
-                requests.copying = false;
+                (requests.copying, requests.synced) = (false, false);
                 let status = body.first().copied().unwrap_or_default();
                 self.session.set_status(status);
             }
@@ -300,9 +307,13 @@ impl<S> Tap<S> {
             b'G' | b'W' => {
                 requests.copying = true;
                 if requests.oldest == Some(Request::Extended) {
+                    requests.synced = true;
                     requests.pop();
                 }
             }
+            // `ErrorResponse`: unless the server had begun to read the data, and most errors are in
+            // them, that `Sync` is not lost, and has an answer of its own. Nobody can tell from here.
+            b'E' if requests.synced => self.session.doubt(),
             // `ParameterStatus`
             b'S' => {
                 let mut words = body.split(|byte| *byte == 0);
@@ -325,7 +336,8 @@ impl<S> Tap<S> {
             || *body > 0
             || header.count > 0
             || request.is_some_and(|it| it != Request::Harmless);
-        self.session.publish_unanswered(self.requests.unanswered() + u32::from(begun));
+        let open = u32::from(begun) + u32::from(self.backend.reading);
+        self.session.publish_unanswered(self.requests.unanswered() + open);
     }
 }
 
@@ -337,8 +349,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for Tap<S> {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let poll = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        if matches!(poll, Poll::Ready(Ok(()))) {
-            self.received(&buffer.filled()[before..]);
+        match &poll {
+            Poll::Ready(Ok(())) => {
+                self.backend.reading = true;
+                self.received(&buffer.filled()[before..]);
+            }
+            Poll::Pending if self.backend.reading => {
+                self.backend.reading = false;
+                self.publish();
+            }
+            Poll::Pending | Poll::Ready(Err(_)) => {}
         }
         poll
     }
@@ -568,6 +588,69 @@ mod tests {
             assert_eq!(session.unanswered(), 0);
             assert_eq!(session.has_lost_count(), lost);
         }
+    }
+
+    #[test]
+    fn an_error_in_a_copy_leaves_it_open_whether_the_sync_that_came_with_it_is_answered() {
+        let sync = message(b'S', b"");
+        let copy: &[u8] = &[message(b'B', b"bind"), message(b'E', b"run"), sync.clone()].concat();
+        let data: &[u8] = &[message(b'd', b"data"), message(b'c', b""), sync].concat();
+        let begins = [to(&[copy]), from(&[&message(b'G', &[0; 3])]), to(&[data])];
+        let error = message(b'E', b"no\0");
+        let fails = from(&[&error, &ready(b'I')]);
+        let succeeds = from(&[&message(b'C', b"COPY 1\0"), &ready(b'I')]);
+        let query = [to(&[&message(b'Q', b"QUERY\0")]), from(&[&error, &ready(b'I')])];
+        for (end, in_doubt) in [(fails, true), (succeeds, false)] {
+            let session = Arc::new(Session::new());
+            let mut tap = Tap::new((), session.clone());
+            let after = if in_doubt { &[][..] } else { &query };
+            for (to_server, bytes) in started().iter().chain(&begins).chain([&end]).chain(after) {
+                if *to_server { tap.sent(bytes) } else { tap.received(bytes) }
+            }
+            assert_eq!(session.unanswered(), 0);
+            assert_eq!(session.is_in_doubt(), in_doubt);
+            assert!(!session.has_lost_count());
+            // What nobody has asked for is the answer that was in doubt.
+            tap.received(&ready(b'I'));
+            assert!(session.has_lost_count());
+        }
+    }
+
+    /// Has so many bytes to read.
+    struct Arrived(Vec<u8>);
+
+    impl AsyncRead for Arrived {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buffer: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            if self.0.is_empty() {
+                return Poll::Pending;
+            }
+            buffer.put_slice(&mem::take(&mut self.0));
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[test]
+    fn an_answer_is_on_its_way_until_the_driver_asks_for_more() {
+        let session = Arc::new(Session::new());
+        let mut tap = Tap::new(Arrived(Vec::new()), session.clone());
+        for (to_server, bytes) in started() {
+            if to_server { tap.sent(&bytes) } else { tap.received(&bytes) }
+        }
+        tap.sent(&message(b'Q', b"SELECT\0"));
+        tap.stream.0 = ready(b'I');
+        let mut bytes = [0; 64];
+        let mut read = |tap: &mut Tap<Arrived>| {
+            let mut cx = Context::from_waker(std::task::Waker::noop());
+            Pin::new(tap).poll_read(&mut cx, &mut ReadBuf::new(&mut bytes)).is_ready()
+        };
+        assert!(read(&mut tap));
+        assert_eq!(session.unanswered(), 1, "whoever is to read it may keep the driver waiting");
+        assert!(!read(&mut tap));
+        assert_eq!(session.unanswered(), 0);
     }
 
     /// Has room for so many bytes.
