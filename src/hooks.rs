@@ -233,6 +233,24 @@ impl<M: Manager> Hooks<M> {
     }
 }
 
+/// Has a hook told when it is dropped, however what it is told of ends.
+pub(crate) struct AtEnd<'h, M: Manager> {
+    hooks: &'h Hooks<M>,
+    tell: fn(&Hooks<M>),
+}
+
+impl<'h, M: Manager> AtEnd<'h, M> {
+    pub(crate) fn new(hooks: &'h Hooks<M>, tell: fn(&Hooks<M>)) -> Self {
+        Self { hooks, tell }
+    }
+}
+
+impl<M: Manager> Drop for AtEnd<'_, M> {
+    fn drop(&mut self) {
+        (self.tell)(self.hooks);
+    }
+}
+
 fn call(hook: impl FnOnce()) -> Result<(), String> {
     catch_unwind(AssertUnwindSafe(hook)).map_err(|panic| message(&*panic))
 }

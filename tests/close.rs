@@ -5,7 +5,9 @@
 mod support;
 use support::*;
 
-use millpond::{AcquireError, Hooks, Pool, PoolBuilder, ReleaseError, TryAcquireError};
+use millpond::{
+    AcquireError, CheckPolicy, Hooks, Pool, PoolBuilder, ReleaseError, TryAcquireError,
+};
 use std::pin::pin;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -404,6 +406,62 @@ fn guards_dropped_while_the_runtime_shuts_down_neither_panic_nor_hang() {
         let metrics = balanced_blocking(&pool, &manager.ledger);
         assert_eq!(metrics.counts.in_use, 0, "{metrics:?}");
         assert_eq!(metrics.closed.broken, 1, "{metrics:?}");
+    }
+}
+
+/// A runtime that ends waits for the threads that block on it, and they are in it until then.
+#[test]
+fn a_blocking_acquire_while_its_runtime_ends_is_told_that_there_is_none() {
+    for min_idle in [0, 2] {
+        let manager = TestManager::new();
+        let said = must_end(move || {
+            let runtime = multi();
+            let pool = pool_of(&manager, 4).min_idle(min_idle);
+            let pool = runtime.block_on(pool.build()).expect("nothing fails");
+            runtime.block_on(pool.warm_up(2)).expect("nothing fails");
+            let (held, gone) = std::sync::mpsc::channel::<()>();
+            drop(runtime.spawn(async move {
+                let _held = held;
+                std::future::pending::<()>().await;
+            }));
+            let (begin, begun) = std::sync::mpsc::channel();
+            let (say, said) = std::sync::mpsc::channel();
+            drop(runtime.spawn_blocking(move || {
+                begin.send(()).expect("somebody waits for it");
+                gone.recv().expect_err("the tasks have been dropped");
+                let _idle = [pool.acquire_blocking(), pool.acquire_blocking()]
+                    .map(|idle| idle.expect("it is there"));
+                let another = pool.acquire_blocking();
+                say.send(another.map(drop)).expect("somebody waits for it");
+            }));
+            begun.recv().expect("it begins");
+            drop(runtime);
+            said.recv().expect("it has been said")
+        });
+        assert!(matches!(said, Err(AcquireError::NoRuntime)), "{said:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_passes_its_check_after_the_end_is_nobodys() {
+    for drains in [false, true] {
+        let manager = TestManager::new();
+        let pool = pool_of(&manager, 2).check(CheckPolicy::Always).build_lazy().expect("in range");
+        drop(pool.acquire().await.expect("nothing fails"));
+        manager.check.once(Act::Slow(SECOND));
+        let mut acquire = pin!(pool.acquire());
+        assert!(poll_once(acquire.as_mut()).is_pending());
+        assert_eq!(manager.check.running(), 1);
+        if drains {
+            let drained = async { drop(pool.drain(10 * SECOND).await) };
+            let (acquired, ()) = tokio::join!(acquire, drained);
+            assert!(matches!(acquired, Err(AcquireError::Draining)), "{acquired:?}");
+        } else {
+            pool.close().await;
+            let acquired = acquire.await;
+            assert!(matches!(acquired, Err(AcquireError::Closed)), "{acquired:?}");
+        }
+        eventually("it is closed", || manager.ledger.live() == 0).await;
     }
 }
 

@@ -508,6 +508,51 @@ async fn the_first_connection_that_a_hook_accepts_ends_the_pauses() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn rejections_of_long_ago_hold_nobody_up() {
+    let rejects = Arc::new(AtomicBool::new(true));
+    let rejected = rejects.clone();
+    let act = move || if rejected.load(Ordering::SeqCst) { Act::Error } else { Act::Ok };
+    let hooks = Hooks::new().before_acquire(asynchronous(move |_| acting(act())));
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).backoff(SECOND, 30 * SECOND).hooks(hooks).build_lazy().unwrap();
+    pool.acquire_timeout(600 * SECOND).await.unwrap_err();
+    assert!(manager.connect.calls() > 10);
+    rejects.store(false, Ordering::SeqCst);
+    sleep(30 * SECOND).await;
+    let began = Instant::now();
+    drop(pool.acquire().await.unwrap());
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn hooks_hear_of_an_end_that_nobody_waits_for() {
+    let (released, destroyed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let hooks = Hooks::new().after_release(count(&released)).on_destroy(count(&destroyed));
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).hooks(hooks).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.condition.once(DIRTY);
+    manager.reset.once(Act::Never);
+    {
+        let mut release = pin!(held.release());
+        assert!(poll_once(release.as_mut()).is_pending());
+        assert_eq!(manager.reset.running(), 1);
+    }
+    assert_eq!(released.load(Ordering::SeqCst), 1);
+    balanced(&pool, &manager.ledger).await;
+    let before = destroyed.load(Ordering::SeqCst);
+    drop(pool.acquire().await.unwrap());
+    manager.close.once(Act::Never);
+    {
+        let mut rotation = pin!(pool.rotate(|_| Box::pin(async { Ok(()) })));
+        assert!(poll_once(rotation.as_mut()).is_pending());
+        assert_eq!(manager.close.running(), 1);
+    }
+    assert_eq!(destroyed.load(Ordering::SeqCst), before + 1);
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_connection_that_has_been_used_and_is_rejected_is_replaced_without_a_pause() {
     let acts = Arc::new(Mutex::new(Vec::new()));
     let next = acts.clone();

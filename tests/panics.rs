@@ -593,6 +593,41 @@ async fn a_connect_that_panics_while_it_is_dropped_costs_one_attempt() {
     costs_attempts_and_no_more(pool.build_lazy().unwrap()).await;
 }
 
+/// Panics when it is told.
+#[derive(Debug)]
+struct Untold;
+
+impl std::fmt::Display for Untold {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        panic!("scripted");
+    }
+}
+
+impl std::error::Error for Untold {}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_that_panics_when_it_is_told_costs_one_attempt() {
+    let attempts = Arc::new(AtomicUsize::new(0));
+    let manager = millpond::from_fn({
+        let attempts = attempts.clone();
+        move || {
+            let attempts = attempts.fetch_add(1, Ordering::SeqCst);
+            async move {
+                // Without pauses between them there is no end to them.
+                if attempts > 1000 {
+                    pending::<()>().await;
+                }
+                Err::<(), _>(Untold)
+            }
+        }
+    });
+    let pool = Pool::builder(manager).max_size(2).build_lazy().unwrap();
+    costs_attempts_and_no_more(pool.clone()).await;
+    assert!(attempts.load(Ordering::SeqCst) < 1000);
+    let said = pool.metrics().last_connect_error.unwrap().message;
+    assert!(said.ends_with("panicked while it was told: scripted"), "{said}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_cannot_be_set_up_and_panics_while_it_is_dropped_costs_one_attempt() {
     let manager = TestManager::new();

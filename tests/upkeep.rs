@@ -8,7 +8,10 @@
 
 mod support;
 
-use millpond::{CheckPolicy, Hooks, IdleOrder, Leak, Pool, PoolBuilder, WarmUpError, WeakPool};
+use millpond::{
+    AcquireError, CheckPolicy, Hooks, IdleOrder, Leak, Pool, PoolBuilder, Priority, Stage,
+    WarmUpError, WeakPool,
+};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -168,6 +171,23 @@ async fn where_there_is_no_room_for_a_replacement_none_is_waited_for() {
         .unwrap();
     sleep(3 * MINUTE / 4).await;
     // Their ends lie evenly on the second half of the minute.
+    let ended = pool.metrics().closed.lifetime;
+    assert!((3..=7).contains(&ended), "{ended} of 10 after half of that");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slot_that_is_reserved_is_no_room_for_a_replacement() {
+    let manager = TestManager::new();
+    let pool = builder(&manager)
+        .max_size(12)
+        .reserved(Priority::High, 2)
+        .min_idle(10)
+        .max_lifetime(MINUTE)
+        .lifetime_jitter(0.5)
+        .build()
+        .await
+        .unwrap();
+    sleep(3 * MINUTE / 4).await;
     let ended = pool.metrics().closed.lifetime;
     assert!((3..=7).contains(&ended), "{ended} of 10 after half of that");
 }
@@ -379,6 +399,51 @@ async fn what_has_been_idle_is_checked_before_its_next_use_and_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_has_passed_its_check_in_the_background_is_there_for_whoever_only_tries() {
+    for check in [CheckPolicy::IfIdleFor(5 * SECOND), CheckPolicy::Always] {
+        let manager = TestManager::new();
+        let pool = builder(&manager).check(check).min_idle(1).build().await.unwrap();
+        sleep(10 * SECOND).await;
+        assert!(pool.try_acquire().is_err(), "it has to be checked first");
+        // Several looks of the maintenance later.
+        sleep(3 * SECOND).await;
+        assert_eq!(manager.check.calls(), 1);
+        drop(pool.try_acquire().unwrap_or_else(|error| panic!("{check:?}: {error}")));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thread_for_which_a_paused_clock_does_not_hold_may_look_at_what_is_idle() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).min_idle(1).build().await.unwrap();
+    sleep(10 * MINUTE).await;
+    drop(pool.acquire().await.unwrap());
+    sleep(10 * MINUTE).await;
+    let idle = std::thread::spawn(move || {
+        let mut idle = None;
+        pool.retain(|_, info| idle.replace(info.idle).is_none());
+        idle
+    });
+    let idle = idle.join().expect("it does not panic");
+    assert!(idle.unwrap() < 20 * MINUTE, "{idle:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_warm_up_that_succeeds_ends_the_trouble_of_one_that_failed() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).max_size(1).build_lazy().unwrap();
+    manager.connect.once(Act::Error);
+    pool.warm_up(1).await.unwrap_err();
+    assert!(pool.status().to_string().contains("connecting fails"), "{}", pool.status());
+    pool.warm_up(1).await.unwrap();
+    assert!(!pool.status().to_string().contains("connecting fails"), "{}", pool.status());
+    let _held = pool.acquire().await.unwrap();
+    let error = pool.acquire_timeout(SECOND).await.unwrap_err();
+    let AcquireError::Timeout(timeout) = error else { panic!("{error}") };
+    assert_eq!(timeout.stage(), Stage::Queued);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stale_connection_that_fails_its_check_is_replaced_within_the_same_acquire() {
     let manager = TestManager::new();
     let pool = builder(&manager).check(CheckPolicy::IfIdleFor(SECOND)).max_size(3);
@@ -507,18 +572,21 @@ async fn a_keepalive_that_fails_or_hangs_costs_its_connection_and_holds_up_nobod
 async fn min_idle_is_refilled_by_the_acquire_that_dips_below_it() {
     for order in ORDERS {
         for shards in [1, 4] {
-            let manager = TestManager::new();
-            let pool = builder(&manager).order(order).shards(shards).min_idle(3).build().await;
-            let pool = pool.unwrap();
-            pool.maintenance().pause();
-            let began = Instant::now();
-            let _held = pool.acquire().await.unwrap();
-            for _ in 0..64 {
-                tokio::task::yield_now().await;
+            // With a hook, a connection leaves the fast path on its way to the caller.
+            for hooks in [Hooks::new(), Hooks::new().on_checkout(|_| {})] {
+                let manager = TestManager::new();
+                let pool = builder(&manager).order(order).shards(shards).hooks(hooks).min_idle(3);
+                let pool = pool.build().await.unwrap();
+                pool.maintenance().pause();
+                let began = Instant::now();
+                let _held = pool.acquire().await.unwrap();
+                for _ in 0..64 {
+                    tokio::task::yield_now().await;
+                }
+                let counts = pool.metrics().counts;
+                assert_eq!((counts.idle, counts.in_use), (3, 1), "{order:?}, {shards} shards");
+                assert_eq!(began.elapsed(), Duration::ZERO);
             }
-            let counts = pool.metrics().counts;
-            assert_eq!((counts.idle, counts.in_use), (3, 1), "{order:?}, {shards} shards");
-            assert_eq!(began.elapsed(), Duration::ZERO);
         }
     }
 }

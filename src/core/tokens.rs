@@ -419,6 +419,9 @@ fn pick<K: Keeper>(keeper: &K, caller: &'static Location<'static>) -> Picked<K> 
     let cell = core.cell(&slot);
     if cell.flags().any() {
         slot.enter(cell, State::InUse);
+        if core.floor > 0 && core.may_have_dipped(home) {
+            keeper.dipped();
+        }
         return Picked::Flagged(slot);
     }
     slot.begin_use(cell, caller);

@@ -176,8 +176,9 @@ impl Totals {
 
     /// Connections that the pool has closed so far; not those that were detached.
     pub(crate) fn ended(&self) -> u64 {
-        let all: u64 = self.closed.iter().map(|count| count.load(Ordering::Relaxed)).sum();
-        all - self.closed[CloseReason::Detached as usize].load(Ordering::Relaxed)
+        let counts = self.closed.iter().enumerate();
+        let ended = counts.filter(|(reason, _)| *reason != CloseReason::Detached as usize);
+        ended.map(|(_, count)| count.load(Ordering::Relaxed)).sum()
     }
 
     pub(crate) fn closed(&self, reason: CloseReason) {

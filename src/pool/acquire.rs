@@ -189,6 +189,8 @@ where
                 let prepared = prepare(lease).await;
                 checking.store(false, Ordering::Relaxed);
                 match prepared {
+                    // Meanwhile; the sweep ends what is put back.
+                    Ok(_) if keeper.core.is_closed() => return Err(keeper.closed_error()),
                     Ok(lease) => {
                         if let Some(loan) = lend(lease, ask.caller) {
                             return Ok(loan);
@@ -576,6 +578,7 @@ where
             } else {
                 checking = true;
                 match prepare_blocking(lease, deadline) {
+                    Ok(_) if keeper.core.is_closed() => return Err(keeper.closed_error()),
                     Ok(lease) => {
                         if let Some(loan) = lend(lease, ask.caller) {
                             return Ok(loan);
@@ -752,7 +755,11 @@ impl<M: Manager> Shared<M> {
     {
         let trial = lease.begin(State::Checking).with_keeper(self.arc());
         match self.ground_or_current() {
-            Some(ground) => ground.spawn(async move { drop(check(trial).await) }),
+            Some(ground) => ground.spawn(async move {
+                if let Ok(lease) = check(trial).await {
+                    lease.keeper().has_checked(lease.number());
+                }
+            }),
             // Dropping the trial closes the connection: nobody can check it.
             None => drop(trial),
         }

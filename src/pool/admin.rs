@@ -10,7 +10,7 @@ use crate::core::{Flags, Found, Keeper, Line, Reservation, Search, State, reserv
 use crate::error::{
     AcquireError, ConfigError, OperationError, RotateError, WarmUpError, check_capacity,
 };
-use crate::hooks::HookFuture;
+use crate::hooks::{AtEnd, HookFuture, Hooks};
 use crate::manager::Manager;
 use crate::metrics::CloseReason;
 use crate::pool::ConnectionInfo;
@@ -193,7 +193,10 @@ impl<M: Manager> Pool<M> {
             let connect = shared.connect(reservation.uses());
             let tenant = match shared.unless_closed(connect).await {
                 None => return Err(RotateError::Closed),
-                Some(Ok(tenant)) => tenant,
+                Some(Ok(tenant)) => {
+                    shared.connect_succeeded();
+                    tenant
+                }
                 Some(Err(error)) => {
                     shared.totals.connect_failed();
                     shared.connector.note(&error);
@@ -440,15 +443,21 @@ impl<M: Manager> Shared<M> {
     /// How many connections there can be at the most, unless callers come for whom the vacant
     /// reserved slots are kept.
     fn within_reach(&self) -> usize {
-        let kept = (0..self.config.reserved.1)
-            .filter(|&slot| self.core.glimpse(slot).state == State::Vacant)
-            .count();
-        self.core.limit().saturating_sub(kept)
+        self.core.limit().saturating_sub(self.vacant_reserved())
+    }
+
+    /// How many vacant slots are kept for the callers that they are reserved for.
+    pub(super) fn vacant_reserved(&self) -> usize {
+        let reserved = 0..self.config.reserved.1;
+        reserved.filter(|&slot| self.core.glimpse(slot).state == State::Vacant).count()
     }
 
     async fn open_one(self: Arc<Self>, reservation: Reservation<Arc<Self>>) -> Opened<M> {
         match self.connect(reservation.uses()).await {
-            Ok(tenant) => drop(self.move_in(reservation, tenant)),
+            Ok(tenant) => {
+                self.connect_succeeded();
+                drop(self.move_in(reservation, tenant));
+            }
             Err(error) => return Err(self.connect_failed(error).error),
         }
         self.changed();
@@ -491,9 +500,9 @@ impl<M: Manager> Shared<M> {
                 self.manager.close(tenant.connection).await;
                 Ok::<_, Infallible>(())
             };
-            // Cancel: the connection is dropped, and then the trial frees the slot.
+            // Cancel: the connection is dropped, the hook hears of it, and the trial frees the slot.
+            let _gone = AtEnd::new(&self.hooks, Hooks::destroyed);
             drop(bounded(self.config.close_timeout, close).await);
-            self.hooks.destroyed();
         }
         Ok(trial.renew())
     }

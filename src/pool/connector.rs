@@ -15,9 +15,10 @@
 //!
 //! Not here: who gets the connection (`core`), checks and resets (`acquire.rs`, `guard.rs`).
 
+use super::operation::{bounded, message};
 use super::reaper::Reaper;
 use super::report::Reporter;
-use super::{Shared, Tenant, life::nanos, lock, operation::bounded, trace::no_span};
+use super::{Shared, Tenant, life::nanos, lock, trace::no_span};
 use crate::core::{Reservation, reserve};
 use crate::error::{AcquireError, OperationError};
 use crate::hooks::Hooks;
@@ -33,6 +34,7 @@ use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
+use std::thread;
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
@@ -81,6 +83,8 @@ struct Trouble<E> {
     in_a_row: u32,
     /// New connections in a row that a hook has rejected before anybody has used them.
     rejected: u32,
+    /// When the last of them was.
+    rejected_at: Instant,
     /// The last verdict.
     verdict: Option<Verdict<E>>,
 }
@@ -114,13 +118,20 @@ impl<E> From<Verdict<E>> for AcquireError<E> {
 impl<E: Error + 'static> Connector<E> {
     /// Takes down what a failure says, with all causes.
     pub(super) fn note(&self, error: &OperationError<E>) {
-        let mut said = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            said.push_str(": ");
-            said.push_str(&error.to_string());
-            cause = error.source();
-        }
+        let say = AssertUnwindSafe(|| {
+            let mut said = error.to_string();
+            let mut cause = error.source();
+            while let Some(error) = cause {
+                said.push_str(": ");
+                said.push_str(&error.to_string());
+                cause = error.source();
+            }
+            said
+        });
+        // An error that cannot be told is one all the same.
+        let said = catch_unwind(say).unwrap_or_else(|panic| {
+            format!("an error that panicked while it was told: {}", message(&*panic))
+        });
         lock(&self.trouble).said = Some((said, Instant::now()));
     }
 }
@@ -138,6 +149,7 @@ impl<E> Connector<E> {
                 said: None,
                 in_a_row: 0,
                 rejected: 0,
+                rejected_at: Instant::now(),
                 verdict: None,
             }),
             verdicts: AtomicU64::new(0),
@@ -231,6 +243,7 @@ impl<E> Connector<E> {
         self.admitted.store(1, Ordering::SeqCst);
         let mut trouble = lock(&self.trouble);
         trouble.rejected = trouble.rejected.saturating_add(1);
+        trouble.rejected_at = Instant::now();
         if let Some(error) = error {
             trouble.last = Some(Arc::new(error));
         }
@@ -244,9 +257,10 @@ impl<E> Connector<E> {
         }
     }
 
-    /// How many new connections a hook has rejected in a row.
-    fn rejections(&self) -> u32 {
-        lock(&self.trouble).rejected
+    /// How many new connections a hook has rejected in a row, and how long ago the last one.
+    fn rejections(&self) -> (u32, Duration) {
+        let trouble = lock(&self.trouble);
+        (trouble.rejected, trouble.rejected_at.elapsed())
     }
 
     /// Notes a failure, and the verdict on it; answers how many there have been in a row.
@@ -297,7 +311,9 @@ impl<M: Manager> Shared<M> {
         if let Some(reports) = &self.reports {
             adopted.spawn(Reporter::new(self, reports.clone()).run());
         }
-        Some(adopted)
+        // A runtime that has ended, though this thread is still in it, has dropped the reaper at once, and
+        // so has been forgotten.
+        self.ground()
     }
 
     /// Starts dials, if connections are wanted and there are vacant slots for them.
@@ -380,6 +396,14 @@ impl<M: Manager> Shared<M> {
         self.tell_connected(id, created - began);
         let span = no_span();
         Ok(Tenant { connection, id, created, generation, term, uses_before, lent_at: 0, span })
+    }
+
+    /// Takes note of a connect that has succeeded.
+    pub(super) fn connect_succeeded(&self) {
+        let failures = self.connector.succeeded(self.config.max_connecting);
+        if failures > 0 {
+            self.tell_recovered(failures);
+        }
     }
 
     /// Takes note of a failed connect.
@@ -486,13 +510,16 @@ impl<M: Manager> Dial<M> {
     async fn run(mut self, first: Reservation<Arc<Shared<M>>>) {
         let shared = self.shared.clone();
         let mut reservation = Some(first);
-        let rejections = shared.connector.rejections();
+        let (rejections, ago) = shared.connector.rejections();
         if rejections > 1 {
             // If none is fit for use, as many would be opened and closed as the server can bear. One may be
             // an accident.
-            drop(reservation.take());
-            if !self.pauses(rejections - 1).await {
-                return self.finish();
+            let pause = shared.pause(rejections - 1).saturating_sub(ago);
+            if !pause.is_zero() {
+                drop(reservation.take());
+                if !self.pauses(pause).await {
+                    return self.finish();
+                }
             }
         }
         while let Some(vacant) = reservation.take().or_else(|| reserve(shared.clone())) {
@@ -500,10 +527,7 @@ impl<M: Manager> Dial<M> {
             let failures = match shared.unless_closed(shared.connect(vacant.uses())).await {
                 None => break,
                 Some(Ok(tenant)) => {
-                    let failures = shared.connector.succeeded(shared.config.max_connecting);
-                    if failures > 0 {
-                        shared.tell_recovered(failures);
-                    }
+                    shared.connect_succeeded();
                     drop(shared.move_in(vacant, tenant));
                     shared.changed();
                     break;
@@ -525,17 +549,17 @@ impl<M: Manager> Dial<M> {
                 self.state = DialState::Gone;
                 return;
             }
-            if !self.pauses(failures).await {
+            if !self.pauses(shared.pause(failures)).await {
                 break;
             }
         }
         self.finish();
     }
 
-    /// Pauses after so many failures in a row; answers whether to go on then.
-    async fn pauses(&self, failures: u32) -> bool {
+    /// Pauses for so long; answers whether to go on then.
+    async fn pauses(&self, pause: Duration) -> bool {
         let shared = &self.shared;
-        let pause = tokio::time::sleep(shared.pause(failures));
+        let pause = tokio::time::sleep(pause);
         // Cancel: nothing is held but the place among the dials.
         if shared.unless_closed(pause).await.is_none() {
             return false;
@@ -557,7 +581,10 @@ impl<M: Manager> Drop for Dial<M> {
             DialState::Finished => shared.demand(Shared::ground),
             DialState::Refused => shared.core.nudge_all(),
             DialState::Unfinished => {
-                shared.connector.forget(*generation);
+                // A panic, such as one of a tracing subscriber, says nothing of the runtime.
+                if !thread::panicking() {
+                    shared.connector.forget(*generation);
+                }
                 shared.core.nudge();
             }
             DialState::Gone => {}

@@ -9,6 +9,7 @@ use super::{Shared, Tenant, operation::bounded, trace::no_span};
 use crate::config::CheckPolicy;
 use crate::core::{Doubt, Flags, Lease, Loan, State, Trial};
 use crate::error::ReleaseError;
+use crate::hooks::{AtEnd, Hooks};
 use crate::manager::{Condition, Manager};
 use crate::metrics::CloseReason;
 use std::ops::Deref;
@@ -126,9 +127,8 @@ macro_rules! pooled {
             pub async fn release(mut self) -> Result<(), ReleaseError<M::Error>> {
                 let lease = self.loan.recall();
                 let shared = lease.keeper().clone();
-                let released = release(lease).await;
-                shared.hooks.released();
-                released
+                let _told = AtEnd::new(&shared.hooks, Hooks::released);
+                release(lease).await
             }
 
             /// The manager that has opened this connection.

@@ -130,15 +130,20 @@ impl Track {
         late
     }
 
-    fn holder(&self, now: u64) -> Holder {
+    /// How long it has been like this.
+    fn age(&self, now: u64) -> u64 {
         // A thread for which a paused clock does not hold may ask, too.
-        let held = Duration::from_nanos(now.saturating_sub(self.since));
+        now.saturating_sub(self.since)
+    }
+
+    fn holder(&self, now: u64) -> Holder {
+        let held = Duration::from_nanos(self.age(now));
         Holder { connection: self.connection, site: self.site, held }
     }
 
     /// How long it has been idle, if it is.
     fn idle(&self, seen: &Glimpse, now: u64) -> Option<u64> {
-        (seen.state == State::Idle && seen.uses == self.uses).then(|| now - self.since)
+        (seen.state == State::Idle && seen.uses == self.uses).then(|| self.age(now))
     }
 }
 
@@ -194,9 +199,12 @@ impl<M: Manager> Shared<M> {
         if self.core.is_closed() {
             return false;
         }
-        let now = self.now();
-        let Plan { mut ends, surplus, pings, leaks, expiring, more } =
-            self.survey(&mut lock(&self.memory), now);
+        let Plan { mut ends, surplus, pings, leaks, expiring, more } = {
+            let mut memory = lock(&self.memory);
+            // Behind the lock: no earlier than what is in the memory.
+            let now = self.now();
+            self.survey(&mut memory, now)
+        };
         for leak in &leaks {
             match leak {
                 Leak::Held(_) => self.totals.leaked(),
@@ -261,7 +269,7 @@ impl<M: Manager> Shared<M> {
 
     fn leak(&self, track: &mut Track, now: u64) -> Option<Leak> {
         let limit = self.config.leak_after?;
-        let late = !track.reported && now - track.since >= nanos(limit);
+        let late = !track.reported && track.age(now) >= nanos(limit);
         late.then(|| {
             track.reported = true;
             Leak::Held(track.holder(now))
@@ -270,11 +278,12 @@ impl<M: Manager> Shared<M> {
 
     /// Whether an idle connection is to be checked, now or before its next use.
     fn look_at_idle(&self, slot: usize, seen: &Glimpse, track: &Track, now: u64, plan: &mut Plan) {
-        let unchecked = now - track.since.max(track.checked);
+        let unchecked = now.saturating_sub(track.since.max(track.checked));
         let limit = match self.config.check {
             CheckPolicy::IfIdleFor(limit) => nanos(limit),
             // Its release has flagged it, unless it has never been used.
-            CheckPolicy::Always => 0,
+            CheckPolicy::Always if track.checked <= track.since => 0,
+            CheckPolicy::Always => u64::MAX,
             CheckPolicy::Never => u64::MAX,
         };
         if unchecked >= limit && !seen.flags.has(Flags::CHECK) {
@@ -311,7 +320,7 @@ impl<M: Manager> Shared<M> {
             memory.window = now;
         }
         memory.fewest_idle = memory.fewest_idle.min(left);
-        if now - memory.window >= limit {
+        if now.saturating_sub(memory.window) >= limit {
             plan.surplus = memory.fewest_idle.saturating_sub(floor);
             left -= plan.surplus;
             (memory.window, memory.fewest_idle) = (now, left);
@@ -329,23 +338,22 @@ impl<M: Manager> Shared<M> {
         now: u64,
         plan: &mut Plan,
     ) {
-        let room = self.core.counts().vacant;
+        let room = budget.min(self.core.counts().vacant.saturating_sub(self.vacant_reserved()));
         for &(slot, _, term) in idle {
             if term.soft > now || plan.ends[slot].is_some() {
                 continue;
             }
-            if budget == 0 {
-                plan.more = true;
-                return;
-            }
-            budget -= 1;
             let needed = left <= self.config.min_idle;
             if needed && now < term.hard && plan.expiring < room {
+                // It waits for its replacement, and keeps nobody from ending who is older.
                 plan.expiring += 1;
                 plan.more = true;
-            } else {
+            } else if budget > 0 {
+                budget -= 1;
                 plan.ends[slot] = Some((CloseReason::Lifetime, memory.tracks[slot].uses));
                 left = left.saturating_sub(1);
+            } else {
+                plan.more = true;
             }
         }
     }
@@ -398,11 +406,17 @@ impl<M: Manager> Shared<M> {
                 }
                 // Cancel: the check that is dropped closes its connection.
                 if let Ok(lease) = check(lease.begin(State::Checking)).await {
-                    lock(&shared.memory).tracks[slot].checked = shared.now();
+                    shared.has_checked(slot);
                     search.restore(lease);
                 }
             }
         });
+    }
+
+    /// The idle connection of this slot has passed a check.
+    pub(super) fn has_checked(&self, slot: usize) {
+        let mut memory = lock(&self.memory);
+        memory.tracks[slot].checked = self.now();
     }
 
     /// Who holds a connection at the moment.
@@ -437,7 +451,7 @@ impl<M: Manager> Shared<M> {
     pub(super) fn idle_for(&self, slot: usize, uses: u64) -> Duration {
         let track = &lock(&self.memory).tracks[slot];
         let same = track.uses == uses && !track.held;
-        if same { Duration::from_nanos(self.now() - track.since) } else { Duration::ZERO }
+        if same { Duration::from_nanos(track.age(self.now())) } else { Duration::ZERO }
     }
 }
 
