@@ -426,13 +426,13 @@ where
 
     async fn reset(&self, client: &mut Client) -> Result<(), Error> {
         self.settle(client).await?;
+        if client.session.in_transaction() && self.mode == PoolMode::Statement {
+            return Err(Error::OpenTransaction);
+        }
         if client.session.is_in_doubt() {
             client.clear_doubt().await?;
         }
         let open = client.session.in_transaction();
-        if open && self.mode == PoolMode::Statement {
-            return Err(Error::OpenTransaction);
-        }
         let renew = if self.has_to_renew(client) { self.session_query() } else { None };
         match (open, renew) {
             (false, None) => {}
