@@ -756,8 +756,8 @@ impl<M: Manager> Shared<M> {
         let trial = lease.begin(State::Checking).with_keeper(self.arc());
         match self.ground_or_current() {
             Some(ground) => ground.spawn(async move {
-                if let Ok(lease) = check(trial).await {
-                    lease.keeper().has_checked(lease.number());
+                if let Ok(mut lease) = check(trial).await {
+                    lease.keeper().clone().has_checked(&mut lease);
                 }
             }),
             // Dropping the trial closes the connection: nobody can check it.

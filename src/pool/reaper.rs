@@ -31,6 +31,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::mem;
+use std::ops::Deref;
 use std::panic::Location;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -96,8 +97,10 @@ struct Track {
     connection: u64,
     /// When it was first seen like this, by the pool's clock.
     since: u64,
-    /// When its connection was last checked to keep it alive.
+    /// When its connection last passed a check while it was idle.
     checked: u64,
+    /// Which connection that was, and after how many uses.
+    passed: (u64, u64),
     site: Option<&'static Location<'static>>,
     /// Somebody holds it.
     held: bool,
@@ -123,6 +126,7 @@ impl Track {
             connection,
             since: now,
             checked: now,
+            passed: self.passed,
             site: seen.holder,
             held: lent,
             reported: false,
@@ -282,7 +286,7 @@ impl<M: Manager> Shared<M> {
         let limit = match self.config.check {
             CheckPolicy::IfIdleFor(limit) => nanos(limit),
             // Its release has flagged it, unless it has never been used.
-            CheckPolicy::Always if track.checked <= track.since => 0,
+            CheckPolicy::Always if track.passed != (track.connection, track.uses) => 0,
             CheckPolicy::Always => u64::MAX,
             CheckPolicy::Never => u64::MAX,
         };
@@ -405,18 +409,22 @@ impl<M: Manager> Shared<M> {
                     continue;
                 }
                 // Cancel: the check that is dropped closes its connection.
-                if let Ok(lease) = check(lease.begin(State::Checking)).await {
-                    shared.has_checked(slot);
+                if let Ok(mut lease) = check(lease.begin(State::Checking)).await {
+                    shared.has_checked(&mut lease);
                     search.restore(lease);
                 }
             }
         });
     }
 
-    /// The idle connection of this slot has passed a check.
-    pub(super) fn has_checked(&self, slot: usize) {
-        let mut memory = lock(&self.memory);
-        memory.tracks[slot].checked = self.now();
+    /// A connection has passed a check while it was idle.
+    pub(super) fn has_checked<R>(&self, lease: &mut Lease<R>)
+    where
+        R: Deref<Target = Self> + Clone,
+    {
+        let passed = (lease.resource_mut().id, lease.uses());
+        let track = &mut lock(&self.memory).tracks[lease.number()];
+        (track.checked, track.passed) = (self.now(), passed);
     }
 
     /// Who holds a connection at the moment.
@@ -459,7 +467,7 @@ impl<M: Manager> Shared<M> {
 fn unflagged<M, R>(lease: Lease<R>) -> Option<Lease<R>>
 where
     M: Manager,
-    R: std::ops::Deref<Target = Shared<M>> + Clone,
+    R: Deref<Target = Shared<M>> + Clone,
 {
     if lease.flags().has(Flags::LOOK) { look_over(lease) } else { Some(lease) }
 }

@@ -24,6 +24,8 @@ pub(super) struct Place {
     pub(super) generation: u64,
     /// It is to be checked before it is used.
     pub(super) unchecked: bool,
+    /// The resource that has passed a check in the background, and after how many uses.
+    pub(super) passed: (u64, u64),
     /// Somebody has it, to whom it is not still on its way.
     pub(super) lent: bool,
     pub(super) track: Track,

@@ -363,11 +363,18 @@ impl Model {
     pub(super) fn hear(&mut self, name: Name) -> Option<Result<u64, Refusal>> {
         loop {
             match self.fates.remove(&name)? {
-                Fate::Served(slot) => match self.make_fit(slot) {
-                    Some(number) => return Some(Ok(number)),
-                    // It waits on, behind the others.
-                    None => self.wait(name),
-                },
+                Fate::Served(slot) => {
+                    let checked = self.kind == Kind::Managed && self.slots[slot].unchecked;
+                    if !self.make_fit(slot) {
+                        // It waits on, behind the others.
+                        self.wait(name);
+                    } else if checked && self.is_closed() {
+                        self.give(slot);
+                        self.fates.insert(name, Fate::Refused(Refusal::Closed));
+                    } else {
+                        return self.lend(slot).map(Ok);
+                    }
+                }
                 Fate::Makes(slot) => {
                     self.making -= 1;
                     self.in_use += 1;
@@ -385,11 +392,12 @@ impl Model {
         }
     }
 
-    /// A resource is about to be used: its number, or it ends.
-    fn make_fit(&mut self, slot: Slot) -> Option<u64> {
-        if self.kind == Kind::Managed && (self.has_to_go(slot) || !self.check(slot)) {
-            return None;
-        }
+    /// A resource is about to be used. False: it ends.
+    fn make_fit(&mut self, slot: Slot) -> bool {
+        self.kind != Kind::Managed || !self.has_to_go(slot) && self.check(slot)
+    }
+
+    fn lend(&mut self, slot: Slot) -> Option<u64> {
         self.totals.acquires += 1;
         self.totals.calls.on_checkout += 1;
         self.slots[slot].uses += 1;
@@ -447,11 +455,14 @@ impl Model {
         if self.slots[slot].unchecked {
             // That is done in the background, and then it is anybody's.
             if self.check(slot) {
+                let place = &mut self.slots[slot];
+                place.passed = (place.number.unwrap_or(0), place.uses);
                 self.give(slot);
             }
             return Err(TryAcquireError::Empty);
         }
-        self.make_fit(slot).ok_or(TryAcquireError::Empty)
+        let fit = self.make_fit(slot);
+        fit.then(|| self.lend(slot)).flatten().ok_or(TryAcquireError::Empty)
     }
 
     /// A guard is let go of.
@@ -586,7 +597,9 @@ impl Model {
         }
         let idle = self.walk();
         for &slot in &idle {
-            self.slots[slot].unchecked |= self.checked;
+            let place = &mut self.slots[slot];
+            let passed = place.passed == (place.number.unwrap_or(0), place.uses);
+            place.unchecked |= self.checked && !passed;
         }
         if !self.reports_leaks {
             return;
