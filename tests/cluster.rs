@@ -1388,6 +1388,19 @@ async fn connections_of_a_node_that_was_removed_count_until_they_are_gone() {
 }
 
 #[tokio::test]
+async fn an_idle_connection_makes_room_though_a_removed_node_has_one_out() {
+    let nodes = [("a", plain()), ("b", plain()), ("gone", plain())];
+    let (cluster, managers, whole) = capped(2, 2, nodes);
+    let out = cluster.acquire("gone").await.unwrap();
+    drop(cluster.acquire("a").await.unwrap());
+    assert_eq!(cluster.remove_node("gone", MILLISECOND).await.unwrap().still_out.len(), 1);
+    let b = timeout(SECOND, cluster.acquire("b")).await.expect("a has one to give").unwrap();
+    assert_eq!(managers.each_ref().map(|manager| manager.ledger.live()), [0, 1, 1]);
+    drop((b, out));
+    assert_eq!(whole.most_live(), 2);
+}
+
+#[tokio::test]
 async fn with_a_cap_too_a_removal_that_is_given_up_closes_the_node_at_once() {
     let (cluster, managers, whole) = capped(2, 2, [("a", plain()), ("b", plain())]);
     let guard = cluster.acquire("a").await.unwrap();

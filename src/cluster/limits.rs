@@ -46,6 +46,8 @@ struct Look {
     limit: usize,
     /// How many units it has, which nobody else may use.
     units: usize,
+    /// How many of its units are on their way back.
+    coming: usize,
     /// How many units it could do with.
     need: usize,
     /// That is one, because it was passed over, and nobody waits.
@@ -62,9 +64,11 @@ impl<K: Key, M: Manager> Share<K, M> {
     fn look(&self) -> Look {
         let (counts, waiting) = (self.pool.counts(), self.pool.unserved());
         if self.pool.is_closed() {
-            // It has what is still alive, and will have none.
+            // It has what is still alive, and will have none. What is out comes back when whoever has
+            // it likes, which may be never: he has been waited for already.
             let units = counts.connecting + counts.alive();
-            return Look { limit: 0, units, need: 0, can_wait: false };
+            let coming = units - counts.in_use;
+            return Look { limit: 0, units, coming, need: 0, can_wait: false };
         }
         let limit = self.pool.max_size();
         // What is being opened is for those who wait.
@@ -72,7 +76,8 @@ impl<K: Key, M: Manager> Share<K, M> {
         let need = busy.min(self.pool.config().max_size);
         let can_wait = need == 0 && self.passed_over;
         let units = limit.max(counts.in_service());
-        Look { limit, units, need: need.max(usize::from(can_wait)), can_wait }
+        let need = need.max(usize::from(can_wait));
+        Look { limit, units, coming: units - limit, need, can_wait }
     }
 }
 
@@ -112,8 +117,7 @@ impl<K: Key, M: Manager> Cap<K, M> {
             }
             let missing: usize =
                 looks.iter().map(|look| look.need.saturating_sub(look.limit)).sum();
-            let coming: usize =
-                looks.iter().map(|look| look.units.saturating_sub(look.limit)).sum();
+            let coming: usize = looks.iter().map(|look| look.coming).sum();
             if coming < missing {
                 if let Some(giver) = giver(&looks, look) {
                     shares[giver].pool.set_limit(looks[giver].limit - 1);
@@ -125,10 +129,10 @@ impl<K: Key, M: Manager> Cap<K, M> {
                     continue;
                 }
             }
-            if listeners.is_empty() && coming > 0 {
-                let shrinking =
-                    shares.iter().zip(&looks).filter(|(_, look)| look.units > look.limit);
-                listeners = shrinking.map(|(share, _)| share.pool.when_changed()).collect();
+            let shrinking =
+                || shares.iter().zip(&looks).filter(|(_, look)| look.units > look.limit);
+            if listeners.is_empty() && shrinking().next().is_some() {
+                listeners = shrinking().map(|(share, _)| share.pool.when_changed()).collect();
                 // Once more, so that nothing that came back before that is missed.
                 continue;
             }
