@@ -1257,6 +1257,79 @@ async fn a_cap_takes_no_more_from_others_than_is_needed() {
     assert_eq!(whole.most_live(), 3);
 }
 
+/// How many connections have been closed, of all nodes.
+fn closed(managers: &[TestManager]) -> usize {
+    managers.iter().map(|manager| manager.ledger.closed()).sum()
+}
+
+#[tokio::test]
+async fn for_one_unit_one_idle_connection_is_closed_and_no_other() {
+    let nodes = [("a", plain()), ("b", plain()), ("c", plain()), ("d", plain())];
+    let (cluster, managers, whole) = capped(3, 3, nodes);
+    let held = [cluster.acquire("a"), cluster.acquire("b"), cluster.acquire("c")];
+    for acquire in held {
+        drop(acquire.await.unwrap());
+    }
+    // So that the cap looks while one is being closed.
+    for manager in &managers {
+        manager.close.always(Act::Slow(30 * MILLISECOND));
+    }
+    drop(cluster.acquire("d").await.unwrap());
+    settled(&cluster, &managers).await;
+    assert_eq!(closed(&managers), 1);
+    assert_eq!(whole.most_live(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn for_one_unit_one_of_many_connections_in_use_is_closed() {
+    let names = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
+    let (cluster, managers, whole) = capped(100, 10, names.map(|name| (name, plain())));
+    let mut held = Vec::new();
+    for name in names {
+        for _ in 0..10 {
+            held.push(cluster.acquire(name).await.unwrap());
+        }
+    }
+    let late = TestManager::counted_in(Some(whole.clone()));
+    cluster.add_node("late".to_owned(), late.clone()).unwrap();
+    let mut acquire = pin!(cluster.acquire("late"));
+    assert!(timeout(50 * MILLISECOND, acquire.as_mut()).await.is_err(), "all are in use");
+    drop(held);
+    assert_eq!(acquire.await.unwrap().node(), "late");
+    settled(&cluster, &managers).await;
+    assert_eq!((closed(&managers), whole.most_live()), (1, 100));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_asked_to_give_and_need_not_closes_nothing() {
+    let (cluster, managers, whole) = capped(3, 3, [("a", plain()), ("b", plain())]);
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(cluster.acquire("a").await.unwrap());
+    }
+    assert!(timeout(50 * MILLISECOND, cluster.acquire("b")).await.is_err(), "all are in use");
+    // The cap looks every 5 ms.
+    tokio::time::sleep(20 * MILLISECOND).await;
+    drop(held);
+    settled(&cluster, &managers).await;
+    assert_eq!((closed(&managers), whole.most_live()), (0, 3));
+}
+
+#[tokio::test]
+async fn an_idle_connection_makes_room_though_another_node_is_to_give_one_that_is_out() {
+    let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
+    let (cluster, managers, whole) = capped(3, 3, nodes);
+    let out = [cluster.acquire("a").await.unwrap(), cluster.acquire("a").await.unwrap()];
+    let of_b = cluster.acquire("b").await.unwrap();
+    let mut acquire = pin!(cluster.acquire("c"));
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    drop(of_b);
+    let c = timeout(SECOND, acquire).await.expect("b has one to give").unwrap();
+    drop((c, out));
+    settled(&cluster, &managers).await;
+    assert_eq!((closed(&managers), whole.most_live()), (1, 3));
+}
+
 #[tokio::test]
 async fn a_cap_is_shared_fairly_while_all_want_more() {
     let nodes = [("a", plain()), ("b", plain()), ("c", plain())];

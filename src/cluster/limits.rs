@@ -7,7 +7,8 @@
 //! A unit moves when a caller waits at a node that has too few: a free one at once; else one of a
 //! node that does not need it, whose idle connection is closed; else, if all are in use, the next one
 //! that comes back to the node that has most, as long as that leaves it at least as many as the other
-//! one then has. It is given on only when the connection is gone.
+//! one then has. It is given on only when the connection is gone; if nobody misses it any more before
+//! that, it stays.
 //!
 //! Not here: what a pool does when its limit changes (`crate::core`).
 
@@ -46,8 +47,10 @@ struct Look {
     limit: usize,
     /// How many units it has, which nobody else may use.
     units: usize,
-    /// How many of its units are on their way back.
+    /// How many of its units are to come back.
     coming: usize,
+    /// How many of these do so without anybody's doing: those that are not in use.
+    soon: usize,
     /// How many units it could do with.
     need: usize,
     /// That is one, because it was passed over, and nobody waits.
@@ -55,8 +58,14 @@ struct Look {
 }
 
 impl Look {
+    /// Whether its limit is to be higher.
     fn starves(&self) -> bool {
         self.need > self.limit
+    }
+
+    /// How many units others are to let go of for it.
+    fn missing(&self) -> usize {
+        self.need.saturating_sub(self.units)
     }
 }
 
@@ -68,16 +77,19 @@ impl<K: Key, M: Manager> Share<K, M> {
             // it likes, which may be never: he has been waited for already.
             let units = counts.connecting + counts.alive();
             let coming = units - counts.in_use;
-            return Look { limit: 0, units, coming, need: 0, can_wait: false };
+            return Look { limit: 0, units, coming, soon: coming, need: 0, can_wait: false };
         }
         let limit = self.pool.max_size();
-        // What is being opened is for those who wait.
-        let busy = counts.alive() - counts.idle + counts.connecting.max(waiting);
+        // What is being opened is for those who wait; what is being closed is for nobody.
+        let kept = counts.in_use + counts.checking + counts.resetting;
+        let busy = kept + counts.connecting.max(waiting);
         let need = busy.min(self.pool.config().max_size);
         let can_wait = need == 0 && self.passed_over;
         let units = limit.max(counts.in_service());
-        let need = need.max(usize::from(can_wait));
-        Look { limit, units, coming: units - limit, need, can_wait }
+        let coming = units - limit;
+        // It closes what is idle first.
+        let soon = coming - (counts.in_use + counts.connecting).saturating_sub(limit);
+        Look { limit, units, coming, soon, need: need.max(usize::from(can_wait)), can_wait }
     }
 }
 
@@ -115,15 +127,25 @@ impl<K: Key, M: Manager> Cap<K, M> {
                 share.pool.set_limit(look.limit + 1);
                 continue;
             }
-            let missing: usize =
-                looks.iter().map(|look| look.need.saturating_sub(look.limit)).sum();
-            let coming: usize = looks.iter().map(|look| look.coming).sum();
-            if coming < missing {
-                if let Some(giver) = giver(&looks, look) {
+            let sum = |of: fn(&Look) -> usize| looks.iter().map(of).sum::<usize>();
+            let (missing, coming) = (sum(Look::missing), sum(|look| look.coming));
+            if coming > missing {
+                // Somebody is to let go of one that nobody misses any more: he may keep it.
+                let keeps = |look: &Look| look.starves() && look.units > look.limit;
+                if let Some(keeper) = looks.iter().position(keeps) {
+                    shares[keeper].pool.set_limit(looks[keeper].limit + 1);
+                    continue;
+                }
+            }
+            let lacking = looks.iter().enumerate().filter(|(_, look)| look.missing() > 0);
+            if let Some((poorest, look)) = lacking.min_by_key(|(_, look)| look.limit) {
+                let idle = if sum(|look| look.soon) < missing { idle(&looks, look) } else { None };
+                let giver = || if coming < missing { richest(&looks, look) } else { None };
+                if let Some(giver) = idle.or_else(giver) {
                     shares[giver].pool.set_limit(looks[giver].limit - 1);
                     continue;
                 }
-                if look.can_wait {
+                if coming < missing && look.can_wait {
                     // There are not enough for every node to have one.
                     shares[poorest].passed_over = false;
                     continue;
@@ -141,17 +163,23 @@ impl<K: Key, M: Manager> Cap<K, M> {
     }
 }
 
-/// Who is to let go of a unit for this one: a pool that does not need all of its own, or else the one
-/// that has most, if it has more than the other will have then. Nobody gives the last one to a node that
-/// can wait.
-fn giver(looks: &[Look], poor: &Look) -> Option<usize> {
+/// Who has something to give to this one. Nobody gives the last one to a node that can wait.
+fn able<'l>(looks: &'l [Look], poor: &Look) -> impl Iterator<Item = (usize, &'l Look)> {
     let least = if poor.can_wait { 2 } else { 1 };
-    let able = || looks.iter().enumerate().filter(|(_, look)| look.limit >= least);
+    looks.iter().enumerate().filter(move |(_, look)| look.limit >= least)
+}
+
+/// The one that has most that it does not need.
+fn idle(looks: &[Look], poor: &Look) -> Option<usize> {
     let spare = |look: &Look| look.limit.saturating_sub(look.need);
-    let idle = able().max_by_key(|(_, look)| spare(look)).filter(|(_, look)| spare(look) > 0);
-    let richest = || able().max_by_key(|(_, look)| look.limit);
-    idle.or_else(|| richest().filter(|(_, look)| look.limit > poor.limit + 1))
-        .map(|(index, _)| index)
+    let idle = able(looks, poor).max_by_key(|(_, look)| spare(look));
+    idle.filter(|(_, look)| spare(look) > 0).map(|(index, _)| index)
+}
+
+/// The one that has most, if it has more than the other will have then.
+fn richest(looks: &[Look], poor: &Look) -> Option<usize> {
+    let richest = able(looks, poor).max_by_key(|(_, look)| look.limit);
+    richest.filter(|(_, look)| look.limit > poor.limit + 1).map(|(index, _)| index)
 }
 
 impl<K: Key, M: Manager> Shared<K, M> {
