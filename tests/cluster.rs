@@ -1388,6 +1388,31 @@ async fn with_a_cap_reads_are_spread_over_nodes_that_have_nothing_yet() {
     assert_eq!(whole.most_live(), 3);
 }
 
+/// The node of this name first, then the others.
+fn first(key: &'static str) -> impl Fn(&NodeView<'_, String>) -> Option<f64> {
+    move |node| Some(f64::from(node.key() != key))
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_a_cap_who_may_go_anywhere_goes_where_there_can_be_more() {
+    let (cluster, managers, _) = capped(10, 1, [("a", plain()), ("b", plain())]);
+    let held = cluster.acquire("a").await.unwrap();
+    let began = tokio::time::Instant::now();
+    let guard = cluster.acquire_any(Policy::Rank(&first("a"))).await.unwrap();
+    assert_eq!((guard.node().as_str(), began.elapsed()), ("b", Duration::ZERO));
+    drop((held, guard));
+    settled(&cluster, &managers).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_a_cap_too_a_node_that_does_not_answer_costs_a_quarter_of_a_second() {
+    let (cluster, managers, _) = capped(4, 2, [("a", plain()), ("b", plain())]);
+    managers[0].connect.always(Act::Never);
+    let began = tokio::time::Instant::now();
+    let guard = cluster.acquire_any(Policy::Rank(&first("a"))).await.unwrap();
+    assert_eq!((guard.node().as_str(), began.elapsed()), ("b", 250 * MILLISECOND));
+}
+
 #[tokio::test]
 async fn a_cap_below_the_number_of_nodes_serves_each_of_them() {
     let nodes = [("a", plain()), ("b", plain()), ("c", plain())];

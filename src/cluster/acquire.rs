@@ -6,10 +6,11 @@
 //! | nothing idle | wait in the node's line | look at all others that are allowed, in order |
 //! | still nothing | | wait in the lines of all that are allowed, until one serves |
 //!
-//! Of those that it waits at, only one opens a connection for it, the first in order that has room;
-//! at the others it is *patient* and takes what comes back. If the one fails, or has not served within
-//! `try_next_after`, the next one opens a connection too. So no acquire waits beside a connection that
-//! it could have, and a node that does not answer costs it little of its time.
+//! Of those that it waits at, only one opens a connection for it, the first in order that has room or
+//! else, under a cap, may get it; at the others it is *patient* and takes what comes back. If the one
+//! fails, or has not served within `try_next_after`, the next one opens a connection too. So no acquire
+//! waits beside a connection that it could have, and a node that does not answer costs it little of its
+//! time.
 //!
 //! Not here: which nodes are allowed, and in which order (`policy.rs`).
 
@@ -543,7 +544,7 @@ struct Race<'a, K: Key, M: Manager> {
     out: Vec<Arc<Node<K, M>>>,
     /// How many of the runners are to have something opened.
     dials: usize,
-    /// No node has room for it, and the first one is to get some.
+    /// The cap is to see whether the nodes that are to open something have room for that.
     starving: bool,
     /// The last refusal.
     refusal: Option<(K, AcquireError<M::Error>)>,
@@ -718,21 +719,29 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
         others.for_each(Node::read_role_again);
     }
 
-    /// Sees to it that the first of the nodes that have room open a connection for this acquire; if none
-    /// has, that the first one gets more room if there is a cap on all nodes together.
+    /// Sees to it that the first of the nodes that have room open a connection for this acquire, or, if
+    /// these are too few and there is a cap on all nodes together, that may get more room; if there are
+    /// none of either, that the first one does once it has room.
     fn have_some_opened(&mut self, order: &[usize], table: &Table<K, M>) {
         let nodes = || order.iter().map(|place| &table.nodes()[*place]);
         let mut missing = self.dials;
-        let roomy = nodes().filter(|node| node.pool.counts().vacant > 0);
-        for node in roomy {
+        let capped = self.cluster.cap.is_some();
+        let has_room = |node: &Node<K, M>| node.pool.counts().vacant > 0;
+        let may_grow = |node: &Node<K, M>| {
+            capped && !has_room(node) && node.pool.max_size() < node.pool.config().max_size
+        };
+        let roomy = nodes().filter(|node| has_room(node));
+        for node in roomy.chain(nodes().filter(|node| may_grow(node))) {
             if missing == 0 {
                 break;
             }
             missing -= usize::from(self.be_impatient(node));
         }
         if missing == self.dials {
-            self.starving = nodes().any(|node| self.be_impatient(node));
+            nodes().any(|node| self.be_impatient(node));
         }
+        // Also for those that had room: so many may have seen the same.
+        self.starving = capped && self.runners.iter().any(|runner| !runner.patient);
     }
 
     /// Has a connection opened by the runner at this node, if there is one.
