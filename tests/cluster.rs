@@ -1042,7 +1042,14 @@ async fn an_acquire_dropped_at_any_poll_leaves_no_trace() {
 
 /// A cluster whose servers say themselves what they are.
 fn with_roles(roles: [Role; 2]) -> (TestCluster, [TestManager; 2]) {
-    let builder = builder().read_role(|connection: &mut Conn| {
+    with_roles_of(builder(), roles)
+}
+
+fn with_roles_of(
+    builder: ClusterBuilder<String, TestManager>,
+    roles: [Role; 2],
+) -> (TestCluster, [TestManager; 2]) {
+    let builder = builder.read_role(|connection: &mut Conn| {
         Box::pin(async move {
             let marked = connection.server().mark.load(Ordering::SeqCst) == PRIMARY;
             Ok(if marked { Role::Primary } else { Role::Replica })
@@ -1411,6 +1418,21 @@ async fn with_a_cap_too_a_node_that_does_not_answer_costs_a_quarter_of_a_second(
     let began = tokio::time::Instant::now();
     let guard = cluster.acquire_any(Policy::Rank(&first("a"))).await.unwrap();
     assert_eq!((guard.node().as_str(), began.elapsed()), ("b", 250 * MILLISECOND));
+}
+
+#[tokio::test]
+async fn with_a_cap_too_the_servers_say_themselves_which_one_is_the_primary() {
+    for cap in [1, 4] {
+        for roles in [[Role::Replica, Role::Primary], [Role::Primary, Role::Replica]] {
+            let (cluster, _managers) = with_roles_of(builder().max_connections(cap), roles);
+            for (policy, role) in
+                [(Policy::Primary, Role::Primary), (Policy::Replica, Role::Replica)]
+            {
+                let served = timeout(SECOND, cluster.acquire_any(policy)).await;
+                assert_eq!(served.expect("one has that role").unwrap().role(), role, "cap {cap}");
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -412,8 +412,8 @@ impl<K: Key> Aim<'_, K> {
 }
 
 impl<K: Key, M: Manager> Shared<K, M> {
-    fn choice<'t>(&'t self, table: &'t Table<K, M>) -> Choice<'t, K, M> {
-        Choice { table, turns: &self.turns, slow_start: self.settings.slow_start }
+    fn choice<'t>(self: &'t Arc<Self>, table: &'t Table<K, M>) -> Choice<'t, K, M> {
+        Choice { cluster: self, table }
     }
 
     fn unknown<Q: fmt::Display + ?Sized>(&self, key: &Q) -> ClusterError<K, M::Error> {
@@ -693,7 +693,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
     /// No node may be used, or all that may have failed.
     fn nobody_is_left(&mut self, table: &Table<K, M>) -> Answer<(), K, M> {
         // A node may have taken over another's role.
-        table.nodes().iter().for_each(Node::read_role_again);
+        table.nodes().iter().for_each(|node| node.read_role_again(self.cluster));
         if let Some((key, source)) = self.refusal.take_if(|(_, error)| {
             matches!(
                 error,
@@ -716,7 +716,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
         let table = self.cluster.table.load();
         let choice = self.cluster.choice(&table);
         let others = table.nodes().iter().filter(|node| !self.aim.allows(&choice, node));
-        others.for_each(Node::read_role_again);
+        others.for_each(|node| node.read_role_again(self.cluster));
     }
 
     /// Sees to it that the first of the nodes that have room open a connection for this acquire, or, if

@@ -6,8 +6,8 @@
 //!
 //! Not here: which node is chosen (`policy.rs`).
 
-use super::Key;
 use super::endpoint::Endpoint;
+use super::{Key, Shared};
 use crate::core::Counts;
 use crate::error::ConfigError;
 use crate::manager::{Condition, Manager};
@@ -16,10 +16,11 @@ use crate::pool::Pool;
 use event_listener::{Event, IntoNotification};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
+use std::task::Poll;
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
@@ -431,30 +432,44 @@ impl<K: Key, M: Manager> Node<K, M> {
 
     /// Goes to a node for the first time whose server is to say what it is, or nobody would ever who
     /// wants one role only.
-    pub(super) fn get_to_know(self: &Arc<Self>) {
+    pub(super) fn get_to_know(self: &Arc<Self>, cluster: &Arc<Shared<K, M>>) {
         let never_reached = self.state.latency.load(Ordering::Relaxed) == 0;
         if !never_reached || self.pool.manager().read_role.is_none() {
             return;
         }
-        if self.is_up() {
-            self.try_in_background();
-        } else {
+        if !self.is_up() {
             self.try_again();
+        } else if self.pool.max_size() == 0 {
+            // It has to get in line, or the cap would not give it any.
+            self.read_role_again(cluster);
+        } else {
+            self.try_in_background();
         }
     }
 
     /// Has the server asked for its role again.
-    pub(super) fn read_role_again(self: &Arc<Self>) {
+    pub(super) fn read_role_again(self: &Arc<Self>, cluster: &Arc<Shared<K, M>>) {
         let Some(read_role) = self.pool.manager().read_role.clone() else { return };
         let Ok(runtime) = Handle::try_current() else { return };
         if self.state.trying.swap(true, Ordering::SeqCst) {
             return;
         }
         let trying = Trying(self.state.clone());
-        let node = self.clone();
+        let (node, cluster) = (self.clone(), Arc::downgrade(cluster));
         drop(runtime.spawn(async move {
             let _trying = trying;
-            let Ok(mut connection) = node.pool.acquire().await else { return };
+            let mut acquire = pin!(node.pool.acquire());
+            let acquired = match poll_fn(|cx| Poll::Ready(acquire.as_mut().poll(cx))).await {
+                Poll::Ready(acquired) => acquired,
+                Poll::Pending => {
+                    // It is in line, where the cap sees it.
+                    if let Some(cluster) = cluster.upgrade() {
+                        cluster.more_wanted();
+                    }
+                    acquire.await
+                }
+            };
+            let Ok(mut connection) = acquired else { return };
             let limit = node.pool.config().check_timeout;
             // Cancel: nobody knows where the question has left the connection.
             let role = tokio::time::timeout(limit, read_role(&mut connection)).await;

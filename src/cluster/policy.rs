@@ -6,13 +6,13 @@
 //!
 //! Not here: how it waits at several nodes at once (`acquire.rs`).
 
-use super::Key;
 use super::node::{Node, NodeView, Role};
 use super::table::Table;
+use super::{Key, Shared};
 use crate::manager::Manager;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 /// A caller's own policy: how much a node is preferred, the lowest number first; `None` if it must
 /// not be used.
@@ -90,9 +90,8 @@ impl Turns {
 
 /// What a choice is made from.
 pub(super) struct Choice<'t, K: Key, M: Manager> {
+    pub(super) cluster: &'t Arc<Shared<K, M>>,
     pub(super) table: &'t Table<K, M>,
-    pub(super) turns: &'t Turns,
-    pub(super) slow_start: Duration,
 }
 
 /// How often a node is drawn before all are looked at.
@@ -192,17 +191,17 @@ impl<K: Key, M: Manager> Choice<'_, K, M> {
         let fits = |node: &Node<K, M>| node.is_up() && fits(node);
         let mut last = 0;
         for _ in 0..DRAWS {
-            let turn = self.turns.next();
+            let turn = self.cluster.turns.next();
             let place = self.table.at(turn);
             last = place;
             let node = &nodes[place];
             // Another number that is as even, and has nothing to do with the first.
             let lot =
                 (turn.rotate_left(32).wrapping_mul(0xd6e8_feb8_6659_fd93)) as f64 / 2_f64.powi(64);
-            if fits(node) && lot < node.ramp(self.slow_start) {
+            if fits(node) && lot < node.ramp(self.cluster.settings.slow_start) {
                 return Some(place);
             }
-            node.get_to_know();
+            node.get_to_know(self.cluster);
         }
         let all = (last..nodes.len()).chain(0..last);
         all.into_iter().find(|place| fits(&nodes[*place]))
