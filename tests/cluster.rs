@@ -1579,3 +1579,55 @@ async fn a_cap_holds_under_load_and_nobody_waits_in_vain() {
     settled(&cluster, &managers).await;
     assert_eq!(whole.most_live(), 5);
 }
+
+/// A runtime for a test that has several.
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+#[test]
+fn a_cap_goes_on_though_the_runtime_ends_before_it_has_begun_there() {
+    let (cluster, managers, whole) = capped(2, 2, [("a", plain()), ("b", plain())]);
+    let one = runtime();
+    let mut held = one.block_on(async {
+        let held = [cluster.acquire("a").await.unwrap(), cluster.acquire("a").await.unwrap()];
+        // What it leaves to the runtime is not polled any more.
+        assert!(poll_once(pin!(cluster.acquire("b"))).is_pending());
+        held.into_iter()
+    });
+    drop(one);
+    runtime().block_on(async {
+        let mut acquire = pin!(cluster.acquire("b"));
+        assert!(poll_once(acquire.as_mut()).is_pending());
+        held.next();
+        assert_eq!(timeout(SECOND, acquire).await.expect("in time").unwrap().node(), "b");
+        drop(held);
+        settled(&cluster, &managers).await;
+    });
+    assert_eq!(whole.most_live(), 2);
+}
+
+#[test]
+fn a_cap_goes_on_for_others_though_the_runtime_ends_where_it_looks() {
+    let (cluster, managers, whole) = capped(2, 2, [("a", plain()), ("b", plain())]);
+    let (one, other) = (runtime(), runtime());
+    let held = one.block_on(async {
+        let held = [cluster.acquire("a").await.unwrap(), cluster.acquire("a").await.unwrap()];
+        tokio::spawn({
+            let cluster = cluster.clone();
+            async move { drop(cluster.acquire("b").await) }
+        });
+        eventually("it is in line", || cluster.status().totals.counts.waiters == 1).await;
+        held
+    });
+    other.block_on(async {
+        let mut acquire = pin!(cluster.acquire("b"));
+        assert!(poll_once(acquire.as_mut()).is_pending());
+        one.shutdown_background();
+        assert!(timeout(20 * MILLISECOND, acquire.as_mut()).await.is_err(), "all are in use");
+        drop(held);
+        assert_eq!(timeout(SECOND, acquire).await.expect("in time").unwrap().node(), "b");
+        settled(&cluster, &managers).await;
+    });
+    assert_eq!(whole.most_live(), 2);
+}

@@ -15,6 +15,7 @@
 //! Not here: which nodes are allowed, and in which order (`policy.rs`).
 
 use super::error::{ClusterError, NodeReport, UnknownNode, Unserved};
+use super::limits::Cap;
 use super::node::{Member, Node, Role};
 use super::policy::{Choice, Policy};
 use super::table::Table;
@@ -467,15 +468,26 @@ impl<K: Key, M: Manager> Shared<K, M> {
         }
     }
 
-    /// Waits, and tells the cap once it is in line.
-    async fn in_line<F: Future>(self: &Arc<Self>, mut waiting: Pin<&mut F>) -> F::Output {
-        match poll_fn(|cx| Poll::Ready(waiting.as_mut().poll(cx))).await {
-            Poll::Ready(answer) => answer,
-            Poll::Pending => {
-                self.more_wanted();
-                waiting.await
+    /// Waits, and tells the cap once it is in line, and again if nobody looks after the cap any more. Not
+    /// an async function, which would have room for its arguments twice.
+    fn in_line<F: Future>(
+        self: &Arc<Self>,
+        mut waiting: Pin<&mut F>,
+    ) -> impl Future<Output = F::Output> {
+        let mut told = false;
+        let mut abandoned: Option<EventListener> = None;
+        poll_fn(move |cx| {
+            let served = waiting.as_mut().poll(cx);
+            if served.is_ready() {
+                return served;
             }
-        }
+            while !told || abandoned.as_mut().is_some_and(|it| Pin::new(it).poll(cx).is_ready()) {
+                told = true;
+                abandoned = self.cap.as_ref().map(Cap::when_abandoned);
+                self.more_wanted();
+            }
+            Poll::Pending
+        })
     }
 
     async fn acquire_of(self: &Arc<Self>, aim: Aim<'_, K>, caller: Caller) -> Served<K, M> {

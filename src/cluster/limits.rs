@@ -33,6 +33,8 @@ pub(super) struct Cap<K: Key, M: Manager> {
     collecting: AtomicBool,
     /// Notified when somebody wants a unit.
     wanted: Event,
+    /// Notified when that task has ended with its runtime.
+    abandoned: Event,
 }
 
 /// A pool that has units, or may get some.
@@ -96,11 +98,17 @@ impl<K: Key, M: Manager> Share<K, M> {
 impl<K: Key, M: Manager> Cap<K, M> {
     pub(super) fn new(most: usize) -> Self {
         let shares = Mutex::new(Vec::new());
-        Self { most, shares, collecting: AtomicBool::new(false), wanted: Event::new() }
+        let (wanted, abandoned) = (Event::new(), Event::new());
+        Self { most, shares, collecting: AtomicBool::new(false), wanted, abandoned }
     }
 
     fn shares(&self) -> MutexGuard<'_, Vec<Share<K, M>>> {
         self.shares.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Completes when those who wait are to say once more that they want a unit.
+    pub(super) fn when_abandoned(&self) -> EventListener {
+        self.abandoned.listen()
     }
 
     /// A pool that nobody else knows yet takes part from now on, with no unit.
@@ -199,65 +207,77 @@ impl<K: Key, M: Manager> Shared<K, M> {
         let Some(cap) = &self.cap else { return };
         if let Some(listeners) = cap.balance() {
             cap.wanted.notify(1.additional());
-            if !cap.collecting.swap(true, Ordering::SeqCst) {
-                match Handle::try_current() {
-                    Ok(runtime) => drop(runtime.spawn(collect(Arc::downgrade(self), listeners))),
-                    Err(_) => cap.collecting.store(false, Ordering::SeqCst),
+            if let Some(collecting) = Collecting::begin(self, cap) {
+                if let Ok(runtime) = Handle::try_current() {
+                    drop(runtime.spawn(collect(collecting, listeners)));
                 }
             }
         }
     }
 }
 
+/// The one task that collects. However it ends, the runtime's own end before its first poll included,
+/// the next one who wants may begin again.
+struct Collecting<K: Key, M: Manager> {
+    cluster: Weak<Shared<K, M>>,
+    /// Nobody starves.
+    is_over: bool,
+}
+
+impl<K: Key, M: Manager> Collecting<K, M> {
+    fn begin(cluster: &Arc<Shared<K, M>>, cap: &Cap<K, M>) -> Option<Self> {
+        let begun = cap.collecting.swap(true, Ordering::SeqCst);
+        (!begun).then(|| Self { cluster: Arc::downgrade(cluster), is_over: false })
+    }
+}
+
+impl<K: Key, M: Manager> Drop for Collecting<K, M> {
+    fn drop(&mut self) {
+        let Some(cluster) = self.cluster.upgrade() else { return };
+        let Some(cap) = &cluster.cap else { return };
+        cap.collecting.store(false, Ordering::SeqCst);
+        if !self.is_over {
+            // Some of those who wait may do so on other runtimes.
+            cap.abandoned.notify(usize::MAX.additional());
+        }
+    }
+}
+
 /// Waits for units that are on their way back, and gives them on, until nobody starves.
-async fn collect<K: Key, M: Manager>(cluster: Weak<Shared<K, M>>, first: Vec<EventListener>) {
+async fn collect<K: Key, M: Manager>(
+    mut collecting: Collecting<K, M>,
+    mut listeners: Vec<EventListener>,
+) {
     /// How often it looks who has become able to give. A connection that becomes idle tells nobody.
     const AGAIN: Duration = Duration::from_millis(5);
 
-    struct Collecting<K: Key, M: Manager>(Weak<Shared<K, M>>);
-    impl<K: Key, M: Manager> Drop for Collecting<K, M> {
-        fn drop(&mut self) {
-            if let Some(cap) = self.0.upgrade().as_ref().and_then(|cluster| cluster.cap.as_ref()) {
-                cap.collecting.store(false, Ordering::SeqCst);
-            }
-        }
-    }
-
-    let mut listeners = first;
     loop {
-        // However this ends, the runtime's own end included, the next one who wants may begin again.
-        let collecting = Collecting(cluster.clone());
-        loop {
-            let Some(wanted) = cluster
-                .upgrade()
-                .and_then(|cluster| cluster.cap.as_ref().map(|cap| cap.wanted.listen()))
-            else {
-                return;
-            };
-            let mut wanted = wanted;
-            let mut again = pin!(tokio::time::sleep(AGAIN));
-            poll_fn(|cx| {
-                let changed = listeners.iter_mut().any(|it| Pin::new(it).poll(cx).is_ready());
-                if changed || Pin::new(&mut wanted).poll(cx).is_ready() {
-                    return Poll::Ready(());
-                }
-                again.as_mut().poll(cx)
-            })
-            .await;
-            let Some(cluster) = cluster.upgrade() else { return };
-            let Some(cap) = &cluster.cap else { return };
-            match cap.balance() {
-                Some(next) => listeners = next,
-                None => break,
+        let wanted = match collecting.cluster.upgrade().as_ref().map(|cluster| cluster.cap.as_ref())
+        {
+            Some(Some(cap)) => cap.wanted.listen(),
+            _ => return,
+        };
+        let mut wanted = wanted;
+        let mut again = pin!(tokio::time::sleep(AGAIN));
+        poll_fn(|cx| {
+            let changed = listeners.iter_mut().any(|it| Pin::new(it).poll(cx).is_ready());
+            if changed || Pin::new(&mut wanted).poll(cx).is_ready() {
+                return Poll::Ready(());
             }
+            again.as_mut().poll(cx)
+        })
+        .await;
+        let Some(cluster) = collecting.cluster.upgrade() else { return };
+        let Some(cap) = &cluster.cap else { return };
+        if let Some(next) = cap.balance() {
+            listeners = next;
+            continue;
         }
+        collecting.is_over = true;
         drop(collecting);
         // Somebody may have wanted one after the last look and seen this task at work.
-        let Some(cluster) = cluster.upgrade() else { return };
-        let Some(cap) = &cluster.cap else { return };
-        match cap.balance() {
-            Some(next) if !cap.collecting.swap(true, Ordering::SeqCst) => listeners = next,
-            _ => return,
-        }
+        let Some(next) = cap.balance() else { return };
+        let Some(again) = Collecting::begin(&cluster, cap) else { return };
+        (collecting, listeners) = (again, next);
     }
 }
