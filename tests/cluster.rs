@@ -538,6 +538,39 @@ async fn a_node_that_is_down_costs_nobody_an_acquire_and_serves_again_when_it_is
     settled(&cluster, &managers).await;
 }
 
+/// Acquires now and then, one at a time, until the node of this name is up; panics if it never is.
+async fn comes_back_under_light_load(cluster: &TestCluster, key: &str, aim: &str) {
+    for session in 0..100_u32 {
+        let acquire = async {
+            match aim {
+                "by turns" => cluster.acquire_any(Policy::RoundRobin).await,
+                "least in use" => cluster.acquire_any(Policy::LeastInUse).await,
+                "nearest" => cluster.acquire_any(Policy::Nearest).await,
+                "rank" => cluster.acquire_any(Policy::Rank(&|_| Some(0.0))).await,
+                _ => cluster.acquire_for(&session.to_le_bytes()).await,
+            }
+        };
+        drop(acquire.await.unwrap());
+        if cluster.status().nodes.iter().any(|node| node.key == key && node.is_up) {
+            return;
+        }
+        tokio::time::sleep(100 * MILLISECOND).await;
+    }
+    panic!("{aim}: it was never tried again: {}", cluster.status());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_is_down_is_tried_again_though_the_others_always_serve() {
+    for aim in ["by turns", "least in use", "nearest", "rank", "session"] {
+        let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+        drop(cluster.acquire("a").await.unwrap());
+        managers[1].connect.once(Act::Permanent);
+        assert!(cluster.acquire("b").await.is_err());
+        assert!(!cluster.status().nodes[1].is_up);
+        comes_back_under_light_load(&cluster, "b", aim).await;
+    }
+}
+
 #[tokio::test]
 async fn a_connect_that_nobody_needs_any_more_says_nothing_against_its_node() {
     let (cluster, managers) = cluster_of(builder(), [("p", primary()), ("r", replica())]);
@@ -1432,6 +1465,28 @@ async fn with_a_cap_too_the_servers_say_themselves_which_one_is_the_primary() {
                 assert_eq!(served.expect("one has that role").unwrap().role(), role, "cap {cap}");
             }
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_is_down_is_tried_again_though_a_cap_has_left_it_nothing() {
+    for aim in ["by turns", "least in use", "nearest", "rank", "session"] {
+        let (cluster, managers, whole) = capped(2, 2, [("a", plain()), ("b", plain())]);
+        managers[1].connect.always(Act::Permanent);
+        assert!(cluster.acquire("b").await.is_err());
+        drop([cluster.acquire("a").await.unwrap(), cluster.acquire("a").await.unwrap()]);
+        settled(&cluster, &managers).await;
+        let tried = managers[1].connect.calls();
+        for number in 0..1_000_u32 {
+            drop(cluster.acquire_for(&number.to_le_bytes()).await.unwrap());
+            spread(&cluster, Policy::RoundRobin, 1).await;
+            tokio::time::sleep(5 * MILLISECOND).await;
+        }
+        let tried = managers[1].connect.calls() - tried;
+        assert!((2..=6).contains(&tried), "{aim}: tried {tried} times in five seconds");
+        managers[1].connect.calm();
+        comes_back_under_light_load(&cluster, "b", aim).await;
+        assert_eq!(whole.most_live(), 2);
     }
 }
 

@@ -665,7 +665,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                 continue;
             }
             if some_are_up && !node.is_up() {
-                node.try_again();
+                node.try_again(cluster);
                 continue;
             }
             let missed = match self.first.take_if(|missed| missed.is_at(&node.pool)) {

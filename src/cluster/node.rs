@@ -137,8 +137,8 @@ pub(super) struct State<K> {
     role: AtomicU8,
     /// Connecting has failed and has not succeeded since.
     failing: AtomicBool,
-    /// When it last failed, by the cluster's clock.
-    failed_at: AtomicU64,
+    /// When it last failed, or was to be tried again, by the cluster's clock.
+    tried_at: AtomicU64,
     /// When it came back, by the cluster's clock, while that is not long ago; 0 otherwise.
     back_since: AtomicU64,
     /// How long its checks take, smoothed, in nanoseconds; 0 before the first.
@@ -159,7 +159,7 @@ impl<K> State<K> {
             key,
             role: AtomicU8::new(role as u8),
             failing: AtomicBool::new(false),
-            failed_at: zero(),
+            tried_at: zero(),
             back_since: zero(),
             latency: zero(),
             connect_timeout: OnceLock::new(),
@@ -189,7 +189,7 @@ impl<K> State<K> {
     }
 
     fn failed(&self) {
-        self.failed_at.store(self.now(), Ordering::Relaxed);
+        self.tried_at.store(self.now(), Ordering::Relaxed);
         if !self.failing.swap(true, Ordering::SeqCst) {
             self.tell();
         }
@@ -415,18 +415,47 @@ impl<K: Key, M: Manager> Node<K, M> {
         let node = self.clone();
         drop(runtime.spawn(async move {
             let _trying = trying;
+            node.until_it_may_have_one().await;
             let more = node.pool.counts().alive() + 1;
             // What comes of it is taken down by the member.
             drop(node.pool.warm_up(more).await);
         }));
     }
 
-    /// Sees whether a node is back that failed some time ago.
-    pub(super) fn try_again(self: &Arc<Self>) {
+    /// Waits for what the cap has been asked for: not for long, since it may be that nobody has one to
+    /// give.
+    async fn until_it_may_have_one(&self) {
+        const PATIENCE: Duration = Duration::from_millis(250);
+        if self.pool.max_size() > 0 {
+            return;
+        }
+        let one = async {
+            loop {
+                let changed = self.pool.when_changed();
+                if self.pool.max_size() > 0 {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        // An error: then there is none.
+        drop(tokio::time::timeout(PATIENCE, one).await);
+    }
+
+    /// Sees whether a node is back that failed some time ago: whoever passes it over calls this, also if
+    /// another serves him at once, since nobody else may ever go there.
+    #[cold]
+    pub(super) fn try_again(self: &Arc<Self>, cluster: &Arc<Shared<K, M>>) {
         const PAUSE: u64 = 1_000_000_000;
-        let failed_at = self.state.failed_at.load(Ordering::Relaxed);
-        if self.state.now().saturating_sub(failed_at) >= PAUSE {
-            self.try_in_background();
+        let tried_at = self.state.tried_at.load(Ordering::Relaxed);
+        let now = self.state.now();
+        if now.saturating_sub(tried_at) >= PAUSE {
+            // Of several at once, one does it.
+            let (last, relaxed) = (&self.state.tried_at, Ordering::Relaxed);
+            if last.compare_exchange(tried_at, now, relaxed, relaxed).is_ok() {
+                cluster.passed_over(self);
+                self.try_in_background();
+            }
         }
     }
 
@@ -437,9 +466,7 @@ impl<K: Key, M: Manager> Node<K, M> {
         if !never_reached || self.pool.manager().read_role.is_none() {
             return;
         }
-        if !self.is_up() {
-            self.try_again();
-        } else if self.pool.max_size() == 0 {
+        if self.pool.max_size() == 0 {
             // It has to get in line, or the cap would not give it any.
             self.read_role_again(cluster);
         } else {

@@ -112,12 +112,22 @@ impl<K: Key, M: Manager> Choice<'_, K, M> {
                 .draw(|node| node.role() == Role::Replica)
                 .or_else(|| self.draw(|node| node.role() == Role::Primary)),
             Policy::Nearest | Policy::Rank(_) => {
-                let nodes = self.table.nodes().iter().enumerate().filter(|(_, node)| node.is_up());
+                let nodes =
+                    self.table.nodes().iter().enumerate().filter(|(_, node)| self.is_up(node));
                 let ranks =
                     nodes.filter_map(|(place, node)| Some((self.rank(policy, node)?, place)));
                 ranks.min_by(|one, other| one.0.total_cmp(&other.0)).map(|(_, place)| place)
             }
         }
+    }
+
+    /// Whether a node is up. One that is not is passed over, and tried again now and then.
+    fn is_up(&self, node: &Arc<Node<K, M>>) -> bool {
+        let is_up = node.is_up();
+        if !is_up {
+            node.try_again(self.cluster);
+        }
+        is_up
     }
 
     /// The places of the nodes that may be used: those that are up first, and among these `picked`,
@@ -201,7 +211,9 @@ impl<K: Key, M: Manager> Choice<'_, K, M> {
             if fits(node) && lot < node.ramp(self.cluster.settings.slow_start) {
                 return Some(place);
             }
-            node.get_to_know(self.cluster);
+            if self.is_up(node) {
+                node.get_to_know(self.cluster);
+            }
         }
         let all = (last..nodes.len()).chain(0..last);
         all.into_iter().find(|place| fits(&nodes[*place]))
@@ -220,7 +232,7 @@ impl<K: Key, M: Manager> Choice<'_, K, M> {
         };
         let nodes = self.table.nodes().iter().enumerate();
         let mut scores: Vec<_> =
-            nodes.map(|(place, node)| (!node.is_up(), score(node), place)).collect();
+            nodes.map(|(place, node)| (!self.is_up(node), score(node), place)).collect();
         scores.sort_by(|one, other| one.0.cmp(&other.0).then(other.1.total_cmp(&one.1)));
         scores.into_iter().map(|(.., place)| place).collect()
     }
