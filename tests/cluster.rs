@@ -257,6 +257,34 @@ async fn reads_are_spread_by_the_weights_once_all_nodes_are_warm() {
 }
 
 #[tokio::test]
+async fn reads_are_spread_by_the_weights_beside_a_primary_that_outweighs_them_all() {
+    let nodes = [("p", primary().weight(1_000)), ("q", replica()), ("r", replica().weight(3))];
+    let (cluster, _managers) = cluster_of(builder(), nodes);
+    for key in ["q", "r"] {
+        drop(cluster.acquire(key).await.unwrap());
+    }
+    let served = spread(&cluster, Policy::Replica, 4_000).await;
+    assert_near("q", served["q"], 1_000);
+    assert_near("r", served["r"], 3_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_is_back_takes_its_share_little_by_little_beside_one_that_outweighs_it() {
+    let nodes = [("p", primary().weight(1_000)), ("q", replica()), ("r", replica())];
+    let (cluster, managers) = cluster_of(builder().slow_start(10 * SECOND), nodes);
+    drop(cluster.acquire("r").await.unwrap());
+    managers[1].connect.once(Act::Permanent);
+    assert!(cluster.acquire("q").await.is_err());
+    drop(cluster.acquire("q").await.unwrap());
+    let share = async || spread(&cluster, Policy::Replica, 1_000).await.get("q").copied();
+    assert!(share().await.is_some_and(|served| (10..=120).contains(&served)));
+    tokio::time::sleep(10 * SECOND).await;
+    // They have been idle for so long that they are checked first.
+    drop([cluster.acquire("q").await.unwrap(), cluster.acquire("r").await.unwrap()]);
+    assert_near("q", share().await.unwrap(), 500);
+}
+
+#[tokio::test]
 async fn new_weights_count_from_now_on_and_connections_stay() {
     let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
     for key in ["a", "b"] {

@@ -97,6 +97,11 @@ pub(super) struct Choice<'t, K: Key, M: Manager> {
 /// How often a node is drawn before all are looked at.
 const DRAWS: usize = 16;
 
+/// A number from 0.0 to 1.0 that is as even as the turn is, and has nothing to do with it.
+fn lot(turn: u64) -> f64 {
+    turn.rotate_left(32).wrapping_mul(0xd6e8_feb8_6659_fd93) as f64 / 2_f64.powi(64)
+}
+
 impl<K: Key, M: Manager> Choice<'_, K, M> {
     /// The place of the node to look at first; `None` if there is none that may be used and is up.
     pub(super) fn pick(&self, policy: Policy<'_, K>) -> Option<usize> {
@@ -199,24 +204,34 @@ impl<K: Key, M: Manager> Choice<'_, K, M> {
             return None;
         }
         let fits = |node: &Node<K, M>| node.is_up() && fits(node);
-        let mut last = 0;
+        let ramp = |node: &Node<K, M>| node.ramp(self.cluster.settings.slow_start);
         for _ in 0..DRAWS {
             let turn = self.cluster.turns.next();
             let place = self.table.at(turn);
-            last = place;
             let node = &nodes[place];
-            // Another number that is as even, and has nothing to do with the first.
-            let lot =
-                (turn.rotate_left(32).wrapping_mul(0xd6e8_feb8_6659_fd93)) as f64 / 2_f64.powi(64);
-            if fits(node) && lot < node.ramp(self.cluster.settings.slow_start) {
+            if fits(node) && lot(turn) < ramp(node) {
                 return Some(place);
             }
             if self.is_up(node) {
                 node.get_to_know(self.cluster);
             }
         }
-        let all = (last..nodes.len()).chain(0..last);
-        all.into_iter().find(|place| fits(&nodes[*place]))
+        // Those that fit are few, or have little weight: one draw among them alone.
+        let fitting = || {
+            let fitting = nodes.iter().enumerate().filter(|(_, node)| fits(node));
+            fitting.map(|(place, node)| (place, f64::from(node.options.weight) * ramp(node)))
+        };
+        let mut part =
+            lot(self.cluster.turns.next()) * fitting().map(|(_, share)| share).sum::<f64>();
+        let mut drawn = None;
+        for (place, share) in fitting() {
+            drawn = Some(place);
+            part -= share;
+            if part < 0.0 {
+                break;
+            }
+        }
+        drawn
     }
 
     /// The places of all nodes, by how much they are those of a session: rendezvous hashing with
