@@ -1538,6 +1538,90 @@ async fn a_cap_below_the_number_of_nodes_serves_each_of_them() {
     assert_eq!(whole.most_live(), 2);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_cap_below_the_number_of_busy_nodes_serves_them_by_turns() {
+    for cap in [1, 2] {
+        let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
+        let (cluster, managers, whole) = capped(cap, 2, nodes);
+        let served = Arc::new([(); 3].map(|()| AtomicUsize::new(0)));
+        let tasks: Vec<_> = (0..12)
+            .map(|number| {
+                let (cluster, served) = (cluster.clone(), served.clone());
+                tokio::spawn(async move {
+                    let node = number % 3;
+                    loop {
+                        let guard = cluster.acquire(["a", "b", "c"][node]).await.unwrap();
+                        served[node].fetch_add(1, Ordering::SeqCst);
+                        tokio::time::sleep(MILLISECOND).await;
+                        drop(guard);
+                    }
+                })
+            })
+            .collect();
+        tokio::time::sleep(6 * SECOND).await;
+        tasks.iter().for_each(tokio::task::JoinHandle::abort);
+        let served = served.each_ref().map(|served| served.load(Ordering::SeqCst));
+        let fair = 6_000 * cap / 3;
+        assert!(served.iter().all(|served| (fair / 2..2 * fair).contains(served)), "{served:?}");
+        let opened = managers.iter().map(|manager| manager.ledger.opened()).sum::<usize>();
+        assert!(opened < 300 * cap, "{opened} opened for {served:?}");
+        settled(&cluster, &managers).await;
+        assert_eq!(whole.most_live(), cap);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_may_go_anywhere_takes_no_last_connection_of_a_node() {
+    let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
+    let (cluster, managers, whole) = capped(2, 2, nodes);
+    let tasks: Vec<_> = (0..8)
+        .map(|_| {
+            let cluster = cluster.clone();
+            tokio::spawn(async move {
+                for _ in 0..1_000 {
+                    let guard = cluster.acquire_any(Policy::RoundRobin).await.unwrap();
+                    tokio::time::sleep(MILLISECOND).await;
+                    drop(guard);
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let opened = managers.iter().map(|manager| manager.ledger.opened()).sum::<usize>();
+    assert!(opened <= 4, "{opened} opened");
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_gets_the_last_connection_of_another_beside_one_whose_callers_may_go_anywhere() {
+    let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
+    let (cluster, managers, whole) = capped(1, 2, nodes);
+    drop(cluster.acquire("c").await.unwrap());
+    drop(cluster.acquire("a").await.unwrap());
+    let tasks = [(); 4].map(|()| {
+        let cluster = cluster.clone();
+        tokio::spawn(async move {
+            loop {
+                // One that has never had any.
+                let guard = cluster.acquire_any(Policy::Rank(&first("b"))).await.unwrap();
+                tokio::time::sleep(MILLISECOND).await;
+                drop(guard);
+            }
+        })
+    });
+    tokio::time::sleep(10 * MILLISECOND).await;
+    for _ in 0..3 {
+        drop(timeout(SECOND, cluster.acquire("c")).await.expect("it has its turn").unwrap());
+        tokio::time::sleep(100 * MILLISECOND).await;
+    }
+    tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 1);
+}
+
 #[tokio::test]
 async fn a_cap_that_cannot_be_shared_evenly_leaves_connections_where_they_are() {
     let (cluster, managers, whole) = capped(3, 3, [("a", plain()), ("b", plain())]);

@@ -16,7 +16,7 @@
 
 use super::error::{ClusterError, NodeReport, UnknownNode, Unserved};
 use super::limits::Cap;
-use super::node::{Member, Node, Role};
+use super::node::{Member, Node, Role, Roving};
 use super::policy::{Choice, Policy};
 use super::table::Table;
 use super::{Cluster, Key, Shared};
@@ -535,11 +535,14 @@ struct Runner<K: Key, M: Manager> {
     waiting: Pin<Box<Waiting<K, M>>>,
     /// It takes what comes back, and has nothing opened.
     patient: bool,
+    /// It has something opened, and one of the others may serve as well.
+    roving: Option<Roving<K>>,
 }
 
 impl<K: Key, M: Manager> Runner<K, M> {
     fn new(node: Arc<Node<K, M>>, missed: Missed<Member<K, M>>, patient: bool) -> Self {
-        Self { node, waiting: Box::pin(missed.wait(Duration::MAX, patient)), patient }
+        let waiting = Box::pin(missed.wait(Duration::MAX, patient));
+        Self { node, waiting, patient, roving: None }
     }
 }
 
@@ -705,7 +708,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
     /// No node may be used, or all that may have failed.
     fn nobody_is_left(&mut self, table: &Table<K, M>) -> Answer<(), K, M> {
         // A node may have taken over another's role.
-        table.nodes().iter().for_each(|node| node.read_role_again(self.cluster));
+        table.nodes().iter().for_each(|node| node.read_role_again(self.cluster, None));
         if let Some((key, source)) = self.refusal.take_if(|(_, error)| {
             matches!(
                 error,
@@ -728,7 +731,9 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
         let table = self.cluster.table.load();
         let choice = self.cluster.choice(&table);
         let others = table.nodes().iter().filter(|node| !self.aim.allows(&choice, node));
-        others.for_each(|node| node.read_role_again(self.cluster));
+        // They may as well serve soon: no other node is to lose its last connection for that.
+        let roving = |node: &Node<K, M>| Some(Roving::new(&node.state));
+        others.for_each(|node| node.read_role_again(self.cluster, roving(node)));
     }
 
     /// Sees to it that the first of the nodes that have room open a connection for this acquire, or, if
@@ -754,6 +759,22 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
         }
         // Also for those that had room: so many may have seen the same.
         self.starving = capped && self.runners.iter().any(|runner| !runner.patient);
+        if self.starving {
+            self.rove();
+        }
+    }
+
+    /// Tells the nodes where something is to be opened whether another one may serve.
+    fn rove(&mut self) {
+        let may_serve = |runner: &Runner<K, M>| runner.node.pool.max_size() > 0;
+        let able: Vec<bool> = self.runners.iter().map(may_serve).collect();
+        let others = able.iter().filter(|able| **able).count();
+        for (runner, able) in self.runners.iter_mut().zip(able) {
+            let is_roving = !runner.patient && others > usize::from(able);
+            if is_roving != runner.roving.is_some() {
+                runner.roving = is_roving.then(|| Roving::new(&runner.node.state));
+            }
+        }
     }
 
     /// Has a connection opened by the runner at this node, if there is one.

@@ -162,7 +162,8 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
     /// The most connections that are alive or being opened at any instant at all nodes together, beside
     /// the `max_size` of each; at least 1; `None` for no limit. A node that needs more while no more are
     /// to be had gets those that others keep idle, or, if all are in use, its fair share. With fewer
-    /// connections than nodes they are closed and opened all the time. Default: `None`.
+    /// connections than nodes that are in use they are closed and opened all the time: each such node has
+    /// one by turns, for some 50 ms and until it comes back. Default: `None`.
     ///
     /// It costs a hit nothing. While somebody waits for more, it looks every 5 ms who could give.
     ///

@@ -8,7 +8,8 @@
 //! node that does not need it, whose idle connection is closed; else, if all are in use, the next one
 //! that comes back to the node that has most, as long as that leaves it at least as many as the other
 //! one then has. It is given on only when the connection is gone; if nobody misses it any more before
-//! that, it stays.
+//! that, it stays. If there are fewer units than nodes where callers wait, each of these has one for a
+//! while, by turns.
 //!
 //! Not here: what a pool does when its limit changes (`crate::core`).
 
@@ -24,6 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 /// The cap, and who has how much of it.
 pub(super) struct Cap<K: Key, M: Manager> {
@@ -42,9 +44,14 @@ struct Share<K: Key, M: Manager> {
     pool: Pool<Member<K, M>>,
     /// A caller would have used it if it had had a connection.
     passed_over: bool,
+    /// The number of the last unit that it got, of all that were given.
+    turn: u64,
+    /// When that was.
+    since: Instant,
 }
 
 /// What one share looks like at a moment.
+#[derive(Default)]
 struct Look {
     limit: usize,
     /// How many units it has, which nobody else may use.
@@ -57,12 +64,23 @@ struct Look {
     need: usize,
     /// That is one, because it was passed over, and nobody waits.
     can_wait: bool,
+    /// Callers wait for one who cannot be served elsewhere.
+    is_urgent: bool,
+    /// It has had one for a while, which serves.
+    had_its_turn: bool,
+    /// The number of the last unit that it got.
+    turn: u64,
 }
 
 impl Look {
     /// Whether its limit is to be higher.
     fn starves(&self) -> bool {
         self.need > self.limit
+    }
+
+    /// Who has least is served first, and of those who have the same whoever is urgent, by turns.
+    fn precedence(&self) -> (usize, bool, u64) {
+        (self.limit, !self.is_urgent, self.turn)
     }
 
     /// How many units others are to let go of for it.
@@ -73,13 +91,18 @@ impl Look {
 
 impl<K: Key, M: Manager> Share<K, M> {
     fn look(&self) -> Look {
+        /// So long a node keeps its last unit while another one waits for that: many uses, beside which
+        /// it costs little to open a connection.
+        const TURN: Duration = Duration::from_millis(50);
+
+        let turn = self.turn;
         let (counts, waiting) = (self.pool.counts(), self.pool.unserved());
         if self.pool.is_closed() {
             // It has what is still alive, and will have none. What is out comes back when whoever has
             // it likes, which may be never: he has been waited for already.
             let units = counts.connecting + counts.alive();
             let coming = units - counts.in_use;
-            return Look { limit: 0, units, coming, soon: coming, need: 0, can_wait: false };
+            return Look { units, coming, soon: coming, turn, ..Look::default() };
         }
         let limit = self.pool.max_size();
         // What is being opened is for those who wait; what is being closed is for nobody.
@@ -91,7 +114,11 @@ impl<K: Key, M: Manager> Share<K, M> {
         let coming = units - limit;
         // It closes what is idle first.
         let soon = coming - (counts.in_use + counts.connecting).saturating_sub(limit);
-        Look { limit, units, coming, soon, need: need.max(usize::from(can_wait)), can_wait }
+        let need = need.max(usize::from(can_wait));
+        let is_urgent = waiting > self.pool.manager().state.roving();
+        // One that is still being opened would have been opened in vain.
+        let had_its_turn = kept > 0 && self.since.elapsed() >= TURN;
+        Look { limit, units, coming, soon, need, can_wait, is_urgent, had_its_turn, turn }
     }
 }
 
@@ -114,7 +141,8 @@ impl<K: Key, M: Manager> Cap<K, M> {
     /// A pool that nobody else knows yet takes part from now on, with no unit.
     pub(super) fn add(&self, pool: &Pool<Member<K, M>>) {
         pool.set_limit(0);
-        self.shares().push(Share { pool: pool.clone(), passed_over: false });
+        let (pool, since) = (pool.clone(), Instant::now());
+        self.shares().push(Share { pool, passed_over: false, turn: 0, since });
     }
 
     /// Gives units to those who need some, as far as there are free ones, and has others let go of
@@ -127,11 +155,13 @@ impl<K: Key, M: Manager> Cap<K, M> {
         loop {
             let looks: Vec<Look> = shares.iter().map(Share::look).collect();
             let starving = looks.iter().enumerate().filter(|(_, look)| look.starves());
-            let (poorest, look) = starving.min_by_key(|(_, look)| look.limit)?;
+            let (poorest, look) = starving.min_by_key(|(_, look)| look.precedence())?;
             let given: usize = looks.iter().map(|look| look.units).sum();
             if given < self.most {
                 let share = &mut shares[poorest];
                 share.passed_over = false;
+                share.turn = 1 + looks.iter().map(|look| look.turn).max().unwrap_or_default();
+                share.since = Instant::now();
                 share.pool.set_limit(look.limit + 1);
                 continue;
             }
@@ -146,10 +176,11 @@ impl<K: Key, M: Manager> Cap<K, M> {
                 }
             }
             let lacking = looks.iter().enumerate().filter(|(_, look)| look.missing() > 0);
-            if let Some((poorest, look)) = lacking.min_by_key(|(_, look)| look.limit) {
+            if let Some((poorest, look)) = lacking.min_by_key(|(_, look)| look.precedence()) {
                 let idle = if sum(|look| look.soon) < missing { idle(&looks, look) } else { None };
                 let giver = || if coming < missing { richest(&looks, look) } else { None };
-                if let Some(giver) = idle.or_else(giver) {
+                let last = || if coming < missing { last(&looks, look) } else { None };
+                if let Some(giver) = idle.or_else(giver).or_else(last) {
                     shares[giver].pool.set_limit(looks[giver].limit - 1);
                     continue;
                 }
@@ -188,6 +219,14 @@ fn idle(looks: &[Look], poor: &Look) -> Option<usize> {
 fn richest(looks: &[Look], poor: &Look) -> Option<usize> {
     let richest = able(looks, poor).max_by_key(|(_, look)| look.limit);
     richest.filter(|(_, look)| look.limit > poor.limit + 1).map(|(index, _)| index)
+}
+
+/// The one that has had its only unit for longest, if the other has none and callers wait there who are
+/// served by nobody else.
+fn last(looks: &[Look], poor: &Look) -> Option<usize> {
+    let able = able(looks, poor).filter(|(_, look)| look.limit == 1 && look.had_its_turn);
+    let last = able.min_by_key(|(_, look)| look.turn).map(|(index, _)| index);
+    last.filter(|_| poor.limit == 0 && poor.is_urgent)
 }
 
 impl<K: Key, M: Manager> Shared<K, M> {

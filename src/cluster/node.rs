@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::task::Poll;
 use std::time::Duration;
@@ -147,6 +147,8 @@ pub(super) struct State<K> {
     pub(super) connect_timeout: OnceLock<Duration>,
     /// A connection is being opened in the background to try the node.
     trying: AtomicBool,
+    /// How many of those for whom its pool is to open a connection may be served elsewhere.
+    roving: AtomicUsize,
     began: Instant,
     /// Notified when a node has changed.
     changed: Arc<Event>,
@@ -164,6 +166,7 @@ impl<K> State<K> {
             latency: zero(),
             connect_timeout: OnceLock::new(),
             trying: AtomicBool::new(false),
+            roving: AtomicUsize::new(0),
             began,
             changed,
         }
@@ -177,6 +180,11 @@ impl<K> State<K> {
         if self.role.swap(role as u8, Ordering::SeqCst) != role as u8 {
             self.tell();
         }
+    }
+
+    /// How many of those for whom its pool is to open a connection may be served elsewhere.
+    pub(super) fn roving(&self) -> usize {
+        self.roving.load(Ordering::SeqCst)
     }
 
     fn tell(&self) {
@@ -468,14 +476,18 @@ impl<K: Key, M: Manager> Node<K, M> {
         }
         if self.pool.max_size() == 0 {
             // It has to get in line, or the cap would not give it any.
-            self.read_role_again(cluster);
+            self.read_role_again(cluster, None);
         } else {
             self.try_in_background();
         }
     }
 
-    /// Has the server asked for its role again.
-    pub(super) fn read_role_again(self: &Arc<Self>, cluster: &Arc<Shared<K, M>>) {
+    /// Has the server asked for its role again, by somebody who is `roving` if it is not that urgent.
+    pub(super) fn read_role_again(
+        self: &Arc<Self>,
+        cluster: &Arc<Shared<K, M>>,
+        roving: Option<Roving<K>>,
+    ) {
         let Some(read_role) = self.pool.manager().read_role.clone() else { return };
         let Ok(runtime) = Handle::try_current() else { return };
         if self.state.trying.swap(true, Ordering::SeqCst) {
@@ -496,6 +508,7 @@ impl<K: Key, M: Manager> Node<K, M> {
                     acquire.await
                 }
             };
+            drop(roving);
             let Ok(mut connection) = acquired else { return };
             let limit = node.pool.config().check_timeout;
             // Cancel: nobody knows where the question has left the connection.
@@ -505,6 +518,22 @@ impl<K: Key, M: Manager> Node<K, M> {
                 Ok(Err(_)) | Err(_) => connection.discard(),
             }
         }));
+    }
+}
+
+/// Somebody for whom a node's pool is to open a connection, and who may be served elsewhere.
+pub(super) struct Roving<K>(Arc<State<K>>);
+
+impl<K> Roving<K> {
+    pub(super) fn new(state: &Arc<State<K>>) -> Self {
+        state.roving.fetch_add(1, Ordering::SeqCst);
+        Self(state.clone())
+    }
+}
+
+impl<K> Drop for Roving<K> {
+    fn drop(&mut self) {
+        self.0.roving.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
