@@ -1753,6 +1753,31 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 #[test]
+fn outside_a_runtime_who_may_go_anywhere_gets_what_is_idle_or_is_told() {
+    for limit in [PATIENCE, Duration::MAX] {
+        let builder = builder().acquire_timeout(limit);
+        let (cluster, _managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+        let told = |served: Result<Guard, ClusterError<String, TestError>>| {
+            let error = served.unwrap_err();
+            let ClusterError::Node(refusal) = &error else { panic!("{error}") };
+            assert!(matches!(refusal.source, AcquireError::NoRuntime), "{error}");
+        };
+        told(pollster::block_on(cluster.acquire("a")));
+        told(pollster::block_on(cluster.acquire_any(Policy::RoundRobin)));
+        told(pollster::block_on(cluster.acquire_for(b"session")));
+        let one = runtime();
+        one.block_on(async { drop(cluster.acquire("b").await.unwrap()) });
+        let policy = Policy::Rank(&first("a"));
+        let guard = pollster::block_on(cluster.acquire_any(policy)).unwrap();
+        assert_eq!(guard.node(), "b", "a has none that is idle");
+        told(pollster::block_on(cluster.acquire_any(policy)));
+    }
+    let (empty, []) = cluster_of(builder(), []);
+    let error = pollster::block_on(empty.acquire_any(Policy::RoundRobin)).unwrap_err();
+    assert!(matches!(error, ClusterError::Unavailable(_)), "{error}");
+}
+
+#[test]
 fn a_cap_goes_on_though_the_runtime_ends_before_it_has_begun_there() {
     let (cluster, managers, whole) = capped(2, 2, [("a", plain()), ("b", plain())]);
     let one = runtime();

@@ -35,6 +35,8 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::task;
 use tokio::time::Instant;
 
 type Caller = &'static Location<'static>;
@@ -228,9 +230,10 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     /// - [`ClusterError::Timeout`] after the cluster's `acquire_timeout`. An acquire waits until then
     ///   although no node is up, or none has the role that it takes, because that may change.
     /// - [`ClusterError::Unavailable`] instead, at once, if the cluster is to
-    ///   [fail fast](super::ClusterBuilder::fail_fast).
+    ///   [fail fast](super::ClusterBuilder::fail_fast), or there is no tokio runtime to wait on.
     /// - [`ClusterError::Node`] if the only node that is left to wait for refuses, for instance because
-    ///   too many wait already.
+    ///   too many wait already; with [`AcquireError::NoRuntime`] if no connection is ready and there is no
+    ///   tokio runtime to wait on.
     /// - [`ClusterError::Closed`] if the cluster is closed.
     ///
     /// # Cancel safety
@@ -498,7 +501,13 @@ impl<K: Key, M: Manager> Shared<K, M> {
             None => None,
         };
         let began = Instant::now();
-        let race = Race::new(self, aim, caller, began, first).run();
+        let race = Race::new(self, aim, caller, began, first);
+        // The second question takes a reference to the runtime that all its threads share, so it is
+        // asked only outside tasks.
+        if task::try_id().is_none() && Handle::try_current().is_err() {
+            return race.run_at_once();
+        }
+        let race = race.run();
         let limit = self.settings.acquire_timeout;
         if limit == Duration::MAX {
             return race.await;
@@ -594,6 +603,19 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             dials: 1,
             starving: false,
             refusal: None,
+        }
+    }
+
+    /// Takes what is ready, where there is no runtime to wait on.
+    fn run_at_once(mut self) -> Served<K, M> {
+        if let Some(guard) = self.line_up()? {
+            return Ok(guard);
+        }
+        match self.runners.first() {
+            Some(Runner { node, .. }) => {
+                Err(ClusterError::of_node(node.key().clone(), AcquireError::NoRuntime))
+            }
+            None => Err(ClusterError::Unavailable(self.cluster.unserved(&self.aim, self.began))),
         }
     }
 
