@@ -168,8 +168,8 @@ impl<K: Key, M: Manager> Cap<K, M> {
             let sum = |of: fn(&Look) -> usize| looks.iter().map(of).sum::<usize>();
             let (missing, coming) = (sum(Look::missing), sum(|look| look.coming));
             if coming > missing {
-                // Somebody is to let go of one that nobody misses any more: he may keep it.
-                let keeps = |look: &Look| look.starves() && look.units > look.limit;
+                // Somebody is to let go of one in use that nobody misses any more: he may keep it.
+                let keeps = |look: &Look| look.starves() && look.coming > look.soon;
                 if let Some(keeper) = looks.iter().position(keeps) {
                     shares[keeper].pool.set_limit(looks[keeper].limit + 1);
                     continue;
