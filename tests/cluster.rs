@@ -1748,6 +1748,22 @@ async fn a_cap_holds_under_load_and_nobody_waits_in_vain() {
 }
 
 /// A runtime for a test that has several.
+#[test]
+fn who_waits_under_a_cap_in_a_runtime_that_has_ended_waits_and_does_no_more() {
+    join(std::thread::spawn(|| {
+        let nodes = [("a", plain()), ("b", plain())];
+        let builder = builder().max_connections(1).acquire_timeout(Duration::MAX);
+        let (cluster, _managers) = cluster_of(builder, nodes);
+        let ended = runtime();
+        let _held = ended.block_on(cluster.acquire("a")).unwrap();
+        let handle = ended.handle().clone();
+        drop(ended);
+        let _in_it = handle.enter();
+        let mut acquire = pin!(cluster.acquire("b"));
+        assert!(poll_once(acquire.as_mut()).is_pending());
+    }));
+}
+
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }

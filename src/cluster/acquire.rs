@@ -484,10 +484,17 @@ impl<K: Key, M: Manager> Shared<K, M> {
             if served.is_ready() {
                 return served;
             }
-            while !told || abandoned.as_mut().is_some_and(|it| Pin::new(it).poll(cx).is_ready()) {
-                told = true;
+            let mut is_over = |abandoned: &mut Option<EventListener>| {
+                abandoned.as_mut().is_some_and(|it| Pin::new(it).poll(cx).is_ready())
+            };
+            if !told || is_over(&mut abandoned) {
                 abandoned = self.cap.as_ref().map(Cap::when_abandoned);
                 self.more_wanted();
+                // Not again in this poll: where the runtime has ended, it is over each time.
+                told = !is_over(&mut abandoned);
+            }
+            if !told {
+                cx.waker().wake_by_ref();
             }
             Poll::Pending
         })

@@ -246,10 +246,10 @@ impl<K: Key, M: Manager> Shared<K, M> {
         let Some(cap) = &self.cap else { return };
         if let Some(listeners) = cap.balance() {
             cap.wanted.notify(1.additional());
+            // Where there is no runtime, nobody is to take this for an end.
+            let Ok(runtime) = Handle::try_current() else { return };
             if let Some(collecting) = Collecting::begin(self, cap) {
-                if let Ok(runtime) = Handle::try_current() {
-                    drop(runtime.spawn(collect(collecting, listeners)));
-                }
+                drop(runtime.spawn(collect(collecting, listeners)));
             }
         }
     }
