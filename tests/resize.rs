@@ -386,6 +386,23 @@ async fn reserved_connections_stay_and_the_pool_never_gets_as_small_as_they_are_
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_reserved_connection_is_not_opened_while_a_shrink_is_owed_one() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 3).reserved(Priority::High, 1).build_lazy().unwrap();
+    let held = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    pool.resize(2).unwrap();
+    let mut high = Box::pin(pool.acquire_with(Priority::High));
+    assert!(poll_once(high.as_mut()).is_pending());
+    turns().await;
+    assert_eq!((manager.ledger.live(), pool.max_size()), (2, 2));
+    drop(held);
+    let reserved = high.await.unwrap();
+    assert!(manager.ledger.most_live() <= 2, "{} were alive", manager.ledger.most_live());
+    drop(reserved);
+    settled(&pool, &manager).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_connect_that_completes_after_a_shrink_is_closed_not_pooled() {
     let manager = TestManager::new();
     let pool = pool_of(&manager, 4).max_connecting(4).build_lazy().unwrap();

@@ -6,7 +6,7 @@
 mod support;
 use support::*;
 
-use millpond::{AcquireError, Pool, PoolBuilder};
+use millpond::{AcquireError, CheckPolicy, Pool, PoolBuilder};
 use std::fmt::{Debug, Write};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -247,4 +247,34 @@ async fn what_is_told_of_a_clusters_node_says_which_node_it_is_and_what_of_other
     assert_eq!(of_pool.len(), told.len(), "the same is told of it: {of_pool:#?}");
     let says = |note: &&String| note.contains("cluster=") || note.contains("node=");
     assert_eq!(of_pool.iter().find(says), None);
+}
+
+/// Panics when it is told that a connection ends.
+struct Trips;
+
+impl<S: Subscriber> Layer<S> for Trips {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        assert!(!fields.0.starts_with("a connection ends"), "scripted panic of a listener");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listener_that_panics_costs_no_place() {
+    hush_scripted_panics();
+    let listening = tracing::subscriber::set_default(tracing_subscriber::registry().with(Trips));
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).check(CheckPolicy::Always).build().await.unwrap();
+    drop(pool.acquire().await.unwrap());
+    manager.check.once(Act::Never);
+    let mut cut = Box::pin(pool.acquire());
+    assert!(poll_once(cut.as_mut()).is_pending());
+    // The check is given up, and its connection with it.
+    drop(cut);
+    drop(listening);
+    let counts = pool.counts();
+    assert_eq!((counts.vacant, counts.checking), (1, 0), "the place is there again");
+    drop(pool.acquire().await.unwrap());
+    assert_eq!(manager.ledger.opened(), 2);
 }

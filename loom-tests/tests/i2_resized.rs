@@ -173,7 +173,7 @@ fn a_surplus_that_is_claimed_ends_nothing_else() {
     check(|| {
         let (station, lent) = Station::lent::<2>(1, IdleOrder::Recent, &Census::default());
         station.resize(1);
-        let [mut here, mut there] = lent.map(|mut loan| {
+        let [mut here, there] = lent.map(|mut loan| {
             move || {
                 let mut lease = loan.recall();
                 let trial = lease.begin_leaving();
@@ -222,6 +222,23 @@ fn a_shrink_and_a_growth_at_once_lose_nothing() {
         drop(held);
         drop(grower.join().unwrap());
         assert_size(&station, station.core().limit());
+    });
+}
+
+/// One shrinks and one grows, and there are spare slots to grow into: whoever has the last word, there
+/// were never to be more than two.
+#[test]
+fn two_resizes_at_once_let_no_more_live_than_the_larger_one() {
+    check(|| {
+        let size = Size { limit: 2, ..Size::new(3, 1) };
+        let station = Station::sized(size, IdleOrder::Recent, &Census::default());
+        let other = resizer(&station, 1);
+        station.resize(2);
+        let opened = [(); 3].map(|()| station.reserve());
+        assert!(opened.iter().flatten().count() <= 2, "I2: three may be alive");
+        drop(opened);
+        other.join().unwrap();
+        station.assert_conserved();
     });
 }
 

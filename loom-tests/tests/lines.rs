@@ -48,6 +48,9 @@ fn a_reserved_slot_finds_whoever_parks_in_the_high_line_meanwhile() {
 fn a_general_waiter_never_gets_a_reserved_slot() {
     check(|| {
         let (station, reserved, general) = reserving();
+        // One use more than the reserved one, which tells them apart.
+        drop(general);
+        let general = station.try_acquire().expect("it is idle");
         let number = general.uses();
         let other = waiter(&station, Line::General);
         drop(reserved);
@@ -57,6 +60,25 @@ fn a_general_waiter_never_gets_a_reserved_slot() {
         assert_eq!(loan.uses(), number + 1);
         drop(loan);
         assert_both_idle(&station);
+    });
+}
+
+/// A reserved slot is vacant, and a shrink is owed a general one: until that is gone there is no room.
+#[test]
+fn a_reserved_slot_is_filled_once_a_shrink_has_been_paid() {
+    check(|| {
+        let size = Size { reserved: 1, ..Size::new(3, 1) };
+        let station = Station::sized(size, IdleOrder::Recent, &Census::default());
+        let [kept, leaving] = [(); 2].map(|()| station.open());
+        station.resize(2);
+        let other = waiter(&station, Line::High);
+        assert!(station.reserve().is_none(), "I2: three would be alive");
+        drop(leaving);
+        let reserved = other.join().unwrap();
+        assert!(station.reserve().is_none());
+        drop((reserved, kept));
+        let counts = station.core().counts();
+        assert_eq!((counts.idle, counts.spare, counts.waiters), (2, 1, 0));
     });
 }
 

@@ -1,71 +1,80 @@
 //! How many slots are in service: a pool may be smaller than its capacity, and change its size.
 //!
-//! The slots out of service wait among the *spare* ones. The difference between the slots in service
-//! and the limit is the *surplus*. While it is above zero, slots have to go: what is vacant becomes
-//! spare at once, what is idle is ended by whoever shrinks, what is in use when it comes back. Who
-//! ends a resource for that reason [claims](Core::claim_surplus) one of the surplus first, so nothing
-//! is ended in vain. When the resource is gone, the claimed slot becomes spare, or, if the pool has
-//! grown meanwhile, vacant. Only while the surplus is below zero do spare slots come back.
+//! The slots out of service wait among the *spare* ones. While more are in service than the limit says,
+//! the *surplus* has to go: what is vacant becomes spare at once, what is idle is ended by whoever
+//! shrinks, what is in use when it comes back. Who ends a resource for that reason
+//! [claims](Core::claim_surplus) one of the surplus first, so nothing is ended in vain. When the resource
+//! is gone, the claimed slot becomes spare, or, if the pool has grown meanwhile, vacant. Only while
+//! fewer are in service than the limit says do spare slots come back.
 //!
-//! So at any instant: slots in service = limit + surplus, where a resize changes only how the sum is
-//! divided, and a slot that is still being ended counts. Hence I2: never more than the limit, or than
+//! So a resize changes the limit and nothing else, and at any instant it is compared with all slots in
+//! service, those included that are still being ended. Hence I2: never more than the limit, or than
 //! there were before it was lowered.
 //!
 //! Not here: which resource goes.
 
 use super::slot::{Slot, State};
-use super::{Core, Keeper};
-use crate::sync::{AtomicU32, AtomicU64, BoxQueue, Ordering, publish_fence};
+use super::{Core, Keeper, MAX_CAPACITY};
+use crate::sync::{AtomicU64, BoxQueue, Ordering, publish_fence};
 
 pub(super) struct Limit<K: Keeper> {
-    /// How many slots are to be in service.
-    size: AtomicU32,
     balance: AtomicU64,
     spare: BoxQueue<Slot<K>>,
 }
 
-/// What `Limit::balance` says: both in one word, so that they change together.
+/// What `Limit::balance` says: all in one word, so that what one resize takes and another gives is
+/// never in service together (I2).
 #[derive(Clone, Copy)]
 struct Balance {
-    /// Slots in service less the limit: how many have to go, or, below zero, to come.
-    surplus: i32,
-    /// Slots whose resource is being ended because they have to go.
+    /// How many slots are to be in service.
+    limit: u32,
+    /// How many are.
+    in_service: u32,
+    /// Those of them whose resource is being ended because they have to go.
     claimed: u32,
 }
 
+/// The bits of each number in the word.
+const BITS: u32 = 21;
+const _: () = assert!(MAX_CAPACITY < 1 << BITS && 3 * BITS <= u64::BITS);
+
 impl Balance {
     fn from_word(word: u64) -> Self {
-        Self { surplus: (word >> 32) as i32, claimed: word as u32 }
+        let part = |nth: u32| (word >> (nth * BITS)) as u32 & ((1 << BITS) - 1);
+        Self { limit: part(2), in_service: part(1), claimed: part(0) }
     }
 
     fn word(self) -> u64 {
-        u64::from(self.surplus as u32) << 32 | u64::from(self.claimed)
+        let Self { limit, in_service, claimed } = self;
+        (u64::from(limit) << BITS | u64::from(in_service)) << BITS | u64::from(claimed)
     }
 
-    /// How many have to go that nobody has claimed.
-    fn unclaimed(self) -> i32 {
-        (self.surplus - self.claimed as i32).max(0)
+    /// Whether slots have to go that nobody has claimed.
+    fn has_unclaimed(self) -> bool {
+        self.in_service - self.claimed > self.limit
+    }
+
+    /// Whether slots have to go, claimed or not.
+    fn is_above(self) -> bool {
+        self.in_service > self.limit
     }
 
     /// Whether spare slots have to come.
     fn is_short(self) -> bool {
-        self.surplus < 0
-    }
-
-    fn add(mut self, step: i32) -> Self {
-        self.surplus += step;
-        self
+        self.in_service < self.limit
     }
 }
 
 impl<K: Keeper> Limit<K> {
     /// Everything is spare; see [`Core::place_new`].
-    pub(super) fn new(capacity: usize, size: usize) -> Self {
-        Self {
-            size: AtomicU32::new(size as u32),
-            balance: AtomicU64::new(0),
-            spare: BoxQueue::new(capacity),
-        }
+    pub(super) fn new(capacity: usize, limit: usize) -> Self {
+        let balance = Balance { limit: limit as u32, in_service: limit as u32, claimed: 0 };
+        Self { balance: AtomicU64::new(balance.word()), spare: BoxQueue::new(capacity) }
+    }
+
+    /// Whether more slots are in service than there are to be.
+    pub(super) fn is_exceeded(&self) -> bool {
+        self.balance().is_above()
     }
 
     fn balance(&self) -> Balance {
@@ -83,17 +92,18 @@ impl<K: Keeper> Limit<K> {
 
     /// The resource of a claimed slot is gone. False: the slot is wanted again.
     pub(super) fn lets_go(&self) -> bool {
-        let before = self.update(|Balance { surplus, claimed }| {
-            Some(Balance { surplus: surplus - i32::from(surplus > 0), claimed: claimed - 1 })
+        let before = self.update(|balance| {
+            let in_service = balance.in_service - u32::from(balance.is_above());
+            Some(Balance { in_service, claimed: balance.claimed - 1, ..balance })
         });
-        before.is_some_and(|before| before.surplus > 0)
+        before.is_some_and(Balance::is_above)
     }
 }
 
 impl<K: Keeper> Core<K> {
     /// Puts a new slot where it belongs: with the numbers below the limit, in service.
     pub(super) fn place_new(&self, slot: Box<Slot<K>>) {
-        if slot.id < self.limit.size.load(Ordering::Relaxed) {
+        if slot.id < self.limit.balance().limit {
             self.push_vacant(slot);
         } else {
             self.put_spare(slot);
@@ -102,7 +112,7 @@ impl<K: Keeper> Core<K> {
 
     /// How many slots are to be in service.
     pub fn limit(&self) -> usize {
-        self.limit.size.load(Ordering::Relaxed) as usize
+        self.limit.balance().limit as usize
     }
 
     /// Changes how many slots are to be in service, from 1 to the capacity, and more than are
@@ -113,29 +123,26 @@ impl<K: Keeper> Core<K> {
     /// calls this first flags all slots, [alerts](Core::alert) and searches the idle ones, for each of
     /// which it tries to [claim](super::Lease::begin_leaving).
     pub fn resize(&self, size: usize) -> usize {
-        // Each of two resizes at once pays for its own step.
-        let before = self.limit.size.swap(size as u32, Ordering::SeqCst);
-        let step = before as i32 - size as i32;
         // Ordering: SeqCst, partner: the load in `balance` after a push. Either that load sees the
         // change, or our pop finds the slot (I2, I4).
-        let changed = self.limit.update(|balance| Some(balance.add(step)));
-        debug_assert!(changed.is_some(), "BUG: a change that cannot be refused was");
+        let before = self.limit.update(|balance| Some(Balance { limit: size as u32, ..balance }));
+        let before = before.expect("BUG: a change that cannot be refused was");
         self.balance();
-        before as usize
+        before.limit as usize
     }
 
     /// The right to end one resource because the pool is to shrink; whoever has it must do so.
     pub(super) fn claim_surplus(&self) -> bool {
         let claim = |balance: Balance| {
-            let Balance { surplus, claimed } = balance;
-            (balance.unclaimed() > 0).then_some(Balance { surplus, claimed: claimed + 1 })
+            let claimed = balance.claimed + 1;
+            balance.has_unclaimed().then_some(Balance { claimed, ..balance })
         };
         self.limit.update(claim).is_some()
     }
 
     /// Whether there are slots that have to go and that nobody has claimed.
     pub(super) fn has_surplus(&self) -> bool {
-        self.limit.balance().unclaimed() > 0
+        self.limit.balance().has_unclaimed()
     }
 
     /// Moves slots between the vacant and the spare ones, as far as there are any to move.
@@ -143,11 +150,17 @@ impl<K: Keeper> Core<K> {
     /// Called by whoever changes the balance, and by whoever puts a slot into one of the two queues,
     /// after that: so nobody has to wait for the other.
     pub(super) fn balance(&self) {
-        let goes = |balance: Balance| (balance.unclaimed() > 0).then(|| balance.add(-1));
-        let comes = |balance: Balance| balance.is_short().then(|| balance.add(1));
+        let goes = |balance: Balance| {
+            balance
+                .has_unclaimed()
+                .then(|| Balance { in_service: balance.in_service - 1, ..balance })
+        };
+        let comes = |balance: Balance| {
+            balance.is_short().then(|| Balance { in_service: balance.in_service + 1, ..balance })
+        };
         loop {
             let balance = self.limit.balance();
-            if balance.unclaimed() > 0 {
+            if balance.has_unclaimed() {
                 let Some(slot) = self.vacant.pop() else { return };
                 if self.limit.update(goes).is_some() {
                     self.put_spare(slot);

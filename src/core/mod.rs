@@ -352,10 +352,15 @@ impl<K: Keeper> Core<K> {
     }
 
     /// Whether a reserved slot is vacant, and somebody waits who may have it.
+    ///
+    /// None is filled while a general slot has to go, since reserved ones never do: there would be more
+    /// than the limit, and than there were when it was lowered (I2). Whoever lets the last of those
+    /// general slots go tells the keeper.
     fn has_vacant_reserved(&self) -> bool {
         self.reserved > 0
             && self.shards[self.high()].listening.load(Ordering::Relaxed) > 0
             && !self.vacant_reserved.is_empty()
+            && !self.limit.is_exceeded()
     }
 
     /// Takes a vacant slot, a reserved one only if somebody waits who may have it.

@@ -334,13 +334,17 @@ impl<R: Deref<Target: Keeper>> Drop for Trial<R> {
             return;
         };
         let resource = slot.resource.take();
-        if let Some(resource) = &resource {
-            self.keeper.abandoned(resource);
-        }
-        // A resource that panics while it is dropped must not take the slot with it; the panic
-        // hook has reported it.
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(resource)));
+        // A resource that panics while it is dropped must not take the slot with it, nor a keeper that
+        // does while it is told; the panic hook has reported it.
+        let told = catch_unwind(AssertUnwindSafe(|| {
+            if let Some(resource) = &resource {
+                self.keeper.abandoned(resource);
+            }
+        }));
+        let ended = catch_unwind(AssertUnwindSafe(|| drop(resource)));
         vacate(&*self.keeper, slot);
+        // What a panic has left may have one of its own.
+        drop((told, ended));
     }
 }
 

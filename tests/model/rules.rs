@@ -196,7 +196,9 @@ impl Model {
     }
 
     fn take_vacant(&mut self) -> Option<Slot> {
-        let wanted = !self.line_high.is_empty();
+        // While a shrink is owed a slot, there is no room for one more.
+        let owed = self.surplus > 0 || self.closing.iter().any(|(_, leaves)| *leaves);
+        let wanted = !self.line_high.is_empty() && !owed;
         let reserved = |queue: &mut VecDeque<Slot>| wanted.then(|| queue.pop_front()).flatten();
         self.vacant.pop_front().or_else(|| reserved(&mut self.vacant_reserved))
     }
