@@ -52,12 +52,14 @@ fn a_general_waiter_never_gets_a_reserved_slot() {
         drop(general);
         let general = station.try_acquire().expect("it is idle");
         let number = general.uses();
-        let other = waiter(&station, Line::General);
-        drop(reserved);
+        let mut waiter = pin!(station.acquire_in(Line::General, usize::MAX));
+        assert!(poll_once(waiter.as_mut()).is_pending());
+        let other = thread::spawn(move || drop(reserved));
         // Nothing but this one serves it.
         drop(general);
-        let loan = other.join().unwrap();
-        assert_eq!(loan.uses(), number + 1);
+        let loan = block_on(waiter).expect("the core is open");
+        other.join().unwrap();
+        assert_eq!(loan.uses(), number + 1, "it has got the reserved one");
         drop(loan);
         assert_both_idle(&station);
     });
