@@ -200,6 +200,7 @@ impl<M: Manager> Pool<M> {
                 Some(Err(error)) => {
                     shared.totals.connect_failed();
                     shared.connector.note(&error);
+                    shared.tell_rotation_failed(&error);
                     return Err(RotateError::Connect(error));
                 }
             };
