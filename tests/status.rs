@@ -93,6 +93,28 @@ async fn a_pool_that_is_closed_or_being_drained_is_down() {
     drop(held);
 }
 
+#[cfg(feature = "cluster")]
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_may_have_no_connection_at_all_is_not_called_used_up() {
+    use millpond::cluster::Cluster;
+    let cluster: Cluster<String, TestManager> =
+        Cluster::builder().name("shop").max_connections(1).build().unwrap();
+    for node in ["a", "b"] {
+        cluster.add_node(node.to_owned(), TestManager::new()).unwrap();
+    }
+    let held = cluster.acquire("a").await.unwrap();
+    {
+        let mut waiter = pin!(cluster.acquire("b"));
+        assert!(poll_once(waiter.as_mut()).is_pending());
+        let status = cluster.status();
+        let b = &status.nodes[1].pool;
+        assert_eq!((b.max_size, b.metrics.counts.waiters), (0, 1));
+        assert_eq!(b.health, Health::Healthy, "the cap has given all that there is elsewhere");
+        drop(held);
+        drop(waiter.await.unwrap());
+    }
+}
+
 // ---- for a terminal and for programs ----
 
 #[tokio::test(start_paused = true)]

@@ -127,7 +127,9 @@ fn health(signs: &Signs, metrics: &PoolMetrics, config: &Config) -> Health {
     if signs.connecting_fails && counts.alive() == 0 {
         return Health::Down(reasons);
     }
-    if counts.waiters > 0 && counts.in_use >= signs.max_size {
+    // Under a cap over several pools one may have room for none, and whoever waits there waits for its
+    // turn: that there is nothing in use is nothing wrong.
+    if counts.waiters > 0 && counts.in_use >= signs.max_size.max(1) {
         let (waiters, in_use) = (counts.waiters, counts.in_use);
         reasons.push(format!("all {in_use} connections are in use, and {waiters} wait for one"));
     }
