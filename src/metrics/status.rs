@@ -80,6 +80,24 @@ impl Health {
     pub fn is_up(&self) -> bool {
         !matches!(self, Self::Down(_))
     }
+
+    /// That of several together which stand in for each other.
+    pub(crate) fn together<'h, N: fmt::Display>(each: impl Iterator<Item = (N, &'h Self)>) -> Self {
+        let (mut reasons, mut is_up) = (Vec::new(), false);
+        for (name, health) in each {
+            is_up |= health.is_up();
+            if *health != Self::Healthy {
+                reasons.push(format!("{name} is {health}"));
+            }
+        }
+        if reasons.is_empty() {
+            Self::Healthy
+        } else if is_up {
+            Self::Degraded(reasons)
+        } else {
+            Self::Down(reasons)
+        }
+    }
 }
 
 impl fmt::Display for Health {
