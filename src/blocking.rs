@@ -145,6 +145,17 @@ fn drive<M: Manager>(
 }
 
 impl<M: Manager> Pool<M> {
+    /// What answers with another handle, as long as there is one: itself, it keeps neither the pool nor
+    /// its thread.
+    pub(crate) fn weak(&self) -> impl Fn() -> Option<Self> + Send + Sync + use<M> {
+        let (pool, driver) = (self.pool.downgrade(), Arc::downgrade(&self.driver));
+        move || {
+            // Should this become the last handle, it needs the thread to close what is idle.
+            let driver = driver.upgrade()?;
+            Some(Self { pool: pool.upgrade()?, driver })
+        }
+    }
+
     /// Acquires a connection, waiting in line for `acquire_timeout` at the most.
     ///
     /// # Errors

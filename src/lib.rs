@@ -130,8 +130,8 @@ pub use crate::metrics::{
 };
 #[cfg(feature = "tokio")]
 pub use crate::pool::{
-    ConnectionInfo, DrainReport, Holder, Maintenance, Pool, PoolBuilder, Pooled, PooledOwned,
-    WeakPool,
+    ConnectionInfo, ConnectionState, DrainReport, Holder, Maintenance, Pool, PoolBuilder, Pooled,
+    PooledOwned, WeakPool,
 };
 
 /// What the models in `loom-tests` need of the core, beyond the public surface.

@@ -7,7 +7,9 @@
 
 mod support;
 
-use millpond::{AcquireError, BuildError, CheckPolicy, Pool, PoolBuilder, TryAcquireError};
+use millpond::{
+    AcquireError, BuildError, CheckPolicy, Monitor, Pool, PoolBuilder, TryAcquireError,
+};
 use std::error::Error;
 use std::sync::mpsc;
 use std::thread;
@@ -128,6 +130,48 @@ fn an_owned_guard_outlives_the_pool_and_its_runtime() {
     assert_eq!((guard.info().uses, manager.ledger.live()), (1, 1));
     drop(guard);
     assert_eq!(manager.ledger.live(), 0);
+}
+
+#[test]
+fn a_monitor_keeps_neither_the_pool_nor_its_thread() {
+    let manager = TestManager::new();
+    let monitor = Monitor::new();
+    let pool = builder(&manager).min_idle(1).build_blocking().unwrap();
+    monitor.add_blocking(&pool).unwrap();
+    assert_eq!(monitor.add_blocking(&pool).unwrap_err().name, "blocking");
+    let held = pool.acquire().unwrap();
+    let status = monitor.statuses().remove(0);
+    assert_eq!((&*status.config.name, status.metrics.counts.in_use), ("blocking", 1));
+    assert_eq!(monitor.sources()[0].holders()[0].connection, held.info().id);
+    drop(held);
+    drop(pool);
+    assert_eq!((manager.ledger.live(), manager.close.calls()), (0, 1));
+    assert!(monitor.statuses().is_empty());
+}
+
+#[test]
+fn a_pool_that_ends_while_a_monitor_looks_closes_its_connections_as_ever() {
+    let monitor = Monitor::new();
+    let (over, is_over) = mpsc::channel::<()>();
+    let looking = thread::spawn({
+        let monitor = monitor.clone();
+        move || {
+            while is_over.try_recv() == Err(mpsc::TryRecvError::Empty) {
+                drop(monitor.statuses());
+            }
+        }
+    });
+    for _ in 0..200 {
+        let manager = TestManager::new();
+        let pool = builder(&manager).min_idle(1).build_blocking().unwrap();
+        monitor.add_blocking(&pool).unwrap();
+        drop(pool);
+        // The look may have been the last to let go of it.
+        eventually_blocking("it is closed", || manager.ledger.live() == 0);
+        assert_eq!(manager.close.calls(), 1);
+    }
+    drop(over);
+    join(looking);
 }
 
 #[test]

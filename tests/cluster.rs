@@ -100,6 +100,8 @@ async fn an_acquire_gets_a_connection_of_the_node_that_it_names() {
     let b = cluster.acquire("b").await.unwrap();
     assert_eq!((a.node().as_str(), b.node().as_str()), ("a", "b"));
     assert_eq!(managers.each_ref().map(|manager| manager.ledger.live()), [1, 1]);
+    assert!(Arc::ptr_eq(&a.manager().ledger, &managers[0].ledger));
+    assert!(std::ptr::eq(AsRef::<Conn>::as_ref(&b), &*b));
     drop((a, b));
     assert_eq!(cluster.acquire("a").await.unwrap().info().uses, 2);
     assert_eq!(managers[0].ledger.opened(), 1);

@@ -16,7 +16,9 @@ use opentelemetry::metrics::{
     HistogramBuilder, InstrumentProvider, Meter, MeterProvider, SyncInstrument,
 };
 use opentelemetry_sdk::metrics::data::{AggregatedMetrics, MetricData};
-use opentelemetry_sdk::metrics::{InMemoryMetricExporter, SdkMeterProvider};
+use opentelemetry_sdk::metrics::{
+    InMemoryMetricExporter, InMemoryMetricExporterBuilder, SdkMeterProvider, Temporality,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
@@ -63,7 +65,11 @@ struct Told {
 
 impl Sdk {
     fn new() -> Self {
-        let told = InMemoryMetricExporter::default();
+        Self::telling(Temporality::Cumulative)
+    }
+
+    fn telling(temporality: Temporality) -> Self {
+        let told = InMemoryMetricExporterBuilder::new().with_temporality(temporality).build();
         let provider = SdkMeterProvider::builder().with_periodic_exporter(told.clone()).build();
         Self { told, provider }
     }
@@ -452,6 +458,54 @@ async fn the_series_of_a_pool_begin_when_it_is_added_and_end_with_it() {
     assert_eq!(sdk.collect().pools, ["carts".to_owned()].into());
     drop(exporter);
     assert!(sdk.collect().pools.is_empty());
+}
+
+/// A monitor's pool `orders`, in the place of the one before, that serves so many.
+async fn another(monitor: &Monitor, acquires: usize) -> Pool<TestManager> {
+    let pool = pool_of(&TestManager::new(), "orders").build_lazy().unwrap();
+    monitor.add(&pool).unwrap();
+    for _ in 0..acquires {
+        drop(pool.acquire().await.unwrap());
+    }
+    pool
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_counter_goes_on_from_one_pool_to_the_next_of_its_name() {
+    for (temporality, told) in [
+        (Temporality::Delta, [5.0, 3.0, 2.0, 0.0]),
+        (Temporality::Cumulative, [5.0, 8.0, 10.0, 10.0]),
+    ] {
+        let monitor = Monitor::new();
+        let sdk = Sdk::telling(temporality);
+        let _exporter = Exporter::new(monitor.clone(), &sdk.meter());
+        let acquires = || sdk.collect().figure("millpond.acquires");
+        let first = another(&monitor, 5).await;
+        assert_eq!(acquires(), told[0]);
+        drop(first);
+        let second = another(&monitor, 3).await;
+        assert_eq!(acquires(), told[1]);
+        drop((second.acquire().await.unwrap(), second.acquire().await.unwrap()));
+        assert_eq!(acquires(), told[2]);
+        assert_eq!(acquires(), told[3]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_counter_begins_anew_after_a_collection_that_has_found_no_pool() {
+    for (temporality, told) in
+        [(Temporality::Delta, [5.0, 3.0]), (Temporality::Cumulative, [5.0, 3.0])]
+    {
+        let monitor = Monitor::new();
+        let sdk = Sdk::telling(temporality);
+        let _exporter = Exporter::new(monitor.clone(), &sdk.meter());
+        let first = another(&monitor, 5).await;
+        assert_eq!(sdk.collect().figure("millpond.acquires"), told[0]);
+        drop(first);
+        assert!(sdk.collect().pools.is_empty());
+        let _second = another(&monitor, 3).await;
+        assert_eq!(sdk.collect().figure("millpond.acquires"), told[1]);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -481,6 +481,44 @@ impl Source for Watched {
     }
 }
 
+/// Pools under another name than their own; which of them it is shown changes at each look.
+struct Called(&'static str, Vec<Pool<TestManager>>, AtomicUsize);
+
+impl Source for Called {
+    fn name(&self) -> String {
+        self.0.to_owned()
+    }
+
+    fn status(&self) -> Option<PoolStatus> {
+        Some(self.1[self.2.fetch_add(1, SeqCst) % self.1.len()].status())
+    }
+
+    fn holders(&self) -> Vec<Holder> {
+        Vec::new()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_is_told_of_under_its_own_name_and_takes_back_no_acquire_that_did_not_wait() {
+    let pool = pool_of(&TestManager::new(), "orders").min_idle(1).build().await.unwrap();
+    for _ in 0..5 {
+        drop(pool.acquire().await.unwrap());
+    }
+    let unused = pool_of(&TestManager::new(), "orders").build_lazy().unwrap();
+    let monitor = Monitor::new();
+    let called = |name, pools| Called(name, pools, AtomicUsize::new(0));
+    monitor.add_source(called("first", vec![pool.clone()])).unwrap();
+    monitor.add_source(called("second", vec![pool, unused])).unwrap();
+    let waits = || {
+        let scrape = Scrape::read(&prometheus::text(&monitor));
+        ["first", "second"].map(|name| {
+            let labels = [("pool".to_owned(), name.to_owned())].into();
+            scrape.samples.get(&("millpond_acquire_wait_seconds_count".to_owned(), labels)).copied()
+        })
+    };
+    assert_eq!([waits(), waits(), waits()], [[Some(5.0); 2]; 3]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_scrape_looks_at_each_pool_once() {
     let manager = TestManager::new();

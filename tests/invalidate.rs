@@ -8,8 +8,8 @@ mod support;
 use support::*;
 
 use millpond::{
-    AcquireError, CheckPolicy, HookFuture, IdleOrder, OperationError, Pool, PoolBuilder, Priority,
-    ReleaseError, RotateError, from_fn,
+    AcquireError, CheckPolicy, ConnectionState, HookFuture, IdleOrder, OperationError, Pool,
+    PoolBuilder, Priority, ReleaseError, RotateError, from_fn,
 };
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -369,6 +369,34 @@ async fn retain_leaves_the_order_of_idle_connections_alone() {
         assert_eq!(orders[0].len(), 4);
         assert_eq!(orders[1], orders[0], "{order:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_is_told_when_a_connection_was_used_last_and_whether_it_is_in_use() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).build_lazy().unwrap();
+    pool.warm_up(1).await.unwrap();
+    let idle = || {
+        let mut told = None;
+        pool.retain(|_, info| {
+            told = Some(*info);
+            true
+        });
+        told.expect("it is there")
+    };
+    let unused = idle();
+    assert_eq!((unused.state, unused.last_used), (ConnectionState::Idle, None));
+    tokio::time::sleep(5 * SECOND).await;
+    let held = pool.acquire().await.unwrap().info();
+    assert_eq!(held.state, ConnectionState::InUse);
+    assert_eq!(held.last_used, Some(held.created + 5 * SECOND));
+    tokio::time::sleep(10 * SECOND).await;
+    let rested = idle();
+    assert_eq!((rested.state, rested.uses), (ConnectionState::Idle, 1));
+    let last_used = rested.last_used.expect("it has been used");
+    assert!(last_used >= held.last_used.unwrap(), "{rested:?}");
+    assert_eq!(last_used + rested.idle, rested.created + rested.age);
+    assert!(rested.idle >= 8 * SECOND, "{rested:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,9 +7,13 @@ mod support;
 use support::*;
 
 use millpond::{
-    CheckPolicy, Config, Health, IdleOrder, Monitor, Pool, PoolBuilder, PoolStatus, Priority, Shed,
+    CheckPolicy, Config, Group, Health, Holder, IdleOrder, Monitor, Pool, PoolBuilder, PoolStatus,
+    Priority, Shed, Source,
 };
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -93,6 +97,28 @@ async fn a_pool_that_is_closed_or_being_drained_is_down() {
     drop(held);
 }
 
+#[cfg(feature = "cluster")]
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_may_have_no_connection_at_all_is_not_called_used_up() {
+    use millpond::cluster::Cluster;
+    let cluster: Cluster<String, TestManager> =
+        Cluster::builder().name("shop").max_connections(1).build().unwrap();
+    for node in ["a", "b"] {
+        cluster.add_node(node.to_owned(), TestManager::new()).unwrap();
+    }
+    let held = cluster.acquire("a").await.unwrap();
+    {
+        let mut waiter = pin!(cluster.acquire("b"));
+        assert!(poll_once(waiter.as_mut()).is_pending());
+        let status = cluster.status();
+        let b = &status.nodes[1].pool;
+        assert_eq!((b.max_size, b.metrics.counts.waiters), (0, 1));
+        assert_eq!(b.health, Health::Healthy, "the cap has given all that there is elsewhere");
+        drop(held);
+        drop(waiter.await.unwrap());
+    }
+}
+
 // ---- for a terminal and for programs ----
 
 #[tokio::test(start_paused = true)]
@@ -174,6 +200,137 @@ async fn a_monitor_lists_pools_by_name_as_long_as_they_are_there() {
     monitor.add(&again).unwrap();
     assert_eq!(names(), ["carts", "orders"]);
     assert_eq!(format!("{monitor:?}"), r#"["carts", "orders"]"#);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_monitor_lists_no_pool_that_is_gone() {
+    let manager = TestManager::new();
+    let (orders, monitor) = (pool_of(&manager, 1).build_lazy().unwrap(), Monitor::new());
+    monitor.add(&orders).unwrap();
+    assert_eq!(monitor.sources().len(), 1);
+    drop(orders);
+    assert_eq!(monitor.sources().len(), 0);
+    assert_eq!(format!("{monitor:?}"), "[]");
+}
+
+/// Has another thread look at the monitor that looks at it, the first time.
+struct Curious {
+    monitor: Monitor,
+    has_looked: AtomicBool,
+    pool: Pool<TestManager>,
+}
+
+impl Source for Curious {
+    fn name(&self) -> String {
+        "curious".to_owned()
+    }
+
+    fn status(&self) -> Option<PoolStatus> {
+        if !self.has_looked.swap(true, SeqCst) {
+            let (looked, has_looked) = mpsc::channel();
+            let monitor = self.monitor.clone();
+            thread::spawn(move || looked.send(monitor.sources().len()));
+            has_looked.recv_timeout(PATIENCE).expect("nobody has locked the monitor");
+        }
+        Some(self.pool.status())
+    }
+
+    fn holders(&self) -> Vec<Holder> {
+        Vec::new()
+    }
+}
+
+#[test]
+fn a_monitor_asks_nobody_anything_while_it_is_locked() {
+    let monitor = Monitor::new();
+    let pool = pool_of(&TestManager::new(), 1).build_lazy().unwrap();
+    let has_looked = AtomicBool::new(true);
+    let curious = Curious { monitor: monitor.clone(), has_looked, pool: pool.clone() };
+    let curious = Arc::new(curious);
+    monitor.add_source(Shared(curious.clone())).unwrap();
+    curious.has_looked.store(false, SeqCst);
+    monitor.add(&pool).unwrap();
+    assert!(curious.has_looked.load(SeqCst), "it was asked whether it is still there");
+    assert_eq!(monitor.statuses().len(), 2);
+}
+
+/// A source that its test can still reach.
+struct Shared(Arc<Curious>);
+
+impl Source for Shared {
+    fn name(&self) -> String {
+        self.0.name()
+    }
+
+    fn status(&self) -> Option<PoolStatus> {
+        self.0.status()
+    }
+
+    fn holders(&self) -> Vec<Holder> {
+        self.0.holders()
+    }
+}
+
+/// Of these pools any may serve.
+struct Any(Vec<Arc<dyn Source>>);
+
+impl Group for Any {
+    fn name(&self) -> String {
+        "any".to_owned()
+    }
+
+    fn sources(&self) -> Option<Vec<Arc<dyn Source>>> {
+        Some(self.0.clone())
+    }
+}
+
+/// Of these pools all are needed.
+struct All(Any);
+
+impl Group for All {
+    fn name(&self) -> String {
+        "all".to_owned()
+    }
+
+    fn sources(&self) -> Option<Vec<Arc<dyn Source>>> {
+        self.0.sources()
+    }
+
+    fn health(&self, pools: &[PoolStatus]) -> Health {
+        let down = pools.iter().find(|pool| !pool.health.is_up());
+        down.map_or(Health::Healthy, |pool| Health::Down(vec![pool.config.name.to_string()]))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_pools_of_a_group_stand_in_for_each_other_unless_it_says_otherwise() {
+    let pools =
+        ["a", "b"].map(|name| Pool::builder(TestManager::new()).name(name).build_lazy().unwrap());
+    let (each, monitor) = (Monitor::new(), Monitor::new());
+    pools.iter().for_each(|pool| each.add(pool).unwrap());
+    monitor.add_group(Any(each.sources())).unwrap();
+    monitor.add_group(All(Any(each.sources()))).unwrap();
+    monitor
+        .add_source(Shared(Arc::new(Curious {
+            monitor: Monitor::new(),
+            has_looked: AtomicBool::new(true),
+            pool: pools[1].clone(),
+        })))
+        .unwrap();
+    let health = || -> Vec<String> {
+        let health = monitor.health().into_iter();
+        health.map(|(name, health)| format!("{name}: {health}")).collect()
+    };
+    assert_eq!(health(), ["any: healthy", "all: healthy", "curious: healthy"]);
+    pools[0].close().await;
+    let degraded = "any: degraded: a is down: the pool is closed";
+    assert_eq!(health(), [degraded, "all: down: a", "curious: healthy"]);
+    pools[1].close().await;
+    let down = "any: down: a is down: the pool is closed; b is down: the pool is closed";
+    assert_eq!(health(), [down, "all: down: a", "curious: down: the pool is closed"]);
+    let none = Monitor::new();
+    none.add_group(Any(Vec::new())).unwrap();
+    assert_eq!(none.health(), [("any".to_owned(), Health::Healthy)]);
 }
 
 // ---- settings from text ----

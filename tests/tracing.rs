@@ -136,6 +136,31 @@ async fn failures_to_connect_are_warnings_and_one_for_good_an_error() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_rotation_that_cannot_connect_is_told_of_too() {
+    let (notes, _listening) = listen();
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).build().await.unwrap();
+    manager.connect.once(Act::Error);
+    pool.rotate(|_| Box::pin(async { Ok(()) })).await.unwrap_err();
+    let told = notes.take();
+    has(&told, "WARN cannot connect to rotate", "pool=orders error=scripted connect error");
+}
+
+#[test]
+fn a_thread_that_waits_has_the_span_of_an_acquire() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).build_blocking().unwrap();
+    let (notes, _listening) = listen();
+    let held = pool.acquire().unwrap();
+    let told = notes.take();
+    has(&told, "DEBUG span acquire pool=\"orders\" site=tests/tracing.rs:", "");
+    assert_eq!(told.last().map(String::as_str), Some("DEBUG end of acquire"));
+    drop(held);
+    drop(pool.acquire().unwrap());
+    assert_eq!(notes.take(), [""; 0], "a hit opens no span");
+}
+
+#[tokio::test(start_paused = true)]
 async fn leaks_and_slow_acquires_are_warnings() {
     let (notes, _listening) = listen();
     let manager = TestManager::new();

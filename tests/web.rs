@@ -319,6 +319,57 @@ async fn health_is_503_while_a_pool_is_down_and_200_when_it_is_merely_degraded()
     assert_eq!(health().await, closed);
 }
 
+#[cfg(feature = "cluster")]
+#[tokio::test(start_paused = true)]
+async fn health_is_200_while_a_node_of_a_cluster_is_up_and_503_when_none_is() {
+    use millpond::cluster::Cluster;
+    let monitor = Monitor::new();
+    let cluster: Cluster<String, TestManager> = Cluster::builder().name("shop").build().unwrap();
+    cluster.show_to(&monitor).unwrap();
+    let app = web::router(&monitor);
+    let health = async || {
+        let response = fetch(&app, "/health").await;
+        (response.status().as_u16(), text(response).await)
+    };
+    assert!(!cluster.status().health.is_up());
+    assert_eq!(health().await, (503, "shop: down: there are no nodes\n".to_owned()));
+
+    let nodes = ["a", "b", "c"];
+    let managers = nodes.map(|key| {
+        let manager = TestManager::new();
+        cluster.add_node(key.to_owned(), manager.clone()).unwrap();
+        manager
+    });
+    let all_well = "shop: healthy\nshop/a: healthy\nshop/b: healthy\nshop/c: healthy\n";
+    assert_eq!(health().await, (200, all_well.to_owned()));
+
+    let down = "down: connecting fails: scripted connect error";
+    managers[1].connect.always(Act::Error);
+    cluster.acquire("b").await.map(drop).unwrap_err();
+    assert!(cluster.status().health.is_up());
+    let one_down = format!(
+        "shop: degraded: node b is {down}\nshop/a: healthy\nshop/b: {down}\nshop/c: healthy\n"
+    );
+    assert_eq!(health().await, (200, one_down));
+
+    for (key, manager) in nodes.into_iter().zip(&managers) {
+        manager.connect.always(Act::Error);
+        cluster.acquire(key).await.map(drop).unwrap_err();
+    }
+    assert_eq!(health().await.0, 503);
+    managers.iter().for_each(TestManager::clear);
+    while cluster.acquire("c").await.is_err() {
+        tokio::time::sleep(SECOND).await;
+    }
+    assert_eq!(health().await.0, 200);
+    cluster.close().await;
+    assert!(!cluster.status().health.is_up());
+    let (code, lines) = health().await;
+    assert_eq!((code, lines.lines().next()), (503, Some("shop: down: the cluster is closed")));
+    drop(cluster);
+    assert_eq!(health().await, (200, String::new()), "it is not there any more");
+}
+
 #[tokio::test]
 async fn no_name_looks_like_a_line_of_its_own() {
     let monitor = Monitor::new();
@@ -398,6 +449,31 @@ async fn another_pool_of_the_same_name_does_not_go_on_with_the_figures_of_the_fi
     assert_eq!(viewer.next().await.unwrap()["pools"][0].get("recent"), None);
     let event = viewer.next().await.unwrap();
     assert_eq!(event["pools"][0]["recent"]["acquires_per_second"], 0.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_pool_of_the_same_name_that_has_done_more_does_not_go_on_with_them_either() {
+    let monitor = Monitor::new();
+    let (_, pool) = watched(&monitor, "orders", 1);
+    let app = web::router(&monitor);
+    let held = pool.acquire().await.unwrap();
+    pool.acquire_timeout(SECOND).await.map(drop).unwrap_err();
+    let release = async {
+        tokio::time::sleep(SECOND).await;
+        drop(held);
+    };
+    drop(tokio::join!(pool.acquire(), release).0.unwrap());
+    let mut viewer = Viewer::of(&app).await;
+    viewer.next().await.unwrap();
+    drop(pool);
+    let (_, another) = watched(&monitor, "orders", 1);
+    for _ in 0..100 {
+        drop(another.acquire().await.unwrap());
+    }
+    assert_eq!(viewer.next().await.unwrap()["pools"][0].get("recent"), None);
+    drop(another.acquire().await.unwrap());
+    let event = viewer.next().await.unwrap();
+    assert_eq!(event["pools"][0]["recent"]["acquire_wait"]["count"], 1);
 }
 
 #[tokio::test(start_paused = true)]

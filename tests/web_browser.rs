@@ -681,6 +681,22 @@ async fn a_server_that_stands_still_is_noticed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_cannot_show_what_it_hears_does_not_call_it_live() {
+    let Some(browser) = Browser::start() else { return };
+    let monitor = Monitor::new();
+    let (_, _pool) = watched(&monitor, "orders", 3);
+    let service = Service::start(&monitor);
+    let window = Window::open(&browser).await;
+    window.goto(&service).await;
+    window.run("window.shown = show; show = () => { throw new Error('scripted') }").await;
+    window.until("document.body.classList.contains('old')").await;
+    window.until_old("No connection to the server; trying again.", 1).await;
+    window.run("show = window.shown").await;
+    window.until("document.body.classList.contains('live')").await;
+    assert_eq!(window.value("document.querySelector('#old').hidden").await, true);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_paused_page_stands_still_and_says_so() {
     let Some(browser) = Browser::start() else { return };
     let monitor = Monitor::new();

@@ -64,6 +64,12 @@ impl<K: Key, M: Manager> ClusterGuard<K, M> {
         self.pooled.manager().state.role()
     }
 
+    /// The manager that has opened this connection.
+    #[must_use]
+    pub fn manager(&self) -> &M {
+        self.pooled.manager().manager()
+    }
+
     /// What the pool knows of this connection. Reads the clock.
     #[must_use]
     pub fn info(&self) -> ConnectionInfo {
@@ -105,6 +111,18 @@ impl<K: Key, M: Manager> DerefMut for ClusterGuard<K, M> {
     #[inline]
     fn deref_mut(&mut self) -> &mut M::Connection {
         &mut self.pooled
+    }
+}
+
+impl<K: Key, M: Manager> AsRef<M::Connection> for ClusterGuard<K, M> {
+    fn as_ref(&self) -> &M::Connection {
+        self
+    }
+}
+
+impl<K: Key, M: Manager> AsMut<M::Connection> for ClusterGuard<K, M> {
+    fn as_mut(&mut self) -> &mut M::Connection {
+        self
     }
 }
 

@@ -70,7 +70,9 @@ use self::node::{Node, Origin, State};
 use self::policy::Turns;
 use self::table::{Current, Table};
 use crate::manager::Manager;
-use crate::metrics::{DuplicateName, Group, Monitor, PoolMetrics, Source, Watched};
+use crate::metrics::{
+    DuplicateName, Group, Health, Monitor, PoolMetrics, PoolStatus, Source, watched,
+};
 use crate::pool::DrainReport;
 use event_listener::{Event, IntoNotification};
 use std::borrow::Borrow;
@@ -185,7 +187,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
         let seed = xxhash_rust::xxh3::xxh3_64(name.as_bytes());
         let state = Arc::new(State::new(key, options.role, self.began, self.changed.clone()));
         let pool = self.settings.pool(manager, &state, &name).map_err(wrong)?;
-        let watched = Arc::new(Watched::new(&pool));
+        let watched = watched(&pool);
         Ok(Arc::new(Node { state, pool, options, seed, watched, origin }))
     }
 }
@@ -203,7 +205,15 @@ impl<K: Key, M: Manager> Group for Nodes<K, M> {
 
     fn sources(&self) -> Option<Vec<Arc<dyn Source>>> {
         let table = self.shared.upgrade()?.table.load_full();
-        Some(table.nodes().iter().map(|node| node.watched.clone() as Arc<dyn Source>).collect())
+        Some(table.nodes().iter().map(|node| node.watched.clone()).collect())
+    }
+
+    /// That of [`Cluster::status`].
+    fn health(&self, pools: &[PoolStatus]) -> Health {
+        let is_closed = self.shared.upgrade().is_none_or(|shared| shared.table.load().closed);
+        let nodes =
+            pools.iter().filter_map(|pool| Some((&*pool.cluster.as_ref()?.node, &pool.health)));
+        status::health(is_closed, nodes)
     }
 }
 
@@ -378,7 +388,8 @@ impl<K: Key, M: Manager> Cluster<K, M> {
 
     /// Has a monitor look at the pools of all nodes, whichever there are at the moment, as long as the
     /// cluster is there. Each has the name `cluster/node`; [exporters](crate::export) tell besides which
-    /// cluster and which node it is, and its role.
+    /// cluster and which node it is, and its role. A [probe](Monitor::health) goes by the health of the
+    /// cluster as a whole, as [`status`](Self::status) has it.
     ///
     /// # Errors
     ///

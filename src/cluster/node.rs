@@ -11,7 +11,7 @@ use super::{Key, Shared};
 use crate::core::Counts;
 use crate::error::ConfigError;
 use crate::manager::{Condition, Manager};
-use crate::metrics::Watched;
+use crate::metrics::Source;
 use crate::pool::Pool;
 use event_listener::{Event, IntoNotification};
 use std::collections::BTreeMap;
@@ -352,7 +352,7 @@ pub(super) struct Node<K: Key, M: Manager> {
     /// What tells this node from others to a hash.
     pub(super) seed: u64,
     /// What monitors are shown of it.
-    pub(super) watched: Arc<Watched<Member<K, M>>>,
+    pub(super) watched: Arc<dyn Source>,
     pub(super) origin: Origin,
 }
 

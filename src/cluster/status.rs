@@ -60,28 +60,24 @@ impl ClusterStatus {
             }
         });
         let nodes: Vec<NodeStatus> = nodes.collect();
-        let health = if table.closed {
-            Health::Down(vec!["the cluster is closed".to_owned()])
-        } else {
-            health(&nodes)
-        };
+        let each = nodes.iter().map(|node| (&*node.key, &node.pool.health));
+        let health = health(table.closed, each);
         Self { name: shared.settings.name.to_string(), health, nodes, totals }
     }
 }
 
-fn health(nodes: &[NodeStatus]) -> Health {
-    if nodes.is_empty() {
-        return Health::Down(vec!["there are no nodes".to_owned()]);
-    }
-    let troubled = nodes.iter().filter(|node| node.pool.health != Health::Healthy);
-    let reasons: Vec<String> =
-        troubled.map(|node| format!("node {} is {}", node.key, node.pool.health)).collect();
-    if reasons.is_empty() {
-        Health::Healthy
-    } else if nodes.iter().any(|node| node.pool.health.is_up()) {
-        Health::Degraded(reasons)
+/// How a cluster is whose nodes, by their keys, are like this.
+pub(super) fn health<'n>(
+    is_closed: bool,
+    nodes: impl Iterator<Item = (&'n str, &'n Health)>,
+) -> Health {
+    let mut nodes = nodes.map(|(key, health)| (format!("node {key}"), health)).peekable();
+    if is_closed {
+        Health::Down(vec!["the cluster is closed".to_owned()])
+    } else if nodes.peek().is_none() {
+        Health::Down(vec!["there are no nodes".to_owned()])
     } else {
-        Health::Down(reasons)
+        Health::together(nodes)
     }
 }
 

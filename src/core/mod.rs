@@ -424,14 +424,7 @@ impl<K: Keeper> Core<K> {
 
     /// What a slot's cell says at this moment.
     pub fn glimpse(&self, slot: usize) -> Glimpse {
-        let cell = &self.cells[slot];
-        loop {
-            let (state, uses) = cell.life();
-            let holder = cell.holder();
-            if cell.life() == (state, uses) {
-                return Glimpse { state, uses, holder, flags: cell.flags() };
-            }
-        }
+        self.cells[slot].glimpse()
     }
 
     /// The slots by state, and the waiters.

@@ -6,7 +6,7 @@
 //!
 //! Not here: where an idle slot waits (`idle.rs`), and who may hold one (`tokens.rs`).
 
-use super::Keeper;
+use super::{Glimpse, Keeper};
 use crate::sync::{AtomicU32, AtomicU64, Keyed, Ordering};
 use crossbeam_utils::atomic::AtomicCell;
 use std::panic::Location;
@@ -109,8 +109,7 @@ impl<K: Keeper> Slot<K> {
     #[inline]
     pub(super) fn begin_use(&mut self, cell: &Cell, holder: &'static Location<'static>) {
         self.uses = self.uses.wrapping_add(1);
-        cell.note(State::InUse, self.uses);
-        cell.holder.store(Some(holder));
+        cell.lend(self.uses, holder);
     }
 }
 
@@ -153,7 +152,8 @@ impl Cell {
     /// Another thread may have moved the slot on by the time that the caller looks at the answer;
     /// what holds is that both numbers were true together.
     pub(super) fn life(&self) -> (State, u64) {
-        let life = self.life.load(Ordering::Relaxed);
+        // Ordering: Acquire, partner: the store in `note`. Who sees a use sees its holder.
+        let life = self.life.load(Ordering::Acquire);
         (State::ALL[(life & STATE_MASK) as usize], life >> STATE_BITS)
     }
 
@@ -165,17 +165,34 @@ impl Cell {
             "BUG: a slot went from {:?} to {state:?}",
             self.life().0
         );
-        self.life.store(uses << STATE_BITS | state as u64, Ordering::Relaxed);
+        // Ordering: Release, partner: the load in `life`. No fence: on x86-64 a plain store.
+        self.life.store(uses << STATE_BITS | state as u64, Ordering::Release);
+    }
+
+    /// Writes down a use, and who has begun it.
+    #[inline]
+    fn lend(&self, uses: u64, holder: &'static Location<'static>) {
+        // First the holder: whoever looks from outside and sees the use must not take it for one of the
+        // holder before, nor for one that nobody has begun.
+        self.holder.store(Some(holder));
+        self.note(State::InUse, uses);
+    }
+
+    /// What there is to see from outside: state, uses and holder belong together, but that between two
+    /// uses without a rest the next one's holder may be seen already.
+    pub(super) fn glimpse(&self) -> Glimpse {
+        loop {
+            let (state, uses) = self.life();
+            let holder = self.holder.load();
+            if self.life() == (state, uses) {
+                return Glimpse { state, uses, holder, flags: self.flags() };
+            }
+        }
     }
 
     /// The slot is on its way to whoever is first in line, and nobody holds it.
     pub(super) fn forget_holder(&self) {
         self.holder.store(None);
-    }
-
-    /// Where the slot was acquired last.
-    pub(super) fn holder(&self) -> Option<&'static Location<'static>> {
-        self.holder.load()
     }
 
     /// Why the slot is to leave the fast path.
@@ -271,6 +288,34 @@ mod tests {
             assert_eq!(cell.life(), (State::Idle, uses));
             cell.note(State::InUse, uses);
         }
+    }
+
+    /// No model can show this: loom does not see the cell of the holder.
+    #[test]
+    fn whoever_sees_a_use_sees_its_holder() {
+        const USES: u64 = 3_000_000;
+        let holders = [Location::caller(), Location::caller()];
+        let holder_of = |uses: u64| holders[(uses % 2) as usize];
+        let cell = Cell::new();
+        cell.note(State::Connecting, 0);
+        cell.note(State::InUse, 0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for uses in 1..=USES {
+                    cell.lend(uses, holder_of(uses));
+                    cell.note(State::Idle, uses);
+                }
+            });
+            loop {
+                let Glimpse { state, uses, holder, .. } = cell.glimpse();
+                if state == State::InUse && uses > 0 {
+                    assert_eq!(holder, Some(holder_of(uses)));
+                }
+                if (state, uses) == (State::Idle, USES) {
+                    break;
+                }
+            }
+        });
     }
 
     #[test]

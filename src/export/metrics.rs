@@ -5,7 +5,7 @@
 //!
 //! | kind | what a flush does |
 //! |---|---|
-//! | gauge | sets it; to 0 once its pool is gone, since a recorder cannot be told to forget one |
+//! | gauge | sets it; to 0 at the first flush after its pool is gone, since a recorder cannot be told to forget one |
 //! | counter | increases it by what has come since the last flush |
 //! | histogram | records the times that have come since the last flush, each at the middle of its bucket (3.2 % off at most) |
 //!
@@ -13,7 +13,8 @@
 //! counter that is set would stand still until the new pool has caught up with the old one. The first
 //! flush after a pool was added tells all that it has done since it was built. So one monitor needs one
 //! exporter; with two of them everything would count twice. What a pool does between the last flush and
-//! its end is not told.
+//! its end is not told. Once the exporter is dropped, nobody sets a gauge any more: they stay as they were
+//! at the last flush. Who goes on without it drops the pools first, and flushes once more.
 //!
 //! A recorder takes times one by one, also those of `record_many`, and may keep them until it is read.
 //! So an acquire that did not wait is not recorded among the waits, only counted, in

@@ -20,9 +20,12 @@
 //!
 //! | label | what |
 //! |---|---|
-//! | `pool` | the pool's [name](crate::Config::name); that of a cluster's node is `cluster/node` |
+//! | `pool` | the pool's [name](crate::Config::name); that of a cluster's node is `cluster/node`; that of another source is [its own](crate::Source::name) |
 //! | `cluster` | the [cluster's name](crate::ClusterNode::name); only of pools of a cluster's nodes |
 //! | `node` | the [node's key](crate::ClusterNode::node); only of those, too |
+//!
+//! A cluster without nodes has no series: `absent(millpond_up{cluster="…"})` tells of it, and so does
+//! [`Monitor::health`](crate::Monitor::health).
 //!
 //! A Prometheus whose targets have labels called `cluster` or `node` themselves shows these ones as
 //! `exported_cluster` and `exported_node`, unless its `honor_labels` is set.

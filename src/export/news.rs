@@ -4,8 +4,8 @@
 
 use crate::config::above_zero;
 use crate::error::ConfigError;
-use crate::metrics::{Histogram, Monitor, PoolStatus, Source};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use crate::metrics::{Histogram, Monitor, PoolStatus, SourceId, look_at};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -28,10 +28,9 @@ pub(super) struct Ledger {
     told: Mutex<Vec<Told>>,
 }
 
-/// A pool that has been told of. It is known by itself, not by its name: another one of the same name
-/// begins anew.
+/// A pool that has been told of.
 struct Told {
-    source: Weak<dyn Source>,
+    id: SourceId,
     status: Arc<PoolStatus>,
     is_gone: bool,
 }
@@ -63,23 +62,23 @@ impl Ledger {
     /// whatever becomes of it.
     pub(super) fn look(&self) -> News {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let sources = self.monitor.sources();
+        let sources = self.monitor.listed();
+        let sources: Vec<_> = sources.iter().map(|source| (SourceId::of(source), source)).collect();
         let mut news = News::default();
         told.retain(|told| {
-            let is_listed = sources.iter().any(|source| told.is_of(source));
+            let is_listed = sources.iter().any(|(id, _)| *id == told.id);
             if !is_listed && !told.is_gone {
                 news.gone.push(told.status.clone());
             }
             is_listed
         });
-        for source in &sources {
-            let status = source.status().map(Arc::new);
-            let known = told.iter_mut().find(|told| told.is_of(source));
+        for (id, source) in sources {
+            let status = look_at(&**source).map(Arc::new);
+            let known = told.iter_mut().find(|told| told.id == id);
             match (known, status) {
                 (None, None) => {}
                 (None, Some(now)) => {
-                    let source = Arc::downgrade(source);
-                    told.push(Told { source, status: now.clone(), is_gone: false });
+                    told.push(Told { id, status: now.clone(), is_gone: false });
                     news.pools.push(PoolNews { now, before: None });
                 }
                 (Some(known), Some(now)) => {
@@ -95,13 +94,6 @@ impl Ledger {
             }
         }
         news
-    }
-}
-
-impl Told {
-    fn is_of(&self, source: &Arc<dyn Source>) -> bool {
-        // The weak handle keeps the address from being given to another one.
-        std::ptr::addr_eq(self.source.as_ptr(), Arc::as_ptr(source))
     }
 }
 

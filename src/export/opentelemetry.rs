@@ -48,10 +48,11 @@
 
 use super::figures::{FAMILIES, Family, Kind};
 use super::news::{Ledger, MOST, Repeat, Schedule, StartError, thinned};
-use crate::metrics::{Histogram, Monitor, PoolStatus};
+use crate::metrics::{Histogram, Monitor, PoolStatus, SourceId, look_at};
 use opentelemetry::metrics::{self, AsyncInstrument, Meter};
 use opentelemetry::{Key, KeyValue};
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fmt;
 use std::iter;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -61,8 +62,29 @@ use std::time::{Duration, Instant};
 ///
 /// Pools may be added to the monitor at any time, and are not kept open. A pool that is gone is not
 /// told of any more, nor is any once the exporter has been dropped; histograms stay as they were, if the
-/// SDK adds them up over all time. One monitor needs one exporter: two on one meter provider would
-/// record all times twice.
+/// SDK adds them up over all time. The counters of a pool that follows another of its name before the
+/// next collection go on from that one's; after a collection without a pool of the name they begin anew,
+/// as the SDK has it. (A provider with several readers of delta temporality collects once for each, and
+/// they may disagree on that: give a pool that is followed by another a name of its own there.) One
+/// monitor needs one exporter: two on one meter provider would record all times twice.
+///
+/// # Many pools
+///
+/// The SDK keeps 2,000 series of an instrument. What comes beyond that goes into one with the attribute
+/// `otel.metric.overflow`, in which a counter has the value of whichever pool came last: nothing to go by,
+/// and with delta temporality it may even fall below zero. `millpond.connections_closed` has 15 series of
+/// each pool, so that begins with the 134th. A view raises the limit, here for 1,000 pools:
+///
+/// ```
+/// use opentelemetry_sdk::metrics::{Instrument, SdkMeterProvider, Stream};
+///
+/// let many_pools = |instrument: &Instrument| {
+///     let is_ours = instrument.name() == "millpond.connections_closed";
+///     is_ours.then(|| Stream::builder().with_cardinality_limit(15_000).build().ok()).flatten()
+/// };
+/// let provider = SdkMeterProvider::builder().with_view(many_pools).build();
+/// # drop(provider);
+/// ```
 ///
 /// # Cost
 ///
@@ -272,9 +294,12 @@ struct Observed {
     look: Mutex<Look>,
 }
 
+/// How each pool is, and which it is.
+type Statuses = Arc<[(SourceId, PoolStatus)]>;
+
 /// How all pools were at one moment.
 struct Look {
-    statuses: Arc<[PoolStatus]>,
+    statuses: Statuses,
     taken: Instant,
     /// Who has had it: one bit for each instrument.
     asked: u32,
@@ -292,11 +317,15 @@ impl Observed {
     /// How the pools are, for the instrument of this number. The SDK asks one instrument after the
     /// other, and nobody says when it begins anew. So a look at the pools serves each instrument once:
     /// who asks again is of the next collection. Its age matters only if the SDK leaves some out.
-    fn statuses(&self, number: u32) -> Arc<[PoolStatus]> {
+    fn statuses(&self, number: u32) -> Statuses {
         let mut look = self.look.lock().unwrap_or_else(PoisonError::into_inner);
         let bit = 1 << number;
         if look.asked & bit != 0 || look.taken.elapsed() > FRESH {
-            let statuses = self.monitor.statuses().into();
+            let listed = self.monitor.listed();
+            let looks = listed.iter().filter_map(|source| {
+                look_at(&**source).map(|status| (SourceId::of(source), status))
+            });
+            let statuses = looks.collect();
             *look = Look { statuses, taken: Instant::now(), asked: 0 };
         }
         look.asked |= bit;
@@ -310,8 +339,8 @@ impl Observed {
         macro_rules! build {
             ($kind:ident, $observe:expr) => {{
                 let callback = move |instrument: &dyn AsyncInstrument<_>| {
-                    for status in statuses().iter().flat_map(|statuses| &**statuses) {
-                        $observe(instrument, status);
+                    if let Some(statuses) = statuses() {
+                        $observe(instrument, &*statuses);
                     }
                 };
                 let builder = meter.$kind(name).with_unit(unit).with_description(help);
@@ -319,38 +348,96 @@ impl Observed {
             }};
         }
         match figures {
-            Figures::UpDown(figures) => build!(i64_observable_up_down_counter, |told, status| {
+            Figures::UpDown(figures) => build!(i64_observable_up_down_counter, |told, statuses| {
                 let signed = |count| i64::try_from(count).unwrap_or(i64::MAX);
-                observe(told, status, attribute.as_ref(), figures, signed);
+                observe(told, statuses, attribute.as_ref(), figures, signed);
             }),
-            Figures::Counter(figures) => build!(u64_observable_counter, |told, status| {
-                observe(told, status, attribute.as_ref(), figures, |count| count);
-            }),
-            Figures::Gauge(figures) => build!(u64_observable_gauge, |told, status| {
-                observe(told, status, attribute.as_ref(), figures, |count| count);
+            Figures::Counter(figures) => {
+                let series = Series::default();
+                build!(u64_observable_counter, |told, statuses| {
+                    series.observe(told, statuses, attribute.as_ref(), figures);
+                });
+            }
+            Figures::Gauge(figures) => build!(u64_observable_gauge, |told, statuses| {
+                observe(told, statuses, attribute.as_ref(), figures, |count| count);
             }),
             Figures::Time(time) => {
-                build!(f64_observable_gauge, |told: &dyn AsyncInstrument<f64>, status| {
-                    told.observe(time(status).as_secs_f64(), &whose(status));
+                build!(f64_observable_gauge, |told: &dyn AsyncInstrument<f64>, statuses: &[_]| {
+                    for (_, status) in statuses {
+                        told.observe(time(status).as_secs_f64(), &whose(status));
+                    }
                 });
             }
         }
     }
 }
 
-/// Tells an instrument of a pool.
+/// A pool's figures, each with its attributes.
+fn figures_of(
+    status: &PoolStatus,
+    attribute: Option<&Key>,
+    figures: fn(&PoolStatus) -> Vec<(u64, &'static str)>,
+) -> impl Iterator<Item = (u64, Vec<KeyValue>)> {
+    figures(status).into_iter().map(move |(count, value)| {
+        let attribute = attribute.map(|attribute| KeyValue::new(attribute.clone(), value));
+        let mut attributes = whose(status);
+        attributes.extend(attribute);
+        (count, attributes)
+    })
+}
+
+/// Tells an instrument of all pools.
 fn observe<T>(
     told: &dyn AsyncInstrument<T>,
-    status: &PoolStatus,
+    statuses: &[(SourceId, PoolStatus)],
     attribute: Option<&Key>,
     figures: fn(&PoolStatus) -> Vec<(u64, &'static str)>,
     number: impl Fn(u64) -> T,
 ) {
-    for (count, value) in figures(status) {
-        let attribute = attribute.map(|attribute| KeyValue::new(attribute.clone(), value));
-        let mut attributes = whose(status);
-        attributes.extend(attribute);
-        told.observe(number(count), &attributes);
+    for (_, status) in statuses {
+        for (count, attributes) in figures_of(status, attribute, figures) {
+            told.observe(number(count), &attributes);
+        }
+    }
+}
+
+/// The series of a counter, as of the last collection.
+///
+/// With delta temporality the SDK takes what it was told at the last collection from what it is told at
+/// this one, unsigned, and forgets what a collection does not tell of. So where a pool is followed by
+/// another of its name, the series goes on from what the first has told; and it begins anew where the SDK
+/// begins it anew.
+#[derive(Default)]
+struct Series(Mutex<HashMap<Vec<KeyValue>, Told>>);
+
+/// What a pool has told of, and what those before it have.
+struct Told {
+    by: SourceId,
+    count: u64,
+    before: u64,
+}
+
+impl Series {
+    fn observe(
+        &self,
+        counter: &dyn AsyncInstrument<u64>,
+        statuses: &[(SourceId, PoolStatus)],
+        attribute: Option<&Key>,
+        figures: fn(&PoolStatus) -> Vec<(u64, &'static str)>,
+    ) {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let earlier = std::mem::take(&mut *told);
+        for (id, status) in statuses {
+            for (count, attributes) in figures_of(status, attribute, figures) {
+                let (count, before) = match earlier.get(&attributes) {
+                    None => (count, 0),
+                    Some(told) if told.by == *id => (count.max(told.count), told.before),
+                    Some(told) => (count, told.before + told.count),
+                };
+                counter.observe(before + count, &attributes);
+                told.insert(attributes, Told { by: id.clone(), count, before });
+            }
+        }
     }
 }
 
@@ -407,7 +494,7 @@ mod tests {
     #[test]
     fn a_look_serves_each_instrument_once_and_only_while_it_is_fresh() {
         let observed = Observed::new(Monitor::new());
-        let same = |first: &Arc<[PoolStatus]>, number| {
+        let same = |first: &Statuses, number| {
             let other = observed.statuses(number);
             let same = Arc::ptr_eq(first, &other);
             (other, same)

@@ -38,7 +38,8 @@ fn lower_edge(bucket: usize) -> u64 {
 /// Counts times.
 pub(crate) struct Recorder {
     buckets: Box<[AtomicU64]>,
-    /// In nanoseconds; wraps after 584 years.
+    /// In nanoseconds. Wraps at 584 years, which many that wait or are in use at once reach together
+    /// sooner than that.
     sum: AtomicU64,
 }
 
@@ -114,7 +115,9 @@ impl Histogram {
         self.counts.iter().sum()
     }
 
-    /// All of them together.
+    /// All of them together. Begins anew at 584 years: of a thousand connections that are always in
+    /// use, after seven months. [`since`](Self::since) is right across that; the
+    /// [mean](Self::mean) of all times is not any more.
     #[must_use]
     pub fn sum(&self) -> Duration {
         Duration::from_nanos(self.sum)

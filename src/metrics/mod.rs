@@ -14,9 +14,13 @@ mod status;
 pub use self::histogram::Histogram;
 #[cfg(all(test, any(feature = "metrics", feature = "opentelemetry")))]
 pub(crate) use self::histogram::of as histogram_of;
+#[cfg(feature = "axum")]
+pub(crate) use self::monitor::Report;
 #[cfg(feature = "cluster")]
-pub(crate) use self::monitor::Watched;
+pub(crate) use self::monitor::watched;
 pub use self::monitor::{DuplicateName, Group, Monitor, Source};
+#[cfg(any(feature = "metrics", feature = "opentelemetry", feature = "axum"))]
+pub(crate) use self::monitor::{SourceId, look_at};
 pub(crate) use self::status::Signs;
 pub use self::status::{ClusterNode, Health, PoolStatus};
 

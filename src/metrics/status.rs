@@ -80,6 +80,24 @@ impl Health {
     pub fn is_up(&self) -> bool {
         !matches!(self, Self::Down(_))
     }
+
+    /// That of several together which stand in for each other.
+    pub(crate) fn together<'h, N: fmt::Display>(each: impl Iterator<Item = (N, &'h Self)>) -> Self {
+        let (mut reasons, mut is_up) = (Vec::new(), false);
+        for (name, health) in each {
+            is_up |= health.is_up();
+            if *health != Self::Healthy {
+                reasons.push(format!("{name} is {health}"));
+            }
+        }
+        if reasons.is_empty() {
+            Self::Healthy
+        } else if is_up {
+            Self::Degraded(reasons)
+        } else {
+            Self::Down(reasons)
+        }
+    }
 }
 
 impl fmt::Display for Health {
@@ -127,7 +145,9 @@ fn health(signs: &Signs, metrics: &PoolMetrics, config: &Config) -> Health {
     if signs.connecting_fails && counts.alive() == 0 {
         return Health::Down(reasons);
     }
-    if counts.waiters > 0 && counts.in_use >= signs.max_size {
+    // Under a cap over several pools one may have room for none, and whoever waits there waits for its
+    // turn: that there is nothing in use is nothing wrong.
+    if counts.waiters > 0 && counts.in_use >= signs.max_size.max(1) {
         let (waiters, in_use) = (counts.waiters, counts.in_use);
         reasons.push(format!("all {in_use} connections are in use, and {waiters} wait for one"));
     }

@@ -545,7 +545,9 @@ where
         Found::Nothing => None,
     };
     let wait = Wait::begin(keeper);
-    let served = acquire_blocking_waiting(keeper, ask, limit, unready, wait.began);
+    let served = keeper.in_span_blocking(ask.caller, || {
+        acquire_blocking_waiting(keeper, ask, limit, unready, wait.began)
+    });
     wait.end(served)
 }
 

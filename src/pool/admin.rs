@@ -200,6 +200,7 @@ impl<M: Manager> Pool<M> {
                 Some(Err(error)) => {
                     shared.totals.connect_failed();
                     shared.connector.note(&error);
+                    shared.tell_rotation_failed(&error);
                     return Err(RotateError::Connect(error));
                 }
             };
@@ -265,7 +266,7 @@ impl<M: Manager> Pool<M> {
                 }
             }
             let (slot, uses) = (lease.number(), lease.uses());
-            let info = lease.resource_mut().info(uses, shared.idle_for(slot, uses));
+            let info = lease.resource_mut().info(uses, Some(shared.idle_for(slot, uses)));
             // A trial, so that a panic closes the connection.
             let mut trial = lease.begin(State::Checking);
             if keep(&mut trial.resource_mut().connection, &info) {

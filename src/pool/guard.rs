@@ -73,8 +73,22 @@ pub struct ConnectionInfo {
     pub age: Duration,
     /// How often it has been acquired, this time included.
     pub uses: u64,
+    /// Whether somebody has it.
+    pub state: ConnectionState,
     /// How long it has been idle, to the resolution of `maintenance_interval`; zero for one in use.
     pub idle: Duration,
+    /// When it was in use last: now, or when it became idle; `None` if it never was.
+    pub last_used: Option<Instant>,
+}
+
+/// Whether somebody has a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ConnectionState {
+    /// It is on loan.
+    InUse,
+    /// It waits for the next caller.
+    Idle,
 }
 
 macro_rules! pooled {
@@ -140,7 +154,7 @@ macro_rules! pooled {
             /// What the pool knows of this connection. Reads the clock.
             #[must_use]
             pub fn info(&self) -> ConnectionInfo {
-                self.loan.resource().info(self.loan.uses(), Duration::ZERO)
+                self.loan.resource().info(self.loan.uses(), None)
             }
         }
 
@@ -159,15 +173,15 @@ impl<C> Tenant<C> {
         uses == self.uses_before
     }
 
-    /// What there is to know of a connection in a slot that has been acquired `uses` times.
-    pub(super) fn info(&self, uses: u64, idle: Duration) -> ConnectionInfo {
-        ConnectionInfo {
-            id: self.id,
-            created: self.created.into_std(),
-            age: self.created.elapsed(),
-            uses: uses - self.uses_before,
-            idle,
-        }
+    /// What there is to know of a connection in a slot that has been acquired `uses` times, and that has
+    /// been idle for so long, unless it is in use.
+    pub(super) fn info(&self, uses: u64, idle: Option<Duration>) -> ConnectionInfo {
+        let age = self.created.elapsed();
+        let (created, uses) = (self.created.into_std(), uses - self.uses_before);
+        let state = if idle.is_some() { ConnectionState::Idle } else { ConnectionState::InUse };
+        let idle = idle.unwrap_or_default();
+        let last_used = (uses > 0).then(|| created + age.saturating_sub(idle));
+        ConnectionInfo { id: self.id, created, age, uses, state, idle, last_used }
     }
 }
 

@@ -26,7 +26,7 @@ pub use self::admin::DrainReport;
 pub use self::builder::PoolBuilder;
 #[cfg(feature = "cluster")]
 pub(crate) use self::guard::PooledRef;
-pub use self::guard::{ConnectionInfo, Pooled, PooledOwned};
+pub use self::guard::{ConnectionInfo, ConnectionState, Pooled, PooledOwned};
 pub use self::reaper::{Holder, Maintenance};
 
 use self::acquire::{Ask, acquire_blocking_slow, acquire_slow};

@@ -4,7 +4,7 @@
 //! | level | what |
 //! |---|---|
 //! | error | connecting fails for good |
-//! | warn | connecting fails, a connection is held for too long, an acquire was slow |
+//! | warn | connecting fails, also to rotate, a connection is held for too long, an acquire was slow |
 //! | info | connecting succeeds again, the pool is drained or closed, a leaked connection comes back |
 //! | debug | a connection is opened or ends; the span `acquire` of one that has to wait |
 //! | trace | the span `use` of a connection in somebody's hands, if [`Config::trace_uses`](crate::Config::trace_uses) asks for it |
@@ -122,6 +122,14 @@ impl<M: Manager> Shared<M> {
         }
     }
 
+    /// A connect of a rotation has failed: nobody tries it again, and it says nothing about the next
+    /// connect of the pool's own.
+    pub(super) fn tell_rotation_failed(&self, error: &OperationError<M::Error>) {
+        #[cfg(feature = "tracing")]
+        let error = error as &(dyn std::error::Error + 'static);
+        tell!(warn, self, error, "cannot connect to rotate, and the old connections stay");
+    }
+
     /// Connecting had failed so many times in a row.
     pub(super) fn tell_recovered(&self, failures: u32) {
         tell!(info, self, failures, "connecting succeeds again");
@@ -178,7 +186,33 @@ impl<M: Manager> Shared<M> {
         Span
     }
 
-    /// Does this in the span of an acquire that has to wait.
+    /// The span of an acquire that has to wait.
+    #[cfg(feature = "tracing")]
+    fn acquire_span(&self, site: &'static Location<'static>) -> Span {
+        let pool = &*self.config.name;
+        tracing::debug_span!(
+            target: "millpond",
+            "acquire",
+            pool,
+            cluster = self.cluster(),
+            node = self.node(),
+            %site
+        )
+    }
+
+    /// Does this in it, on this thread.
+    pub(super) fn in_span_blocking<T>(
+        &self,
+        site: &'static Location<'static>,
+        work: impl FnOnce() -> T,
+    ) -> T {
+        #[cfg(feature = "tracing")]
+        return self.acquire_span(site).in_scope(work);
+        #[cfg(not(feature = "tracing"))]
+        work()
+    }
+
+    /// Does this in it.
     #[cfg(feature = "tracing")]
     pub(super) fn in_span<F: Future>(
         &self,
@@ -186,15 +220,7 @@ impl<M: Manager> Shared<M> {
         future: F,
     ) -> impl Future<Output = F::Output> + use<F, M> {
         use tracing::Instrument;
-        let pool = &*self.config.name;
-        future.instrument(tracing::debug_span!(
-            target: "millpond",
-            "acquire",
-            pool,
-            cluster = self.cluster(),
-            node = self.node(),
-            %site
-        ))
+        future.instrument(self.acquire_span(site))
     }
 
     /// Does this.

@@ -8,11 +8,14 @@
 //! Not here: the paths under which they are found (`mod.rs`).
 
 use crate::config::Config;
-use crate::metrics::{ClusterNode, Health, Histogram, Monitor, PoolMetrics, PoolStatus, Source};
+use crate::metrics::{
+    ClusterNode, Health, Histogram, Monitor, PoolMetrics, PoolStatus, Source, SourceId, look_at,
+};
 use crate::pool::Holder;
 use axum::body::Bytes;
 use serde::Serialize;
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -34,6 +37,8 @@ pub(super) struct Figures {
 /// One pool.
 #[derive(Serialize)]
 struct Pool {
+    #[serde(skip)]
+    id: SourceId,
     name: String,
     cluster: Option<ClusterNode>,
     health: Health,
@@ -63,7 +68,7 @@ impl Figures {
         Self {
             millpond: env!("CARGO_PKG_VERSION"),
             interval_seconds: None,
-            pools: monitor.sources().iter().filter_map(|source| Pool::of(&**source)).collect(),
+            pools: monitor.listed().iter().filter_map(Pool::of).collect(),
         }
     }
 
@@ -73,12 +78,13 @@ impl Figures {
 }
 
 impl Pool {
-    fn of(source: &dyn Source) -> Option<Self> {
-        let PoolStatus { health, max_size, metrics, config, cluster } = source.status()?;
+    fn of(source: &Arc<dyn Source>) -> Option<Self> {
+        let PoolStatus { health, max_size, metrics, config, cluster } = look_at(&**source)?;
         let mut holders = source.holders();
         holders.sort_by_key(|holder| std::cmp::Reverse(holder.held));
         Some(Self {
-            name: source.name(),
+            id: SourceId::of(source),
+            name: config.name.to_string(),
             cluster,
             reasons: health.reasons().to_vec(),
             health,
@@ -110,7 +116,7 @@ struct Latest {
 /// What is remembered of a moment.
 struct Moment {
     at: Instant,
-    pools: HashMap<String, Totals>,
+    pools: HashMap<SourceId, Totals>,
 }
 
 struct Totals {
@@ -185,7 +191,7 @@ impl Latest {
         if self.past.len() == RECENT as usize {
             self.past.pop_front();
         }
-        let totals = |pool: &Pool| (pool.name.clone(), Totals::from(&pool.metrics));
+        let totals = |pool: &Pool| (pool.id.clone(), Totals::from(&pool.metrics));
         let pools = figures.pools.iter().map(totals).collect();
         self.past.push_back(Moment { at: now, pools });
         format!("data: {}\n\n", figures.json()).into()
@@ -193,9 +199,9 @@ impl Latest {
 }
 
 impl Moment {
-    /// What has happened to this pool since, unless it was not there, or was another one of the name.
+    /// What has happened to this pool since, unless it was not there.
     fn until(&self, now: Instant, pool: &Pool) -> Option<Recent> {
-        let before = self.pools.get(&pool.name)?;
+        let before = self.pools.get(&pool.id)?;
         let more = pool.metrics.acquires.checked_sub(before.acquires)?;
         let seconds = (now - self.at).as_secs_f64();
         (seconds > 0.0).then(|| Recent {

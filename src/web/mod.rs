@@ -6,8 +6,12 @@
 //! | `/` | a page that shows all pools and keeps itself up to date | HTML |
 //! | `/status` | all figures, settings and holders | JSON |
 //! | `/metrics` | what [`export::prometheus`](crate::export::prometheus) tells | text for Prometheus |
-//! | `/health` | 200 while all pools are [up](crate::Health::is_up), 503 if one is down; either way how each is, with reasons | plain text, a line for each |
+//! | `/health` | 200 while all that is looked at is [up](crate::Health::is_up), 503 if a pool or a whole [group](crate::Group) is down; either way how each is, with reasons | plain text, a line for each |
 //! | `/events` | the same figures again and again | server-sent events, each one JSON |
+//!
+//! A cluster counts in `/health` as a whole, by [`Monitor::health`](crate::Monitor::health): one that can
+//! serve is up, though a node of it is down, and one without nodes is down. The lines of its nodes follow
+//! its own.
 //!
 //! Pools of one [cluster](crate::ClusterNode) stand together on the page, under a row that says how many
 //! of the nodes are up, how the cluster is (down if all of them are, degraded if one is not healthy) and
@@ -64,7 +68,7 @@ mod feed;
 
 use self::feed::{Feed, Figures};
 use crate::export::prometheus;
-use crate::metrics::Monitor;
+use crate::metrics::{Health, Monitor, PoolStatus, Report};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -84,7 +88,7 @@ const PAGE: &str = include_str!("page.html");
 /// What the page may do: run its own script, wear its own style, ask its own server. The hashes are
 /// those of what is in `page.html`; a test tells what they have to be.
 const POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-RQHbCvsLoRVS6gmsVZcLLjSJi1gId1i56avlqIa/6p0='; \
+    script-src 'sha256-ydj7AkjgHP0QbrYU5hoWnM+WVX39xTAHtv1eE10za4c='; \
     style-src 'sha256-dYxcf1GK+0UfYwxJPifenzMoDRaBriFjFvhmN7RIT/U='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
     require-trusted-types-for 'script'; trusted-types 'none'";
@@ -206,24 +210,29 @@ async fn metrics(State(site): State<Site>) -> Response {
 }
 
 async fn health(State(site): State<Site>) -> Response {
-    let mut code = StatusCode::OK;
+    let reports = site.feed.monitor().reports();
+    let is_up = reports.iter().all(|report| report.health.is_up());
     let mut lines = String::new();
-    for source in site.feed.monitor().sources() {
-        let Some(status) = source.status() else { continue };
-        if !status.health.is_up() {
-            code = StatusCode::SERVICE_UNAVAILABLE;
+    for Report { name, health, pools } in &reports {
+        tell(&mut lines, name, health);
+        for PoolStatus { config, health, .. } in pools {
+            tell(&mut lines, &config.name, health);
         }
-        let line = format!("{}: {}", source.name(), status.health);
-        // A name or an error must not look like another line.
-        for character in line.chars() {
-            match character.is_control() {
-                true => lines.extend(character.escape_default()),
-                false => lines.push(character),
-            }
-        }
-        lines.push('\n');
     }
+    let code = if is_up { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, answer("text/plain; charset=utf-8", lines)).into_response()
+}
+
+/// Adds a line.
+fn tell(lines: &mut String, name: &str, health: &Health) {
+    // A name or an error must not look like another line.
+    for character in format!("{name}: {health}").chars() {
+        match character.is_control() {
+            true => lines.extend(character.escape_default()),
+            false => lines.push(character),
+        }
+    }
+    lines.push('\n');
 }
 
 async fn events(State(Site { feed, over }): State<Site>) -> Response {

@@ -1,5 +1,5 @@
 //! Millpond's figures, as the tables of the README: `cargo run --release -p millpond-tools --bin
-//! figures`. With `--quick` it gives a first impression; with some of the words `waiting`, `hit`,
+//! figures`. It exits with 1 if a goal was missed. With `--quick` it gives a first impression; with some of the words `waiting`, `hit`,
 //! `threads`, `crowds`, `cluster` and `upkeep`, only those parts.
 //!
 //! What is compared runs in turn, and each ratio is the median of the ratios within the rounds (see
@@ -14,6 +14,7 @@ use millpond_bench::{
 use std::future::Future;
 use std::hint::black_box;
 use std::pin::{Pin, pin};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
@@ -40,15 +41,17 @@ impl Goals {
         ));
     }
 
-    fn print(&self) {
+    /// Answers whether all are met.
+    fn print(&self) -> bool {
         println!("\n## Goals\n\n| goal | measured | met |\n|---|--:|---|");
         for (goal, measured, met) in &self.0 {
             println!("| {goal} | {measured} | {} |", if *met { "yes" } else { "**no**" });
         }
+        self.0.iter().all(|(_, _, met)| *met)
     }
 }
 
-fn main() {
+fn main() -> ExitCode {
     let quick = std::env::args().any(|argument| argument == "--quick");
     let effort = if quick { Effort::QUICK } else { Effort::FULL };
     let wanted = |part: &str| {
@@ -77,9 +80,10 @@ fn main() {
     if wanted("upkeep") {
         upkeep(&runtime, &effort, &mut goals);
     }
-    goals.print();
+    let all_met = goals.print();
     let (disturbed, taken) = disturbed();
     println!("\n{disturbed} of {taken} measurements were disturbed by other processes.");
+    if all_met { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn hit(runtime: &Runtime, effort: &Effort, goals: &mut Goals) {
