@@ -857,3 +857,55 @@ async fn a_connection_that_is_outdated_takes_all_that_are_as_old_along() {
     assert_eq!((metrics.closed.invalidated, metrics.closed.total()), (4, 4));
     assert_eq!((metrics.counts.idle, metrics.created), (1, 5), "the new one stays");
 }
+
+#[cfg(feature = "cluster")]
+mod in_a_cluster {
+    use super::*;
+    use millpond::{TryAcquireError, cluster::Cluster};
+
+    async fn two_nodes() -> (Cluster<String, TestManager>, [TestManager; 2]) {
+        let managers = [TestManager::new(), TestManager::new()];
+        let cluster = Cluster::builder().build().unwrap();
+        for (key, manager) in ["a", "b"].into_iter().zip(&managers) {
+            cluster.add_node(key.to_owned(), manager.clone()).unwrap();
+            cluster.node(key).unwrap().warm_up(2).await.unwrap();
+        }
+        (cluster, managers)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_connections_of_one_node_or_of_all_are_declared_out_of_date() {
+        let (cluster, managers) = two_nodes().await;
+        let held = cluster.acquire("b").await.unwrap();
+        cluster.node("a").unwrap().invalidate();
+        turns().await;
+        assert_eq!(managers.each_ref().map(|manager| manager.ledger.live()), [0, 2]);
+        cluster.invalidate();
+        turns().await;
+        assert_eq!(managers[1].ledger.live(), 1, "the one that is held");
+        drop(held);
+        turns().await;
+        assert_eq!(managers[1].ledger.live(), 0);
+        assert_eq!(cluster.node_stats("b").unwrap().closed.invalidated, 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_is_operated_through_its_handle() {
+        let (cluster, managers) = two_nodes().await;
+        let node = cluster.node("a").unwrap();
+        let held = node.try_acquire().unwrap();
+        let holders = cluster.holders();
+        assert_eq!(holders.len(), 1);
+        assert_eq!((holders[0].0.as_str(), holders[0].1.connection), ("a", held.info().id));
+        assert_eq!(node.holders().len(), 1);
+        drop(held);
+        assert_eq!(node.retain(|_, _| false), 2);
+        assert!(matches!(node.try_acquire(), Err(TryAcquireError::Empty)));
+        node.rotate(|_| Box::pin(async { Ok(()) })).await.unwrap();
+        turns().await;
+        assert_eq!((managers[0].ledger.live(), node.metrics().closed.removed), (1, 2));
+        cluster.remove_node("a", Duration::ZERO).await.unwrap();
+        assert!(matches!(node.try_acquire(), Err(TryAcquireError::Closed)));
+        assert_eq!(node.metrics().counts.idle, 0);
+    }
+}

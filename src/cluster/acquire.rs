@@ -318,7 +318,7 @@ impl<K: Key, M: Manager> Cluster<K, M> {
 /// A node of a cluster. It keeps the cluster open, but not the node in it.
 pub struct NodeHandle<K: Key, M: Manager> {
     cluster: Arc<Shared<K, M>>,
-    node: Arc<Node<K, M>>,
+    pub(super) node: Arc<Node<K, M>>,
 }
 
 impl<K: Key, M: Manager> NodeHandle<K, M> {

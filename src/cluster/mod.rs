@@ -45,6 +45,7 @@ mod discovery;
 mod dns;
 mod endpoint;
 mod error;
+mod handle;
 mod limits;
 mod node;
 mod policy;
