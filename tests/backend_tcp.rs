@@ -9,7 +9,7 @@ use support::*;
 use millpond::backends::tcp::TcpManager;
 use millpond::backends::unix::UnixManager;
 use millpond::{AcquireError, CheckPolicy, Manager, OperationError, Pool};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -89,6 +89,55 @@ async fn a_unix_connection_with_anything_left_to_read_is_not_used_again() {
     let manager = UnixManager::new(&path);
     assert_eq!(manager.path(), path);
     notices_what_is_left(Pool::builder(manager).max_size(1).build().await.unwrap()).await;
+}
+
+/// Whether a pool of one notices what its users have left behind, or what comes after they have gone.
+/// Its peer reads nothing, and sends what it is told to.
+async fn notices_what_its_users_do<M>(pool: Pool<M>, mut accept: impl FnMut() -> Box<dyn Write>)
+where
+    M: Manager<Connection: AsyncRead + AsyncWrite + Unpin>,
+{
+    let mut stream = pool.acquire().await.unwrap();
+    let mut peer = accept();
+    stream.write_all(b"a question").await.unwrap();
+    // Whoever has asked does not wait for the answer, and it comes when nobody looks.
+    drop(stream);
+    assert_eq!(pool.metrics().counts.idle, 1);
+    peer.write_all(b"an answer").unwrap();
+    let stream = pool.acquire().await.unwrap();
+    let metrics = pool.metrics();
+    assert_eq!((metrics.created, metrics.closed.failed_check), (2, 1), "it goes to nobody else");
+    drop(stream);
+    let _peer = accept();
+
+    let mut stream = pool.acquire().await.unwrap();
+    stream.shutdown().await.unwrap();
+    drop(stream);
+    assert_eq!(pool.metrics().closed.broken, 1, "it cannot be written to any more");
+
+    let mut stream = pool.acquire().await.unwrap();
+    let _peer = accept();
+    let request = vec![0; 64 << 20];
+    assert!(given_up_after(3, stream.write_all(&request)).await.is_none());
+    drop(stream);
+    assert_eq!(pool.metrics().closed.broken, 2, "half of a request is on its way");
+}
+
+#[tokio::test]
+async fn a_tcp_connection_that_its_user_has_left_half_way_is_not_used_again() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let manager = TcpManager::new(listener.local_addr().unwrap());
+    let pool = Pool::builder(manager).max_size(1).build().await.unwrap();
+    notices_what_its_users_do(pool, || Box::new(listener.accept().unwrap().0)).await;
+}
+
+#[tokio::test]
+async fn a_unix_connection_that_its_user_has_left_half_way_is_not_used_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("silent");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let pool = Pool::builder(UnixManager::new(&path)).max_size(1).build().await.unwrap();
+    notices_what_its_users_do(pool, || Box::new(listener.accept().unwrap().0)).await;
 }
 
 /// What has arrived is seen although the runtime has not looked for events since.

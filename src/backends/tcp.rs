@@ -1,7 +1,8 @@
 //! TCP connections.
 //!
-//! Not here: any protocol. What is sent over a connection and read from it is up to its user; who
-//! lets go of one in the middle of an answer has it closed, because the rest of the answer is seen.
+//! Not here: any protocol. What is sent over a connection and read from it is up to its user. Who lets
+//! go of one in the middle of an answer has it closed if the rest of the answer is there to be seen; who
+//! does not wait for an answer has to [discard](crate::Pooled::discard) it.
 
 use super::socket;
 use crate::manager::{Condition, Manager};
@@ -17,9 +18,26 @@ use tokio::net::{TcpStream, ToSocketAddrs};
 ///
 /// # What is checked
 ///
-/// Whenever a connection is released, and when the pool checks one: that the peer has neither closed
-/// it nor sent anything that nobody has read. That is one system call, and no round trip. It does not
-/// find a peer that is gone without a word; [`keepalive`](Self::keepalive) does, in time.
+/// Whenever a connection is released, whenever one is acquired, and when the pool checks one: that the
+/// peer has neither closed it nor sent anything that nobody has read. When it is released also that its
+/// user has not shut it down, nor left a write half-way while there was no room for it. These are one or
+/// two system calls, and no round trip. They do not find a peer that is gone without a word;
+/// [`keepalive`](Self::keepalive) does, in time.
+///
+/// # What cannot be seen
+///
+/// Nobody but its user knows where in a protocol a connection stands. **An answer that is still under
+/// way when the next user acquires the connection is read by that one**, and so is the rest of a request
+/// that was sent in part. So whoever gives up on a request, as at a time limit, must not let go of the
+/// connection but [`discard`](crate::Pooled::discard) it; if the future may be dropped anywhere, take the
+/// connection out with [`detach`](crate::Pooled::detach) or have a [`Manager`] of your own whose
+/// connections know whether an answer is due.
+///
+/// # Cost
+///
+/// An acquire is no hit, but a check that is done on the spot;
+/// [`try_acquire`](crate::Pool::try_acquire) finds nothing before it has had that done once. See
+/// [`verify_on_acquire`](Self::verify_on_acquire).
 ///
 /// # Examples
 ///
@@ -50,12 +68,13 @@ pub struct TcpManager<A = String> {
     address: A,
     nodelay: bool,
     keepalive: Option<Duration>,
+    trusted: bool,
 }
 
 impl<A: ToSocketAddrs> TcpManager<A> {
     /// Opens connections to this address.
     pub fn new(address: A) -> Self {
-        Self { address, nodelay: true, keepalive: None }
+        Self { address, nodelay: true, keepalive: None, trusted: false }
     }
 }
 
@@ -72,6 +91,17 @@ impl<A> TcpManager<A> {
     /// asks before it gives up is the system's setting. Default: `None`.
     pub fn keepalive(mut self, after: impl Into<Option<Duration>>) -> Self {
         self.keepalive = after.into();
+        self
+    }
+
+    /// Whether each acquire looks once more whether anything has arrived. Default: `true`.
+    ///
+    /// With `false` only one of a connection that has been idle for a while does, or as
+    /// [`CheckPolicy`](crate::CheckPolicy) says, and taking any other is a hit. That is for programs that
+    /// read every answer to its end before they let go of a connection, or
+    /// [discard](crate::Pooled::discard) it.
+    pub fn verify_on_acquire(mut self, verify: bool) -> Self {
+        self.trusted = !verify;
         self
     }
 }
@@ -91,7 +121,7 @@ impl<A: ToSocketAddrs + Send + Sync + 'static> Manager for TcpManager<A> {
     }
 
     fn condition(&self, stream: &mut TcpStream) -> Condition {
-        socket::condition(&SockRef::from(&*stream))
+        socket::condition(&SockRef::from(&*stream), |bytes| stream.try_write(bytes), self.trusted)
     }
 
     async fn check(&self, stream: &mut TcpStream) -> io::Result<()> {
