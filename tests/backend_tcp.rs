@@ -9,6 +9,7 @@ use support::*;
 use millpond::backends::tcp::TcpManager;
 use millpond::backends::unix::UnixManager;
 use millpond::{AcquireError, CheckPolicy, Manager, OperationError, Pool};
+use socket2::{Domain, Socket, Type};
 use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -213,6 +214,43 @@ async fn a_server_that_is_not_there_yet_is_tried_again() {
     };
     let (acquired, _listener) = tokio::join!(acquire, come_up);
     acquired.unwrap();
+}
+
+/// As with an IPv6 address where only IPv4 leads anywhere.
+#[tokio::test]
+async fn an_address_that_leads_nowhere_keeps_nobody_from_the_next() {
+    // One whose line is full, and that lets nobody in.
+    let full = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    full.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    full.listen(0).unwrap();
+    let nowhere = full.local_addr().unwrap().as_socket().unwrap();
+    let mut line = Vec::new();
+    while let Ok(stream) = tokio::time::timeout(SECOND, TcpStream::connect(nowhere)).await {
+        line.push(stream.unwrap());
+    }
+    let refused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    for addresses in [vec![nowhere, echo_server().await], vec![refused, echo_server().await]] {
+        let manager = TcpManager::new(&*addresses.leak());
+        let pool = Pool::builder(manager).max_size(1).acquire_timeout(PATIENCE);
+        let pool = pool.connect_timeout(PATIENCE).build().await.unwrap();
+        let mut stream = pool.acquire().await.unwrap();
+        assert_eq!(say(&mut *stream, b'a').await, b'a');
+        assert_eq!(pool.metrics().connect_failures, 0);
+    }
+    let manager = TcpManager::new(&*vec![refused, refused].leak());
+    let error = manager.connect().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+}
+
+#[tokio::test]
+async fn without_verifying_an_acquire_is_a_hit() {
+    let manager = TcpManager::new(echo_server().await).verify_on_acquire(false);
+    let pool = Pool::builder(manager).max_size(1).build().await.unwrap();
+    drop(pool.acquire().await.unwrap());
+    for _ in 0..3 {
+        assert_eq!(say(&mut *pool.try_acquire().unwrap(), b'a').await, b'a');
+    }
+    assert_eq!((pool.metrics().created, pool.metrics().checks), (1, 0));
 }
 
 // The proxy.

@@ -7,14 +7,20 @@
 use super::socket;
 use crate::manager::{Condition, Manager};
 use socket2::{SockRef, TcpKeepalive};
+use std::future::{Future, poll_fn};
 use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::Poll;
 use std::time::Duration;
-use tokio::net::{TcpStream, ToSocketAddrs};
+use tokio::net::{TcpStream, ToSocketAddrs, lookup_host};
+use tokio::time::timeout;
 
 /// Opens TCP connections.
 ///
 /// The address may be a name, as in `"cache.internal:6379"`: it is looked up for each connection, so
-/// new ones follow it to wherever it points.
+/// new ones follow it to wherever it points. If it has several addresses, the next one is tried as soon as
+/// the one before has failed, or beside it once that has not answered for 250 ms.
 ///
 /// # What is checked
 ///
@@ -111,7 +117,7 @@ impl<A: ToSocketAddrs + Send + Sync + 'static> Manager for TcpManager<A> {
     type Error = io::Error;
 
     async fn connect(&self) -> io::Result<TcpStream> {
-        let stream = TcpStream::connect(&self.address).await?;
+        let stream = connect_to_any(lookup_host(&self.address).await?).await?;
         stream.set_nodelay(self.nodelay)?;
         if let Some(after) = self.keepalive {
             let keepalive = TcpKeepalive::new().with_time(after.max(Duration::from_secs(1)));
@@ -132,4 +138,44 @@ impl<A: ToSocketAddrs + Send + Sync + 'static> Manager for TcpManager<A> {
         // Not a name that is unknown: it may be known in a moment.
         error.kind() == ErrorKind::InvalidInput
     }
+}
+
+/// How long one address is waited for alone, as in
+/// [RFC 8305](https://www.rfc-editor.org/rfc/rfc8305#section-5).
+const HEAD_START: Duration = Duration::from_millis(250);
+
+/// The first connection to any of these addresses, or why the last of them to fail did.
+///
+/// One after the other would not do: an address that leads nowhere takes all the time that the pool gives
+/// to an attempt, and the next attempt begins with it again.
+async fn connect_to_any(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
+    let mut addresses = addresses.fuse();
+    let mut attempts = Vec::new();
+    let mut failure = io::Error::new(ErrorKind::InvalidInput, "the name has no address");
+    loop {
+        match addresses.next() {
+            Some(address) => attempts.push(Box::pin(TcpStream::connect(address))),
+            None if attempts.is_empty() => return Err(failure),
+            None => {}
+        }
+        match timeout(HEAD_START, any(&mut attempts)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => failure = error,
+            Err(_) => {}
+        }
+    }
+}
+
+/// The first of these futures to be ready, which is taken out.
+async fn any<F: Future>(futures: &mut Vec<Pin<Box<F>>>) -> F::Output {
+    poll_fn(|cx| {
+        for index in 0..futures.len() {
+            if let Poll::Ready(output) = futures[index].as_mut().poll(cx) {
+                drop(futures.swap_remove(index));
+                return Poll::Ready(output);
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }
