@@ -181,6 +181,25 @@ async fn a_failed_query_without_a_transaction_costs_no_prepared_statement() {
     assert_eq!(pool.metrics().resets, 2);
 }
 
+/// Its answer looks like one to a query, whose flags say anything.
+#[tokio::test]
+async fn a_statement_that_was_prepared_last_is_not_lost() {
+    let Some(server) = server() else { return };
+    for pool in [one(server.address()).await, trusting(server.address()).await] {
+        let mut connection = pool.acquire().await.unwrap();
+        connection.query_drop("SET @kept = 1").await.unwrap();
+        connection.prep("SELECT 1").await.unwrap();
+        drop(connection);
+        let mut connection = pool.acquire().await.unwrap();
+        assert_eq!(connection.query_first("SELECT @kept").await.unwrap(), Some(1));
+        connection.query_drop("BEGIN").await.unwrap();
+        connection.prep("SELECT 2").await.unwrap();
+        drop(connection);
+        let row = session(&mut pool.acquire().await.unwrap()).await;
+        assert_eq!(row.get(2), Some(0), "no transaction is open");
+    }
+}
+
 /// An error in a later result belongs to who asked for it.
 #[tokio::test]
 async fn an_error_that_nobody_has_read_goes_to_nobody_else() {
