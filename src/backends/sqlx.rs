@@ -51,9 +51,10 @@ type IsPermanent = Box<dyn Fn(&Error) -> bool + Send + Sync>;
 ///   transaction that sqlx did not begin, is closed.
 ///
 /// Session settings, temporary tables and advisory locks stay, as in sqlx's own pool; a
-/// [`before_acquire`](crate::Hooks::before_acquire) hook can undo them. So does a `LISTEN` of PostgreSQL:
-/// a query fails when a notification comes before its answer, whoever has asked. Listen on a connection of
-/// its own, such as sqlx's `PgListener` or one that is [detached](crate::Pooled::detach), or `UNLISTEN *`.
+/// [`before_acquire`](crate::Hooks::before_acquire) hook can undo them. A `LISTEN` of PostgreSQL stays too,
+/// and a later user's query fails if a notification comes before its answer. Listen on a connection that
+/// is no longer the pool's, such as sqlx's `PgListener` or one that is [detached](crate::Pooled::detach),
+/// or send `UNLISTEN *` before it goes back.
 ///
 /// # What is permanent
 ///
