@@ -93,9 +93,8 @@ pub enum MysqlReset {
 }
 
 impl MysqlManager {
-    /// Opens connections with these options, or those of an
-    /// [`OptsBuilder`](mysql_async::OptsBuilder). Those that concern mysql_async's own pool do
-    /// nothing.
+    /// Opens connections with these options, or those of an [`OptsBuilder`]. Those that concern
+    /// mysql_async's own pool do nothing.
     ///
     /// Unless [`prefer_socket`](Opts::prefer_socket) is switched off, mysql_async connects to a server
     /// at `localhost` or a loopback address twice: over TCP, to ask for its Unix socket, and then through

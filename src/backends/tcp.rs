@@ -41,8 +41,8 @@ use tokio::time::timeout;
 ///
 /// # Cost
 ///
-/// An acquire is no hit, but a check that is done on the spot;
-/// [`try_acquire`](crate::Pool::try_acquire) finds nothing before it has had that done once. See
+/// An acquire is no hit, but a check that is done on the spot, or from a blocking thread on the pool's
+/// runtime; [`try_acquire`](crate::Pool::try_acquire) finds nothing before it has had that done once. See
 /// [`verify_on_acquire`](Self::verify_on_acquire).
 ///
 /// # Examples
