@@ -11,6 +11,7 @@ use millpond::{AcquireError, CheckPolicy, OperationError, Pool, Stage};
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Error, Opts, OptsBuilder, Row, TxOpts};
 use std::error::Error as _;
+use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
@@ -37,6 +38,12 @@ fn manager(address: SocketAddr) -> MysqlManager {
 
 async fn one(address: SocketAddr) -> Pool<MysqlManager> {
     Pool::builder(manager(address)).max_size(1).reset_timeout(PATIENCE).build().await.unwrap()
+}
+
+/// One that asks the server of no connection that looks clean.
+async fn trusting(address: SocketAddr) -> Pool<MysqlManager> {
+    let manager = manager(address).verify_on_release(false);
+    Pool::builder(manager).max_size(1).reset_timeout(PATIENCE).build().await.unwrap()
 }
 
 /// Asks for something that nobody else asks for, and compares.
@@ -69,7 +76,7 @@ async fn session(connection: &mut Conn) -> Row {
 #[tokio::test]
 async fn a_clean_connection_is_used_again_without_a_word() {
     let Some(server) = server() else { return };
-    let pool = one(server.address()).await;
+    let pool = trusting(server.address()).await;
     let mut connection = pool.acquire().await.unwrap();
     let first = connection.id();
     connection.query_drop("CREATE TABLE clean (n INT)").await.unwrap();
@@ -102,7 +109,7 @@ async fn a_clean_connection_is_used_again_without_a_word() {
 #[tokio::test]
 async fn what_is_left_of_transactions_and_results_is_cleaned_up() {
     let Some(server) = server() else { return };
-    let pool = one(server.address()).await;
+    let pool = trusting(server.address()).await;
     let mut connection = pool.acquire().await.unwrap();
     let first = connection.id();
     let table = "CREATE TABLE leftovers (n INT UNIQUE) ENGINE InnoDB";
@@ -159,7 +166,7 @@ async fn what_is_left_of_transactions_and_results_is_cleaned_up() {
 #[tokio::test]
 async fn a_failed_query_without_a_transaction_costs_no_prepared_statement() {
     let Some(server) = server() else { return };
-    let pool = one(server.address()).await;
+    let pool = trusting(server.address()).await;
     let mut connection = pool.acquire().await.unwrap();
     connection.query_drop("SET @kept = 1; nonsense").await.unwrap_err();
     drop(connection);
@@ -172,6 +179,25 @@ async fn a_failed_query_without_a_transaction_costs_no_prepared_statement() {
     let mut connection = pool.acquire().await.unwrap();
     assert_eq!(connection.query_first("SELECT @kept").await.unwrap(), Some(None::<u64>));
     assert_eq!(pool.metrics().resets, 2);
+}
+
+/// Its answer looks like one to a query, whose flags say anything.
+#[tokio::test]
+async fn a_statement_that_was_prepared_last_is_not_lost() {
+    let Some(server) = server() else { return };
+    for pool in [one(server.address()).await, trusting(server.address()).await] {
+        let mut connection = pool.acquire().await.unwrap();
+        connection.query_drop("SET @kept = 1").await.unwrap();
+        connection.prep("SELECT 1").await.unwrap();
+        drop(connection);
+        let mut connection = pool.acquire().await.unwrap();
+        assert_eq!(connection.query_first("SELECT @kept").await.unwrap(), Some(1));
+        connection.query_drop("BEGIN").await.unwrap();
+        connection.prep("SELECT 2").await.unwrap();
+        drop(connection);
+        let row = session(&mut pool.acquire().await.unwrap()).await;
+        assert_eq!(row.get(2), Some(0), "no transaction is open");
+    }
 }
 
 /// An error in a later result belongs to who asked for it.
@@ -216,6 +242,41 @@ async fn with_always_the_next_user_finds_nothing_of_the_last() {
     }
     let metrics = at_rest(&pool).await;
     assert_eq!((metrics.created, metrics.resets), (1, 15), "{metrics:?}");
+}
+
+#[tokio::test]
+async fn a_reset_does_all_that_a_new_connection_has_done_in_the_same_order() {
+    let Some(server) = server() else { return };
+    let opts = opts(server.address()).after_connect(|connection| {
+        Box::pin(connection.query_drop("SET @called = 1, @order = 'callback'"))
+    });
+    let opts = opts.init(vec!["SET @order = CONCAT(@order, ', init')"]);
+    let opts = opts.setup(vec!["SET @order = CONCAT(@order, ', setup')"]);
+    let pool = Pool::builder(MysqlManager::new(opts).reset(MysqlReset::Always)).max_size(1);
+    let pool = pool.build().await.unwrap();
+    for _ in 0..3 {
+        let mut connection = pool.acquire().await.unwrap();
+        let told: Option<(Option<u8>, Option<String>)> =
+            connection.query_first("SELECT @called, @order").await.unwrap();
+        assert_eq!(told, Some((Some(1), Some("callback, init, setup".to_owned()))));
+    }
+    assert_eq!(at_rest(&pool).await.created, 1);
+}
+
+#[tokio::test]
+async fn whoever_has_no_database_finds_none() {
+    let Some(server) = server() else { return };
+    let opts = opts(server.address()).db_name(None::<String>);
+    let pool = Pool::builder(MysqlManager::new(opts).reset(MysqlReset::Always)).max_size(1);
+    let pool = pool.build().await.unwrap();
+    let first = pool.acquire().await.unwrap().id();
+    for _ in 0..2 {
+        pool.acquire().await.unwrap().query_drop("USE information_schema").await.unwrap();
+        let mut connection = pool.acquire().await.unwrap();
+        let database: Option<Option<String>> =
+            connection.query_first("SELECT DATABASE()").await.unwrap();
+        assert_eq!((database, connection.id()), (Some(None), first));
+    }
 }
 
 // Giving up.
@@ -276,6 +337,70 @@ async fn among_many_queries_a_fifth_of_them_given_up_no_answer_goes_astray() {
     is_whole(&pool).await;
     let metrics = pool.metrics();
     assert!(metrics.closed.broken > 10, "{metrics:?}");
+}
+
+/// mysql_async takes a request for answered while it waits for the answer, if what the last one has left
+/// behind was cleared away first.
+#[tokio::test]
+async fn a_query_given_up_behind_the_leftovers_of_another_is_not_handed_on() {
+    let Some(server) = server() else { return };
+    let mut operator = Conn::new(opts(server.address())).await.unwrap();
+    let pool = one(server.address()).await;
+    let mut connection = pool.acquire().await.unwrap();
+    connection.query_drop("CREATE TABLE IF NOT EXISTS implicit (n INT)").await.unwrap();
+    drop(connection);
+    for leftover in ["transaction", "results", "the last user's transaction"] {
+        let lock = "SELECT GET_LOCK('given-up', 100)";
+        assert_eq!(operator.query_first(lock).await.unwrap(), Some(1));
+        // Its answer has the shape of that which the pool asks for.
+        let waits = "SELECT GET_LOCK('given-up', 100), 1";
+        let mut connection = pool.acquire().await.unwrap();
+        match leftover {
+            "results" => drop(connection.query_iter("SELECT 1; SELECT 2; SELECT 3").await.unwrap()),
+            _ => {
+                let begun = connection.start_transaction(TxOpts::default()).await;
+                let mut transaction = begun.unwrap();
+                // Which ends the transaction, and mysql_async does not know.
+                transaction.query_drop("ALTER TABLE implicit COMMENT 'it'").await.unwrap();
+                drop(transaction);
+            }
+        }
+        if leftover == "the last user's transaction" {
+            drop(connection);
+            connection = pool.acquire().await.unwrap();
+        }
+        let id = connection.id();
+        let asks = async {
+            let state = format!(
+                "SELECT state FROM information_schema.processlist WHERE id = {id} AND state = 'User lock'"
+            );
+            while operator.query_first::<String, _>(&state).await.unwrap().is_none() {}
+        };
+        tokio::select! {
+            _ = connection.query_drop(waits) => panic!("it is held"),
+            () = asks => {}
+        }
+        drop(connection);
+        operator.query_drop("DO RELEASE_LOCK('given-up')").await.unwrap();
+        for _ in 0..3 {
+            echo(&mut pool.acquire().await.unwrap()).await.unwrap();
+        }
+    }
+    is_whole(&pool).await;
+    operator.disconnect().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_transaction_that_was_forgotten_keeps_nobody_from_another() {
+    let Some(server) = server() else { return };
+    let pool = one(server.address()).await;
+    let mut connection = pool.acquire().await.unwrap();
+    let _forgotten =
+        ManuallyDrop::new(connection.start_transaction(TxOpts::default()).await.unwrap());
+    drop(connection);
+    let mut connection = pool.acquire().await.unwrap();
+    let transaction = connection.start_transaction(TxOpts::default()).await.unwrap();
+    transaction.commit().await.unwrap();
 }
 
 // What is permanent.
@@ -412,7 +537,7 @@ async fn a_server_that_is_killed_and_comes_back_costs_no_slot() {
         client.unwrap();
     }
     let pool_wide = pool.metrics();
-    assert!(pool_wide.closed.broken >= 2, "{pool_wide:?}");
+    assert!(pool_wide.closed.broken + pool_wide.closed.failed_reset >= 2, "{pool_wide:?}");
     assert!(pool_wide.connect_failures > 0, "{pool_wide:?}");
     is_whole(&pool).await;
 }
@@ -423,6 +548,7 @@ async fn on_a_frozen_server_a_check_ends_at_its_limit_and_an_acquire_at_its_dead
     let pool = Pool::builder(manager(server.address())).max_size(2).check(CheckPolicy::Always);
     let pool = pool.check_timeout(SECOND / 5).acquire_timeout(SECOND).build().await.unwrap();
     drop(pool.acquire().await.unwrap());
+    at_rest(&pool).await;
     pool.maintenance().run_once().await;
     server.freeze();
     let began = Instant::now();
@@ -470,6 +596,7 @@ async fn connections_that_the_server_has_closed_while_they_were_idle_are_not_han
     let mut operator = pool.acquire().await.unwrap().detach();
     echo(&mut a).await.unwrap();
     drop((a, b));
+    at_rest(&pool).await;
     operator.query_drop(format!("KILL {first}; KILL {second}")).await.unwrap();
     is_whole(&pool).await;
     assert_eq!(pool.metrics().closed.failed_check, 2);
@@ -510,4 +637,20 @@ async fn a_url_does_as_well() {
         session(&mut pool.acquire().await.unwrap()).await.get(0),
         Some("millpond".to_owned())
     );
+}
+
+/// That socket would be another server's.
+#[tokio::test]
+async fn only_a_server_on_this_machine_is_asked_for_its_socket() {
+    let Some(server) = server() else { return };
+    // The last has no look of this machine, and is it all the same.
+    for (host, by_socket) in [("127.0.0.1", true), ("localhost", true), ("127.1", false)] {
+        let opts = opts(server.address()).ip_or_hostname(host).user(Some("local"));
+        let opts = opts.prefer_socket(true);
+        let pool = Pool::builder(MysqlManager::new(opts)).max_size(1).build().await.unwrap();
+        let from = "SELECT host FROM information_schema.processlist WHERE id = CONNECTION_ID()";
+        let from: Option<String> = pool.acquire().await.unwrap().query_first(from).await.unwrap();
+        let from = from.unwrap();
+        assert_eq!(!from.contains(':'), by_socket, "{host}: {from}");
+    }
 }

@@ -120,6 +120,11 @@ async fn leftovers_are_reset(url: &str, protocol: ProtocolVersion) {
         &["WATCH watched"],
         &["MULTI", "EXEC", "MULTI"],
         &["MULTI", "SELECT 3", "EXEC"],
+        // Refused, so they end nothing.
+        &["WATCH watched", "DISCARD"],
+        &["WATCH watched", "EXEC"],
+        &["WATCH watched", "UNWATCH it"],
+        &["MULTI", "DISCARD it"],
         &["SELECT 5"],
         &["select 5", "SELECT 2"],
         &["CLIENT SETNAME mine"],
@@ -150,8 +155,19 @@ async fn leftovers_are_reset(url: &str, protocol: ProtocolVersion) {
     let () = pipeline.query_async(&mut *connection).await.unwrap();
     drop(connection);
     assert_eq!(session(&mut pool.acquire().await.unwrap()).await, fresh);
+    let mut connection = pool.acquire().await.unwrap();
+    let mut pipeline = pipe();
+    pipeline.cmd("WATCH").arg("watched").cmd("DISCARD");
+    pipeline.exec_async(&mut *connection).await.unwrap_err();
+    drop(connection);
+    let mut connection = pool.acquire().await.unwrap();
+    run(&mut connection, &["INCR watched"]).await;
+    let done: Option<(u64,)> =
+        pipe().atomic().incr("watched", 1).query_async(&mut *connection).await.unwrap();
+    assert!(done.is_some());
+    drop(connection);
     let metrics = at_rest(&pool).await;
-    assert_eq!((metrics.created, metrics.resets), (1, resets + 1));
+    assert_eq!((metrics.created, metrics.resets), (1, resets + 2));
 }
 
 #[tokio::test]
@@ -386,6 +402,18 @@ async fn a_pop_that_nobody_waits_for_any_more_takes_nothing() {
         let _: u64 = operator.del("a").await.unwrap();
     }
     is_whole(&pool).await;
+}
+
+#[tokio::test]
+async fn a_pipeline_without_commands_hides_no_request_that_was_given_up() {
+    let Some(server) = server() else { return };
+    let pool = one(&server.url()).await;
+    let mut connection = pool.acquire().await.unwrap();
+    let pop = command("BLPOP nothing-comes-here 0");
+    assert!(given_up_after(200, connection.req_packed_command(&pop)).await.is_none());
+    pipe().exec_async(&mut *connection).await.unwrap_err();
+    drop(connection);
+    assert_eq!(pool.metrics().closed.broken, 1, "the server still waits for it");
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use millpond::{
     AcquireError, CheckPolicy, Manager, OperationError, Pool, PoolBuilder, PoolMetrics,
 };
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgRow};
-use sqlx::{Connection, Postgres as Pg, Row};
+use sqlx::{AssertSqlSafe, Connection, Postgres as Pg, Row};
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -212,6 +212,43 @@ async fn a_query_that_goes_on_at_the_server_is_waited_for_until_the_reset_timeou
     assert_eq!((metrics.closed.failed_reset, metrics.closed.total()), (1, 1));
     // The server does not notice that nobody is left to sleep for.
     server.kill();
+}
+
+async fn string(connection: &mut PgConnection, sql: &str) -> String {
+    let row = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_one(connection).await.unwrap();
+    row.get(0)
+}
+
+/// sqlx loses count of the answers then.
+#[tokio::test]
+async fn a_copy_that_fails_or_is_dropped_leaves_nothing_of_its_answer() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    server.run("CREATE TABLE t (n int); GRANT ALL ON t TO millpond");
+    let pool = pool(&server, 1).await;
+    for way in 0..6 {
+        let mut connection = pool.acquire().await.unwrap();
+        match way {
+            0 => drop(connection.copy_out_raw("COPY nowhere TO STDOUT").await.err().unwrap()),
+            1 => drop(connection.copy_out_raw("COPY t TO STDOUT").await.unwrap()),
+            2 => {
+                let all = "COPY (SELECT generate_series(1, 10000)) TO STDOUT";
+                drop(connection.copy_out_raw(all).await.unwrap());
+            }
+            3 => drop(cut_after(0, connection.copy_out_raw("COPY t TO STDOUT")).await),
+            4 => drop(cut_after(0, connection.copy_in_raw("COPY t FROM STDIN")).await),
+            _ => {
+                let copy = connection.copy_in_raw("COPY t FROM STDIN").await.unwrap();
+                drop(cut_after(0, copy.finish()).await);
+            }
+        }
+        drop(connection);
+        for number in 0..3 {
+            let mine = format!("{way}, {number}");
+            let mut connection = pool.acquire().await.unwrap();
+            assert_eq!(string(&mut connection, &format!("SELECT '{mine}'")).await, mine);
+        }
+    }
+    exact(&pool).await;
 }
 
 /// One request of a client that may give it up: `None` if it did.

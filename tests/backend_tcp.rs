@@ -9,7 +9,8 @@ use support::*;
 use millpond::backends::tcp::TcpManager;
 use millpond::backends::unix::UnixManager;
 use millpond::{AcquireError, CheckPolicy, Manager, OperationError, Pool};
-use std::io::ErrorKind;
+use socket2::{Domain, Socket, Type};
+use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -91,6 +92,55 @@ async fn a_unix_connection_with_anything_left_to_read_is_not_used_again() {
     notices_what_is_left(Pool::builder(manager).max_size(1).build().await.unwrap()).await;
 }
 
+/// Whether a pool of one notices what its users have left behind, or what comes after they have gone.
+/// Its peer reads nothing, and sends what it is told to.
+async fn notices_what_its_users_do<M>(pool: Pool<M>, mut accept: impl FnMut() -> Box<dyn Write>)
+where
+    M: Manager<Connection: AsyncRead + AsyncWrite + Unpin>,
+{
+    let mut stream = pool.acquire().await.unwrap();
+    let mut peer = accept();
+    stream.write_all(b"a question").await.unwrap();
+    // Whoever has asked does not wait for the answer, and it comes when nobody looks.
+    drop(stream);
+    assert_eq!(pool.metrics().counts.idle, 1);
+    peer.write_all(b"an answer").unwrap();
+    let stream = pool.acquire().await.unwrap();
+    let metrics = pool.metrics();
+    assert_eq!((metrics.created, metrics.closed.failed_check), (2, 1), "it goes to nobody else");
+    drop(stream);
+    let _peer = accept();
+
+    let mut stream = pool.acquire().await.unwrap();
+    stream.shutdown().await.unwrap();
+    drop(stream);
+    assert_eq!(pool.metrics().closed.broken, 1, "it cannot be written to any more");
+
+    let mut stream = pool.acquire().await.unwrap();
+    let _peer = accept();
+    let request = vec![0; 64 << 20];
+    assert!(given_up_after(3, stream.write_all(&request)).await.is_none());
+    drop(stream);
+    assert_eq!(pool.metrics().closed.broken, 2, "half of a request is on its way");
+}
+
+#[tokio::test]
+async fn a_tcp_connection_that_its_user_has_left_half_way_is_not_used_again() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let manager = TcpManager::new(listener.local_addr().unwrap());
+    let pool = Pool::builder(manager).max_size(1).build().await.unwrap();
+    notices_what_its_users_do(pool, || Box::new(listener.accept().unwrap().0)).await;
+}
+
+#[tokio::test]
+async fn a_unix_connection_that_its_user_has_left_half_way_is_not_used_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("silent");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let pool = Pool::builder(UnixManager::new(&path)).max_size(1).build().await.unwrap();
+    notices_what_its_users_do(pool, || Box::new(listener.accept().unwrap().0)).await;
+}
+
 /// What has arrived is seen although the runtime has not looked for events since.
 #[tokio::test]
 async fn what_arrives_while_the_runtime_is_busy_is_seen() {
@@ -164,6 +214,43 @@ async fn a_server_that_is_not_there_yet_is_tried_again() {
     };
     let (acquired, _listener) = tokio::join!(acquire, come_up);
     acquired.unwrap();
+}
+
+/// As with an IPv6 address where only IPv4 leads anywhere.
+#[tokio::test]
+async fn an_address_that_leads_nowhere_keeps_nobody_from_the_next() {
+    // One whose line is full, and that lets nobody in.
+    let full = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    full.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    full.listen(0).unwrap();
+    let nowhere = full.local_addr().unwrap().as_socket().unwrap();
+    let mut line = Vec::new();
+    while let Ok(stream) = tokio::time::timeout(SECOND, TcpStream::connect(nowhere)).await {
+        line.push(stream.unwrap());
+    }
+    let refused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    for addresses in [vec![nowhere, echo_server().await], vec![refused, echo_server().await]] {
+        let manager = TcpManager::new(&*addresses.leak());
+        let pool = Pool::builder(manager).max_size(1).acquire_timeout(PATIENCE);
+        let pool = pool.connect_timeout(PATIENCE).build().await.unwrap();
+        let mut stream = pool.acquire().await.unwrap();
+        assert_eq!(say(&mut *stream, b'a').await, b'a');
+        assert_eq!(pool.metrics().connect_failures, 0);
+    }
+    let manager = TcpManager::new(&*vec![refused, refused].leak());
+    let error = manager.connect().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+}
+
+#[tokio::test]
+async fn without_verifying_an_acquire_is_a_hit() {
+    let manager = TcpManager::new(echo_server().await).verify_on_acquire(false);
+    let pool = Pool::builder(manager).max_size(1).build().await.unwrap();
+    drop(pool.acquire().await.unwrap());
+    for _ in 0..3 {
+        assert_eq!(say(&mut *pool.try_acquire().unwrap(), b'a').await, b'a');
+    }
+    assert_eq!((pool.metrics().created, pool.metrics().checks), (1, 0));
 }
 
 // The proxy.

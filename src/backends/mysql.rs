@@ -5,8 +5,9 @@
 use crate::manager::{Condition, Manager};
 use mysql_async::consts::StatusFlags;
 use mysql_async::prelude::Queryable;
-use mysql_async::{ChangeUserOpts, Conn, DriverError, Error, Opts, QueryResult, TextProtocol};
-use mysql_async::{ServerError, UrlError};
+use mysql_async::{ChangeUserOpts, Conn, DriverError, Error, Opts, OptsBuilder, QueryResult, Row};
+use mysql_async::{ServerError, TextProtocol, TxOpts, UrlError};
+use std::net::IpAddr;
 
 /// Opens connections to a MySQL or MariaDB server.
 ///
@@ -15,31 +16,42 @@ use mysql_async::{ServerError, UrlError};
 ///
 /// # What is checked
 ///
-/// When a connection is released, by what the server said last, without asking it:
+/// When a connection is released it is **closed** if mysql_async says that it has failed, or that a query
+/// was given up before the server had begun to answer: then nobody can tell what comes next. The server
+/// may go on with that query.
 ///
-/// - It is **closed** if a query was given up before the server had begun to answer, or the
-///   connection failed: then nobody can tell what comes next. The server may go on with that query.
-/// - It is **reset** if a transaction is open or `autocommit` is off, if rows are left to read, and
-///   if the last query failed, since the server does not say then whether a transaction is open.
+/// Any other is asked for a number of the pool's own, in the background and within `reset_timeout`, and
+/// closed if that is not what it answers. For mysql_async does not always say so: a query that has to
+/// clear away first what the last one has left, a dropped
+/// [`Transaction`](mysql_async::Transaction) or several results that nobody has read, counts as answered
+/// while it waits for its own answer. Who is sure that nobody gives up on a query can do without:
+/// [`verify_on_release`](Self::verify_on_release).
 ///
-/// To check one, the pool sends `COM_PING`.
+/// To check a connection, the pool asks in the same way. `COM_PING` takes any answer for its own.
 ///
 /// # What is reset
 ///
-/// Rows that are left are read, as many as `reset_timeout` allows. Then
+/// Before that number is asked for, rows that are left are read, as many as `reset_timeout` allows, and a
+/// dropped transaction is rolled back. If then a transaction is open or `autocommit` off,
 /// [`COM_RESET_CONNECTION`](https://dev.mysql.com/doc/c-api/8.4/en/mysql-reset-connection.html) rolls
-/// back, unlocks, and forgets temporary tables, variables and prepared statements; the commands of
-/// [`Opts::init`] and [`Opts::setup`] run as at first, and the database is that of the [`Opts`]
-/// again. After a failed query the server is asked first, and if it says that no transaction is open,
-/// that is all. Servers before MySQL 5.7.3 and MariaDB 10.2.4 get `COM_CHANGE_USER` instead.
+/// back, unlocks, and forgets temporary tables, variables and prepared statements; the database is that
+/// of the [`Opts`] again, and [`Opts::after_connect`], [`Opts::init`] and [`Opts::setup`] run as at
+/// first. Servers before MySQL 5.7.3 and MariaDB 10.2.4 get `COM_CHANGE_USER` instead, and so does a
+/// connection that has chosen a database where the [`Opts`] have none.
 ///
-/// What a user leaves in variables, temporary tables, locks and the choice of a database does not
-/// show, and stays. Where users do that, have each connection reset: [`MysqlReset::Always`].
+/// What a user leaves in variables, temporary tables, locks, the choice of a database and
+/// [`Conn::set_infile_handler`] does not show, and stays. Where users do that, have each connection
+/// reset: [`MysqlReset::Always`].
 ///
 /// # What is permanent
 ///
 /// A user, password, host or database that the server refuses, and a way to log in that one of the
 /// two does not know. Not a server that is not there or has too many connections.
+///
+/// # Cost
+///
+/// A round trip and a task for each release, off its path, as in mysql_async's own pool, which resets
+/// each connection. Statements that are prepared stay so.
 ///
 /// # Examples
 ///
@@ -64,6 +76,7 @@ use mysql_async::{ServerError, UrlError};
 pub struct MysqlManager {
     opts: Opts,
     reset: MysqlReset,
+    verify: bool,
 }
 
 /// When a released connection gets a
@@ -74,24 +87,30 @@ pub enum MysqlReset {
     /// When it is known to be dirty, see [`MysqlManager`]. Statements that are prepared stay so.
     #[default]
     IfDirty,
-    /// Every time, in the background: one round trip, and statements have to be prepared again. The
+    /// Every time, in the background: three round trips, and statements have to be prepared again. The
     /// next user finds nothing that the last one left.
     Always,
 }
 
 impl MysqlManager {
-    /// Opens connections with these options, or those of an
-    /// [`OptsBuilder`](mysql_async::OptsBuilder). Those that concern mysql_async's own pool do
-    /// nothing.
+    /// Opens connections with these options, or those of an [`OptsBuilder`]. Those that concern
+    /// mysql_async's own pool do nothing.
     ///
     /// Unless [`prefer_socket`](Opts::prefer_socket) is switched off, mysql_async connects to a server
-    /// on this machine twice: over TCP, to ask for its Unix socket, and then through that.
+    /// at `localhost` or a loopback address twice: over TCP, to ask for its Unix socket, and then through
+    /// that. Switch it off if such an address leads elsewhere, into a container or through a tunnel: a
+    /// path that is good there may be another server's here. That is why it is always off for any other
+    /// address, where mysql_async would try it too.
     ///
     /// # Panics
     ///
     /// If they are a string that is no URL; see [`from_url`](Self::from_url).
     pub fn new(opts: impl Into<Opts>) -> Self {
-        Self { opts: opts.into(), reset: MysqlReset::default() }
+        let mut opts = opts.into();
+        if opts.prefer_socket() && opts.socket().is_none() && !is_on_this_machine(&opts) {
+            opts = OptsBuilder::from_opts(opts).prefer_socket(false).into();
+        }
+        Self { opts, reset: MysqlReset::default(), verify: true }
     }
 
     /// Opens connections as a URL says, such as `mysql://user:password@host:3306/database`, with
@@ -110,17 +129,35 @@ impl MysqlManager {
         self
     }
 
+    /// Whether every connection that comes back is asked for a number. Default: `true`.
+    ///
+    /// With `false`, and unless it is reset [always](MysqlReset::Always), only one is that the server said
+    /// last is in a transaction or without `autocommit`, that has rows left to read, or whose last query
+    /// failed, since the server does not say then whether a transaction is open; releasing any other is a
+    /// hit. That is for programs that never drop the future of a query half-way, neither in `select!` nor
+    /// at a time limit nor with the task around it, or that at least commit or roll back each
+    /// [`Transaction`](mysql_async::Transaction) and read all results of a query that has several.
+    pub fn verify_on_release(mut self, verify: bool) -> Self {
+        self.verify = verify;
+        self
+    }
+
     /// Makes a connection what a new one is.
-    async fn renew(&self, connection: &mut Conn) -> Result<(), Error> {
-        if !connection.reset().await? {
-            // This brings the database back, too.
+    async fn renew(&self, connection: &mut Conn, has_database: bool) -> Result<(), Error> {
+        let database = self.opts.db_name();
+        // COM_RESET_CONNECTION leaves the choice of a database alone, and USE cannot undo it.
+        if database.is_none() && has_database || !connection.reset().await? {
             connection.change_user(ChangeUserOpts::default()).await?;
-        } else if let Some(database) = self.opts.db_name() {
+        } else if let Some(database) = database {
             let database = database.replace('`', "``");
             connection.query_drop(format!("USE `{database}`")).await?;
         }
-        // In the order in which mysql_async runs them.
-        for command in self.opts.init().iter().rev() {
+        // As for a new connection, and in the order in which mysql_async runs them. The reset has run the
+        // last of them, but they may rely on the others.
+        if let Some(callback) = self.opts.after_connect() {
+            callback(connection).await?;
+        }
+        for command in self.opts.init().iter().rev().chain(self.opts.setup().iter().rev()) {
             connection.query_drop(command).await?;
         }
         Ok(())
@@ -141,24 +178,28 @@ impl Manager for MysqlManager {
             return Condition::Broken;
         }
         match self.reset {
-            MysqlReset::IfDirty if is_at_rest(connection) => Condition::Clean,
+            MysqlReset::IfDirty if !self.verify && is_at_rest(connection) => Condition::Clean,
             MysqlReset::IfDirty | MysqlReset::Always => Condition::Dirty,
         }
     }
 
     async fn check(&self, connection: &mut Conn) -> Result<(), Error> {
-        connection.ping().await
+        has_database(connection).await.map(drop)
     }
 
     async fn reset(&self, connection: &mut Conn) -> Result<(), Error> {
-        if self.reset == MysqlReset::IfDirty && connection.last_ok_packet().is_none() {
-            // The answer has the flags that the failed query's had not.
-            connection.ping().await?;
-            if is_at_rest(connection) {
-                return Ok(());
-            }
+        // The answer also has flags, as a failed query's has not.
+        let has_database = has_database(connection).await?;
+        if self.reset == MysqlReset::IfDirty && is_at_rest(connection) {
+            return Ok(());
         }
-        self.renew(connection).await
+        let is_open = flags(connection).contains(StatusFlags::SERVER_STATUS_IN_TRANS);
+        self.renew(connection, has_database).await?;
+        if is_open {
+            // If it was forgotten rather than dropped, mysql_async would begin no other.
+            connection.start_transaction(TxOpts::default()).await?.rollback().await?;
+        }
+        Ok(())
     }
 
     async fn close(&self, connection: Conn) {
@@ -182,14 +223,39 @@ impl Manager for MysqlManager {
     }
 }
 
+/// Asks for something that nobody else has asked for, and compares: so no answer to an earlier query is
+/// under way. Also says whether a database is chosen.
+async fn has_database(connection: &mut Conn) -> Result<bool, Error> {
+    let number = fastrand::u64(..);
+    let question = format!("SELECT {number}, DATABASE() IS NOT NULL");
+    // Whatever comes instead may be of any type.
+    let answer: Option<Row> = connection.query_first(question).await?;
+    let (echo, database) = match &answer {
+        Some(row) => (row.get_opt::<u64, _>(0), row.get_opt::<bool, _>(1)),
+        None => (None, None),
+    };
+    match (echo, database) {
+        (Some(Ok(echo)), Some(Ok(database))) if echo == number => Ok(database),
+        _ => Err(Error::Other("the server answered another query than the pool's".into())),
+    }
+}
+
+/// Whether mysql_async takes the server for one on this machine.
+fn is_on_this_machine(opts: &Opts) -> bool {
+    opts.ip_or_hostname() == "localhost"
+        || opts.ip_or_hostname().parse().is_ok_and(|address: IpAddr| address.is_loopback())
+}
+
+/// What the server said last of the session; nothing after an error, which has no flags.
+fn flags(connection: &Conn) -> StatusFlags {
+    connection.last_ok_packet().map_or(StatusFlags::empty(), |packet| packet.status_flags())
+}
+
 /// Whether the server said last that no transaction is open, and nothing is left to read.
 fn is_at_rest(connection: &mut Conn) -> bool {
-    // No packet: the last answer was an error, which has no flags.
-    let flags = connection.last_ok_packet().map(|packet| packet.status_flags());
-    let at_rest = flags.is_some_and(|flags| {
-        flags.contains(StatusFlags::SERVER_STATUS_AUTOCOMMIT)
-            && !flags.contains(StatusFlags::SERVER_STATUS_IN_TRANS)
-    });
+    let flags = flags(connection);
+    let at_rest = flags.contains(StatusFlags::SERVER_STATUS_AUTOCOMMIT)
+        && !flags.contains(StatusFlags::SERVER_STATUS_IN_TRANS);
     // Of whatever protocol they are; this only looks.
     at_rest && QueryResult::<TextProtocol>::new(connection).is_empty()
 }
@@ -197,7 +263,7 @@ fn is_at_rest(connection: &mut Conn) -> bool {
 /// What a server says to a login that it will not accept another time either, from the lists of
 /// [MySQL](https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html) and
 /// [MariaDB](https://mariadb.com/kb/en/mariadb-error-code-reference/).
-const REFUSALS: [u16; 12] = [
+const REFUSALS: [u16; 13] = [
     1044, // ER_DBACCESS_DENIED_ERROR
     1045, // ER_ACCESS_DENIED_ERROR
     1049, // ER_BAD_DB_ERROR
@@ -209,5 +275,6 @@ const REFUSALS: [u16; 12] = [
     1820, // ER_MUST_CHANGE_PASSWORD
     1862, // ER_MUST_CHANGE_PASSWORD_LOGIN
     3118, // ER_ACCOUNT_HAS_BEEN_LOCKED of MySQL
+    3159, // ER_SECURE_TRANSPORT_REQUIRED
     4151, // ER_ACCOUNT_HAS_BEEN_LOCKED of MariaDB
 ];

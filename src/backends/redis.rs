@@ -6,8 +6,8 @@ use crate::manager::{Condition, Manager};
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{
     Arg, AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, Pipeline,
-    ProtocolVersion, RedisConnectionInfo, RedisError, RedisFuture, RedisResult, ServerErrorKind,
-    Value,
+    ProtocolVersion, RedisConnectionInfo, RedisError, RedisFuture, RedisResult, ServerError,
+    ServerErrorKind, Value,
 };
 use std::fmt;
 use std::future::Future;
@@ -293,10 +293,27 @@ struct Traces {
 
 #[derive(Clone, Copy, Debug)]
 struct Unanswered {
-    /// What will be left behind when the answer is in.
+    /// What will be left behind when the answer is in, if the server does all that it is told.
     leaves: Traces,
+    /// The same, if it refuses some of it: an `EXEC` without a `MULTI` ends no `WATCH`.
+    may_leave: Traces,
     /// The server may answer as late as it likes.
     waits: bool,
+}
+
+/// What was known before a request.
+struct Noted {
+    left: Traces,
+    unanswered: Option<Unanswered>,
+}
+
+/// What the server makes of a request.
+#[derive(Default)]
+struct Verdict {
+    /// It has not done all of it.
+    refused: bool,
+    /// It says that it is not the primary (any more).
+    read_only: bool,
 }
 
 impl RedisConnection {
@@ -316,7 +333,7 @@ impl RedisConnection {
             return Condition::Broken;
         }
         match self.unanswered {
-            Some(Unanswered { leaves, waits }) if leaves.spoiled || waits => Condition::Broken,
+            Some(sent) if sent.may_leave.spoiled || sent.waits => Condition::Broken,
             Some(_) => Condition::Dirty,
             None if self.left == Traces::default() => Condition::Clean,
             None => Condition::Dirty,
@@ -347,60 +364,62 @@ impl RedisConnection {
         }
     }
 
-    /// Notes what is about to be sent.
-    fn begin<'c>(&mut self, commands: impl Iterator<Item = &'c Cmd>) {
+    /// Notes what is about to be sent, and returns what was noted before.
+    fn begin<'c>(&mut self, commands: impl Iterator<Item = &'c Cmd>) -> Noted {
+        let noted = Noted { left: self.left, unanswered: self.unanswered };
         let mut waits = false;
         if let Some(before) = self.unanswered.take() {
             // Whether that one was carried out nobody knows, even when this one is answered.
-            self.left.altered |= before.leaves != self.left;
-            self.left.spoiled |= before.leaves.spoiled;
+            self.left.altered |= before.leaves != noted.left || before.may_leave != noted.left;
+            self.left.spoiled |= before.may_leave.spoiled;
             waits = before.waits;
         }
-        let mut sent = Unanswered { leaves: self.left, waits };
+        let mut sent = Unanswered { leaves: self.left, may_leave: self.left, waits };
         for command in commands {
             sent.add(command);
         }
         // Cancel: from the first poll of the request on, until its answer is in.
         self.unanswered = Some(sent);
+        noted
     }
 
     /// Notes how a request has ended.
-    fn end<T>(&mut self, answer: &RedisResult<T>, says: impl Fn(&T) -> bool) {
+    fn end<T>(&mut self, noted: Noted, answer: &RedisResult<T>, says: impl Fn(&T) -> Verdict) {
         match answer {
-            Ok(answer) => {
-                self.settle();
-                self.left.read_only |= says(answer);
-            }
+            Ok(answer) => self.settle(says(answer)),
             // The answer may still come.
             Err(error) if error.is_timeout() => {}
-            // The server's answer, or no question at all.
-            Err(error) if matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Client) => {
-                self.settle();
+            Err(error) if matches!(error.kind(), ErrorKind::Server(_)) => {
                 let errors = error.clone().into_server_errors();
-                let mut errors = errors.iter().flat_map(|errors| errors.iter());
-                self.left.read_only |=
-                    errors.any(|(_, error)| error.kind() == Some(ServerErrorKind::ReadOnly));
+                let errors = errors.iter().flat_map(|errors| errors.iter());
+                let verdict = Verdict::of(errors.map(|(_, error)| error));
+                self.settle(Verdict { refused: true, ..verdict });
+            }
+            // Nothing was sent, so an answer that was under way still is.
+            Err(error) if matches!(error.kind(), ErrorKind::Client) => {
+                (self.left, self.unanswered) = (noted.left, noted.unanswered);
             }
             Err(_) => self.left.spoiled = true,
         }
     }
 
-    fn settle(&mut self) {
-        if let Some(Unanswered { leaves, .. }) = self.unanswered.take() {
-            self.left = leaves;
+    fn settle(&mut self, verdict: Verdict) {
+        if let Some(Unanswered { leaves, may_leave, .. }) = self.unanswered.take() {
+            self.left = if verdict.refused { may_leave } else { leaves };
         }
+        self.left.read_only |= verdict.read_only;
     }
 }
 
 impl ConnectionLike for RedisConnection {
     fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
         Box::pin(async move {
-            self.begin(std::iter::once(cmd));
+            let noted = self.begin(std::iter::once(cmd));
             let request = self.inner.send_packed_command(cmd);
             let answer = within(self.response_timeout, &self.runtime, request).await;
             // An answer that nobody waits for counts as under way until the next one is in.
             if answer.is_err() || !cmd.is_no_response() {
-                self.end(&answer, is_read_only);
+                self.end(noted, &answer, |answer| Verdict::on(std::slice::from_ref(answer)));
             }
             answer
         })
@@ -413,7 +432,7 @@ impl ConnectionLike for RedisConnection {
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
         Box::pin(async move {
-            self.begin(cmd.cmd_iter());
+            let noted = self.begin(cmd.cmd_iter());
             let answers = match cmd.is_transaction() {
                 true => (cmd.len() + 1, 1),
                 false => (0, cmd.len()),
@@ -421,13 +440,15 @@ impl ConnectionLike for RedisConnection {
             if let Some(sent) = &mut self.unanswered {
                 if cmd.is_transaction() {
                     sent.leaves.end_transaction();
+                    sent.may_leave.transaction = true;
                 }
                 // Whoever waits for another number of answers mixes them up from here on.
                 sent.leaves.spoiled |= answers != (offset, count);
+                sent.may_leave.add(sent.leaves);
             }
             let request = self.inner.send_packed_commands(cmd, offset, count);
             let answer = within(self.response_timeout, &self.runtime, request).await;
-            self.end(&answer, |answers| answers.iter().any(is_read_only));
+            self.end(noted, &answer, |answers| Verdict::on(answers));
             answer
         })
     }
@@ -451,11 +472,42 @@ impl Traces {
     fn end_transaction(&mut self) {
         (self.transaction, self.watch) = (false, false);
     }
+
+    fn add(&mut self, other: Self) {
+        let Self { transaction, watch, altered, spoiled, read_only } = other;
+        self.transaction |= transaction;
+        self.watch |= watch;
+        self.altered |= altered;
+        self.spoiled |= spoiled;
+        self.read_only |= read_only;
+    }
+}
+
+impl Verdict {
+    fn of<'e>(errors: impl Iterator<Item = &'e ServerError>) -> Self {
+        errors.fold(Self::default(), |verdict, error| Self {
+            // An `EXEC` that answers so has discarded the transaction.
+            refused: verdict.refused || error.kind() != Some(ServerErrorKind::ExecAbort),
+            read_only: verdict.read_only || error.kind() == Some(ServerErrorKind::ReadOnly),
+        })
+    }
+
+    fn on(answers: &[Value]) -> Self {
+        Self::of(answers.iter().filter_map(|answer| match answer {
+            Value::ServerError(error) => Some(error),
+            _ => None,
+        }))
+    }
 }
 
 impl Unanswered {
     /// Adds what a command leaves behind once it has been carried out.
     fn add(&mut self, command: &Cmd) {
+        self.carry_out(command);
+        self.may_leave.add(self.leaves);
+    }
+
+    fn carry_out(&mut self, command: &Cmd) {
         let mut words = command.args_iter().map(|word| match word {
             Arg::Simple(word) => word.to_ascii_uppercase(),
             _ => Vec::new(),
@@ -510,9 +562,4 @@ fn ping(number: &str) -> Cmd {
     let mut ping = redis::cmd("PING");
     ping.arg(number);
     ping
-}
-
-/// Whether the server says that it is not the primary (any more).
-fn is_read_only(answer: &Value) -> bool {
-    matches!(answer, Value::ServerError(error) if error.kind() == Some(ServerErrorKind::ReadOnly))
 }

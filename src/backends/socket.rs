@@ -22,10 +22,19 @@ pub(super) fn look(socket: &SockRef<'_>) -> io::Result<()> {
     }
 }
 
-/// The same as an answer for a pool: with anything left to read, nobody may use the socket again.
-pub(super) fn condition(socket: &SockRef<'_>) -> Condition {
-    match look(socket) {
-        Ok(()) => Condition::Clean,
+/// The same as an answer for a pool: with anything left to read, nobody may use the socket again. Nor if
+/// it takes nothing more: `write` is the runtime's own `try_write`, which a system asked for nothing
+/// refuses once the user has shut that side down, and the runtime itself as long as the last write has
+/// found no room for all that it had.
+pub(super) fn condition(
+    socket: &SockRef<'_>,
+    write: impl FnOnce(&[u8]) -> io::Result<usize>,
+    trusted: bool,
+) -> Condition {
+    match look(socket).and_then(|()| write(&[])) {
+        Ok(_) if trusted => Condition::Clean,
+        // An answer that nobody waits for any more may arrive now.
+        Ok(_) => Condition::Unchecked,
         Err(_) => Condition::Broken,
     }
 }

@@ -5,9 +5,14 @@
 
 use crate::manager::{Condition, Manager};
 use sqlx_core::Error;
+use sqlx_core::column::Column;
 use sqlx_core::connection::{ConnectOptions, Connection};
 use sqlx_core::database::Database;
-use sqlx_core::sql_str::SqlSafeStr;
+use sqlx_core::error::DatabaseError;
+use sqlx_core::executor::Executor;
+use sqlx_core::raw_sql::raw_sql;
+use sqlx_core::row::Row;
+use sqlx_core::sql_str::{AssertSqlSafe, SqlSafeStr};
 use sqlx_core::transaction::TransactionManager;
 use std::fmt;
 
@@ -34,25 +39,32 @@ type IsPermanent = Box<dyn Fn(&Error) -> bool + Send + Sync>;
 /// - The `ROLLBACK` of a dropped `Transaction` is sent now and not when somebody uses the connection
 ///   next, so its locks are free at once; and the answers to abandoned queries are read and thrown
 ///   away.
-/// - PostgreSQL, MySQL and SQLite are then asked whether a transaction is open, with one `SELECT 1`
-///   past the log of statements. If it is (a `begin` dropped half-way, or a `BEGIN` among the user's
-///   queries), it is rolled back. sqlx's own pool hands such a connection on. Other databases are
-///   pinged.
+/// - PostgreSQL and MySQL are asked for a column with a name of the pool's own, with a `SELECT 1 AS …`,
+///   and the connection is closed if that is not what comes. For sqlx loses count of the answers after a
+///   `COPY` of PostgreSQL that fails or is dropped half-way, and after a `ping` or `prepare` of MySQL that
+///   is; sqlx's own pool hands such a connection on, and from then on each of its users gets the answer to
+///   the last one's query. sqlx logs this query as it does the user's.
+/// - PostgreSQL, MySQL and SQLite are then asked whether a transaction is open, with one `SELECT 1`. If it
+///   is (a `begin` dropped half-way, or a `BEGIN` among the user's queries), it is rolled back. sqlx's own
+///   pool hands such a connection on. Other databases are pinged.
 /// - A connection that reports an error meanwhile, such as that of an abandoned query or of a failed
 ///   transaction that sqlx did not begin, is closed.
 ///
 /// Session settings, temporary tables and advisory locks stay, as in sqlx's own pool; a
-/// [`before_acquire`](crate::Hooks::before_acquire) hook can undo them.
+/// [`before_acquire`](crate::Hooks::before_acquire) hook can undo them. A `LISTEN` of PostgreSQL stays too,
+/// and a later user's query fails if a notification comes before its answer. Listen on a connection that
+/// is no longer the pool's, such as sqlx's `PgListener` or one that is [detached](crate::Pooled::detach),
+/// or send `UNLISTEN *` before it goes back.
 ///
 /// # What is permanent
 ///
 /// An invalid option, and what the database says of a wrong password, a missing right or an unknown
-/// database: 28P01, 28000 and 3D000 of PostgreSQL; 28000 (errors 1045 and 1698) and 42000 (1044,
-/// 1049) of MySQL. [`permanent`](Self::permanent) says otherwise.
+/// database: 28P01, 28000 and 3D000 of PostgreSQL; 28000 (errors 1045 and 1698) and, of those with 42000,
+/// errors 1044 and 1049 of MySQL. [`permanent`](Self::permanent) says otherwise.
 ///
 /// # Cost
 ///
-/// A round trip and a task for each release, off its path; see
+/// Two round trips and a task for each release, off its path; see
 /// [`verify_on_release`](Self::verify_on_release). sqlx's own pool pings at each acquire too; here
 /// only what has been idle for a while is, unless
 /// [`CheckPolicy::Always`](crate::CheckPolicy::Always) is set.
@@ -103,7 +115,8 @@ impl<DB: Database> SqlxManager<DB> {
     /// With `false` only one that sqlx knows to be in a transaction, or that has something to send,
     /// is; releasing any other is a hit. That is for programs that never drop the future of a query
     /// or of `begin` half-way, neither in `select!` nor at a time limit nor with the task around it,
-    /// and that leave transactions to sqlx.
+    /// that [discard](crate::Pooled::discard) a connection whose `COPY` has failed, and that leave
+    /// transactions to sqlx.
     pub fn verify_on_release(mut self, verify: bool) -> Self {
         self.verify = verify;
         self
@@ -125,6 +138,29 @@ impl<DB: Database> SqlxManager<DB> {
     }
 }
 
+/// Asks for something that nobody else has asked for, and compares: so no answer to an earlier query is
+/// under way. It goes by the name of a column, which can be read whatever types the database has.
+async fn confirm<DB: Database>(connection: &mut DB::Connection) -> Result<(), Error>
+where
+    for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
+{
+    let name = format!("millpond_{:x}", fastrand::u64(..));
+    let question = AssertSqlSafe(format!("SELECT 1 AS {name}"));
+    let rows = raw_sql(question).fetch_all(&mut *connection).await?;
+    match rows.first().map(Row::columns) {
+        Some([column]) if column.name() == name => Ok(()),
+        _ => Err(Error::Protocol("the server answered another query than the pool's".to_owned())),
+    }
+}
+
+/// Whether MySQL or MariaDB will always refuse such a login. Of the errors whose code is 42000, others
+/// pass, such as 1203 and 1226: the user has too many connections. A number is what the driver shows
+/// first, and nowhere else without its own type.
+fn is_refusal_of_mysql(code: &str, error: &dyn DatabaseError) -> bool {
+    let number = || error.to_string().split(' ').next()?.parse().ok();
+    code == "28000" || code == "42000" && matches!(number(), Some(1044_u16 | 1049))
+}
+
 /// Ends a transaction that sqlx does not know of. `SELECT 1` is given to sqlx for a statement that
 /// begins a transaction: it looks at what the database says of its state afterwards, and that one is
 /// open is the exception here.
@@ -139,7 +175,10 @@ async fn end_unknown_transaction<DB: Database>(
     }
 }
 
-impl<DB: Database> Manager for SqlxManager<DB> {
+impl<DB: Database> Manager for SqlxManager<DB>
+where
+    for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
+{
     type Connection = DB::Connection;
     type Error = Error;
 
@@ -165,7 +204,12 @@ impl<DB: Database> Manager for SqlxManager<DB> {
             DB::TransactionManager::rollback(connection).await?;
         }
         match DB::NAME {
-            "PostgreSQL" | "MySQL" | "SQLite" => end_unknown_transaction::<DB>(connection).await,
+            "PostgreSQL" | "MySQL" => {
+                confirm::<DB>(connection).await?;
+                end_unknown_transaction::<DB>(connection).await
+            }
+            // Its answers cannot be mistaken: each has a channel of its own.
+            "SQLite" => end_unknown_transaction::<DB>(connection).await,
             _ => connection.ping().await,
         }
     }
@@ -182,12 +226,12 @@ impl<DB: Database> Manager for SqlxManager<DB> {
         match error {
             Error::Configuration(_) => true,
             Error::Database(error) => {
-                let codes: &[&str] = match DB::NAME {
-                    "PostgreSQL" => &["28P01", "28000", "3D000"],
-                    "MySQL" => &["28000", "42000"],
-                    _ => &[],
-                };
-                error.code().is_some_and(|code| codes.contains(&&*code))
+                let Some(code) = error.code() else { return false };
+                match DB::NAME {
+                    "PostgreSQL" => ["28P01", "28000", "3D000"].contains(&&*code),
+                    "MySQL" => is_refusal_of_mysql(&code, &**error),
+                    _ => false,
+                }
             }
             _ => false,
         }
@@ -198,5 +242,60 @@ impl<DB: Database> Manager for SqlxManager<DB> {
 impl<DB: Database> fmt::Debug for SqlxManager<DB> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SqlxManager").field("database", &DB::NAME).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sqlx_core::error::ErrorKind;
+    use std::error::Error as StdError;
+
+    /// An error that shows itself as those of sqlx's MySQL driver do.
+    #[derive(Debug)]
+    struct Refusal(&'static str);
+
+    impl fmt::Display for Refusal {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.0)
+        }
+    }
+
+    impl StdError for Refusal {}
+
+    impl DatabaseError for Refusal {
+        fn message(&self) -> &str {
+            self.0
+        }
+
+        fn as_error(&self) -> &(dyn StdError + Send + Sync + 'static) {
+            self
+        }
+
+        fn as_error_mut(&mut self) -> &mut (dyn StdError + Send + Sync + 'static) {
+            self
+        }
+
+        fn into_error(self: Box<Self>) -> Box<dyn StdError + Send + Sync + 'static> {
+            self
+        }
+
+        fn kind(&self) -> ErrorKind {
+            ErrorKind::Other
+        }
+    }
+
+    #[test]
+    fn a_user_of_mysql_with_too_many_connections_is_not_refused_for_good() {
+        for (code, shown, is_refusal) in [
+            ("28000", "1045 (28000): Access denied for user 'app'@'localhost'", true),
+            ("42000", "1044 (42000): Access denied for user 'app'@'%' to database 'x'", true),
+            ("42000", "1049 (42000): Unknown database 'x'", true),
+            ("42000", "1203 (42000): User app has more than 'max_user_connections'", false),
+            ("42000", "1226 (42000): User 'app' has exceeded 'max_user_connections'", false),
+            ("08004", "1040 (08004): Too many connections", false),
+        ] {
+            assert_eq!(is_refusal_of_mysql(code, &Refusal(shown)), is_refusal, "{shown}");
+        }
     }
 }

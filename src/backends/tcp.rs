@@ -1,25 +1,49 @@
 //! TCP connections.
 //!
-//! Not here: any protocol. What is sent over a connection and read from it is up to its user; who
-//! lets go of one in the middle of an answer has it closed, because the rest of the answer is seen.
+//! Not here: any protocol. What is sent over a connection and read from it is up to its user. Who lets
+//! go of one in the middle of an answer has it closed if the rest of the answer is there to be seen; who
+//! does not wait for an answer has to [discard](crate::Pooled::discard) it.
 
 use super::socket;
 use crate::manager::{Condition, Manager};
 use socket2::{SockRef, TcpKeepalive};
+use std::future::{Future, poll_fn};
 use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::Poll;
 use std::time::Duration;
-use tokio::net::{TcpStream, ToSocketAddrs};
+use tokio::net::{TcpStream, ToSocketAddrs, lookup_host};
+use tokio::time::timeout;
 
 /// Opens TCP connections.
 ///
 /// The address may be a name, as in `"cache.internal:6379"`: it is looked up for each connection, so
-/// new ones follow it to wherever it points.
+/// new ones follow it to wherever it points. If it has several addresses, the next one is tried as soon as
+/// the one before has failed, or beside it once that has not answered for 250 ms.
 ///
 /// # What is checked
 ///
-/// Whenever a connection is released, and when the pool checks one: that the peer has neither closed
-/// it nor sent anything that nobody has read. That is one system call, and no round trip. It does not
-/// find a peer that is gone without a word; [`keepalive`](Self::keepalive) does, in time.
+/// Whenever a connection is released, whenever one is acquired, and when the pool checks one: that the
+/// peer has neither closed it nor sent anything that nobody has read. When it is released also that its
+/// user has not shut it down, nor left a write half-way while there was no room for it. These are one or
+/// two system calls, and no round trip. They do not find a peer that is gone without a word;
+/// [`keepalive`](Self::keepalive) does, in time.
+///
+/// # What cannot be seen
+///
+/// Nobody but its user knows where in a protocol a connection stands. **An answer that is still under
+/// way when the next user acquires the connection is read by that one**, and so is the rest of a request
+/// that was sent in part. So whoever gives up on a request, as at a time limit, must not let go of the
+/// connection but [`discard`](crate::Pooled::discard) it; if the future may be dropped anywhere, take the
+/// connection out with [`detach`](crate::Pooled::detach) or have a [`Manager`] of your own whose
+/// connections know whether an answer is due.
+///
+/// # Cost
+///
+/// An acquire is no hit, but a check that is done on the spot, or from a blocking thread on the pool's
+/// runtime; [`try_acquire`](crate::Pool::try_acquire) finds nothing before it has had that done once. See
+/// [`verify_on_acquire`](Self::verify_on_acquire).
 ///
 /// # Examples
 ///
@@ -50,12 +74,13 @@ pub struct TcpManager<A = String> {
     address: A,
     nodelay: bool,
     keepalive: Option<Duration>,
+    trusted: bool,
 }
 
 impl<A: ToSocketAddrs> TcpManager<A> {
     /// Opens connections to this address.
     pub fn new(address: A) -> Self {
-        Self { address, nodelay: true, keepalive: None }
+        Self { address, nodelay: true, keepalive: None, trusted: false }
     }
 }
 
@@ -74,6 +99,17 @@ impl<A> TcpManager<A> {
         self.keepalive = after.into();
         self
     }
+
+    /// Whether each acquire looks once more whether anything has arrived. Default: `true`.
+    ///
+    /// With `false` only one of a connection that has been idle for a while does, or as
+    /// [`CheckPolicy`](crate::CheckPolicy) says, and taking any other is a hit. That is for programs that
+    /// read every answer to its end before they let go of a connection, or
+    /// [discard](crate::Pooled::discard) it.
+    pub fn verify_on_acquire(mut self, verify: bool) -> Self {
+        self.trusted = !verify;
+        self
+    }
 }
 
 impl<A: ToSocketAddrs + Send + Sync + 'static> Manager for TcpManager<A> {
@@ -81,7 +117,7 @@ impl<A: ToSocketAddrs + Send + Sync + 'static> Manager for TcpManager<A> {
     type Error = io::Error;
 
     async fn connect(&self) -> io::Result<TcpStream> {
-        let stream = TcpStream::connect(&self.address).await?;
+        let stream = connect_to_any(lookup_host(&self.address).await?).await?;
         stream.set_nodelay(self.nodelay)?;
         if let Some(after) = self.keepalive {
             let keepalive = TcpKeepalive::new().with_time(after.max(Duration::from_secs(1)));
@@ -91,7 +127,7 @@ impl<A: ToSocketAddrs + Send + Sync + 'static> Manager for TcpManager<A> {
     }
 
     fn condition(&self, stream: &mut TcpStream) -> Condition {
-        socket::condition(&SockRef::from(&*stream))
+        socket::condition(&SockRef::from(&*stream), |bytes| stream.try_write(bytes), self.trusted)
     }
 
     async fn check(&self, stream: &mut TcpStream) -> io::Result<()> {
@@ -102,4 +138,44 @@ impl<A: ToSocketAddrs + Send + Sync + 'static> Manager for TcpManager<A> {
         // Not a name that is unknown: it may be known in a moment.
         error.kind() == ErrorKind::InvalidInput
     }
+}
+
+/// How long one address is waited for alone, as in
+/// [RFC 8305](https://www.rfc-editor.org/rfc/rfc8305#section-5).
+const HEAD_START: Duration = Duration::from_millis(250);
+
+/// The first connection to any of these addresses, or why the last of them to fail did.
+///
+/// One after the other would not do: an address that leads nowhere takes all the time that the pool gives
+/// to an attempt, and the next attempt begins with it again.
+async fn connect_to_any(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
+    let mut addresses = addresses.fuse();
+    let mut attempts = Vec::new();
+    let mut failure = io::Error::new(ErrorKind::InvalidInput, "the name has no address");
+    loop {
+        match addresses.next() {
+            Some(address) => attempts.push(Box::pin(TcpStream::connect(address))),
+            None if attempts.is_empty() => return Err(failure),
+            None => {}
+        }
+        match timeout(HEAD_START, any(&mut attempts)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => failure = error,
+            Err(_) => {}
+        }
+    }
+}
+
+/// The first of these futures to be ready, which is taken out.
+async fn any<F: Future>(futures: &mut Vec<Pin<Box<F>>>) -> F::Output {
+    poll_fn(|cx| {
+        for index in 0..futures.len() {
+            if let Poll::Ready(output) = futures[index].as_mut().poll(cx) {
+                drop(futures.swap_remove(index));
+                return Poll::Ready(output);
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }

@@ -13,8 +13,10 @@ use tokio::net::UnixStream;
 ///
 /// # What is checked
 ///
-/// As in [`TcpManager`](super::tcp::TcpManager): that the peer has neither closed the connection nor
-/// sent anything that nobody has read. A peer on the same machine is never gone without a word.
+/// As in [`TcpManager`](super::tcp::TcpManager), at the same cost: that the peer has neither closed the
+/// connection nor sent anything that nobody has read. A peer on the same machine is never gone without a
+/// word. What is said there of answers that are still under way holds here too: whoever gives up on one
+/// has to [`discard`](crate::Pooled::discard) the connection.
 ///
 /// # Examples
 ///
@@ -30,12 +32,24 @@ use tokio::net::UnixStream;
 #[must_use]
 pub struct UnixManager {
     path: PathBuf,
+    trusted: bool,
 }
 
 impl UnixManager {
     /// Opens connections to the socket at this path.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
+        Self { path: path.into(), trusted: false }
+    }
+
+    /// Whether each acquire looks once more whether anything has arrived. Default: `true`.
+    ///
+    /// With `false` only one of a connection that has been idle for a while does, or as
+    /// [`CheckPolicy`](crate::CheckPolicy) says, and taking any other is a hit. That is for programs that
+    /// read every answer to its end before they let go of a connection, or
+    /// [discard](crate::Pooled::discard) it.
+    pub fn verify_on_acquire(mut self, verify: bool) -> Self {
+        self.trusted = !verify;
+        self
     }
 
     /// The path.
@@ -54,7 +68,7 @@ impl Manager for UnixManager {
     }
 
     fn condition(&self, stream: &mut UnixStream) -> Condition {
-        socket::condition(&SockRef::from(&*stream))
+        socket::condition(&SockRef::from(&*stream), |bytes| stream.try_write(bytes), self.trusted)
     }
 
     async fn check(&self, stream: &mut UnixStream) -> io::Result<()> {

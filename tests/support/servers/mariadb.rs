@@ -38,7 +38,9 @@ impl Mariadb {
                      CREATE USER millpond@'127.0.0.1';\n\
                      GRANT ALL ON *.* TO millpond@'127.0.0.1';\n\
                      CREATE USER locked@'127.0.0.1' IDENTIFIED BY 'secret';\n\
-                     GRANT ALL ON millpond.* TO locked@'127.0.0.1';\n";
+                     GRANT ALL ON millpond.* TO locked@'127.0.0.1';\n\
+                     CREATE USER local@'127.0.0.1', local@localhost;\n\
+                     GRANT ALL ON millpond.* TO local@'127.0.0.1', local@localhost;\n";
         fs::write(server.server.folder.join("init.sql"), users).expect("a file with its users");
         let init = format!("--init-file={}", server.server.folder.join("init.sql").display());
         server.launch(&[init]);
