@@ -374,6 +374,11 @@ impl<K: Key, M: Manager> Node<K, M> {
         self.state.role()
     }
 
+    /// Whether it was added by a watch that has ended.
+    pub(super) fn is_orphan(&self) -> bool {
+        self.origin.watch.as_ref().is_some_and(|watch| watch.strong_count() == 0)
+    }
+
     /// Whether connecting works, as far as anybody knows.
     pub(super) fn is_up(&self) -> bool {
         !self.state.failing.load(Ordering::Relaxed)
