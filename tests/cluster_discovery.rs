@@ -193,11 +193,74 @@ async fn other_options_count_at_once_and_connections_stay() {
     };
     let guard = cluster.acquire_any(Policy::Rank(&zone)).await.unwrap();
     assert_eq!((guard.node().as_str(), guard.info().uses), ("a", 2));
+    assert_eq!(guard.role(), Role::Primary);
     assert_eq!(servers.at("a:1").ledger.opened(), 1);
     // What somebody has changed by hand is changed back.
     cluster.set_options("a", weight(1)).unwrap();
     assert_eq!(brief(&cluster.apply(set, PATIENCE).unwrap()), "=a");
     assert_eq!(cluster.status().nodes[0].weight, 7);
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_written_in_another_way_is_the_same() {
+    let (cluster, servers) = test_cluster();
+    let at = |key: &str, host: &str| NodeSpec::new(key, Endpoint::new(host, 1));
+    cluster.apply([at("a", "db1.internal"), at("b", "::1")], PATIENCE).unwrap();
+    drop(cluster.acquire("a").await.unwrap());
+    let set = [at("a", "DB1.internal"), at("b", "0:0:0:0:0:0:0:1")];
+    assert_eq!(brief(&cluster.apply(set, PATIENCE).unwrap()), "");
+    assert_eq!((cluster.acquire("a").await.unwrap().info().uses, servers.count()), (2, 2));
+}
+
+thread_local! {
+    /// Called whenever a key is copied, which the cluster does while it makes another table.
+    static ON_COPY: std::cell::RefCell<Option<Box<dyn Fn()>>> = const { std::cell::RefCell::new(None) };
+}
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Watched(&'static str);
+
+impl Clone for Watched {
+    fn clone(&self) -> Self {
+        ON_COPY.with_borrow(|hook| hook.iter().for_each(|hook| hook()));
+        Self(self.0)
+    }
+}
+
+impl std::fmt::Display for Watched {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+#[tokio::test]
+async fn roles_change_at_one_instant_with_the_nodes() {
+    let builder = Cluster::<Watched, TestManager>::builder();
+    let cluster = builder.template(|_| TestManager::new()).build().unwrap();
+    let set = |roles: [Role; 2]| {
+        let keys = [Watched("a"), Watched("b")].into_iter().zip(roles);
+        let spec = |(key, role): (Watched, _)| {
+            let endpoint = Endpoint::new(key.0, 1);
+            NodeSpec { key, endpoint, options: NodeOptions::default().role(role) }
+        };
+        keys.map(spec).collect::<Vec<_>>()
+    };
+    let (before, after) = ([Role::Primary, Role::Replica], [Role::Replica, Role::Primary]);
+    cluster.apply(set(before), PATIENCE).unwrap();
+    let seen = Arc::<Mutex<Vec<Vec<Role>>>>::default();
+    let look = {
+        let (cluster, seen) = (cluster.clone(), seen.clone());
+        move || {
+            let roles = cluster.status().nodes.iter().map(|node| node.role).collect();
+            seen.lock().unwrap().push(roles);
+        }
+    };
+    ON_COPY.set(Some(Box::new(look)));
+    cluster.apply(set(after), PATIENCE).unwrap();
+    ON_COPY.set(None);
+    let seen = seen.lock().unwrap();
+    assert!(seen.len() > 1 && seen.iter().all(|roles| roles[..] == before), "{seen:?}");
+    assert!(cluster.status().nodes.iter().map(|node| node.role).eq(after));
 }
 
 #[tokio::test]
@@ -383,7 +446,7 @@ async fn a_pool_that_is_taken_away_refuses_everybody_before_the_call_returns() {
 }
 
 #[tokio::test]
-async fn a_drain_goes_on_without_the_cluster() {
+async fn what_is_in_use_is_closed_in_order_though_the_cluster_is_gone() {
     let (cluster, servers) = test_cluster();
     apply(&cluster, "a b");
     let (a, b) = (cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap());

@@ -131,8 +131,9 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     /// - one with other options gets them as by [`set_options`](Self::set_options);
     /// - all others stay as they are, with their connections.
     ///
-    /// All of this happens at one instant: every acquire sees either the nodes of before or those of
-    /// the set. The call waits for nothing. Old pools refuse everybody when it returns, and are drained
+    /// All of this happens at one instant: every acquire sees either the nodes of before, with their
+    /// roles, or those of the set; a role that is [read](super::ClusterBuilder::read_role) from the server
+    /// is set a moment before that. The call waits for nothing. Old pools refuse everybody when it returns, and are drained
     /// in the background: connections in use are waited for until `deadline` from now, and closed when
     /// they come back, before it or after. Any number of drains may be under way, and none holds up the
     /// next set. Each goes on although the cluster is dropped or closed. With the feature `tracing` it is
@@ -428,7 +429,8 @@ impl<'p, K: Key, M: Manager> Plan<'p, K, M> {
         if !is_ours && !node.is_orphan() {
             return Some(Fate::Foreign);
         }
-        if node.origin.endpoint.as_ref() != Some(&spec.endpoint) {
+        let is_there = node.origin.endpoint.as_ref().is_some_and(|it| it.is_at(&spec.endpoint));
+        if !is_there {
             return made.then_some(Fate::Replace);
         }
         Some(if node.options != spec.options {
