@@ -85,6 +85,15 @@ pub(super) fn targets(config: &Config) -> Result<Vec<Target>, Error> {
     if count == 0 {
         return Err(Error::config("host", "", "must be given, or hostaddr"));
     }
+    for (index, host) in hosts.iter().enumerate() {
+        if let Host::Tcp(name) = host {
+            if name.contains(',') {
+                let rule = "must be one host: in a URL, several stand before the path, as in \
+                            postgresql://db1:5432,db2:5432/app";
+                return Err(Error::config("host", shown(config, index, name), rule));
+            }
+        }
+    }
     if !hosts.is_empty() && !addresses.is_empty() && hosts.len() != addresses.len() {
         let rule = format!("must be as many as there are hosts, which is {}", hosts.len());
         return Err(Error::config("hostaddr", list(addresses), rule));
@@ -113,6 +122,20 @@ pub(super) fn targets(config: &Config) -> Result<Vec<Target>, Error> {
     Ok(targets)
 }
 
+/// A host for an error; by its number where there is a password, since what stands there may be a part of
+/// one that is not written as it should be.
+pub(super) fn shown(config: &Config, index: usize, host: impl fmt::Display) -> String {
+    match config.get_password() {
+        None => host.to_string(),
+        Some(_) => numbered(index),
+    }
+}
+
+/// A host that is not shown.
+pub(super) fn numbered(index: usize) -> String {
+    format!("that of number {} (not shown beside a password)", index + 1)
+}
+
 /// Values as they are written in a configuration.
 fn list(values: &[impl ToString]) -> String {
     values.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
@@ -126,6 +149,17 @@ impl Target {
             return Self { host: Host::Unix(host.into()), port, hostname: None };
         }
         Self { host: Host::Tcp(host.to_owned()), port, hostname: Some(host.to_owned()) }
+    }
+
+    /// What leads here by [`new`](Self::new), but for an address of its own.
+    #[cfg(feature = "cluster")]
+    pub(super) fn endpoint(&self) -> crate::cluster::Endpoint {
+        let host = match (&self.hostname, &self.host) {
+            (Some(name), _) | (None, Host::Tcp(name)) => name.clone(),
+            #[cfg(unix)]
+            (None, Host::Unix(folder)) => folder.display().to_string(),
+        };
+        crate::cluster::Endpoint::new(host, self.port)
     }
 
     /// Whether there is a port only.

@@ -143,9 +143,10 @@ impl PostgresManager {
     ///
     /// # Errors
     ///
-    /// [`Error::Postgres`] if it cannot be read.
+    /// [`Error::Postgres`] if it cannot be read, or [`Error::Config`] if the reason would show what may be
+    /// a part of a password.
     pub fn from_url(url: &str) -> Result<Self, Error> {
-        Ok(Self::new(url.parse()?))
+        Ok(Self::new(url.parse().map_err(|error| unreadable(url, error))?))
     }
 
     /// Opens each connection by what `config` says at that moment, without encryption: for passwords
@@ -343,12 +344,38 @@ impl Client {
             return Ok(writable);
         }
         let answer = self.client.simple_query("SHOW transaction_read_only").await?;
-        let value = answer.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => row.get(0),
-            _ => None,
-        });
-        Ok(value == Some("off"))
+        match first_value(&answer) {
+            Some("off") => Ok(true),
+            Some("on") => Ok(false),
+            _ => Err(Error::Closed),
+        }
     }
+}
+
+/// What a question with one value was answered; `None` if that is no answer to it, which only a
+/// connection gives that is of no use.
+fn first_value(answer: &[SimpleQueryMessage]) -> Option<&str> {
+    answer.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0),
+        _ => None,
+    })
+}
+
+/// Why a URL, or words, cannot be read, without what may be a part of a password: where that is not
+/// written as it should be, what follows is taken for something else, and named.
+fn unreadable(url: &str, error: tokio_postgres::Error) -> Error {
+    let names_an_option = || {
+        let cause = std::error::Error::source(&error);
+        cause.is_some_and(|cause| cause.to_string().starts_with("invalid value for option `"))
+    };
+    let login = url.split_once('@').map(|(login, _)| login.replace("://", ""));
+    let has_password = url.contains("password") || login.is_some_and(|login| login.contains(':'));
+    if !has_password || names_an_option() {
+        return error.into();
+    }
+    let rule = "must have no unknown option, and a value for each; in a password in a URL, @ is written \
+                %40, & %26 and = %3D, and one in words that has spaces in it stands in single quotes";
+    Error::config("url", "not shown, as it has a password in it", rule)
 }
 
 /// A client whose connection runs in a task of its own.
