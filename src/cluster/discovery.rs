@@ -270,7 +270,8 @@ impl<K: Key, M: Manager> Shared<K, M> {
         deadline: Duration,
         watch: &Weak<()>,
     ) -> Result<Option<Changes<K>>, SetError> {
-        if !(make && rest.has_unmade()) && !rest.has_free(&self.table.load()) {
+        let is_time = make && rest.has_unmade();
+        if !is_time && !rest.has_free(&self.table.load()) {
             return Ok(None);
         }
         let changes = self.carry_out(Plan::of_rest(self, rest, make, watch), deadline)?;

@@ -273,7 +273,7 @@ impl Silence {
                 Error::Open { address: place.to_string(), error }
             })?,
         };
-        waiting.is_answered();
+        waiting.ends();
         answer
     }
 }
@@ -286,7 +286,7 @@ struct Attempt<'s> {
 }
 
 impl Attempt<'_> {
-    fn is_answered(mut self) {
+    fn ends(mut self) {
         self.is_answered = true;
     }
 }
