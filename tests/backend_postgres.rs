@@ -560,6 +560,80 @@ async fn a_server_is_found_by_its_socket_and_behind_others_that_are_not_there() 
     assert_eq!(ask(&pool.acquire().await.unwrap(), sql).await, "f");
 }
 
+/// Where connections are taken, and nobody ever says a word.
+fn silent() -> std::net::TcpListener {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    listener
+}
+
+/// Which the first server is, and then one that answers.
+fn behind(silent: &std::net::TcpListener, server: &Postgres) -> String {
+    let (silent, server) = (silent.local_addr().unwrap(), server.address());
+    format!("postgresql://millpond@{silent},{server}/millpond")
+}
+
+#[tokio::test]
+async fn a_host_that_does_not_answer_leaves_time_for_the_next_and_is_tried_last_from_then_on() {
+    let Some(server) = server() else { return };
+    let silent = silent();
+    let manager = PostgresManager::from_url(&behind(&silent, server)).unwrap();
+    // With the pool's own limits.
+    let pool = Pool::builder(manager).max_size(3).build().await.unwrap();
+    let clients = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    assert_eq!(ask(&clients[1], "SELECT 1").await, "1");
+    assert_eq!(pool.metrics().connect_failures, 0);
+    assert!(silent.accept().is_ok(), "in the order of the configuration at first");
+    assert!(silent.accept().is_err(), "and then no more");
+}
+
+#[tokio::test]
+async fn a_dial_goes_on_behind_the_host_at_which_the_one_before_was_cut() {
+    let Some(server) = server() else { return };
+    let silent = silent();
+    for settings in ["", "?connect_timeout=600"] {
+        let url = format!("{}{settings}", behind(&silent, server));
+        let manager = PostgresManager::from_url(&url).unwrap();
+        let limit = std::time::Duration::from_millis(200);
+        let pool = pool_of(manager, 1).connect_timeout(limit).build().await.unwrap();
+        assert_eq!(ask(&pool.acquire().await.unwrap(), "SELECT 1").await, "1");
+        assert_eq!(pool.metrics().connect_failures, 1);
+    }
+}
+
+#[tokio::test]
+async fn connect_timeout_is_the_time_for_all_of_an_attempt() {
+    let silent = silent();
+    let address = silent.local_addr().unwrap();
+    let url = format!("postgresql://millpond@{address}/millpond?connect_timeout=1");
+    let manager = PostgresManager::from_url(&url).unwrap();
+    let answer = tokio::time::timeout(PATIENCE, millpond::Manager::connect(&manager)).await;
+    let Err(Error::Open { address: said, error }) = answer.expect("it hangs") else {
+        panic!("it is connected")
+    };
+    assert_eq!((said, error.to_string()), (address.to_string(), "no answer in 1s".to_owned()));
+}
+
+#[tokio::test]
+async fn a_host_that_was_cut_short_has_another_turn_if_the_others_do_not_serve() {
+    let Some(server) = server() else { return };
+    let proxy = Proxy::start(server.address());
+    proxy.freeze();
+    // Nobody listens at the second one.
+    let url = format!("postgresql://millpond@{},127.0.0.1:1/millpond", proxy.address());
+    let manager = PostgresManager::from_url(&url).unwrap();
+    let mut connect = pin!(millpond::Manager::connect(&manager));
+    let client = tokio::select! {
+        biased;
+        client = &mut connect => client,
+        () = eventually("both turns are taken", || proxy.accepted() == 2) => {
+            proxy.thaw();
+            connect.await
+        }
+    };
+    client.unwrap().batch_execute("SELECT 1").await.unwrap();
+}
+
 #[tokio::test]
 async fn a_configuration_that_cannot_work_is_tried_once_and_names_what_is_wrong() {
     let require = "postgresql://millpond@127.0.0.1/millpond?sslmode=require";

@@ -193,11 +193,74 @@ async fn other_options_count_at_once_and_connections_stay() {
     };
     let guard = cluster.acquire_any(Policy::Rank(&zone)).await.unwrap();
     assert_eq!((guard.node().as_str(), guard.info().uses), ("a", 2));
+    assert_eq!(guard.role(), Role::Primary);
     assert_eq!(servers.at("a:1").ledger.opened(), 1);
     // What somebody has changed by hand is changed back.
     cluster.set_options("a", weight(1)).unwrap();
     assert_eq!(brief(&cluster.apply(set, PATIENCE).unwrap()), "=a");
     assert_eq!(cluster.status().nodes[0].weight, 7);
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_written_in_another_way_is_the_same() {
+    let (cluster, servers) = test_cluster();
+    let at = |key: &str, host: &str| NodeSpec::new(key, Endpoint::new(host, 1));
+    cluster.apply([at("a", "db1.internal"), at("b", "::1")], PATIENCE).unwrap();
+    drop(cluster.acquire("a").await.unwrap());
+    let set = [at("a", "DB1.internal"), at("b", "0:0:0:0:0:0:0:1")];
+    assert_eq!(brief(&cluster.apply(set, PATIENCE).unwrap()), "");
+    assert_eq!((cluster.acquire("a").await.unwrap().info().uses, servers.count()), (2, 2));
+}
+
+thread_local! {
+    /// Called whenever a key is copied, which the cluster does while it makes another table.
+    static ON_COPY: std::cell::RefCell<Option<Box<dyn Fn()>>> = const { std::cell::RefCell::new(None) };
+}
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Watched(&'static str);
+
+impl Clone for Watched {
+    fn clone(&self) -> Self {
+        ON_COPY.with_borrow(|hook| hook.iter().for_each(|hook| hook()));
+        Self(self.0)
+    }
+}
+
+impl std::fmt::Display for Watched {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+#[tokio::test]
+async fn roles_change_at_one_instant_with_the_nodes() {
+    let builder = Cluster::<Watched, TestManager>::builder();
+    let cluster = builder.template(|_| TestManager::new()).build().unwrap();
+    let set = |roles: [Role; 2]| {
+        let keys = [Watched("a"), Watched("b")].into_iter().zip(roles);
+        let spec = |(key, role): (Watched, _)| {
+            let endpoint = Endpoint::new(key.0, 1);
+            NodeSpec { key, endpoint, options: NodeOptions::default().role(role) }
+        };
+        keys.map(spec).collect::<Vec<_>>()
+    };
+    let (before, after) = ([Role::Primary, Role::Replica], [Role::Replica, Role::Primary]);
+    cluster.apply(set(before), PATIENCE).unwrap();
+    let seen = Arc::<Mutex<Vec<Vec<Role>>>>::default();
+    let look = {
+        let (cluster, seen) = (cluster.clone(), seen.clone());
+        move || {
+            let roles = cluster.status().nodes.iter().map(|node| node.role).collect();
+            seen.lock().unwrap().push(roles);
+        }
+    };
+    ON_COPY.set(Some(Box::new(look)));
+    cluster.apply(set(after), PATIENCE).unwrap();
+    ON_COPY.set(None);
+    let seen = seen.lock().unwrap();
+    assert!(seen.len() > 1 && seen.iter().all(|roles| roles[..] == before), "{seen:?}");
+    assert!(cluster.status().nodes.iter().map(|node| node.role).eq(after));
 }
 
 #[tokio::test]
@@ -383,7 +446,7 @@ async fn a_pool_that_is_taken_away_refuses_everybody_before_the_call_returns() {
 }
 
 #[tokio::test]
-async fn a_drain_goes_on_without_the_cluster() {
+async fn what_is_in_use_is_closed_in_order_though_the_cluster_is_gone() {
     let (cluster, servers) = test_cluster();
     apply(&cluster, "a b");
     let (a, b) = (cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap());
@@ -657,7 +720,7 @@ async fn a_watch_whose_nodes_cannot_be_made_keeps_those_that_it_has() {
     let (sender, watch) = watch_of(&cluster);
     sender.send(Ok(nodes("a b"))).unwrap();
     applied(&watch, 1).await;
-    for (count, set) in [(2, "hand x@panic"), (3, "hand")] {
+    for (count, set) in [(2, "hand x@panic"), (3, "x@panic y@panic")] {
         sender.send(Ok(nodes(set))).unwrap();
         applied(&watch, count).await;
         assert_eq!(cluster.nodes(), ["hand", "a", "b"], "{set}");
@@ -665,6 +728,90 @@ async fn a_watch_whose_nodes_cannot_be_made_keeps_those_that_it_has() {
     sender.send(Ok(nodes("hand x@panic b"))).unwrap();
     applied(&watch, 4).await;
     assert_eq!(brief(&watch.last_changes().unwrap()), "-a !hand !x");
+}
+
+#[tokio::test]
+async fn a_watch_with_a_set_of_what_is_somebody_elses_has_no_nodes_of_its_own() {
+    let (cluster, _servers) = test_cluster();
+    cluster.add_endpoint("hand", Endpoint::new("hand", 1)).unwrap();
+    let (sender, watch) = watch_of(&cluster);
+    sender.send(Ok(nodes("a b"))).unwrap();
+    sender.send(Ok(nodes("hand"))).unwrap();
+    applied(&watch, 2).await;
+    assert_eq!(brief(&watch.last_changes().unwrap()), "-a -b !hand");
+    assert_eq!(cluster.nodes(), ["hand"]);
+}
+
+#[tokio::test]
+async fn a_watch_has_a_node_that_it_was_refused_as_soon_as_nobody_else_has_it() {
+    let (cluster, _servers) = test_cluster();
+    cluster.add_endpoint("hand", Endpoint::new("hand", 1)).unwrap();
+    let ((one, first), (other, second)) = (watch_of(&cluster), watch_of(&cluster));
+    one.send(Ok(nodes("a b"))).unwrap();
+    applied(&first, 1).await;
+    other.send(Ok(nodes("hand a c d e"))).unwrap();
+    applied(&second, 1).await;
+    assert_eq!(brief(&second.last_changes().unwrap()), "+c +d +e !hand !a");
+    let comes = async |what: &str| {
+        eventually(what, || brief(&second.last_changes().unwrap()) == what).await;
+    };
+    // What is done by hand to the others holds meanwhile.
+    cluster.remove_node("c", SECOND).await.unwrap();
+    cluster.set_options("d", weight(5)).unwrap();
+    cluster.replace("e", TestManager::new(), SECOND).await.unwrap();
+    cluster.remove_node("hand", SECOND).await.unwrap();
+    comes("+hand !a").await;
+    one.send(Ok(nodes("b"))).unwrap();
+    comes("+a").await;
+    assert_eq!(cluster.status().nodes[1].weight, 5);
+    let mut present = cluster.nodes();
+    present.sort();
+    assert_eq!(present, ["a", "b", "d", "e", "hand"]);
+    // The end of a watch sets its nodes free too, however it ends.
+    other.send(Ok(nodes("a b"))).unwrap();
+    comes("-d -hand !b").await;
+    first.stop().await;
+    comes("").await;
+    other.send(Ok(nodes("a"))).unwrap();
+    comes("-b").await;
+    assert_eq!((second.applied(), second.last_error().is_none()), (3, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_could_not_be_made_is_made_when_it_can_be_though_the_set_stays_the_same() {
+    hush_scripted_panics();
+    let (broken, calls) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
+    let template = {
+        let (broken, calls) = (broken.clone(), calls.clone());
+        move |_: &Endpoint| {
+            calls.fetch_add(1, Ordering::SeqCst);
+            assert!(!broken.load(Ordering::SeqCst), "scripted panic");
+            TestManager::new()
+        }
+    };
+    let cluster: TestCluster = Cluster::builder().template(template).build().unwrap();
+    let resolver = Resolver::default();
+    resolver.answers("10.0.0.1:5432 10.0.0.2:5432");
+    cluster.add_node("10.0.0.1:5432".to_owned(), TestManager::new()).unwrap();
+    let watch = cluster.watch(resolver.dns(), PATIENCE);
+    applied(&watch, 1).await;
+    tokio::time::sleep(1_000 * SECOND).await;
+    let refused = "!10.0.0.1:5432 !10.0.0.2:5432";
+    assert_eq!(brief(&watch.last_changes().unwrap()), refused);
+    // Not over and over, and not whenever something changes.
+    for number in 0..100 {
+        cluster.add_node(format!("other{number}"), TestManager::new()).unwrap();
+        tokio::task::yield_now().await;
+    }
+    let calls = calls.load(Ordering::SeqCst);
+    assert!((10..=30).contains(&calls), "{calls} calls");
+    broken.store(false, Ordering::SeqCst);
+    eventually("it is made", || cluster.nodes().contains(&"10.0.0.2:5432".to_owned())).await;
+    assert_eq!(brief(&watch.last_changes().unwrap()), "+10.0.0.2:5432 !10.0.0.1:5432");
+    assert_eq!(watch.applied(), 1, "it is the same set");
+    cluster.remove_node("10.0.0.1:5432", SECOND).await.unwrap();
+    eventually("it is the watch's", || brief(&watch.last_changes().unwrap()) == "+10.0.0.1:5432")
+        .await;
 }
 
 #[tokio::test]
@@ -800,8 +947,12 @@ impl Resolver {
     }
 
     fn dns(&self) -> Dns {
+        self.dns_every(10 * SECOND)
+    }
+
+    fn dns_every(&self, every: Duration) -> Dns {
         let this = self.clone();
-        let dns = Dns::new("db.internal:5432".parse().unwrap(), 10 * SECOND).unwrap();
+        let dns = Dns::new("db.internal:5432".parse().unwrap(), every).unwrap();
         dns.lookup(move |endpoint| this.lookup(endpoint))
     }
 }
@@ -926,6 +1077,37 @@ async fn a_cluster_follows_dns_through_changes_and_outages() {
     let asked = resolver.asked();
     tokio::time::sleep(100 * SECOND).await;
     assert_eq!(resolver.asked(), asked, "nobody asks any more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_becomes_the_primary_goes_from_one_watch_to_the_other() {
+    let [a, b, c] = ["10.0.0.1:5432", "10.0.0.2:5432", "10.0.0.3:5432"];
+    // Whichever of the two hears of it first.
+    for (primary_every, replicas_every) in [(5, 15), (15, 5)] {
+        for (replicas, others) in [(format!("{b} {c}"), vec![a, c]), (b.to_owned(), vec![a])] {
+            let (cluster, _servers) = test_cluster();
+            let (of_primary, of_replicas) = (Resolver::default(), Resolver::default());
+            of_primary.answers(a);
+            of_replicas.answers(&replicas);
+            let watch = |resolver: &Resolver, every, role| {
+                let dns = resolver.dns_every(every * SECOND);
+                cluster.watch(dns.options(NodeOptions::default().role(role)), PATIENCE)
+            };
+            let first = watch(&of_replicas, replicas_every, Role::Replica);
+            let second = watch(&of_primary, primary_every, Role::Primary);
+            applied(&first, 1).await;
+            applied(&second, 1).await;
+            assert_eq!(cluster.acquire_any(Policy::Primary).await.unwrap().node(), a);
+            of_primary.answers(b);
+            of_replicas.answers(&others.join(" "));
+            tokio::time::sleep(1_000 * SECOND).await;
+            assert_eq!(cluster.acquire_any(Policy::Primary).await.unwrap().node(), b);
+            let roles: HashMap<String, Role> =
+                cluster.status().nodes.into_iter().map(|node| (node.key, node.role)).collect();
+            assert_eq!(roles.len(), others.len() + 1, "{roles:?}");
+            assert!(others.iter().all(|other| roles[*other] == Role::Replica), "{roles:?}");
+        }
+    }
 }
 
 #[tokio::test]

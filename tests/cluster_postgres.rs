@@ -8,12 +8,13 @@
 mod support;
 use support::*;
 
-use millpond::backends::postgres::{Client, Error, PoolMode, PostgresManager, PostgresNodes};
-use millpond::cluster::{Cluster, ClusterBuilder, NodeOptions, Policy, Role};
+use millpond::backends::postgres::{self, Client, Error, PoolMode, PostgresManager, PostgresNodes};
+use millpond::cluster::{Cluster, ClusterBuilder, NodeOptions, NodeSpec, Policy, Role};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tokio::time::{error::Elapsed, timeout};
 use tokio_postgres::error::SqlState;
@@ -230,7 +231,18 @@ fn a_list_of_servers_that_cannot_be_right_is_refused_and_the_value_is_named() {
         ("postgresql://u@h1:5432,h2:0/d", "port is h2:0, but it must be a host and, after a colon"),
         ("postgresql://u@h1,h2:54x2/d", "port is h2:54x2, but it must be a host and"),
         ("postgresql://u@[::1]:70000,h2/d", "port is [::1]:70000, but it must be a host and"),
-        ("postgresql://h1:5432,h2:54x2/d", "port is h2:…, but it must be a host and"),
+        (
+            "postgresql://h1:5432,h2:54x2/d",
+            "port is that of number 2 (not shown beside a password), but it must be a host and",
+        ),
+        (
+            "postgresql://u:p@h1:5432,h2:0/d",
+            "port is that of number 2 (not shown beside a password), but it must be a host and",
+        ),
+        (
+            "postgresql://u@/d?host=h1,h2",
+            "host is h1,h2, but it must be one host: in a URL, several",
+        ),
         (
             "host=h1,h2,h3 port=1,2 user=u",
             "port is 1,2, but it must be one, or as many as there are hosts, which is 3",
@@ -287,10 +299,21 @@ fn no_part_of_a_password_is_told() {
         "host=h1,h1 password=hush",
         "host=h1 port=x password=hush",
         "host=h1,h2 port=1,2,3 password='hush'",
+        "postgresql://app:wo@rd:hush/d",
+        "postgresql://app:wo@hush,hush,x@h1/d",
+        "postgresql://app:wo@hush:0,x@h1/d",
+        "postgresql://app:wo@hush,hush/d",
+        "postgresql://app:wo@/d?host=hush,x",
+        "postgresql://h1,h2/d?user=a&password=wo&hush&target_session_attrs=any",
+        "postgresql://app:wo/rd?hush=x&password=y",
+        "host=h1 password=wo hush=x",
+        "host=h1 password=wo hush x=y",
     ] {
         let said = said(PostgresNodes::from_url(url).unwrap_err());
         assert!(!said.contains("hush"), "{url}: {said}");
     }
+    let error = PostgresManager::from_url("host=h1 password=wo hush=x").unwrap_err();
+    assert!(!said(error).contains("hush"));
     let nodes = PostgresNodes::from_url("postgresql://app:hush@h1,h2/d").unwrap();
     let cluster = nodes.cluster(builder(), PostgresManager::new).unwrap();
     let said = format!("{nodes:?} {cluster:?} {:?} {}", cluster.status(), cluster.status());
@@ -396,6 +419,65 @@ async fn a_node_is_reached_by_its_socket_or_its_address_and_a_manager_connects_t
         let client = pool.build().await.unwrap().acquire_owned().await.unwrap();
         client.batch_execute("SELECT 1").await.unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_added_again_has_its_address_and_a_set_that_has_it_leaves_it_alone() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    let port = server.address().port();
+    let url = format!("host=nowhere.invalid hostaddr=127.0.0.1 port={port} user=millpond");
+    let nodes = PostgresNodes::from_url(&url).unwrap();
+    let cluster = nodes.cluster(builder(), PostgresManager::new).unwrap();
+    let key = format!("nowhere.invalid:{port}");
+    drop(cluster.acquire(&key).await.unwrap());
+    let changes = cluster.apply([NodeSpec::new(&*key, key.parse().unwrap())], PATIENCE).unwrap();
+    assert!(changes.is_empty() && changes.errors.is_empty(), "{changes:?}");
+    assert_eq!(cluster.acquire(&key).await.unwrap().info().uses, 2);
+    cluster.remove_node(&key, PATIENCE).await.unwrap();
+    cluster.add_endpoint(key.clone(), key.parse().unwrap()).unwrap();
+    drop(cluster.acquire(&key).await.unwrap());
+    let socket = format!("host={} port={port} user=millpond", server.socket_folder().display());
+    let nodes = PostgresNodes::from_url(&socket).unwrap();
+    let cluster = nodes.cluster(builder(), PostgresManager::new).unwrap();
+    let key = nodes.keys().next().unwrap().to_owned();
+    cluster.remove_node(&key, PATIENCE).await.unwrap();
+    cluster.add_endpoint(key.clone(), key.parse().unwrap()).unwrap();
+    drop(cluster.acquire(&key).await.unwrap());
+}
+
+/// A server that lets everybody in and answers each question with nothing but its end.
+async fn says_nothing(listener: tokio::net::TcpListener) {
+    loop {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        tokio::spawn(async move {
+            let mut bytes = [0; 1024];
+            let _startup = stream.read(&mut bytes).await;
+            let ready = [b'Z', 0, 0, 0, 5, b'I'];
+            let welcome = [&[b'R', 0, 0, 0, 8, 0, 0, 0, 0][..], &ready].concat();
+            let done = [&[b'C', 0, 0, 0, 9][..], b"NONE\0", &ready].concat();
+            let mut answer = welcome;
+            while stream.write_all(&answer).await.is_ok() {
+                match stream.read(&mut bytes).await {
+                    Ok(read) if read > 0 => answer.clone_from(&done),
+                    _ => return,
+                }
+            }
+        });
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_say_what_it_is_is_not_taken_for_the_primary() {
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = tokio::spawn(says_nothing(listener));
+    let url = format!("postgresql://u@{address}/d?sslmode=disable");
+    let pool = millpond::Pool::builder(PostgresManager::from_url(&url).unwrap()).max_size(1);
+    let pool = pool.build().await.unwrap();
+    let mut client = pool.acquire().await.unwrap();
+    let role = postgres::read_role(&mut client).await;
+    assert!(matches!(role, Err(Error::Closed)), "{role:?}");
+    server.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -248,6 +248,27 @@ async fn a_set_of_nodes_is_told_of_and_what_of_it_is_refused_and_what_is_not_dra
 
 #[cfg(feature = "cluster")]
 #[tokio::test(start_paused = true)]
+async fn a_drain_in_the_background_goes_on_without_the_cluster() {
+    use millpond::cluster::{Cluster, Endpoint, NodeSpec};
+
+    let (notes, _listening) = listen();
+    let cluster: Cluster<String, TestManager> =
+        Cluster::builder().name("shop").template(|_| TestManager::new()).build().unwrap();
+    let node = |key: &str| NodeSpec::new(key, Endpoint::new(key, 1));
+    cluster.apply([node("a"), node("b")], SECOND).unwrap();
+    let held = cluster.acquire("a").await.unwrap();
+    cluster.apply([node("b")], 5 * SECOND).unwrap();
+    drop(cluster);
+    tokio::time::sleep(4 * SECOND).await;
+    notes.take();
+    tokio::time::sleep(2 * SECOND).await;
+    let told = notes.take();
+    has(&told, "WARN removed, but not drained: 0 closed, 1 still out; ", "cluster=shop node=a");
+    drop(held);
+}
+
+#[cfg(feature = "cluster")]
+#[tokio::test(start_paused = true)]
 async fn what_is_told_of_a_clusters_node_says_which_node_it_is_and_what_of_other_pools_does_not() {
     use millpond::cluster::Cluster;
 

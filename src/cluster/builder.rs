@@ -36,6 +36,11 @@ pub(super) struct Settings<K: Key, M: Manager> {
 }
 
 impl<K: Key, M: Manager> Settings<K, M> {
+    /// Whether servers are asked for their roles.
+    pub(super) fn reads_role(&self) -> bool {
+        self.read_role.is_some()
+    }
+
     /// A node's pool.
     pub(super) fn pool(
         &self,

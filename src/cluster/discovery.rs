@@ -7,6 +7,9 @@
 //! are out of the table are drained in the background, each by a task of its own, so the next set need
 //! not wait for them.
 //!
+//! What was refused of a set is its *rest*: a watch takes it up again when the table has changed, or
+//! after a pause, and touches nothing else of the set then.
+//!
 //! Not here: where sets come from (`watch.rs`, `dns.rs`).
 
 use super::endpoint::Endpoint;
@@ -19,6 +22,7 @@ use crate::pool::operation::message;
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Waker};
@@ -127,8 +131,9 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     /// - one with other options gets them as by [`set_options`](Self::set_options);
     /// - all others stay as they are, with their connections.
     ///
-    /// All of this happens at one instant: every acquire sees either the nodes of before or those of
-    /// the set. The call waits for nothing. Old pools refuse everybody when it returns, and are drained
+    /// All of this happens at one instant: every acquire sees either the nodes of before, with their
+    /// roles, or those of the set; a role that is [read](super::ClusterBuilder::read_role) from the server
+    /// is set a moment before that. The call waits for nothing. Old pools refuse everybody when it returns, and are drained
     /// in the background: connections in use are waited for until `deadline` from now, and closed when
     /// they come back, before it or after. Any number of drains may be under way, and none holds up the
     /// next set. Each goes on although the cluster is dropped or closed. With the feature `tracing` it is
@@ -201,6 +206,8 @@ struct Wanted<K: Key, M: Manager> {
     /// A node like this that is not in the table yet, or why there is none; `None` as long as nobody
     /// has needed it.
     made: Option<Result<Arc<Node<K, M>>, NodeError>>,
+    /// It was taken before, and whatever has become of it since then holds.
+    settled: bool,
 }
 
 /// What is to become of a node of a set.
@@ -211,6 +218,8 @@ enum Fate {
     /// The node stays as it is, though from now on it is the watch's.
     Adopt,
     Keep,
+    /// It is settled.
+    Leave,
     /// It is somebody else's.
     Foreign,
     /// It cannot be made, or is not as it should be.
@@ -247,7 +256,36 @@ impl<K: Key, M: Manager> Shared<K, M> {
         if set.is_empty() && !self.settings.accept_empty_sets {
             return Err(SetError::Empty { cluster: self.name() });
         }
-        let mut plan = Plan::new(self, set, watch);
+        let changes = self.carry_out(Plan::new(self, set, watch), deadline)?;
+        self.tell_applied(&changes, &[]);
+        Ok(changes)
+    }
+
+    /// Takes up what was refused of a set before, in case that the table is another one now; with what
+    /// could not be `made` too, if it is time for that. `None` if nothing has come of it.
+    pub(super) fn apply_rest(
+        &self,
+        rest: &mut Rest<K>,
+        make: bool,
+        deadline: Duration,
+        watch: &Weak<()>,
+    ) -> Result<Option<Changes<K>>, SetError> {
+        let is_time = make && rest.has_unmade();
+        if !is_time && !rest.has_free(&self.table.load()) {
+            return Ok(None);
+        }
+        let changes = self.carry_out(Plan::of_rest(self, rest, make, watch), deadline)?;
+        self.tell_applied(&changes, &rest.refused);
+        let is_news = !changes.is_empty() || !rest.is_refused_alike(&changes.errors);
+        rest.refused = changes.errors.clone();
+        Ok(is_news.then_some(changes))
+    }
+
+    fn carry_out(
+        &self,
+        mut plan: Plan<'_, K, M>,
+        deadline: Duration,
+    ) -> Result<Changes<K>, SetError> {
         // Each turn makes nodes that were not made before, so there are no more turns than nodes.
         loop {
             match self.swap(|table| plan.look(table)) {
@@ -255,18 +293,19 @@ impl<K: Key, M: Manager> Shared<K, M> {
                 Look::Missing(missing) => missing.into_iter().for_each(|place| plan.make(place)),
                 Look::Done(changes, leaving) => {
                     leaving.into_iter().for_each(|node| drain(self.name(), node, deadline));
-                    self.tell_applied(&changes);
                     return Ok(changes);
                 }
             }
         }
     }
 
-    fn tell_applied(&self, changes: &Changes<K>) {
+    /// Tells what has changed, and what was refused but for what was `told` before.
+    fn tell_applied(&self, changes: &Changes<K>, told: &[(K, NodeError)]) {
         #[cfg(feature = "tracing")]
         {
             let cluster = tracing::field::display(&self.settings.name);
-            for (key, error) in &changes.errors {
+            let is_told = |key: &K| told.iter().any(|(other, _)| other == key);
+            for (key, error) in changes.errors.iter().filter(|(key, _)| !is_told(key)) {
                 let error = error as &(dyn std::error::Error + 'static);
                 tracing::warn!(target: "millpond", cluster, node = %key, error, "a node is refused");
             }
@@ -275,8 +314,52 @@ impl<K: Key, M: Manager> Shared<K, M> {
             }
         }
         #[cfg(not(feature = "tracing"))]
-        let _ = changes;
+        let _ = (changes, told);
     }
+}
+
+/// A set of which nodes were refused that may be taken another time.
+pub(super) struct Rest<K> {
+    set: Vec<NodeSpec<K>>,
+    refused: Vec<(K, NodeError)>,
+}
+
+impl<K: Key> Rest<K> {
+    /// `None` if nothing can come of another try.
+    pub(super) fn new(set: Vec<NodeSpec<K>>, changes: &Changes<K>) -> Option<Self> {
+        let rest = Self { set, refused: changes.errors.clone() };
+        rest.may_be_taken().then_some(rest)
+    }
+
+    /// Whether something may come of another try.
+    pub(super) fn may_be_taken(&self) -> bool {
+        self.has_unmade() || self.refused.iter().any(|(_, error)| is_foreign(error))
+    }
+
+    /// Whether a node could not be made, and it may be possible another time.
+    pub(super) fn has_unmade(&self) -> bool {
+        self.refused.iter().any(|(_, error)| {
+            matches!(error, NodeError::Config { .. } | NodeError::Panicked { .. })
+        })
+    }
+
+    /// Whether a node is nobody's any more that was somebody else's.
+    fn has_free<M: Manager>(&self, table: &Table<K, M>) -> bool {
+        self.refused.iter().any(|(key, error)| {
+            is_foreign(error) && table.get(key).is_none_or(|node| node.is_orphan())
+        })
+    }
+
+    /// Whether the same nodes are refused as before, for reasons of the same kind.
+    fn is_refused_alike(&self, refused: &[(K, NodeError)]) -> bool {
+        let kind = |(key, error): &(K, NodeError)| (key.clone(), mem::discriminant(error));
+        self.refused.iter().map(kind).eq(refused.iter().map(kind))
+    }
+}
+
+/// Whether a node was refused because it is somebody else's.
+fn is_foreign(error: &NodeError) -> bool {
+    matches!(error, NodeError::Duplicate { .. })
 }
 
 impl<'p, K: Key, M: Manager> Plan<'p, K, M> {
@@ -293,14 +376,28 @@ impl<'p, K: Key, M: Manager> Plan<'p, K, M> {
             let wrong = |source| NodeError::Config { key: spec.key.to_string(), source };
             let made = spec.options.validate().map_err(wrong).err().map(Err);
             places.insert(spec.key.clone(), wanted.len());
-            wanted.push(Wanted { spec, made });
+            wanted.push(Wanted { spec, made, settled: false });
         }
         Self { cluster, wanted, places, watch }
     }
 
+    /// For what was refused of a set before, with what could not be made if that is to be tried again.
+    fn of_rest(cluster: &'p Shared<K, M>, rest: &Rest<K>, make: bool, watch: &'p Weak<()>) -> Self {
+        let mut plan = Self::new(cluster, rest.set.clone(), Some(watch));
+        plan.wanted.iter_mut().for_each(|wanted| wanted.settled = true);
+        for (key, error) in &rest.refused {
+            let wanted = &mut plan.wanted[plan.places[key]];
+            wanted.settled = false;
+            if !make && !is_foreign(error) {
+                wanted.made = Some(Err(error.clone()));
+            }
+        }
+        plan
+    }
+
     /// Makes a node that is missing, with the user's own code, which may panic.
     fn make(&mut self, place: usize) {
-        let Wanted { spec, made } = &mut self.wanted[place];
+        let Wanted { spec, made, .. } = &mut self.wanted[place];
         let NodeSpec { key, endpoint, options } = &*spec;
         let origin = Origin { endpoint: Some(endpoint.clone()), watch: self.watch.cloned() };
         let made_now = catch_unwind(AssertUnwindSafe(|| {
@@ -317,14 +414,12 @@ impl<'p, K: Key, M: Manager> Plan<'p, K, M> {
         self.watch.is_none_or(|us| node.origin.watch.as_ref().is_some_and(|it| it.ptr_eq(us)))
     }
 
-    /// Whether this node was added by a watch that has ended.
-    fn is_orphan(node: &Node<K, M>) -> bool {
-        node.origin.watch.as_ref().is_some_and(|watch| watch.strong_count() == 0)
-    }
-
     /// What is to become of a node of the set; `None` if that one has to be made first.
     fn fate(&self, wanted: &Wanted<K, M>, table: &Table<K, M>) -> Option<Fate> {
-        let Wanted { spec, made } = wanted;
+        let Wanted { spec, made, settled } = wanted;
+        if *settled {
+            return Some(Fate::Leave);
+        }
         let made = match made {
             Some(Err(_)) => return Some(Fate::Refuse),
             Some(Ok(_)) => true,
@@ -332,10 +427,11 @@ impl<'p, K: Key, M: Manager> Plan<'p, K, M> {
         };
         let Some(node) = table.get(&spec.key) else { return made.then_some(Fate::Add) };
         let is_ours = self.is_ours(node);
-        if !is_ours && !Self::is_orphan(node) {
+        if !is_ours && !node.is_orphan() {
             return Some(Fate::Foreign);
         }
-        if node.origin.endpoint.as_ref() != Some(&spec.endpoint) {
+        let is_there = node.origin.endpoint.as_ref().is_some_and(|it| it.is_at(&spec.endpoint));
+        if !is_there {
             return made.then_some(Fate::Replace);
         }
         Some(if node.options != spec.options {
@@ -359,16 +455,16 @@ impl<'p, K: Key, M: Manager> Plan<'p, K, M> {
         if !missing.is_empty() {
             return (None, Look::Missing(missing));
         }
-        self.carry_out(&fates.into_iter().flatten().collect::<Vec<Fate>>(), table)
+        self.next_table(&fates.into_iter().flatten().collect::<Vec<Fate>>(), table)
     }
 
-    fn carry_out(
+    fn next_table(
         &mut self,
         fates: &[Fate],
         table: &Table<K, M>,
     ) -> (Option<Table<K, M>>, Look<K, M>) {
         let (mut changes, mut leaving) = (Changes::none(), Vec::new());
-        let keep_all = !self.wanted.is_empty() && self.none_is_there(fates, table);
+        let keep_all = self.none_can_be_made(fates, table);
         let mut nodes = Vec::with_capacity(table.nodes().len().max(fates.len()));
         for node in table.nodes() {
             let key = node.key().clone();
@@ -390,7 +486,9 @@ impl<'p, K: Key, M: Manager> Plan<'p, K, M> {
                         self.with_options(node, place)
                     }
                     Fate::Adopt => self.with_options(node, place),
-                    Fate::Add | Fate::Keep | Fate::Foreign | Fate::Refuse => node.clone(),
+                    Fate::Add | Fate::Keep | Fate::Leave | Fate::Foreign | Fate::Refuse => {
+                        node.clone()
+                    }
                 },
             });
         }
@@ -401,21 +499,24 @@ impl<'p, K: Key, M: Manager> Plan<'p, K, M> {
                     nodes.push(self.take(place));
                 }
                 Fate::Foreign | Fate::Refuse => changes.errors.push(self.error(place)),
-                Fate::Replace | Fate::SetOptions | Fate::Adopt | Fate::Keep => {}
+                Fate::Replace | Fate::SetOptions | Fate::Adopt | Fate::Keep | Fate::Leave => {}
             }
         }
         let is_other = !changes.is_empty() || fates.iter().any(|fate| matches!(fate, Fate::Adopt));
         (is_other.then(|| Table::new(nodes, false)), Look::Done(changes, leaving))
     }
 
-    /// Whether no node of the set is there after it, be it as it was.
-    fn none_is_there(&self, fates: &[Fate], table: &Table<K, M>) -> bool {
-        let mut nodes = fates.iter().zip(&self.wanted);
-        nodes.all(|(fate, wanted)| match fate {
-            Fate::Foreign => true,
+    /// Whether nodes of the set cannot be made, and none of it is there: then what is broken is more
+    /// likely the set than all that there was before. Nodes that are somebody else's say nothing of
+    /// that, and if there are no others in the set, none of ours is to stay.
+    fn none_can_be_made(&self, fates: &[Fate], table: &Table<K, M>) -> bool {
+        let is_missing = |(fate, wanted): (&Fate, &Wanted<K, M>)| match fate {
             Fate::Refuse => table.get(&wanted.spec.key).is_none_or(|node| !self.is_ours(node)),
             _ => false,
-        })
+        };
+        let is_foreign = |fate: &Fate| matches!(fate, Fate::Foreign);
+        let nodes = || fates.iter().zip(&self.wanted);
+        nodes().any(is_missing) && nodes().all(|node| is_foreign(node.0) || is_missing(node))
     }
 
     /// The node that was made for this place, which goes into the table now.
@@ -440,7 +541,7 @@ impl<'p, K: Key, M: Manager> Plan<'p, K, M> {
 
     /// Why the node of this place is refused.
     fn error(&mut self, place: usize) -> (K, NodeError) {
-        let Wanted { spec, made } = &mut self.wanted[place];
+        let Wanted { spec, made, .. } = &mut self.wanted[place];
         let error = match made.take() {
             Some(Err(error)) => error,
             _ => {

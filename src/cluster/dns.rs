@@ -55,6 +55,13 @@ type Filter = dyn Fn(&SocketAddr) -> bool + Send + Sync;
 /// The stream never ends, and does nothing while it is not polled. It must be polled within a tokio
 /// runtime with its timer enabled.
 ///
+/// # Several names
+///
+/// Each name has a watch of its own. When a server goes from one name to another, as B does below when it
+/// is promoted, it goes from the one watch to the other; until both names have been looked up after that,
+/// it may be in neither, or be what it was. A server that stays in both is a node of the watch that was
+/// first, with the options of that one.
+///
 /// # Examples
 ///
 /// ```no_run
@@ -65,6 +72,7 @@ type Filter = dyn Fn(&SocketAddr) -> bool + Send + Sync;
 /// # let cluster: Cluster<String, _> = Cluster::builder()
 /// #     .template(|_| from_fn(|| std::future::ready(Ok::<_, Infallible>(()))))
 /// #     .build()?;
+/// // Such as B and C, and A.
 /// let replicas = Dns::new("replicas.db.internal:5432".parse()?, Duration::from_secs(15))?
 ///     .options(NodeOptions::default().role(Role::Replica))
 ///     .filter(SocketAddr::is_ipv4);

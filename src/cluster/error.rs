@@ -149,7 +149,7 @@ impl<K: fmt::Display> fmt::Display for List<'_, K> {
 }
 
 /// Why a cluster's nodes are not changed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NodeError {
     /// There is one with this key.

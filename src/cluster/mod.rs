@@ -186,7 +186,8 @@ impl<K: Key, M: Manager> Shared<K, M> {
         let wrong = |source| NodeError::Config { key: name.clone(), source };
         options.validate().map_err(wrong)?;
         let seed = xxhash_rust::xxh3::xxh3_64(name.as_bytes());
-        let state = Arc::new(State::new(key, options.role, self.began, self.changed.clone()));
+        let (reads_role, changed) = (self.settings.reads_role(), self.changed.clone());
+        let state = Arc::new(State::new(key, options.role, reads_role, self.began, changed));
         let pool = self.settings.pool(manager, &state, &name).map_err(wrong)?;
         let watched = watched(&pool);
         Ok(Arc::new(Node { state, pool, options, seed, watched, origin }))
@@ -288,8 +289,9 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     }
 
     /// Takes a node out, and drains its pool as [`Pool::drain`](crate::Pool::drain) does: whoever
-    /// waits for it is told, and connections in use are waited for until `deadline` from now. As soon
-    /// as this has been polled no acquire gets a connection of it any more.
+    /// waits for it is told, and connections in use are waited for until `deadline` from now. From
+    /// the first poll on, nobody is given a connection of it any more; who has been given one while he
+    /// waited, and has not run since, keeps it, and is waited for like the others.
     ///
     /// # Errors
     ///
@@ -335,10 +337,24 @@ impl<K: Key, M: Manager> Cluster<K, M> {
         K: Borrow<Q>,
         Q: Hash + Eq + fmt::Display + ?Sized,
     {
+        // Made before any lock is taken, since that runs the user's own code.
+        let node = {
+            let table = self.shared.table.load();
+            if table.closed {
+                return Err(NodeError::Closed { cluster: self.shared.name() });
+            }
+            let old = table.get(key).ok_or_else(|| self.shared.no_such_node(key, &table))?;
+            let (key, options) = (old.key().clone(), old.options.clone());
+            self.shared.new_node(key, manager, options, Origin::default())?
+        };
         let old = self.shared.change(|table| {
             let old = table.get(key).ok_or_else(|| self.shared.no_such_node(key, table))?;
-            let (key, options) = (old.key().clone(), old.options.clone());
-            let node = self.shared.new_node(key, manager, options, Origin::default())?;
+            let node = if node.options == old.options {
+                node.clone()
+            } else {
+                // They have been changed meanwhile.
+                Arc::new(node.with_options(old.options.clone()))
+            };
             self.shared.admit(&node);
             Ok((table.with(node), old.clone()))
         })?;

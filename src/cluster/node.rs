@@ -134,7 +134,10 @@ pub(super) type ReadRole<M> = Arc<
 /// How a node is, as far as its connections show.
 pub(super) struct State<K> {
     pub(super) key: K,
+    /// What the server has said last, or its options since.
     role: AtomicU8,
+    /// Whether servers are asked for their roles.
+    reads_role: bool,
     /// Connecting has failed and has not succeeded since.
     failing: AtomicBool,
     /// When it last failed, or was to be tried again, by the cluster's clock.
@@ -155,11 +158,18 @@ pub(super) struct State<K> {
 }
 
 impl<K> State<K> {
-    pub(super) fn new(key: K, role: Role, began: Instant, changed: Arc<Event>) -> Self {
+    pub(super) fn new(
+        key: K,
+        role: Role,
+        reads_role: bool,
+        began: Instant,
+        changed: Arc<Event>,
+    ) -> Self {
         let zero = || AtomicU64::new(0);
         Self {
             key,
             role: AtomicU8::new(role as u8),
+            reads_role,
             failing: AtomicBool::new(false),
             tried_at: zero(),
             back_since: zero(),
@@ -174,6 +184,12 @@ impl<K> State<K> {
 
     pub(super) fn role(&self) -> Role {
         Role::from_code(self.role.load(Ordering::Relaxed))
+    }
+
+    /// The role of a node with these options. Where no server is asked, it is theirs, so that it changes
+    /// with the table and not before.
+    fn role_by(&self, options: &NodeOptions) -> Role {
+        if self.reads_role { self.role() } else { options.role }
     }
 
     pub(super) fn set_role(&self, role: Role) {
@@ -371,7 +387,12 @@ impl<K: Key, M: Manager> Node<K, M> {
     }
 
     pub(super) fn role(&self) -> Role {
-        self.state.role()
+        self.state.role_by(&self.options)
+    }
+
+    /// Whether it was added by a watch that has ended.
+    pub(super) fn is_orphan(&self) -> bool {
+        self.origin.watch.as_ref().is_some_and(|watch| watch.strong_count() == 0)
     }
 
     /// Whether connecting works, as far as anybody knows.
@@ -562,7 +583,7 @@ impl<K> NodeView<'_, K> {
     /// Its role: what the server said last, or what it was added with.
     #[must_use]
     pub fn role(&self) -> Role {
-        self.state.role()
+        self.state.role_by(self.options)
     }
 
     /// Its weight.

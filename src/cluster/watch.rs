@@ -1,10 +1,11 @@
 //! A task that applies each set of nodes that a stream yields, for as long as the cluster lives.
 //!
-//! It holds the cluster weakly, and listens to its changes, since the last of them is its end.
+//! It holds the cluster weakly, and listens to its changes: the last of them is its end, and any of them
+//! may set a node free that it was refused.
 //!
 //! Not here: what a set does to the cluster (`discovery.rs`).
 
-use super::discovery::{Changes, NodeSpec, SetError};
+use super::discovery::{Changes, NodeSpec, Rest, SetError};
 use super::{Cluster, Key, Shared};
 use crate::manager::Manager;
 use crate::pool::operation::message;
@@ -20,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::task::JoinHandle;
+use tokio::time::Sleep;
 
 /// Why a [watch](Cluster::watch) has not applied what its stream answered last.
 #[derive(Debug, thiserror::Error)]
@@ -74,8 +76,9 @@ impl<K: Key> Watch<K> {
         self.told.news().error.clone()
     }
 
-    /// What the last set that was applied has changed, and which of its nodes were refused; `None`
-    /// before the first.
+    /// What the last set that was applied has changed, and which of its nodes were refused; if something
+    /// has come of those since then, what that has changed, and which are refused still. `None` before
+    /// the first.
     #[must_use]
     pub fn last_changes(&self) -> Option<Arc<Changes<K>>> {
         self.told.news().changes.clone()
@@ -121,6 +124,15 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     /// by hand to a watch's node holds until its next set, except for [`replace`](Self::replace),
     /// after which the node is no longer the watch's. [`apply`](Self::apply) itself knows no such
     /// bounds, and is not to be used beside a watch.
+    ///
+    /// **What it was refused it tries again**, until the next set: a node that is somebody else's, as soon
+    /// as it has been removed or its own watch has ended; one that could not be made, because its template
+    /// panicked or a setting was out of range, after a pause, of 1 s at first and of up to a minute. So a
+    /// node that goes from one watch's sets to another's, such as a replica that becomes the primary, goes
+    /// from the one to the other, whichever hears of it first; between the two it may be in neither. A
+    /// watch with a set of nothing but other people's nodes has none of its own. A node that the sets of
+    /// two watches have for good belongs to the one that was first: where such sets overlap, have the
+    /// servers [say](super::ClusterBuilder::read_role) what they are rather than the sets.
     ///
     /// **Its end.** It ends when the stream does, when the cluster is closed, when the last handle to
     /// the cluster is dropped, which it does not keep alive, or by [`Watch::stop`]. Dropping the
@@ -187,6 +199,56 @@ fn source(error: impl Into<Box<dyn Error + Send + Sync>>) -> WatchError {
     WatchError::Source(error.into())
 }
 
+/// Whose nodes they are that a watch has added. When it is gone, they are nobody's.
+struct Owner {
+    /// Only taken at the end.
+    mark: Option<Arc<()>>,
+    changed: Arc<Event>,
+}
+
+impl Owner {
+    fn new(changed: Arc<Event>) -> Self {
+        Self { mark: Some(Arc::new(())), changed }
+    }
+
+    fn mark(&self) -> Weak<()> {
+        self.mark.as_ref().map(Arc::downgrade).unwrap_or_default()
+    }
+}
+
+impl Drop for Owner {
+    /// Tells other watches, which may have been refused what is nobody's now.
+    fn drop(&mut self) {
+        self.mark = None;
+        self.changed.notify(usize::MAX.additional());
+    }
+}
+
+/// What was refused of the last set, and when it is time to try again what could not be made.
+struct Left<K> {
+    rest: Rest<K>,
+    /// How long the pause is that is under way.
+    length: Duration,
+    /// Until then; `None` if everything could be made.
+    pause: Option<Pin<Box<Sleep>>>,
+}
+
+impl<K: Key> Left<K> {
+    fn new(rest: Rest<K>) -> Self {
+        let mut left = Self { rest, length: Duration::ZERO, pause: None };
+        left.pause_longer();
+        left
+    }
+
+    fn pause_longer(&mut self) {
+        const FIRST: Duration = Duration::from_secs(1);
+        const LONGEST: Duration = Duration::from_secs(60);
+        self.length = (self.length * 2).clamp(FIRST, LONGEST);
+        let pause = || Box::pin(tokio::time::sleep(self.length));
+        self.pause = self.rest.has_unmade().then(pause);
+    }
+}
+
 /// A watch at work.
 struct Watching<K: Key, M: Manager> {
     name: Arc<str>,
@@ -205,9 +267,14 @@ impl<K: Key, M: Manager> Watching<K, M> {
     {
         let mut stream = pin!(stream);
         // Whose nodes they are, for as long as this runs.
-        let owner = Arc::new(());
-        while let Some(answer) = self.next(stream.as_mut()).await {
-            let applied = answer.and_then(|set| self.apply(set, &owner));
+        let owner = Owner::new(self.changed.clone());
+        let mut left = None;
+        while let Some(answer) = self.next(stream.as_mut(), &mut left, &owner).await {
+            let applied = answer.and_then(|set| {
+                let changes = self.apply(set.clone(), &owner)?;
+                left = Rest::new(set, &changes).map(Left::new);
+                Ok(changes)
+            });
             if self.take_down(applied).is_break() {
                 break;
             }
@@ -217,10 +284,9 @@ impl<K: Key, M: Manager> Watching<K, M> {
         self.tell_ended();
     }
 
-    fn apply(&self, set: Vec<NodeSpec<K>>, owner: &Arc<()>) -> Result<Changes<K>, WatchError> {
-        let watch = Arc::downgrade(owner);
+    fn apply(&self, set: Vec<NodeSpec<K>>, owner: &Owner) -> Result<Changes<K>, WatchError> {
         let applied = match self.cluster.upgrade() {
-            Some(cluster) => cluster.apply(set, self.deadline, Some(&watch)),
+            Some(cluster) => cluster.apply(set, self.deadline, Some(&owner.mark())),
             None => Err(SetError::Closed { cluster: self.name.clone() }),
         };
         applied.map_err(WatchError::Refused)
@@ -245,20 +311,51 @@ impl<K: Key, M: Manager> Watching<K, M> {
         ControlFlow::Continue(())
     }
 
-    /// What the stream yields next; `None` if the stream has ended, or the cluster.
-    async fn next<S, E>(&self, mut stream: Pin<&mut S>) -> Option<Answer<K>>
+    /// Tries again what was refused of the last set, with what could not be `made` if it is time for
+    /// that.
+    fn take_up(&self, left: &mut Option<Left<K>>, make: bool, owner: &Owner) {
+        let (Some(it), Some(cluster)) = (&mut *left, self.cluster.upgrade()) else { return };
+        // An error: the cluster is closed, which is seen next.
+        let taken = cluster.apply_rest(&mut it.rest, make, self.deadline, &owner.mark());
+        if make || (it.pause.is_none() && it.rest.has_unmade()) {
+            it.pause_longer();
+        }
+        if let Ok(Some(changes)) = taken {
+            if !it.rest.may_be_taken() {
+                *left = None;
+            }
+            self.told.news().changes = Some(Arc::new(changes));
+        }
+    }
+
+    /// What the stream yields next; `None` if the stream has ended, or the cluster. Tries again meanwhile
+    /// what was refused of the last set.
+    async fn next<S, E>(
+        &self,
+        mut stream: Pin<&mut S>,
+        left: &mut Option<Left<K>>,
+        owner: &Owner,
+    ) -> Option<Answer<K>>
     where
         S: Stream<Item = Result<Vec<NodeSpec<K>>, E>>,
         E: Into<Box<dyn Error + Send + Sync>>,
     {
+        let mut make = false;
         loop {
-            // Before the look, so that no end after it is missed.
+            // Before the look, so that no change after it is missed.
             let mut changed = self.changed.listen();
             if self.cluster.upgrade().is_none_or(|cluster| cluster.table.load().closed) {
                 return None;
             }
+            self.take_up(left, make, owner);
+            make = false;
             let answer = poll_fn(|cx| {
                 if Pin::new(&mut changed).poll(cx).is_ready() {
+                    return Poll::Ready(None);
+                }
+                let pause = left.as_mut().and_then(|left| left.pause.as_mut());
+                if pause.is_some_and(|pause| pause.as_mut().poll(cx).is_ready()) {
+                    make = true;
                     return Poll::Ready(None);
                 }
                 let polled = catch_unwind(AssertUnwindSafe(|| stream.as_mut().poll_next(cx)));

@@ -3,15 +3,14 @@
 //! Not here: which node an acquire goes to (`crate::cluster`), and what is done on its connections
 //! (`mod.rs`).
 
-use super::dial::{Target, targets};
-use super::{Client, Error, PostgresManager};
+use super::dial::{Target, numbered, shown, targets};
+use super::{Client, Error, PostgresManager, first_value, unreadable};
 use crate::cluster::{Cluster, ClusterBuilder, Endpoint, NodeError, Policy, Role, RoleFuture};
 use crate::manager::Manager;
 use std::collections::HashSet;
 use std::fmt;
-use std::sync::Arc;
+use tokio_postgres::Config;
 use tokio_postgres::config::{LoadBalanceHosts, TargetSessionAttrs};
-use tokio_postgres::{Config, SimpleQueryMessage};
 
 /// The servers that a URL names, each of which becomes a node of a [`Cluster`].
 ///
@@ -20,6 +19,10 @@ use tokio_postgres::{Config, SimpleQueryMessage};
 /// server is asked, with `SELECT pg_is_in_recovery()`, when a connection to it is opened, when one is
 /// checked, and when an acquire finds no node with the role that it takes. Until a replica has said so,
 /// [`Policy::ReplicasThenPrimary`] may go to the primary.
+///
+/// A node is one server, so each name must lead to one: of a name with the addresses of several, a node
+/// takes whichever answers first, now this one and now that one, and its role is what the last one said.
+/// Such a name is for [`Dns`](crate::cluster::Dns), which makes a node of each address.
 ///
 /// # `target_session_attrs`
 ///
@@ -49,8 +52,8 @@ use tokio_postgres::{Config, SimpleQueryMessage};
 /// cluster believes both: writes go to them by turns, and their data part ways. A pool cannot know which
 /// one is right; to keep the other one out is called fencing, and is the business of whoever promotes.
 /// What a program can do is to [remove](Cluster::remove_node) the old node when it learns of the
-/// promotion, and to add it again, by [`add_endpoint`](Cluster::add_endpoint), once it follows the new
-/// one.
+/// promotion, and to add it again, by [`add_endpoint`](Cluster::add_endpoint) with its host and port,
+/// once it follows the new one; a `hostaddr` that the configuration has for it is kept.
 ///
 /// # Examples
 ///
@@ -102,20 +105,21 @@ impl PostgresNodes {
         in_order.load_balance_hosts(LoadBalanceHosts::Disable);
         let targets = targets(&in_order)?;
         let nodes: Vec<_> = targets.into_iter().map(|node| (node.to_string(), node)).collect();
+        if nodes.iter().any(|(key, _)| key.contains('@')) {
+            let rule = "must not have an @ in it: one in a password is written %40";
+            return Err(Error::config("host", "not shown, as it may end a password", rule));
+        }
         let mut seen = HashSet::new();
-        for (key, target) in &nodes {
-            if key.contains('@') {
-                let rule = "must not have an @ in it: one in a password is written %40";
-                return Err(Error::config("host", "not shown, as it may end a password", rule));
-            }
+        for (index, (key, target)) in nodes.iter().enumerate() {
+            let key_shown = shown(&config, index, key);
             if target.is_nameless() {
-                return Err(Error::config("host", key, "must have a name before the colon"));
+                return Err(Error::config("host", key_shown, "must have a name before the colon"));
             }
             if target.port == 0 {
-                return Err(Error::config("port", key, PORT));
+                return Err(Error::config("port", key_shown, PORT));
             }
             if !seen.insert(key) {
-                return Err(Error::config("host", key, "must be named once, not twice"));
+                return Err(Error::config("host", key_shown, "must be named once, not twice"));
             }
         }
         Ok(Self { config, nodes })
@@ -128,11 +132,12 @@ impl PostgresNodes {
     ///
     /// As [`new`](Self::new); [`Error::Config`] too if a port in the URL is no number, and
     /// [`Error::Postgres`] if anything else in it cannot be read. No part of a password is in any of
-    /// them.
+    /// them, though it be one with an `@`, a `&` or a space that is not written as it should be; so where
+    /// there is a password, a host is told by its number.
     pub fn from_url(url: &str) -> Result<Self, Error> {
         let config = url.parse().map_err(|error| match wrong_port(url) {
             Some(port) => Error::config("port", port, PORT),
-            None => Error::from(error),
+            None => unreadable(url, error),
         });
         Self::new(config?)
     }
@@ -196,15 +201,20 @@ impl PostgresNodes {
     {
         let mut config = self.config.clone();
         config.target_session_attrs(TargetSessionAttrs::Any);
-        let manager = Arc::new(move || manager(config.clone()));
-        let template = {
-            let manager = manager.clone();
-            move |endpoint: &Endpoint| manager().only(&endpoint.host, endpoint.port)
+        let targets: Vec<Target> = self.nodes.iter().map(|(_, target)| target.clone()).collect();
+        let template = move |endpoint: &Endpoint| {
+            // One of its own has its address, though it be taken out and added again.
+            let is_so_called = |target: &&Target| target.endpoint() == *endpoint;
+            let is_own = |target: &&Target| target.endpoint().is_at(endpoint);
+            match targets.iter().find(is_so_called).or_else(|| targets.iter().find(is_own)) {
+                Some(target) => manager(config.clone()).only_target(target.clone()),
+                None => manager(config.clone()).only(&endpoint.host, endpoint.port),
+            }
         };
         let cluster = builder.read_role(read_role).template(template).build()?;
         for (key, target) in &self.nodes {
-            let added = cluster.add_node(key.clone(), manager().only_target(target.clone()));
-            added.map_err(|error| match error {
+            // By its endpoint, so that a set that has it there leaves it as it is.
+            cluster.add_endpoint(key.clone(), target.endpoint()).map_err(|error| match error {
                 NodeError::Config { source, .. } => Error::Config(source),
                 error => unreachable!("BUG: {error}, which has just been made"),
             })?;
@@ -253,36 +263,38 @@ pub fn read_role(client: &mut Client) -> RoleFuture<'_, Error> {
             // Nobody has to tidy up after this.
             client.clean_at = client.session.requests();
         }
-        let value = answer.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => row.get(0),
-            _ => None,
-        });
-        Ok(if value == Some("t") { Role::Replica } else { Role::Primary })
+        match first_value(&answer) {
+            Some("t") => Ok(Role::Replica),
+            Some("f") => Ok(Role::Primary),
+            // Whatever that was an answer to, it does not make a server the one that takes writes.
+            _ => Err(Error::Closed),
+        }
     })
 }
 
-/// A host of this URL whose port is no number, with it if that cannot be a part of a password.
+/// A host of this URL whose port is no number, with it if that cannot be a part of a password, and by its
+/// number otherwise.
 ///
-/// What stands before the first `@` are the user and the password. If there is another one, a password
-/// was not written as it should be; if there is none, the host may be a user, and the port his password.
+/// What stands before the first `@` are the user and the password. If there is a password, it may have
+/// had an `@` that was not written as it should be; if there is no `@`, the host may be a user, and the
+/// port his password.
 fn wrong_port(url: &str) -> Option<String> {
     let rest = url.strip_prefix("postgresql://").or_else(|| url.strip_prefix("postgres://"))?;
-    let (login, rest) = match rest.split_once('@') {
-        Some((login, rest)) => (Some(login), rest),
-        None => (None, rest),
+    let (has_user_only, rest) = match rest.split_once('@') {
+        Some((login, rest)) => (!login.contains(':'), rest),
+        None => (false, rest),
     };
     if rest.contains('@') {
         return None;
     }
     let hosts = rest.split(['/', '?']).next()?;
-    hosts.split(',').find_map(|node| {
+    hosts.split(',').enumerate().find_map(|(index, node)| {
         // An IPv6 address has colons of its own.
         let bracket = if node.starts_with('[') { node.find(']')? + 1 } else { 0 };
-        let (host, port) = node.split_at(bracket + node[bracket..].find(':')?);
-        let port = &port[1..];
+        let port = &node[bracket + node[bracket..].find(':')? + 1..];
         if port.is_empty() || port.parse::<u16>().is_ok() {
             return None;
         }
-        Some(if login.is_some() { node.to_owned() } else { format!("{host}:…") })
+        Some(if has_user_only { node.to_owned() } else { numbered(index) })
     })
 }

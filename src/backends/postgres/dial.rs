@@ -1,23 +1,26 @@
-//! Where the server is, and how a socket to it is opened.
+//! Where the server is, in which order its hosts and their addresses are tried, and how a socket to one
+//! is opened.
 //!
 //! Not here: what is said over it (`mod.rs`).
 
 use super::Error;
 use socket2::{SockRef, TcpKeepalive};
+use std::collections::VecDeque;
 use std::fmt;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 #[cfg(unix)]
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 #[cfg(unix)]
 use tokio::net::UnixStream;
 use tokio::net::{TcpStream, lookup_host};
+use tokio::time::{Instant, timeout};
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, LoadBalanceHosts};
 
@@ -32,7 +35,7 @@ enum Stream {
 }
 
 /// One of the hosts of a configuration.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Target {
     host: Host,
     pub(super) port: u16,
@@ -54,7 +57,7 @@ impl fmt::Display for Target {
 }
 
 /// One address of a host.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Address {
     Tcp(SocketAddr),
     #[cfg(unix)]
@@ -81,6 +84,15 @@ pub(super) fn targets(config: &Config) -> Result<Vec<Target>, Error> {
     let count = hosts.len().max(addresses.len());
     if count == 0 {
         return Err(Error::config("host", "", "must be given, or hostaddr"));
+    }
+    for (index, host) in hosts.iter().enumerate() {
+        if let Host::Tcp(name) = host {
+            if name.contains(',') {
+                let rule = "must be one host: in a URL, several stand before the path, as in \
+                            postgresql://db1:5432,db2:5432/app";
+                return Err(Error::config("host", shown(config, index, name), rule));
+            }
+        }
     }
     if !hosts.is_empty() && !addresses.is_empty() && hosts.len() != addresses.len() {
         let rule = format!("must be as many as there are hosts, which is {}", hosts.len());
@@ -110,6 +122,20 @@ pub(super) fn targets(config: &Config) -> Result<Vec<Target>, Error> {
     Ok(targets)
 }
 
+/// A host for an error; by its number where there is a password, since what stands there may be a part of
+/// one that is not written as it should be.
+pub(super) fn shown(config: &Config, index: usize, host: impl fmt::Display) -> String {
+    match config.get_password() {
+        None => host.to_string(),
+        Some(_) => numbered(index),
+    }
+}
+
+/// A host that is not shown.
+pub(super) fn numbered(index: usize) -> String {
+    format!("that of number {} (not shown beside a password)", index + 1)
+}
+
 /// Values as they are written in a configuration.
 fn list(values: &[impl ToString]) -> String {
     values.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
@@ -123,6 +149,17 @@ impl Target {
             return Self { host: Host::Unix(host.into()), port, hostname: None };
         }
         Self { host: Host::Tcp(host.to_owned()), port, hostname: Some(host.to_owned()) }
+    }
+
+    /// What leads here by [`new`](Self::new), but for an address of its own.
+    #[cfg(feature = "cluster")]
+    pub(super) fn endpoint(&self) -> crate::cluster::Endpoint {
+        let host = match (&self.hostname, &self.host) {
+            (Some(name), _) | (None, Host::Tcp(name)) => name.clone(),
+            #[cfg(unix)]
+            (None, Host::Unix(folder)) => folder.display().to_string(),
+        };
+        crate::cluster::Endpoint::new(host, self.port)
     }
 
     /// Whether there is a port only.
@@ -153,28 +190,178 @@ impl Target {
 }
 
 impl Address {
-    /// Opens a socket, within the configuration's own `connect_timeout` if it has one.
+    /// Opens a socket.
     pub(super) async fn open(&self, config: &Config) -> io::Result<Socket> {
-        let open = async {
-            Ok(match self {
-                #[cfg(unix)]
-                Self::Unix(path) => Socket(Stream::Unix(UnixStream::connect(path).await?)),
-                Self::Tcp(address) => {
-                    let stream = TcpStream::connect(address).await?;
-                    stream.set_nodelay(true)?;
-                    let socket = SockRef::from(&stream);
-                    if config.get_keepalives() {
-                        socket.set_tcp_keepalive(&keepalive(config))?;
-                    }
-                    #[cfg(target_os = "linux")]
-                    socket.set_tcp_user_timeout(config.get_tcp_user_timeout().copied())?;
-                    Socket(Stream::Tcp(stream))
+        Ok(match self {
+            #[cfg(unix)]
+            Self::Unix(path) => Socket(Stream::Unix(UnixStream::connect(path).await?)),
+            Self::Tcp(address) => {
+                let stream = TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                let socket = SockRef::from(&stream);
+                if config.get_keepalives() {
+                    socket.set_tcp_keepalive(&keepalive(config))?;
                 }
-            })
-        };
+                #[cfg(target_os = "linux")]
+                socket.set_tcp_user_timeout(config.get_tcp_user_timeout().copied())?;
+                Socket(Stream::Tcp(stream))
+            }
+        })
+    }
+
+    /// Opens a socket within the configuration's own `connect_timeout`, if it has one.
+    pub(super) async fn open_in_time(&self, config: &Config) -> io::Result<Socket> {
         match config.get_connect_timeout() {
-            None => open.await,
-            Some(limit) => tokio::time::timeout(*limit, open).await?,
+            None => self.open(config).await,
+            Some(limit) => timeout(*limit, self.open(config)).await?,
+        }
+    }
+}
+
+/// Where an attempt goes: to a name, whose addresses it asks for, or to one of those.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) target: Target,
+    pub(super) address: Option<Address>,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.address, &self.target.host) {
+            (Some(address), _) => fmt::Display::fmt(address, f),
+            (None, Host::Tcp(name)) => write!(f, "{name}:{}", self.target.port),
+            #[cfg(unix)]
+            (None, Host::Unix(folder)) => fmt::Display::fmt(&folder.display(), f),
+        }
+    }
+}
+
+/// The places from which no answer has come lately, neither a good one nor a bad one. They are tried
+/// after all others, since a dial has no more time than its pool gives it.
+#[derive(Default)]
+pub(super) struct Silence(Mutex<Vec<(Place, Instant)>>);
+
+impl Silence {
+    /// For how long that is remembered. Then it is one dial, as a rule, that finds it out again.
+    const REMEMBERED: Duration = Duration::from_secs(30);
+
+    /// The present ones.
+    fn all(&self) -> MutexGuard<'_, Vec<(Place, Instant)>> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|(_, since)| since.elapsed() < Self::REMEMBERED);
+        all
+    }
+
+    /// Since when there has been none from this place, if that is so.
+    fn since(&self, place: &Place) -> Option<Instant> {
+        self.all().iter().find(|(other, _)| other == place).map(|(_, since)| *since)
+    }
+
+    /// Waits for what comes of an attempt, and for no longer than `limit`.
+    pub(super) async fn until_answer<T>(
+        &self,
+        place: &Place,
+        limit: Option<Duration>,
+        attempt: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        // Cancel: whoever has lost patience is told no less than that there was no answer.
+        let waiting = Attempt { silence: self, place, is_answered: false };
+        let answer = match limit {
+            None => attempt.await,
+            Some(limit) => timeout(limit, attempt).await.map_err(|_| {
+                let error = io::Error::new(ErrorKind::TimedOut, format!("no answer in {limit:?}"));
+                Error::Open { address: place.to_string(), error }
+            })?,
+        };
+        waiting.ends();
+        answer
+    }
+}
+
+/// An attempt under way. If it is dropped, there was no answer.
+struct Attempt<'s> {
+    silence: &'s Silence,
+    place: &'s Place,
+    is_answered: bool,
+}
+
+impl Attempt<'_> {
+    fn ends(mut self) {
+        self.is_answered = true;
+    }
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        let mut all = self.silence.all();
+        all.retain(|(other, _)| other != self.place);
+        if !self.is_answered {
+            all.push((self.place.clone(), Instant::now()));
+        }
+    }
+}
+
+/// The places that a dial has still to try, and when.
+pub(super) struct Course<'s> {
+    silence: &'s Silence,
+    /// In this order.
+    first: VecDeque<Place>,
+    /// After those, the one that has been silent for longest before the others.
+    then: Vec<(Instant, Place)>,
+    /// They have had two turns already.
+    over: Vec<Place>,
+    /// The configuration's `connect_timeout`.
+    limit: Option<Duration>,
+}
+
+impl<'s> Course<'s> {
+    /// How long an attempt takes at most while there are other places to go to, unless the configuration
+    /// says: two of them fit into the `connect_timeout` of a pool, by default.
+    const SHARE: Duration = Duration::from_secs(2);
+
+    pub(super) fn new(silence: &'s Silence, config: &Config, targets: Vec<Target>) -> Self {
+        let limit = config.get_connect_timeout().copied();
+        let (first, then) = (VecDeque::new(), Vec::new());
+        let mut course = Self { silence, first, then, over: Vec::new(), limit };
+        course.add(targets.into_iter().map(|target| Place { target, address: None }).collect());
+        course
+    }
+
+    /// Before all others, in this order, those that are not silent.
+    fn add(&mut self, places: Vec<Place>) {
+        for place in places.into_iter().rev() {
+            match self.silence.since(&place) {
+                None => self.first.push_front(place),
+                Some(since) => self.then.push((since, place)),
+            }
+        }
+    }
+
+    /// The addresses that a name turns out to have.
+    pub(super) fn add_addresses(&mut self, target: &Target, addresses: Vec<Address>) {
+        let place = |address| Place { target: target.clone(), address: Some(address) };
+        self.add(addresses.into_iter().map(place).collect());
+    }
+
+    /// The next place, and how long an attempt there may take.
+    pub(super) fn next(&mut self) -> Option<(Place, Option<Duration>)> {
+        let place = self.first.pop_front().or_else(|| {
+            let silent = self.then.iter().enumerate();
+            let longest = silent.min_by_key(|(_, (since, _))| *since)?.0;
+            Some(self.then.remove(longest).1)
+        })?;
+        let is_last = self.first.is_empty() && self.then.is_empty();
+        Some((place, self.limit.or((!is_last).then_some(Self::SHARE))))
+    }
+
+    /// An attempt has come to nothing. If it was cut short for the sake of others, and they do not serve
+    /// either, it has another turn.
+    pub(super) fn failed(&mut self, place: Place) {
+        if self.limit.is_none() && !self.over.contains(&place) {
+            if let Some(since) = self.silence.since(&place) {
+                self.over.push(place.clone());
+                self.then.push((since, place));
+            }
         }
     }
 }

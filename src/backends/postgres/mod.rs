@@ -20,7 +20,7 @@ pub use self::cluster::{PostgresNodes, read_role};
 pub use self::dial::Socket;
 
 use self::client::{DriverTask, Statements};
-use self::dial::{Address, Kept, Target, targets};
+use self::dial::{Address, Course, Kept, Silence, Target, targets};
 use self::driver::{Crank, Driver};
 use self::session::Session;
 use self::tap::{Tap, TapInside};
@@ -96,6 +96,13 @@ const GRACE: Duration = Duration::from_millis(20);
 /// connection to it has the pool [invalidate](crate::Pool::invalidate) all that are as old. A holder who
 /// sets `default_transaction_read_only` for his session has the server say the same.
 ///
+/// Several hosts, and the addresses of each, are tried one after the other, as libpq does it. An attempt
+/// takes the `connect_timeout` of the configuration at most, from the question for the address to the
+/// server's last word; or, if there is none, 2 s, as long as there is another place to go to. What has not
+/// answered is tried after all others for the next 30 s. All of it is a part of the *pool's*
+/// [`connect_timeout`](crate::PoolBuilder::connect_timeout), by default 5 s: a dial that is cut there goes
+/// on behind the place that has held it up, next time.
+///
 /// A `COPY … FROM STDIN` that has failed costs a round trip in the background: the server may answer its
 /// end twice, and the pool makes sure that it does not, or closes the connection.
 ///
@@ -122,6 +129,7 @@ pub struct PostgresManager<T = NoTls> {
     statement_cache: usize,
     /// Instead of the hosts of the configuration.
     only: Option<Target>,
+    silence: Silence,
 }
 
 impl PostgresManager {
@@ -135,9 +143,10 @@ impl PostgresManager {
     ///
     /// # Errors
     ///
-    /// [`Error::Postgres`] if it cannot be read.
+    /// [`Error::Postgres`] if it cannot be read, or [`Error::Config`] if the reason would show what may be
+    /// a part of a password.
     pub fn from_url(url: &str) -> Result<Self, Error> {
-        Ok(Self::new(url.parse()?))
+        Ok(Self::new(url.parse().map_err(|error| unreadable(url, error))?))
     }
 
     /// Opens each connection by what `config` says at that moment, without encryption: for passwords
@@ -152,15 +161,25 @@ impl PostgresManager {
             reset_always: false,
             statement_cache: 100,
             only: None,
+            silence: Silence::default(),
         }
     }
 
     /// Encrypts with this connector, such as the crates tokio-postgres-rustls and
     /// postgres-native-tls have, as far as the configuration's `sslmode` asks for it.
     pub fn tls<T: MakeTlsConnect<Socket>>(self, connector: T) -> PostgresManager<T> {
-        let Self { config, tls: _, mode, reset_query, reset_always, statement_cache, only } = self;
-        let tls = Some(connector);
-        PostgresManager { config, tls, mode, reset_query, reset_always, statement_cache, only }
+        let Self { config, mode, reset_query, reset_always, statement_cache, only, .. } = self;
+        let (tls, silence) = (Some(connector), Silence::default());
+        PostgresManager {
+            config,
+            tls,
+            mode,
+            reset_query,
+            reset_always,
+            statement_cache,
+            only,
+            silence,
+        }
     }
 }
 
@@ -282,7 +301,7 @@ where
     /// a cancel that came later would hit somebody else's query.
     async fn cancel(&self, client: &Client) -> Result<(), Error> {
         let config = (self.config)();
-        let socket = client.address.open(&config).await;
+        let socket = client.address.open_in_time(&config).await;
         let kept = Kept::new(socket.map_err(|error| Error::open(&client.address, error))?);
         let token = client.client.cancel_token();
         match &self.tls {
@@ -325,12 +344,38 @@ impl Client {
             return Ok(writable);
         }
         let answer = self.client.simple_query("SHOW transaction_read_only").await?;
-        let value = answer.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => row.get(0),
-            _ => None,
-        });
-        Ok(value == Some("off"))
+        match first_value(&answer) {
+            Some("off") => Ok(true),
+            Some("on") => Ok(false),
+            _ => Err(Error::Closed),
+        }
     }
+}
+
+/// What a question with one value was answered; `None` if that is no answer to it, which only a
+/// connection gives that is of no use.
+fn first_value(answer: &[SimpleQueryMessage]) -> Option<&str> {
+    answer.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0),
+        _ => None,
+    })
+}
+
+/// Why a URL, or words, cannot be read, without what may be a part of a password: where that is not
+/// written as it should be, what follows is taken for something else, and named.
+fn unreadable(url: &str, error: tokio_postgres::Error) -> Error {
+    let names_an_option = || {
+        let cause = std::error::Error::source(&error);
+        cause.is_some_and(|cause| cause.to_string().starts_with("invalid value for option `"))
+    };
+    let login = url.split_once('@').map(|(login, _)| login.replace("://", ""));
+    let has_password = url.contains("password") || login.is_some_and(|login| login.contains(':'));
+    if !has_password || names_an_option() {
+        return error.into();
+    }
+    let rule = "must have no unknown option, and a value for each; in a password in a URL, @ is written \
+                %40, & %26 and = %3D, and one in words that has spaces in it stands in single quotes";
+    Error::config("url", "not shown, as it has a password in it", rule)
 }
 
 /// A client whose connection runs in a task of its own.
@@ -376,23 +421,33 @@ where
             Some(target) => vec![target.clone()],
             None => targets(&config)?,
         };
+        let mut course = Course::new(&self.silence, &config, targets);
         let mut last = None;
-        for target in targets {
-            let addresses = match target.addresses(&config).await {
-                Ok(addresses) => addresses,
-                Err(error) => {
-                    last = Some(error);
-                    continue;
+        while let Some((place, limit)) = course.next() {
+            let target = &place.target;
+            let failed = match &place.address {
+                None => {
+                    let addresses = target.addresses(&config);
+                    match self.silence.until_answer(&place, limit, addresses).await {
+                        Ok(addresses) => {
+                            course.add_addresses(target, addresses);
+                            continue;
+                        }
+                        Err(error) => error,
+                    }
+                }
+                Some(address) => {
+                    let client = self.connect_to(&config, target, address.clone());
+                    match self.silence.until_answer(&place, limit, client).await {
+                        Ok(client) => return Ok(client),
+                        // As libpq does: other hosts are for when one cannot be reached.
+                        Err(error) if error.is_permanent() => return Err(error),
+                        Err(error) => error,
+                    }
                 }
             };
-            for address in addresses {
-                match self.connect_to(&config, &target, address).await {
-                    Ok(client) => return Ok(client),
-                    // As libpq does: other hosts are for when one cannot be reached.
-                    Err(error) if error.is_permanent() => return Err(error),
-                    Err(error) => last = Some(error),
-                }
-            }
+            last = Some(failed);
+            course.failed(place);
         }
         Err(last.expect("BUG: a target without an outcome"))
     }
