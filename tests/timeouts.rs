@@ -463,7 +463,7 @@ async fn an_unlimited_acquire_waits_for_good() {
 }
 
 #[tokio::test]
-async fn a_blocking_acquire_times_out_at_its_deadline_and_not_before() {
+async fn a_blocking_acquire_times_out_and_not_before_its_deadline() {
     let limit = Duration::from_millis(40);
     let manager = TestManager::new();
     let pool = Pool::builder(manager.clone()).max_size(1).acquire_timeout(limit);
