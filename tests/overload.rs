@@ -7,7 +7,10 @@
 mod support;
 use support::*;
 
-use millpond::{AcquireError, Deadlock, Hooks, Pool, PoolBuilder, Priority, Shed, TryAcquireError};
+use millpond::{
+    AcquireError, CheckPolicy, Deadlock, Hooks, Pool, PoolBuilder, Priority, Shed, TryAcquireError,
+};
+use std::collections::VecDeque;
 use std::error::Error;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -394,6 +397,35 @@ async fn long_waits_of_long_ago_shed_nobody() {
     for _ in 0..3 {
         let held = pool.acquire().await.unwrap();
         let mut served = Box::pin(pool.acquire());
+#[tokio::test(start_paused = true)]
+async fn those_with_priority_who_are_served_at_once_do_not_keep_the_others_from_being_shed() {
+    let manager = TestManager::new();
+    let shed = Shed::new(TARGET, INTERVAL);
+    let pool = pool_of(&manager, 2).shards(1).shed(shed).reserved(Priority::High, 1);
+    let pool = pool.build_lazy().unwrap();
+    let mut held = pool.acquire().await.unwrap();
+    let mut waiters: VecDeque<_> = (0..8).map(|_| Box::pin(pool.acquire())).collect();
+    for waiter in &mut waiters {
+        assert!(poll_once(waiter.as_mut()).is_pending());
+    }
+    while let Some(waiter) = waiters.pop_front() {
+        // A health probe, which finds a reserved connection, and the line full of others.
+        drop(pool.acquire_with(Priority::High).await.unwrap());
+        sleep(INTERVAL / 2).await;
+        drop(held);
+        match waiter.await {
+            Ok(served) => held = served,
+            Err(AcquireError::Shed { .. }) => break,
+            Err(error) => panic!("{error}"),
+        }
+        let mut newcomer = Box::pin(pool.acquire());
+        assert!(poll_once(newcomer.as_mut()).is_pending());
+        waiters.push_back(newcomer);
+        assert!(pool.metrics().acquires < 100, "nobody is shed");
+    }
+    assert_eq!(pool.metrics().shed, 1);
+}
+
         let mut leaves = Box::pin(pool.acquire());
         assert!(poll_once(served.as_mut()).is_pending());
         assert!(poll_once(leaves.as_mut()).is_pending());

@@ -708,8 +708,7 @@ impl<M: Manager> Shared<M> {
         let Some(shedder) = &self.shedder else { return Ok(()) };
         let now = self.now();
         let waited = Duration::from_nanos(now.saturating_sub(began));
-        let late = shedder.is_too_late(now, waited, self.core.waiters() == 0);
-        if !late || line == Line::High {
+        if !shedder.is_too_late(now, waited, line, self.core.waiters() == 0) {
             return Ok(());
         }
         self.totals.shed();
