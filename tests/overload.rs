@@ -18,6 +18,7 @@ use std::sync::{Arc, Barrier, OnceLock};
 use std::task::Poll;
 use std::thread;
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::task::yield_now;
 use tokio::time::{Instant, advance, sleep, timeout};
 
@@ -396,7 +397,6 @@ async fn long_waits_of_long_ago_shed_nobody() {
     let pool = pool_of(&manager, 1).shards(1).shed(shed).build_lazy().unwrap();
     for _ in 0..3 {
         let held = pool.acquire().await.unwrap();
-        let mut served = Box::pin(pool.acquire());
 #[tokio::test(start_paused = true)]
 async fn those_with_priority_who_are_served_at_once_do_not_keep_the_others_from_being_shed() {
     let manager = TestManager::new();
@@ -426,6 +426,7 @@ async fn those_with_priority_who_are_served_at_once_do_not_keep_the_others_from_
     assert_eq!(pool.metrics().shed, 1);
 }
 
+        let mut served = Box::pin(pool.acquire());
         let mut leaves = Box::pin(pool.acquire());
         assert!(poll_once(served.as_mut()).is_pending());
         assert!(poll_once(leaves.as_mut()).is_pending());
@@ -868,6 +869,75 @@ async fn there_is_no_alarm_for_who_holds_nothing_or_while_there_is_room() {
 #[tokio::test(start_paused = true)]
 async fn what_was_given_back_in_any_way_is_not_held_any_more() {
     let manager = TestManager::new();
+#[tokio::test(start_paused = true)]
+async fn reserved_connections_do_not_hide_that_all_others_are_held_by_those_who_wait() {
+    let manager = TestManager::new();
+    let pool = detecting(&manager, 3).reserved(Priority::High, 1).build_lazy().unwrap();
+    let task = |first_to_wait: bool| {
+        let pool = pool.clone();
+        tokio::spawn(async move {
+            let held = pool.acquire().await.unwrap();
+            sleep(if first_to_wait { SECOND } else { 2 * SECOND }).await;
+            let answer = pool.acquire().await.map(drop);
+            drop(held);
+            answer
+        })
+    };
+    let (first, second) = (task(true), task(false));
+    let answer = second.await.unwrap();
+    let Err(AcquireError::WouldDeadlock(deadlock)) = answer else { panic!("{answer:?}") };
+    assert_eq!(deadlock.held_at().len(), 2);
+    first.await.unwrap().expect("the other one has come back");
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn there_is_no_alarm_while_a_holder_who_waits_may_get_what_is_reserved() {
+    let manager = TestManager::new();
+    let pool = detecting(&manager, 3).reserved(Priority::High, 1).build_lazy().unwrap();
+    let go = Arc::new(Notify::new());
+    let holder = |priority: Priority, pause: Duration| {
+        let pool = pool.clone();
+        tokio::spawn(async move {
+            let held = pool.acquire().await.unwrap();
+            sleep(pause).await;
+            let answer = pool.acquire_with(priority).await.map(drop);
+            drop(held);
+            answer
+        })
+    };
+    let high = holder(Priority::High, 2 * SECOND);
+    let normal = holder(Priority::Normal, 3 * SECOND);
+    let busy = tokio::spawn({
+        let (pool, go) = (pool.clone(), go.clone());
+        async move {
+            sleep(SECOND).await;
+            // The reserved one, since the others are taken.
+            let _held = pool.acquire_with(Priority::High).await.unwrap();
+            go.notified().await;
+        }
+    });
+    sleep(4 * SECOND).await;
+    assert_eq!((pool.counts().in_use, pool.counts().waiters), (3, 2), "no alarm");
+    go.notify_one();
+    high.await.unwrap().expect("what is reserved has come back");
+    normal.await.unwrap().expect("what the other one held has come back");
+    busy.await.unwrap();
+    // Once nobody is left who could give anything back, those with priority are told as well.
+    let all = tokio::spawn({
+        let pool = pool.clone();
+        async move {
+            let mut held = Vec::new();
+            for _ in 0..3 {
+                held.push(pool.acquire_with(Priority::High).await.unwrap());
+            }
+            pool.acquire_with(Priority::High).await.map(drop)
+        }
+    });
+    assert!(matches!(all.await.unwrap(), Err(AcquireError::WouldDeadlock(_))));
+    balanced(&pool, &manager.ledger).await;
+}
+
     let pool = detecting(&manager, 1).build_lazy().unwrap();
     let task = tokio::spawn({
         let (pool, manager) = (pool.clone(), manager.clone());

@@ -172,7 +172,9 @@ pub struct Config {
     /// `false`: they wait until their deadlines.
     pub fail_fast: bool,
     /// Finds out when everybody who holds a connection waits for another one. It makes each acquire
-    /// slower, and takes a connection to be held by the task that acquired it. Default: `false`.
+    /// slower, and takes a connection to be held by the task that acquired it: a task that waits for
+    /// several side by side (`join!`, `buffer_unordered`) and holds one of them already is told so
+    /// although it would go on. Default: `false`.
     pub detect_deadlock: bool,
     /// Measures for how long connections are in use, for
     /// [`PoolMetrics::use_time`](crate::PoolMetrics::use_time). Each acquire and release leaves the

@@ -202,7 +202,7 @@ where
         }
         let verdicts = keeper.connector.verdicts();
         let woken = {
-            let _waiting = keeper.about_to_wait(ask.caller)?;
+            let _waiting = keeper.about_to_wait(ask.caller, ask.line)?;
             let _patient = ask.patient.then(|| Patient::new(keeper));
             wait(keeper, ask.line, most).await
         };
@@ -596,7 +596,7 @@ where
             return Err(keeper.give_up(AcquireError::NoRuntime));
         }
         let woken = {
-            let _waiting = keeper.about_to_wait(ask.caller)?;
+            let _waiting = keeper.about_to_wait(ask.caller, ask.line)?;
             wait_blocking(keeper, ask.line, most, deadline)
         };
         most = usize::MAX;
@@ -692,14 +692,18 @@ impl<M: Manager> Shared<M> {
     }
 
     /// Whether a caller may wait, for as long as the answer lives.
-    fn about_to_wait(&self, caller: Caller) -> Result<Option<Waiting<'_>>, AcquireError<M::Error>> {
+    pub(super) fn about_to_wait(
+        &self,
+        caller: Caller,
+        line: Line,
+    ) -> Result<Option<Waiting<'_>>, AcquireError<M::Error>> {
         if self.config.fail_fast && self.core.counts().alive() == 0 {
             if let Some(error) = self.connector.error_while_probing() {
                 return Err(AcquireError::Unavailable(error));
             }
         }
         let Some(detector) = &self.detector else { return Ok(None) };
-        let waiting = detector.wait(caller, self.core.limit());
+        let waiting = detector.wait(caller, line, self.core.limit());
         waiting.map(Some).map_err(AcquireError::WouldDeadlock)
     }
 

@@ -99,8 +99,9 @@ impl<M: Manager> PoolBuilder<M> {
         fail_fast: bool,
         /// Finds out when everybody who holds a connection waits for another one, and ends the last
         /// wait with [`AcquireError::WouldDeadlock`](crate::AcquireError::WouldDeadlock). It makes
-        /// each acquire slower, and takes a connection to be held by the task that acquired it.
-        /// Default: `false`.
+        /// each acquire slower, and takes a connection to be held by the task that acquired it: a
+        /// task that waits for several side by side (`join!`, `buffer_unordered`) and holds one of
+        /// them already is told so although it would go on. Default: `false`.
         detect_deadlock: bool,
         /// The order in which idle connections are handed out. Default: [`IdleOrder::Recent`].
         order: IdleOrder,
@@ -305,7 +306,7 @@ impl<M: Manager> PoolBuilder<M> {
             memory: Mutex::new(Memory::new(capacity)),
             expiring: AtomicUsize::new(0),
             shedder: config.shed.map(Shedder::new),
-            detector: config.detect_deadlock.then(|| Detector::new(capacity)),
+            detector: config.detect_deadlock.then(|| Detector::new(capacity, config.reserved.1)),
             config,
             me: me.clone(),
         });
