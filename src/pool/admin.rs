@@ -21,7 +21,7 @@ use std::future::{Future, poll_fn};
 use std::panic::Location;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
@@ -310,7 +310,8 @@ impl<M: Manager> Pool<M> {
     /// in use too, until `deadline` from now. Meanwhile whoever waits or comes gets
     /// [`AcquireError::Draining`](crate::AcquireError::Draining), afterwards
     /// [`AcquireError::Closed`](crate::AcquireError::Closed). May be called again, and by several
-    /// tasks at once. Outside a tokio runtime it does not wait.
+    /// tasks at once: it is being drained until the last of them is done. Outside a tokio runtime, and
+    /// on one without a timer, it does not wait.
     ///
     /// # Cancel safety
     ///
@@ -368,7 +369,7 @@ impl<M: Manager> Pool<M> {
     }
 }
 
-/// A pool that is being drained; once this is gone, it is closed.
+/// A pool that is being drained; once the last of these is gone, it is closed.
 struct Draining<'p, M: Manager> {
     shared: &'p Shared<M>,
     ended_before: u64,
@@ -378,6 +379,7 @@ impl<'p, M: Manager> Draining<'p, M> {
     fn begin(shared: &'p Shared<M>) -> Self {
         let ended_before = shared.totals.ended();
         // A pool that is closed already stays so.
+        shared.drains.fetch_add(1, Ordering::SeqCst);
         let _ = shared.phase.compare_exchange(OPEN, DRAINING, Ordering::SeqCst, Ordering::SeqCst);
         shared.shut();
         Self { shared, ended_before }
@@ -391,7 +393,27 @@ impl<'p, M: Manager> Draining<'p, M> {
 
 impl<M: Manager> Drop for Draining<'_, M> {
     fn drop(&mut self) {
-        self.shared.phase.store(CLOSED, Ordering::SeqCst);
+        // Ordering: SeqCst. The last of several ends it, even if another begins just then: to that one
+        // the pool is closed already.
+        if self.shared.drains.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.shared.phase.store(CLOSED, Ordering::SeqCst);
+        }
+    }
+}
+
+/// A warm-up under way.
+struct WarmUp<'c>(&'c AtomicUsize);
+
+impl<'c> WarmUp<'c> {
+    fn begin(count: &'c AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for WarmUp<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -306,6 +306,7 @@ impl<M: Manager> PoolBuilder<M> {
             memory: Mutex::new(Memory::new(capacity)),
             expiring: AtomicUsize::new(0),
             shedder: config.shed.map(Shedder::new),
+            drains: AtomicUsize::new(0),
             detector: config.detect_deadlock.then(|| Detector::new(capacity, config.reserved.1)),
             config,
             me: me.clone(),

@@ -108,6 +108,8 @@ pub(crate) struct Shared<M: Manager> {
     changed: Event,
     /// [`OPEN`], [`DRAINING`] or [`CLOSED`]; only tells which error a closed core stands for.
     phase: AtomicU8,
+    /// How many drains are under way.
+    drains: AtomicUsize,
     /// When the pool's clock began.
     began: Instant,
     /// How often all connections have been invalidated.
