@@ -214,7 +214,6 @@ async fn an_expired_or_cancelled_waiter_is_not_handed_a_connection() {
 #[tokio::test(start_paused = true)]
 async fn waiters_who_have_left_cost_no_dial() {
     let manager = TestManager::new();
-    manager.connect.always(Act::Error);
     let pool = pool_of(&manager, 4).build_lazy().unwrap();
     let mut waiters: Vec<_> = (0..20).map(|_| Box::pin(pool.acquire())).collect();
     for waiter in &mut waiters {
@@ -228,7 +227,8 @@ async fn waiters_who_have_left_cost_no_dial() {
     assert_eq!(manager.connect.calls(), calls, "nobody wants one");
     manager.clear();
     drop(pool.acquire().await.unwrap());
-    assert_eq!(balanced(&pool, &manager.ledger).await.created, 1, "one for the only caller");
+    drop(held);
+    assert_eq!(balanced(&pool, &manager.ledger).await.created, 2, "one for the only caller");
 }
 
 /// Its `on_checkout` turns every connection away, so that each acquire begins again.
@@ -263,6 +263,8 @@ fn a_blocking_acquire_that_has_to_begin_again_keeps_its_deadline() {
     let pool = rejecting(&manager).build_blocking().unwrap();
     let thread = thread::spawn(move || {
         let began = std::time::Instant::now();
+    let held = pool.acquire().await.unwrap();
+    manager.connect.always(Act::Error);
         let error = pool.acquire_timeout(SECOND).unwrap_err();
         let took = began.elapsed();
         assert!(took >= SECOND && took < 1800 * MILLISECOND, "{took:?}");
@@ -395,8 +397,6 @@ async fn long_waits_of_long_ago_shed_nobody() {
     let manager = TestManager::new();
     let shed = Shed::new(TARGET, INTERVAL);
     let pool = pool_of(&manager, 1).shards(1).shed(shed).build_lazy().unwrap();
-    for _ in 0..3 {
-        let held = pool.acquire().await.unwrap();
 #[tokio::test(start_paused = true)]
 async fn those_with_priority_who_are_served_at_once_do_not_keep_the_others_from_being_shed() {
     let manager = TestManager::new();
@@ -426,6 +426,8 @@ async fn those_with_priority_who_are_served_at_once_do_not_keep_the_others_from_
     assert_eq!(pool.metrics().shed, 1);
 }
 
+    for _ in 0..3 {
+        let held = pool.acquire().await.unwrap();
         let mut served = Box::pin(pool.acquire());
         let mut leaves = Box::pin(pool.acquire());
         assert!(poll_once(served.as_mut()).is_pending());
@@ -867,8 +869,6 @@ async fn there_is_no_alarm_for_who_holds_nothing_or_while_there_is_room() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_given_back_in_any_way_is_not_held_any_more() {
-    let manager = TestManager::new();
 #[tokio::test(start_paused = true)]
 async fn reserved_connections_do_not_hide_that_all_others_are_held_by_those_who_wait() {
     let manager = TestManager::new();
@@ -938,6 +938,8 @@ async fn there_is_no_alarm_while_a_holder_who_waits_may_get_what_is_reserved() {
     balanced(&pool, &manager.ledger).await;
 }
 
+async fn what_was_given_back_in_any_way_is_not_held_any_more() {
+    let manager = TestManager::new();
     let pool = detecting(&manager, 1).build_lazy().unwrap();
     let task = tokio::spawn({
         let (pool, manager) = (pool.clone(), manager.clone());

@@ -17,8 +17,8 @@ pub(crate) use self::histogram::of as histogram_of;
 #[cfg(feature = "cluster")]
 pub(crate) use self::monitor::Watched;
 pub use self::monitor::{DuplicateName, Group, Monitor, Source};
-pub(crate) use self::status::Signs;
 pub use self::status::{ClusterNode, Health, PoolStatus};
+pub(crate) use self::status::{Connecting, Signs};
 
 use self::histogram::Recorder;
 use crate::core::Counts;

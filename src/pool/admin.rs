@@ -431,6 +431,7 @@ impl<M: Manager> Shared<M> {
     /// wrong password is tried once.
     pub(super) async fn open(self: &Arc<Self>, count: usize) -> Result<(), WarmUpError<M::Error>> {
         let mut opening: JoinSet<Opened<M>> = JoinSet::new();
+        let _under_way = WarmUp::begin(&self.connector.warm_ups);
         let mut one_is_open = false;
         loop {
             listener!(self.changed => changed);

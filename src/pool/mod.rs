@@ -653,6 +653,13 @@ impl<M: Manager> Pool<M> {
     ///
     /// ```
     /// # use millpond::{Pool, from_fn};
+    /// A pool that is down because connecting fails goes on trying though nobody asks it for anything,
+    /// one connect at a time with the pauses of [`backoff`](PoolBuilder::backoff), so it is up again soon
+    /// after the server is. Not so if the manager calls the last failure
+    /// [permanent](Manager::is_permanent), such as a wrong password, since accounts get locked: then its
+    /// health says so, and stays down until an [`acquire`](Self::acquire), a
+    /// [`warm_up`](Self::warm_up) or a [`rotate`](Self::rotate) succeeds.
+    ///
     /// # use std::convert::Infallible;
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -668,14 +675,17 @@ impl<M: Manager> Pool<M> {
             closed: match shared.phase.load(Ordering::SeqCst) {
                 OPEN => None,
                 DRAINING => Some("being drained"),
+        let metrics = shared.metrics();
+        let (rejections, _) = shared.connector.rejections();
                 _ => Some("closed"),
             },
-            connecting_fails: shared.connector.last_error().is_some(),
+            connecting: shared.connector.connecting(),
+            all_are_rejected: rejections > 0,
             maintenance_is_paused: self.maintenance().is_paused(),
             max_size: shared.core.limit(),
         };
         let cluster = shared.cluster.as_ref().map(|which| which());
-        PoolStatus::new(&signs, shared.metrics(), shared.config.clone(), cluster)
+        PoolStatus::new(&signs, metrics, shared.config.clone(), cluster)
     }
 
     /// The settings.

@@ -82,6 +82,8 @@ pub(super) struct Model {
     reports_leaks: bool,
     /// A connect has failed, and the next attempt is for after the pause.
     pub(super) pausing: bool,
+    /// The last connect has failed in a way that may pass.
+    troubled: bool,
     totals: Totals,
 }
 
@@ -117,6 +119,7 @@ impl Model {
             hooks: setting.options.hooks,
             reports_leaks: setting.in_turn(),
             pausing: false,
+            troubled: false,
             totals: Totals::default(),
         };
         for _ in 0..setting.stock() {
@@ -599,6 +602,7 @@ impl Model {
         for &slot in &idle {
             let place = &mut self.slots[slot];
             let passed = place.passed == (place.number.unwrap_or(0), place.uses);
+        self.probe();
             place.unchecked |= self.checked && !passed;
         }
         if !self.reports_leaks {
@@ -642,11 +646,21 @@ impl Model {
         }
     }
 
+            self.probe();
     fn dial(&mut self, slot: Slot) {
         match self.connects {
             Connects::Succeed => {
                 let number = self.make();
+    /// A pool that is down sees whether it still is.
+    fn probe(&mut self) {
+        let down = self.troubled && self.is_empty() && self.closing.is_empty();
+        if down && !self.is_closed() && self.dialling.is_none() && !self.pausing {
+            self.dialling = self.take_vacant();
+        }
+    }
+
                 self.totals.created += 1;
+        self.troubled = self.connects == Connects::Fail;
                 self.totals.calls.on_create += 1;
                 self.fill(slot, number);
             }
