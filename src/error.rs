@@ -384,7 +384,8 @@ mod managed {
             self.longest_held
         }
 
-        /// The last failure to connect, if no connect has succeeded since.
+        /// The last failure to connect, if no connect has succeeded since and a connection could have
+        /// been opened for the caller.
         #[must_use]
         pub fn last_connect_error(&self) -> Option<&Arc<OperationError<E>>> {
             self.last_connect_error.as_ref()

@@ -118,11 +118,58 @@ fn max_waiters_is_exact_when_many_come_at_once() {
 async fn a_caller_that_finds_something_idle_does_not_care_about_max_waiters() {
     let manager = TestManager::new();
     let pool = pool_of(&manager, 2).max_waiters(1).build_lazy().unwrap();
-    pool.warm_up(2).await.unwrap();
     let held = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    let mut waiter = pin!(pool.acquire());
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    assert!(matches!(pool.acquire().await, Err(AcquireError::QueueFull)), "the line is full");
     drop(held);
+    // One is on its way to the waiter, which does not know yet; the other one is idle.
+    drop(pool.acquire().await.expect("it does not wait"));
+    drop(waiter.await.unwrap());
     let metrics = balanced(&pool, &manager.ledger).await;
-    assert_eq!((metrics.waits.queue_full, metrics.acquires), (0, 2));
+    assert_eq!((metrics.waits.queue_full, metrics.acquires), (1, 4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_whose_connection_fails_its_check_is_not_refused_though_the_line_is_full_by_now() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).max_waiters(1).check(CheckPolicy::Always).build_lazy().unwrap();
+    drop(pool.acquire().await.unwrap());
+    manager.check.once(Act::Never);
+    let checking = tokio::spawn({
+        let pool = pool.clone();
+        async move { pool.acquire().await.map(drop) }
+    });
+    eventually("it is being checked", || manager.check.running() == 1).await;
+    let mut waiter = pin!(pool.acquire());
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    assert!(matches!(pool.acquire().await, Err(AcquireError::QueueFull)));
+    // The check takes too long, and by then somebody fills the line.
+    drop(waiter.await.unwrap());
+    checking.await.unwrap().expect("it has been let in before");
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[test]
+fn a_thread_whose_connection_fails_its_check_is_not_refused_though_the_line_is_full_by_now() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).max_waiters(1).check(CheckPolicy::Always);
+    let pool = pool.check_timeout(200 * MILLISECOND).build_blocking().unwrap();
+    drop(pool.acquire().unwrap());
+    manager.check.once(Act::Never);
+    let comer = || {
+        let pool = pool.clone();
+        thread::spawn(move || pool.acquire().map(drop))
+    };
+    let checking = comer();
+    eventually_blocking("it is being checked", || manager.check.running() == 1);
+    manager.connect.once(Act::Gated);
+    let waiter = comer();
+    eventually_blocking("the line is full", || pool.metrics().counts.waiters == 1);
+    eventually_blocking("both wait", || pool.metrics().counts.waiters == 2);
+    manager.connect.open(1);
+    join(checking).expect("it has been let in before");
+    join(waiter).unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -215,6 +262,8 @@ async fn an_expired_or_cancelled_waiter_is_not_handed_a_connection() {
 async fn waiters_who_have_left_cost_no_dial() {
     let manager = TestManager::new();
     let pool = pool_of(&manager, 4).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.connect.always(Act::Error);
     let mut waiters: Vec<_> = (0..20).map(|_| Box::pin(pool.acquire())).collect();
     for waiter in &mut waiters {
         assert!(poll_once(waiter.as_mut()).is_pending());
@@ -263,8 +312,6 @@ fn a_blocking_acquire_that_has_to_begin_again_keeps_its_deadline() {
     let pool = rejecting(&manager).build_blocking().unwrap();
     let thread = thread::spawn(move || {
         let began = std::time::Instant::now();
-    let held = pool.acquire().await.unwrap();
-    manager.connect.always(Act::Error);
         let error = pool.acquire_timeout(SECOND).unwrap_err();
         let took = began.elapsed();
         assert!(took >= SECOND && took < 1800 * MILLISECOND, "{took:?}");
@@ -351,6 +398,35 @@ async fn callers_with_high_priority_are_not_shed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn those_with_priority_who_are_served_at_once_do_not_keep_the_others_from_being_shed() {
+    let manager = TestManager::new();
+    let shed = Shed::new(TARGET, INTERVAL);
+    let pool = pool_of(&manager, 2).shards(1).shed(shed).reserved(Priority::High, 1);
+    let pool = pool.build_lazy().unwrap();
+    let mut held = pool.acquire().await.unwrap();
+    let mut waiters: VecDeque<_> = (0..8).map(|_| Box::pin(pool.acquire())).collect();
+    for waiter in &mut waiters {
+        assert!(poll_once(waiter.as_mut()).is_pending());
+    }
+    while let Some(waiter) = waiters.pop_front() {
+        // A health probe, which finds a reserved connection, and the line full of others.
+        drop(pool.acquire_with(Priority::High).await.unwrap());
+        sleep(INTERVAL / 2).await;
+        drop(held);
+        match waiter.await {
+            Ok(served) => held = served,
+            Err(AcquireError::Shed { .. }) => break,
+            Err(error) => panic!("{error}"),
+        }
+        let mut newcomer = Box::pin(pool.acquire());
+        assert!(poll_once(newcomer.as_mut()).is_pending());
+        waiters.push_back(newcomer);
+        assert!(pool.metrics().acquires < 100, "nobody is shed");
+    }
+    assert_eq!(pool.metrics().shed, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn nobody_is_shed_as_long_as_the_line_empties_now_and_then() {
     let manager = TestManager::new();
     let shed = Shed::new(TARGET, INTERVAL);
@@ -397,35 +473,6 @@ async fn long_waits_of_long_ago_shed_nobody() {
     let manager = TestManager::new();
     let shed = Shed::new(TARGET, INTERVAL);
     let pool = pool_of(&manager, 1).shards(1).shed(shed).build_lazy().unwrap();
-#[tokio::test(start_paused = true)]
-async fn those_with_priority_who_are_served_at_once_do_not_keep_the_others_from_being_shed() {
-    let manager = TestManager::new();
-    let shed = Shed::new(TARGET, INTERVAL);
-    let pool = pool_of(&manager, 2).shards(1).shed(shed).reserved(Priority::High, 1);
-    let pool = pool.build_lazy().unwrap();
-    let mut held = pool.acquire().await.unwrap();
-    let mut waiters: VecDeque<_> = (0..8).map(|_| Box::pin(pool.acquire())).collect();
-    for waiter in &mut waiters {
-        assert!(poll_once(waiter.as_mut()).is_pending());
-    }
-    while let Some(waiter) = waiters.pop_front() {
-        // A health probe, which finds a reserved connection, and the line full of others.
-        drop(pool.acquire_with(Priority::High).await.unwrap());
-        sleep(INTERVAL / 2).await;
-        drop(held);
-        match waiter.await {
-            Ok(served) => held = served,
-            Err(AcquireError::Shed { .. }) => break,
-            Err(error) => panic!("{error}"),
-        }
-        let mut newcomer = Box::pin(pool.acquire());
-        assert!(poll_once(newcomer.as_mut()).is_pending());
-        waiters.push_back(newcomer);
-        assert!(pool.metrics().acquires < 100, "nobody is shed");
-    }
-    assert_eq!(pool.metrics().shed, 1);
-}
-
     for _ in 0..3 {
         let held = pool.acquire().await.unwrap();
         let mut served = Box::pin(pool.acquire());
@@ -823,53 +870,6 @@ async fn of_two_tasks_that_wait_for_each_other_the_second_is_told_and_the_first_
 }
 
 #[tokio::test(start_paused = true)]
-async fn there_is_no_alarm_as_long_as_one_holder_does_not_wait() {
-    let manager = TestManager::new();
-    let pool = detecting(&manager, 3).build_lazy().unwrap();
-    let busy = tokio::spawn({
-        let pool = pool.clone();
-        async move {
-            let _held = pool.acquire().await.unwrap();
-            sleep(5 * SECOND).await;
-        }
-    });
-    let waiting: Vec<_> = (0..2)
-        .map(|_| {
-            let pool = pool.clone();
-            tokio::spawn(async move {
-                let _held = pool.acquire().await.unwrap();
-                sleep(SECOND).await;
-                drop(pool.acquire().await.unwrap());
-            })
-        })
-        .collect();
-    for task in waiting {
-        task.await.unwrap();
-    }
-    busy.await.unwrap();
-    balanced(&pool, &manager.ledger).await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn there_is_no_alarm_for_who_holds_nothing_or_while_there_is_room() {
-    let manager = TestManager::new();
-    let pool = detecting(&manager, 2).build_lazy().unwrap();
-    let holder = tokio::spawn({
-        let pool = pool.clone();
-        async move {
-            // The second one is still to be opened.
-            let _held = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
-            sleep(SECOND).await;
-        }
-    });
-    turns().await;
-    drop(pool.acquire().await.unwrap());
-    holder.await.unwrap();
-    balanced(&pool, &manager.ledger).await;
-}
-
-#[tokio::test(start_paused = true)]
-#[tokio::test(start_paused = true)]
 async fn reserved_connections_do_not_hide_that_all_others_are_held_by_those_who_wait() {
     let manager = TestManager::new();
     let pool = detecting(&manager, 3).reserved(Priority::High, 1).build_lazy().unwrap();
@@ -938,6 +938,53 @@ async fn there_is_no_alarm_while_a_holder_who_waits_may_get_what_is_reserved() {
     balanced(&pool, &manager.ledger).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn there_is_no_alarm_as_long_as_one_holder_does_not_wait() {
+    let manager = TestManager::new();
+    let pool = detecting(&manager, 3).build_lazy().unwrap();
+    let busy = tokio::spawn({
+        let pool = pool.clone();
+        async move {
+            let _held = pool.acquire().await.unwrap();
+            sleep(5 * SECOND).await;
+        }
+    });
+    let waiting: Vec<_> = (0..2)
+        .map(|_| {
+            let pool = pool.clone();
+            tokio::spawn(async move {
+                let _held = pool.acquire().await.unwrap();
+                sleep(SECOND).await;
+                drop(pool.acquire().await.unwrap());
+            })
+        })
+        .collect();
+    for task in waiting {
+        task.await.unwrap();
+    }
+    busy.await.unwrap();
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn there_is_no_alarm_for_who_holds_nothing_or_while_there_is_room() {
+    let manager = TestManager::new();
+    let pool = detecting(&manager, 2).build_lazy().unwrap();
+    let holder = tokio::spawn({
+        let pool = pool.clone();
+        async move {
+            // The second one is still to be opened.
+            let _held = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+            sleep(SECOND).await;
+        }
+    });
+    turns().await;
+    drop(pool.acquire().await.unwrap());
+    holder.await.unwrap();
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_was_given_back_in_any_way_is_not_held_any_more() {
     let manager = TestManager::new();
     let pool = detecting(&manager, 1).build_lazy().unwrap();

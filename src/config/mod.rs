@@ -160,8 +160,8 @@ pub struct Config {
     /// zero; `None` for never. Default: `None`.
     pub slow_acquire: Option<Duration>,
     /// The most callers that may wait; whoever comes when they do gets
-    /// [`AcquireError::QueueFull`](crate::AcquireError::QueueFull). At least 1; `None` for no limit.
-    /// Default: `None`.
+    /// [`AcquireError::QueueFull`](crate::AcquireError::QueueFull). Those count too for whom a
+    /// connection is being opened. At least 1; `None` for no limit. Default: `None`.
     pub max_waiters: Option<usize>,
     /// Connections that only callers with [`Priority::High`] get: below `max_size`. Default: none.
     pub reserved: (Priority, usize),

@@ -161,7 +161,9 @@ impl<M: Manager> PoolBuilder<M> {
         self
     }
 
-    /// The most callers that may wait, at least 1; `None` for no limit. Default: `None`.
+    /// The most callers that may wait, at least 1; `None` for no limit. Those count too for whom a
+    /// connection is being opened: a burst on a pool that has room meets this limit before the
+    /// connections are there. Default: `None`.
     pub fn max_waiters(mut self, most: impl Into<Option<usize>>) -> Self {
         self.config.max_waiters = most.into();
         self
@@ -304,9 +306,9 @@ impl<M: Manager> PoolBuilder<M> {
             records: (0..capacity).map(|_| Record::new()).collect(),
             upkeep: Arc::new(Upkeep::new(config.maintenance_interval)),
             memory: Mutex::new(Memory::new(capacity)),
+            drains: AtomicUsize::new(0),
             expiring: AtomicUsize::new(0),
             shedder: config.shed.map(Shedder::new),
-            drains: AtomicUsize::new(0),
             detector: config.detect_deadlock.then(|| Detector::new(capacity, config.reserved.1)),
             config,
             me: me.clone(),

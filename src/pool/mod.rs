@@ -247,20 +247,22 @@ impl<M: Manager> Pool<M> {
     /// # Errors
     ///
     /// - [`AcquireError::Timeout`] after `acquire_timeout`; it says what the pool was waiting for,
-    ///   and its source is the last failure to connect, if there was one.
+    ///   and its source is the last failure to connect, if there was one and a connection could have
+    ///   been opened.
     /// - [`AcquireError::Connect`] if connecting failed for good.
     /// - [`AcquireError::Closed`] if the pool is closed, before or meanwhile;
     ///   [`AcquireError::Draining`] while it is being drained.
     /// - [`AcquireError::Unavailable`], [`AcquireError::QueueFull`], [`AcquireError::Shed`] and
     ///   [`AcquireError::WouldDeadlock`] only if the settings `fail_fast`, `max_waiters`, `shed` and
     ///   `detect_deadlock` ask for them.
-    /// - [`AcquireError::NoRuntime`] if it has to wait and there is no tokio runtime.
+    /// - [`AcquireError::NoRuntime`] if it has to wait and there is no tokio runtime with a timer.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future gives up the place in line and nothing else: a connection that was on
     /// its way goes to the next caller, one that is being opened stays in the pool. Only a
-    /// connection that was being checked is closed.
+    /// connection that was being checked is closed; at the deadline its check goes on in the
+    /// background instead.
     ///
     /// # Cost
     ///
@@ -345,8 +347,9 @@ impl<M: Manager> Pool<M> {
     }
 
     /// Acquires a connection, waiting for `limit` at the most instead of `acquire_timeout`. Zero
-    /// takes what is idle or gives up at once; [`Duration::MAX`] waits for good, and without a
-    /// timer, which is the larger part of what a short wait costs.
+    /// takes what is idle or gives up at once; what has to be checked first is checked in the
+    /// background then, for the next caller. [`Duration::MAX`] waits for good, and without a timer,
+    /// which is the larger part of what a short wait costs.
     ///
     /// # Errors
     ///
@@ -458,6 +461,7 @@ impl<M: Manager> Pool<M> {
     /// - As [`acquire`](Self::acquire).
     /// - [`AcquireError::WouldBlock`] if it has to wait and the thread is running an asynchronous
     ///   task: blocking it would hold up the very tasks that it waits for. `spawn_blocking` is fine.
+    ///   Inside [`tokio::task::unconstrained`] this is not noticed, and it blocks.
     ///
     /// # Cost
     ///
@@ -649,10 +653,6 @@ impl<M: Manager> Pool<M> {
     /// How the pool is: its health in words, its figures and its settings, for a terminal or, with
     /// the feature `serde`, for a program. Costs one pass over all slots.
     ///
-    /// # Examples
-    ///
-    /// ```
-    /// # use millpond::{Pool, from_fn};
     /// A pool that is down because connecting fails goes on trying though nobody asks it for anything,
     /// one connect at a time with the pauses of [`backoff`](PoolBuilder::backoff), so it is up again soon
     /// after the server is. Not so if the manager calls the last failure
@@ -660,6 +660,10 @@ impl<M: Manager> Pool<M> {
     /// health says so, and stays down until an [`acquire`](Self::acquire), a
     /// [`warm_up`](Self::warm_up) or a [`rotate`](Self::rotate) succeeds.
     ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{Pool, from_fn};
     /// # use std::convert::Infallible;
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -671,12 +675,12 @@ impl<M: Manager> Pool<M> {
     #[must_use]
     pub fn status(&self) -> PoolStatus {
         let shared = &*self.shared;
+        let metrics = shared.metrics();
+        let (rejections, _) = shared.connector.rejections();
         let signs = Signs {
             closed: match shared.phase.load(Ordering::SeqCst) {
                 OPEN => None,
                 DRAINING => Some("being drained"),
-        let metrics = shared.metrics();
-        let (rejections, _) = shared.connector.rejections();
                 _ => Some("closed"),
             },
             connecting: shared.connector.connecting(),

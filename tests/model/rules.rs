@@ -368,6 +368,10 @@ impl Model {
             match self.fates.remove(&name)? {
                 Fate::Served(slot) => {
                     let checked = self.kind == Kind::Managed && self.slots[slot].unchecked;
+                    if checked && self.fault(slot).is_none() {
+                        // What the check takes is no reason to be refused afterwards.
+                        self.admitted.insert(name);
+                    }
                     if !self.make_fit(slot) {
                         // It waits on, behind the others.
                         self.wait(name);
@@ -598,11 +602,11 @@ impl Model {
         if self.is_closed() {
             return;
         }
+        self.probe();
         let idle = self.walk();
         for &slot in &idle {
             let place = &mut self.slots[slot];
             let passed = place.passed == (place.number.unwrap_or(0), place.uses);
-        self.probe();
             place.unchecked |= self.checked && !passed;
         }
         if !self.reports_leaks {
@@ -642,15 +646,11 @@ impl Model {
     pub(super) fn pause(&mut self, failures: u64) {
         for _ in 0..failures.max(1) {
             self.pausing = false;
+            self.probe();
             self.settle();
         }
     }
 
-            self.probe();
-    fn dial(&mut self, slot: Slot) {
-        match self.connects {
-            Connects::Succeed => {
-                let number = self.make();
     /// A pool that is down sees whether it still is.
     fn probe(&mut self) {
         let down = self.troubled && self.is_empty() && self.closing.is_empty();
@@ -659,8 +659,12 @@ impl Model {
         }
     }
 
-                self.totals.created += 1;
+    fn dial(&mut self, slot: Slot) {
         self.troubled = self.connects == Connects::Fail;
+        match self.connects {
+            Connects::Succeed => {
+                let number = self.make();
+                self.totals.created += 1;
                 self.totals.calls.on_create += 1;
                 self.fill(slot, number);
             }
