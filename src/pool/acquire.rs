@@ -768,7 +768,7 @@ fn runs_async_task() -> bool {
 impl<M: Manager> Shared<M> {
     /// A waiter was woken without a connection: because the pool was closed, because of a verdict
     /// since there were `verdicts`, or for nothing that concerns it.
-    fn why_woken(&self, verdicts: u64) -> Result<(), AcquireError<M::Error>> {
+    pub(super) fn why_woken(&self, verdicts: u64) -> Result<(), AcquireError<M::Error>> {
         if self.core.is_closed() {
             return Err(self.closed_error());
         }

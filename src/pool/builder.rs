@@ -5,6 +5,7 @@
 use super::connector::Connector;
 use super::deadlock::Detector;
 use super::life::Record;
+use super::operation::has_timer;
 use super::reaper::{Memory, Upkeep};
 use super::report::Reports;
 use super::shed::Shedder;
@@ -246,7 +247,8 @@ impl<M: Manager> PoolBuilder<M> {
     /// # Errors
     ///
     /// - [`BuildError::Config`] if a setting is out of range.
-    /// - [`BuildError::NoRuntime`] outside a tokio runtime.
+    /// - [`BuildError::NoRuntime`] outside a tokio runtime, or on one that has ended.
+    /// - [`BuildError::NoTimer`] on one that was built without `enable_time`.
     /// - [`BuildError::Connect`] as soon as one of the connections cannot be opened.
     ///
     /// # Cancel safety
@@ -257,14 +259,18 @@ impl<M: Manager> PoolBuilder<M> {
             self.config.validate()?;
             return Err(BuildError::NoRuntime);
         }
+        if !has_timer() {
+            self.config.validate()?;
+            return Err(BuildError::NoTimer);
+        }
         let pool = self.build_lazy()?;
         pool.shared.open_first().await?;
         Ok(pool)
     }
 
     /// Builds the pool without opening anything; the first acquire does, and reports what goes
-    /// wrong. Works outside a runtime too: the pool then runs on the one of the first caller that
-    /// needs a connection.
+    /// wrong. Works outside a runtime too, and on one without a timer: the pool then runs on the one of
+    /// the first caller that needs a connection.
     ///
     /// # Errors
     ///
@@ -300,13 +306,13 @@ impl<M: Manager> PoolBuilder<M> {
             closing: AtomicUsize::new(0),
             changed: Event::new(),
             phase: AtomicU8::new(OPEN),
+            drains: AtomicUsize::new(0),
             began: Instant::now(),
             generation: AtomicU64::new(0),
             spread: fastrand::f64(),
             records: (0..capacity).map(|_| Record::new()).collect(),
             upkeep: Arc::new(Upkeep::new(config.maintenance_interval)),
             memory: Mutex::new(Memory::new(capacity)),
-            drains: AtomicUsize::new(0),
             expiring: AtomicUsize::new(0),
             shedder: config.shed.map(Shedder::new),
             detector: config.detect_deadlock.then(|| Detector::new(capacity, config.reserved.1)),
@@ -327,6 +333,7 @@ impl<M: Manager> Shared<M> {
         match self.open(self.config.min_idle).await {
             Ok(()) => {}
             Err(WarmUpError::Connect(error)) => return Err(BuildError::Connect(error)),
+            Err(WarmUpError::NoRuntime) => return Err(BuildError::NoRuntime),
             Err(error) => unreachable!("BUG: a pool that nobody else knows: {error}"),
         }
         self.keeps_idle.store(true, Ordering::Relaxed);

@@ -16,7 +16,7 @@
 //!
 //! Not here: who gets the connection (`core`), checks and resets (`acquire.rs`, `guard.rs`).
 
-use super::operation::{bounded, message};
+use super::operation::{bounded, has_timer, message};
 use super::reaper::Reaper;
 use super::report::Reporter;
 use super::{Shared, Tenant, life::nanos, lock, trace::no_span};
@@ -317,12 +317,20 @@ impl<M: Manager> Shared<M> {
 
     /// The same, or the caller's if there is none.
     pub(super) fn ground_or_current(&self) -> Option<Ground> {
+        let ground = self.ground();
+        if ground.is_some() {
+            return ground;
+        }
+        let runtime = Handle::try_current().ok()?;
+        // One without a timer could neither bound a connect nor run the reaper.
+        if !has_timer() {
+            return None;
+        }
         let adopted = {
             let mut ground = lock(&self.connector.ground);
             if let Some(ground) = &*ground {
                 return Some(ground.clone());
             }
-            let runtime = Handle::try_current().ok()?;
             let generation = self.connector.generations.fetch_add(1, Ordering::Relaxed);
             ground.insert(Ground { runtime, generation }).clone()
         };
@@ -341,14 +349,6 @@ impl<M: Manager> Shared<M> {
     /// dial runs. It is asked each time: a runtime that has ended drops the dial at once, and is
     /// forgotten.
     pub(super) fn demand(&self, ground: fn(&Self) -> Option<Ground>) {
-        while !self.core.is_closed() && self.core.has_vacant() {
-            let Some(ground) = ground(self) else { return };
-            if !self.connector.admit(wanted(self)) {
-                return;
-            }
-            let shared = self.arc();
-            let generation = ground.generation;
-            let dial = Dial { shared: shared.clone(), generation, state: DialState::Unfinished };
         self.dial(ground, Self::wanted);
     }
 
@@ -358,6 +358,14 @@ impl<M: Manager> Shared<M> {
     }
 
     fn dial(&self, ground: fn(&Self) -> Option<Ground>, wanted: fn(&Self) -> usize) {
+        while !self.core.is_closed() && self.core.has_vacant() {
+            let Some(ground) = ground(self) else { return };
+            if !self.connector.admit(wanted(self)) {
+                return;
+            }
+            let shared = self.arc();
+            let generation = ground.generation;
+            let dial = Dial { shared: shared.clone(), generation, state: DialState::Unfinished };
             match reserve(shared) {
                 Some(reservation) => ground.spawn(dial.run(reservation)),
                 // Somebody was faster. Dropping the dial looks once more.
@@ -383,14 +391,6 @@ impl<M: Manager> Shared<M> {
         waiters + idle.saturating_sub(self.core.counts().idle)
     }
 
-    /// Opens one connection for a slot that has been acquired `uses_before` times.
-    pub(super) async fn connect(
-        &self,
-        uses_before: u64,
-    ) -> Result<Tenant<M::Connection>, OperationError<M::Error>> {
-        let generation = self.generation();
-        let began = Instant::now();
-        let limit = self.config.connect_timeout;
     /// The same, and one if the pool is down for a reason that may pass, so that somebody sees it pass.
     fn wanted_or_sought(&self) -> usize {
         let wanted = self.wanted();
@@ -404,6 +404,14 @@ impl<M: Manager> Shared<M> {
         usize::from(counts.alive() + others == 0)
     }
 
+    /// Opens one connection for a slot that has been acquired `uses_before` times.
+    pub(super) async fn connect(
+        &self,
+        uses_before: u64,
+    ) -> Result<Tenant<M::Connection>, OperationError<M::Error>> {
+        let generation = self.generation();
+        let began = Instant::now();
+        let limit = self.config.connect_timeout;
         // Declared before the connection, so dropped after it.
         let mut unborn = Unborn::<M>(None);
         // The block makes sure that a panic outside the future is caught as well.
