@@ -162,8 +162,10 @@ mod managed {
         Config(ConfigError),
         /// One of the first `min_idle` connections could not be opened.
         Connect(Arc<OperationError<E>>),
-        /// `build` was called outside a tokio runtime.
+        /// `build` was called outside a tokio runtime, or on one that has ended.
         NoRuntime,
+        /// The tokio runtime on which `build` was called has no timer.
+        NoTimer,
         /// The system refused what a pool with a thread of its own needs.
         Thread(std::io::Error),
     }
@@ -176,6 +178,9 @@ mod managed {
                 Self::NoRuntime => {
                     "no tokio runtime here: call build inside one, or build_lazy, or build_blocking"
                 }
+                Self::NoTimer => {
+                    "this tokio runtime has no timer: call enable_time or enable_all on its builder"
+                }
                 Self::Thread(_) => "cannot start the pool's thread",
             })
         }
@@ -186,7 +191,7 @@ mod managed {
             match self {
                 Self::Config(error) => Some(error),
                 Self::Connect(error) => Some(&**error),
-                Self::NoRuntime => None,
+                Self::NoRuntime | Self::NoTimer => None,
                 Self::Thread(error) => Some(error),
             }
         }
@@ -222,7 +227,7 @@ mod managed {
         Draining,
         /// The pool is closed.
         Closed,
-        /// No connection is idle, and there is no tokio runtime to open one or to wait on.
+        /// No connection is idle, and there is no tokio runtime with a timer to open one or to wait on.
         NoRuntime,
         /// A blocking acquire would have blocked a thread that runs asynchronous tasks.
         WouldBlock,
@@ -246,8 +251,8 @@ mod managed {
                 Self::Draining => "the pool is being drained",
                 Self::Closed => "the pool is closed",
                 Self::NoRuntime => {
-                    "no connection is idle, and no tokio runtime to open one on: \
-                     acquire inside a runtime, or use blocking::Pool"
+                    "no connection is idle, and no tokio runtime with a timer to open one on: \
+                     acquire inside one that has enable_time, or use blocking::Pool"
                 }
                 Self::WouldBlock => {
                     "acquire_blocking would block a thread that runs asynchronous tasks: \
@@ -322,8 +327,8 @@ mod managed {
         /// The pool is closed.
         #[error("the pool is closed")]
         Closed,
-        /// There is no tokio runtime here.
-        #[error("no tokio runtime here to open connections on")]
+        /// There is no tokio runtime here that has a timer and has not ended.
+        #[error("no tokio runtime with a timer here to open connections on")]
         NoRuntime,
     }
 
@@ -343,8 +348,8 @@ mod managed {
         /// The pool is closed.
         #[error("the pool is closed")]
         Closed,
-        /// There is no tokio runtime here.
-        #[error("no tokio runtime here to open a connection on")]
+        /// There is no tokio runtime with a timer here.
+        #[error("no tokio runtime with a timer here to open a connection on")]
         NoRuntime,
     }
 
@@ -384,7 +389,8 @@ mod managed {
             self.longest_held
         }
 
-        /// The last failure to connect, if no connect has succeeded since.
+        /// The last failure to connect, if no connect has succeeded since and a connection could have
+        /// been opened for the caller.
         #[must_use]
         pub fn last_connect_error(&self) -> Option<&Arc<OperationError<E>>> {
             self.last_connect_error.as_ref()
@@ -459,9 +465,9 @@ mod managed {
         /// Resetting it failed.
         #[error("the connection cannot be reset")]
         Reset(#[source] OperationError<E>),
-        /// It is dirty, and there is no tokio runtime here to reset it on.
+        /// It is dirty, and there is no tokio runtime with a timer here to reset it on.
         #[error(
-            "the connection is dirty, and there is no tokio runtime here to wait for its reset"
+            "the connection is dirty, and there is no tokio runtime with a timer here to wait for its reset"
         )]
         NoRuntime,
     }

@@ -95,7 +95,8 @@ pub trait Manager: Send + Sync + 'static {
     }
 
     /// Whether trying again to connect is pointless, as with a wrong password. Such an error ends
-    /// every acquire that waits, after one attempt; any other is retried while somebody waits.
+    /// every acquire that waits, after one attempt, and nobody tries again unasked, since accounts get
+    /// locked; any other is retried while somebody waits, or nothing is alive.
     ///
     /// Default: it never is.
     fn is_permanent(&self, error: &Self::Error) -> bool {

@@ -361,10 +361,11 @@ async fn a_returned_connection_goes_to_the_waiter_for_whom_a_dial_was_begun() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn retries_stop_when_nobody_waits_and_begin_again_when_somebody_does() {
+async fn retries_stop_when_nobody_waits_and_one_is_left_and_begin_again_when_somebody_does() {
     let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(3).build_lazy().unwrap();
+    let _left = pool.acquire().await.unwrap();
     manager.connect.always(Act::Error);
-    let pool = Pool::builder(manager.clone()).max_size(2).build_lazy().unwrap();
     assert!(pool.acquire_timeout(5 * SECOND).await.is_err());
     tokio::time::sleep(pool.config().backoff_max).await;
     let attempts = manager.connect.calls();
@@ -376,6 +377,24 @@ async fn retries_stop_when_nobody_waits_and_begin_again_when_somebody_does() {
     assert_eq!(manager.connect.calls(), attempts + 1);
     manager.connect.calm();
     drop(pool.acquire().await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_is_down_tries_again_after_each_pause_and_not_at_each_look() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Error);
+    let pool = Pool::builder(manager.clone()).max_size(2).build_lazy().unwrap();
+    pool.maintenance().pause();
+    assert!(pool.acquire_timeout(5 * SECOND).await.is_err());
+    let before = manager.connect.calls();
+    tokio::time::sleep(60 * SECOND).await;
+    let attempts = manager.connect.calls() - before;
+    assert!((30..=120).contains(&attempts), "{attempts} attempts in a minute");
+    assert_eq!(manager.connect.most_running(), 1, "one prober");
+    manager.connect.calm();
+    tokio::time::sleep(pool.config().backoff_max).await;
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.counts.idle, metrics.created), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,12 +6,13 @@ mod support;
 
 use millpond::{
     AcquireError, BuildError, CheckPolicy, Config, ConfigError, IdleOrder, OperationError, Pool,
-    PoolBuilder, Pooled, PooledOwned, Stage, WeakPool, from_fn,
+    PoolBuilder, Pooled, PooledOwned, Stage, WarmUpError, WeakPool, from_fn,
 };
 use std::error::Error;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 use support::{Act, TestError, TestManager, eventually, join, poll_once};
 
@@ -350,6 +351,56 @@ fn build_outside_a_runtime_is_a_clear_error() {
         assert!(error.to_string().contains("no tokio runtime"), "{error}");
     }
     assert_eq!(manager.connect.calls(), 0);
+}
+
+#[test]
+fn build_on_a_runtime_without_a_timer_is_a_clear_error() {
+    let without = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    for min_idle in [0, 1] {
+        let manager = TestManager::new();
+        let error = without.block_on(builder(&manager).min_idle(min_idle).build()).unwrap_err();
+        assert!(matches!(error, BuildError::NoTimer), "{error:?}");
+        assert!(error.to_string().contains("enable_time"), "{error}");
+        assert_eq!(manager.connect.calls(), 0);
+    }
+    let error = without.block_on(builder(&TestManager::new()).max_size(0).build()).unwrap_err();
+    assert!(matches!(error, BuildError::Config(_)), "{error:?}");
+}
+
+#[test]
+fn a_runtime_without_a_timer_does_not_become_the_pools() {
+    let manager = TestManager::new();
+    let without = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let pool = without.block_on(async { builder(&manager).max_size(1).build_lazy() }).unwrap();
+    for limit in [SECOND, Duration::MAX] {
+        let _entered = without.enter();
+        let Poll::Ready(answer) = poll_once(pin!(pool.acquire_timeout(limit))) else {
+            panic!("it waits for nothing")
+        };
+        assert!(matches!(answer, Err(AcquireError::NoRuntime)), "{answer:?}");
+    }
+    let error = without.block_on(pool.warm_up(1)).unwrap_err();
+    assert!(matches!(error, WarmUpError::NoRuntime), "{error:?}");
+    assert_eq!((manager.connect.calls(), pool.counts().waiters), (0, 0));
+    let with = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    with.block_on(async { drop(pool.acquire().await.unwrap()) });
+    without.block_on(async { drop(pool.acquire().await.expect("it is idle")) });
+}
+
+#[test]
+fn a_runtime_that_has_ended_is_none() {
+    let manager = TestManager::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let handle = runtime.handle().clone();
+    drop(runtime);
+    let _entered = handle.enter();
+    let error = pollster::block_on(builder(&manager).min_idle(1).build()).unwrap_err();
+    assert!(matches!(error, BuildError::NoRuntime), "{error:?}");
+    let pool = builder(&manager).build_lazy().unwrap();
+    let error = pollster::block_on(pool.warm_up(1)).unwrap_err();
+    assert!(matches!(error, WarmUpError::NoRuntime), "{error:?}");
+    assert_eq!((manager.connect.calls(), pool.metrics().connect_failures), (0, 0));
+    assert_eq!(pool.counts().vacant, pool.max_size());
 }
 
 #[test]

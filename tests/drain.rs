@@ -260,6 +260,25 @@ async fn many_callers_drain_at_once_and_all_come_to_an_end() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pool_is_being_drained_until_the_last_of_several_drains_is_over() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let mut longer = pin!(pool.drain(10 * SECOND));
+    assert!(poll_once(longer.as_mut()).is_pending());
+    assert_eq!(pool.drain(SECOND).await.still_out.len(), 1, "the shorter one is over");
+    assert!(matches!(pool.acquire().await, Err(AcquireError::Draining)), "the longer one is not");
+    pool.close().await;
+    assert!(matches!(pool.acquire().await, Err(AcquireError::Draining)));
+    drop(held);
+    assert_eq!(longer.await.closed, 1);
+    assert!(matches!(pool.acquire().await, Err(AcquireError::Closed)));
+    assert_eq!(pool.metrics().closed.drained, 1);
+    drop(pool.drain(SECOND).await);
+    assert!(matches!(pool.acquire().await, Err(AcquireError::Closed)), "closed stays closed");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_drain_that_is_cancelled_leaves_the_pool_closed() {
     let manager = TestManager::new();
     let pool = pool_of(&manager, 2).build_lazy().unwrap();

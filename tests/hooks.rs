@@ -1060,3 +1060,35 @@ fn debug_says_which_hooks_are_set() {
     assert!(text.contains("on_create: true") && text.contains("after_release: true"), "{text}");
     assert!(text.contains("on_destroy: false") && text.contains("on_leak: false"), "{text}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_rotation_takes_to_make_room_is_acquired_by_nobody() {
+    let calls: [Arc<AtomicUsize>; 4] = Default::default();
+    let count = |call: usize| {
+        let calls = calls[call].clone();
+        move || {
+            calls.fetch_add(1, Ordering::SeqCst);
+        }
+    };
+    let (before_acquire, checkout, checkin, released) = (count(0), count(1), count(2), count(3));
+    let hooks = Hooks::new()
+        .before_acquire(move |_| {
+            before_acquire();
+            Box::pin(async { Ok(()) })
+        })
+        .on_checkout(move |_| checkout())
+        .on_checkin(move |_| checkin())
+        .after_release(move || released());
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).hooks(hooks).time_use(true).build_lazy().unwrap();
+    drop(pool.acquire().await.unwrap());
+    pool.rotate(|_| Box::pin(async { Ok(()) })).await.unwrap();
+    let counted = calls.each_ref().map(|calls| calls.load(Ordering::SeqCst));
+    assert_eq!(counted, [1, 1, 1, 1], "for the only caller");
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.acquires, metrics.use_time.unwrap().count()), (1, 1));
+    assert_eq!((metrics.closed.invalidated, metrics.created), (1, 2));
+    let waits = metrics.waits.total();
+    pool.rotate(|_| Box::pin(async { Ok(()) })).await.unwrap();
+    assert_eq!(pool.metrics().waits.total(), waits, "nor does it count as a wait");
+}

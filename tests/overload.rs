@@ -7,7 +7,10 @@
 mod support;
 use support::*;
 
-use millpond::{AcquireError, Deadlock, Hooks, Pool, PoolBuilder, Priority, Shed, TryAcquireError};
+use millpond::{
+    AcquireError, CheckPolicy, Deadlock, Hooks, Pool, PoolBuilder, Priority, Shed, TryAcquireError,
+};
+use std::collections::VecDeque;
 use std::error::Error;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +18,7 @@ use std::sync::{Arc, Barrier, OnceLock};
 use std::task::Poll;
 use std::thread;
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::task::yield_now;
 use tokio::time::{Instant, advance, sleep, timeout};
 
@@ -114,11 +118,58 @@ fn max_waiters_is_exact_when_many_come_at_once() {
 async fn a_caller_that_finds_something_idle_does_not_care_about_max_waiters() {
     let manager = TestManager::new();
     let pool = pool_of(&manager, 2).max_waiters(1).build_lazy().unwrap();
-    pool.warm_up(2).await.unwrap();
     let held = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    let mut waiter = pin!(pool.acquire());
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    assert!(matches!(pool.acquire().await, Err(AcquireError::QueueFull)), "the line is full");
     drop(held);
+    // One is on its way to the waiter, which does not know yet; the other one is idle.
+    drop(pool.acquire().await.expect("it does not wait"));
+    drop(waiter.await.unwrap());
     let metrics = balanced(&pool, &manager.ledger).await;
-    assert_eq!((metrics.waits.queue_full, metrics.acquires), (0, 2));
+    assert_eq!((metrics.waits.queue_full, metrics.acquires), (1, 4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_whose_connection_fails_its_check_is_not_refused_though_the_line_is_full_by_now() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).max_waiters(1).check(CheckPolicy::Always).build_lazy().unwrap();
+    drop(pool.acquire().await.unwrap());
+    manager.check.once(Act::Never);
+    let checking = tokio::spawn({
+        let pool = pool.clone();
+        async move { pool.acquire().await.map(drop) }
+    });
+    eventually("it is being checked", || manager.check.running() == 1).await;
+    let mut waiter = pin!(pool.acquire());
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    assert!(matches!(pool.acquire().await, Err(AcquireError::QueueFull)));
+    // The check takes too long, and by then somebody fills the line.
+    drop(waiter.await.unwrap());
+    checking.await.unwrap().expect("it has been let in before");
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[test]
+fn a_thread_whose_connection_fails_its_check_is_not_refused_though_the_line_is_full_by_now() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).max_waiters(1).check(CheckPolicy::Always);
+    let pool = pool.check_timeout(200 * MILLISECOND).build_blocking().unwrap();
+    drop(pool.acquire().unwrap());
+    manager.check.once(Act::Never);
+    let comer = || {
+        let pool = pool.clone();
+        thread::spawn(move || pool.acquire().map(drop))
+    };
+    let checking = comer();
+    eventually_blocking("it is being checked", || manager.check.running() == 1);
+    manager.connect.once(Act::Gated);
+    let waiter = comer();
+    eventually_blocking("the line is full", || pool.metrics().counts.waiters == 1);
+    eventually_blocking("both wait", || pool.metrics().counts.waiters == 2);
+    manager.connect.open(1);
+    join(checking).expect("it has been let in before");
+    join(waiter).unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -210,8 +261,9 @@ async fn an_expired_or_cancelled_waiter_is_not_handed_a_connection() {
 #[tokio::test(start_paused = true)]
 async fn waiters_who_have_left_cost_no_dial() {
     let manager = TestManager::new();
-    manager.connect.always(Act::Error);
     let pool = pool_of(&manager, 4).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.connect.always(Act::Error);
     let mut waiters: Vec<_> = (0..20).map(|_| Box::pin(pool.acquire())).collect();
     for waiter in &mut waiters {
         assert!(poll_once(waiter.as_mut()).is_pending());
@@ -224,7 +276,8 @@ async fn waiters_who_have_left_cost_no_dial() {
     assert_eq!(manager.connect.calls(), calls, "nobody wants one");
     manager.clear();
     drop(pool.acquire().await.unwrap());
-    assert_eq!(balanced(&pool, &manager.ledger).await.created, 1, "one for the only caller");
+    drop(held);
+    assert_eq!(balanced(&pool, &manager.ledger).await.created, 2, "one for the only caller");
 }
 
 /// Its `on_checkout` turns every connection away, so that each acquire begins again.
@@ -342,6 +395,35 @@ async fn callers_with_high_priority_are_not_shed() {
     assert_eq!(pool.metrics().shed, 0);
     drop(held);
     assert!(matches!(normal.await, Err(AcquireError::Shed { .. })), "it is not");
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_with_priority_who_are_served_at_once_do_not_keep_the_others_from_being_shed() {
+    let manager = TestManager::new();
+    let shed = Shed::new(TARGET, INTERVAL);
+    let pool = pool_of(&manager, 2).shards(1).shed(shed).reserved(Priority::High, 1);
+    let pool = pool.build_lazy().unwrap();
+    let mut held = pool.acquire().await.unwrap();
+    let mut waiters: VecDeque<_> = (0..8).map(|_| Box::pin(pool.acquire())).collect();
+    for waiter in &mut waiters {
+        assert!(poll_once(waiter.as_mut()).is_pending());
+    }
+    while let Some(waiter) = waiters.pop_front() {
+        // A health probe, which finds a reserved connection, and the line full of others.
+        drop(pool.acquire_with(Priority::High).await.unwrap());
+        sleep(INTERVAL / 2).await;
+        drop(held);
+        match waiter.await {
+            Ok(served) => held = served,
+            Err(AcquireError::Shed { .. }) => break,
+            Err(error) => panic!("{error}"),
+        }
+        let mut newcomer = Box::pin(pool.acquire());
+        assert!(poll_once(newcomer.as_mut()).is_pending());
+        waiters.push_back(newcomer);
+        assert!(pool.metrics().acquires < 100, "nobody is shed");
+    }
+    assert_eq!(pool.metrics().shed, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -784,6 +866,75 @@ async fn of_two_tasks_that_wait_for_each_other_the_second_is_told_and_the_first_
     let Err(AcquireError::WouldDeadlock(deadlock)) = answer else { panic!("{answer:?}") };
     assert_eq!(deadlock.held_at().len(), 2);
     first.await.unwrap().expect("the other one has come back");
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn reserved_connections_do_not_hide_that_all_others_are_held_by_those_who_wait() {
+    let manager = TestManager::new();
+    let pool = detecting(&manager, 3).reserved(Priority::High, 1).build_lazy().unwrap();
+    let task = |first_to_wait: bool| {
+        let pool = pool.clone();
+        tokio::spawn(async move {
+            let held = pool.acquire().await.unwrap();
+            sleep(if first_to_wait { SECOND } else { 2 * SECOND }).await;
+            let answer = pool.acquire().await.map(drop);
+            drop(held);
+            answer
+        })
+    };
+    let (first, second) = (task(true), task(false));
+    let answer = second.await.unwrap();
+    let Err(AcquireError::WouldDeadlock(deadlock)) = answer else { panic!("{answer:?}") };
+    assert_eq!(deadlock.held_at().len(), 2);
+    first.await.unwrap().expect("the other one has come back");
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn there_is_no_alarm_while_a_holder_who_waits_may_get_what_is_reserved() {
+    let manager = TestManager::new();
+    let pool = detecting(&manager, 3).reserved(Priority::High, 1).build_lazy().unwrap();
+    let go = Arc::new(Notify::new());
+    let holder = |priority: Priority, pause: Duration| {
+        let pool = pool.clone();
+        tokio::spawn(async move {
+            let held = pool.acquire().await.unwrap();
+            sleep(pause).await;
+            let answer = pool.acquire_with(priority).await.map(drop);
+            drop(held);
+            answer
+        })
+    };
+    let high = holder(Priority::High, 2 * SECOND);
+    let normal = holder(Priority::Normal, 3 * SECOND);
+    let busy = tokio::spawn({
+        let (pool, go) = (pool.clone(), go.clone());
+        async move {
+            sleep(SECOND).await;
+            // The reserved one, since the others are taken.
+            let _held = pool.acquire_with(Priority::High).await.unwrap();
+            go.notified().await;
+        }
+    });
+    sleep(4 * SECOND).await;
+    assert_eq!((pool.counts().in_use, pool.counts().waiters), (3, 2), "no alarm");
+    go.notify_one();
+    high.await.unwrap().expect("what is reserved has come back");
+    normal.await.unwrap().expect("what the other one held has come back");
+    busy.await.unwrap();
+    // Once nobody is left who could give anything back, those with priority are told as well.
+    let all = tokio::spawn({
+        let pool = pool.clone();
+        async move {
+            let mut held = Vec::new();
+            for _ in 0..3 {
+                held.push(pool.acquire_with(Priority::High).await.unwrap());
+            }
+            pool.acquire_with(Priority::High).await.map(drop)
+        }
+    });
+    assert!(matches!(all.await.unwrap(), Err(AcquireError::WouldDeadlock(_))));
     balanced(&pool, &manager.ledger).await;
 }
 

@@ -7,8 +7,8 @@ mod support;
 use support::*;
 
 use millpond::{
-    CheckPolicy, Config, Group, Health, Holder, IdleOrder, Monitor, Pool, PoolBuilder, PoolStatus,
-    Priority, Shed, Source,
+    AcquireError, CheckPolicy, Config, Group, Health, Holder, Hooks, IdleOrder, Monitor, Pool,
+    PoolBuilder, PoolStatus, Priority, Shed, Source,
 };
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -58,6 +58,133 @@ async fn a_pool_that_cannot_connect_is_degraded_and_down_when_nothing_is_left() 
     manager.clear();
     drop(pool.acquire().await.unwrap());
     assert_eq!(pool.status().health, Health::Healthy, "an old failure is no reason");
+}
+
+/// A pool with no connection, to which connecting has failed, and which nobody asks for one.
+async fn down(manager: &TestManager, build: PoolBuilder<TestManager>) -> Pool<TestManager> {
+    manager.connect.always(Act::Error);
+    let pool = build.build_lazy().unwrap();
+    pool.acquire_timeout(SECOND).await.map(drop).unwrap_err();
+    assert_eq!(pool.status().health.to_string(), "down: connecting fails: scripted connect error");
+    pool
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_is_down_finds_out_by_itself_that_the_server_is_back() {
+    let manager = TestManager::new();
+    let pool = down(&manager, pool_of(&manager, 4)).await;
+    let before = manager.connect.calls();
+    tokio::time::sleep(3600 * SECOND).await;
+    // No pause is longer than two seconds; on average it is half that.
+    let attempts = manager.connect.calls() - before;
+    assert!((1800..=7200).contains(&attempts), "{attempts} attempts in an hour");
+    assert_eq!(manager.connect.most_running(), 1, "one at a time");
+    assert!(!pool.status().health.is_up());
+
+    manager.clear();
+    let before = manager.connect.calls();
+    eventually("it is up", || pool.status().health == Health::Healthy).await;
+    tokio::time::sleep(3600 * SECOND).await;
+    assert_eq!(pool.status().health, Health::Healthy, "though nobody has asked for anything");
+    assert_eq!(manager.connect.calls(), before + 1, "and nobody looks again");
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_whose_warm_up_failed_finds_out_as_well() {
+    let manager = TestManager::new();
+    manager.connect.once(Act::Error);
+    let pool = pool_of(&manager, 4).build_lazy().unwrap();
+    assert!(pool.warm_up(1).await.is_err());
+    assert!(!pool.status().health.is_up());
+    assert_eq!(manager.connect.calls(), 1, "it does not try again at once");
+    tokio::time::sleep(3600 * SECOND).await;
+    assert_eq!(pool.status().health, Health::Healthy);
+    assert_eq!(manager.connect.calls(), 2);
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_whose_last_connection_ends_after_a_failure_finds_out_as_well() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).idle_timeout(180 * SECOND).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.connect.always(Act::Error);
+    pool.acquire_timeout(SECOND).await.map(drop).unwrap_err();
+    degraded(&pool.status(), &["connecting fails: scripted connect error"]);
+    drop(held);
+    tokio::time::sleep(60 * SECOND).await;
+    let attempts = manager.connect.calls();
+    tokio::time::sleep(60 * SECOND).await;
+    assert_eq!(manager.connect.calls(), attempts, "one is left, and nobody wants another");
+    manager.clear();
+    eventually("it has been idle for too long", || pool.counts().alive() == 0).await;
+    tokio::time::sleep(5 * SECOND).await;
+    assert_eq!(pool.status().health, Health::Healthy);
+    assert_eq!(manager.connect.calls(), attempts + 1);
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_whose_new_connections_were_all_rejected_opens_one_and_no_more_for_nobody() {
+    let manager = TestManager::new();
+    let hooks = Hooks::new()
+        .before_acquire(|_| Box::pin(async { Err(TestError { what: "hook", permanent: false }) }));
+    let pool = pool_of(&manager, 2).hooks(hooks).idle_timeout(None).max_lifetime(None);
+    let pool = pool.build_lazy().unwrap();
+    pool.acquire_timeout(10 * SECOND).await.map(drop).unwrap_err();
+    eventually("it is up", || pool.status().health.is_up()).await;
+    tokio::time::sleep(10 * SECOND).await;
+    let opened = manager.connect.calls();
+    tokio::time::sleep(3600 * SECOND).await;
+    // Whether that one is any better, the next caller will find out.
+    degraded(&pool.status(), &["connecting fails: scripted hook error"]);
+    assert_eq!((manager.connect.calls(), pool.counts().idle), (opened, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_is_refused_for_good_says_so_and_tries_only_when_it_is_asked() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Permanent);
+    let pool = pool_of(&manager, 2).build_lazy().unwrap();
+    let refused = pool.acquire().await.map(drop);
+    assert!(matches!(refused, Err(AcquireError::Connect(_))), "{refused:?}");
+    tokio::time::sleep(3600 * SECOND).await;
+    assert_eq!(manager.connect.calls(), 1, "an account would have been locked");
+    assert_eq!(
+        pool.status().health.to_string(),
+        "down: connecting fails for good: scripted connect error; it is tried again only when \
+         somebody acquires or warms up"
+    );
+    manager.clear();
+    pool.warm_up(1).await.unwrap();
+    assert_eq!(pool.status().health, Health::Healthy);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_of_long_ago_is_no_reason_while_there_is_no_room_for_another_connection() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.connect.once(Act::Error);
+    manager.connect.always(Act::Never);
+    pool.acquire_timeout(SECOND).await.map(drop).unwrap_err();
+    degraded(&pool.status(), &["connecting fails: scripted connect error"]);
+    pool.resize(1).unwrap();
+    eventually("nothing is under way", || pool.counts().connecting == 0).await;
+    assert_eq!(pool.status().health, Health::Healthy);
+    drop(held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_is_down_does_not_outlive_its_last_handle() {
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let before = tasks();
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).backoff(60 * SECOND, 60 * SECOND);
+    let pool = down(&manager, pool).await;
+    drop(pool);
+    eventually("its tasks have ended", || tasks() == before).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,7 +5,9 @@
 mod support;
 use support::*;
 
-use millpond::{AcquireError, CheckPolicy, OperationError, Pool, ReleaseError, Stage, Timeout};
+use millpond::{
+    AcquireError, CheckPolicy, OperationError, Pool, Priority, ReleaseError, Stage, Timeout,
+};
 use std::error::Error;
 use std::fmt::Debug;
 use std::pin::pin;
@@ -185,10 +187,11 @@ async fn an_acquire_honours_its_deadline_while_a_check_hangs_and_the_slot_comes_
     assert_eq!(timeout.stage(), Stage::Checking);
     assert!(timeout.to_string().contains("checking one took too long"), "{timeout}");
     assert!(timeout.source().is_none());
-    assert_eq!(manager.check.running(), 0);
+    assert_eq!(manager.check.running(), 1, "it goes on, as long as a check may");
 
     let metrics = balanced(&pool, &manager.ledger).await;
-    assert_eq!((metrics.closed.abandoned, metrics.closed.total()), (1, 1));
+    assert_passed(began, 60 * SECOND);
+    assert_eq!((metrics.closed.failed_check, metrics.closed.total()), (1, 1));
     drop(pool.acquire().await.unwrap());
     assert_eq!(balanced(&pool, &manager.ledger).await.created, 2);
 }
@@ -463,7 +466,7 @@ async fn an_unlimited_acquire_waits_for_good() {
 }
 
 #[tokio::test]
-async fn a_blocking_acquire_times_out_at_its_deadline_and_not_before() {
+async fn a_blocking_acquire_times_out_and_not_before_its_deadline() {
     let limit = Duration::from_millis(40);
     let manager = TestManager::new();
     let pool = Pool::builder(manager.clone()).max_size(1).acquire_timeout(limit);
@@ -511,4 +514,96 @@ fn a_hit_needs_neither_runtime_nor_timer() {
     let without_timers = tokio::runtime::Builder::new_current_thread().build().unwrap();
     without_timers.block_on(async { drop(pool.acquire().await.unwrap()) });
     assert_eq!(balanced_blocking(&pool, &manager.ledger).acquires, 601);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_of_the_past_is_not_blamed_where_no_connection_could_have_been_opened() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(2).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.connect.always(Act::Error);
+    let timeout = timeout_of(pool.acquire_timeout(SECOND).await);
+    assert_eq!(timeout.stage(), Stage::ConnectFailing);
+    assert!(timeout.source().is_some());
+    pool.resize(1).unwrap();
+    let timeout = timeout_of(pool.acquire_timeout(SECOND).await);
+    assert_eq!(timeout.stage(), Stage::Queued, "it is held, and nothing else can be had");
+    assert!(timeout.source().is_none(), "{:?}", timeout.source());
+    drop(held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_for_those_with_priority_is_not_blamed_for_the_wait_of_the_others() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(2).reserved(Priority::High, 1);
+    let pool = pool.acquire_timeout(SECOND).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.connect.always(Act::Error);
+    let timeout = timeout_of(pool.acquire_with(Priority::High).await);
+    assert_eq!(timeout.stage(), Stage::ConnectFailing);
+    let timeout = timeout_of(pool.acquire().await);
+    assert_eq!(timeout.stage(), Stage::Queued, "the vacant one is not for it");
+    assert!(timeout.source().is_none(), "{:?}", timeout.source());
+    drop(held);
+}
+
+/// A pool with one idle connection that is to be checked before its use.
+async fn unchecked(manager: &TestManager) -> Pool<TestManager> {
+    let pool = Pool::builder(manager.clone()).max_size(1).check(CheckPolicy::Always);
+    let pool = pool.build_lazy().unwrap();
+    drop(pool.acquire().await.unwrap());
+    pool
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_check_that_a_limit_is_too_short_for_goes_on_and_costs_no_connection() {
+    for limit in [Duration::ZERO, 2 * MILLISECOND] {
+        let manager = TestManager::new();
+        let pool = unchecked(&manager).await;
+        manager.check.always(Act::Slow(10 * MILLISECOND));
+        let began = Instant::now();
+        let timeout = timeout_of(pool.acquire_timeout(limit).await);
+        assert_passed(began, limit);
+        assert_eq!((timeout.stage(), timeout.counts().checking), (Stage::Checking, 1));
+        tokio::time::sleep(20 * MILLISECOND).await;
+        let held = pool.acquire_timeout(Duration::ZERO).await.expect("it has passed");
+        assert_eq!((held.id, manager.check.calls()), (1, 1), "limit {limit:?}");
+        drop(held);
+        let metrics = balanced(&pool, &manager.ledger).await;
+        assert_eq!((metrics.closed.total(), metrics.created), (0, 1), "limit {limit:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_check_that_answers_at_once_is_in_time_for_a_limit_of_zero() {
+    let manager = TestManager::new();
+    let pool = unchecked(&manager).await;
+    let held = pool.acquire_timeout(Duration::ZERO).await.unwrap();
+    assert_eq!((held.id, manager.check.calls()), (1, 1));
+    drop(held);
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_check_that_is_too_late_and_fails_closes_its_connection() {
+    let manager = TestManager::new();
+    let pool = unchecked(&manager).await;
+    manager.check.once(Act::Never);
+    timeout_of(pool.acquire_timeout(MILLISECOND).await);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.failed_check, metrics.closed.total()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_who_leaves_takes_a_check_along_however_short_its_limit() {
+    let manager = TestManager::new();
+    let pool = unchecked(&manager).await;
+    manager.check.once(Act::Never);
+    {
+        let mut acquire = pin!(pool.acquire_timeout(2 * MILLISECOND));
+        assert!(poll_once(acquire.as_mut()).is_pending());
+    }
+    assert_eq!(manager.check.running(), 0);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.abandoned, metrics.closed.total()), (1, 1));
 }

@@ -762,6 +762,19 @@ async fn a_warm_up_under_way_is_ended_by_close() {
     eventually("its connects have ended", || manager.connect.running() == 0).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_warm_up_connects_no_more_once_the_pool_is_closed() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).build_lazy().unwrap();
+    let mut warm_up = pin!(pool.warm_up(1));
+    // It has begun a task, which has not run yet.
+    assert!(poll_once(warm_up.as_mut()).is_pending());
+    pool.close().await;
+    eventually("the task has run", || pool.counts().connecting == 0).await;
+    assert_eq!(manager.connect.calls(), 0);
+    assert!(matches!(warm_up.await, Err(WarmUpError::Closed)));
+}
+
 #[test]
 fn warm_up_outside_a_runtime_is_an_error() {
     let pool = builder(&TestManager::new()).build_lazy().unwrap();

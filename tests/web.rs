@@ -290,6 +290,20 @@ async fn a_pool_that_is_gone_is_not_told_of() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_service_that_gets_no_traffic_while_it_is_down_is_ready_again_when_the_server_is() {
+    let monitor = Monitor::new();
+    let (manager, orders) = watched(&monitor, "orders", 2);
+    let app = web::router(&monitor);
+    let is_ready = async || fetch(&app, "/health").await.status() == StatusCode::OK;
+    manager.connect.always(Act::Error);
+    orders.acquire_timeout(SECOND).await.map(drop).unwrap_err();
+    assert!(!is_ready().await);
+    manager.clear();
+    tokio::time::sleep(10 * SECOND).await;
+    assert!(is_ready().await, "whoever balances the load sends it traffic again");
+}
+
+#[tokio::test(start_paused = true)]
 async fn health_is_503_while_a_pool_is_down_and_200_when_it_is_merely_degraded() {
     let monitor = Monitor::new();
     let (_, _carts) = watched(&monitor, "carts", 1);

@@ -160,8 +160,8 @@ pub struct Config {
     /// zero; `None` for never. Default: `None`.
     pub slow_acquire: Option<Duration>,
     /// The most callers that may wait; whoever comes when they do gets
-    /// [`AcquireError::QueueFull`](crate::AcquireError::QueueFull). At least 1; `None` for no limit.
-    /// Default: `None`.
+    /// [`AcquireError::QueueFull`](crate::AcquireError::QueueFull). Those count too for whom a
+    /// connection is being opened. At least 1; `None` for no limit. Default: `None`.
     pub max_waiters: Option<usize>,
     /// Connections that only callers with [`Priority::High`] get: below `max_size`. Default: none.
     pub reserved: (Priority, usize),
@@ -172,7 +172,9 @@ pub struct Config {
     /// `false`: they wait until their deadlines.
     pub fail_fast: bool,
     /// Finds out when everybody who holds a connection waits for another one. It makes each acquire
-    /// slower, and takes a connection to be held by the task that acquired it. Default: `false`.
+    /// slower, and takes a connection to be held by the task that acquired it: a task that waits for
+    /// several side by side (`join!`, `buffer_unordered`) and holds one of them already is told so
+    /// although it would go on. Default: `false`.
     pub detect_deadlock: bool,
     /// Measures for how long connections are in use, for
     /// [`PoolMetrics::use_time`](crate::PoolMetrics::use_time). Each acquire and release leaves the

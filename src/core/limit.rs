@@ -169,11 +169,13 @@ impl<K: Keeper> Core<K> {
                 }
             } else if balance.is_short() {
                 let Some(slot) = self.limit.spare.pop() else { return };
+                // Before the balance says so: whoever adds up the cells never finds fewer in service
+                // than there are (a cap over several pools relies on that).
+                slot.enter(self.cell(&slot), State::Vacant);
                 if self.limit.update(comes).is_some() {
-                    slot.enter(self.cell(&slot), State::Vacant);
                     self.push_vacant(slot);
                 } else {
-                    self.push_spare(slot);
+                    self.put_spare(slot);
                 }
             } else {
                 return;

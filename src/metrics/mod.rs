@@ -21,8 +21,8 @@ pub(crate) use self::monitor::watched;
 pub use self::monitor::{DuplicateName, Group, Monitor, Source};
 #[cfg(any(feature = "metrics", feature = "opentelemetry", feature = "axum"))]
 pub(crate) use self::monitor::{SourceId, look_at};
-pub(crate) use self::status::Signs;
 pub use self::status::{ClusterNode, Health, PoolStatus};
+pub(crate) use self::status::{Connecting, Signs};
 
 use self::histogram::Recorder;
 use crate::core::Counts;

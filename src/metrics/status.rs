@@ -110,12 +110,23 @@ impl fmt::Display for Health {
     }
 }
 
+/// Whether connecting works, as far as anybody knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Connecting {
+    Works,
+    /// It has failed and has not succeeded since.
+    Fails,
+    /// The same, and there is no point in trying again.
+    FailsForGood,
+}
+
 /// What a pool's health follows from, besides its figures.
 pub(crate) struct Signs {
     /// `None` while it is open: then what it is instead.
     pub(crate) closed: Option<&'static str>,
-    /// Connecting has failed and has not succeeded since.
-    pub(crate) connecting_fails: bool,
+    pub(crate) connecting: Connecting,
+    /// A hook has rejected what was opened last.
+    pub(crate) all_are_rejected: bool,
     pub(crate) maintenance_is_paused: bool,
     pub(crate) max_size: usize,
 }
@@ -137,12 +148,22 @@ fn health(signs: &Signs, metrics: &PoolMetrics, config: &Config) -> Health {
         return Health::Down(vec![format!("the pool is {what}")]);
     }
     let mut reasons = Vec::new();
-    if signs.connecting_fails {
-        let why = metrics.last_connect_error.as_ref().map_or("?", |error| &error.message);
-        reasons.push(format!("connecting fails: {why}"));
-    }
     let counts = metrics.counts;
-    if signs.connecting_fails && counts.alive() == 0 {
+    let is_full = counts.alive() > 0 && counts.alive() >= signs.max_size;
+    // Once all connections that there may be are there, an old failure says nothing any more, unless
+    // it is they who were rejected.
+    if !is_full || signs.all_are_rejected {
+        let why = metrics.last_connect_error.as_ref().map_or("?", |error| &error.message);
+        match signs.connecting {
+            Connecting::Works => {}
+            Connecting::Fails => reasons.push(format!("connecting fails: {why}")),
+            Connecting::FailsForGood => reasons.push(format!(
+                "connecting fails for good: {why}; it is tried again only when somebody acquires or \
+                 warms up"
+            )),
+        }
+    }
+    if !reasons.is_empty() && counts.alive() == 0 {
         return Health::Down(reasons);
     }
     // Under a cap over several pools one may have room for none, and whoever waits there waits for its

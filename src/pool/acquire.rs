@@ -7,8 +7,9 @@ use super::Pool;
 use super::guard::end;
 #[cfg(feature = "cluster")]
 use super::guard::{Pooled, PooledRef};
-use super::life::look_over;
-use super::{DRAINING, Shared, deadlock::Waiting, operation::bounded};
+use super::life::{look_over, nanos};
+use super::operation::{bounded, has_timer};
+use super::{DRAINING, Shared, deadlock::Waiting};
 #[cfg(feature = "cluster")]
 use crate::core::try_acquire_owned;
 use crate::core::{
@@ -20,18 +21,17 @@ use crate::manager::Manager;
 use crate::metrics::{CloseReason, Outcome};
 use std::future::{Future, poll_fn};
 use std::ops::Deref;
-use std::panic::Location;
-use std::pin::pin;
-#[cfg(feature = "cluster")]
-use std::sync::Arc;
+use std::panic::{Location, catch_unwind};
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::task;
 use tokio::task::coop::{RestoreOnPending, poll_proceed};
-use tokio::time::sleep_until;
+use tokio::time::{Sleep, sleep_until};
 
 type Caller = &'static Location<'static>;
 
@@ -91,27 +91,60 @@ where
     if task::try_id().is_none() && Handle::try_current().is_err() {
         return wait.end(Err(AcquireError::NoRuntime));
     }
-    let checking = AtomicBool::new(false);
+    let progress = Progress::new(wait.began, limit);
     let served = {
-        let obtain = obtain(&keeper, ask, unready, &checking, wait.began);
+        let obtain = obtain(&keeper, &ask, unready, &progress);
         let mut obtain = pin!(keeper.in_span(ask.caller, obtain));
         if limit == Duration::MAX {
+            if keeper.ground().is_none() && !has_timer() {
+                return wait.end(Err(AcquireError::NoRuntime));
+            }
             Some(obtain.await)
         } else {
             let began = keeper.began + Duration::from_nanos(wait.began);
-            let mut timer = pin!(sleep_until(began + limit.min(FAR_FUTURE)));
-            // Cancel: `obtain` is dropped at the deadline as it would be by its caller. Polled where it
-            // stands: `tokio::time::timeout_at` would move it.
+            let mut timer = pin!(match timer(began + limit.min(FAR_FUTURE)) {
+                Some(timer) => timer,
+                None => return wait.end(Err(AcquireError::NoRuntime)),
+            });
+            // Cancel: `obtain` is dropped at the deadline as it would be by its caller, but that a check
+            // under way goes on. Polled where it stands: `tokio::time::timeout_at` would move it.
             let before_deadline = poll_fn(move |cx| match obtain.as_mut().poll(cx) {
                 Poll::Ready(obtained) => Poll::Ready(Some(obtained)),
                 Poll::Pending => timer.as_mut().poll(cx).map(|()| None),
             });
-            before_deadline.await
+            let served = before_deadline.await;
+            progress.is_late.store(served.is_none(), Ordering::Relaxed);
+            served
         }
     };
-    let late = || Err(keeper.timed_out(keeper.since(wait.began), checking.into_inner()));
+    let checking = progress.checking.into_inner();
+    let late = || Err(keeper.timed_out(ask.line, keeper.since(wait.began), checking));
     let served = served.unwrap_or_else(late);
     wait.end(served)
+}
+
+/// `None` on a runtime without a timer, of which tokio tells by a panic.
+fn timer(deadline: tokio::time::Instant) -> Option<Sleep> {
+    catch_unwind(|| sleep_until(deadline)).ok()
+}
+
+/// How far an acquire is that waits.
+struct Progress {
+    /// By the pool's clock.
+    began: u64,
+    deadline: u64,
+    /// It has a connection that is being checked.
+    checking: AtomicBool,
+    /// Its time is up.
+    is_late: AtomicBool,
+}
+
+impl Progress {
+    fn new(began: u64, limit: Duration) -> Self {
+        let deadline = began.saturating_add(nanos(limit));
+        let no = || AtomicBool::new(false);
+        Self { began, deadline, checking: no(), is_late: no() }
+    }
 }
 
 /// An acquire that did not find what it wanted at once. However it ends is counted.
@@ -168,26 +201,31 @@ pub(super) const FAR_FUTURE: Duration = Duration::from_secs(1 << 30);
 /// `check_timeout` once and not once for each idle connection, and a new one is opened meanwhile.
 async fn obtain<M, R>(
     keeper: &R,
-    ask: Ask,
+    ask: &Ask,
     mut unready: Option<Lease<R>>,
-    checking: &AtomicBool,
-    began: u64,
+    progress: &Progress,
 ) -> Result<Loan<R>, AcquireError<M::Error>>
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone + Send,
 {
-    // A caller that is told to look again has been let into the line before.
-    let mut most = ask.most_waiters(keeper);
+    // A caller that is told to look again, or whose connection does not pass, has been let in before.
+    let mut most = if unready.is_some() { usize::MAX } else { ask.most_waiters(keeper) };
     let mut silent = false;
     loop {
         if let Some(lease) = unready.take() {
             if silent && lease.flags().has(Flags::CHECK) {
                 keeper.check_in_background(lease);
             } else {
-                checking.store(true, Ordering::Relaxed);
-                let prepared = prepare(lease).await;
-                checking.store(false, Ordering::Relaxed);
+                progress.checking.store(true, Ordering::Relaxed);
+                // A check and a hook.
+                let longest = nanos(keeper.config.check_timeout.saturating_mul(2));
+                let prepared = if progress.deadline.saturating_sub(keeper.now()) < longest {
+                    prepare_in_a_hurry(lease, &progress.is_late).await
+                } else {
+                    prepare(lease).await
+                };
+                progress.checking.store(false, Ordering::Relaxed);
                 match prepared {
                     // Meanwhile; the sweep ends what is put back.
                     Ok(_) if keeper.core.is_closed() => return Err(keeper.closed_error()),
@@ -202,14 +240,14 @@ where
         }
         let verdicts = keeper.connector.verdicts();
         let woken = {
-            let _waiting = keeper.about_to_wait(ask.caller)?;
+            let _waiting = keeper.about_to_wait(ask.caller, ask.line)?;
             let _patient = ask.patient.then(|| Patient::new(keeper));
             wait(keeper, ask.line, most).await
         };
         most = usize::MAX;
         match woken {
             Woken::Lease(lease) => {
-                keeper.in_time(ask.line, began)?;
+                keeper.in_time(ask.line, progress.began)?;
                 match welcome(lease, ask.caller) {
                     Welcome::Given(loan) => return Ok(loan),
                     Welcome::Unready(lease) => unready = Some(lease),
@@ -458,6 +496,61 @@ where
     }
 }
 
+/// As [`prepare`], for a caller who may not have the time for it. If `is_late` says that it was too
+/// little, what has begun goes on in the background, and its connection stays in the pool: otherwise each
+/// caller in a hurry would cost one.
+fn prepare_in_a_hurry<M, R>(
+    lease: Lease<R>,
+    is_late: &AtomicBool,
+) -> impl Future<Output = Result<Lease<R>, Unfit>> + Send
+where
+    M: Manager,
+    R: Deref<Target = Shared<M>> + Clone + Send,
+{
+    let keeper = lease.keeper().clone();
+    let checks = lease.flags().has(Flags::CHECK);
+    let work = Box::pin(prepare(lease.with_keeper(keeper.arc())));
+    let mut begun = Begun { work: Some(work), checks, is_late, pool: keeper.me.clone() };
+    poll_fn(move |cx| {
+        let Some(work) = &mut begun.work else { unreachable!("BUG: polled after its end") };
+        let Poll::Ready(prepared) = work.as_mut().poll(cx) else { return Poll::Pending };
+        begun.work = None;
+        Poll::Ready(prepared.map(|lease| lease.with_keeper(keeper.clone())))
+    })
+}
+
+type Preparing<M> = Pin<Box<dyn Future<Output = Result<Lease<Arc<Shared<M>>>, Unfit>> + Send>>;
+
+/// A connection that is being prepared for a caller who may not wait for that.
+struct Begun<'a, M: Manager> {
+    work: Option<Preparing<M>>,
+    /// It is being checked, not only shown to a hook.
+    checks: bool,
+    is_late: &'a AtomicBool,
+    pool: Weak<Shared<M>>,
+}
+
+impl<M: Manager> Drop for Begun<'_, M> {
+    fn drop(&mut self) {
+        let Some(work) = self.work.take() else { return };
+        if !self.is_late.load(Ordering::Relaxed) {
+            // The caller has gone, and what it began goes with it.
+            return;
+        }
+        let Some(ground) = self.pool.upgrade().and_then(|pool| pool.ground_or_current()) else {
+            return;
+        };
+        let checks = self.checks;
+        ground.spawn(async move {
+            if let Ok(mut lease) = work.await {
+                if checks {
+                    lease.keeper().clone().has_checked(&mut lease);
+                }
+            }
+        });
+    }
+}
+
 /// Checks a connection; closes it if it fails.
 ///
 /// # Cancel safety
@@ -570,7 +663,7 @@ where
     }
     // A limit too far away for the clock is no limit.
     let deadline = Instant::now().checked_add(limit);
-    let mut most = ask.most_waiters(keeper);
+    let mut most = if unready.is_some() { usize::MAX } else { ask.most_waiters(keeper) };
     let mut silent = false;
     loop {
         let mut checking = false;
@@ -591,14 +684,15 @@ where
             }
         }
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            return Err(keeper.give_up(keeper.timed_out(keeper.since(began), checking)));
+            let late = keeper.timed_out(ask.line, keeper.since(began), checking);
+            return Err(keeper.give_up(late));
         }
         let verdicts = keeper.connector.verdicts();
         if keeper.core.has_vacant() && keeper.ground_or_current().is_none() {
             return Err(keeper.give_up(AcquireError::NoRuntime));
         }
         let woken = {
-            let _waiting = keeper.about_to_wait(ask.caller)?;
+            let _waiting = keeper.about_to_wait(ask.caller, ask.line)?;
             wait_blocking(keeper, ask.line, most, deadline)
         };
         most = usize::MAX;
@@ -676,7 +770,7 @@ fn runs_async_task() -> bool {
 impl<M: Manager> Shared<M> {
     /// A waiter was woken without a connection: because the pool was closed, because of a verdict
     /// since there were `verdicts`, or for nothing that concerns it.
-    fn why_woken(&self, verdicts: u64) -> Result<(), AcquireError<M::Error>> {
+    pub(super) fn why_woken(&self, verdicts: u64) -> Result<(), AcquireError<M::Error>> {
         if self.core.is_closed() {
             return Err(self.closed_error());
         }
@@ -694,14 +788,18 @@ impl<M: Manager> Shared<M> {
     }
 
     /// Whether a caller may wait, for as long as the answer lives.
-    fn about_to_wait(&self, caller: Caller) -> Result<Option<Waiting<'_>>, AcquireError<M::Error>> {
+    pub(super) fn about_to_wait(
+        &self,
+        caller: Caller,
+        line: Line,
+    ) -> Result<Option<Waiting<'_>>, AcquireError<M::Error>> {
         if self.config.fail_fast && self.core.counts().alive() == 0 {
             if let Some(error) = self.connector.error_while_probing() {
                 return Err(AcquireError::Unavailable(error));
             }
         }
         let Some(detector) = &self.detector else { return Ok(None) };
-        let waiting = detector.wait(caller, self.core.limit());
+        let waiting = detector.wait(caller, line, self.core.limit());
         waiting.map(Some).map_err(AcquireError::WouldDeadlock)
     }
 
@@ -710,8 +808,7 @@ impl<M: Manager> Shared<M> {
         let Some(shedder) = &self.shedder else { return Ok(()) };
         let now = self.now();
         let waited = Duration::from_nanos(now.saturating_sub(began));
-        let late = shedder.is_too_late(now, waited, self.core.waiters() == 0);
-        if !late || line == Line::High {
+        if !shedder.is_too_late(now, waited, line, self.core.waiters() == 0) {
             return Ok(());
         }
         self.totals.shed();
@@ -725,9 +822,14 @@ impl<M: Manager> Shared<M> {
         error
     }
 
-    fn timed_out(&self, waited: Duration, checking: bool) -> AcquireError<M::Error> {
+    pub(super) fn timed_out(
+        &self,
+        line: Line,
+        waited: Duration,
+        checking: bool,
+    ) -> AcquireError<M::Error> {
         let counts = self.core.counts();
-        let last_connect_error = self.connector.last_error();
+        let last_connect_error = self.connector.last_error().filter(|_| self.could_open_for(line));
         let stage = if checking {
             Stage::Checking
         } else if last_connect_error.is_some() {
@@ -747,6 +849,22 @@ impl<M: Manager> Shared<M> {
             longest_held,
             last_connect_error,
         }))
+    }
+
+    /// Whether a connection could be opened, or is being opened, for those who wait in this line. If
+    /// not, a failure to connect, of whenever that was, has nothing to do with their wait.
+    fn could_open_for(&self, line: Line) -> bool {
+        let reserved = match line {
+            Line::General => self.config.reserved.1,
+            Line::High => 0,
+        };
+        // What is checked may be new, and the last new ones have been rejected.
+        let (rejections, _) = self.connector.rejections();
+        (reserved..self.core.capacity()).any(|slot| match self.core.glimpse(slot).state {
+            State::Vacant | State::Connecting | State::Closing => true,
+            State::Checking => rejections > 0,
+            State::InUse | State::Idle | State::Resetting | State::Spare => false,
+        })
     }
 
     /// Checks a connection on the pool's runtime; if it passes, it goes to whoever is first in

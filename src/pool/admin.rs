@@ -3,10 +3,11 @@
 //!
 //! Not here: what the pool does by itself.
 
-use super::acquire::{Ask, FAR_FUTURE, acquire_slow};
+use super::acquire::FAR_FUTURE;
+use super::life::look_over;
+use super::operation::{bounded, has_timer};
 use super::{CLOSED, DRAINING, Holder, OPEN, Pool, Shared};
-use super::{life::look_over, operation::bounded};
-use crate::core::{Flags, Found, Keeper, Line, Reservation, Search, State, reserve};
+use crate::core::{Flags, Keeper, Lease, Line, Reservation, Search, State, Woken, reserve, wait};
 use crate::error::{
     AcquireError, ConfigError, OperationError, RotateError, WarmUpError, check_capacity,
 };
@@ -21,10 +22,9 @@ use std::future::{Future, poll_fn};
 use std::panic::Location;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
-use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
 /// What [`Pool::drain`] has done.
@@ -112,7 +112,7 @@ impl<M: Manager> Pool<M> {
     /// - [`WarmUpError::TooMany`] if `count` is above [`max_size`](Self::max_size).
     /// - [`WarmUpError::Connect`] as soon as one of them cannot be opened.
     /// - [`WarmUpError::Closed`] if the pool is closed, before or meanwhile.
-    /// - [`WarmUpError::NoRuntime`] outside a tokio runtime.
+    /// - [`WarmUpError::NoRuntime`] outside a tokio runtime with a timer, or if it has ended.
     ///
     /// # Cancel safety
     ///
@@ -123,7 +123,7 @@ impl<M: Manager> Pool<M> {
             let rule = format!("must be at most max_size, which is {most}");
             return Err(WarmUpError::TooMany(ConfigError::new("warm_up", count, rule)));
         }
-        if Handle::try_current().is_err() {
+        if !has_timer() {
             return Err(WarmUpError::NoRuntime);
         }
         self.shared.open(count).await
@@ -142,7 +142,8 @@ impl<M: Manager> Pool<M> {
     /// connect the new way already, for instance because it reads a `watch` channel.
     ///
     /// If the pool is full, one connection makes room: an idle one, or the first that comes back
-    /// within `acquire_timeout`. `verify` may take `check_timeout`.
+    /// within `acquire_timeout`. That is no acquire: no hook of one sees it, and it is not counted as
+    /// one. `verify` may take `check_timeout`.
     ///
     /// # Errors
     ///
@@ -184,7 +185,7 @@ impl<M: Manager> Pool<M> {
     {
         let caller = Location::caller();
         async move {
-            if Handle::try_current().is_err() {
+            if !has_timer() {
                 return Err(RotateError::NoRuntime);
             }
             let shared = self.shared.clone();
@@ -311,7 +312,8 @@ impl<M: Manager> Pool<M> {
     /// in use too, until `deadline` from now. Meanwhile whoever waits or comes gets
     /// [`AcquireError::Draining`](crate::AcquireError::Draining), afterwards
     /// [`AcquireError::Closed`](crate::AcquireError::Closed). May be called again, and by several
-    /// tasks at once. Outside a tokio runtime it does not wait.
+    /// tasks at once: it is being drained until the last of them is done. Outside a tokio runtime, and
+    /// on one without a timer, it does not wait.
     ///
     /// # Cancel safety
     ///
@@ -334,7 +336,7 @@ impl<M: Manager> Pool<M> {
     /// ```
     pub async fn drain(&self, deadline: Duration) -> DrainReport {
         let draining = Draining::begin(&self.shared);
-        if Handle::try_current().is_ok() {
+        if has_timer() {
             let all = async {
                 loop {
                     listener!(self.shared.changed => changed);
@@ -369,7 +371,7 @@ impl<M: Manager> Pool<M> {
     }
 }
 
-/// A pool that is being drained; once this is gone, it is closed.
+/// A pool that is being drained; once the last of these is gone, it is closed.
 struct Draining<'p, M: Manager> {
     shared: &'p Shared<M>,
     ended_before: u64,
@@ -378,6 +380,7 @@ struct Draining<'p, M: Manager> {
 impl<'p, M: Manager> Draining<'p, M> {
     fn begin(shared: &'p Shared<M>) -> Self {
         let ended_before = shared.totals.ended();
+        shared.drains.fetch_add(1, Ordering::SeqCst);
         // A pool that is closed already stays so.
         let _ = shared.phase.compare_exchange(OPEN, DRAINING, Ordering::SeqCst, Ordering::SeqCst);
         shared.shut();
@@ -392,7 +395,27 @@ impl<'p, M: Manager> Draining<'p, M> {
 
 impl<M: Manager> Drop for Draining<'_, M> {
     fn drop(&mut self) {
-        self.shared.phase.store(CLOSED, Ordering::SeqCst);
+        // Ordering: SeqCst. The last of several ends it, even if another begins just then: to that one
+        // the pool is closed already.
+        if self.shared.drains.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.shared.phase.store(CLOSED, Ordering::SeqCst);
+        }
+    }
+}
+
+/// A warm-up under way.
+struct WarmUp<'c>(&'c AtomicUsize);
+
+impl<'c> WarmUp<'c> {
+    fn begin(count: &'c AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for WarmUp<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -409,6 +432,7 @@ impl<M: Manager> Shared<M> {
     /// Opens connections on the caller's runtime until `count` are open, the first alone, so that a
     /// wrong password is tried once.
     pub(super) async fn open(self: &Arc<Self>, count: usize) -> Result<(), WarmUpError<M::Error>> {
+        let _under_way = WarmUp::begin(&self.connector.warm_ups);
         let mut opening: JoinSet<Opened<M>> = JoinSet::new();
         let mut one_is_open = false;
         loop {
@@ -435,7 +459,7 @@ impl<M: Manager> Shared<M> {
                 Poll::Ready(None) | Poll::Pending => Pin::new(&mut changed).poll(cx).map(|()| None),
             });
             if let Some(opened) = opened.await {
-                self.joined(opened).map_err(WarmUpError::Connect)?;
+                self.joined(opened)?;
                 one_is_open = true;
             }
         }
@@ -454,23 +478,34 @@ impl<M: Manager> Shared<M> {
     }
 
     async fn open_one(self: Arc<Self>, reservation: Reservation<Arc<Self>>) -> Opened<M> {
-        match self.connect(reservation.uses()).await {
-            Ok(tenant) => {
+        match self.unless_closed(self.connect(reservation.uses())).await {
+            // `open` hears of that by itself.
+            None => return Ok(()),
+            Some(Ok(tenant)) => {
                 self.connect_succeeded();
                 drop(self.move_in(reservation, tenant));
             }
-            Err(error) => return Err(self.connect_failed(error).error),
+            Some(Err(error)) => return Err(self.connect_failed(error).error),
         }
         self.changed();
         Ok(())
     }
 
-    fn joined(&self, opened: Result<Opened<M>, tokio::task::JoinError>) -> Opened<M> {
-        // A panic in a connect is an outcome; what is left is one while its future was dropped.
-        opened.unwrap_or_else(|panic| {
-            let message = panic.to_string();
-            Err(self.connect_failed(OperationError::Panicked { message }).error)
-        })
+    fn joined(
+        &self,
+        opened: Result<Opened<M>, tokio::task::JoinError>,
+    ) -> Result<(), WarmUpError<M::Error>> {
+        match opened {
+            Ok(opened) => opened.map_err(WarmUpError::Connect),
+            // Nobody has aborted it, so its runtime has ended.
+            Err(error) if error.is_cancelled() => Err(WarmUpError::NoRuntime),
+            // A panic in a connect is an outcome; what is left is one while its future was dropped.
+            Err(panic) => {
+                let message = panic.to_string();
+                let failure = self.connect_failed(OperationError::Panicked { message });
+                Err(WarmUpError::Connect(failure.error))
+            }
+        }
     }
 
     /// The right to open a connection, at the cost of another one if need be.
@@ -484,16 +519,15 @@ impl<M: Manager> Shared<M> {
         if self.core.is_closed() {
             return Err(RotateError::Closed);
         }
-        let ask = Ask { line: Line::High, ..Ask::new(caller) };
-        let found = Found::Nothing;
-        let acquired = acquire_slow(self.clone(), ask, found).await;
-        let mut loan = acquired.map_err(|error| match error {
+        let began = self.now();
+        let limit = self.config.acquire_timeout.min(FAR_FUTURE);
+        let taken = tokio::time::timeout(limit, self.take_first(caller)).await;
+        let late = |_| Err(self.timed_out(Line::High, self.since(began), false));
+        let taken = taken.unwrap_or_else(late);
+        let mut lease = taken.map_err(|error| match error {
             AcquireError::Closed | AcquireError::Draining => RotateError::Closed,
             error => RotateError::NoRoom(error),
         })?;
-        let lease = loan.recall();
-        self.no_longer_lent(lease.number());
-        let mut lease = lease;
         let mut trial = lease.begin(State::Closing);
         if let Some(tenant) = trial.take() {
             self.ends(&tenant, CloseReason::Invalidated);
@@ -506,5 +540,31 @@ impl<M: Manager> Shared<M> {
             drop(bounded(self.config.close_timeout, close).await);
         }
         Ok(trial.renew())
+    }
+
+    /// Takes the first connection that is to be had, before everybody who waits, to close it: nobody
+    /// acquires it, so no hook sees it.
+    async fn take_first(
+        self: &Arc<Self>,
+        caller: &'static Location<'static>,
+    ) -> Result<Lease<Arc<Self>>, AcquireError<M::Error>> {
+        loop {
+            let verdicts = self.connector.verdicts();
+            let woken = {
+                let _waiting = self.about_to_wait(caller, Line::High)?;
+                wait(self, Line::High, usize::MAX).await
+            };
+            match woken {
+                Woken::Lease(lease) if lease.flags().has(Flags::LOOK) => {
+                    if let Some(lease) = look_over(lease) {
+                        return Ok(lease);
+                    }
+                }
+                Woken::Lease(lease) => return Ok(lease),
+                Woken::Vacant(_) | Woken::LookAgain | Woken::LineFull => {
+                    self.why_woken(verdicts)?;
+                }
+            }
+        }
     }
 }

@@ -5,6 +5,7 @@
 use super::connector::Connector;
 use super::deadlock::Detector;
 use super::life::Record;
+use super::operation::has_timer;
 use super::reaper::{Memory, Upkeep};
 use super::report::Reports;
 use super::shed::Shedder;
@@ -99,8 +100,9 @@ impl<M: Manager> PoolBuilder<M> {
         fail_fast: bool,
         /// Finds out when everybody who holds a connection waits for another one, and ends the last
         /// wait with [`AcquireError::WouldDeadlock`](crate::AcquireError::WouldDeadlock). It makes
-        /// each acquire slower, and takes a connection to be held by the task that acquired it.
-        /// Default: `false`.
+        /// each acquire slower, and takes a connection to be held by the task that acquired it: a
+        /// task that waits for several side by side (`join!`, `buffer_unordered`) and holds one of
+        /// them already is told so although it would go on. Default: `false`.
         detect_deadlock: bool,
         /// The order in which idle connections are handed out. Default: [`IdleOrder::Recent`].
         order: IdleOrder,
@@ -160,7 +162,9 @@ impl<M: Manager> PoolBuilder<M> {
         self
     }
 
-    /// The most callers that may wait, at least 1; `None` for no limit. Default: `None`.
+    /// The most callers that may wait, at least 1; `None` for no limit. Those count too for whom a
+    /// connection is being opened: a burst on a pool that has room meets this limit before the
+    /// connections are there. Default: `None`.
     pub fn max_waiters(mut self, most: impl Into<Option<usize>>) -> Self {
         self.config.max_waiters = most.into();
         self
@@ -243,7 +247,8 @@ impl<M: Manager> PoolBuilder<M> {
     /// # Errors
     ///
     /// - [`BuildError::Config`] if a setting is out of range.
-    /// - [`BuildError::NoRuntime`] outside a tokio runtime.
+    /// - [`BuildError::NoRuntime`] outside a tokio runtime, or on one that has ended.
+    /// - [`BuildError::NoTimer`] on one that was built without `enable_time`.
     /// - [`BuildError::Connect`] as soon as one of the connections cannot be opened.
     ///
     /// # Cancel safety
@@ -254,14 +259,18 @@ impl<M: Manager> PoolBuilder<M> {
             self.config.validate()?;
             return Err(BuildError::NoRuntime);
         }
+        if !has_timer() {
+            self.config.validate()?;
+            return Err(BuildError::NoTimer);
+        }
         let pool = self.build_lazy()?;
         pool.shared.open_first().await?;
         Ok(pool)
     }
 
     /// Builds the pool without opening anything; the first acquire does, and reports what goes
-    /// wrong. Works outside a runtime too: the pool then runs on the one of the first caller that
-    /// needs a connection.
+    /// wrong. Works outside a runtime too, and on one without a timer: the pool then runs on the one of
+    /// the first caller that needs a connection.
     ///
     /// # Errors
     ///
@@ -297,6 +306,7 @@ impl<M: Manager> PoolBuilder<M> {
             closing: AtomicUsize::new(0),
             changed: Event::new(),
             phase: AtomicU8::new(OPEN),
+            drains: AtomicUsize::new(0),
             began: Instant::now(),
             generation: AtomicU64::new(0),
             spread: fastrand::f64(),
@@ -305,7 +315,7 @@ impl<M: Manager> PoolBuilder<M> {
             memory: Mutex::new(Memory::new(capacity)),
             expiring: AtomicUsize::new(0),
             shedder: config.shed.map(Shedder::new),
-            detector: config.detect_deadlock.then(|| Detector::new(capacity)),
+            detector: config.detect_deadlock.then(|| Detector::new(capacity, config.reserved.1)),
             config,
             me: me.clone(),
         });
@@ -323,6 +333,7 @@ impl<M: Manager> Shared<M> {
         match self.open(self.config.min_idle).await {
             Ok(()) => {}
             Err(WarmUpError::Connect(error)) => return Err(BuildError::Connect(error)),
+            Err(WarmUpError::NoRuntime) => return Err(BuildError::NoRuntime),
             Err(error) => unreachable!("BUG: a pool that nobody else knows: {error}"),
         }
         self.keeps_idle.store(true, Ordering::Relaxed);

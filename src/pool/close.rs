@@ -5,7 +5,8 @@
 //!
 //! Not here: the decision to end one.
 
-use super::{CLOSED, DRAINING, OPEN, Shared, Tenant, life::nanos, operation::bounded};
+use super::operation::{bounded, has_timer};
+use super::{CLOSED, DRAINING, OPEN, Shared, Tenant, life::nanos};
 use crate::core::{Trial, sweep};
 use crate::manager::Manager;
 use crate::metrics::CloseReason;
@@ -16,7 +17,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
-use tokio::runtime::Handle;
 
 /// A connection that is being closed. However this ends, the connection goes before the slot is
 /// vacant again (I2), and whoever waits for it in `close` hears of it.
@@ -125,7 +125,7 @@ impl<M: Manager> Shared<M> {
 
     /// Waits until no connection is being closed, for `close_timeout` at the most.
     pub(super) async fn all_closed(&self) {
-        if Handle::try_current().is_err() {
+        if !has_timer() {
             // Without a timer this could wait for a runtime that nobody drives.
             return;
         }

@@ -9,13 +9,14 @@
 //! |---|---|
 //! | how many at once | `admitted`: 1 at first and after a failure; each success doubles it, up to `max_connecting` |
 //! | the last of the failing dials | stays as the prober: it tries again, with growing pauses, while a connection is wanted |
+//! | connecting has failed and nothing is alive | the prober goes on though nobody waits, and if there is none, the reaper's next look begins one: a pool that calls itself down must find out that it is not, since whoever balances the load may send nobody there until then |
 //! | new connections that a hook rejects | the second in a row, and each after that, is followed by a pause like a failure |
-//! | an error that the manager calls permanent | is a verdict: no retry, and everybody who waits hears of it |
+//! | an error that the manager calls permanent | is a verdict: no retry, not for the pool's own sake either (accounts get locked), and everybody who waits hears of it |
 //! | the runtime ends | the reaper, its task, is dropped and forgets it; a dial that is dropped has a waiter look again, which starts the next one on its own runtime |
 //!
 //! Not here: who gets the connection (`core`), checks and resets (`acquire.rs`, `guard.rs`).
 
-use super::operation::{bounded, message};
+use super::operation::{bounded, has_timer, message};
 use super::reaper::Reaper;
 use super::report::Reporter;
 use super::{Shared, Tenant, life::nanos, lock, trace::no_span};
@@ -23,7 +24,7 @@ use crate::core::{Reservation, reserve};
 use crate::error::{AcquireError, OperationError};
 use crate::hooks::Hooks;
 use crate::manager::Manager;
-use crate::metrics::ConnectError;
+use crate::metrics::{ConnectError, Connecting};
 use event_listener::{Event, IntoNotification, listener};
 use std::convert::Infallible;
 use std::error::Error;
@@ -47,6 +48,8 @@ pub(super) struct Connector<E> {
     admitted: AtomicUsize,
     /// Callers who wait, or are about to, and want nothing opened.
     pub(super) patient: AtomicUsize,
+    /// Warm-ups under way, that of a pool which is being built included.
+    pub(super) warm_ups: AtomicUsize,
     /// Where they run: the runtime that the pool was built on, or, when that has ended, the one of
     /// the first caller who needed one after that.
     ground: Mutex<Option<Ground>>,
@@ -77,6 +80,8 @@ impl Ground {
 struct Trouble<E> {
     /// The last failure, until a connect succeeds.
     last: Option<Arc<OperationError<E>>>,
+    /// There is no point in trying again on account of that one.
+    permanent: bool,
     /// What the last failure ever said, and when.
     said: Option<(String, Instant)>,
     /// Failures since the last success.
@@ -142,10 +147,12 @@ impl<E> Connector<E> {
             dials: AtomicUsize::new(0),
             admitted: AtomicUsize::new(1),
             patient: AtomicUsize::new(0),
+            warm_ups: AtomicUsize::new(0),
             ground: Mutex::new(None),
             generations: AtomicU64::new(0),
             trouble: Mutex::new(Trouble {
                 last: None,
+                permanent: false,
                 said: None,
                 in_a_row: 0,
                 rejected: 0,
@@ -168,6 +175,16 @@ impl<E> Connector<E> {
     /// The last failure, if connecting has failed since it last succeeded.
     pub(super) fn last_error(&self) -> Option<Arc<OperationError<E>>> {
         lock(&self.trouble).last.clone()
+    }
+
+    /// Whether connecting has failed since it last succeeded, and if so, whether it does for good.
+    pub(super) fn connecting(&self) -> Connecting {
+        let trouble = lock(&self.trouble);
+        match (&trouble.last, trouble.permanent) {
+            (None, _) => Connecting::Works,
+            (Some(_), false) => Connecting::Fails,
+            (Some(_), true) => Connecting::FailsForGood,
+        }
     }
 
     /// The last failure ever.
@@ -246,6 +263,7 @@ impl<E> Connector<E> {
         trouble.rejected_at = Instant::now();
         if let Some(error) = error {
             trouble.last = Some(Arc::new(error));
+            trouble.permanent = false;
         }
     }
 
@@ -258,7 +276,7 @@ impl<E> Connector<E> {
     }
 
     /// How many new connections a hook has rejected in a row, and how long ago the last one.
-    fn rejections(&self) -> (u32, Duration) {
+    pub(super) fn rejections(&self) -> (u32, Duration) {
         let trouble = lock(&self.trouble);
         (trouble.rejected, trouble.rejected_at.elapsed())
     }
@@ -267,6 +285,7 @@ impl<E> Connector<E> {
     fn failed(&self, error: Arc<OperationError<E>>, verdict: Option<Verdict<E>>) -> u32 {
         self.admitted.store(1, Ordering::SeqCst);
         let mut trouble = lock(&self.trouble);
+        trouble.permanent = matches!(verdict, Some(Verdict::Permanent(_)));
         if verdict.is_some() {
             trouble.verdict = verdict;
             // Ordering: Release, partner: the load in `verdicts`; whoever sees the count finds the
@@ -298,12 +317,20 @@ impl<M: Manager> Shared<M> {
 
     /// The same, or the caller's if there is none.
     pub(super) fn ground_or_current(&self) -> Option<Ground> {
+        let ground = self.ground();
+        if ground.is_some() {
+            return ground;
+        }
+        let runtime = Handle::try_current().ok()?;
+        // One without a timer could neither bound a connect nor run the reaper.
+        if !has_timer() {
+            return None;
+        }
         let adopted = {
             let mut ground = lock(&self.connector.ground);
             if let Some(ground) = &*ground {
                 return Some(ground.clone());
             }
-            let runtime = Handle::try_current().ok()?;
             let generation = self.connector.generations.fetch_add(1, Ordering::Relaxed);
             ground.insert(Ground { runtime, generation }).clone()
         };
@@ -322,9 +349,18 @@ impl<M: Manager> Shared<M> {
     /// dial runs. It is asked each time: a runtime that has ended drops the dial at once, and is
     /// forgotten.
     pub(super) fn demand(&self, ground: fn(&Self) -> Option<Ground>) {
+        self.dial(ground, Self::wanted);
+    }
+
+    /// The same for the reaper, which also has a pool that is down look whether it still is.
+    pub(super) fn demand_or_probe(&self) {
+        self.dial(Self::ground, Self::wanted_or_sought);
+    }
+
+    fn dial(&self, ground: fn(&Self) -> Option<Ground>, wanted: fn(&Self) -> usize) {
         while !self.core.is_closed() && self.core.has_vacant() {
             let Some(ground) = ground(self) else { return };
-            if !self.connector.admit(self.wanted()) {
+            if !self.connector.admit(wanted(self)) {
                 return;
             }
             let shared = self.arc();
@@ -353,6 +389,19 @@ impl<M: Manager> Shared<M> {
         }
         let idle = self.config.min_idle + self.expiring.load(Ordering::Relaxed);
         waiters + idle.saturating_sub(self.core.counts().idle)
+    }
+
+    /// The same, and one if the pool is down for a reason that may pass, so that somebody sees it pass.
+    fn wanted_or_sought(&self) -> usize {
+        let wanted = self.wanted();
+        if wanted > 0 || self.connector.connecting() != Connecting::Fails {
+            return wanted;
+        }
+        let counts = self.core.counts();
+        // Whoever else is connecting finds out just as well; and one that fails while the pool is built
+        // is the only one.
+        let others = counts.connecting + self.connector.warm_ups.load(Ordering::SeqCst);
+        usize::from(counts.alive() + others == 0)
     }
 
     /// Opens one connection for a slot that has been acquired `uses_before` times.
@@ -565,7 +614,7 @@ impl<M: Manager> Dial<M> {
             return false;
         }
         // With `fail_fast` nobody waits, and it is the prober who finds out that the server is back.
-        shared.wanted() > 0 || shared.config.fail_fast
+        shared.wanted_or_sought() > 0 || shared.config.fail_fast
     }
 }
 

@@ -7,6 +7,7 @@
 //! Not here: anything on the fast path. With this option each acquire leaves it.
 
 use super::lock;
+use crate::core::Line;
 use crate::error::Deadlock;
 use std::collections::HashMap;
 use std::panic::Location;
@@ -29,64 +30,115 @@ impl Party {
     }
 }
 
-pub(super) struct Detector(Mutex<Known>);
+pub(super) struct Detector {
+    known: Mutex<Known>,
+    /// So many slots, those with the lowest numbers, are for the high line only.
+    reserved: usize,
+}
 
 struct Known {
     /// By slot, who holds the connection, and where it was acquired.
     held: Vec<Option<(Party, Site)>>,
-    /// Holders who wait, and how often.
-    waiting: HashMap<Party, usize>,
+    /// Holders who wait.
+    waiting: HashMap<Party, Waits>,
+}
+
+/// How often a holder waits.
+#[derive(Default)]
+struct Waits {
+    general: usize,
+    high: usize,
+}
+
+impl Waits {
+    fn of(&mut self, line: Line) -> &mut usize {
+        match line {
+            Line::General => &mut self.general,
+            Line::High => &mut self.high,
+        }
+    }
 }
 
 impl Detector {
-    pub(super) fn new(capacity: usize) -> Self {
-        Self(Mutex::new(Known { held: vec![None; capacity], waiting: HashMap::new() }))
+    pub(super) fn new(capacity: usize, reserved: usize) -> Self {
+        let known = Known { held: vec![None; capacity], waiting: HashMap::new() };
+        Self { known: Mutex::new(known), reserved }
     }
 
     pub(super) fn lent(&self, slot: usize, site: Site) {
-        lock(&self.0).held[slot] = Some((Party::current(), site));
+        lock(&self.known).held[slot] = Some((Party::current(), site));
     }
 
     pub(super) fn returned(&self, slot: usize) {
-        lock(&self.0).held[slot] = None;
+        lock(&self.known).held[slot] = None;
     }
 
-    /// The caller is about to wait at `site` for one of `size` connections, as long as the answer
-    /// lives.
+    /// The caller is about to wait in this line, at `site`, for one of `size` connections, as long as
+    /// the answer lives.
+    ///
+    /// Whoever waits in the high line may be served by any connection, the others only by those that
+    /// are not reserved. So if all are held by those who wait, so do all of them for good; and if all
+    /// that are not reserved are held by those who wait in the general line only, these do, whatever
+    /// becomes of the reserved ones.
     ///
     /// # Errors
     ///
     /// If it holds one itself, and so do all who could give theirs back.
-    pub(super) fn wait(&self, site: Site, size: usize) -> Result<Waiting<'_>, Box<Deadlock>> {
+    pub(super) fn wait(
+        &self,
+        site: Site,
+        line: Line,
+        size: usize,
+    ) -> Result<Waiting<'_>, Box<Deadlock>> {
         let party = Party::current();
-        let mut known = lock(&self.0);
+        let mut known = lock(&self.known);
         let Known { held, waiting } = &mut *known;
         if !held.iter().flatten().any(|(holder, _)| *holder == party) {
-            return Ok(Waiting { detector: self, party: None });
+            return Ok(Waiting { detector: self, party: None, line });
         }
         let blocked = |holder: &Party| *holder == party || waiting.contains_key(holder);
-        if held.iter().flatten().filter(|(holder, _)| blocked(holder)).count() >= size {
-            let held_at = held.iter().flatten().map(|(_, site)| *site).collect();
+        // A party that waits in both lines is served when either of its waits is.
+        let in_high = |holder: &Party| waiting.get(holder).is_some_and(|waits| waits.high > 0);
+        let in_general_only = |holder: &Party| blocked(holder) && !in_high(holder);
+        let general = &held[self.reserved..];
+        let deadlocked = if count(held, blocked) >= size {
+            Some(&held[..])
+        } else if line == Line::General
+            && !in_high(&party)
+            && count(general, in_general_only) >= size.saturating_sub(self.reserved)
+        {
+            Some(general)
+        } else {
+            None
+        };
+        if let Some(slots) = deadlocked {
+            let held_at = slots.iter().flatten().map(|(_, site)| *site).collect();
             return Err(Box::new(Deadlock { held_at, wanted_at: site }));
         }
-        *waiting.entry(party).or_default() += 1;
-        Ok(Waiting { detector: self, party: Some(party) })
+        *waiting.entry(party).or_default().of(line) += 1;
+        Ok(Waiting { detector: self, party: Some(party), line })
     }
+}
+
+/// How many of these slots are held by such parties.
+fn count(held: &[Option<(Party, Site)>], such: impl Fn(&Party) -> bool) -> usize {
+    held.iter().flatten().filter(|(holder, _)| such(holder)).count()
 }
 
 /// A holder that waits.
 pub(super) struct Waiting<'d> {
     detector: &'d Detector,
     party: Option<Party>,
+    line: Line,
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let Some(party) = self.party else { return };
-        let mut known = lock(&self.detector.0);
-        if let Some(times) = known.waiting.get_mut(&party) {
-            *times -= 1;
-            if *times == 0 {
+        let mut known = lock(&self.detector.known);
+        if let Some(waits) = known.waiting.get_mut(&party) {
+            *waits.of(self.line) -= 1;
+            if waits.general + waits.high == 0 {
                 known.waiting.remove(&party);
             }
         }

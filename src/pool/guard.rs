@@ -5,7 +5,8 @@
 #[cfg(feature = "cluster")]
 use super::acquire::PoolRef;
 use super::life::look_over;
-use super::{Shared, Tenant, operation::bounded, trace::no_span};
+use super::operation::{bounded, has_timer};
+use super::{Shared, Tenant, trace::no_span};
 use crate::config::CheckPolicy;
 use crate::core::{Doubt, Flags, Lease, Loan, State, Trial};
 use crate::error::ReleaseError;
@@ -16,7 +17,6 @@ use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::runtime::Handle;
 
 /// A connection on loan; dropping it gives it back.
 ///
@@ -131,8 +131,8 @@ macro_rules! pooled {
             ///   is closed.
             /// - [`ReleaseError::Reset`] if the reset failed, panicked or took too long: it is
             ///   closed.
-            /// - [`ReleaseError::NoRuntime`] if it is dirty and there is no tokio runtime here: it
-            ///   is reset in the background, as by a drop.
+            /// - [`ReleaseError::NoRuntime`] if it is dirty and there is no tokio runtime with a timer
+            ///   here: it is reset in the background, as by a drop.
             ///
             /// # Cancel safety
             ///
@@ -206,7 +206,7 @@ impl<M: Manager> Shared<M> {
     }
 
     /// The detector of deadlocks is to forget who holds the connection of this slot.
-    pub(super) fn no_longer_lent(&self, slot: usize) {
+    fn no_longer_lent(&self, slot: usize) {
         if let Some(detector) = &self.detector {
             detector.returned(slot);
         }
@@ -373,7 +373,7 @@ where
     let Some(mut lease) = check_in(lease) else { return Err(ReleaseError::Rejected) };
     match doubt {
         None => Ok(()),
-        Some(Doubt::Dirty) if Handle::try_current().is_err() => {
+        Some(Doubt::Dirty) if !has_timer() => {
             reset_in_background(lease);
             Err(ReleaseError::NoRuntime)
         }

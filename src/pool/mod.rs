@@ -108,6 +108,8 @@ pub(crate) struct Shared<M: Manager> {
     changed: Event,
     /// [`OPEN`], [`DRAINING`] or [`CLOSED`]; only tells which error a closed core stands for.
     phase: AtomicU8,
+    /// How many drains are under way.
+    drains: AtomicUsize,
     /// When the pool's clock began.
     began: Instant,
     /// How often all connections have been invalidated.
@@ -245,20 +247,22 @@ impl<M: Manager> Pool<M> {
     /// # Errors
     ///
     /// - [`AcquireError::Timeout`] after `acquire_timeout`; it says what the pool was waiting for,
-    ///   and its source is the last failure to connect, if there was one.
+    ///   and its source is the last failure to connect, if there was one and a connection could have
+    ///   been opened.
     /// - [`AcquireError::Connect`] if connecting failed for good.
     /// - [`AcquireError::Closed`] if the pool is closed, before or meanwhile;
     ///   [`AcquireError::Draining`] while it is being drained.
     /// - [`AcquireError::Unavailable`], [`AcquireError::QueueFull`], [`AcquireError::Shed`] and
     ///   [`AcquireError::WouldDeadlock`] only if the settings `fail_fast`, `max_waiters`, `shed` and
     ///   `detect_deadlock` ask for them.
-    /// - [`AcquireError::NoRuntime`] if it has to wait and there is no tokio runtime.
+    /// - [`AcquireError::NoRuntime`] if it has to wait and there is no tokio runtime with a timer.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future gives up the place in line and nothing else: a connection that was on
     /// its way goes to the next caller, one that is being opened stays in the pool. Only a
-    /// connection that was being checked is closed.
+    /// connection that was being checked is closed; at the deadline its check goes on in the
+    /// background instead.
     ///
     /// # Cost
     ///
@@ -343,8 +347,9 @@ impl<M: Manager> Pool<M> {
     }
 
     /// Acquires a connection, waiting for `limit` at the most instead of `acquire_timeout`. Zero
-    /// takes what is idle or gives up at once; [`Duration::MAX`] waits for good, and without a
-    /// timer, which is the larger part of what a short wait costs.
+    /// takes what is idle or gives up at once; what has to be checked first is checked in the
+    /// background then, for the next caller. [`Duration::MAX`] waits for good, and without a timer,
+    /// which is the larger part of what a short wait costs.
     ///
     /// # Errors
     ///
@@ -456,6 +461,7 @@ impl<M: Manager> Pool<M> {
     /// - As [`acquire`](Self::acquire).
     /// - [`AcquireError::WouldBlock`] if it has to wait and the thread is running an asynchronous
     ///   task: blocking it would hold up the very tasks that it waits for. `spawn_blocking` is fine.
+    ///   Inside [`tokio::task::unconstrained`] this is not noticed, and it blocks.
     ///
     /// # Cost
     ///
@@ -647,6 +653,13 @@ impl<M: Manager> Pool<M> {
     /// How the pool is: its health in words, its figures and its settings, for a terminal or, with
     /// the feature `serde`, for a program. Costs one pass over all slots.
     ///
+    /// A pool that is down because connecting fails goes on trying though nobody asks it for anything,
+    /// one connect at a time with the pauses of [`backoff`](PoolBuilder::backoff), so it is up again soon
+    /// after the server is. Not so if the manager calls the last failure
+    /// [permanent](Manager::is_permanent), such as a wrong password, since accounts get locked: then its
+    /// health says so, and stays down until an [`acquire`](Self::acquire), a
+    /// [`warm_up`](Self::warm_up) or a [`rotate`](Self::rotate) succeeds.
+    ///
     /// # Examples
     ///
     /// ```
@@ -662,18 +675,21 @@ impl<M: Manager> Pool<M> {
     #[must_use]
     pub fn status(&self) -> PoolStatus {
         let shared = &*self.shared;
+        let metrics = shared.metrics();
+        let (rejections, _) = shared.connector.rejections();
         let signs = Signs {
             closed: match shared.phase.load(Ordering::SeqCst) {
                 OPEN => None,
                 DRAINING => Some("being drained"),
                 _ => Some("closed"),
             },
-            connecting_fails: shared.connector.last_error().is_some(),
+            connecting: shared.connector.connecting(),
+            all_are_rejected: rejections > 0,
             maintenance_is_paused: self.maintenance().is_paused(),
             max_size: shared.core.limit(),
         };
         let cluster = shared.cluster.as_ref().map(|which| which());
-        PoolStatus::new(&signs, shared.metrics(), shared.config.clone(), cluster)
+        PoolStatus::new(&signs, metrics, shared.config.clone(), cluster)
     }
 
     /// The settings.

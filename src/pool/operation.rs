@@ -9,6 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
+use tokio::runtime::Handle;
 
 /// Awaits `operation` for `limit` at the most, and turns a panic into an error. What panics while it
 /// is dropped goes no further either.
@@ -34,6 +35,14 @@ pub(super) async fn bounded<T, E>(
         Poll::Ready(outcome)
     })
     .await
+}
+
+/// Whether this is a tokio runtime that has a timer, without which nothing here can be bounded.
+pub(super) fn has_timer() -> bool {
+    // Tokio tells of a timer that is missing by nothing but a panic, which the panic hook reports, so
+    // this is asked only where the pool would panic otherwise.
+    Handle::try_current().is_ok()
+        && catch_unwind(|| drop(tokio::time::sleep(Duration::ZERO))).is_ok()
 }
 
 /// What a panic said.

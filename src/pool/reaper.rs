@@ -13,6 +13,7 @@
 //! | idle for [`CheckPolicy::IfIdleFor`], or unused with [`CheckPolicy::Always`] | flagged for a check before its next use |
 //! | idle and unchecked for `keepalive_interval` | checked, one after the other |
 //! | held for `leak_after` | reported |
+//! | down, and nobody is connecting | one connect is begun, unless the last one failed for good |
 //!
 //! Not here: how a connection is ended (`close.rs`, `life.rs`).
 
@@ -221,7 +222,7 @@ impl<M: Manager> Shared<M> {
         ends.fill(None);
         lock(&self.memory).ends = ends;
         self.expiring.store(expiring, Ordering::Relaxed);
-        self.demand(Self::ground);
+        self.demand_or_probe();
         if !pings.is_empty() {
             self.ping(pings);
         }

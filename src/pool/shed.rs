@@ -4,6 +4,7 @@
 
 use super::life::nanos;
 use crate::config::Shed;
+use crate::core::Line;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -33,9 +34,15 @@ impl Shedder {
         }
     }
 
-    /// Takes note of a wait that is over at `now`, and whether it was the last one in line. Answers
-    /// whether the caller is to be turned away.
-    pub(super) fn is_too_late(&self, now: u64, waited: Duration, line_is_empty: bool) -> bool {
+    /// Takes note of a wait in this line that is over at `now`, and whether nobody waits any more.
+    /// Answers whether the caller is to be turned away.
+    pub(super) fn is_too_late(
+        &self,
+        now: u64,
+        waited: Duration,
+        line: Line,
+        nobody_waits: bool,
+    ) -> bool {
         let waited = nanos(waited);
         let ends = self.ends.load(Ordering::Relaxed);
         if now >= ends {
@@ -50,9 +57,14 @@ impl Shedder {
                 self.shedding.store(shedding, Ordering::Relaxed);
             }
         }
-        let smallest = if line_is_empty { 0 } else { waited };
-        self.smallest.fetch_min(smallest, Ordering::Relaxed);
-        self.shedding.load(Ordering::Relaxed) && waited > self.target.saturating_mul(2)
+        let overtook = line == Line::High && waited <= self.target;
+        // A short wait with priority says nothing of those who were overtaken; a long one does.
+        if nobody_waits || !overtook {
+            let smallest = if nobody_waits { 0 } else { waited };
+            self.smallest.fetch_min(smallest, Ordering::Relaxed);
+        }
+        let late = waited > self.target.saturating_mul(2);
+        line == Line::General && late && self.shedding.load(Ordering::Relaxed)
     }
 
     pub(super) fn reports_only(&self) -> bool {
@@ -72,7 +84,7 @@ mod tests {
     }
 
     fn late(shedder: &Shedder, at_ms: u64, waited_ms: u64) -> bool {
-        shedder.is_too_late(at_ms * MS, Duration::from_millis(waited_ms), false)
+        shedder.is_too_late(at_ms * MS, Duration::from_millis(waited_ms), Line::General, false)
     }
 
     #[test]
@@ -100,11 +112,25 @@ mod tests {
     }
 
     #[test]
+    fn a_wait_with_priority_counts_if_it_is_long_and_is_never_too_long() {
+        let shedder = shedder();
+        let high = |at_ms: u64, waited_ms: u64| {
+            let waited = Duration::from_millis(waited_ms);
+            shedder.is_too_late(at_ms * MS, waited, Line::High, false)
+        };
+        assert!(!high(0, 6));
+        assert!(!high(100, 50), "those with priority are served");
+        assert!(late(&shedder, 101, 50), "the others are not");
+        assert!(!high(150, 1));
+        assert!(late(&shedder, 200, 50), "a short one changes nothing");
+    }
+
+    #[test]
     fn an_empty_line_ends_it() {
         let shedder = shedder();
         late(&shedder, 0, 6);
         assert!(late(&shedder, 100, 50));
-        shedder.is_too_late(150 * MS, Duration::from_millis(50), true);
+        shedder.is_too_late(150 * MS, Duration::from_millis(50), Line::General, true);
         assert!(!late(&shedder, 200, 50));
     }
 

@@ -82,6 +82,8 @@ pub(super) struct Model {
     reports_leaks: bool,
     /// A connect has failed, and the next attempt is for after the pause.
     pub(super) pausing: bool,
+    /// The last connect has failed in a way that may pass.
+    troubled: bool,
     totals: Totals,
 }
 
@@ -117,6 +119,7 @@ impl Model {
             hooks: setting.options.hooks,
             reports_leaks: setting.in_turn(),
             pausing: false,
+            troubled: false,
             totals: Totals::default(),
         };
         for _ in 0..setting.stock() {
@@ -367,6 +370,10 @@ impl Model {
             match self.fates.remove(&name)? {
                 Fate::Served(slot) => {
                     let checked = self.kind == Kind::Managed && self.slots[slot].unchecked;
+                    if checked && self.fault(slot).is_none() {
+                        // What the check takes is no reason to be refused afterwards.
+                        self.admitted.insert(name);
+                    }
                     if !self.make_fit(slot) {
                         // It waits on, behind the others.
                         self.wait(name);
@@ -597,6 +604,7 @@ impl Model {
         if self.is_closed() {
             return;
         }
+        self.probe();
         let idle = self.walk();
         for &slot in &idle {
             let place = &mut self.slots[slot];
@@ -640,11 +648,21 @@ impl Model {
     pub(super) fn pause(&mut self, failures: u64) {
         for _ in 0..failures.max(1) {
             self.pausing = false;
+            self.probe();
             self.settle();
         }
     }
 
+    /// A pool that is down sees whether it still is.
+    fn probe(&mut self) {
+        let down = self.troubled && self.is_empty() && self.closing.is_empty();
+        if down && !self.is_closed() && self.dialling.is_none() && !self.pausing {
+            self.dialling = self.take_vacant();
+        }
+    }
+
     fn dial(&mut self, slot: Slot) {
+        self.troubled = self.connects == Connects::Fail;
         match self.connects {
             Connects::Succeed => {
                 let number = self.make();
