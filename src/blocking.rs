@@ -7,26 +7,37 @@
 
 use crate::config::{Config, Priority};
 use crate::core::Counts;
-use crate::error::{AcquireError, BuildError, ConfigError, TryAcquireError};
+use crate::error::{
+    AcquireError, BuildError, ConfigError, RotateError, TryAcquireError, WarmUpError,
+};
+use crate::hooks::HookFuture;
 use crate::manager::Manager;
 use crate::metrics::{PoolMetrics, PoolStatus};
 use crate::pool::{
-    ConnectionInfo, DrainReport, Holder, Pool as AsyncPool, PoolBuilder, Pooled, PooledOwned,
+    ConnectionInfo, DrainReport, Holder, Maintenance as AsyncMaintenance, Pool as AsyncPool,
+    PoolBuilder, Pooled, PooledOwned, WeakPool as AsyncWeakPool, runs_async_task,
 };
 use event_listener::{Event, IntoNotification, listener};
 use std::fmt;
+use std::future::Future;
 use std::io;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, Weak, mpsc};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, JoinHandle, Thread};
 use std::time::Duration;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 
 /// A pool of connections for threads, with a runtime of its own.
 ///
 /// Made by [`PoolBuilder::build_blocking`]. A clone is another handle to the same pool. When the
 /// last handle is dropped, idle connections are closed and the runtime's thread ends; that takes
 /// `close_timeout` at the most.
+///
+/// Most hooks run on that thread. One that calls back into the pool is never kept waiting there, or
+/// nothing would go on that it could wait for: what would wait fails with an error `WouldBlock`, and
+/// [`close`](Self::close) and [`drain`](Self::drain) begin their work and return.
 ///
 /// # Examples
 ///
@@ -51,7 +62,62 @@ pub struct Pool<M: Manager> {
 /// The thread that runs the pool's runtime.
 struct Driver {
     stop: Arc<Stop>,
+    runtime: Handle,
     thread: Option<JoinHandle<()>>,
+}
+
+impl Driver {
+    /// Whether this is the thread.
+    fn is_here(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| thread.thread().id() == thread::current().id())
+    }
+
+    /// Whether whoever waits here may wait for good: the thread runs the tasks that it waits for, or
+    /// others' tasks.
+    fn must_not_wait(&self) -> bool {
+        self.is_here() || runs_async_task()
+    }
+
+    /// Runs a future on this thread, with timers and connections on the runtime.
+    fn block_on<F: Future>(&self, future: F) -> F::Output {
+        let _runtime = self.runtime.enter();
+        let (alarm, waker) = Alarm::new();
+        let mut future = pin!(future);
+        loop {
+            if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+                return output;
+            }
+            alarm.wait();
+        }
+    }
+}
+
+/// Wakes a thread. It keeps in mind that it has, since what is polled may park the thread as well.
+struct Alarm {
+    thread: Thread,
+    rang: AtomicBool,
+}
+
+impl Alarm {
+    fn new() -> (Arc<Self>, Waker) {
+        let alarm = Arc::new(Self { thread: thread::current(), rang: AtomicBool::new(false) });
+        (alarm.clone(), alarm.into())
+    }
+
+    fn wait(&self) {
+        // Ordering: SeqCst, partner: the store in `wake`, after which whatever was done before it is
+        // there for the next poll.
+        while !self.rang.swap(false, Ordering::SeqCst) {
+            thread::park();
+        }
+    }
+}
+
+impl Wake for Alarm {
+    fn wake(self: Arc<Self>) {
+        self.rang.store(true, Ordering::SeqCst);
+        self.thread.unpark();
+    }
 }
 
 #[derive(Default)]
@@ -95,13 +161,15 @@ impl<M: Manager> PoolBuilder<M> {
     /// # Errors
     ///
     /// - [`BuildError::Config`] if a setting is out of range.
-    /// - [`BuildError::Connect`] as soon as one of the connections cannot be opened.
+    /// - [`BuildError::Connect`] as soon as one of the connections cannot be opened, and those that
+    ///   could are closed.
     /// - [`BuildError::Thread`] if the system refuses a thread or what a runtime needs.
     pub fn build_blocking(self) -> Result<Pool<M>, BuildError<M::Error>> {
         let (report, built) = mpsc::channel();
         let stop = Arc::new(Stop::default());
         let runtime = Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(BuildError::Thread)?;
+        let handle = runtime.handle().clone();
         let thread = thread::Builder::new().name(self.thread_name());
         let drive = {
             let stop = stop.clone();
@@ -112,7 +180,7 @@ impl<M: Manager> PoolBuilder<M> {
             }
         };
         let thread = thread.spawn(drive).map_err(BuildError::Thread)?;
-        let driver = Arc::new(Driver { stop, thread: Some(thread) });
+        let driver = Arc::new(Driver { stop, runtime: handle, thread: Some(thread) });
         match built.recv() {
             Ok(built) => Ok(Pool { pool: built?, driver }),
             Err(_) => Err(BuildError::Thread(io::Error::other("the pool's thread panicked"))),
@@ -128,7 +196,7 @@ fn drive<M: Manager>(
     report: &mpsc::Sender<Result<AsyncPool<M>, BuildError<M::Error>>>,
 ) {
     runtime.block_on(async {
-        let (built, all_closed) = match builder.build().await {
+        let (built, all_closed) = match builder.build_or_close().await {
             Ok(pool) => {
                 let all_closed = pool.when_all_closed();
                 (Ok(pool), Some(all_closed))
@@ -189,6 +257,20 @@ impl<M: Manager> Pool<M> {
         self.pool.acquire_blocking_owned()
     }
 
+    /// Acquires a connection that is not tied to this handle's lifetime, waiting in line for `limit`
+    /// at the most.
+    ///
+    /// # Errors
+    ///
+    /// As [`crate::Pool::acquire_blocking`].
+    #[track_caller]
+    pub fn acquire_owned_timeout(
+        &self,
+        limit: Duration,
+    ) -> Result<PooledOwned<M>, AcquireError<M::Error>> {
+        self.pool.acquire_blocking_owned_timeout(limit)
+    }
+
     /// Acquires a connection if one is idle and nobody waits; never waits, never opens one.
     ///
     /// # Errors
@@ -199,9 +281,25 @@ impl<M: Manager> Pool<M> {
         self.pool.try_acquire()
     }
 
-    /// Closes the pool for good, as [`crate::Pool::close`] does.
+    /// As [`try_acquire`](Self::try_acquire), for a connection that is not tied to this handle's
+    /// lifetime.
+    ///
+    /// # Errors
+    ///
+    /// As [`crate::Pool::try_acquire`].
+    #[track_caller]
+    pub fn try_acquire_owned(&self) -> Result<PooledOwned<M>, TryAcquireError> {
+        self.pool.try_acquire_owned()
+    }
+
+    /// Closes the pool for good, as [`crate::Pool::close`] does. Called on the pool's own thread, by a
+    /// hook, it begins to close what is idle and returns.
     pub fn close(&self) {
-        self.pool.close_blocking();
+        if self.driver.is_here() {
+            self.pool.shut();
+        } else {
+            self.pool.close_blocking();
+        }
     }
 
     /// Acquires a connection, waiting in the line of this priority; see
@@ -218,6 +316,13 @@ impl<M: Manager> Pool<M> {
         self.pool.acquire_blocking_with(priority)
     }
 
+    /// The most connections that may be alive or being opened at the moment; see
+    /// [`crate::Pool::max_size`].
+    #[must_use]
+    pub fn max_size(&self) -> usize {
+        self.pool.max_size()
+    }
+
     /// Changes the most connections that may be alive; see [`crate::Pool::resize`].
     ///
     /// # Errors
@@ -227,9 +332,77 @@ impl<M: Manager> Pool<M> {
         self.pool.resize(max_size)
     }
 
+    /// Opens connections until `count` are open, in use or not, and returns when they are; see
+    /// [`crate::Pool::warm_up`].
+    ///
+    /// # Errors
+    ///
+    /// - [`WarmUpError::TooMany`], [`WarmUpError::Connect`] and [`WarmUpError::Closed`] as for
+    ///   [`crate::Pool::warm_up`].
+    /// - [`WarmUpError::WouldBlock`] inside an asynchronous task, and on the pool's own thread.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{Pool, from_fn};
+    /// # use std::convert::Infallible;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
+    /// let pool = Pool::builder(manager).build_blocking()?;
+    /// pool.warm_up(pool.max_size())?;
+    /// assert_eq!(pool.counts().idle, 10);
+    /// # Ok(()) }
+    /// ```
+    pub fn warm_up(&self, count: usize) -> Result<(), WarmUpError<M::Error>> {
+        if self.driver.must_not_wait() {
+            return Err(WarmUpError::WouldBlock);
+        }
+        self.driver.block_on(self.pool.warm_up(count))
+    }
+
     /// Declares all connections out of date; see [`crate::Pool::invalidate`].
     pub fn invalidate(&self) {
         self.pool.invalidate();
+    }
+
+    /// Goes over to new credentials or another endpoint: opens one connection, has `verify` try it,
+    /// and only if that goes well invalidates all others; see [`crate::Pool::rotate`]. `verify` is
+    /// asynchronous, so that `check_timeout` can end it; it and the connect run on this thread, with
+    /// the pool's runtime for whatever they wait for.
+    ///
+    /// # Errors
+    ///
+    /// - [`RotateError::Connect`], [`RotateError::Verify`], [`RotateError::NoRoom`] and
+    ///   [`RotateError::Closed`] as for [`crate::Pool::rotate`].
+    /// - [`RotateError::WouldBlock`] inside an asynchronous task, and on the pool's own thread.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{Pool, from_fn};
+    /// # use std::convert::Infallible;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
+    /// let pool = Pool::builder(manager).min_idle(2).build_blocking()?;
+    /// pool.rotate(|connection| {
+    ///     Box::pin(async move {
+    ///         assert_eq!(connection, "hello"); // such as `SELECT current_user`
+    ///         Ok(())
+    ///     })
+    /// })?;
+    /// assert_eq!(pool.metrics().closed.invalidated, 2);
+    /// # Ok(()) }
+    /// ```
+    #[track_caller]
+    pub fn rotate<F>(&self, verify: F) -> Result<(), RotateError<M::Error>>
+    where
+        F: for<'c> FnOnce(&'c mut M::Connection) -> HookFuture<'c, M::Error> + Send,
+    {
+        let rotate = self.pool.rotate(verify);
+        if self.driver.must_not_wait() {
+            return Err(RotateError::WouldBlock);
+        }
+        self.driver.block_on(rotate)
     }
 
     /// Closes the idle connections that `keep` does not want; see [`crate::Pool::retain`].
@@ -248,10 +421,16 @@ impl<M: Manager> Pool<M> {
     }
 
     /// Closes the pool for good, and waits for the connections in use until `deadline` from now; see
-    /// [`crate::Pool::drain`].
+    /// [`crate::Pool::drain`]. Called on the pool's own thread, by a hook, it waits for none of them.
     #[must_use = "the report says who still holds a connection"]
     pub fn drain(&self, deadline: Duration) -> DrainReport {
-        self.pool.drain_blocking(deadline)
+        self.pool.drain_blocking(if self.driver.is_here() { Duration::ZERO } else { deadline })
+    }
+
+    /// Pauses, resumes or runs what the pool does by the clock; see [`crate::Pool::maintenance`].
+    #[must_use]
+    pub fn maintenance(&self) -> Maintenance<'_, M> {
+        Maintenance { upkeep: self.pool.maintenance(), driver: &self.driver }
     }
 
     /// Whether the pool is closed. `true` stays true; `false` may be out of date at once.
@@ -289,6 +468,114 @@ impl<M: Manager> Pool<M> {
     #[must_use]
     pub fn manager(&self) -> &M {
         self.pool.manager()
+    }
+
+    /// A handle that does not keep the pool open, such as for a hook.
+    #[must_use]
+    pub fn downgrade(&self) -> WeakPool<M> {
+        WeakPool { pool: self.pool.downgrade(), driver: Arc::downgrade(&self.driver) }
+    }
+}
+
+/// When a pool looks after its connections; from [`Pool::maintenance`].
+///
+/// # Examples
+///
+/// ```
+/// # use millpond::{Pool, from_fn};
+/// # use std::{convert::Infallible, time::Duration};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
+/// let pool = Pool::builder(manager).build_blocking()?;
+/// pool.maintenance().set_interval(Duration::from_millis(200))?;
+/// pool.maintenance().pause(); // such as for a failover that is being rehearsed
+/// pool.maintenance().run_once(); // by hand
+/// pool.maintenance().resume();
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Maintenance<'p, M: Manager> {
+    upkeep: AsyncMaintenance<'p, M>,
+    driver: &'p Driver,
+}
+
+impl<M: Manager> Maintenance<'_, M> {
+    /// Stops looking until [`resume`](Self::resume). A look that has begun goes on to its end.
+    pub fn pause(&self) {
+        self.upkeep.pause();
+    }
+
+    /// Looks again, one interval from now at the latest; see [`crate::Maintenance::resume`].
+    pub fn resume(&self) {
+        self.upkeep.resume();
+    }
+
+    /// Whether it is paused.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.upkeep.is_paused()
+    }
+
+    /// How often the pool looks. At first, `maintenance_interval`.
+    #[must_use]
+    pub fn interval(&self) -> Duration {
+        self.upkeep.interval()
+    }
+
+    /// Changes that, from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] if the interval is zero.
+    pub fn set_interval(&self, interval: Duration) -> Result<(), ConfigError> {
+        self.upkeep.set_interval(interval)
+    }
+
+    /// Looks once, paused or not, and returns when the keepalive checks that were due are done;
+    /// connections that have to go may still be closing then. Inside an asynchronous task and on the
+    /// pool's own thread it looks, and waits for no checks.
+    pub fn run_once(&self) {
+        if self.driver.must_not_wait() {
+            let look = pin!(self.upkeep.run_once());
+            // Cancel: the first poll is the look, and the rest would only wait.
+            let _ = look.poll(&mut Context::from_waker(Waker::noop()));
+        } else {
+            self.driver.block_on(self.upkeep.run_once());
+        }
+    }
+}
+
+/// A handle to a pool that does not keep it open.
+pub struct WeakPool<M: Manager> {
+    pool: AsyncWeakPool<M>,
+    driver: Weak<Driver>,
+}
+
+impl<M: Manager> WeakPool<M> {
+    /// The pool, unless its last handle has been dropped.
+    #[must_use]
+    pub fn upgrade(&self) -> Option<Pool<M>> {
+        // The driver first: a pool without its thread would be of no use.
+        let driver = self.driver.upgrade()?;
+        Some(Pool { pool: self.pool.upgrade()?, driver })
+    }
+}
+
+impl<M: Manager> Clone for WeakPool<M> {
+    fn clone(&self) -> Self {
+        Self { pool: self.pool.clone(), driver: self.driver.clone() }
+    }
+}
+
+impl<M: Manager> fmt::Debug for WeakPool<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WeakPool")
+    }
+}
+
+impl fmt::Debug for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Driver")
     }
 }
 

@@ -8,9 +8,11 @@ use std::fmt::Display;
 
 /// A setting is out of its range. Nothing was built.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{field} is {value}, but it {rule}")]
+#[error("{name} is {value}, but it {rule}", name = .variable.as_deref().unwrap_or(.field))]
 pub struct ConfigError {
     field: Cow<'static, str>,
+    /// The variable of the environment that says so, if one does.
+    variable: Option<Box<str>>,
     value: String,
     rule: String,
 }
@@ -21,16 +23,30 @@ impl ConfigError {
         value: impl Display,
         rule: impl Into<String>,
     ) -> Self {
-        Self { field: field.into(), value: value.to_string(), rule: rule.into() }
+        Self { field: field.into(), variable: None, value: value.to_string(), rule: rule.into() }
     }
 
-    /// The setting, as the builder's method is called.
+    /// The same, said by a variable of the environment.
+    #[cfg(feature = "serde")]
+    pub(crate) fn of_variable(mut self, variable: &str) -> Self {
+        self.variable = Some(variable.into());
+        self
+    }
+
+    /// The setting, as it is called in a file: for most, as the builder's method is.
     #[must_use]
     pub fn field(&self) -> &str {
         &self.field
     }
 
-    /// The value that was refused.
+    /// The variable of the environment that it comes from, if it does; the message names that one
+    /// instead of the setting.
+    #[must_use]
+    pub fn variable(&self) -> Option<&str> {
+        self.variable.as_deref()
+    }
+
+    /// The value that was refused; only `set` for what is no setting, since that may be a secret.
     #[must_use]
     pub fn value(&self) -> &str {
         &self.value
@@ -116,17 +132,47 @@ impl<T> std::fmt::Debug for AddError<T> {
 }
 
 /// What went wrong with one of a manager's methods.
+///
+/// # Examples
+///
+/// The manager's own error, found in whatever an acquire fails with:
+///
+/// ```
+/// use millpond::{OperationError, Pool, from_fn};
+/// use std::{error::Error, io, time::Duration};
+///
+/// fn is_refused(error: &(dyn Error + 'static)) -> bool {
+///     if let Some(OperationError::<io::Error>::Failed(error)) = error.downcast_ref() {
+///         return error.kind() == io::ErrorKind::ConnectionRefused;
+///     }
+///     error.source().is_some_and(is_refused)
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let connect = || async { Err::<String, _>(io::Error::from(io::ErrorKind::ConnectionRefused)) };
+/// let pool = Pool::builder(from_fn(connect)).build_lazy().unwrap();
+/// let error = pool.acquire_timeout(Duration::from_millis(10)).await.unwrap_err();
+/// assert!(is_refused(&error));
+/// # }
+/// ```
 #[cfg(feature = "tokio")]
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OperationError<E> {
     /// The method returned an error: this one.
+    ///
+    /// It says what that error says, and its [source](std::error::Error::source) is that error's
+    /// source, so that no chain says anything twice. Whoever looks for the manager's own error in a
+    /// chain looks for an `OperationError` and takes it out of this variant.
     #[error(transparent)]
     Failed(E),
     /// The method took longer than its limit and was dropped.
     #[error("no answer within {limit:?}")]
     TimedOut {
-        /// The limit, from the pool's configuration.
+        /// The limit: that of the pool's configuration, or, for the hook
+        /// [`after_connect`](crate::Hooks::after_connect), what the connect before it had left of
+        /// `connect_timeout`.
         limit: std::time::Duration,
     },
     /// The method panicked.
@@ -314,6 +360,10 @@ mod managed {
         }
     }
 
+    /// What to do about a blocking call that must not block here.
+    const ELSEWHERE: &str =
+        "call it on a thread of its own or inside spawn_blocking, and not in a hook of the pool";
+
     /// Why [`Pool::warm_up`](crate::Pool::warm_up) did not open what it was asked for.
     #[derive(Debug, thiserror::Error)]
     #[non_exhaustive]
@@ -330,6 +380,10 @@ mod managed {
         /// There is no tokio runtime here that has a timer and has not ended.
         #[error("no tokio runtime with a timer here to open connections on")]
         NoRuntime,
+        /// A [`blocking::Pool`](crate::blocking::Pool) would have blocked a thread that runs
+        /// asynchronous tasks.
+        #[error("warm_up would block a thread that runs asynchronous tasks: {ELSEWHERE}")]
+        WouldBlock,
     }
 
     /// Why [`Pool::rotate`](crate::Pool::rotate) kept the old connections.
@@ -351,6 +405,10 @@ mod managed {
         /// There is no tokio runtime with a timer here.
         #[error("no tokio runtime with a timer here to open a connection on")]
         NoRuntime,
+        /// A [`blocking::Pool`](crate::blocking::Pool) would have blocked a thread that runs
+        /// asynchronous tasks.
+        #[error("rotate would block a thread that runs asynchronous tasks: {ELSEWHERE}")]
+        WouldBlock,
     }
 
     /// An acquire ran into its deadline. `source()` is the last failure to connect, if connecting

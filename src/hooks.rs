@@ -170,7 +170,9 @@ impl<M: Manager> Hooks<M> {
     }
 
     /// Called after that, when the connection is back in the pool, or on its way to be reset or
-    /// closed.
+    /// closed; by then it is somebody else's, so this hook sees none, unlike sqlx's hook of this name.
+    /// What examines a connection that comes back is [`on_checkin`](Self::on_checkin), what decides
+    /// whether it is used again is [`Manager::condition`].
     pub fn after_release(mut self, hook: impl Fn() + Send + Sync + 'static) -> Self {
         self.after_release = Some(Box::new(hook));
         self

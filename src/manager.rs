@@ -46,8 +46,9 @@ pub trait Manager: Send + Sync + 'static {
     /// What goes wrong when one is opened, checked or reset.
     type Error: std::error::Error + Send + Sync + 'static;
 
-    /// Opens a connection. Called by the pool's own tasks, never by the caller who waits; limited
-    /// by `connect_timeout`.
+    /// Opens a connection. Called by the pool's own tasks, never by the caller who waits for one (only
+    /// [`Pool::rotate`](crate::Pool::rotate) connects in the caller's own future); limited by
+    /// `connect_timeout`.
     fn connect(&self) -> impl Future<Output = Result<Self::Connection, Self::Error>> + Send;
 
     /// What a connection is fit for, asked whenever one is released. It runs inside the guard's
@@ -87,7 +88,11 @@ pub trait Manager: Send + Sync + 'static {
     }
 
     /// Says goodbye to a connection that the pool is done with. Limited by `close_timeout`; after
-    /// that, and wherever no runtime is left to run it, the connection is dropped.
+    /// that, and wherever no runtime is left to run it, the connection is dropped. So is, without this,
+    /// one that somebody was in the middle of: whose check, reset, `before_acquire`, `after_connect` or
+    /// verification for `rotate` was abandoned, because a caller was cancelled or a runtime ended, or
+    /// that a panic of [`Pool::retain`](crate::Pool::retain)'s function has left behind. Whatever has to
+    /// happen to every connection belongs into its `Drop`.
     ///
     /// Default: drops it.
     fn close(&self, connection: Self::Connection) -> impl Future<Output = ()> + Send {
@@ -147,11 +152,19 @@ where
 }
 
 /// The manager that [`from_fn`] makes.
-#[derive(Clone, Copy)]
 pub struct FromFn<F, C, E> {
     connect: F,
     opens: PhantomData<fn() -> Result<C, E>>,
 }
+
+// Not derived: that would ask the connection and the error for it too, of which there is none here.
+impl<F: Clone, C, E> Clone for FromFn<F, C, E> {
+    fn clone(&self) -> Self {
+        Self { connect: self.connect.clone(), opens: PhantomData }
+    }
+}
+
+impl<F: Copy, C, E> Copy for FromFn<F, C, E> {}
 
 impl<F, C, E> fmt::Debug for FromFn<F, C, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -21,7 +21,9 @@ use std::time::{Duration, Instant};
 ///
 /// It needs no runtime: [`acquire`](Self::acquire) works on any executor, and
 /// [`acquire_blocking`](Self::acquire_blocking) on any thread. Both wait in one line, first come,
-/// first served. A clone is another handle to the same pool.
+/// first served. A clone is another handle to the same pool. When the last handle is dropped, the
+/// pool is [closed](Self::close); guards that are still out go on working, and drop their objects when
+/// they are dropped.
 ///
 /// A pool that was made with a function ([`new`](Self::new)) makes a new object when it is asked
 /// for one and a place is vacant: after a [`detach`](Object::detach), or after an object was lost
@@ -47,6 +49,8 @@ use std::time::{Duration, Instant};
 /// ```
 pub struct ObjectPool<T> {
     shared: Arc<Shared<T>>,
+    /// Closes the pool when the last handle goes, guards or not.
+    handles: Arc<LastHandle<T>>,
 }
 
 /// Makes an object.
@@ -58,6 +62,22 @@ struct Shared<T> {
     core: Core<Self>,
     make: Option<Make<T>>,
     reset: Option<Reset<T>>,
+}
+
+impl<T> Shared<T> {
+    /// Ends waiters, and drops what is idle, so that one whose drop panics harms nobody.
+    fn close(&self) {
+        self.core.close();
+        sweep(self);
+    }
+}
+
+struct LastHandle<T>(Arc<Shared<T>>);
+
+impl<T> Drop for LastHandle<T> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 impl<T> Keeper for Shared<T> {
@@ -186,13 +206,13 @@ impl<T> ObjectPoolBuilder<T> {
         crate::error::check_capacity("capacity", self.capacity)?;
         let shards = self.shards.unwrap_or_else(|| default_shards(self.capacity));
         crate::error::check_shards(shards)?;
-        Ok(ObjectPool {
-            shared: Arc::new_cyclic(|me| Shared {
-                core: Core::new(me, Size::new(self.capacity, shards), self.order),
-                make,
-                reset: self.reset,
-            }),
-        })
+        let shared = Arc::new_cyclic(|me| Shared {
+            core: Core::new(me, Size::new(self.capacity, shards), self.order),
+            make,
+            reset: self.reset,
+        });
+        let handles = Arc::new(LastHandle(shared.clone()));
+        Ok(ObjectPool { shared, handles })
     }
 }
 
@@ -262,7 +282,8 @@ impl<T> ObjectPool<T> {
     ///
     /// # Errors
     ///
-    /// As [`acquire`](Self::acquire); so are its panics and its cancel safety.
+    /// As [`acquire`](Self::acquire); so are its panics and its cancel safety. It keeps no handle: if
+    /// the last one is dropped while it waits, it fails with [`AcquireObjectError::Closed`].
     #[track_caller]
     #[inline]
     pub fn acquire_owned(
@@ -418,10 +439,10 @@ impl<T> ObjectPool<T> {
     }
 
     /// Closes the pool for good: idle objects are dropped now, the others when they are released,
-    /// and everyone who waits gets [`AcquireObjectError::Closed`]. Calling it again does nothing.
+    /// and everyone who waits gets [`AcquireObjectError::Closed`]. Calling it again does nothing. An
+    /// object that panics while it is dropped harms nobody: the panic hook has reported it.
     pub fn close(&self) {
-        self.shared.core.close();
-        sweep(&*self.shared);
+        self.shared.close();
     }
 
     /// Whether the pool is closed. `true` stays true; `false` may be out of date at once.
@@ -516,11 +537,14 @@ fn acquire_blocking_slow<'p, T>(
 }
 
 /// An object on loan from an [`ObjectPool`]; dropping it gives it back.
+#[must_use = "a guard that is dropped at once gives its object back"]
 pub struct Object<'p, T> {
     loan: Loan<&'p Shared<T>>,
 }
 
-/// An object on loan that keeps its pool alive; dropping it gives it back.
+/// An object on loan that is not tied to a handle's lifetime; dropping it gives it back, or drops it
+/// if the pool is closed by then.
+#[must_use = "a guard that is dropped at once gives its object back"]
 pub struct OwnedObject<T> {
     loan: Loan<Arc<Shared<T>>>,
 }
@@ -544,7 +568,7 @@ object_guard!(OwnedObject<T>);
 
 impl<T> Clone for ObjectPool<T> {
     fn clone(&self) -> Self {
-        Self { shared: self.shared.clone() }
+        Self { shared: self.shared.clone(), handles: self.handles.clone() }
     }
 }
 

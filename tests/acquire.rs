@@ -331,6 +331,27 @@ async fn an_owned_guard_outlives_every_handle() {
     assert_eq!(manager.ledger.live(), 0);
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_owned_guard_is_acquired_within_a_limit_or_at_once_or_not_at_all() {
+    let manager = TestManager::new();
+    let pool = warm(&manager, 1).await;
+    let held = pool.acquire_owned_timeout(SECOND).await.unwrap();
+    assert!(pool.holders()[0].site.unwrap().file().ends_with("acquire.rs"));
+    assert_eq!(pool.try_acquire_owned().unwrap_err(), TryAcquireError::Empty);
+    let began = tokio::time::Instant::now();
+    let late = pool.acquire_owned_timeout(3 * SECOND).await.unwrap_err();
+    assert!(matches!(late, AcquireError::Timeout(_)), "{late:?}");
+    assert_eq!(began.elapsed(), 3 * SECOND);
+    drop(held);
+    let held = pool.try_acquire_owned().unwrap();
+    assert!(pool.holders()[0].site.unwrap().file().ends_with("acquire.rs"));
+    assert_eq!((held.info().uses, manager.connect.calls()), (2, 1));
+    pool.close().await;
+    assert_eq!(pool.try_acquire_owned().unwrap_err(), TryAcquireError::Closed);
+    drop(pool);
+    assert_eq!(held.id, 1);
+}
+
 #[tokio::test]
 async fn a_connection_checked_at_every_acquire_is_the_same_connection() {
     let manager = TestManager::new();

@@ -7,14 +7,17 @@
 
 mod support;
 
+use millpond::blocking::WeakPool;
 use millpond::{
-    AcquireError, BuildError, CheckPolicy, Monitor, Pool, PoolBuilder, TryAcquireError,
+    AcquireError, BuildError, CheckPolicy, Hooks, Monitor, OperationError, Pool, PoolBuilder,
+    RotateError, TryAcquireError, WarmUpError,
 };
 use std::error::Error;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread;
 use std::time::Duration;
-use support::{Act, TestManager, eventually_blocking, join};
+use support::{Act, PATIENCE, TestError, TestManager, eventually_blocking, join};
 
 fn builder(manager: &TestManager) -> PoolBuilder<TestManager> {
     Pool::builder(manager.clone()).name("blocking")
@@ -104,6 +107,17 @@ fn a_bad_setting_and_a_failing_first_connect_surface_in_build() {
 }
 
 #[test]
+fn what_a_failed_build_has_opened_is_closed_when_it_returns() {
+    let manager = TestManager::new();
+    manager.connect.once(Act::Ok);
+    manager.connect.always(Act::Error);
+    let refused = builder(&manager).min_idle(2).build_blocking().unwrap_err();
+    assert!(matches!(refused, BuildError::Connect(_)), "{refused:?}");
+    assert_eq!((manager.ledger.opened(), manager.ledger.closed()), (1, 1));
+    assert_eq!(manager.ledger.live(), 0);
+}
+
+#[test]
 fn close_ends_waiters_and_is_final() {
     let manager = TestManager::new();
     let pool = builder(&manager).max_size(1).min_idle(1).build_blocking().unwrap();
@@ -119,6 +133,171 @@ fn close_ends_waiters_and_is_final() {
     assert!(matches!(pool.acquire(), Err(AcquireError::Closed)));
     drop(held);
     eventually_blocking("what was out is closed too", || manager.ledger.live() == 0);
+}
+
+#[test]
+fn a_hook_on_the_pools_own_thread_may_close_or_drain_the_pool_and_holds_up_nobody() {
+    type Handle = millpond::blocking::Pool<TestManager>;
+    let ends: [fn(&Handle); 2] = [Handle::close, |pool| drop(pool.drain(PATIENCE * 3))];
+    for end in ends {
+        let manager = TestManager::new();
+        let handle: Arc<Mutex<Option<Handle>>> = Arc::default();
+        let ended = Arc::new(AtomicBool::new(false));
+        let hooks = Hooks::new().on_destroy({
+            let (handle, ended) = (handle.clone(), ended.clone());
+            move || {
+                let handle = handle.lock().unwrap().take();
+                handle.iter().for_each(end);
+                ended.store(true, Ordering::SeqCst);
+            }
+        });
+        let pool =
+            builder(&manager).hooks(hooks).close_timeout(PATIENCE * 3).build_blocking().unwrap();
+        *handle.lock().unwrap() = Some(pool.clone());
+        let (held, other) = (pool.acquire_owned().unwrap(), pool.acquire().unwrap());
+        other.discard();
+        eventually_blocking("the hook returns", || ended.load(Ordering::SeqCst));
+        assert!(pool.is_closed());
+        assert!(matches!(pool.acquire(), Err(AcquireError::Closed)));
+        drop(held);
+        eventually_blocking("what was out is closed too", || manager.close.calls() == 2);
+    }
+}
+
+#[test]
+fn what_would_wait_on_the_pools_own_thread_or_in_a_task_is_refused() {
+    let manager = TestManager::new();
+    let handle: Arc<OnceLock<WeakPool<TestManager>>> = Arc::default();
+    let (said, told) = mpsc::channel();
+    let hooks = Hooks::new().on_create({
+        let handle = handle.clone();
+        move |_| {
+            let Some(pool) = handle.get().and_then(WeakPool::upgrade) else { return };
+            said.send(refusals(&pool)).unwrap();
+        }
+    });
+    let pool = builder(&manager).hooks(hooks).build_blocking().unwrap();
+    handle.set(pool.downgrade()).expect("once");
+    drop(pool.acquire().unwrap());
+    assert_eq!(told.recv().unwrap(), [true; 3], "on its own thread");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    assert_eq!(runtime.block_on(async { refusals(&pool) }), [true; 3], "in a task");
+    assert_eq!(manager.connect.calls(), 1);
+}
+
+/// Whether acquire, warm-up and rotation are refused because they would block; a look at the clock
+/// never is.
+fn refusals(pool: &millpond::blocking::Pool<TestManager>) -> [bool; 3] {
+    pool.maintenance().run_once();
+    let held: Vec<_> = std::iter::from_fn(|| pool.try_acquire().ok()).collect();
+    let refused = [
+        matches!(pool.acquire_owned_timeout(PATIENCE), Err(AcquireError::WouldBlock)),
+        matches!(pool.warm_up(10), Err(WarmUpError::WouldBlock)),
+        matches!(pool.rotate(|_| Box::pin(std::future::pending())), Err(RotateError::WouldBlock)),
+    ];
+    drop(held);
+    refused
+}
+
+#[test]
+fn a_warm_up_returns_when_all_are_open_and_says_what_went_wrong() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Slow(Duration::from_millis(1)));
+    let pool = builder(&manager).max_size(4).capacity(8).build_blocking().unwrap();
+    pool.warm_up(4).unwrap();
+    assert_eq!((pool.counts().idle, pool.max_size()), (4, 4));
+    assert!(matches!(pool.warm_up(5), Err(WarmUpError::TooMany(_))));
+    pool.resize(8).unwrap();
+    assert_eq!(pool.max_size(), 8);
+    manager.connect.always(Act::Error);
+    assert!(matches!(pool.warm_up(5), Err(WarmUpError::Connect(_))));
+    manager.connect.always(Act::Ok);
+    pool.warm_up(8).unwrap();
+    assert_eq!(manager.ledger.live(), 8);
+    pool.close();
+    assert!(matches!(pool.warm_up(1), Err(WarmUpError::Closed)));
+}
+
+#[test]
+fn a_rotation_takes_the_place_of_all_connections_if_the_new_one_passes() {
+    let manager = TestManager::new();
+    let limit = Duration::from_millis(20);
+    let pool = builder(&manager).max_size(2).min_idle(2).check_timeout(limit);
+    let pool = pool.build_blocking().unwrap();
+    let refused =
+        pool.rotate(|_| Box::pin(async { Err(TestError { what: "verify", permanent: false }) }));
+    assert!(matches!(refused, Err(RotateError::Verify(OperationError::Failed(_)))), "{refused:?}");
+    // The pool's runtime has the timer that ends this.
+    let refused = pool.rotate(|_| Box::pin(std::future::pending()));
+    assert!(
+        matches!(refused, Err(RotateError::Verify(OperationError::TimedOut { .. }))),
+        "{refused:?}"
+    );
+    let before = manager.ledger.opened();
+    pool.rotate(|conn| {
+        Box::pin(async move {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            conn.note = 7;
+            Ok(())
+        })
+    })
+    .unwrap();
+    eventually_blocking("it and one for min_idle are left", || {
+        (manager.ledger.live(), pool.counts().idle) == (2, 2)
+    });
+    let held = [pool.acquire().unwrap(), pool.acquire().unwrap()];
+    assert!(held.iter().all(|conn| conn.id > before), "none is of the old ones");
+    assert_eq!(held.iter().filter(|conn| conn.note == 7).count(), 1);
+    drop(held);
+    pool.close();
+    let refused = pool.rotate(|_| Box::pin(async { Ok(()) }));
+    assert!(matches!(refused, Err(RotateError::Closed)), "{refused:?}");
+}
+
+#[test]
+fn maintenance_is_paused_resumed_and_run_by_hand() {
+    let manager = TestManager::new();
+    manager.check.always(Act::Slow(Duration::from_millis(1)));
+    let pool = builder(&manager).min_idle(2).keepalive_interval(Duration::from_nanos(1));
+    let pool = pool.maintenance_interval(PATIENCE * 9).build_blocking().unwrap();
+    let maintenance = pool.maintenance();
+    maintenance.pause();
+    assert!(maintenance.is_paused() && pool.maintenance().is_paused());
+    assert_eq!((maintenance.interval(), manager.check.calls()), (PATIENCE * 9, 0));
+    // The first look finds out what there is, the second how old it is.
+    maintenance.run_once();
+    maintenance.run_once();
+    assert_eq!((manager.check.calls(), manager.check.running()), (2, 0), "it waits for the checks");
+    maintenance.set_interval(Duration::ZERO).unwrap_err();
+    maintenance.set_interval(Duration::from_millis(1)).unwrap();
+    maintenance.resume();
+    eventually_blocking("it looks by itself", || manager.check.calls() > 2);
+}
+
+#[test]
+fn an_owned_guard_is_acquired_within_a_limit_or_at_once() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).max_size(1).build_blocking().unwrap();
+    let held = pool.acquire_owned_timeout(PATIENCE).unwrap();
+    assert!(pool.holders()[0].site.unwrap().file().ends_with("blocking.rs"));
+    assert_eq!(pool.try_acquire_owned().unwrap_err(), TryAcquireError::Empty);
+    let late = pool.acquire_owned_timeout(Duration::from_millis(1));
+    assert!(matches!(late, Err(AcquireError::Timeout(_))), "{late:?}");
+    drop(held);
+    let held = pool.try_acquire_owned().unwrap();
+    drop(pool);
+    assert_eq!(held.info().uses, 2);
+}
+
+#[test]
+fn a_weak_handle_keeps_nothing_open() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).max_size(1).min_idle(1).build_blocking().unwrap();
+    let weak = pool.downgrade();
+    assert_eq!(weak.upgrade().unwrap().acquire().unwrap().id, 1);
+    drop(pool);
+    assert_eq!((manager.ledger.live(), manager.close.calls()), (0, 1));
+    assert!(weak.clone().upgrade().is_none());
 }
 
 #[test]

@@ -1206,8 +1206,8 @@ async fn who_waits_for_a_primary_gets_the_replica_that_is_promoted() {
 #[tokio::test(start_paused = true)]
 async fn an_acquire_that_no_node_may_serve_has_all_asked_for_their_role_at_once() {
     let (cluster, managers) = with_roles([Role::Replica, Role::Replica]);
-    cluster.acquire("a").await.unwrap();
-    cluster.acquire("b").await.unwrap();
+    drop(cluster.acquire("a").await.unwrap());
+    drop(cluster.acquire("b").await.unwrap());
     become_primary(&managers[1], true);
     let began = tokio::time::Instant::now();
     assert_eq!(cluster.acquire_any(Policy::Primary).await.unwrap().node(), "b");

@@ -561,10 +561,21 @@ fn the_pool_and_its_guards_and_futures_may_go_to_other_threads() {
     of_future(&pool.acquire());
     of_future(&pool.acquire_owned());
     of_future(&pool.acquire_timeout(SECOND));
+    of_future(&pool.acquire_owned_timeout(SECOND));
     of_future(&pool.close());
     if let Ok(guard) = pool.try_acquire() {
         of_future(&guard.release());
     }
+}
+
+#[test]
+fn a_manager_made_of_a_function_is_copied_as_the_function_is() {
+    fn is_copy<T: Copy>(_: &T) {}
+    // Neither the connection nor the error can be cloned.
+    let manager = from_fn(|| async { Err::<Box<dyn Send>, _>(std::fmt::Error) });
+    is_copy(&manager);
+    let error = from_fn(|| async { Err::<u8, _>(std::io::Error::other("no")) });
+    is_copy(&error);
 }
 
 #[test]
@@ -574,9 +585,9 @@ fn an_owned_acquire_does_not_borrow_the_pool() {
     }
     let manager = TestManager::new();
     let pool = builder(&manager).build_lazy().unwrap();
-    let acquire = owned(pool.acquire_owned());
+    let acquires = (owned(pool.acquire_owned()), owned(pool.acquire_owned_timeout(SECOND)));
     drop(pool);
-    drop(acquire);
+    drop(acquires);
 }
 
 #[test]
@@ -592,6 +603,7 @@ fn a_guard_is_two_words_and_the_acquire_futures_stay_small() {
         ("acquire", size_of_val(&pool.acquire())),
         ("acquire_owned", size_of_val(&pool.acquire_owned())),
         ("acquire_timeout", size_of_val(&pool.acquire_timeout(SECOND))),
+        ("acquire_owned_timeout", size_of_val(&pool.acquire_owned_timeout(SECOND))),
     ];
     eprintln!("{sizes:?}");
     for (what, size) in sizes {

@@ -219,7 +219,7 @@ fn pools_and_guards_may_go_to_other_threads_and_are_small() {
     of_future(&pool.acquire_owned());
     of_future(&pool.acquire_until(pending::<()>()));
     assert_eq!((size_of::<Object<'_, u8>>(), size_of::<OwnedObject<u8>>()), (16, 16));
-    assert_eq!(size_of::<ObjectPool<u8>>(), 8);
+    assert_eq!(size_of::<ObjectPool<u8>>(), 16);
     let sizes = [
         size_of_val(&pool.acquire()),
         size_of_val(&pool.acquire_owned()),
@@ -354,9 +354,64 @@ fn an_owned_object_outlives_every_handle() {
     let mut thing = pollster::block_on(pool.acquire_owned()).unwrap();
     drop(pool);
     thing.note = 4;
-    assert!((1..=2).contains(&tally.live()));
+    assert_eq!(tally.live(), 1, "the idle one is gone with the last handle");
     assert_eq!(thing.note, 4);
     drop(thing);
+    assert_eq!(tally.live(), 0);
+}
+
+/// Panics when it is dropped.
+struct Bomb(Arc<AtomicUsize>);
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        panic!("scripted panic in drop");
+    }
+}
+
+#[test]
+fn objects_that_panic_when_they_are_dropped_harm_nobody_when_the_last_handle_goes() {
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let pool_of = |capacity| {
+        let dropped = dropped.clone();
+        ObjectPool::new(capacity, move || Bomb(dropped.clone()))
+    };
+    let quietly = |what: &mut dyn FnMut()| {
+        catch_unwind(AssertUnwindSafe(what)).expect("it panics");
+        dropped.swap(0, Ordering::SeqCst)
+    };
+    for order in ORDERS {
+        let build = |capacity| {
+            let dropped = dropped.clone();
+            ObjectPool::builder(capacity).order(order).build(move || Bomb(dropped.clone())).unwrap()
+        };
+        // One alone comes first: of several, the second panic of a drop aborts the process.
+        for capacity in [1, 3] {
+            let mut pool = Some(build(capacity));
+            assert_eq!(quietly(&mut || drop(pool.take())), capacity);
+        }
+    }
+    // The guard is the last to go.
+    let pool = pool_of(2);
+    let mut guard = Some(pollster::block_on(pool.acquire_owned()).unwrap());
+    let mut pool = Some(pool);
+    assert_eq!(quietly(&mut || drop(pool.take())), 1);
+    assert_eq!(quietly(&mut || drop(guard.take())), 1);
+}
+
+#[test]
+fn the_last_handle_closes_the_pool_for_whoever_waits_without_one() {
+    let (pool, tally) = pool_of(1);
+    let held = pollster::block_on(pool.acquire_owned()).unwrap();
+    let clone = pool.clone();
+    let mut waiter = pin!(pool.acquire_owned());
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    drop(pool);
+    assert!(poll_once(waiter.as_mut()).is_pending(), "there is another handle");
+    drop(clone);
+    assert!(matches!(now(waiter.as_mut()), Err(AcquireObjectError::Closed)));
+    drop(held);
     assert_eq!(tally.live(), 0);
 }
 

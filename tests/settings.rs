@@ -6,7 +6,7 @@
 
 mod support;
 
-use millpond::{CheckPolicy, Pool, PoolBuilder, Priority, Shed};
+use millpond::{CheckPolicy, Config, Pool, PoolBuilder, Priority, Shed};
 use std::time::Duration;
 use support::TestManager;
 
@@ -53,6 +53,36 @@ fn an_idle_timeout_that_was_not_chosen_follows_the_lifetime() {
 }
 
 #[test]
+fn an_idle_timeout_that_was_not_chosen_follows_the_lifetime_beside_a_config() {
+    let idle =
+        |builder: PoolBuilder<TestManager>| builder.build_lazy().unwrap().config().idle_timeout;
+    let config = |max_lifetime| {
+        let mut config = Config::default();
+        config.max_lifetime = max_lifetime;
+        config
+    };
+    // Nobody has chosen the ten minutes of the default.
+    let short = config(Some(60 * SECOND));
+    assert_eq!(idle(builder().config(short.clone())), Some(60 * SECOND));
+    assert_eq!(idle(builder().config(config(None)).max_lifetime(SECOND)), Some(SECOND));
+    // Nor what it has been shortened to.
+    let short = builder().config(short).build_lazy().unwrap().config().clone();
+    assert_eq!(short.idle_timeout, Some(60 * SECOND));
+    assert_eq!(idle(builder().config(short.clone()).max_lifetime(SECOND)), Some(SECOND));
+    // Perhaps somebody has, so nobody makes it longer.
+    assert_eq!(idle(builder().config(short).max_lifetime(None)), Some(60 * SECOND));
+    // This is chosen.
+    let mut chosen = config(Some(60 * SECOND));
+    chosen.idle_timeout = Some(30 * SECOND);
+    assert_eq!(
+        refusal(builder().config(chosen.clone()).max_lifetime(SECOND)),
+        "idle_timeout is 30s, but it must be at most max_lifetime, which is 1s"
+    );
+    chosen.idle_timeout = None;
+    assert_eq!(idle(builder().config(chosen).max_lifetime(SECOND)), None);
+}
+
+#[test]
 fn a_jitter_outside_of_nothing_and_all_is_refused() {
     for jitter in [-0.1, 1.1, f64::NAN, f64::INFINITY] {
         assert_eq!(
@@ -75,8 +105,10 @@ fn no_duration_may_be_zero() {
         ("idle_timeout", builder().idle_timeout(zero)),
         ("keepalive_interval", builder().keepalive_interval(zero)),
         ("leak_after", builder().leak_after(zero)),
+        ("slow_acquire", builder().slow_acquire(zero)),
         ("maintenance_interval", builder().maintenance_interval(zero)),
-        ("shed", builder().shed(shed)),
+        ("shed_target", builder().shed(shed)),
+        ("on_metrics", builder().on_metrics(zero, |_| {})),
     ] {
         assert_eq!(refusal(builder), format!("{field} is 0ns, but it must be above zero"));
     }
@@ -95,7 +127,7 @@ fn the_rules_of_overload_are_checked() {
     );
     assert_eq!(
         refusal(builder().shed(Shed::new(2 * SECOND, SECOND))),
-        "shed is 2s, but it must be at most its interval, which is 1s"
+        "shed_target is 2s, but it must be at most shed_interval, which is 1s"
     );
 }
 

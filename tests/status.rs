@@ -502,7 +502,7 @@ fn all_settings_come_back_from_toml_and_json_as_they_went() {
 #[test]
 fn what_is_wrong_with_a_file_is_told_by_key_value_and_rule() {
     for (toml, said) in [
-        ("max_sise = 3", "max_sise is \"3\", but it is no setting; there are name, max_size"),
+        ("max_sise = 3", "max_sise is set, but it is no setting; there are name, max_size"),
         ("max_size = -3", "max_size is \"-3\", but it must be a whole number"),
         ("max_size = 99999999999999999999", "max_size"),
         ("max_size = 1.5", "max_size is \"1.5\", but it must be a whole number"),
@@ -514,13 +514,79 @@ fn what_is_wrong_with_a_file_is_told_by_key_value_and_rule() {
         ("min_idle = 11", "min_idle is 11, but it must be at most max_size, which is 10"),
         ("lifetime_jitter = 2.0", "lifetime_jitter is 2, but it must be from 0.0 to 1.0"),
         ("fail_fast = \"yes\"", "fail_fast is \"yes\", but it must be true or false"),
-        ("shed_target = \"1s\"", "shed is 1s, but it must be at most its interval"),
+        ("acquire_timeout = \"18446744073709551615s 1000ms\"", "but it must be at most 584"),
+        (
+            "shed_target = \"1s\"\nshed_interval = \"0.5s\"",
+            "shed_target is 1s, but it must be at most shed_interval, which is 500ms",
+        ),
+        ("shed_target = \"0s\"", "shed_target is 0ns, but it must be above zero"),
         ("[check]\nidle_for = 1", "check: invalid type: map"),
         ("reserved = 10", "reserved is 10, but it must be below max_size"),
     ] {
         let error = toml::from_str::<Config>(toml).unwrap_err().to_string();
         assert!(error.contains(said), "{toml}: {error}");
     }
+}
+
+#[test]
+fn the_value_of_a_key_that_is_no_setting_may_be_a_secret_and_is_not_told() {
+    for (toml, json) in [
+        ("url = \"postgres://app:hunter2@db\"", r#"{"url": "postgres://app:hunter2@db"}"#),
+        ("max_size = 2\npassword = \"hunter2\"", r#"{"max_size": 2, "password": "hunter2"}"#),
+        ("pin = [\"hunter2\"]", r#"{"pin": ["hunter2"]}"#),
+    ] {
+        for error in [
+            toml::from_str::<Config>(toml).unwrap_err().message().to_owned(),
+            serde_json::from_str::<Config>(json).unwrap_err().to_string(),
+        ] {
+            assert!(error.contains(" is set, but it is no setting"), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_key_that_is_there_twice_is_refused() {
+    let error = serde_json::from_str::<Config>(r#"{"max_size": 2, "max_size": 3}"#).unwrap_err();
+    assert!(
+        error.to_string().contains("max_size is \"3\", but it must not be set twice"),
+        "{error}"
+    );
+}
+
+#[test]
+fn never_and_none_are_the_same_for_whatever_has_no_limit() {
+    for word in ["never", "none"] {
+        for key in [
+            "capacity",
+            "max_lifetime",
+            "idle_timeout",
+            "keepalive_interval",
+            "leak_after",
+            "slow_acquire",
+            "max_waiters",
+            "shards",
+        ] {
+            let config: Config = toml::from_str(&format!("{key} = \"{word}\"")).unwrap();
+            let json = serde_json::to_value(&config).unwrap();
+            assert!(["never", "none"].contains(&json[key].as_str().unwrap()), "{json}");
+        }
+    }
+}
+
+#[test]
+fn shedding_in_text_is_switched_on_by_a_time_or_by_asking_for_reports() {
+    let shed = |toml: &str| toml::from_str::<Config>(toml).unwrap().shed;
+    let (target, interval) = (SECOND / 200, SECOND / 10);
+    assert_eq!(shed("shed_report_only = false"), None);
+    assert_eq!(shed("shed_report_only = true"), Some(Shed::new(target, interval).report_only()));
+    assert_eq!(
+        shed("shed_report_only = false\nshed_target = \"7ms\""),
+        Some(Shed::new(SECOND * 7 / 1000, interval))
+    );
+    // What is not said follows.
+    assert_eq!(shed("shed_target = \"200ms\""), Some(Shed::new(SECOND / 5, SECOND / 5)));
+    assert_eq!(shed("shed_interval = \"1ms\""), Some(Shed::new(SECOND / 1000, SECOND / 1000)));
 }
 
 #[test]

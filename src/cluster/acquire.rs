@@ -42,6 +42,7 @@ use tokio::time::Instant;
 type Caller = &'static Location<'static>;
 
 /// A connection of a node, on loan; dropping it gives it back to the node.
+#[must_use = "a guard that is dropped at once gives its connection back"]
 pub struct ClusterGuard<K: Key, M: Manager> {
     pooled: PooledRef<Member<K, M>>,
 }

@@ -80,26 +80,75 @@ impl Shed {
 
 /// The settings of a pool, as the builder has checked them.
 ///
+/// Each field has a method of its name at the [`PoolBuilder`](crate::PoolBuilder), with an example (for
+/// `backoff_max` that is [`backoff`](crate::PoolBuilder::backoff)).
+///
 /// With the feature `serde` they are read from TOML, JSON and the like, and with `from_env` from the
-/// environment. Keys are the names of the fields; times are text such as `"30s"`, `"5m"` or `"1h 30m"`,
-/// and `"never"` where a field may be `None`; `check` is `"never"`, `"always"` or a time; `reserved` is
-/// a number, for [`Priority::High`]; `shed` is `shed_target`, `shed_interval` and `shed_report_only`.
-/// What is left out has its default. A key or value that is wrong is an error that names it.
+/// environment. Keys are the names of the fields; times are text such as `"30s"`, `"5m"` or `"1h 30m"`;
+/// where a field may be `None`, that is `"never"` or `"none"`, whichever reads better; `check` is
+/// `"never"`, `"always"` or a time; `reserved` is a number, for [`Priority::High`].
+///
+/// [`Shed`] is `shed_target`, `shed_interval` and `shed_report_only`: either of the times switches it
+/// on, and so does asking for reports; what is not said then is 5 ms, 100 ms and `false`.
+///
+/// What is left out has its default, or makes way for what is there: an `idle_timeout` is no longer than
+/// `max_lifetime`, a `backoff_max` no shorter than `backoff`, and a shed interval no shorter than the
+/// target. A key or value that is wrong is an error that names it, and the rule. Of what is no setting
+/// it does not tell the value, which may be a secret; but the `toml` crate's own errors quote a line of
+/// the file, which [`message`](https://docs.rs/toml/latest/toml/de/struct.Error.html#method.message) does
+/// not.
+///
+/// # Examples
 ///
 #[cfg_attr(feature = "serde", doc = "```")]
 #[cfg_attr(not(feature = "serde"), doc = "```ignore")]
-/// use millpond::Config;
+/// use millpond::{CheckPolicy, Config};
 /// use std::time::Duration;
 ///
 /// let config: Config = toml::from_str(
 ///     r#"
 ///     name = "orders"
+///     ## How many.
 ///     max_size = 32
+///     capacity = 64               # as far as it may be resized
+///     min_idle = 4
+///     reserved = 2                # for Priority::High
+///     ## How long things may take.
 ///     acquire_timeout = "250ms"
+///     connect_timeout = "2s"
+///     check_timeout = "500ms"
+///     reset_timeout = "500ms"
+///     close_timeout = "500ms"
+///     ## How connections are opened.
+///     max_connecting = 8
+///     backoff = "20ms"
+///     backoff_max = "1s"
+///     fail_fast = true
+///     ## How long they stay, and when they are looked at.
+///     check = "10s"
+///     max_lifetime = "1h"
+///     lifetime_jitter = 0.1
 ///     idle_timeout = "never"
+///     keepalive_interval = "1m"
+///     maintenance_interval = "500ms"
+///     ## When too much is asked.
+///     max_waiters = 1000
+///     shed_target = "20ms"
+///     shed_interval = "200ms"
+///     shed_report_only = true
+///     ## What is watched.
+///     leak_after = "1m"
+///     slow_acquire = "100ms"
+///     detect_deadlock = true
+///     time_use = true
+///     trace_uses = true
+///     ## Who is next.
+///     order = "fifo"
+///     shards = 1
 ///     "#,
 /// )?;
 /// assert_eq!((config.max_size, config.idle_timeout), (32, None));
+/// assert_eq!(config.check, CheckPolicy::IfIdleFor(Duration::from_secs(10)));
 ///
 /// let error = toml::from_str::<Config>(r#"acquire_timeout = "-1s""#).unwrap_err();
 /// assert!(error.to_string().contains("acquire_timeout is \"-1s\", but it must be a time"));
@@ -113,10 +162,17 @@ pub struct Config {
     /// The most connections that are alive or being opened at any instant: 1 to 1,048,576.
     /// [`Pool::resize`](crate::Pool::resize) changes it. Default: 10.
     pub max_size: usize,
-    /// The largest `max_size` that the pool can be resized to: `max_size` to 1,048,576. A slot costs
-    /// some 350 bytes, used or not. Default: `None`, which is `max_size`.
+    /// The largest `max_size` that the pool can be resized to: `max_size` to 1,048,576. Default:
+    /// `None`, which is `max_size`.
+    ///
+    /// A slot costs memory, used or not: with a connection of one word 408 bytes, or 536 with the
+    /// feature `tracing`, and with a larger one up to as many bytes more as it has, rounded up to a
+    /// multiple of 128. [`IdleOrder::Lifo`] takes 16 of these bytes once for each shard.
     pub capacity: Option<usize>,
     /// How many idle connections the pool keeps ready: 0 to `max_size`. Default: 0.
+    ///
+    /// They are no more than there is room for: those in use count towards `max_size` first, and
+    /// [`reserved`](Self::reserved) slots are filled only for the callers they are kept for.
     pub min_idle: usize,
     /// How long an acquire waits, all in all; above zero. Default: 5 s.
     pub acquire_timeout: Duration,
@@ -233,6 +289,22 @@ impl Config {
         self.capacity.unwrap_or(self.max_size)
     }
 
+    /// Makes an idle timeout that nobody has chosen no longer than connections live.
+    pub(crate) fn shorten_idle_timeout(&mut self) {
+        let limit = self.max_lifetime;
+        let shorter = |idle: Duration| limit.map_or(idle, |limit| idle.min(limit));
+        self.idle_timeout = self.idle_timeout.map(shorter);
+    }
+
+    /// Whether nobody has chosen the idle timeout, as far as can be told: it is the default, or what
+    /// that is shortened to.
+    pub(crate) fn has_usual_idle_timeout(&self) -> bool {
+        let mut usual = Self { max_lifetime: self.max_lifetime, ..Self::default() };
+        let whole = usual.idle_timeout;
+        usual.shorten_idle_timeout();
+        [whole, usual.idle_timeout].contains(&self.idle_timeout)
+    }
+
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         check_capacity("max_size", self.max_size)?;
         if let Some(capacity) = self.capacity {
@@ -282,7 +354,8 @@ impl Config {
             ("idle_timeout", self.idle_timeout),
             ("keepalive_interval", self.keepalive_interval),
             ("leak_after", self.leak_after),
-            ("shed", self.shed.map(|shed| shed.target)),
+            ("shed_interval", self.shed.map(|shed| shed.interval)),
+            ("shed_target", self.shed.map(|shed| shed.target)),
         ];
         let perhaps = perhaps.into_iter().filter_map(|(field, time)| Some((field, time?)));
         for (field, time) in always.into_iter().chain(perhaps) {
@@ -293,7 +366,7 @@ impl Config {
             at_most(("idle_timeout", idle), ("max_lifetime", life))?;
         }
         match self.shed {
-            Some(shed) => at_most(("shed", shed.target), ("its interval", shed.interval)),
+            Some(shed) => at_most(("shed_target", shed.target), ("shed_interval", shed.interval)),
             None => Ok(()),
         }
     }

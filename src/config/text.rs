@@ -16,24 +16,60 @@ use std::ffi::OsString;
 use std::fmt;
 use std::time::Duration;
 
-/// What is wrong with a value, to be told with its key.
+/// What is wrong with a value, to be told with its key or variable.
 type Wrong = &'static str;
 
 const TIME: Wrong = "must be a time, such as \"30s\" or \"5m\"";
 const TIME_OR_NEVER: Wrong = "must be a time, such as \"30s\" or \"5m\", or \"never\"";
+const TIME_OUT_OF_RANGE: Wrong = "must be at most 584554530872 years, and whole nanoseconds";
 const COUNT: Wrong = "must be a whole number, from 0";
 const COUNT_OR_NONE: Wrong = "must be a whole number, from 0, or \"none\"";
 const SWITCH: Wrong = "must be true or false";
 
 fn time(text: &str) -> Result<Duration, Wrong> {
-    humantime::parse_duration(text).map_err(|_| TIME)
+    time_or(text, TIME)
+}
+
+/// A time, or what is wrong with the text if it is none.
+fn time_or(text: &str, wrong: Wrong) -> Result<Duration, Wrong> {
+    let mut sum = Duration::ZERO;
+    for part in parts(text) {
+        let part = humantime::parse_duration(part).map_err(|error| match error {
+            humantime::DurationError::NumberOverflow => TIME_OUT_OF_RANGE,
+            _ => wrong,
+        })?;
+        sum = sum.checked_add(part).ok_or(TIME_OUT_OF_RANGE)?;
+    }
+    Ok(sum)
+}
+
+/// The parts of a text such as `1h 30m`, each with one unit. humantime adds them up as well, and panics
+/// if the sum is a second above the longest time.
+fn parts(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest.take()?;
+        let mut after_unit = false;
+        let end = text.char_indices().find_map(|(at, char)| {
+            let begins_next = after_unit && char.is_ascii_digit();
+            if !char.is_whitespace() {
+                after_unit = char.is_alphabetic();
+            }
+            begins_next.then_some(at)
+        });
+        let (part, others) = end.map_or((text, None), |end| (&text[..end], Some(&text[end..])));
+        rest = others;
+        Some(part)
+    })
+}
+
+/// Whether there is to be no limit: one word is as good as the other, whatever is limited.
+fn is_none(text: &str) -> bool {
+    matches!(text, "never" | "none")
 }
 
 fn time_or_never(text: &str) -> Result<Option<Duration>, Wrong> {
-    match text {
-        "never" => Ok(None),
-        _ => humantime::parse_duration(text).map(Some).map_err(|_| TIME_OR_NEVER),
-    }
+    if is_none(text) { Ok(None) } else { time_or(text, TIME_OR_NEVER).map(Some) }
 }
 
 fn count(text: &str) -> Result<usize, Wrong> {
@@ -41,10 +77,7 @@ fn count(text: &str) -> Result<usize, Wrong> {
 }
 
 fn count_or_none(text: &str) -> Result<Option<usize>, Wrong> {
-    match text {
-        "none" => Ok(None),
-        _ => text.parse().map(Some).map_err(|_| COUNT_OR_NONE),
-    }
+    if is_none(text) { Ok(None) } else { text.parse().map(Some).map_err(|_| COUNT_OR_NONE) }
 }
 
 fn switch(text: &str) -> Result<bool, Wrong> {
@@ -97,7 +130,8 @@ macro_rules! settings {
     };
 }
 
-/// That of the settings of overload control: what is not said is as in folly.
+/// That of the settings of overload control, which whoever makes one of them asks for (but for one that
+/// asks for no reports); what is not said is as in folly.
 fn shed(config: &mut Config) -> &mut Shed {
     let usual = Shed::new(Duration::from_millis(5), Duration::from_millis(100));
     config.shed.get_or_insert(usual)
@@ -152,7 +186,9 @@ settings! {
         |config| config.shed.map_or(Text::Nothing, |shed| Text::Word(told(shed.target)));
     shed_interval: |config, text| shed(config).interval = time(text)?,
         |config| config.shed.map_or(Text::Nothing, |shed| Text::Word(told(shed.interval)));
-    shed_report_only: |config, text| shed(config).report_only = switch(text)?,
+    shed_report_only: |config, text| if switch(text)? {
+            shed(config).report_only = true;
+        },
         |config| config.shed.map_or(Text::Nothing, |shed| Text::Switch(shed.report_only));
     fail_fast: |config, text| config.fail_fast = switch(text)?,
         |config| Text::Switch(config.fail_fast);
@@ -171,9 +207,8 @@ fn check(text: &str) -> Result<CheckPolicy, Wrong> {
     match text {
         "never" => Ok(CheckPolicy::Never),
         "always" => Ok(CheckPolicy::Always),
-        _ => humantime::parse_duration(text)
-            .map(CheckPolicy::IfIdleFor)
-            .map_err(|_| "must be \"never\", \"always\", or a time, such as \"5s\""),
+        _ => time_or(text, "must be \"never\", \"always\", or a time, such as \"5s\"")
+            .map(CheckPolicy::IfIdleFor),
     }
 }
 
@@ -186,25 +221,42 @@ fn order(text: &str) -> Result<IdleOrder, Wrong> {
     }
 }
 
-impl Config {
-    /// Sets what is called `key` to what `text` says.
-    fn set(&mut self, key: &str, text: &str) -> Result<(), ConfigError> {
+/// A setting that is made: which, and by the text with this name.
+struct Named<'n> {
+    setting: &'static Setting,
+    name: &'n str,
+}
+
+impl<'n> Named<'n> {
+    /// The setting that is called `key`. The error does not tell the value, which may be a secret of
+    /// something else.
+    fn new(key: &str, name: &'n str) -> Result<Self, ConfigError> {
         let Some(setting) = SETTINGS.iter().find(|setting| setting.key == key) else {
             let all: Vec<&str> = SETTINGS.iter().map(|setting| setting.key).collect();
             let rule = format!("is no setting; there are {}", all.join(", "));
-            return Err(ConfigError::new(key.to_owned(), format_args!("{text:?}"), rule));
+            return Err(ConfigError::new(key.to_owned(), "set", rule));
         };
-        let wrong = |rule| ConfigError::new(setting.key, format_args!("{text:?}"), rule);
-        (setting.read)(self, text).map_err(wrong)
+        Ok(Self { setting, name })
     }
 
+    fn wrong(&self, value: impl fmt::Debug, rule: impl Into<String>) -> ConfigError {
+        ConfigError::new(self.setting.key, format_args!("{value:?}"), rule)
+    }
+}
+
+impl Config {
     /// The settings that the environment has, in variables such as `POOL_MAX_SIZE` for the prefix
-    /// `POOL`; those that it has not are the defaults. Values are as in a file: see [`Config`].
+    /// `POOL` or `POOL_`; those that it has not are the defaults. Values are as in a file: see
+    /// [`Config`].
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] for a variable with the prefix that is no setting, and for a value that is
-    /// out of range or none at all.
+    /// [`ConfigError`], which names the variable,
+    ///
+    /// - for a variable with the prefix that is no setting, whose value it does not tell;
+    /// - for a value that is out of range or none at all;
+    /// - for a setting that two variables make, which differ in upper and lower case;
+    /// - for a prefix that says nothing.
     ///
     /// # Examples
     ///
@@ -224,49 +276,78 @@ impl Config {
         prefix: &str,
         variables: impl Iterator<Item = (OsString, OsString)>,
     ) -> Result<Self, ConfigError> {
-        let mut config = Self::default();
-        let mut chosen = Chosen::default();
+        let stem = prefix.strip_suffix('_').unwrap_or(prefix);
+        if stem.is_empty() {
+            let rule = "must be what the variables begin with, such as POOL for POOL_MAX_SIZE";
+            return Err(ConfigError::new("prefix", format_args!("{prefix:?}"), rule));
+        }
+        let mut made = Made::default();
         for (name, value) in variables {
-            let Some(key) = name.to_str().and_then(|name| name.strip_prefix(prefix)) else {
-                continue;
+            let Some(name) = name.to_str() else { continue };
+            let key = name.strip_prefix(stem).and_then(|rest| rest.strip_prefix('_'));
+            let Some(key) = key else { continue };
+            let named = Named::new(&key.to_ascii_lowercase(), name);
+            let named = named.map_err(|error| error.of_variable(name))?;
+            let made_it = match value.to_str() {
+                Some(value) => made.make(&named, value),
+                None => Err(named.wrong(&value, "must be text")),
             };
-            let Some(key) = key.strip_prefix('_') else { continue };
-            let key = key.to_ascii_lowercase();
-            let Some(value) = value.to_str() else {
-                return Err(ConfigError::new(key, format_args!("{value:?}"), "must be text"));
-            };
-            chosen.note(&key);
-            config.set(&key, value)?;
+            made_it.map_err(|error| error.of_variable(name))?;
         }
-        chosen.settle(&mut config);
-        config.validate()?;
-        Ok(config)
+        let names = made.names.clone();
+        made.finish().map_err(|error| match names.iter().find(|(key, _)| *key == error.field()) {
+            Some((_, variable)) => error.of_variable(variable),
+            None => error,
+        })
     }
 }
 
-/// Which settings have been made that others follow from.
+/// The settings that have been made so far.
 #[derive(Default)]
-struct Chosen {
-    idle_timeout: bool,
-    backoff_max: bool,
+struct Made {
+    config: Config,
+    /// Their keys, and the names by which they were made.
+    names: Vec<(&'static str, String)>,
 }
 
-impl Chosen {
-    fn note(&mut self, key: &str) {
-        self.idle_timeout |= key == "idle_timeout";
-        self.backoff_max |= key == "backoff_max";
+impl Made {
+    fn make(&mut self, named: &Named<'_>, text: &str) -> Result<(), ConfigError> {
+        let Named { setting, name } = named;
+        if let Some((_, other)) = self.names.iter().find(|(key, _)| *key == setting.key) {
+            let rule = if other == name {
+                "must not be set twice".to_owned()
+            } else {
+                format!("must not be set beside {other}, which is the same")
+            };
+            return Err(named.wrong(text, rule));
+        }
+        (setting.read)(&mut self.config, text).map_err(|rule| named.wrong(text, rule))?;
+        self.names.push((setting.key, (*name).to_owned()));
+        Ok(())
     }
 
-    /// What was not chosen makes way for what was.
-    fn settle(&self, config: &mut Config) {
-        if let (false, Some(idle), Some(life)) =
-            (self.idle_timeout, config.idle_timeout, config.max_lifetime)
-        {
-            config.idle_timeout = Some(idle.min(life));
+    fn has(&self, key: &str) -> bool {
+        self.names.iter().any(|(made, _)| *made == key)
+    }
+
+    /// The settings, if they go together. What was not chosen makes way for what was.
+    fn finish(mut self) -> Result<Config, ConfigError> {
+        if !self.has("idle_timeout") {
+            self.config.shorten_idle_timeout();
         }
-        if !self.backoff_max {
-            config.backoff_max = config.backoff_max.max(config.backoff);
+        if !self.has("backoff_max") {
+            self.config.backoff_max = self.config.backoff_max.max(self.config.backoff);
         }
+        let (target, interval) = (self.has("shed_target"), self.has("shed_interval"));
+        if let Some(shed) = &mut self.config.shed {
+            if !interval {
+                shed.interval = shed.interval.max(shed.target);
+            } else if !target {
+                shed.target = shed.target.min(shed.interval);
+            }
+        }
+        self.config.validate()?;
+        Ok(self.config)
     }
 }
 
@@ -319,18 +400,15 @@ impl<'de> Visitor<'de> for Settings {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Config, A::Error> {
-        let mut config = Config::default();
-        let mut chosen = Chosen::default();
+        let mut made = Made::default();
         while let Some(key) = map.next_key::<String>()? {
+            let named = Named::new(&key, &key).map_err(de::Error::custom)?;
             let Value(text) = map
                 .next_value()
                 .map_err(|error| de::Error::custom(format_args!("{key}: {error}")))?;
-            chosen.note(&key);
-            config.set(&key, &text).map_err(de::Error::custom)?;
+            made.make(&named, &text).map_err(de::Error::custom)?;
         }
-        chosen.settle(&mut config);
-        config.validate().map_err(de::Error::custom)?;
-        Ok(config)
+        made.finish().map_err(de::Error::custom)
     }
 }
 
@@ -384,17 +462,105 @@ mod tests {
     fn a_variable_that_is_wrong_is_named_with_its_value_and_the_rule() {
         for (name, value, said) in [
             (
-                "POOL_MAX_SIZ",
-                "7",
-                "max_siz is \"7\", but it is no setting; there are name, max_size,",
+                "POOL_MAX_SIZE",
+                "-1",
+                "POOL_MAX_SIZE is \"-1\", but it must be a whole number, from 0",
             ),
-            ("POOL_MAX_SIZE", "-1", "max_size is \"-1\", but it must be a whole number, from 0"),
-            ("POOL_MAX_SIZE", "0", "max_size is 0, but it must be from 1 to 1048576"),
-            ("POOL_CHECK", "x", "check is \"x\", but it must be \"never\", \"always\", or a time"),
-            ("POOL_ORDER", "Lifo", "order is \"Lifo\", but it must be \"recent\", \"fifo\" or"),
+            ("POOL_MAX_SIZE", "0", "POOL_MAX_SIZE is 0, but it must be from 1 to 1048576"),
+            (
+                "POOL_CHECK",
+                "x",
+                "POOL_CHECK is \"x\", but it must be \"never\", \"always\", or a time",
+            ),
+            (
+                "POOL_Order",
+                "Lifo",
+                "POOL_Order is \"Lifo\", but it must be \"recent\", \"fifo\" or",
+            ),
         ] {
             let error = from_env(&[(name, value)]).expect_err(name).to_string();
             assert!(error.starts_with(said), "{error}");
+        }
+        let error = from_env(&[("POOL_MAX_SIZE", "-1")]).expect_err("it is negative");
+        assert_eq!((error.field(), error.value()), ("max_size", "\"-1\""));
+        let error = from_env(&[("POOL_MAX_SIZE", "4"), ("POOL_RESERVED", "4")]);
+        let error = error.expect_err("all are reserved").to_string();
+        assert_eq!(error, "POOL_RESERVED is 4, but it must be below max_size, which is 4");
+        let error = from_env(&[("POOL_SHED_INTERVAL", "0s")]).expect_err("no time").to_string();
+        assert_eq!(error, "POOL_SHED_INTERVAL is 0ns, but it must be above zero");
+        // No variable says what is wrong here.
+        let error = from_env(&[("POOL_BACKOFF_MAX", "1ms")]).expect_err("too short").to_string();
+        assert_eq!(error, "backoff is 50ms, but it must be at most backoff_max, which is 1ms");
+    }
+
+    #[test]
+    fn the_value_of_a_variable_that_is_no_setting_may_be_a_secret_and_is_not_told() {
+        for name in ["POOL_PASSWORD", "POOL_URL", "POOL_", "POOL__MAX_SIZE"] {
+            let error = from_env(&[(name, "hunter2")]).expect_err(name);
+            assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
+            let said = format!("{name} is set, but it is no setting; there are name, max_size,");
+            assert!(error.to_string().starts_with(&said), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_may_end_in_an_underscore_and_must_not_be_empty() {
+        let from = |prefix: &str, variables: &[(&str, &str)]| {
+            let variables = variables.iter().map(|(name, value)| (name.into(), value.into()));
+            Config::from_variables(prefix, variables)
+        };
+        let config = from("POOL_", &[("POOL_MAX_SIZE", "7")]).expect("it is right");
+        assert_eq!(config.max_size, 7);
+        for prefix in ["", "_"] {
+            // What a shell sets for whatever it runs.
+            let error = from(prefix, &[("_", "/usr/bin/env")]).expect_err("it says nothing");
+            let said =
+                format!("prefix is {prefix:?}, but it must be what the variables begin with");
+            assert!(error.to_string().starts_with(&said), "{error}");
+        }
+    }
+
+    #[test]
+    fn two_variables_for_one_setting_are_refused() {
+        let error = from_env(&[("POOL_max_size", "7"), ("POOL_MAX_SIZE", "8")]);
+        assert_eq!(
+            error.expect_err("which one?").to_string(),
+            "POOL_MAX_SIZE is \"8\", but it must not be set beside POOL_max_size, which is the same"
+        );
+    }
+
+    #[test]
+    fn a_time_of_any_length_is_read_or_refused() {
+        let most = Duration::MAX;
+        assert_eq!(time(&told(most)), Ok(most));
+        assert_eq!(time("18446744073709551615s 999ms"), Ok(most - Duration::from_nanos(999_999)));
+        for text in [
+            "18446744073709551615s 1000ms",
+            "18446744073709551615s 999ms 1ms",
+            "18446744073709551615s1000ms",
+            "18446744073709551615s 1s",
+            "18446744073709551616s",
+            "584554530873years",
+            "99999999999999999999ns",
+            "0.5ns",
+        ] {
+            assert_eq!(time(text), Err(TIME_OUT_OF_RANGE), "{text}");
+            assert_eq!(time_or_never(text), Err(TIME_OUT_OF_RANGE), "{text}");
+            assert_eq!(check(text), Err(TIME_OUT_OF_RANGE), "{text}");
+        }
+        for text in
+            ["", " ", "s", "5", "5 s m", "1h m", "-1s", "1.s", "5 parsecs", "h1", "1s never"]
+        {
+            assert_eq!(time(text), Err(TIME), "{text}");
+        }
+        for (text, seconds) in [
+            ("1h 30m", 5400),
+            ("1h30m", 5400),
+            (" 1 h 3 0 m ", 5400),
+            ("1.5m 2s", 92),
+            ("1d1s", 86_401),
+        ] {
+            assert_eq!(time(text), Ok(Duration::from_secs(seconds)), "{text}");
         }
     }
 
@@ -402,9 +568,12 @@ mod tests {
     #[test]
     fn a_variable_that_is_no_text_is_named() {
         use std::os::unix::ffi::OsStringExt;
-        let value = OsString::from_vec(vec![0xff]);
-        let variables = [("POOL_NAME".into(), value)].into_iter();
-        let error = Config::from_variables("POOL", variables).expect_err("it is no text");
-        assert_eq!(error.to_string(), "name is \"\\xFF\", but it must be text");
+        let from = |name: &str| {
+            let value = OsString::from_vec(vec![b'h', 0xff]);
+            let variables = [(name.into(), value)].into_iter();
+            Config::from_variables("POOL", variables).expect_err("it is no text").to_string()
+        };
+        assert_eq!(from("POOL_NAME"), "POOL_NAME is \"h\\xFF\", but it must be text");
+        assert!(from("POOL_KEY").starts_with("POOL_KEY is set, but it is no setting"));
     }
 }

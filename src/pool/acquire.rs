@@ -576,22 +576,27 @@ where
 
 /// A connection that is ready at once.
 #[inline]
-pub(super) fn try_acquire<M: Manager>(
-    shared: &Shared<M>,
-    caller: Caller,
-) -> Result<Loan<&Shared<M>>, TryAcquireError> {
-    match look(&shared, caller) {
+pub(super) fn try_acquire<M, R>(shared: &R, caller: Caller) -> Result<Loan<R>, TryAcquireError>
+where
+    M: Manager,
+    R: Deref<Target = Shared<M>> + Clone,
+{
+    match look(shared, caller) {
         Found::Ready(loan) => Ok(loan),
         found => try_acquire_slow(shared, caller, found),
     }
 }
 
 #[cold]
-fn try_acquire_slow<'p, M: Manager>(
-    shared: &'p Shared<M>,
+fn try_acquire_slow<M, R>(
+    shared: &R,
     caller: Caller,
-    mut found: Found<&'p Shared<M>>,
-) -> Result<Loan<&'p Shared<M>>, TryAcquireError> {
+    mut found: Found<R>,
+) -> Result<Loan<R>, TryAcquireError>
+where
+    M: Manager,
+    R: Deref<Target = Shared<M>> + Clone,
+{
     loop {
         match found {
             Found::Ready(loan) => return Ok(loan),
@@ -603,7 +608,7 @@ fn try_acquire_slow<'p, M: Manager>(
                     }
                     return Err(TryAcquireError::Empty);
                 }
-                Welcome::Gone => found = look(&shared, caller),
+                Welcome::Gone => found = look(shared, caller),
             },
             Found::Nothing if !shared.core.is_closed() => return Err(TryAcquireError::Empty),
             Found::Nothing => {
@@ -747,7 +752,7 @@ const COOP_BUDGET: usize = 128;
 ///
 /// A task has a budget of operations for each poll; `spawn_blocking` and plain threads have no
 /// limit. So this spends the budget, sees whether it ran out, and puts it back.
-fn runs_async_task() -> bool {
+pub(crate) fn runs_async_task() -> bool {
     if Handle::try_current().is_err() {
         return false;
     }

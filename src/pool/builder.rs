@@ -34,14 +34,37 @@ pub struct PoolBuilder<M: Manager> {
     hooks: Hooks<M>,
     reports: Option<Reports>,
     cluster: Option<Box<WhichNode>>,
-    /// The user has chosen an idle timeout.
-    idle_timeout_chosen: bool,
+    /// The idle timeout for a lifetime that is long enough, unless the user has chosen one.
+    usual_idle_timeout: Option<Duration>,
+}
+
+/// The example of a setting: what is said to the builder, and what the settings are then.
+macro_rules! example {
+    ($said:expr, $is:expr) => {
+        concat!(
+            "\n# Examples\n\n```\n",
+            "# use millpond::{CheckPolicy, IdleOrder, Pool, Priority, Shed, from_fn};\n",
+            "# use std::{convert::Infallible, time::Duration};\n",
+            "# let manager = from_fn(|| async { Ok::<_, Infallible>(String::from(\"hello\")) });\n",
+            "let pool = Pool::builder(manager)",
+            $said,
+            ".build_lazy()?;\n",
+            "assert!(pool.config().",
+            $is,
+            ");\n# Ok::<(), millpond::ConfigError>(())\n```",
+        )
+    };
 }
 
 macro_rules! settings {
-    ($($(#[$doc:meta])* $name:ident: $type:ty,)*) => {
+    ($($(#[$doc:meta])* $name:ident: $type:ty = $example:expr, $is:literal;)*) => {
         $(
             $(#[$doc])*
+            #[doc = ""]
+            #[doc = example!(
+                concat!(".", stringify!($name), "(", stringify!($example), ")"),
+                concat!(stringify!($name), $is)
+            )]
             pub fn $name(mut self, $name: $type) -> Self {
                 self.config.$name = $name.into();
                 self
@@ -54,66 +77,69 @@ impl<M: Manager> PoolBuilder<M> {
     pub(super) fn new(manager: M) -> Self {
         let config = Config::default();
         let hooks = Hooks::new();
-        Self { manager, config, hooks, reports: None, cluster: None, idle_timeout_chosen: false }
+        let usual_idle_timeout = config.idle_timeout;
+        Self { manager, config, hooks, reports: None, cluster: None, usual_idle_timeout }
     }
 
     settings! {
         /// The pool's name in messages. Default: `millpond`.
-        name: &str,
+        name: &str = "orders", r#".starts_with("orders")"#;
         /// The most connections that are alive or being opened at any instant: 1 to 1,048,576.
         /// Default: 10.
-        max_size: usize,
-        /// How many idle connections to keep ready: 0 to `max_size`. [`build`](Self::build) opens
-        /// that many. Default: 0.
-        min_idle: usize,
+        max_size: usize = 32, " == 32";
+        /// How many idle connections to keep ready: 0 to `max_size`, but no more than there is
+        /// [room](Config::min_idle) for. [`build`](Self::build) opens that many. Default: 0.
+        min_idle: usize = 4, " == 4";
         /// How long an acquire waits, all in all; above zero. Default: 5 s.
-        acquire_timeout: Duration,
+        acquire_timeout: Duration = Duration::from_secs(2), " == Duration::from_secs(2)";
         /// How long one attempt to connect may take; above zero. Default: 5 s.
-        connect_timeout: Duration,
+        connect_timeout: Duration = Duration::from_secs(2), " == Duration::from_secs(2)";
         /// How long a check may take; above zero. Default: 1 s.
-        check_timeout: Duration,
+        check_timeout: Duration = Duration::from_secs(2), " == Duration::from_secs(2)";
         /// How long a reset may take; above zero. Default: 1 s.
-        reset_timeout: Duration,
+        reset_timeout: Duration = Duration::from_secs(2), " == Duration::from_secs(2)";
         /// How long closing a connection may take; above zero. Default: 1 s.
-        close_timeout: Duration,
+        close_timeout: Duration = Duration::from_secs(2), " == Duration::from_secs(2)";
         /// The most connects at the same time, at least 1. Default: 4.
-        max_connecting: usize,
+        max_connecting: usize = 8, " == 8";
         /// The largest size that the pool can be [resized](Pool::resize) to: `max_size` to
         /// 1,048,576. Default: `max_size`.
-        capacity: usize,
+        capacity: usize = 64, " == Some(64)";
         /// Measures for how long connections are in use; see [`Config::time_use`]. Default: `false`.
-        time_use: bool,
+        time_use: bool = true, " == true";
         /// Opens a span for each use of a connection; see [`Config::trace_uses`]. Default: `false`.
-        trace_uses: bool,
+        trace_uses: bool = true, " == true";
         /// When a connection is checked before it is handed out. Default: if it has been idle for
         /// 5 s.
-        check: CheckPolicy,
+        check: CheckPolicy = CheckPolicy::Always, " == CheckPolicy::Always";
         /// The part of `max_lifetime` by which a connection's life may be shorter, so that those
         /// opened together are not closed together: 0.0 to 1.0. Default: 0.2.
-        lifetime_jitter: f64,
+        lifetime_jitter: f64 = 0.1, " == 0.1";
         /// How often the reaper looks; above zero. It is the resolution of all times that it
         /// measures. Default: 1 s.
-        maintenance_interval: Duration,
+        maintenance_interval: Duration = Duration::from_millis(200), " == Duration::from_millis(200)";
         /// While connecting fails and no connection is left that could come back, whoever would
         /// have to wait gets [`AcquireError::Unavailable`](crate::AcquireError::Unavailable) at
         /// once. Default: `false`.
-        fail_fast: bool,
+        fail_fast: bool = true, " == true";
         /// Finds out when everybody who holds a connection waits for another one, and ends the last
         /// wait with [`AcquireError::WouldDeadlock`](crate::AcquireError::WouldDeadlock). It makes
         /// each acquire slower, and takes a connection to be held by the task that acquired it: a
         /// task that waits for several side by side (`join!`, `buffer_unordered`) and holds one of
         /// them already is told so although it would go on. Default: `false`.
-        detect_deadlock: bool,
+        detect_deadlock: bool = true, " == true";
         /// The order in which idle connections are handed out. Default: [`IdleOrder::Recent`].
-        order: IdleOrder,
+        order: IdleOrder = IdleOrder::Fifo, " == IdleOrder::Fifo";
         /// The number of shards: a power of two from 1 to 256. One is strictly first come, first
         /// served; more scale with threads. Default: the largest power of two that is neither above
         /// the machine's parallelism nor above half of `max_size`.
-        shards: usize,
+        shards: usize = 1, " == Some(1)";
     }
 
     /// The pause after a failed connect: random, up to `first`; each further failure doubles that,
     /// up to `most`. Both above zero. Default: 50 ms, 2 s.
+    ///
+    #[doc = example!(".backoff(Duration::from_millis(20), Duration::from_secs(1))", "backoff_max == Duration::from_secs(1)")]
     pub fn backoff(mut self, first: Duration, most: Duration) -> Self {
         self.config.backoff = first;
         self.config.backoff_max = most;
@@ -123,26 +149,31 @@ impl<M: Manager> PoolBuilder<M> {
     /// How long a connection lives: an idle one is closed then, one in use when it comes back. Above
     /// zero; `None` for no limit. An `idle_timeout` that was not chosen is shortened to it. Default:
     /// 30 min.
+    ///
+    #[doc = example!(".max_lifetime(Duration::from_secs(3600))", "max_lifetime == Some(Duration::from_secs(3600))")]
     pub fn max_lifetime(mut self, max_lifetime: impl Into<Option<Duration>>) -> Self {
         self.config.max_lifetime = max_lifetime.into();
-        if !self.idle_timeout_chosen {
-            let limit = self.config.max_lifetime;
-            let shorter = |idle: Duration| limit.map_or(idle, |limit| idle.min(limit));
-            self.config.idle_timeout = Config::default().idle_timeout.map(shorter);
+        if self.usual_idle_timeout.is_some() {
+            self.config.idle_timeout = self.usual_idle_timeout;
+            self.config.shorten_idle_timeout();
         }
         self
     }
 
     /// How long connections may be idle that are not needed; above zero, at most `max_lifetime`;
     /// `None` for no limit. `min_idle` stay. Default: 10 min.
+    ///
+    #[doc = example!(".idle_timeout(None)", "idle_timeout == None")]
     pub fn idle_timeout(mut self, idle_timeout: impl Into<Option<Duration>>) -> Self {
         self.config.idle_timeout = idle_timeout.into();
-        self.idle_timeout_chosen = true;
+        self.usual_idle_timeout = None;
         self
     }
 
     /// How long a connection may be idle without a check to keep it alive; above zero; `None` for
     /// none. Default: 2 min.
+    ///
+    #[doc = example!(".keepalive_interval(Duration::from_secs(60))", "keepalive_interval == Some(Duration::from_secs(60))")]
     pub fn keepalive_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
         self.config.keepalive_interval = interval.into();
         self
@@ -150,6 +181,8 @@ impl<M: Manager> PoolBuilder<M> {
 
     /// A connection that is held for longer is reported to [`Hooks::on_leak`] and counted; above
     /// zero; `None` for never. Default: `None`.
+    ///
+    #[doc = example!(".leak_after(Duration::from_secs(60))", "leak_after == Some(Duration::from_secs(60))")]
     pub fn leak_after(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.config.leak_after = limit.into();
         self
@@ -157,6 +190,8 @@ impl<M: Manager> PoolBuilder<M> {
 
     /// An acquire that waits for longer is told to whoever listens, with the feature `tracing`; above
     /// zero; `None` for never. Default: `None`.
+    ///
+    #[doc = example!(".slow_acquire(Duration::from_millis(100))", "slow_acquire == Some(Duration::from_millis(100))")]
     pub fn slow_acquire(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.config.slow_acquire = limit.into();
         self
@@ -165,12 +200,16 @@ impl<M: Manager> PoolBuilder<M> {
     /// The most callers that may wait, at least 1; `None` for no limit. Those count too for whom a
     /// connection is being opened: a burst on a pool that has room meets this limit before the
     /// connections are there. Default: `None`.
+    ///
+    #[doc = example!(".max_waiters(1000)", "max_waiters == Some(1000)")]
     pub fn max_waiters(mut self, most: impl Into<Option<usize>>) -> Self {
         self.config.max_waiters = most.into();
         self
     }
 
     /// Turns callers away who have waited too long. Default: `None`.
+    ///
+    #[doc = example!(".shed(Shed::new(Duration::from_millis(5), Duration::from_millis(100)))", "shed.is_some()")]
     pub fn shed(mut self, shed: impl Into<Option<Shed>>) -> Self {
         self.config.shed = shed.into();
         self
@@ -178,12 +217,15 @@ impl<M: Manager> PoolBuilder<M> {
 
     /// Keeps `count` connections for callers of this priority: below `max_size` for
     /// [`Priority::High`], none for [`Priority::Normal`]. Default: none.
+    ///
+    #[doc = example!(".reserved(Priority::High, 2)", "reserved == (Priority::High, 2)")]
     pub fn reserved(mut self, priority: Priority, count: usize) -> Self {
         self.config.reserved = (priority, count);
         self
     }
 
-    /// What is called at the turns of a connection's life. Default: nothing.
+    /// What is called at the turns of a connection's life; see [`Hooks`] for an example. Default:
+    /// nothing.
     pub fn hooks(mut self, hooks: Hooks<M>) -> Self {
         self.hooks = hooks;
         self
@@ -225,10 +267,15 @@ impl<M: Manager> PoolBuilder<M> {
         format!("{}-pool", self.config.name).replace('\0', "")
     }
 
-    /// Takes all settings from `config`.
-    pub fn config(mut self, config: Config) -> Self {
+    /// Takes all settings from `config`. An `idle_timeout` that is the default, or what a
+    /// `max_lifetime` shortens that to, counts as not chosen: it is shortened to `max_lifetime`.
+    pub fn config(mut self, mut config: Config) -> Self {
+        self.usual_idle_timeout = None;
+        if config.has_usual_idle_timeout() {
+            self.usual_idle_timeout = config.idle_timeout;
+            config.shorten_idle_timeout();
+        }
         self.config = config;
-        self.idle_timeout_chosen = true;
         self
     }
 
@@ -249,7 +296,8 @@ impl<M: Manager> PoolBuilder<M> {
     /// - [`BuildError::Config`] if a setting is out of range.
     /// - [`BuildError::NoRuntime`] outside a tokio runtime, or on one that has ended.
     /// - [`BuildError::NoTimer`] on one that was built without `enable_time`.
-    /// - [`BuildError::Connect`] as soon as one of the connections cannot be opened.
+    /// - [`BuildError::Connect`] as soon as one of the connections cannot be opened; those that could
+    ///   are closed in the background.
     ///
     /// # Cancel safety
     ///
@@ -266,6 +314,19 @@ impl<M: Manager> PoolBuilder<M> {
         let pool = self.build_lazy()?;
         pool.shared.open_first().await?;
         Ok(pool)
+    }
+
+    /// As [`build`](Self::build), but what was opened for a pool that is not built has been closed when
+    /// this completes.
+    pub(crate) async fn build_or_close(self) -> Result<Pool<M>, BuildError<M::Error>> {
+        let pool = self.build_lazy()?;
+        match pool.shared.open_first().await {
+            Ok(()) => Ok(pool),
+            Err(error) => {
+                pool.close().await;
+                Err(error)
+            }
+        }
     }
 
     /// Builds the pool without opening anything; the first acquire does, and reports what goes

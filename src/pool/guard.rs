@@ -45,12 +45,14 @@ use std::time::{Duration, Instant};
 /// assert_eq!(mine, "hello");
 /// # Ok(()) }
 /// ```
+#[must_use = "a guard that is dropped at once gives its connection back"]
 pub struct Pooled<'p, M: Manager> {
     loan: Loan<&'p Shared<M>>,
 }
 
 /// A connection on loan that is not tied to the lifetime of a pool's handle; otherwise a
 /// [`Pooled`].
+#[must_use = "a guard that is dropped at once gives its connection back"]
 pub struct PooledOwned<M: Manager> {
     loan: Loan<Arc<Shared<M>>>,
 }

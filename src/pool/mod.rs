@@ -29,6 +29,7 @@ pub(crate) use self::guard::PooledRef;
 pub use self::guard::{ConnectionInfo, ConnectionState, Pooled, PooledOwned};
 pub use self::reaper::{Holder, Maintenance};
 
+pub(crate) use self::acquire::runs_async_task;
 use self::acquire::{Ask, acquire_blocking_slow, acquire_slow};
 #[cfg(feature = "cluster")]
 pub(crate) use self::acquire::{Attempt, Missed, MissedHere, PoolRef};
@@ -400,6 +401,46 @@ impl<M: Manager> Pool<M> {
         }
     }
 
+    /// As [`acquire_owned`](Self::acquire_owned), waiting for `limit` at the most instead of
+    /// `acquire_timeout`; see [`acquire_timeout`](Self::acquire_timeout).
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Self::acquire); so is its cancel safety. Its cost is that of
+    /// [`acquire_owned`](Self::acquire_owned).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{Pool, from_fn};
+    /// # use std::{convert::Infallible, time::Duration};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
+    /// let pool = Pool::builder(manager).max_size(1).build().await?;
+    /// let connection = pool.acquire_owned_timeout(Duration::from_millis(100)).await?;
+    /// let elsewhere = tokio::spawn(async move { connection.len() });
+    /// assert_eq!(elsewhere.await?, 5);
+    /// # Ok(()) }
+    /// ```
+    #[track_caller]
+    #[inline]
+    pub fn acquire_owned_timeout(
+        &self,
+        limit: Duration,
+    ) -> impl Future<Output = Result<PooledOwned<M>, AcquireError<M::Error>>> + Send + use<M> {
+        let caller = Location::caller();
+        let shared = self.shared.clone();
+        async move {
+            let (shared, found) = match try_acquire_owned(shared, caller) {
+                Ok(loan) => return Ok(PooledOwned::new(loan)),
+                Err(missed) => missed,
+            };
+            let ask = Ask { limit: Some(limit), ..Ask::new(caller) };
+            acquire_slow(shared, ask, found).await.map(PooledOwned::new)
+        }
+    }
+
     /// The same for an acquire that borrows the pool.
     #[cfg(feature = "cluster")]
     #[inline(always)]
@@ -450,7 +491,19 @@ impl<M: Manager> Pool<M> {
     #[track_caller]
     #[inline]
     pub fn try_acquire(&self) -> Result<Pooled<'_, M>, TryAcquireError> {
-        acquire::try_acquire(&self.shared, Location::caller()).map(Pooled::new)
+        acquire::try_acquire(&&*self.shared, Location::caller()).map(Pooled::new)
+    }
+
+    /// As [`try_acquire`](Self::try_acquire), for a connection that is not tied to this handle's
+    /// lifetime.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_acquire`](Self::try_acquire).
+    #[track_caller]
+    #[inline]
+    pub fn try_acquire_owned(&self) -> Result<PooledOwned<M>, TryAcquireError> {
+        acquire::try_acquire(&self.shared, Location::caller()).map(PooledOwned::new)
     }
 
     /// Acquires a connection from a thread that runs no asynchronous tasks, blocking it while it
@@ -550,6 +603,27 @@ impl<M: Manager> Pool<M> {
         }
     }
 
+    /// As [`acquire_blocking_owned`](Self::acquire_blocking_owned), for `limit` at the most.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire_blocking`](Self::acquire_blocking).
+    #[track_caller]
+    #[inline]
+    pub fn acquire_blocking_owned_timeout(
+        &self,
+        limit: Duration,
+    ) -> Result<PooledOwned<M>, AcquireError<M::Error>> {
+        let (shared, caller) = (&self.shared, Location::caller());
+        match look(shared, caller) {
+            Found::Ready(loan) => Ok(PooledOwned::new(loan)),
+            found => {
+                let ask = Ask { limit: Some(limit), ..Ask::new(caller) };
+                acquire_blocking_slow(shared, ask, found).map(PooledOwned::new)
+            }
+        }
+    }
+
     /// Closes the pool for good: everyone who waits gets [`AcquireError::Closed`], so does whoever
     /// comes later, and idle connections are closed. Returns when they are, or after
     /// `close_timeout`; outside a tokio runtime, at once. Connections that are in use are not waited for; each is closed when its
@@ -588,7 +662,6 @@ impl<M: Manager> Pool<M> {
     }
 
     /// Closes the pool, and waits for nothing.
-    #[cfg(feature = "cluster")]
     pub(crate) fn shut(&self) {
         self.shared.shut();
     }
