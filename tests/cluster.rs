@@ -7,10 +7,10 @@ mod support;
 use support::*;
 
 use millpond::cluster::{
-    Cluster, ClusterBuilder, ClusterError, ClusterGuard, Endpoint, NodeError, NodeOptions,
+    Cluster, ClusterBuilder, ClusterError, ClusterGuard, Endpoint, Member, NodeError, NodeOptions,
     NodeView, Policy, Role,
 };
-use millpond::{AcquireError, CheckPolicy, Health, Manager, PoolBuilder, from_fn};
+use millpond::{AcquireError, CheckPolicy, Health, Hooks, Manager, PoolBuilder, from_fn};
 use std::collections::{BTreeMap, HashMap};
 use std::future::ready;
 use std::pin::pin;
@@ -282,6 +282,20 @@ async fn a_node_that_is_back_takes_its_share_little_by_little_beside_one_that_ou
     // They have been idle for so long that they are checked first.
     drop([cluster.acquire("q").await.unwrap(), cluster.acquire("r").await.unwrap()]);
     assert_near("q", share().await.unwrap(), 500);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_is_back_is_chosen_by_a_thread_with_another_clock_too() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain())]);
+    tokio::time::sleep(100 * SECOND).await;
+    managers[0].connect.once(Act::Permanent);
+    assert!(cluster.acquire("a").await.is_err());
+    drop(cluster.acquire("a").await.unwrap());
+    // For a thread without a runtime that lies ahead.
+    let other = cluster.clone();
+    join(std::thread::spawn(move || {
+        assert!(pollster::block_on(other.acquire_any(Policy::RoundRobin)).is_ok());
+    }));
 }
 
 #[tokio::test]
@@ -596,6 +610,42 @@ async fn a_node_that_is_down_is_tried_again_though_the_others_always_serve() {
         assert!(cluster.acquire("b").await.is_err());
         assert!(!cluster.status().nodes[1].is_up);
         comes_back_under_light_load(&cluster, "b", aim).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_whose_new_connections_fail_in_a_hook_is_down() {
+    hush_scripted_panics();
+    for panics in [false, true] {
+        let pools = move |pool: PoolBuilder<Member<String, TestManager>>| {
+            let marked = |conn: &Conn| conn.server().mark.load(Ordering::SeqCst) == PRIMARY;
+            let hooks = Hooks::new();
+            pool.hooks(if panics {
+                hooks.on_create(move |conn: &Conn| assert!(marked(conn), "scripted panic"))
+            } else {
+                hooks.after_connect(move |conn: &mut Conn| {
+                    let error = TestError { what: "after_connect", permanent: false };
+                    Box::pin(ready(if marked(conn) { Ok(()) } else { Err(error) }))
+                })
+            })
+        };
+        let nodes = [("p", primary()), ("r", replica())];
+        let (cluster, managers) = cluster_of(builder().pools(pools), nodes);
+        become_primary(&managers[0], true);
+        let guard = cluster.acquire_any(Policy::ReplicasThenPrimary).await.unwrap();
+        assert_eq!(guard.node(), "p");
+        assert!(!cluster.status().nodes[1].is_up);
+        drop(guard);
+        // It is tried again now and then, and not with every acquire.
+        let tried = managers[1].ledger.opened();
+        for _ in 0..500 {
+            spread(&cluster, Policy::RoundRobin, 1).await;
+            tokio::time::sleep(10 * MILLISECOND).await;
+        }
+        let tried = managers[1].ledger.opened() - tried;
+        assert!((2..=20).contains(&tried), "tried {tried} times in five seconds");
+        become_primary(&managers[1], true);
+        comes_back_under_light_load(&cluster, "r", "by turns").await;
     }
 }
 
@@ -1225,6 +1275,23 @@ async fn a_node_that_comes_later_is_asked_for_its_role_though_others_can_serve()
 }
 
 #[tokio::test]
+async fn who_is_to_ask_a_node_for_its_role_does_not_keep_it_open() {
+    let builder = builder().max_connections(1).acquire_timeout(Duration::MAX);
+    let (cluster, _managers) = with_roles_of(builder, [Role::Replica, Role::Replica]);
+    let held = cluster.acquire("a").await.unwrap();
+    {
+        // Nobody is known to be one, so both are to be asked; b waits for a unit in vain.
+        let mut acquire = pin!(cluster.acquire_any(Policy::Primary));
+        assert!(poll_once(acquire.as_mut()).is_pending());
+        let waiters = || cluster.node_stats("b").unwrap().counts.waiters;
+        eventually("b is to be asked", || waiters() == 1).await;
+    }
+    drop((held, cluster));
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    eventually("no task is left", || tasks() == 0).await;
+}
+
+#[tokio::test]
 async fn a_monitor_sees_the_nodes_that_there_are_and_keeps_nothing_open() {
     let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
     let monitor = millpond::Monitor::new();
@@ -1516,6 +1583,24 @@ async fn a_node_that_is_down_is_tried_again_though_a_cap_has_left_it_nothing() {
         comes_back_under_light_load(&cluster, "b", aim).await;
         assert_eq!(whole.most_live(), 2);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_without_room_for_another_connection_is_up_again_when_one_that_it_has_works() {
+    let (cluster, managers, _) = capped(3, 2, [("a", plain()), ("b", plain())]);
+    let of_a = cluster.acquire("a").await.unwrap();
+    managers[0].connect.always(Act::Error);
+    {
+        let mut second = pin!(cluster.acquire("a"));
+        assert!(poll_once(second.as_mut()).is_pending());
+        eventually("it is down", || !cluster.status().nodes[0].is_up).await;
+    }
+    // The spare one of a goes to b, so that a has room for no other.
+    let of_b = [cluster.acquire("b").await.unwrap(), cluster.acquire("b").await.unwrap()];
+    managers[0].connect.calm();
+    drop((of_a, of_b));
+    comes_back_under_light_load(&cluster, "a", "by turns").await;
+    assert_eq!(managers[0].ledger.opened(), 1);
 }
 
 #[tokio::test]

@@ -50,16 +50,16 @@ impl<K: Key, M: Manager> Settings<K, M> {
         }
         let name = format!("{}/{key}", self.name);
         let (cluster, node, asked) = (self.name.clone(), Arc::<str>::from(key), state.clone());
+        let told = state.clone();
         let which = move || ClusterNode::new(cluster.clone(), node.clone(), asked.role().word());
         // Whoever is told that a node is down can go to another; its prober goes on.
         let pool = builder
             .name(&name)
             .cluster(which)
+            .on_connect(move |succeeded| told.connected(succeeded))
             .fail_fast(true)
             .acquire_timeout(self.acquire_timeout)
             .build_lazy()?;
-        let connect_timeout = pool.config().connect_timeout;
-        state.connect_timeout.get_or_init(|| connect_timeout);
         let reserved = pool.config().reserved.1;
         if self.max_connections.is_some() && reserved > 0 {
             let rule =

@@ -27,6 +27,9 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
+/// For so long somebody who can wait does so.
+pub(super) const PATIENCE: Duration = Duration::from_millis(250);
+
 /// The cap, and who has how much of it.
 pub(super) struct Cap<K: Key, M: Manager> {
     most: usize,

@@ -400,6 +400,9 @@ impl<M: Manager> Shared<M> {
 
     /// Takes note of a connect that has succeeded.
     pub(super) fn connect_succeeded(&self) {
+        if let Some(told) = &self.on_connect {
+            told(true);
+        }
         let failures = self.connector.succeeded(self.config.max_connecting);
         if failures > 0 {
             self.tell_recovered(failures);
@@ -409,6 +412,9 @@ impl<M: Manager> Shared<M> {
     /// Takes note of a failed connect.
     pub(super) fn connect_failed(&self, error: OperationError<M::Error>) -> ConnectFailure<M> {
         self.totals.connect_failed();
+        if let Some(told) = &self.on_connect {
+            told(false);
+        }
         let permanent = match &error {
             OperationError::Failed(error) => {
                 let ask = AssertUnwindSafe(|| self.manager.is_permanent(error));

@@ -98,6 +98,8 @@ pub(crate) struct Shared<M: Manager> {
     hooks: Hooks<M>,
     reports: Option<Reports>,
     cluster: Option<Box<WhichNode>>,
+    /// Is told of each connect whether it has succeeded, before anybody else is.
+    on_connect: Option<Box<OnConnect>>,
     connector: Connector<M::Error>,
     totals: Totals,
     /// False until the first connections are open, or somebody waits for one.
@@ -131,6 +133,9 @@ const CLOSED: u8 = 2;
 
 /// Tells which node of a cluster a pool stands for.
 type WhichNode = dyn Fn() -> ClusterNode + Send + Sync;
+
+/// Is told of a connect whether it has succeeded, hooks included.
+type OnConnect = dyn Fn(bool) + Send + Sync;
 
 /// What lives in a slot.
 pub(crate) struct Tenant<C> {
