@@ -55,7 +55,7 @@ pub(super) struct Connector<E> {
     trouble: Mutex<Trouble<E>>,
     /// Verdicts so far; whoever waits reads this without the lock.
     verdicts: AtomicU64,
-    /// Notified on close, for dials that hang or pause.
+    /// Notified on close, and when they are to be given up: for dials that hang or pause.
     closing: Event,
 }
 
@@ -181,6 +181,12 @@ impl<E> Connector<E> {
         if self.dials.load(Ordering::SeqCst) == 0 { None } else { self.last_error() }
     }
 
+    /// How many dials there may be at the moment.
+    #[cfg(feature = "cluster")]
+    pub(super) fn admitted(&self) -> usize {
+        self.admitted.load(Ordering::SeqCst)
+    }
+
     /// How many verdicts there have been.
     pub(super) fn verdicts(&self) -> u64 {
         // Ordering: Acquire, partner: the increment in `failed`.
@@ -192,7 +198,7 @@ impl<E> Connector<E> {
         if self.verdicts() > before { lock(&self.trouble).verdict.clone() } else { None }
     }
 
-    /// Ends the dials of a pool that has been closed.
+    /// Ends the dials that are under way, the prober's pause included.
     pub(super) fn close(&self) {
         self.closing.notify(usize::MAX.additional());
     }

@@ -580,6 +580,24 @@ impl<M: Manager> Pool<M> {
         self.shared.unserved()
     }
 
+    /// How many connections may be opened at once at the moment.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn admitted(&self) -> usize {
+        self.shared.connector.admitted()
+    }
+
+    /// How often connections have been acquired. Costs one pass over all slots.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn uses(&self) -> u64 {
+        self.shared.core.uses()
+    }
+
+    /// Ends the connects that are under way; if there is room for them, others begin.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn give_up_dials(&self) {
+        self.shared.connector.close();
+    }
+
     /// Whether these are handles to the same pool.
     #[cfg(feature = "cluster")]
     pub(crate) fn is(&self, other: &Self) -> bool {
