@@ -15,11 +15,18 @@
 //! | the only one of a node, if the other has none | once it has had it for a turn |
 //!
 //! What moves at once makes the shares more equal, which comes to an end; all else takes a turn. So
-//! however the loads go up and down, a node that stays within its fair share is robbed at most once a
-//! turn, and nobody waits longer than that for what another has no use for.
+//! however the loads go up and down, a node that stays within its fair share loses each of its units at
+//! most once a turn, and nobody waits longer than that for what another has no use for.
 //!
 //! A unit is given on only when the connection is gone; if nobody misses it any more before that, it
-//! stays. Of idle ones no more are taken at once than the node may open at once.
+//! stays. Of idle ones no more are taken at once than the node may open at once. What a node opens for
+//! nobody is given up, and so is what one has been opening with its only unit for a long while
+//! ([`SILENCE`]).
+//!
+//! A node that was merely passed over, so that nobody waits for it, comes after all for which somebody
+//! does, and gets nobody's last unit. One that is down has to be tried now and then, or it would never
+//! relieve the others: it comes before those that have some, and gets the last unit of one that has had
+//! no use for it for a turn.
 //!
 //! Not here: what a pool does when its limit changes (`crate::core`).
 
