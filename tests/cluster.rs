@@ -669,6 +669,21 @@ async fn a_connect_that_nobody_needs_any_more_says_nothing_against_its_node() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nor_does_it_if_a_connect_may_take_hardly_any_time() {
+    let builder = builder().pools(|pool| pool.max_size(4).connect_timeout(4 * MILLISECOND));
+    let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    drop(cluster.acquire("a").await.unwrap());
+    managers[1].connect.once(Act::Gated);
+    while managers[1].connect.running() == 0 {
+        drop(cluster.acquire_any(Policy::RoundRobin).await.unwrap());
+        tokio::task::yield_now().await;
+    }
+    drop(cluster.acquire("b").await.unwrap());
+    eventually("the first one is given up", || managers[1].connect.running() == 0).await;
+    assert!(cluster.status().nodes[1].is_up);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_connect_that_hangs_or_panics_says_that_its_node_is_down() {
     hush_scripted_panics();
     for act in [Act::Never, Act::Panic] {
@@ -1792,7 +1807,8 @@ async fn a_node_gets_the_last_connection_of_another_beside_one_whose_callers_may
     });
     tokio::time::sleep(10 * MILLISECOND).await;
     for _ in 0..3 {
-        drop(timeout(SECOND, cluster.acquire("c")).await.expect("it has its turn").unwrap());
+        let served = timeout(80 * MILLISECOND, cluster.acquire("c")).await;
+        drop(served.expect("it has the next turn").unwrap());
         tokio::time::sleep(100 * MILLISECOND).await;
     }
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
