@@ -7,15 +7,15 @@ mod support;
 use support::*;
 
 use millpond::cluster::{
-    Cluster, ClusterBuilder, ClusterError, ClusterGuard, Endpoint, NodeError, NodeOptions,
+    Cluster, ClusterBuilder, ClusterError, ClusterGuard, Endpoint, Member, NodeError, NodeOptions,
     NodeView, Policy, Role,
 };
-use millpond::{AcquireError, CheckPolicy, Health, Manager, PoolBuilder, from_fn};
+use millpond::{AcquireError, CheckPolicy, Health, Hooks, Manager, PoolBuilder, from_fn};
 use std::collections::{BTreeMap, HashMap};
 use std::future::ready;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak, mpsc};
+use std::sync::{Arc, OnceLock, Weak, mpsc};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -284,6 +284,20 @@ async fn a_node_that_is_back_takes_its_share_little_by_little_beside_one_that_ou
     // They have been idle for so long that they are checked first.
     drop([cluster.acquire("q").await.unwrap(), cluster.acquire("r").await.unwrap()]);
     assert_near("q", share().await.unwrap(), 500);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_is_back_is_chosen_by_a_thread_with_another_clock_too() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain())]);
+    tokio::time::sleep(100 * SECOND).await;
+    managers[0].connect.once(Act::Permanent);
+    assert!(cluster.acquire("a").await.is_err());
+    drop(cluster.acquire("a").await.unwrap());
+    // For a thread without a runtime that lies ahead.
+    let other = cluster.clone();
+    join(std::thread::spawn(move || {
+        assert!(pollster::block_on(other.acquire_any(Policy::RoundRobin)).is_ok());
+    }));
 }
 
 #[tokio::test]
@@ -601,6 +615,42 @@ async fn a_node_that_is_down_is_tried_again_though_the_others_always_serve() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_node_whose_new_connections_fail_in_a_hook_is_down() {
+    hush_scripted_panics();
+    for panics in [false, true] {
+        let pools = move |pool: PoolBuilder<Member<String, TestManager>>| {
+            let marked = |conn: &Conn| conn.server().mark.load(Ordering::SeqCst) == PRIMARY;
+            let hooks = Hooks::new();
+            pool.hooks(if panics {
+                hooks.on_create(move |conn: &Conn| assert!(marked(conn), "scripted panic"))
+            } else {
+                hooks.after_connect(move |conn: &mut Conn| {
+                    let error = TestError { what: "after_connect", permanent: false };
+                    Box::pin(ready(if marked(conn) { Ok(()) } else { Err(error) }))
+                })
+            })
+        };
+        let nodes = [("p", primary()), ("r", replica())];
+        let (cluster, managers) = cluster_of(builder().pools(pools), nodes);
+        become_primary(&managers[0], true);
+        let guard = cluster.acquire_any(Policy::ReplicasThenPrimary).await.unwrap();
+        assert_eq!(guard.node(), "p");
+        assert!(!cluster.status().nodes[1].is_up);
+        drop(guard);
+        // It is tried again now and then, and not with every acquire.
+        let tried = managers[1].ledger.opened();
+        for _ in 0..500 {
+            spread(&cluster, Policy::RoundRobin, 1).await;
+            tokio::time::sleep(10 * MILLISECOND).await;
+        }
+        let tried = managers[1].ledger.opened() - tried;
+        assert!((2..=20).contains(&tried), "tried {tried} times in five seconds");
+        become_primary(&managers[1], true);
+        comes_back_under_light_load(&cluster, "r", "by turns").await;
+    }
+}
+
 #[tokio::test]
 async fn a_connect_that_nobody_needs_any_more_says_nothing_against_its_node() {
     let (cluster, managers) = cluster_of(builder(), [("p", primary()), ("r", replica())]);
@@ -618,6 +668,21 @@ async fn a_connect_that_nobody_needs_any_more_says_nothing_against_its_node() {
     assert!(cluster.status().nodes[1].is_up);
     let guard = cluster.acquire_any(Policy::ReplicasThenPrimary).await.unwrap();
     assert_eq!(guard.node(), "r");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nor_does_it_if_a_connect_may_take_hardly_any_time() {
+    let builder = builder().pools(|pool| pool.max_size(4).connect_timeout(4 * MILLISECOND));
+    let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    drop(cluster.acquire("a").await.unwrap());
+    managers[1].connect.once(Act::Gated);
+    while managers[1].connect.running() == 0 {
+        drop(cluster.acquire_any(Policy::RoundRobin).await.unwrap());
+        tokio::task::yield_now().await;
+    }
+    drop(cluster.acquire("b").await.unwrap());
+    eventually("the first one is given up", || managers[1].connect.running() == 0).await;
+    assert!(cluster.status().nodes[1].is_up);
 }
 
 #[tokio::test(start_paused = true)]
@@ -902,7 +967,7 @@ async fn what_was_found_at_a_node_that_is_not_wanted_any_more_is_not_held() {
     assert_eq!(managers[0].ledger.opened(), 1);
 }
 
-/// A manager that counts its ends, and uses its cluster in the middle of each.
+/// A manager that counts its ends, and uses and changes its cluster in the middle of each.
 struct Parting {
     ended: Arc<AtomicUsize>,
     cluster: Weak<Cluster<&'static str, Parting>>,
@@ -926,26 +991,52 @@ impl Drop for Parting {
         self.ended.fetch_add(1, Ordering::SeqCst);
         let Some(cluster) = self.cluster.upgrade() else { return };
         assert!(matches!(poll_once(pin!(cluster.acquire("b"))), Poll::Ready(Ok(_))));
+        cluster.add_node("c", Parting { ended: self.ended.clone(), cluster: Weak::new() }).unwrap();
     }
 }
 
 #[tokio::test]
 async fn a_removed_node_is_gone_from_memory_once_its_threads_have_looked_again() {
-    let cluster = Arc::new(Cluster::builder().build().unwrap());
+    for cap in [None, Some(4)] {
+        let cluster = Arc::new(Cluster::builder().max_connections(cap).build().unwrap());
+        let ended = Arc::new(AtomicUsize::new(0));
+        for key in ["a", "b"] {
+            let manager = Parting { ended: ended.clone(), cluster: Arc::downgrade(&cluster) };
+            cluster.add_node(key, manager).unwrap();
+            drop(cluster.acquire(key).await.unwrap());
+        }
+        cluster.remove_node("a", SECOND).await.unwrap();
+        eventually("what is left of the node has ended", || {
+            assert!(matches!(poll_once(pin!(cluster.acquire("b"))), Poll::Ready(Ok(_))));
+            ended.load(Ordering::SeqCst) == 1
+        })
+        .await;
+        assert_eq!(cluster.nodes(), ["b", "c"]);
+        drop(cluster);
+        eventually("so have the others", || ended.load(Ordering::SeqCst) == 3).await;
+    }
+}
+
+#[tokio::test]
+async fn under_a_cap_a_node_that_was_removed_with_a_connection_out_is_let_go_of_later() {
+    let cluster = Arc::new(Cluster::builder().max_connections(4).build().unwrap());
     let ended = Arc::new(AtomicUsize::new(0));
     for key in ["a", "b"] {
         let manager = Parting { ended: ended.clone(), cluster: Arc::downgrade(&cluster) };
         cluster.add_node(key, manager).unwrap();
-        drop(cluster.acquire(key).await.unwrap());
     }
-    cluster.remove_node("a", SECOND).await.unwrap();
-    eventually("what is left of the node has ended", || {
-        assert!(matches!(poll_once(pin!(cluster.acquire("b"))), Poll::Ready(Ok(_))));
-        ended.load(Ordering::SeqCst) == 1
-    })
-    .await;
-    drop(cluster);
-    eventually("so has the other", || ended.load(Ordering::SeqCst) == 2).await;
+    cluster.add_node("d", Parting { ended: ended.clone(), cluster: Weak::new() }).unwrap();
+    let out = cluster.acquire("a").await.unwrap();
+    drop(cluster.acquire("b").await.unwrap());
+    cluster.remove_node("a", MILLISECOND).await.unwrap();
+    drop(out);
+    let began = std::time::Instant::now();
+    while ended.load(Ordering::SeqCst) == 0 {
+        assert!(began.elapsed() < PATIENCE, "what is left of the node never ends");
+        // The next one finds nothing idle, so that the cap looks.
+        cluster.acquire("d").await.unwrap().discard();
+    }
+    assert_eq!(cluster.nodes(), ["b", "d", "c"]);
 }
 
 #[tokio::test]
@@ -1247,6 +1338,23 @@ async fn a_node_that_comes_later_is_asked_for_its_role_though_others_can_serve()
 }
 
 #[tokio::test]
+async fn who_is_to_ask_a_node_for_its_role_does_not_keep_it_open() {
+    let builder = builder().max_connections(1).acquire_timeout(Duration::MAX);
+    let (cluster, _managers) = with_roles_of(builder, [Role::Replica, Role::Replica]);
+    let held = cluster.acquire("a").await.unwrap();
+    {
+        // Nobody is known to be one, so both are to be asked; b waits for a unit in vain.
+        let mut acquire = pin!(cluster.acquire_any(Policy::Primary));
+        assert!(poll_once(acquire.as_mut()).is_pending());
+        let waiters = || cluster.node_stats("b").unwrap().counts.waiters;
+        eventually("b is to be asked", || waiters() == 1).await;
+    }
+    drop((held, cluster));
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    eventually("no task is left", || tasks() == 0).await;
+}
+
+#[tokio::test]
 async fn a_monitor_sees_the_nodes_that_there_are_and_keeps_nothing_open() {
     let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
     let monitor = millpond::Monitor::new();
@@ -1383,7 +1491,8 @@ async fn for_one_unit_one_of_many_connections_in_use_is_closed() {
     let late = TestManager::counted_in(Some(whole.clone()));
     cluster.add_node("late".to_owned(), late.clone()).unwrap();
     let mut acquire = pin!(cluster.acquire("late"));
-    assert!(timeout(50 * MILLISECOND, acquire.as_mut()).await.is_err(), "all are in use");
+    // For a longer time another one would be asked as well.
+    assert!(timeout(40 * MILLISECOND, acquire.as_mut()).await.is_err(), "all are in use");
     drop(held);
     assert_eq!(acquire.await.unwrap().node(), "late");
     settled(&cluster, &managers).await;
@@ -1520,11 +1629,18 @@ async fn with_a_cap_too_the_servers_say_themselves_which_one_is_the_primary() {
 
 #[tokio::test(start_paused = true)]
 async fn a_node_that_is_down_is_tried_again_though_a_cap_has_left_it_nothing() {
-    for aim in ["by turns", "least in use", "nearest", "rank", "session"] {
-        let (cluster, managers, whole) = capped(2, 2, [("a", plain()), ("b", plain())]);
+    for (aim, cap) in ["by turns", "least in use", "nearest", "rank", "session"]
+        .into_iter()
+        .flat_map(|aim| [(aim, 1), (aim, 2)])
+    {
+        let (cluster, managers, whole) = capped(cap, cap, [("a", plain()), ("b", plain())]);
         managers[1].connect.always(Act::Permanent);
         assert!(cluster.acquire("b").await.is_err());
-        drop([cluster.acquire("a").await.unwrap(), cluster.acquire("a").await.unwrap()]);
+        let mut held = Vec::new();
+        for _ in 0..cap {
+            held.push(cluster.acquire("a").await.unwrap());
+        }
+        drop(held);
         settled(&cluster, &managers).await;
         let tried = managers[1].connect.calls();
         for number in 0..1_000_u32 {
@@ -1536,11 +1652,88 @@ async fn a_node_that_is_down_is_tried_again_though_a_cap_has_left_it_nothing() {
         assert!((2..=6).contains(&tried), "{aim}: tried {tried} times in five seconds");
         managers[1].connect.calm();
         comes_back_under_light_load(&cluster, "b", aim).await;
-        assert_eq!(whole.most_live(), 2);
+        assert_eq!(whole.most_live(), cap);
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
+async fn a_node_whose_only_unit_is_in_use_does_not_lose_it_to_one_that_is_tried() {
+    let (cluster, managers, _) = capped(1, 1, [("a", plain()), ("b", plain())]);
+    managers[1].connect.always(Act::Never);
+    assert!(cluster.acquire("b").await.is_err());
+    drop(cluster.acquire("a").await.unwrap());
+    let opened = managers[0].ledger.opened();
+    for _ in 0..2_500 {
+        let guard = cluster.acquire_any(Policy::RoundRobin).await.unwrap();
+        tokio::time::sleep(MILLISECOND).await;
+        drop(guard);
+        tokio::time::sleep(MILLISECOND).await;
+    }
+    assert_eq!(managers[0].ledger.opened(), opened);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_does_not_wait_for_a_node_that_is_only_tried() {
+    let (cluster, managers, _) = capped(1, 1, [("a", plain()), ("b", plain())]);
+    managers[1].connect.always(Act::Never);
+    assert!(cluster.acquire("b").await.is_err());
+    drop(cluster.acquire("a").await.unwrap());
+    let tried = managers[1].connect.calls();
+    let mut longest = Duration::ZERO;
+    for _ in 0..50 {
+        let began = tokio::time::Instant::now();
+        drop(cluster.acquire_any(Policy::RoundRobin).await.unwrap());
+        longest = longest.max(began.elapsed());
+        tokio::time::sleep(100 * MILLISECOND).await;
+    }
+    assert!(managers[1].connect.calls() > tried);
+    assert!(longest <= 260 * MILLISECOND, "{longest:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_is_down_is_tried_again_though_callers_wait_at_all_others() {
+    let (cluster, managers, whole) = capped(4, 4, [("a", plain()), ("b", plain())]);
+    managers[1].connect.always(Act::Permanent);
+    assert!(cluster.acquire("b").await.is_err());
+    let (of_a, _) = workers(&cluster, "a", 6, MILLISECOND, Duration::ZERO);
+    let anywhere = tokio::spawn({
+        let cluster = cluster.clone();
+        async move {
+            loop {
+                drop(cluster.acquire_any(Policy::RoundRobin).await.unwrap());
+                tokio::time::sleep(MILLISECOND).await;
+            }
+        }
+    });
+    tokio::time::sleep(2 * SECOND).await;
+    managers[1].connect.calm();
+    // Not at once, as with most servers.
+    managers[1].connect.always(Act::Slow(100 * MILLISECOND));
+    eventually("b is up", || cluster.status().nodes[1].is_up).await;
+    of_a.iter().chain([&anywhere]).for_each(tokio::task::JoinHandle::abort);
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_without_room_for_another_connection_is_up_again_when_one_that_it_has_works() {
+    let (cluster, managers, _) = capped(3, 2, [("a", plain()), ("b", plain())]);
+    let of_a = cluster.acquire("a").await.unwrap();
+    managers[0].connect.always(Act::Error);
+    {
+        let mut second = pin!(cluster.acquire("a"));
+        assert!(poll_once(second.as_mut()).is_pending());
+        eventually("it is down", || !cluster.status().nodes[0].is_up).await;
+    }
+    // The spare one of a goes to b, so that a has room for no other.
+    let of_b = [cluster.acquire("b").await.unwrap(), cluster.acquire("b").await.unwrap()];
+    managers[0].connect.calm();
+    drop((of_a, of_b));
+    comes_back_under_light_load(&cluster, "a", "by turns").await;
+    assert_eq!(managers[0].ledger.opened(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_cap_below_the_number_of_nodes_serves_each_of_them() {
     let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
     let (cluster, managers, whole) = capped(2, 2, nodes);
@@ -1552,7 +1745,7 @@ async fn a_cap_below_the_number_of_nodes_serves_each_of_them() {
     let before = opened();
     for _ in 0..100 {
         spread(&cluster, Policy::RoundRobin, 1).await;
-        tokio::task::yield_now().await;
+        tokio::time::sleep(5 * MILLISECOND).await;
     }
     settled(&cluster, &managers).await;
     // One may move from a node that had both.
@@ -1636,12 +1829,273 @@ async fn a_node_gets_the_last_connection_of_another_beside_one_whose_callers_may
     });
     tokio::time::sleep(10 * MILLISECOND).await;
     for _ in 0..3 {
-        drop(timeout(SECOND, cluster.acquire("c")).await.expect("it has its turn").unwrap());
+        let served = timeout(80 * MILLISECOND, cluster.acquire("c")).await;
+        drop(served.expect("it has the next turn").unwrap());
         tokio::time::sleep(100 * MILLISECOND).await;
     }
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
     settled(&cluster, &managers).await;
     assert_eq!(whole.most_live(), 1);
+}
+
+/// Uses a node over and over, so many at a time, and counts how often.
+fn workers(
+    cluster: &TestCluster,
+    node: &'static str,
+    many: usize,
+    hold: Duration,
+    think: Duration,
+) -> (Vec<tokio::task::JoinHandle<()>>, Arc<AtomicUsize>) {
+    let served = Arc::new(AtomicUsize::new(0));
+    let worker = || {
+        let (cluster, served) = (cluster.clone(), served.clone());
+        tokio::spawn(async move {
+            loop {
+                let guard = cluster.acquire(node).await.unwrap();
+                served.fetch_add(1, Ordering::SeqCst);
+                tokio::time::sleep(hold).await;
+                drop(guard);
+                if !think.is_zero() {
+                    tokio::time::sleep(think).await;
+                }
+            }
+        })
+    };
+    ((0..many).map(|_| worker()).collect(), served)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_within_its_share_is_not_robbed_by_one_that_wants_ever_more() {
+    // The cap looks every 5 ms: with the last pair it sees the node at the same moment of its rounds.
+    for (hold, think, most) in [(1, 1, 6), (2, 5, 6), (1, 4, 100)] {
+        let (cluster, managers, whole) = capped(4, 4, [("a", plain()), ("b", plain())]);
+        let first = [cluster.acquire("a"), cluster.acquire("a")];
+        let other = [cluster.acquire("b"), cluster.acquire("b")];
+        let mut held = Vec::new();
+        for acquire in first.into_iter().chain(other) {
+            held.push(acquire.await.unwrap());
+        }
+        drop(held);
+        let (hold, think) = (hold * MILLISECOND, think * MILLISECOND);
+        let (of_a, served) = workers(&cluster, "a", 2, hold, think);
+        let (of_b, _) = workers(&cluster, "b", 4, MILLISECOND, Duration::ZERO);
+        tokio::time::sleep(SECOND).await;
+        of_a.iter().chain(&of_b).for_each(tokio::task::JoinHandle::abort);
+        let opened: usize = managers.iter().map(|manager| manager.ledger.opened()).sum();
+        let served = served.load(Ordering::SeqCst) as u128;
+        let (all, what) = (2 * SECOND.as_millis() / (hold + think).as_millis(), (hold, think));
+        assert!(opened <= most, "{what:?}: {opened} opened");
+        assert!(served >= all * 8 / 10, "{what:?}: {served} of {all} served");
+        settled(&cluster, &managers).await;
+        assert_eq!(whole.most_live(), 4);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_node_within_its_share_has_no_use_for_is_given_on_after_a_while() {
+    let (cluster, managers, whole) = capped(4, 4, [("a", plain()), ("b", plain())]);
+    let of_a = [cluster.acquire("a").await.unwrap(), cluster.acquire("a").await.unwrap()];
+    drop(of_a);
+    let mut of_b = Vec::new();
+    let began = tokio::time::Instant::now();
+    for _ in 0..4 {
+        of_b.push(cluster.acquire("b").await.unwrap());
+    }
+    let took = began.elapsed();
+    assert!((50 * MILLISECOND..60 * MILLISECOND).contains(&took), "{took:?}");
+    drop(of_b);
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_unit_goes_to_who_waits_before_a_node_that_was_only_passed_over() {
+    let nodes = [("a", plain()), ("b", plain()), ("c", plain()), ("d", plain())];
+    let (cluster, managers, _) = capped(4, 3, nodes);
+    let [one, other] = [cluster.acquire("a").await.unwrap(), cluster.acquire("a").await.unwrap()];
+    let c = cluster.acquire("c").await.unwrap();
+    drop(cluster.acquire("d").await.unwrap());
+    let d = cluster.acquire_any(Policy::Rank(&first("b"))).await.unwrap();
+    assert_eq!(d.node(), "d");
+    let mut acquire = pin!(cluster.acquire("c"));
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    drop(one);
+    let more = timeout(SECOND, acquire).await.expect("one of a is free").unwrap();
+    assert_eq!(managers[1].connect.calls(), 0);
+    drop((other, c, d, more));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_gets_what_is_idle_though_a_node_that_was_passed_over_has_less() {
+    let nodes = [("a", plain()), ("b", plain()), ("c", plain()), ("d", plain())];
+    let (cluster, managers, whole) = capped(6, 4, nodes);
+    let mut held = Vec::new();
+    for key in ["a", "a", "a", "a", "c"] {
+        held.push(cluster.acquire(key).await.unwrap());
+    }
+    drop(cluster.acquire("d").await.unwrap());
+    let d = cluster.acquire_any(Policy::Rank(&first("b"))).await.unwrap();
+    assert_eq!(d.node(), "d");
+    drop(d);
+    held.push(timeout(SECOND, cluster.acquire("c")).await.expect("d has one to give").unwrap());
+    drop(held);
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_holds_connections_for_long_is_not_the_only_one_to_be_asked_for_one() {
+    for (cap, of_a) in [(5, 3), (2, 1)] {
+        let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
+        let (cluster, managers, whole) = capped(cap, 5, nodes);
+        let mut held = Vec::new();
+        for _ in 0..of_a {
+            held.push(cluster.acquire("a").await.unwrap());
+        }
+        let (of_c, _) = workers(&cluster, "c", cap - of_a, MILLISECOND, Duration::ZERO);
+        tokio::time::sleep(100 * MILLISECOND).await;
+        assert_eq!(cluster.node_stats("c").unwrap().counts.in_use, cap - of_a);
+        drop(timeout(SECOND, cluster.acquire("b")).await.expect("c has some to give").unwrap());
+        of_c.iter().for_each(tokio::task::JoinHandle::abort);
+        drop(held);
+        settled(&cluster, &managers).await;
+        assert_eq!(whole.most_live(), cap);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_only_unit_leaves_a_node_that_does_not_answer() {
+    let builder = builder().max_connections(1).acquire_timeout(5 * SECOND);
+    let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    managers[0].connect.always(Act::Never);
+    let began = tokio::time::Instant::now();
+    let guard = cluster.acquire_any(Policy::Rank(&first("a"))).await.unwrap();
+    assert_eq!(guard.node(), "b");
+    assert!(began.elapsed() < 1_300 * MILLISECOND, "{:?}", began.elapsed());
+    drop(guard);
+    // So it does for somebody who waits for the other one by its name; and it comes back.
+    for key in ["a", "b"] {
+        let mut acquire = pin!(cluster.acquire("a"));
+        assert!(timeout(500 * MILLISECOND, acquire.as_mut()).await.is_err());
+        let served = timeout(2 * SECOND, cluster.acquire(key)).await;
+        assert_eq!(served.is_ok(), key == "b");
+    }
+    managers[0].connect.calm();
+    drop(timeout(2 * SECOND, cluster.acquire("a")).await.expect("in time").unwrap());
+    settled(&cluster, &managers).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_opened_for_nobody_makes_room() {
+    for cap in [1, 2] {
+        let (cluster, managers, whole) = capped(cap, 2, [("a", plain()), ("b", plain())]);
+        managers[0].connect.always(Act::Never);
+        assert!(timeout(MILLISECOND, cluster.acquire("a")).await.is_err());
+        assert_eq!(managers[0].connect.running(), 1, "it goes on");
+        let mut held = Vec::new();
+        for _ in 0..cap {
+            let served = timeout(200 * MILLISECOND, cluster.acquire("b")).await;
+            held.push(served.expect("nobody wants what a opens").unwrap());
+        }
+        drop(held);
+        settled(&cluster, &managers).await;
+        assert_eq!(whole.most_live(), cap);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_idle_connections_no_more_are_closed_than_may_be_opened_in_their_place() {
+    let (cluster, managers, whole) = capped(10, 10, [("a", plain()), ("b", plain())]);
+    let mut held = Vec::new();
+    for _ in 0..10 {
+        held.push(cluster.acquire("b").await.unwrap());
+    }
+    drop(held);
+    managers[0].connect.always(Act::Gated);
+    let mut waiting: Vec<_> = (0..10).map(|_| Box::pin(cluster.acquire("a"))).collect();
+    waiting.iter_mut().for_each(|acquire| assert!(poll_once(acquire.as_mut()).is_pending()));
+    tokio::time::sleep(500 * MILLISECOND).await;
+    assert_eq!((closed(&managers), managers[0].connect.running()), (1, 1));
+    // It answers after all, and all are served.
+    managers[0].connect.open(10);
+    let mut held = Vec::new();
+    for acquire in waiting {
+        held.push(timeout(SECOND, acquire).await.expect("b has some to give").unwrap());
+    }
+    drop(held);
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 10);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_cap_holds_while_nodes_come_and_go() {
+    let (cluster, _, whole) = capped(3, 3, [("stays", plain())]);
+    let is_over = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let tasks: Vec<_> = (0..6_u64)
+        .map(|number| {
+            let (cluster, is_over) = (cluster.clone(), is_over.clone());
+            tokio::spawn(async move {
+                let mut random = Random::new(number);
+                while !is_over.load(Ordering::SeqCst) {
+                    let key = ["stays", "goes"][random.below(2)];
+                    // It may be gone, or on its way.
+                    drop(cut_after(random.below(6), cluster.acquire(key)).await);
+                    tokio::task::yield_now().await;
+                }
+            })
+        })
+        .collect();
+    for _ in 0..300 {
+        cluster.add_node("goes".to_owned(), TestManager::counted_in(Some(whole.clone()))).unwrap();
+        for _ in 0..8 {
+            tokio::task::yield_now().await;
+        }
+        cluster.remove_node("goes", Duration::ZERO).await.unwrap();
+    }
+    is_over.store(true, Ordering::SeqCst);
+    for task in tasks {
+        joined(task).await;
+    }
+    assert!(whole.most_live() <= 3, "{} at a time", whole.most_live());
+}
+
+#[test]
+fn a_hook_may_use_the_cluster_when_a_cap_has_its_connection_closed() {
+    let cluster: Arc<OnceLock<TestCluster>> = Arc::default();
+    let hears = cluster.clone();
+    let (destroyed, served) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (count, by_d) = (destroyed.clone(), served.clone());
+    let pools = move |pool: PoolBuilder<_>| {
+        let (hears, count, by_d) = (hears.clone(), count.clone(), by_d.clone());
+        let hooks = Hooks::new().on_destroy(move || {
+            if count.fetch_add(1, Ordering::SeqCst) == 0 {
+                // The one node serves, and the other has been passed over.
+                let cluster = hears.get().expect("it is built");
+                let (c, d) = (first("c"), first("d"));
+                let policy = |node: &NodeView<'_, String>| Some(c(node)? * 2.0 + d(node)?);
+                let acquired = poll_once(pin!(cluster.acquire_any(Policy::Rank(&policy))));
+                let is_d = matches!(acquired, Poll::Ready(Ok(guard)) if guard.node() == "d");
+                by_d.fetch_add(usize::from(is_d), Ordering::SeqCst);
+            }
+        });
+        pool.max_size(3).hooks(hooks)
+    };
+    let builder = builder().pools(pools).max_connections(5);
+    let nodes = [("a", plain()), ("b", plain()), ("c", plain()), ("d", plain())];
+    let (built, managers) = cluster_of(builder, nodes);
+    let _ = cluster.set(built.clone());
+    runtime().block_on(async {
+        let of_a = [built.acquire("a").await.unwrap(), built.acquire("a").await.unwrap()];
+        let of_d = [built.acquire("d").await.unwrap(), built.acquire("d").await.unwrap()];
+        drop((built.acquire("a").await.unwrap(), of_a, of_d));
+    });
+    // Without a runtime, who has a connection closed does it.
+    let (b, d) = (first("b"), first("d"));
+    let policy = |node: &NodeView<'_, String>| Some(b(node)? * 2.0 + d(node)?);
+    let guard = pollster::block_on(built.acquire_any(Policy::Rank(&policy))).unwrap();
+    assert_eq!(guard.node(), "d");
+    assert_eq!(served.load(Ordering::SeqCst), 1);
+    assert_eq!(managers[0].ledger.live() + destroyed.load(Ordering::SeqCst), 3);
 }
 
 #[tokio::test]

@@ -55,16 +55,16 @@ impl<K: Key, M: Manager> Settings<K, M> {
         }
         let name = format!("{}/{key}", self.name);
         let (cluster, node, asked) = (self.name.clone(), Arc::<str>::from(key), state.clone());
+        let told = state.clone();
         let which = move || ClusterNode::new(cluster.clone(), node.clone(), asked.role().word());
         // Whoever is told that a node is down can go to another; its prober goes on.
         let pool = builder
             .name(&name)
             .cluster(which)
+            .on_connect(move |succeeded| told.connected(succeeded))
             .fail_fast(true)
             .acquire_timeout(self.acquire_timeout)
             .build_lazy()?;
-        let connect_timeout = pool.config().connect_timeout;
-        state.connect_timeout.get_or_init(|| connect_timeout);
         let reserved = pool.config().reserved.1;
         if self.max_connections.is_some() && reserved > 0 {
             let rule =
@@ -166,9 +166,11 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
 
     /// The most connections that are alive or being opened at any instant at all nodes together, beside
     /// the `max_size` of each; at least 1; `None` for no limit. A node that needs more while no more are
-    /// to be had gets those that others keep idle, or, if all are in use, its fair share. With fewer
+    /// to be had gets its fair share of them: at once if they are idle, or else when they come back.
+    /// Beyond that it gets those that others have had no use for since some 50 ms. With fewer
     /// connections than nodes that are in use they are closed and opened all the time: each such node has
-    /// one by turns, for some 50 ms and until it comes back. Default: `None`.
+    /// one by turns, for some 50 ms and until it comes back, or for a second if it does not answer.
+    /// Default: `None`.
     ///
     /// It costs a hit nothing. While somebody waits for more, it looks every 5 ms who could give.
     ///

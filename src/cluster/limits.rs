@@ -4,12 +4,29 @@
 //! what has still to go ([`units`]). A pool never has more connections than units, so all of them
 //! together never exceed the cap, and no acquire that hits has anything to do with it.
 //!
-//! A unit moves when a caller waits at a node that has too few: a free one at once; else one of a
-//! node that does not need it, whose idle connection is closed; else, if all are in use, the next one
-//! that comes back to the node that has most, as long as that leaves it at least as many as the other
-//! one then has. It is given on only when the connection is gone; if nobody misses it any more before
-//! that, it stays. If there are fewer units than nodes where callers wait, each of these has one for a
-//! while, by turns.
+//! A unit moves when a caller waits at a node that has too few:
+//!
+//! | which one | when |
+//! |---|---|
+//! | a free one | at once |
+//! | an idle one of a node that keeps at least as many as the other then has | at once |
+//! | an idle one of any other node | once that one has had no use for it for a [`TURN`] |
+//! | one in use, of the node that has most, as above, if no idle one can be had | when it comes back; if that takes longer than a turn, another node is asked as well |
+//! | the only one of a node, if the other has none | once it has had it for a turn |
+//!
+//! What moves at once makes the shares more equal, which comes to an end; all else takes a turn. So
+//! however the loads go up and down, a node that stays within its fair share loses each of its units at
+//! most once a turn, and nobody waits longer than that for what another has no use for.
+//!
+//! A unit is given on only when the connection is gone; if nobody misses it any more before that, it
+//! stays. Of idle ones no more are taken at once than the node may open at once. What a node opens for
+//! nobody is given up, and so is what one has been opening with its only unit for a long while
+//! ([`SILENCE`]).
+//!
+//! A node that was merely passed over, so that nobody waits for it, comes after all for which somebody
+//! does, and gets nobody's last unit. One that is down has to be tried now and then, or it would never
+//! relieve the others: it comes before those that have some, and gets the last unit of one that has had
+//! no use for it for a turn.
 //!
 //! Not here: what a pool does when its limit changes (`crate::core`).
 
@@ -18,7 +35,10 @@ use super::{Key, Shared};
 use crate::manager::Manager;
 use crate::pool::Pool;
 use event_listener::{Event, EventListener, IntoNotification};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::future::poll_fn;
+use std::mem;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -26,6 +46,17 @@ use std::task::Poll;
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
+
+/// For so long a node keeps its last unit while another one waits for that: many uses, beside which it
+/// costs little to open a connection. For so long nobody has had use for a unit before a node loses it
+/// that has no more than its share.
+const TURN: Duration = Duration::from_millis(50);
+
+/// For so long a node may open its only connection before it has to let others try.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// For so long somebody who can wait does so.
+pub(super) const PATIENCE: Duration = Duration::from_millis(250);
 
 /// The cap, and who has how much of it.
 pub(super) struct Cap<K: Key, M: Manager> {
@@ -42,12 +73,20 @@ pub(super) struct Cap<K: Key, M: Manager> {
 /// A pool that has units, or may get some.
 struct Share<K: Key, M: Manager> {
     pool: Pool<Member<K, M>>,
-    /// A caller would have used it if it had had a connection.
-    passed_over: bool,
-    /// The number of the last unit that it got, of all that were given.
+    /// When a caller would last have used it if it had had a connection.
+    passed_over: Option<Instant>,
+    /// When it got a unit, or lost its only one: a number that grows with each of these.
     turn: u64,
-    /// When that was.
+    /// When it last got one.
     since: Instant,
+    /// When it was last told to let go of one.
+    asked: Instant,
+    /// When it lost its only unit, because it had opened nothing.
+    silent: Option<Instant>,
+    /// For each of its units, when it was last seen to have use for as many.
+    used: Vec<Instant>,
+    /// When it was last looked at, and how often its connections had been acquired by then.
+    seen: (Instant, u64),
 }
 
 /// What one share looks like at a moment.
@@ -60,15 +99,35 @@ struct Look {
     coming: usize,
     /// How many of these do so without anybody's doing: those that are not in use.
     soon: usize,
-    /// How many units it could do with.
+    /// The others have been waited for already.
+    in_vain: bool,
+    /// How many units its callers could do with.
     need: usize,
-    /// That is one, because it was passed over, and nobody waits.
+    /// How many they will, once those have come back that are to.
+    need_then: usize,
+    /// How many of these they could use now: those for whom nothing may be opened yet do not count.
+    usable: usize,
+    /// Callers wait for it.
+    waits: bool,
+    /// How many of its units are neither idle nor vacant, be it for nobody.
+    busy: usize,
+    /// How many it has had no use for since a turn ago.
+    rested: usize,
+    /// It needs one because it was passed over, and nobody waits.
     can_wait: bool,
+    /// Connecting to it has failed.
+    is_down: bool,
     /// Callers wait for one who cannot be served elsewhere.
     is_urgent: bool,
-    /// It has had one for a while, which serves.
+    /// It has had its last one for a while.
     had_its_turn: bool,
-    /// The number of the last unit that it got.
+    /// It has opened nothing with its last one for a long while.
+    is_silent: bool,
+    /// What it is opening is for nobody.
+    opens_for_nobody: bool,
+    /// It has just been given one, to see whether it is back.
+    is_tried: bool,
+    /// Who has a lower one is served first.
     turn: u64,
 }
 
@@ -78,49 +137,155 @@ impl Look {
         self.need > self.limit
     }
 
-    /// Who has least is served first, and of those who have the same whoever is urgent, by turns.
-    fn precedence(&self) -> (usize, bool, u64) {
-        (self.limit, !self.is_urgent, self.turn)
+    /// Whether it is to have one only if nobody waits for that. One that is down is to be tried, or it
+    /// never relieves the others.
+    fn gives_way(&self) -> bool {
+        self.can_wait && !self.is_down
+    }
+
+    /// In which order units are given to those who have so many: who gives way is last; of the others,
+    /// who has least is first, and of those who have the same whoever is urgent, by turns.
+    fn precedence(&self, has: usize) -> (bool, usize, bool, u64) {
+        (self.gives_way(), has, !self.is_urgent, self.turn)
     }
 
     /// How many units others are to let go of for it.
     fn missing(&self) -> usize {
         self.need.saturating_sub(self.units)
     }
+
+    /// How many of its units are still waited for.
+    fn expected(&self) -> usize {
+        if self.in_vain { self.soon } else { self.coming }
+    }
+
+    /// How many units it has that are idle, or not even open.
+    fn spare(&self) -> usize {
+        self.limit.saturating_sub(self.busy)
+    }
+
+    /// Whether one that will have so many may have one that this one has no use for.
+    fn can_spare(&self, has: usize) -> bool {
+        self.limit > has + 1 || self.rested > 0
+    }
 }
 
 impl<K: Key, M: Manager> Share<K, M> {
-    fn look(&self) -> Look {
-        /// So long a node keeps its last unit while another one waits for that: many uses, beside which
-        /// it costs little to open a connection.
-        const TURN: Duration = Duration::from_millis(50);
+    fn new(pool: Pool<Member<K, M>>) -> Self {
+        let now = Instant::now();
+        let (passed_over, silent, used) = (None, None, Vec::new());
+        Self { pool, passed_over, turn: 0, since: now, asked: now, silent, used, seen: (now, 0) }
+    }
 
+    /// Whether none of its connections is left.
+    fn is_empty(&self) -> bool {
+        let counts = self.pool.counts();
+        counts.connecting + counts.alive() == 0
+    }
+
+    fn look(&mut self) -> Look {
         let turn = self.turn;
+        // Before the counts: then what they say of a pool that is closed is all that it still has.
+        let is_closed = self.pool.is_closed();
         let (counts, waiting) = (self.pool.counts(), self.pool.unserved());
-        if self.pool.is_closed() {
+        if is_closed {
             // It has what is still alive, and will have none. What is out comes back when whoever has
             // it likes, which may be never: he has been waited for already.
             let units = counts.connecting + counts.alive();
             let coming = units - counts.in_use;
             return Look { units, coming, soon: coming, turn, ..Look::default() };
         }
-        let limit = self.pool.max_size();
+        let now = Instant::now();
+        let (limit, most) = (self.pool.max_size(), self.pool.config().max_size);
+        let (kept, connecting) =
+            (counts.in_use + counts.checking + counts.resetting, counts.connecting);
         // What is being opened is for those who wait; what is being closed is for nobody.
-        let kept = counts.in_use + counts.checking + counts.resetting;
-        let busy = kept + counts.connecting.max(waiting);
-        let need = busy.min(self.pool.config().max_size);
-        let can_wait = need == 0 && self.passed_over;
+        let need = (kept + waiting).min(most);
+        let usable = (kept + waiting.min(connecting.max(self.pool.admitted()))).min(most);
+        let busy = kept + connecting.max(waiting);
+        let patience = |since: Instant| now - since < PATIENCE;
+        let can_wait = busy == 0 && self.passed_over.is_some_and(patience);
+        let (need, usable) = if can_wait { (1, 1) } else { (need, usable) };
         let units = limit.max(counts.in_service());
         let coming = units - limit;
         // It closes what is idle first.
-        let soon = coming - (counts.in_use + counts.connecting).saturating_sub(limit);
-        let need = need.max(usize::from(can_wait));
-        let is_urgent = waiting > self.pool.manager().state.roving();
+        let soon = coming - (counts.in_use + connecting).saturating_sub(limit);
+        let need_then = (kept.saturating_sub(coming - soon) + waiting).min(most);
+        let in_vain = coming > soon && now - self.asked >= TURN;
+        let state = &self.pool.manager().state;
+        let was_silent = self.silent.is_some_and(|since| now - since < SILENCE);
+        let is_urgent = waiting > state.roving() && !was_silent;
+        let opens = kept == 0 && connecting > 0;
+        let is_silent = opens && now - self.since >= SILENCE;
         // One that is still being opened would have been opened in vain.
-        let had_its_turn = kept > 0 && self.since.elapsed() >= TURN;
-        Look { limit, units, coming, soon, need, can_wait, is_urgent, had_its_turn, turn }
+        let had_its_turn = if opens { is_silent } else { now - self.since >= TURN };
+        let is_down = !state.is_up();
+        let rested = self.rested(need, limit, now);
+        Look {
+            limit,
+            units,
+            coming,
+            soon,
+            in_vain,
+            need,
+            need_then: need_then.max(usize::from(can_wait)),
+            usable,
+            waits: waiting > 0,
+            busy,
+            rested,
+            can_wait,
+            is_down,
+            is_urgent,
+            had_its_turn,
+            is_silent,
+            opens_for_nobody: connecting > 0 && waiting == 0,
+            is_tried: is_down && now - self.since < PATIENCE,
+            turn,
+        }
+    }
+
+    /// Takes note of how many units are needed now; answers how many were not at any look of the last
+    /// turn.
+    fn rested(&mut self, need: usize, limit: usize, now: Instant) -> usize {
+        let uses = self.pool.uses();
+        let (before, uses_before) = mem::replace(&mut self.seen, (now, uses));
+        if uses != uses_before && now - before >= TURN {
+            // Nobody has seen how many were in use at a time.
+            self.used.fill(now);
+        }
+        self.used.resize(limit, now);
+        let needed = need.min(limit);
+        self.used[..needed].fill(now);
+        self.used[needed..].iter().filter(|used| now - **used >= TURN).count()
     }
 }
+
+/// A limit that has been changed, and has still to be made good: with user code, which may want the cap
+/// itself.
+struct Change<K: Key, M: Manager> {
+    pool: Pool<Member<K, M>>,
+    shrinks: bool,
+    /// What it is opening is to be given up.
+    recalls: bool,
+}
+
+impl<K: Key, M: Manager> Change<K, M> {
+    /// Gives a pool one unit more, or has it let go of one.
+    fn begin(share: &Share<K, M>, limit: usize) -> Self {
+        let shrinks = share.pool.begin_resize(limit);
+        Self { pool: share.pool.clone(), shrinks, recalls: false }
+    }
+
+    fn carry_out(self) {
+        self.pool.end_resize(self.shrinks);
+        if self.recalls {
+            self.pool.give_up_dials();
+        }
+    }
+}
+
+/// What tells that a pool that shrinks has changed, if somebody still starves.
+type Outcome = Option<Vec<EventListener>>;
 
 impl<K: Key, M: Manager> Cap<K, M> {
     pub(super) fn new(most: usize) -> Self {
@@ -141,54 +306,82 @@ impl<K: Key, M: Manager> Cap<K, M> {
     /// A pool that nobody else knows yet takes part from now on, with no unit.
     pub(super) fn add(&self, pool: &Pool<Member<K, M>>) {
         pool.set_limit(0);
-        let (pool, since) = (pool.clone(), Instant::now());
-        self.shares().push(Share { pool, passed_over: false, turn: 0, since });
+        self.shares().push(Share::new(pool.clone()));
+    }
+
+    /// Lets go of pools that were closed, whose last connection is gone: until then they take part.
+    pub(super) fn forget(&self) {
+        let gone: Vec<Share<K, M>> = {
+            let is_gone = |share: &Share<K, M>| share.pool.is_closed() && share.is_empty();
+            let mut shares = self.shares();
+            if !shares.iter().any(is_gone) {
+                return;
+            }
+            let (gone, others) = mem::take(&mut *shares).into_iter().partition(is_gone);
+            *shares = others;
+            gone
+        };
+        // Only now: a manager that is dropped may want the cap itself.
+        drop(gone);
     }
 
     /// Gives units to those who need some, as far as there are free ones, and has others let go of
     /// theirs. If somebody still starves, answers with what tells that a pool that shrinks has changed.
-    fn balance(&self) -> Option<Vec<EventListener>> {
-        let mut shares = self.shares();
-        // Pools that were removed take part until their last connection is gone.
-        shares.retain(|share| !share.pool.is_closed() || share.look().units > 0);
-        let mut listeners = Vec::new();
+    fn balance(&self) -> Outcome {
+        self.forget();
         loop {
-            let looks: Vec<Look> = shares.iter().map(Share::look).collect();
+            let (changes, outcome) = self.decide();
+            if changes.is_empty() {
+                return outcome;
+            }
+            changes.into_iter().for_each(Change::carry_out);
+        }
+    }
+
+    /// Changes limits until there is nothing to change; if there was nothing, answers as `balance`.
+    fn decide(&self) -> (Vec<Change<K, M>>, Outcome) {
+        let mut shares = self.shares();
+        let (mut changes, mut listeners) = (Vec::new(), Vec::new());
+        loop {
+            let looks: Vec<Look> = shares.iter_mut().map(Share::look).collect();
             let starving = looks.iter().enumerate().filter(|(_, look)| look.starves());
-            let (poorest, look) = starving.min_by_key(|(_, look)| look.precedence())?;
+            let poorest = starving.min_by_key(|(_, look)| look.precedence(look.limit));
+            let Some((poorest, look)) = poorest else { return (changes, None) };
             let given: usize = looks.iter().map(|look| look.units).sum();
+            let turn = 1 + looks.iter().map(|look| look.turn).max().unwrap_or_default();
             if given < self.most {
                 let share = &mut shares[poorest];
-                share.passed_over = false;
-                share.turn = 1 + looks.iter().map(|look| look.turn).max().unwrap_or_default();
-                share.since = Instant::now();
-                share.pool.set_limit(look.limit + 1);
+                (share.passed_over, share.silent) = (None, None);
+                (share.turn, share.since) = (turn, Instant::now());
+                changes.push(Change::begin(share, look.limit + 1));
                 continue;
             }
-            let sum = |of: fn(&Look) -> usize| looks.iter().map(of).sum::<usize>();
-            let (missing, coming) = (sum(Look::missing), sum(|look| look.coming));
-            if coming > missing {
-                // Somebody is to let go of one in use that nobody misses any more: he may keep it.
-                let keeps = |look: &Look| look.starves() && look.coming > look.soon;
-                if let Some(keeper) = looks.iter().position(keeps) {
-                    shares[keeper].pool.set_limit(looks[keeper].limit + 1);
-                    continue;
-                }
+            if let Some(keeper) = keeper(&looks) {
+                changes.push(Change::begin(&shares[keeper], looks[keeper].limit + 1));
+                continue;
             }
-            let lacking = looks.iter().enumerate().filter(|(_, look)| look.missing() > 0);
-            if let Some((poorest, look)) = lacking.min_by_key(|(_, look)| look.precedence()) {
-                let idle = if sum(|look| look.soon) < missing { idle(&looks, look) } else { None };
-                let giver = || if coming < missing { richest(&looks, look) } else { None };
-                let last = || if coming < missing { last(&looks, look) } else { None };
-                if let Some(giver) = idle.or_else(giver).or_else(last) {
-                    shares[giver].pool.set_limit(looks[giver].limit - 1);
-                    continue;
+            if let Some(giver) = giver(&looks) {
+                let share = &mut shares[giver];
+                share.asked = Instant::now();
+                let look = &looks[giver];
+                if look.limit == 1 {
+                    // It is the last to get one again.
+                    share.turn = turn;
+                    share.silent = look.is_silent.then_some(share.asked);
                 }
-                if coming < missing && look.can_wait {
-                    // There are not enough for every node to have one.
-                    shares[poorest].passed_over = false;
-                    continue;
-                }
+                let mut change = Change::begin(share, look.limit - 1);
+                change.recalls =
+                    look.spare() == 0 && look.opens_for_nobody || look.limit == 1 && look.is_silent;
+                changes.push(change);
+                continue;
+            }
+            if let Some(patient) = looks.iter().position(Look::gives_way) {
+                // There are not enough for every node to have one.
+                shares[patient].passed_over = None;
+                continue;
+            }
+            if !changes.is_empty() {
+                return (changes, None);
             }
             let shrinking =
                 || shares.iter().zip(&looks).filter(|(_, look)| look.units > look.limit);
@@ -197,36 +390,116 @@ impl<K: Key, M: Manager> Cap<K, M> {
                 // Once more, so that nothing that came back before that is missed.
                 continue;
             }
-            return Some(listeners);
+            return (changes, Some(listeners));
         }
     }
 }
 
-/// Who has something to give to this one. Nobody gives the last one to a node that can wait.
+/// Who is to let go of one in use that nobody misses any more: he may keep it.
+fn keeper(looks: &[Look]) -> Option<usize> {
+    let sum = |of: fn(&Look) -> usize| looks.iter().map(of).sum::<usize>();
+    let missing = sum(Look::missing);
+    // While somebody misses one, those who have been waited for in vain have still to give.
+    let coming = if missing == 0 { sum(|look| look.coming) } else { sum(Look::expected) };
+    if coming <= missing {
+        return None;
+    }
+    let is_waited_for = |look: &Look| missing == 0 || !look.in_vain;
+    looks.iter().position(|look| look.starves() && look.coming > look.soon && is_waited_for(look))
+}
+
+/// Who is to let go of a unit, because somebody will not have enough otherwise.
+fn giver(looks: &[Look]) -> Option<usize> {
+    let soon = lacking(looks, |look| look.soon, |look| look.usable);
+    let idle = soon.into_iter().find_map(|(poor, has)| idle(looks, &looks[poor], has));
+    idle.or_else(|| {
+        let poor = lacking(looks, Look::expected, |look| look.need);
+        poor.into_iter().find_map(|(poor, has)| {
+            let poor = &looks[poor];
+            unwanted(looks, poor, has)
+                .or_else(|| richest(looks, poor, has))
+                .or_else(|| last(looks, poor, has))
+        })
+    })
+}
+
+/// Those who will have less than they want once all that comes has been given to whoever is first then,
+/// and how much each will have; whoever would be the next to be given one is the first.
+fn lacking(
+    looks: &[Look],
+    comes: impl Fn(&Look) -> usize,
+    wants: impl Fn(&Look) -> usize,
+) -> Vec<(usize, usize)> {
+    let mut has: Vec<usize> = looks.iter().map(|look| look.limit).collect();
+    let rank = |index: usize, has: usize| Reverse((looks[index].precedence(has), index));
+    let starving = (0..looks.len()).filter(|index| looks[*index].need_then > has[*index]);
+    let mut next: BinaryHeap<_> = starving.map(|index| rank(index, has[index])).collect();
+    for _ in 0..looks.iter().map(comes).sum() {
+        let Some(Reverse((_, index))) = next.pop() else { break };
+        has[index] += 1;
+        if looks[index].need_then > has[index] {
+            next.push(rank(index, has[index]));
+        }
+    }
+    // Whoever still waits would get what is asked for one that gives way.
+    let some_wait = next.into_iter().any(|Reverse((_, index))| !looks[index].gives_way());
+    let lacks = |index: &usize| {
+        let look = &looks[*index];
+        wants(look) > has[*index].max(look.units) && !(some_wait && look.gives_way())
+    };
+    let mut lacking: Vec<usize> = (0..looks.len()).filter(lacks).collect();
+    lacking.sort_by_key(|index| looks[*index].precedence(has[*index]));
+    lacking.into_iter().map(|index| (index, has[index])).collect()
+}
+
+/// Who has something to give to this one. Nobody gives the last one to a node that can wait, unless to
+/// see whether that is back, and without a use for it.
 fn able<'l>(looks: &'l [Look], poor: &Look) -> impl Iterator<Item = (usize, &'l Look)> {
-    let least = if poor.can_wait { 2 } else { 1 };
-    looks.iter().enumerate().filter(move |(_, look)| look.limit >= least)
+    let (can_wait, is_down) = (poor.can_wait, poor.is_down);
+    let may = move |look: &Look| match look.limit {
+        0 => false,
+        1 => !can_wait || is_down && look.rested > 0,
+        _ => true,
+    };
+    looks.iter().enumerate().filter(move |(_, look)| may(look))
 }
 
-/// The one that has most that it does not need.
-fn idle(looks: &[Look], poor: &Look) -> Option<usize> {
-    let spare = |look: &Look| look.limit.saturating_sub(look.need);
-    let idle = able(looks, poor).max_by_key(|(_, look)| spare(look));
-    idle.filter(|(_, look)| spare(look) > 0).map(|(index, _)| index)
+/// The one that has most that is idle, first of those that have had no use for it for a while.
+fn idle(looks: &[Look], poor: &Look, has: usize) -> Option<usize> {
+    let by_turns = |look: &Look| poor.is_urgent && has == 0 && look.limit == 1 && look.had_its_turn;
+    let may = |look: &Look| look.spare() > 0 && (look.can_spare(has) || by_turns(look));
+    let idle = able(looks, poor).filter(|(_, look)| may(look));
+    idle.max_by_key(|(_, look)| (look.rested > 0, look.spare())).map(|(index, _)| index)
 }
 
-/// The one that has most, if it has more than the other will have then.
-fn richest(looks: &[Look], poor: &Look) -> Option<usize> {
-    let richest = able(looks, poor).max_by_key(|(_, look)| look.limit);
-    richest.filter(|(_, look)| look.limit > poor.limit + 1).map(|(index, _)| index)
+/// One that opens a connection for nobody.
+fn unwanted(looks: &[Look], poor: &Look, has: usize) -> Option<usize> {
+    let may = |look: &Look| look.spare() == 0 && look.limit > look.need && look.can_spare(has);
+    let is_free = |look: &Look| !look.in_vain && !look.is_tried;
+    let mut unwanted = able(looks, poor).filter(|(_, look)| may(look) && is_free(look));
+    unwanted.find(|_| !poor.can_wait).map(|(index, _)| index)
+}
+
+/// The one that has most, all of it in use, if that is more than the other will have then. One where
+/// callers wait gives none to one that gives way: it would get it back.
+fn richest(looks: &[Look], poor: &Look, has: usize) -> Option<usize> {
+    let may = |look: &Look| {
+        let has_most = look.spare() == 0 && look.limit > has + 1;
+        has_most && !look.in_vain && !(poor.gives_way() && look.waits)
+    };
+    let richest = able(looks, poor).filter(|(_, look)| may(look));
+    richest.max_by_key(|(_, look)| look.limit).map(|(index, _)| index)
 }
 
 /// The one that has had its only unit for longest, if the other has none and callers wait there who are
 /// served by nobody else.
-fn last(looks: &[Look], poor: &Look) -> Option<usize> {
-    let able = able(looks, poor).filter(|(_, look)| look.limit == 1 && look.had_its_turn);
-    let last = able.min_by_key(|(_, look)| look.turn).map(|(index, _)| index);
-    last.filter(|_| poor.limit == 0 && poor.is_urgent)
+fn last(looks: &[Look], poor: &Look, has: usize) -> Option<usize> {
+    let may = |look: &Look| {
+        let is_due = look.had_its_turn && (poor.is_urgent || look.is_silent);
+        look.limit == 1 && is_due && !look.in_vain
+    };
+    let last = able(looks, poor).filter(|(_, look)| may(look)).min_by_key(|(_, look)| look.turn);
+    last.filter(|_| has == 0 && !poor.can_wait).map(|(index, _)| index)
 }
 
 impl<K: Key, M: Manager> Shared<K, M> {
@@ -235,7 +508,9 @@ impl<K: Key, M: Manager> Shared<K, M> {
     pub(super) fn passed_over(self: &Arc<Self>, node: &Node<K, M>) {
         let Some(cap) = &self.cap else { return };
         if let Some(share) = cap.shares().iter_mut().find(|share| share.pool.is(&node.pool)) {
-            share.passed_over |= share.pool.max_size() == 0;
+            if share.pool.max_size() == 0 {
+                share.passed_over = Some(Instant::now());
+            }
         }
         self.more_wanted();
     }

@@ -147,6 +147,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
         };
         if is_other {
             self.changed.notify(usize::MAX.additional());
+            self.forget_removed();
         }
         answer
     }
@@ -160,6 +161,21 @@ impl<K: Key, M: Manager> Shared<K, M> {
         if let Some(cap) = &self.cap {
             cap.add(&node.pool);
         }
+    }
+
+    /// Lets go of what the cap still knows of nodes that were removed.
+    fn forget_removed(&self) {
+        if let Some(cap) = &self.cap {
+            cap.forget();
+        }
+    }
+
+    /// Drains the pool of a node that is out of the table.
+    async fn drain(&self, node: Arc<Node<K, M>>, deadline: Duration) -> DrainReport {
+        // Cancel: its first poll has closed the pool.
+        let report = node.pool.drain(deadline).await;
+        self.forget_removed();
+        report
     }
 
     /// What the template makes of an endpoint.
@@ -314,7 +330,7 @@ impl<K: Key, M: Manager> Cluster<K, M> {
             Ok((table.without(node.key()), node.clone()))
         })?;
         // Cancel: its first poll has closed the pool.
-        Ok(node.pool.drain(deadline).await)
+        Ok(self.shared.drain(node, deadline).await)
     }
 
     /// Puts another manager, and a new pool, in the place of a node's, and drains the old one. Whoever
@@ -359,7 +375,7 @@ impl<K: Key, M: Manager> Cluster<K, M> {
             Ok((table.with(node), old.clone()))
         })?;
         // Cancel: as in `remove_node`.
-        Ok(old.pool.drain(deadline).await)
+        Ok(self.shared.drain(old, deadline).await)
     }
 
     /// Gives a node another role, another weight and other labels; its connections stay.

@@ -1,25 +1,27 @@
 //! What a cluster knows of a node: where it is, what it is for, and how it is.
 //!
 //! The pool of a node has a [`Member`] for its manager, which hands everything on to the user's and
-//! takes down on the way whether connecting fails, how long checks take and which role the server
-//! says it has. Nothing of this is touched by an acquire or a release that hits.
+//! takes down on the way how long checks take and which role the server says it has; the pool tells
+//! whether connecting fails. Nothing of this is touched by an acquire or a release that hits.
 //!
 //! Not here: which node is chosen (`policy.rs`).
 
 use super::endpoint::Endpoint;
+use super::limits::PATIENCE;
 use super::{Key, Shared};
 use crate::core::Counts;
 use crate::error::ConfigError;
 use crate::manager::{Condition, Manager};
 use crate::metrics::Source;
-use crate::pool::Pool;
+use crate::pool::{Attempt, Pool};
 use event_listener::{Event, IntoNotification};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::{Future, poll_fn};
+use std::panic::Location;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -146,8 +148,6 @@ pub(super) struct State<K> {
     back_since: AtomicU64,
     /// How long its checks take, smoothed, in nanoseconds; 0 before the first.
     latency: AtomicU64,
-    /// How long a connect may take; unknown until there is a pool.
-    pub(super) connect_timeout: OnceLock<Duration>,
     /// A connection is being opened in the background to try the node.
     trying: AtomicBool,
     /// How many of those for whom its pool is to open a connection may be served elsewhere.
@@ -174,7 +174,6 @@ impl<K> State<K> {
             tried_at: zero(),
             back_since: zero(),
             latency: zero(),
-            connect_timeout: OnceLock::new(),
             trying: AtomicBool::new(false),
             roving: AtomicUsize::new(0),
             began,
@@ -210,6 +209,17 @@ impl<K> State<K> {
     /// By the cluster's clock, which never says 0.
     fn now(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX).max(1)
+    }
+
+    /// Whether connecting works, as far as anybody knows.
+    pub(super) fn is_up(&self) -> bool {
+        !self.failing.load(Ordering::Relaxed)
+    }
+
+    /// The pool has come to know whether connecting works, its hooks included, or one of the node's
+    /// connections has told.
+    pub(super) fn connected(&self, succeeded: bool) {
+        if succeeded { self.succeeded() } else { self.failed() }
     }
 
     fn failed(&self) {
@@ -264,15 +274,6 @@ impl<K: Key, M: Manager> Member<K, M> {
         &self.manager
     }
 
-    async fn connect_and_get_to_know(&self) -> Result<M::Connection, M::Error> {
-        let mut connection = self.manager.connect().await?;
-        if let Err(error) = self.get_to_know(&mut connection).await {
-            self.manager.close(connection).await;
-            return Err(error);
-        }
-        Ok(connection)
-    }
-
     /// Finds out what a new connection can tell of its server.
     async fn get_to_know(&self, connection: &mut M::Connection) -> Result<(), M::Error> {
         if let Some(read_role) = &self.read_role {
@@ -288,49 +289,17 @@ impl<K: Key, M: Manager> Member<K, M> {
     }
 }
 
-/// A connect under way.
-struct Connecting<'s, K> {
-    state: &'s State<K>,
-    began: Instant,
-    /// It has come to an end by itself.
-    ended: bool,
-}
-
-impl<'s, K> Connecting<'s, K> {
-    fn new(state: &'s State<K>) -> Self {
-        Self { state, began: Instant::now(), ended: false }
-    }
-
-    /// Whether it has taken as long as it may, give or take what a timer is late or early.
-    fn is_late(&self) -> bool {
-        const INEXACT: Duration = Duration::from_millis(5);
-        let limit = self.state.connect_timeout.get();
-        limit.is_some_and(|limit| self.began.elapsed() + INEXACT >= *limit)
-    }
-}
-
-impl<K> Drop for Connecting<'_, K> {
-    fn drop(&mut self) {
-        // If it is dropped before, nobody wants it any more, which says nothing of the node.
-        if !self.ended && (std::thread::panicking() || self.is_late()) {
-            self.state.failed();
-        }
-    }
-}
-
 impl<K: Key, M: Manager> Manager for Member<K, M> {
     type Connection = M::Connection;
     type Error = M::Error;
 
     async fn connect(&self) -> Result<M::Connection, M::Error> {
-        let mut connecting = Connecting::new(&self.state);
-        let connected = self.connect_and_get_to_know().await;
-        connecting.ended = true;
-        match &connected {
-            Ok(_) => self.state.succeeded(),
-            Err(_) => self.state.failed(),
+        let mut connection = self.manager.connect().await?;
+        if let Err(error) = self.get_to_know(&mut connection).await {
+            self.manager.close(connection).await;
+            return Err(error);
         }
-        connected
+        Ok(connection)
     }
 
     fn condition(&self, connection: &mut M::Connection) -> Condition {
@@ -397,7 +366,7 @@ impl<K: Key, M: Manager> Node<K, M> {
 
     /// Whether connecting works, as far as anybody knows.
     pub(super) fn is_up(&self) -> bool {
-        !self.state.failing.load(Ordering::Relaxed)
+        self.state.is_up()
     }
 
     /// The same node, its pool and its connections, with other options, which have been validated.
@@ -418,7 +387,8 @@ impl<K: Key, M: Manager> Node<K, M> {
         if since == 0 {
             return 1.0;
         }
-        let part = (self.state.now() - since) as f64 / slow_start.as_nanos() as f64;
+        // A thread for which a paused clock does not hold may have said since when.
+        let part = self.state.now().saturating_sub(since) as f64 / slow_start.as_nanos() as f64;
         if part >= 1.0 || part.is_nan() {
             // Unless it has come back once more meanwhile.
             let over = self.state.back_since.compare_exchange(
@@ -434,7 +404,8 @@ impl<K: Key, M: Manager> Node<K, M> {
     }
 
     /// Opens one more connection in the background, if there is room and nobody does so already:
-    /// because the node was passed over for want of an idle one, or to see whether it is back.
+    /// because the node was passed over for want of an idle one, or to see whether it is back. If there
+    /// is no room for another, one that it has can tell that as well.
     pub(super) fn try_in_background(self: &Arc<Self>) {
         let Ok(runtime) = Handle::try_current() else { return };
         if self.state.trying.swap(true, Ordering::SeqCst) {
@@ -445,16 +416,32 @@ impl<K: Key, M: Manager> Node<K, M> {
         drop(runtime.spawn(async move {
             let _trying = trying;
             node.until_it_may_have_one().await;
-            let more = node.pool.counts().alive() + 1;
-            // What comes of it is taken down by the member.
-            drop(node.pool.warm_up(more).await);
+            let counts = node.pool.counts();
+            let is_full = counts.vacant + counts.connecting == 0 && counts.alive() > 0;
+            if is_full && !node.is_up() {
+                node.check_one().await;
+            } else {
+                // The pool tells what comes of it.
+                drop(node.pool.warm_up(counts.alive() + 1).await);
+            }
         }));
+    }
+
+    /// Sees whether one of its connections works.
+    async fn check_one(&self) {
+        let Ok(mut connection) = self.pool.acquire_timeout(PATIENCE).await else { return };
+        let limit = self.pool.config().check_timeout;
+        let check = self.pool.manager().check(&mut connection);
+        // Cancel: nobody knows where the check has left the connection.
+        match tokio::time::timeout(limit, check).await {
+            Ok(Ok(())) => self.state.connected(true),
+            Ok(Err(_)) | Err(_) => connection.discard(),
+        }
     }
 
     /// Waits for what the cap has been asked for: not for long, since it may be that nobody has one to
     /// give.
     async fn until_it_may_have_one(&self) {
-        const PATIENCE: Duration = Duration::from_millis(250);
         if self.pool.max_size() > 0 {
             return;
         }
@@ -514,11 +501,18 @@ impl<K: Key, M: Manager> Node<K, M> {
         if self.state.trying.swap(true, Ordering::SeqCst) {
             return;
         }
-        let trying = Trying(self.state.clone());
-        let (node, cluster) = (self.clone(), Arc::downgrade(cluster));
+        let (trying, caller) = (Trying(self.state.clone()), Location::caller());
+        let limit = self.pool.config().check_timeout;
+        // With a limit or without, whoever waits does not keep the pool open.
+        let (pool, patience) = (self.pool.reference(), cluster.settings.acquire_timeout);
+        let cluster = Arc::downgrade(cluster);
         drop(runtime.spawn(async move {
-            let _trying = trying;
-            let mut acquire = pin!(node.pool.acquire());
+            let mut acquire = pin!(async {
+                match pool.attempt(caller) {
+                    Attempt::Hit(pooled) => Ok(pooled),
+                    Attempt::Miss(missed) => missed.wait(patience, false).await,
+                }
+            });
             let acquired = match poll_fn(|cx| Poll::Ready(acquire.as_mut().poll(cx))).await {
                 Poll::Ready(acquired) => acquired,
                 Poll::Pending => {
@@ -531,11 +525,10 @@ impl<K: Key, M: Manager> Node<K, M> {
             };
             drop(roving);
             let Ok(mut connection) = acquired else { return };
-            let limit = node.pool.config().check_timeout;
             // Cancel: nobody knows where the question has left the connection.
             let role = tokio::time::timeout(limit, read_role(&mut connection)).await;
             match role {
-                Ok(Ok(role)) => node.state.set_role(role),
+                Ok(Ok(role)) => trying.0.set_role(role),
                 Ok(Err(_)) | Err(_) => connection.discard(),
             }
         }));
@@ -601,7 +594,7 @@ impl<K> NodeView<'_, K> {
     /// Whether connecting to it works, as far as anybody knows.
     #[must_use]
     pub fn is_up(&self) -> bool {
-        !self.state.failing.load(Ordering::Relaxed)
+        self.state.is_up()
     }
 
     /// How long its checks take, smoothed; `None` before the first.

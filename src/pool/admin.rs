@@ -96,8 +96,18 @@ impl<M: Manager> Pool<M> {
 
     /// As [`resize`](Self::resize), also to nothing; the caller has checked the limit.
     pub(crate) fn set_limit(&self, limit: usize) {
+        self.end_resize(self.begin_resize(limit));
+    }
+
+    /// The part of it that calls nothing but the core; answers whether the pool shrinks.
+    pub(crate) fn begin_resize(&self, limit: usize) -> bool {
+        limit < self.shared.core.resize(limit)
+    }
+
+    /// The other part, which may run hooks and, without a runtime, end connections here.
+    pub(crate) fn end_resize(&self, shrinks: bool) {
         let shared = &*self.shared;
-        if limit < shared.core.resize(limit) {
+        if shrinks {
             shared.look_at_all();
         }
         Keeper::vacancy(shared);

@@ -9,7 +9,7 @@ use super::operation::has_timer;
 use super::reaper::{Memory, Upkeep};
 use super::report::Reports;
 use super::shed::Shedder;
-use super::{LastHandle, OPEN, Pool, Shared, WhichNode};
+use super::{LastHandle, OPEN, OnConnect, Pool, Shared, WhichNode};
 use crate::config::{CheckPolicy, Config, Priority, Shed, above_zero};
 use crate::core::{Core, Flags, IdleOrder, Size, default_shards};
 use crate::error::{BuildError, ConfigError, WarmUpError};
@@ -34,6 +34,7 @@ pub struct PoolBuilder<M: Manager> {
     hooks: Hooks<M>,
     reports: Option<Reports>,
     cluster: Option<Box<WhichNode>>,
+    on_connect: Option<Box<OnConnect>>,
     /// The idle timeout for a lifetime that is long enough, unless the user has chosen one.
     usual_idle_timeout: Option<Duration>,
 }
@@ -77,8 +78,9 @@ impl<M: Manager> PoolBuilder<M> {
     pub(super) fn new(manager: M) -> Self {
         let config = Config::default();
         let hooks = Hooks::new();
+        let (reports, cluster, on_connect) = (None, None, None);
         let usual_idle_timeout = config.idle_timeout;
-        Self { manager, config, hooks, reports: None, cluster: None, usual_idle_timeout }
+        Self { manager, config, hooks, reports, cluster, on_connect, usual_idle_timeout }
     }
 
     settings! {
@@ -289,6 +291,13 @@ impl<M: Manager> PoolBuilder<M> {
         self
     }
 
+    /// Who is told of each connect whether it has succeeded.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn on_connect(mut self, told: impl Fn(bool) + Send + Sync + 'static) -> Self {
+        self.on_connect = Some(Box::new(told));
+        self
+    }
+
     /// Builds the pool and opens its first `min_idle` connections, on the runtime that polls this.
     ///
     /// # Errors
@@ -337,7 +346,7 @@ impl<M: Manager> PoolBuilder<M> {
     ///
     /// [`ConfigError`] if a setting is out of range.
     pub fn build_lazy(self) -> Result<Pool<M>, ConfigError> {
-        let Self { manager, config, hooks, reports, cluster, .. } = self;
+        let Self { manager, config, hooks, reports, cluster, on_connect, .. } = self;
         config.validate()?;
         if let Some(reports) = &reports {
             above_zero("on_metrics", reports.interval)?;
@@ -361,6 +370,7 @@ impl<M: Manager> PoolBuilder<M> {
             hooks,
             reports,
             cluster,
+            on_connect,
             connector: Connector::new(),
             totals: Totals::new(size.shards, config.time_use),
             keeps_idle: AtomicBool::new(false),

@@ -58,7 +58,7 @@ pub(super) struct Connector<E> {
     trouble: Mutex<Trouble<E>>,
     /// Verdicts so far; whoever waits reads this without the lock.
     verdicts: AtomicU64,
-    /// Notified on close, for dials that hang or pause.
+    /// Notified on close, and when they are to be given up: for dials that hang or pause.
     closing: Event,
 }
 
@@ -198,6 +198,12 @@ impl<E> Connector<E> {
         if self.dials.load(Ordering::SeqCst) == 0 { None } else { self.last_error() }
     }
 
+    /// How many dials there may be at the moment.
+    #[cfg(feature = "cluster")]
+    pub(super) fn admitted(&self) -> usize {
+        self.admitted.load(Ordering::SeqCst)
+    }
+
     /// How many verdicts there have been.
     pub(super) fn verdicts(&self) -> u64 {
         // Ordering: Acquire, partner: the increment in `failed`.
@@ -209,7 +215,7 @@ impl<E> Connector<E> {
         if self.verdicts() > before { lock(&self.trouble).verdict.clone() } else { None }
     }
 
-    /// Ends the dials of a pool that has been closed.
+    /// Ends the dials that are under way, the prober's pause included.
     pub(super) fn close(&self) {
         self.closing.notify(usize::MAX.additional());
     }
@@ -449,6 +455,9 @@ impl<M: Manager> Shared<M> {
 
     /// Takes note of a connect that has succeeded.
     pub(super) fn connect_succeeded(&self) {
+        if let Some(told) = &self.on_connect {
+            told(true);
+        }
         let failures = self.connector.succeeded(self.config.max_connecting);
         if failures > 0 {
             self.tell_recovered(failures);
@@ -458,6 +467,9 @@ impl<M: Manager> Shared<M> {
     /// Takes note of a failed connect.
     pub(super) fn connect_failed(&self, error: OperationError<M::Error>) -> ConnectFailure<M> {
         self.totals.connect_failed();
+        if let Some(told) = &self.on_connect {
+            told(false);
+        }
         let permanent = match &error {
             OperationError::Failed(error) => {
                 let ask = AssertUnwindSafe(|| self.manager.is_permanent(error));

@@ -99,6 +99,8 @@ pub(crate) struct Shared<M: Manager> {
     hooks: Hooks<M>,
     reports: Option<Reports>,
     cluster: Option<Box<WhichNode>>,
+    /// Is told of each connect whether it has succeeded, before anybody else is.
+    on_connect: Option<Box<OnConnect>>,
     connector: Connector<M::Error>,
     totals: Totals,
     /// False until the first connections are open, or somebody waits for one.
@@ -134,6 +136,9 @@ const CLOSED: u8 = 2;
 
 /// Tells which node of a cluster a pool stands for.
 type WhichNode = dyn Fn() -> ClusterNode + Send + Sync;
+
+/// Is told of a connect whether it has succeeded, hooks included.
+type OnConnect = dyn Fn(bool) + Send + Sync;
 
 /// What lives in a slot.
 pub(crate) struct Tenant<C> {
@@ -653,6 +658,24 @@ impl<M: Manager> Pool<M> {
     #[cfg(feature = "cluster")]
     pub(crate) fn unserved(&self) -> usize {
         self.shared.unserved()
+    }
+
+    /// How many connections may be opened at once at the moment.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn admitted(&self) -> usize {
+        self.shared.connector.admitted()
+    }
+
+    /// How often connections have been acquired. Costs one pass over all slots.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn uses(&self) -> u64 {
+        self.shared.core.uses()
+    }
+
+    /// Ends the connects that are under way; if there is room for them, others begin.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn give_up_dials(&self) {
+        self.shared.connector.close();
     }
 
     /// Whether these are handles to the same pool.
