@@ -37,7 +37,7 @@ pub struct Connection {
     // its end, its tasks send before their runtime ends.
     connection: AsyncConn,
     said_goodbye: bool,
-    _ground: Arc<Ground>,
+    ground: Arc<Ground>,
 }
 
 impl Deref for Connection {
@@ -108,7 +108,7 @@ impl Manager for PgWiredManager<Connection> {
         // connection, which says goodbye when it is dropped.
         let opening = ground.clone().spawn(async move {
             let connection = AsyncConn::new(options.connect().await?);
-            Ok(Connection { connection, said_goodbye: false, _ground: ground })
+            Ok(Connection { connection, said_goodbye: false, ground })
         });
         let opened = Awaited(opening).outcome().await;
         opened.unwrap_or(Err(PgWireError::ConnectionClosed))
@@ -161,7 +161,8 @@ impl Manager for PgWiredManager<Connection> {
         if timeout(GRACE, goodbye.as_mut()).await.is_err() {
             // What was given up goes on at the server, which would not look at the goodbye before its
             // end. A cancel that comes late hits nobody else: nobody has this connection any more.
-            drop(connection.connection.cancel_token().cancel().await);
+            let token = connection.connection.cancel_token();
+            drop(connection.ground.spawn(async move { token.cancel().await }).await);
             // Whatever goes wrong with a goodbye, the connection is gone.
             drop(goodbye.await);
         }
