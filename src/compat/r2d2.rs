@@ -180,10 +180,9 @@ impl<C> Connection<C> {
     /// is not told.
     #[must_use]
     pub fn into_inner(this: Self) -> C {
-        match this.place {
-            Place::Here(mut held) => held.connection.take().expect(TAKEN),
-            Place::Away(_) | Place::Gone => unreachable!("{NOT_HERE}"),
-        }
+        let Place::Here(mut held) = this.place else { unreachable!("{NOT_HERE}") };
+        let Some(connection) = held.connection.take() else { unreachable!("{TAKEN}") };
+        connection
     }
 }
 
@@ -262,7 +261,9 @@ impl<M: ManageConnection, E> Adapter<M, E> {
         customizer: Box<dyn CustomizeConnection<M::Connection, M::Error>>,
     ) -> Self {
         let customizer: Arc<Customizer<M>> = customizer.into();
-        let parts = Arc::get_mut(&mut self.parts).expect("BUG: a call before there is a pool");
+        let Some(parts) = Arc::get_mut(&mut self.parts) else {
+            unreachable!("BUG: a call before there is a pool")
+        };
         parts.release = release::<M>(Some(customizer.clone()));
         parts.customizer = Some(customizer);
         self
