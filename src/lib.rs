@@ -88,6 +88,8 @@ mod manager;
 mod metrics;
 #[cfg(feature = "tokio")]
 mod pool;
+#[cfg(any(feature = "r2d2", feature = "sqlite"))]
+mod threads;
 
 #[cfg(feature = "tokio")]
 pub mod blocking;

@@ -9,10 +9,11 @@ use support::*;
 
 use millpond::backends::pg_wired::{Connection, PgWiredManager};
 use millpond::{
-    AcquireError, CheckPolicy, Manager, OperationError, Pool, PoolBuilder, PoolMetrics,
+    AcquireError, CheckPolicy, Hooks, Manager, OperationError, Pool, PoolBuilder, PoolMetrics,
 };
 use pg_wired::{PgWireError, TlsMode, WireConn};
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
@@ -39,9 +40,7 @@ impl Speaks for Connection {
 
 impl Speaks for WireConn {
     async fn ask(&mut self, sql: &str) -> Result<String, PgWireError> {
-        let length = (sql.len() as u32 + 5).to_be_bytes();
-        let message = [b"Q", &length[..], sql.as_bytes(), b"\0"].concat();
-        self.send_raw(&message).await?;
+        self.send_raw(&query(sql.as_bytes())).await?;
         self.collect_rows().await.map(|(rows, _)| first(&rows))
     }
 }
@@ -218,21 +217,130 @@ async fn a_begin_that_is_dropped_at_any_poll_leaves_no_transaction() {
     assert!(cut_at_each_poll(&patient(manager().raw(), 1), "BEGIN").await > 0);
 }
 
+/// A message that has this text run.
+fn query(sql: &[u8]) -> Vec<u8> {
+    let length = (sql.len() as u32 + 5).to_be_bytes();
+    [b"Q", &length[..], sql, b"\0"].concat()
+}
+
 #[tokio::test]
-async fn half_a_message_is_never_completed_by_somebody_else() {
+async fn a_connection_whose_answers_go_to_other_requests_is_not_handed_on() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    for verify in [true, false] {
+        let latin = manager(&server).parameter("client_encoding", "LATIN1");
+        let builder = builder(latin.verify_on_release(verify), 1).check(CheckPolicy::Always);
+        let pool = builder.build().await.unwrap();
+        let first = backend(&pool).await;
+        // Two statements have two answers.
+        let connection = pool.acquire().await.unwrap();
+        let both = [query(b"SELECT 'a'"), query(b"SELECT 'b'")].concat();
+        let rows = pg_wired::ResponseCollector::Rows;
+        connection.submit(both[..].into(), rows).await.map(drop).unwrap();
+        drop(connection);
+        assert_eq!(ask(&pool, "SELECT 42").await, "42");
+        let second = backend(&pool).await;
+        assert_ne!(second, first);
+        // A name that is no UTF-8 ends the reading of an answer in its middle.
+        let connection = pool.acquire().await.unwrap();
+        let rows = pg_wired::ResponseCollector::Rows;
+        let named = connection.submit(query(b"SELECT 1 AS \"\xe9\"")[..].into(), rows);
+        let error = named.await.map(drop).unwrap_err();
+        assert!(matches!(error, PgWireError::Protocol(_)), "{error}");
+        drop(connection);
+        assert_eq!(ask(&pool, "SELECT 42").await, "42");
+        assert_ne!(backend(&pool).await, second);
+        let closed = exact(&pool).await.closed;
+        assert_eq!((closed.failed_reset + closed.failed_check, closed.total()), (2, 2));
+    }
+}
+
+#[tokio::test]
+async fn what_is_given_up_does_not_go_on_at_the_server_once_its_connection_is_closed() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    let builder = builder(manager(&server), 1).reset_timeout(MOMENT).close_timeout(PATIENCE);
+    let pool = builder.build().await.unwrap();
+    for _ in 0..3 {
+        let mut connection = pool.acquire().await.unwrap();
+        assert!(cut_after(0, connection.ask("SELECT pg_sleep(1000)")).await.is_none());
+        drop(connection);
+        let mut connection = pool.acquire().await.unwrap();
+        assert_eq!(connection.ask("SELECT 7").await.unwrap(), "7");
+        // The old one was closed before this one was opened.
+        assert_eq!(clients(&server).lines().count(), 1, "{}", clients(&server));
+    }
+    let mut connection = pool.acquire().await.unwrap();
+    assert!(cut_after(0, connection.ask("SELECT pg_sleep(1000)")).await.is_none());
+    connection.discard();
+    assert_eq!(ask(&pool, "SELECT 7").await, "7");
+    assert_eq!(clients(&server).lines().count(), 1, "{}", clients(&server));
+    assert_eq!(exact(&pool).await.closed.failed_reset, 3);
+}
+
+#[tokio::test]
+async fn a_connection_that_a_hook_has_set_up_passes_its_check() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    let set_up = Hooks::new().after_connect(|connection: &mut Connection| {
+        Box::pin(async move {
+            connection.exec_transaction("BEGIN", "SELECT 1", &[], &[]).await?;
+            connection.mark_state_mutated();
+            Ok(())
+        })
+    });
+    let open = Hooks::new().after_connect(|connection: &mut Connection| {
+        Box::pin(async move { connection.exec_query("BEGIN", &[], &[]).await.map(drop) })
+    });
+    for (hooks, passes) in [(set_up, true), (open, false)] {
+        let manager = manager(&server).verify_on_release(false);
+        let pool = builder(manager, 1).hooks(hooks).min_idle(1).keepalive_interval(MOMENT / 10);
+        let pool = pool.build().await.unwrap();
+        eventually("it has been checked twice", || pool.metrics().checks >= 2).await;
+        assert_eq!(pool.metrics().closed.failed_check == 0, passes);
+        if passes {
+            // That there is something to undo is not forgotten.
+            backend(&pool).await;
+            assert_eq!((exact(&pool).await.resets, pool.metrics().created), (1, 1));
+        }
+    }
+}
+
+#[tokio::test]
+async fn settings_that_come_with_the_connection_outlive_a_reset_and_those_of_a_hook_do_not() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    let hooks = Hooks::new().after_connect(|connection: &mut Connection| {
+        Box::pin(async move {
+            connection.exec_query("SET application_name = 'hook'", &[], &[]).await.map(drop)
+        })
+    });
+    let manager = manager(&server).parameter("search_path", "here");
+    let pool = builder(manager, 1).hooks(hooks).build().await.unwrap();
+    assert_eq!(ask(&pool, "SHOW application_name").await, "hook");
+    let mut connection = pool.acquire().await.unwrap();
+    connection.ask("BEGIN").await.unwrap();
+    connection.ask("COMMIT").await.unwrap();
+    drop(connection);
+    assert_eq!(ask(&pool, "SHOW application_name").await, "");
+    assert_eq!(ask(&pool, "SHOW search_path").await, "here");
+    assert_eq!(exact(&pool).await.created, 1);
+}
+
+#[tokio::test]
+async fn half_a_message_costs_its_connection_and_is_not_run() {
     let Some(server) = Postgres::start(&[]) else { return };
     server.run("CREATE TABLE t AS SELECT 1 AS n; GRANT ALL ON t TO millpond");
     let builder = builder(manager(&server).raw(), 1).reset_timeout(MOMENT);
     let pool = builder.build().await.unwrap();
-    let statement = b"Q\0\0\0\x28DELETE FROM t WHERE n = 1 /* and so on */ -- \0";
-    for sent in [3, 5, 20, 31] {
+    let statement = query(b"DELETE FROM t WHERE n = 1 /* and so on */ -- ");
+    // Two bytes short of its end it would be: the next message begins with a letter and a zero.
+    let almost = statement.len() - 2;
+    for sent in [3, 5, 20, 31, almost - 3, almost - 2, almost - 1, almost + 1] {
         let mut connection = pool.acquire().await.unwrap();
         connection.send_raw(&statement[..sent]).await.unwrap();
         drop(connection);
         assert_eq!(ask(&pool, "SELECT 7").await, "7");
         assert_eq!(server.run("SELECT count(*) FROM t"), "1", "{sent} bytes sent");
     }
-    assert_eq!(exact(&pool).await.closed.failed_reset, 4);
+    // What lacks just as much as the first message has is refused, and the next is understood.
+    assert_eq!(exact(&pool).await.closed.failed_reset, 7);
 }
 
 #[tokio::test]
@@ -265,9 +373,7 @@ async fn rows_that_nobody_reads_keep_their_connection_from_being_used() {
     let Some(server) = Postgres::start(&[]) else { return };
     let pool = builder(manager(&server), 1).reset_timeout(MOMENT).build().await.unwrap();
     let connection = pool.acquire().await.unwrap();
-    let sql = "SELECT generate_series(1, 100000)\0";
-    let length = (sql.len() as u32 + 4).to_be_bytes();
-    let message = [b"Q", &length[..], sql.as_bytes()].concat();
+    let message = query(b"SELECT generate_series(1, 100000)");
     let (_, rows) = connection.submit_stream(message[..].into(), 1).await.unwrap();
     drop(connection);
     assert_eq!(ask(&pool, "SELECT 7").await, "7");
@@ -455,8 +561,23 @@ async fn a_connection_that_is_dropped_unclosed_leaves_nothing_at_the_server() {
         drop(cut_after(polls, pool.manager().connect()).await);
         eventually("the server has seen it off", one_left).await;
     }
+    // One that is given up when it has come to its end, which nobody has seen.
+    let (wakes, waker) = Wakes::new();
+    let mut connect = Box::pin(pool.manager().connect());
+    assert!(poll_with(connect.as_mut(), &waker).is_pending());
+    eventually("it is open", || wakes.count() > 0).await;
+    drop(connect);
+    eventually("the server has seen it off", one_left).await;
+
+    // By a task that has done so much that it should give way to others.
+    let last = pool.acquire().await.unwrap().detach();
+    while tokio::task::coop::has_budget_remaining() {
+        assert!(poll_once(pin!(tokio::task::coop::consume_budget())).is_ready());
+    }
+    drop(last);
+    eventually("the server has seen it off", one_left).await;
     drop(kept);
-    assert_eq!(exact(&pool).await.closed.detached, 1);
+    assert_eq!(exact(&pool).await.closed.detached, 2);
 }
 
 #[tokio::test]

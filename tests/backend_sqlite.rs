@@ -12,8 +12,7 @@ use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use std::error::Error;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -138,7 +137,7 @@ async fn an_open_transaction_is_rolled_back_before_anybody_sees_it() {
 
 #[tokio::test]
 #[expect(clippy::mem_forget, reason = "it is what the test is about")]
-async fn a_connection_in_the_middle_of_its_rows_is_closed() {
+async fn a_connection_in_the_middle_of_its_rows_is_handed_to_nobody() {
     let file = File::new();
     let pool = file.pool(1).await;
     let mut connection = pool.acquire().await.unwrap();
@@ -150,7 +149,8 @@ async fn a_connection_in_the_middle_of_its_rows_is_closed() {
     std::mem::forget(rows);
     std::mem::forget(select);
     drop(connection);
-    eventually("it is closed", || pool.metrics().closed.broken == 1).await;
+    // SQLite cannot close it, but the pool is rid of it.
+    eventually("it is out", || pool.metrics().closed.broken == 1).await;
     is_whole(&pool).await;
 }
 
@@ -360,33 +360,26 @@ async fn a_call_that_does_not_end_costs_its_connection_and_no_slot() {
     assert_eq!(file.rows(), 1);
 }
 
-#[test]
-fn a_call_that_was_given_up_before_it_began_does_not_begin() {
+#[tokio::test]
+async fn a_statement_that_begins_when_the_pool_has_let_go_of_it_is_interrupted() {
     let file = File::new();
-    // All the threads that may block are busy: there is one.
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = runtime.max_blocking_threads(1).enable_all().build().unwrap();
-    runtime.block_on(async {
-        let pool = file.pool(1).await;
-        let mut connection = pool.acquire().await.unwrap();
-        let (release, released) = mpsc::channel::<()>();
-        let busy = tokio::task::spawn_blocking(move || released.recv().unwrap_err());
-        let began = Arc::<AtomicBool>::default();
-        let call = connection.call({
-            let began = began.clone();
-            move |_| {
-                began.store(true, SeqCst);
-                Ok::<_, rusqlite::Error>(())
-            }
-        });
-        assert!(given_up_after(3, call).await.is_none());
-        drop(connection);
-        drop(release);
-        busy.await.unwrap();
-        drop(pool.acquire().await.unwrap());
-        assert!(!began.load(SeqCst));
-        assert_eq!(pool.metrics().created, 1);
-    });
+    let builder = Pool::builder(file.manager()).max_size(1);
+    let pool = builder.reset_timeout(SECOND / 10).close_timeout(SECOND / 10).build().await;
+    let pool = pool.unwrap();
+    let (release, released) = mpsc::channel::<()>();
+    let (ends, ended) = mpsc::channel();
+    let mut connection = pool.acquire().await.unwrap();
+    give_up_in_the_middle(&mut connection, move |db| {
+        released.recv().unwrap_err();
+        ends.send(count_for_ever(db).unwrap_err().sqlite_error_code()).unwrap();
+        Ok(())
+    })
+    .await;
+    drop(connection);
+    eventually("its reset is given up", || pool.metrics().closed.failed_reset == 1).await;
+    is_whole(&pool).await;
+    drop(release);
+    assert_eq!(ended.recv_timeout(PATIENCE), Ok(Some(ErrorCode::OperationInterrupted)));
 }
 
 // Threads.
@@ -402,6 +395,49 @@ async fn a_call_does_not_hold_up_the_runtime() {
         connection.call(move |_| Ok::<_, rusqlite::Error>(receive.recv_timeout(PATIENCE).unwrap()));
     let (answer, ()) = tokio::join!(call, async { send.send(7).unwrap() });
     assert_eq!(answer, Ok(7));
+}
+
+#[test]
+fn those_who_wait_on_all_of_the_runtimes_blocking_threads_get_their_connections() {
+    let file = File::new();
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(1).max_blocking_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let builder = Pool::builder(file.manager()).max_size(2).check(CheckPolicy::Always);
+        let pool = builder.reset_timeout(PATIENCE).build_lazy().unwrap();
+        // They are opened, checked and reset meanwhile.
+        for leave in ["SELECT 1", "BEGIN", "SELECT 1"] {
+            let waiting = [(); 2].map(|()| {
+                let pool = pool.clone();
+                tokio::task::spawn_blocking(move || {
+                    let mut connection = pool.acquire_blocking().unwrap();
+                    let db = connection.in_place().unwrap();
+                    assert!(db.is_autocommit());
+                    db.query_row("SELECT 1", [], |_| Ok(())).unwrap();
+                    db.prepare(leave).unwrap().raw_query().next().map(drop).unwrap();
+                })
+            });
+            for waiting in waiting {
+                joined(waiting).await;
+            }
+        }
+        // And those that they wait for do their work.
+        let mut held = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+        let waiting = [(); 2].map(|()| {
+            let pool = pool.clone();
+            tokio::task::spawn_blocking(move || drop(pool.acquire_blocking().unwrap()))
+        });
+        eventually("they wait", || pool.metrics().counts.waiters == 2).await;
+        for held in &mut held {
+            assert_eq!(held.call(|db| rows(db)).await, Ok(0));
+        }
+        drop(held);
+        for waiting in waiting {
+            joined(waiting).await;
+        }
+        assert_eq!(pool.metrics().created, 2);
+        pool.close().await;
+    });
 }
 
 #[test]
@@ -431,10 +467,9 @@ fn a_connection_outlives_the_runtime_that_it_was_opened_on() {
         let mut connection = pool.acquire().await.unwrap();
         assert_eq!(connection.call(|db| rows(db)).await, Ok(1));
     });
-    // With no runtime at all, a call says so, and the connection is lost.
+    // And a call needs none at all.
     let mut connection = pool.acquire_blocking().unwrap();
-    let error = pollster::block_on(connection.call(|db| rows(db))).unwrap_err();
-    assert_eq!(error.sqlite_error_code(), Some(ErrorCode::OperationAborted));
+    assert_eq!(pollster::block_on(connection.call(|db| rows(db))), Ok(1));
 }
 
 // Options.
@@ -462,6 +497,54 @@ async fn the_options_reach_the_connection() {
     let delete = ("delete".into(), "0".into());
     assert_eq!((pragma(db, "journal_mode"), pragma(db, "foreign_keys")), delete);
     assert_eq!(db.query_row("SELECT n FROM made", [], |row| row.get(0)), Ok(5));
+}
+
+#[tokio::test]
+async fn what_is_done_on_opening_comes_before_the_file_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let manager = SqliteManager::new(folder.path().join("pages"));
+    // That of a file can only be set before there is anything in it.
+    let manager = manager.on_open(|db| db.pragma_update(None, "page_size", 8192));
+    let mut connection = manager.connect().await.unwrap();
+    let db = connection.in_place().unwrap();
+    assert_eq!(db.pragma_query_value(None, "page_size", |row| row.get(0)), Ok(8192));
+    let fails = manager.on_open(|db| db.execute_batch("nonsense"));
+    assert!(fails.connect().await.unwrap_err().to_string().contains("nonsense"));
+}
+
+#[tokio::test]
+async fn a_busy_timeout_is_as_long_as_sqlite_can_count_or_as_init_has_it() {
+    let file = File::new();
+    let patience = |db: &Connection| db.pragma_query_value(None, "busy_timeout", |row| row.get(0));
+    let mut connection = file.manager().busy_timeout(Duration::MAX).connect().await.unwrap();
+    assert_eq!(patience(connection.in_place().unwrap()), Ok(i32::MAX));
+    for own in [Duration::ZERO, SECOND] {
+        let manager = file.manager().busy_timeout(own);
+        let manager = manager.init(|db| db.busy_timeout(Duration::from_millis(123)));
+        let mut connection = manager.connect().await.unwrap();
+        assert_eq!(connection.call(|db| rows(db)).await, Ok(0));
+        assert_eq!(patience(connection.in_place().unwrap()), Ok(123));
+        let mut connection = file.manager().busy_timeout(own).connect().await.unwrap();
+        assert_eq!(connection.call(|db| rows(db)).await, Ok(0));
+        let millis = i32::try_from(own.as_millis()).unwrap();
+        assert_eq!(patience(connection.in_place().unwrap()), Ok(millis));
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_path_may_be_any_that_the_system_has() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(std::ffi::OsStr::from_bytes(b"caf\xe9.db"));
+    let builder = Pool::builder(SqliteManager::new(&path)).max_size(1).check(CheckPolicy::Always);
+    let pool = builder.build().await.unwrap();
+    pool.acquire().await.unwrap();
+    pool.acquire().await.unwrap();
+    assert_eq!(pool.metrics().created, 1);
+    fs::remove_file(&path).unwrap();
+    pool.acquire().await.unwrap();
+    assert_eq!((pool.metrics().created, pool.metrics().closed.failed_check), (2, 1));
 }
 
 #[tokio::test]
@@ -568,6 +651,44 @@ async fn a_locked_file_is_tried_again() {
 }
 
 #[tokio::test]
+async fn by_default_those_who_wait_for_a_locked_file_are_told_that_it_is_locked() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("locked");
+    let mut other = Connection::open(&path).unwrap();
+    other.execute_batch("CREATE TABLE t (n INTEGER)").unwrap();
+    let lock = other.transaction_with_behavior(TransactionBehavior::Exclusive).unwrap();
+    let pool = Pool::builder(SqliteManager::new(&path)).build().await.unwrap();
+    let AcquireError::Timeout(timeout) = pool.acquire().await.unwrap_err() else {
+        panic!("it is not permanent");
+    };
+    assert!(timeout.last_connect_error().unwrap().to_string().contains("locked"), "{timeout}");
+    drop(lock);
+}
+
+#[tokio::test]
+async fn a_connect_that_is_given_up_waits_for_a_lock_no_longer() {
+    let file = File::new();
+    let mut other = file.open();
+    let lock = other.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
+    let (tell, told) = mpsc::channel();
+    let (begins, mut begun) = tokio::sync::oneshot::channel();
+    let begins = std::sync::Mutex::new(Some(begins));
+    let manager = file.manager().busy_timeout(10 * PATIENCE).init(move |db| {
+        begins.lock().unwrap().take().unwrap().send(()).unwrap();
+        let inserted = insert(db, 1);
+        tell.send(inserted.as_ref().map_err(rusqlite::Error::sqlite_error_code).copied()).unwrap();
+        inserted.map(drop)
+    });
+    tokio::select! {
+        biased;
+        _ = &mut begun => {}
+        _ = manager.connect() => panic!("it ends by itself"),
+    }
+    assert_eq!(told.recv_timeout(PATIENCE), Ok(Err(Some(ErrorCode::DatabaseBusy))));
+    drop(lock);
+}
+
+#[tokio::test]
 async fn an_init_that_fails_is_tried_again_and_one_that_panics_too() {
     hush_scripted_panics();
     let file = File::new();
@@ -610,6 +731,26 @@ async fn a_connection_to_a_file_that_was_replaced_is_not_handed_out() {
     assert_eq!(connection.call(|db| rows(db)).await, Ok(3));
     assert_ne!(mark(&mut connection).await, first);
     assert_eq!(pool.metrics().closed.failed_check, 1);
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_connection_by_a_link_that_leads_elsewhere_now_is_not_handed_out() {
+    use std::os::unix::fs::symlink;
+    let (old, new) = (File::new(), File::new());
+    insert(&new.open(), 1).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (link, next) = (folder.path().join("current"), folder.path().join("next"));
+    symlink(&old.path, &link).unwrap();
+    let builder = Pool::builder(SqliteManager::new(&link)).max_size(1).check(CheckPolicy::Always);
+    let pool = builder.build().await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(pool.acquire().await.unwrap().call(|db| rows(db)).await, Ok(0));
+    }
+    symlink(&new.path, &next).unwrap();
+    fs::rename(&next, &link).unwrap();
+    assert_eq!(pool.acquire().await.unwrap().call(|db| rows(db)).await, Ok(1));
+    assert_eq!((pool.metrics().created, pool.metrics().closed.failed_check), (2, 1));
 }
 
 #[tokio::test]
@@ -687,6 +828,26 @@ async fn many_writers_wait_in_line_and_none_is_told_that_the_file_is_locked() {
     assert_eq!(database.writer().metrics().created, 1);
     database.close().await;
     assert!(!folder.path().join("line-wal").exists(), "the log is in the file");
+}
+
+#[test]
+fn a_database_that_is_dropped_without_a_runtime_leaves_no_log() {
+    let file = File::new();
+    let runtime = Runtime::new().unwrap();
+    let database = runtime.block_on(async {
+        let database = SqliteDatabase::open(file.manager(), 2).await.unwrap();
+        database.writer().acquire().await.unwrap().call(|db| insert(db, 1)).await.unwrap();
+        let mut reader = database.readers().acquire().await.unwrap();
+        assert_eq!(reader.call(|db| rows(db)).await, Ok(1));
+        drop(reader);
+        database
+    });
+    drop(runtime);
+    let log = file.path.with_extension("db-wal");
+    assert!(log.exists());
+    drop(database);
+    assert!(!log.exists());
+    assert_eq!(file.rows(), 1);
 }
 
 #[tokio::test]

@@ -707,6 +707,114 @@ async fn blocking_calls_and_drops_run_on_no_thread_of_tasks() {
 }
 
 #[tokio::test]
+async fn a_connection_that_is_dropped_unclosed_is_dropped_on_no_thread_of_tasks() {
+    let manager = Blocking::default();
+    let hooks = millpond::Hooks::new().before_acquire(|_| Box::pin(std::future::pending()));
+    let pool = impatient(&manager, 1).hooks(hooks).min_idle(1).check_timeout(PATIENCE);
+    let pool = pool.build().await.unwrap();
+    eventually("it is open", || pool.metrics().counts.idle == 1).await;
+    let mut acquire = Box::pin(pool.acquire());
+    let checking = || pool.metrics().counts.checking == 1;
+    eventually("the hook has it", || poll_once(acquire.as_mut()).is_pending() && checking()).await;
+    drop(acquire);
+    // Another is opened in its place.
+    let opened = || manager.0.connects.load(SeqCst);
+    eventually("it is dropped", || manager.live() < opened()).await;
+    assert_eq!(pool.metrics().closed.abandoned, 1);
+    assert!(!manager.0.threads.lock().unwrap().contains(&thread::current().id()));
+}
+
+#[test]
+fn those_who_wait_on_all_of_the_runtimes_blocking_threads_get_their_connections() {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(1).max_blocking_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let manager = Blocking::default();
+        let pool = impatient(&manager, 2).build_lazy().unwrap();
+        // Opened first, and then checked.
+        for _ in 0..2 {
+            let waiting = [(); 2].map(|()| {
+                let pool = pool.clone();
+                tokio::task::spawn_blocking(move || pool.acquire_blocking().unwrap().talk())
+            });
+            for waiting in waiting {
+                joined(waiting).await;
+            }
+        }
+        assert_eq!(exact(&pool).await.connect_failures, 0);
+    });
+}
+
+/// Writes down what becomes of each connection, and on which thread.
+#[derive(Clone, Debug, Default)]
+struct Customizer {
+    told: Arc<Mutex<Vec<(&'static str, usize)>>>,
+    threads: Arc<Mutex<Vec<ThreadId>>>,
+    refuses: Arc<AtomicUsize>,
+}
+
+impl Customizer {
+    fn tell(&self, what: &'static str, wire: &Wire) {
+        self.told.lock().unwrap().push((what, wire.number));
+        self.threads.lock().unwrap().push(thread::current().id());
+    }
+}
+
+impl ::r2d2::CustomizeConnection<Wire, TestError> for Customizer {
+    fn on_acquire(&self, wire: &mut Wire) -> Result<(), TestError> {
+        if self.refuses.swap(0, SeqCst) == wire.number {
+            return Err(TestError { what: "set-up", permanent: false });
+        }
+        self.tell("opened", wire);
+        Ok(())
+    }
+
+    fn on_release(&self, wire: Wire) {
+        self.tell("released", &wire);
+    }
+}
+
+#[tokio::test]
+async fn an_r2d2_customizer_has_each_connection_first_and_last_where_it_may_block() {
+    let (manager, customizer) = (Blocking::default(), Customizer::default());
+    let adapter = R2d2::new(manager.clone()).customizer(Box::new(customizer.clone()));
+    let pool = Pool::builder(adapter).max_size(1).check(CheckPolicy::Always);
+    let pool = pool.backoff(MOMENT / 20, MOMENT / 20).build_lazy().unwrap();
+    // As in r2d2, one that it refuses it does not see again.
+    customizer.refuses.store(1, SeqCst);
+    assert_eq!((say(&pool).await, pool.metrics().connect_failures), (2, 1));
+    // A closed one.
+    manager.0.has_broken.lock().unwrap().push(Step::Fail);
+    assert_eq!((say(&pool).await, say(&pool).await), (2, 3));
+    // One whose check is given up, and whose acquire is.
+    manager.0.is_valid.lock().unwrap().push(Step::Block);
+    let mut given_up = Box::pin(say(&pool));
+    eventually("it is being checked", || {
+        assert!(poll_once(given_up.as_mut()).is_pending());
+        manager.blocked() == 1
+    })
+    .await;
+    drop(given_up);
+    assert_eq!(say(&pool).await, 4);
+    manager.open(1);
+    eventually("that one is released", || manager.live() == 1).await;
+    // A detached one is its user's.
+    let detached = pool.acquire().await.unwrap().detach();
+    assert_eq!(r2d2::Connection::into_inner(detached).number, 4);
+    // And that of a pool that is closed.
+    assert_eq!(say(&pool).await, 5);
+    pool.close().await;
+    eventually("all are dropped", || manager.live() == 0).await;
+    let told = customizer.told.lock().unwrap().clone();
+    let of = |number| told.iter().filter(move |told| told.1 == number).map(|told| told.0);
+    for number in [2, 3, 5] {
+        assert!(of(number).eq(["opened", "released"]), "{number}: {told:?}");
+    }
+    assert!(of(4).eq(["opened"]) && of(1).next().is_none(), "{told:?}");
+    assert!(!customizer.threads.lock().unwrap().contains(&thread::current().id()));
+}
+
+#[tokio::test]
 async fn whatever_an_r2d2_manager_does_costs_no_more_than_that_connection() {
     hush_scripted_panics();
     let manager = Blocking::default();

@@ -117,6 +117,29 @@ async fn a_connection_is_told_of_when_it_is_opened_and_when_it_ends_and_a_hit_is
 }
 
 #[tokio::test(start_paused = true)]
+async fn checks_and_resets_that_fail_are_warnings_with_their_errors() {
+    let (notes, _listening) = listen();
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).check(CheckPolicy::Always).build().await.unwrap();
+    drop(pool.acquire().await.unwrap());
+    manager.check.once(Act::Error);
+    drop(pool.acquire().await.unwrap());
+    let told = notes.take();
+    let check = "WARN a check has failed pool=orders connection=1 error=";
+    has(&told, check, "scripted check error");
+    manager.check.once(Act::Never);
+    let connection = pool.acquire().await.unwrap();
+    has(&notes.take(), "WARN a check has failed pool=orders connection=2 error=", "");
+    // In the background, after its release.
+    manager.condition.once(Act::Slow(SECOND));
+    manager.reset.once(Act::Error);
+    drop(connection);
+    eventually("it is closed", || pool.metrics().closed.failed_reset == 1).await;
+    let reset = "WARN a reset has failed pool=orders connection=3 error=";
+    has(&notes.take(), reset, "scripted reset error");
+}
+
+#[tokio::test(start_paused = true)]
 async fn failures_to_connect_are_warnings_and_one_for_good_an_error() {
     let (notes, _listening) = listen();
     let manager = TestManager::new();

@@ -16,6 +16,7 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Opens connections of pg-wired 0.4, of one of its two kinds.
 ///
@@ -29,25 +30,34 @@ use std::sync::Arc;
 ///
 /// # What is checked
 ///
-/// [`check`](crate::Manager::check) sends a `Sync` and awaits the answer: one round trip, which the
-/// server's log of statements does not show. A server that says anything but that it is ready, and
-/// outside a transaction, fails it.
+/// [`check`](crate::Manager::check) is one round trip: of a [`Connection`] a `SELECT` of a text that is
+/// used only once, of a [`WireConn`] a `Sync`, which the server's log of statements does not show. A
+/// server that says anything but that it is ready, and outside a transaction, fails it.
 ///
 /// # What is reset
 ///
 /// A connection that is marked as broken, or whose tasks have ended, is closed when it comes back.
 /// Of every other one nobody knows whether a query is still in flight, because its future was
 /// dropped, or which state the server is in; so it is asked, in the background, before anybody else
-/// gets it, within `reset_timeout`. Whatever is in flight is waited for; an open transaction is
-/// rolled back; where neither works, the connection is closed.
+/// gets it, within `reset_timeout`: `SELECT` with a text that is used only once is sent, and the
+/// connection is clean when that text has come back. Whatever is in flight is waited for; an open
+/// transaction is rolled back; where neither works, or another answer comes, the connection is closed.
 ///
 /// - Of a [`Connection`] pg-wired itself notices whether there has been a transaction, and its user
 ///   says with `mark_state_mutated` whether there is anything else to undo. If so, `DISCARD ALL` is
 ///   sent as well, and the cache of statements emptied, as pg-wired asks pools to do;
 ///   [`discard_session`](Self::discard_session) says otherwise.
-/// - Of a [`WireConn`] nothing is known. `SELECT` with a text that is used only once is sent, and the
-///   connection is clean when that text has come back. Prepared statements, settings and the like
-///   stay.
+/// - Of a [`WireConn`] nothing is known. Prepared statements, settings and the like stay.
+///
+/// **`DISCARD ALL` also undoes what [`Hooks::after_connect`](crate::Hooks::after_connect) has set up**,
+/// once the connection has been in its first transaction: settings, `LISTEN`, temporary tables,
+/// prepared statements. Settings that all connections are to have belong in
+/// [`parameter`](Self::parameter): the server goes back to those. For anything else there is
+/// `discard_session(false)`.
+///
+/// When a [`Connection`] is closed, the server is asked to cancel what it still does for it. What a
+/// [`WireConn`] was asked for goes on to its end, as pg-wired 0.4 has no way to cancel it; give the
+/// server a `statement_timeout`.
 ///
 /// # What is permanent
 ///
@@ -140,6 +150,12 @@ impl PgWiredManager {
     }
 
     /// Opens raw connections instead.
+    ///
+    /// Whoever drops the future of a `send_raw` half-way should
+    /// [`discard`](crate::Pooled::discard) the connection: what the pool asks next is taken for the rest
+    /// of a message that was sent in part. In nearly all cases the server then refuses it and ends the
+    /// connection. But a statement of which only the last two bytes are missing is run, with an `S` in
+    /// the place of its last character.
     pub fn raw(self) -> PgWiredManager<WireConn> {
         PgWiredManager::open(Options::clone(&self.options), true, self.discard)
     }
@@ -148,15 +164,18 @@ impl PgWiredManager {
     ///
     /// With `false` only one that pg-wired knows to have been in a transaction, or that is marked, is
     /// asked; releasing any other is a hit. That is for programs that never drop the future of a query
-    /// half-way, neither in `select!` nor at a time limit nor with the task around it.
+    /// half-way, neither in `select!` nor at a time limit nor with the task around it; that send one
+    /// statement with each request; and that [`discard`](crate::Pooled::discard) a connection after a
+    /// [`PgWireError::Protocol`], since an answer that could not be read to its end is taken for that of
+    /// the next request.
     pub fn verify_on_release(mut self, verify: bool) -> Self {
         self.verify = verify;
         self
     }
 
     /// Whether a connection that has been in a transaction, or whose user has called
-    /// `mark_state_mutated`, loses all that belongs to its session (`DISCARD ALL`) and its cached
-    /// statements. With `false` an open transaction is rolled back, and that is all. Default: `true`.
+    /// `mark_state_mutated`, loses all that belongs to its session (`DISCARD ALL`), what a hook has set
+    /// up included, and its cached statements. With `false` an open transaction is rolled back, and that is all. Default: `true`.
     pub fn discard_session(mut self, discard: bool) -> Self {
         self.discard = discard;
         self
@@ -175,7 +194,8 @@ impl<C> PgWiredManager<C> {
         self
     }
 
-    /// A parameter of the session, such as `application_name`, `search_path` or `options`.
+    /// A parameter of the session, such as `application_name`, `search_path` or `options`. It is what
+    /// `DISCARD ALL` goes back to.
     pub fn parameter(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         Arc::make_mut(&mut self.options).parameters.push((name.into(), value.into()));
         self
@@ -211,6 +231,8 @@ fn is_permanent(error: &PgWireError) -> bool {
 
 /// Asks for an answer, and changes nothing.
 const SYNC: &[u8] = b"S\0\0\0\x04";
+/// The code of all answers while a transaction that has failed is open.
+const FAILED_TRANSACTION: &str = "25P02";
 /// Says goodbye.
 const TERMINATE: &[u8] = b"X\0\0\0\x04";
 
@@ -219,4 +241,12 @@ fn query(sql: &str) -> Vec<u8> {
     // The length counts itself and the zero at the end, not the letter.
     let length = u32::try_from(sql.len() + 5).expect("BUG: a statement of our own of 4 GiB");
     [b"Q", &length.to_be_bytes()[..], sql.as_bytes(), b"\0"].concat()
+}
+
+/// A text that is in no other answer, and the message that asks for it.
+fn question() -> (String, Vec<u8>) {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let text = format!("millpond {}", NUMBER.fetch_add(1, Ordering::Relaxed));
+    let question = query(&format!("SELECT '{text}'"));
+    (text, question)
 }

@@ -6,19 +6,18 @@
 use crate::error::BuildError;
 use crate::manager::{Condition, Manager};
 use crate::pool::{Pool, PoolBuilder};
+use crate::threads::{self, Call, Lost};
 use rusqlite::{Connection, Error, ErrorCode, OpenFlags, ffi};
 use std::cell::RefCell;
 use std::fmt;
 use std::fs;
+use std::mem;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
-use tokio::runtime::Handle;
-use tokio::task::{JoinError, JoinHandle};
-use tokio::time::timeout;
 
 /// Opens connections to an SQLite file.
 ///
@@ -29,9 +28,11 @@ use tokio::time::timeout;
 /// # What is checked
 ///
 /// - When a connection is released: it is **closed** if a call on it panicked or a statement is left
-///   in the middle of its rows, and **reset** if a transaction is open or a call was given up.
+///   in the middle of its rows, and **reset** if a transaction is open or a call was given up. (Only
+///   [`forget`](std::mem::forget) leaves a statement there. SQLite cannot close such a connection; it
+///   goes on reading what it read, and stays open, in nobody's hands.)
 /// - When the pool checks one: that it can read the file, and, on Unix, that its path still leads to
-///   that file. One that goes on writing to a file that was replaced loses what it writes
+///   that file, symbolic links included. One that goes on writing to a file that was replaced loses what it writes
 ///   ([How To Corrupt](https://www.sqlite.org/howtocorrupt.html), 2.4).
 ///
 /// # What is reset
@@ -46,6 +47,14 @@ use tokio::time::timeout;
 /// A file that is no database or a damaged one, a folder in its place or none to put it in, a missing
 /// file that is not to be created, a database in memory. Not a locked file, or one too many for the
 /// system.
+///
+/// # Where its work is done
+///
+/// On threads of Millpond's own: they take none of the threads that a runtime has for blocking calls,
+/// which are limited in number, and may all be taken by callers that wait for a connection. There are never
+/// more of them at work than connections, beside calls that were given up and have not ended. Nobody waits
+/// for those, neither a runtime that is dropped nor the end of the program; nor does tokio's paused clock
+/// stand still for any call. A connection is dropped there, too, or in place on a thread without a runtime.
 ///
 /// # Examples
 ///
@@ -76,8 +85,16 @@ pub struct SqliteManager {
     read_only: bool,
     create: bool,
     statement_cache_capacity: usize,
+    on_open: Option<Arc<Init>>,
     init: Option<Arc<Init>>,
 }
+
+/// How long what is done to open a connection waits for a lock: less than a pool's `connect_timeout`, so
+/// that whoever waits for the connection is told that the file is locked. It is tried again.
+const OPENING: Duration = Duration::from_secs(1);
+
+/// What SQLite can count, in milliseconds.
+const LONGEST: Duration = Duration::from_millis(i32::MAX as u64);
 
 type Init = dyn Fn(&mut Connection) -> rusqlite::Result<()> + Send + Sync;
 
@@ -92,6 +109,7 @@ impl SqliteManager {
             read_only: false,
             create: true,
             statement_cache_capacity: 16,
+            on_open: None,
             init: None,
         }
     }
@@ -109,9 +127,10 @@ impl SqliteManager {
     /// transaction that has read already does not wait when it comes to write, so begin one that
     /// will with `BEGIN IMMEDIATE`
     /// ([why](https://www.sqlite.org/lang_transaction.html#read_transactions_versus_write_transactions)).
-    /// Default: 5 s.
+    /// Up to 24 days, by which a longer one is replaced. Opening a connection waits for 1 s of that at the
+    /// most, and is then tried again while somebody waits for it. Default: 5 s.
     pub fn busy_timeout(mut self, limit: Duration) -> Self {
-        self.busy_timeout = limit;
+        self.busy_timeout = limit.min(LONGEST);
         self
     }
 
@@ -141,8 +160,20 @@ impl SqliteManager {
         self
     }
 
+    /// Does this first with each new connection, before its file is read and the options above are set:
+    /// `PRAGMA key` for an encrypted file, `PRAGMA page_size` for a new one. It may block. Default:
+    /// nothing.
+    pub fn on_open(
+        mut self,
+        on_open: impl Fn(&mut Connection) -> rusqlite::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        self.on_open = Some(Arc::new(on_open));
+        self
+    }
+
     /// Sets up each new connection, once the options above are: pragmas, functions, attached
-    /// databases. It may block. Default: nothing.
+    /// databases. It may block. A busy timeout above zero that it sets is that of the connection from then
+    /// on; a busy handler of its own would not outlast it. Default: nothing.
     pub fn init(
         mut self,
         init: impl Fn(&mut Connection) -> rusqlite::Result<()> + Send + Sync + 'static,
@@ -158,7 +189,7 @@ impl SqliteManager {
     }
 
     /// Opens one. Blocks.
-    fn open(&self) -> rusqlite::Result<(Connection, Option<FileId>)> {
+    fn open(&self, given_up: &Arc<AtomicBool>) -> rusqlite::Result<Opened> {
         let mut flags = match self.read_only {
             true => OpenFlags::SQLITE_OPEN_READ_ONLY,
             false => OpenFlags::SQLITE_OPEN_READ_WRITE,
@@ -167,13 +198,34 @@ impl SqliteManager {
         // Only one thread at a time has it.
         flags |= OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = Connection::open_with_flags(&self.path, flags)?;
-        let Some(path) = connection.path().filter(|path| !path.is_empty()) else {
+        let Some(path) = file_of(&connection)? else {
             let why = "a database in memory belongs to one connection, and a pool has several: \
                        give the path of a file";
             return Err(failure(ffi::SQLITE_MISUSE, why));
         };
-        let file = file_id(path);
+        let file = File::new(path, &self.path).map(Arc::new);
         connection.busy_timeout(self.busy_timeout)?;
+        let patience = |limit| Patience::new(limit, given_up.clone());
+        patience(self.busy_timeout.min(OPENING)).during(&mut connection, |db| self.set_up(db))?;
+        let init = |db: &mut Connection| self.init.as_ref().map_or(Ok(()), |init| init(db));
+        let chosen = patience(self.busy_timeout).during(&mut connection, |db| {
+            init(db)?;
+            // Zero while there is a busy handler: ours.
+            db.pragma_query_value(None, "busy_timeout", |row| row.get::<_, u32>(0))
+        })?;
+        let busy_timeout = match chosen {
+            0 => self.busy_timeout,
+            chosen => Duration::from_millis(chosen.into()),
+        };
+        connection.busy_timeout(busy_timeout)?;
+        Ok(Opened { connection, busy_timeout, file })
+    }
+
+    /// Sets all but `init`.
+    fn set_up(&self, connection: &mut Connection) -> rusqlite::Result<()> {
+        if let Some(on_open) = &self.on_open {
+            on_open(connection)?;
+        }
         connection.set_prepared_statement_cache_capacity(self.statement_cache_capacity);
         if self.wal && !self.read_only {
             let mode: String =
@@ -186,11 +238,7 @@ impl SqliteManager {
         }
         connection.pragma_update(None, "foreign_keys", self.foreign_keys)?;
         // The first read: that it is a database shows only now.
-        let _: i64 = connection.pragma_query_value(None, "schema_version", |row| row.get(0))?;
-        if let Some(init) = &self.init {
-            init(&mut connection)?;
-        }
-        Ok((connection, file))
+        connection.pragma_query_value(None, "schema_version", |row| row.get::<_, i64>(0)).map(drop)
     }
 
     fn creates(&self) -> bool {
@@ -203,12 +251,25 @@ impl Manager for SqliteManager {
     type Error = Error;
 
     async fn connect(&self) -> rusqlite::Result<SqliteConnection> {
-        let manager = self.clone();
-        let runtime = Handle::current();
-        let opened = runtime.spawn_blocking(move || manager.open()).await;
-        let (connection, file) = opened.unwrap_or_else(|error| Err(lost(error)))?;
-        let place = Place::Here(connection);
-        Ok(SqliteConnection { place, runtime, busy_timeout: self.busy_timeout, file })
+        /// Nobody waits any more for a connection that is being opened.
+        struct GivesUp(Arc<AtomicBool>);
+
+        impl Drop for GivesUp {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+
+        let (manager, given_up) = (self.clone(), Arc::<AtomicBool>::default());
+        let opening = Call::begin({
+            let given_up = given_up.clone();
+            move || manager.open(&given_up)
+        });
+        // Cancel: it waits for no lock any more, and what it opens is closed on its thread.
+        let _waiting = GivesUp(given_up);
+        let opened = opening.await.unwrap_or_else(|error| Err(lost(error)))?;
+        let Opened { connection, busy_timeout, file } = opened;
+        Ok(SqliteConnection { place: Place::Here(connection), busy_timeout, file })
     }
 
     fn condition(&self, connection: &mut SqliteConnection) -> Condition {
@@ -222,9 +283,9 @@ impl Manager for SqliteManager {
     }
 
     async fn check(&self, connection: &mut SqliteConnection) -> rusqlite::Result<()> {
-        let opened = connection.file;
+        let file = connection.file.clone();
         let same = move |db: &mut Connection| {
-            if opened.is_some() && opened != db.path().and_then(file_id) {
+            if file.is_some_and(|file| !file.is_there()) {
                 let why = "the file was moved, replaced or deleted";
                 return Err(failure(ffi::SQLITE_READONLY_DBMOVED, why));
             }
@@ -247,9 +308,9 @@ impl Manager for SqliteManager {
         if connection.fetch().await.is_err() {
             return;
         }
-        if let Place::Here(here) = std::mem::replace(&mut connection.place, Place::Lost) {
+        if let Place::Here(here) = mem::replace(&mut connection.place, Place::Lost) {
             // The last one to close may write all of the log into the file.
-            drop(connection.runtime().spawn_blocking(move || drop(here)).await);
+            drop(Call::begin(move || drop(here)).await);
         }
     }
 
@@ -283,18 +344,24 @@ impl fmt::Debug for SqliteManager {
             .field("read_only", &self.read_only)
             .field("create", &self.create)
             .field("statement_cache_capacity", &self.statement_cache_capacity)
+            .field("on_open", &self.on_open.is_some())
             .field("init", &self.init.is_some())
             .finish()
     }
 }
 
+/// What opening a connection comes to.
+struct Opened {
+    connection: Connection,
+    busy_timeout: Duration,
+    file: Option<Arc<File>>,
+}
+
 /// A connection to an SQLite file, for callers who must not block and for those who may.
 pub struct SqliteConnection {
     place: Place,
-    /// Where it was opened: its calls run there if their caller has no runtime.
-    runtime: Handle,
     busy_timeout: Duration,
-    file: Option<FileId>,
+    file: Option<Arc<File>>,
 }
 
 /// Where the connection is.
@@ -302,24 +369,34 @@ enum Place {
     Here(Connection),
     /// A call works on it, or did when it was given up.
     Away(Errand),
-    /// It went down with a call that panicked, or with its runtime.
+    /// It went down with a call that panicked, or there was no thread for it.
     Lost,
 }
 
+/// A call that has the connection. Dropping it before its end gives it up.
 struct Errand {
-    task: JoinHandle<Connection>,
+    call: Call<Connection>,
+    reins: Arc<Reins>,
+    chased: bool,
+}
+
+/// What ends an errand early.
+struct Reins {
     interrupt: rusqlite::InterruptHandle,
     given_up: Arc<AtomicBool>,
+    /// Whether the errand is over, which ends what is done to end it.
+    over: Mutex<bool>,
+    ended: Condvar,
 }
 
 impl SqliteConnection {
-    /// Does something with the connection, on a thread of tokio's that may block, and waits for it
-    /// without blocking this one.
+    /// Does something with the connection, on a thread that may block, and waits for it without blocking
+    /// this one. It needs no runtime; where there is one, `work` is done inside it.
     ///
     /// # Errors
     ///
     /// What `work` returns, and [`OperationAborted`](ErrorCode::OperationAborted) if an earlier call
-    /// panicked or the runtime has ended.
+    /// panicked or the system has no thread for this one.
     ///
     /// # Panics
     ///
@@ -328,7 +405,8 @@ impl SqliteConnection {
     /// # Cancel safety
     ///
     /// Dropping the future interrupts what SQLite is doing, also if it waits for a lock; `work` sees
-    /// an error and should return. Until it has, the pool hands the connection to nobody, and the
+    /// an error and should return, as all that it goes on to ask SQLite for is interrupted too, soon after
+    /// the pool has the connection back. Until it has, the pool hands the connection to nobody, and the
     /// next call waits. A transaction that `work` left open is rolled back before anybody else has
     /// the connection; what it has committed stays.
     ///
@@ -401,32 +479,27 @@ impl SqliteConnection {
         }
     }
 
-    fn runtime(&self) -> Handle {
-        // The one it was opened on may have ended.
-        Handle::try_current().unwrap_or_else(|_| self.runtime.clone())
-    }
-
     /// Sends the connection to a thread that may block.
     fn send_off(&mut self, work: impl FnOnce(&mut Connection) + Send + 'static) {
-        let runtime = self.runtime();
-        let Place::Here(mut connection) = std::mem::replace(&mut self.place, Place::Lost) else {
+        let Place::Here(mut connection) = mem::replace(&mut self.place, Place::Lost) else {
             return;
         };
-        let interrupt = connection.get_interrupt_handle();
-        let given_up = Arc::<AtomicBool>::default();
-        let patience = Patience {
-            limit: self.busy_timeout,
-            given_up: given_up.clone(),
-            began: Instant::now(),
-        };
-        let task = runtime.spawn_blocking(move || {
+        let reins = Arc::new(Reins {
+            interrupt: connection.get_interrupt_handle(),
+            given_up: Arc::default(),
+            over: Mutex::new(false),
+            ended: Condvar::new(),
+        });
+        let (limit, errand) = (self.busy_timeout, Over(reins.clone()));
+        let call = Call::begin(move || {
             // Ordering: Relaxed; nothing else is told by it.
-            if !patience.given_up.load(Ordering::Relaxed) {
-                patience.during(&mut connection, work);
+            if !errand.0.given_up.load(Ordering::Relaxed) {
+                Patience::new(limit, errand.0.given_up.clone()).during(&mut connection, work);
             }
+            drop(errand);
             connection
         });
-        self.place = Place::Away(Errand { task, interrupt, given_up });
+        self.place = Place::Away(Errand { call, reins, chased: false });
     }
 
     /// Waits until the errand is over.
@@ -434,9 +507,9 @@ impl SqliteConnection {
     /// # Cancel safety
     ///
     /// It goes on, and can be waited for again.
-    async fn comes_home(&mut self) -> Result<(), JoinError> {
+    async fn comes_home(&mut self) -> Result<(), Lost> {
         let Place::Away(errand) = &mut self.place else { return Ok(()) };
-        match (&mut errand.task).await {
+        match (&mut errand.call).await {
             Ok(connection) => {
                 self.place = Place::Here(connection);
                 Ok(())
@@ -454,21 +527,21 @@ impl SqliteConnection {
     ///
     /// As [`comes_home`](Self::comes_home).
     async fn fetch(&mut self) -> rusqlite::Result<()> {
-        /// Between two interrupts: one is lost if it comes between two statements.
-        const AGAIN: Duration = Duration::from_millis(5);
-        while let Place::Away(errand) = &self.place {
-            errand.give_up();
-            let runtime = self.runtime();
-            let wait = {
-                let _inside = runtime.enter();
-                timeout(AGAIN, self.comes_home())
-            };
-            if let Ok(Err(_)) = wait.await {
-                // Its caller did not see the panic, and the panic hook has.
-                break;
-            }
+        if let Place::Away(errand) = &mut self.place {
+            errand.chase();
         }
+        // Its caller did not see the panic, and the panic hook has.
+        drop(self.comes_home().await);
         self.in_place().map(drop)
+    }
+}
+
+impl Drop for SqliteConnection {
+    fn drop(&mut self) {
+        if let Place::Here(connection) = mem::replace(&mut self.place, Place::Lost) {
+            // The last one to close may write all of the log into the file.
+            threads::aside(move || drop(connection));
+        }
     }
 }
 
@@ -484,9 +557,54 @@ impl fmt::Debug for SqliteConnection {
 }
 
 impl Errand {
+    /// Has it interrupted until it is over.
+    fn chase(&mut self) {
+        if mem::replace(&mut self.chased, true) || *self.reins.over() {
+            return;
+        }
+        let reins = self.reins.clone();
+        reins.give_up();
+        threads::run(move || reins.chase());
+    }
+}
+
+impl Drop for Errand {
+    fn drop(&mut self) {
+        self.chase();
+    }
+}
+
+impl Reins {
+    fn over(&self) -> MutexGuard<'_, bool> {
+        self.over.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn give_up(&self) {
         self.given_up.store(true, Ordering::Relaxed);
         self.interrupt.interrupt();
+    }
+
+    /// Interrupts until the errand is over. Blocks.
+    fn chase(&self) {
+        /// Between two interrupts: one is lost if it comes between two statements.
+        const AGAIN: Duration = Duration::from_millis(5);
+        let mut over = self.over();
+        while !*over {
+            // The errand cannot end meanwhile, so this never hits the connection's next call.
+            self.interrupt.interrupt();
+            let wait = self.ended.wait_timeout(over, AGAIN);
+            over = wait.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// An errand, which is over when this is dropped.
+struct Over(Arc<Reins>);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        *self.0.over() = true;
+        self.0.ended.notify_all();
     }
 }
 
@@ -496,7 +614,7 @@ struct GivesUp<'c>(&'c mut SqliteConnection);
 impl Drop for GivesUp<'_> {
     fn drop(&mut self) {
         if let Place::Away(errand) = &self.0.place {
-            errand.give_up();
+            errand.reins.give_up();
         }
     }
 }
@@ -514,16 +632,21 @@ thread_local! {
 }
 
 impl Patience {
+    fn new(limit: Duration, given_up: Arc<AtomicBool>) -> Self {
+        Self { limit, given_up, began: Instant::now() }
+    }
+
     /// Does `work` with this patience.
-    fn during(self, connection: &mut Connection, work: impl FnOnce(&mut Connection)) {
+    fn during<T>(self, connection: &mut Connection, work: impl FnOnce(&mut Connection) -> T) -> T {
         let limit = self.limit;
         let ours = !limit.is_zero() && connection.busy_handler(Some(Self::wait)).is_ok();
         PATIENCE.set(Some(self));
-        work(connection);
+        let done = work(connection);
         if ours {
             // It has been accepted before.
             drop(connection.busy_timeout(limit));
         }
+        done
     }
 
     /// The busy handler: waits a little, and answers whether to try again.
@@ -571,8 +694,10 @@ impl Patience {
 /// ```
 #[derive(Clone, Debug)]
 pub struct SqliteDatabase {
-    writer: Pool<SqliteManager>,
+    // The order of the fields is the order in which they are dropped: the last connection to close writes
+    // the rest of the log into the file, which readers cannot.
     readers: Pool<SqliteManager>,
+    writer: Pool<SqliteManager>,
 }
 
 impl SqliteDatabase {
@@ -605,7 +730,7 @@ impl SqliteDatabase {
         let writer = writer.max_size(1).min_idle(1).build().await?;
         let reading = settings(Pool::builder(manager.read_only(true)));
         let readers = reading.max_size(readers).build().await?;
-        Ok(Self { writer, readers })
+        Ok(Self { readers, writer })
     }
 
     /// The pool of the one connection that writes.
@@ -632,32 +757,76 @@ impl SqliteDatabase {
     }
 }
 
-const GONE: &str = "the connection is gone, with a call that panicked or with its runtime";
+const GONE: &str = "the connection is gone, with a call that panicked or had no thread";
 
 fn failure(code: i32, why: &str) -> Error {
     Error::SqliteFailure(ffi::Error::new(code), Some(why.to_owned()))
 }
 
 /// The error of an errand that has not come home; its panic goes on.
-fn lost(error: JoinError) -> Error {
-    if error.is_panic() {
-        resume_unwind(error.into_panic());
+fn lost(error: Lost) -> Error {
+    match error {
+        Lost(Some(panic)) => resume_unwind(panic),
+        Lost(None) => failure(ffi::SQLITE_ABORT, GONE),
     }
-    failure(ffi::SQLITE_ABORT, GONE)
+}
+
+/// The file that a connection has opened, as SQLite calls it; `None` if it is in memory. Reads nothing.
+fn file_of(connection: &Connection) -> rusqlite::Result<Option<PathBuf>> {
+    let mut file = None;
+    connection.pragma_query(None, "database_list", |row| {
+        // The first is the main one.
+        if file.is_none() {
+            file = Some(row.get_ref(2)?.as_bytes_or_null()?.unwrap_or_default().to_vec());
+        }
+        Ok(())
+    })?;
+    Ok(file.filter(|name| !name.is_empty()).and_then(path))
+}
+
+#[cfg(unix)]
+fn path(name: Vec<u8>) -> Option<PathBuf> {
+    use std::os::unix::ffi::OsStringExt;
+    Some(std::ffi::OsString::from_vec(name).into())
+}
+
+#[cfg(not(unix))]
+fn path(name: Vec<u8>) -> Option<PathBuf> {
+    String::from_utf8(name).ok().map(PathBuf::from)
+}
+
+/// A file, and the paths that lead to it.
+struct File {
+    id: FileId,
+    paths: Vec<PathBuf>,
+}
+
+impl File {
+    /// The file at the end of all symbolic links, and what its user calls it, unless that is no path but
+    /// a URI. `None` if it is not there any more.
+    fn new(opened: PathBuf, called: &Path) -> Option<Self> {
+        let id = file_id(&opened)?;
+        let called = file_id(called).map(|_| called.to_owned());
+        Some(Self { id, paths: [opened].into_iter().chain(called).collect() })
+    }
+
+    fn is_there(&self) -> bool {
+        self.paths.iter().all(|path| file_id(path) == Some(self.id))
+    }
 }
 
 /// What tells files apart whatever they are called: device and number.
 type FileId = (u64, u64);
 
 #[cfg(unix)]
-fn file_id(path: &str) -> Option<FileId> {
+fn file_id(path: &Path) -> Option<FileId> {
     use std::os::unix::fs::MetadataExt;
     let metadata = fs::metadata(path).ok()?;
     Some((metadata.dev(), metadata.ino()))
 }
 
 #[cfg(not(unix))]
-fn file_id(path: &str) -> Option<FileId> {
+fn file_id(path: &Path) -> Option<FileId> {
     // Files that are open cannot be replaced there.
     fs::exists(path).ok().filter(|exists| *exists).map(|_| (0, 0))
 }

@@ -17,7 +17,7 @@ use std::time::Instant;
 /// | deadpool calls | when | here |
 /// |---|---|---|
 /// | `create` | an object is missing | [`connect`](Manager::connect), within `connect_timeout` |
-/// | `recycle` | before each reuse | [`check`](Manager::check), within `check_timeout`: before each reuse, whatever the pool's [`CheckPolicy`](crate::CheckPolicy), and as a keepalive |
+/// | `recycle` | before each reuse | [`check`](Manager::check), within `check_timeout`: between any two uses, whatever the pool's [`CheckPolicy`](crate::CheckPolicy), and as a keepalive |
 /// | `detach` | an object leaves the pool | the same, once for each: see [`Connection`] |
 ///
 /// A recycle does two things: it makes sure that an object is alive, and makes it fit for the next
@@ -27,16 +27,20 @@ use std::time::Instant;
 /// the next one or to a new one.
 ///
 /// deadpool leaves idle objects alone; here they are recycled each `keepalive_interval` as well, and
-/// counted in [`Metrics`]. `.keepalive_interval(None)` on the pool's builder stops that. An object
-/// that was opened ahead of its first use, for `min_idle`, is recycled before it once it has been
-/// idle for as long as the [`CheckPolicy`](crate::CheckPolicy) allows.
+/// counted in [`Metrics`]. An object that has been recycled in the background since its last use, as a
+/// keepalive or because another had not answered in time, is recycled again by the acquire that follows
+/// only if that was longer ago than the [`CheckPolicy`](crate::CheckPolicy) allows.
+/// `.keepalive_interval(None)` on the pool's builder stops keepalives. An object that was opened ahead of
+/// its first use, for `min_idle`, is recycled before it once it has been idle for as long.
 ///
 /// | deadpool | here |
 /// |---|---|
 /// | `Timeouts { wait, create, recycle }`, none by default | `acquire_timeout`, `connect_timeout`, `check_timeout` |
 /// | `Object::take` | [`detach`](crate::Pooled::detach), then [`Connection::into_inner`] |
 /// | `Object::metrics` | [`Connection::metrics`] |
-/// | hooks `post_create`, `pre_recycle`, `post_recycle` | [`Hooks`](crate::Hooks): `after_connect`, `before_acquire` |
+/// | hook `post_create` | [`after_connect`](crate::Hooks::after_connect) |
+/// | hook `post_recycle` | [`before_acquire`](crate::Hooks::before_acquire), which sees new objects as well |
+/// | hook `pre_recycle` | none: a manager around yours, whose `recycle` does that first |
 ///
 /// # Cost
 ///

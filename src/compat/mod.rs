@@ -3,8 +3,8 @@
 //! | adapter | feature | for | `connect` | `check` | asked on release |
 //! |---|---|---|---|---|---|
 //! | [`bb8::Adapter`] | `bb8` | `bb8::ManageConnection` 0.9 | `connect` | `is_valid` | `has_broken` |
-//! | [`deadpool::Adapter`] | `deadpool` | `deadpool::managed::Manager` 0.13 | `create` | `recycle`, before each reuse | – |
-//! | [`r2d2::Adapter`] | `r2d2` | `r2d2::ManageConnection` 0.8 | `connect`, on a thread for blocking calls | `is_valid`, there too | `has_broken` |
+//! | [`deadpool::Adapter`] | `deadpool` | `deadpool::managed::Manager` 0.13 | `create` | `recycle`, between any two uses | – |
+//! | [`r2d2::Adapter`] | `r2d2` | `r2d2::ManageConnection` 0.8 | `connect`, on a thread of its own | `is_valid`, there too | `has_broken` |
 //!
 //! The manager stays as it is, and so does what is done with a connection; the pool around them is
 //! Millpond's, with its settings and defaults. What its users will notice:
@@ -15,7 +15,9 @@
 //! | `connection_timeout`, 30 s (bb8, r2d2); none unless asked for (deadpool) | `acquire_timeout`, `connect_timeout` 5 s, `check_timeout` 1 s |
 //! | nothing happens to an idle connection but its end | it is checked every 2 min; `.keepalive_interval(None)` for never |
 //! | a failed connect is told to its caller (deadpool), or to an error sink | it is tried again while somebody waits; the last error is the source of the timeout |
-//! | `CustomizeConnection`, `post_create` and the like | [`Hooks`](crate::Hooks) |
+//! | `min_idle` is `None` (r2d2): `max_size` connections are opened at once, and kept | they are opened when they are needed; `.min_idle(n)` has that many opened, and kept |
+//! | `CustomizeConnection` (r2d2) | [`customizer`](r2d2::Adapter::customizer): `Hooks` must not block |
+//! | `CustomizeConnection` (bb8), hooks (deadpool) | [`Hooks`](crate::Hooks) |
 //! | a connection whose holder panicked is used again | it is closed |
 //!
 //! Which errors are beyond retrying, none of the three traits says; each adapter has

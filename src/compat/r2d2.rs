@@ -1,13 +1,14 @@
 //! Managers that were written for r2d2.
 //!
-//! Their methods block, so they run on the threads that the runtime keeps for blocking calls. What
-//! may take long (opening, checking, dropping a connection) never runs on a thread of tasks.
+//! Their methods block, so they run on threads of the crate's own. What may take long (opening, checking,
+//! dropping a connection) never runs on a thread of tasks.
 //!
 //! Not here: r2d2's pool. What its builder sets is set on [`PoolBuilder`](crate::PoolBuilder).
 
 use super::{Convert, Permanent};
 use crate::manager::{Condition, Manager};
-use r2d2::ManageConnection;
+use crate::threads::{Call, Lost, aside};
+use r2d2::{CustomizeConnection, ManageConnection};
 use std::error::Error;
 use std::fmt;
 use std::future::pending;
@@ -15,7 +16,6 @@ use std::mem;
 use std::ops::{Deref, DerefMut};
 use std::panic::resume_unwind;
 use std::sync::{Arc, mpsc};
-use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 /// Runs a manager that was written for r2d2, in an asynchronous pool as well as in a
 /// [`blocking::Pool`](crate::blocking::Pool).
@@ -25,31 +25,34 @@ use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 /// | `connect` | a connection is missing | [`connect`](Manager::connect), within `connect_timeout` |
 /// | `is_valid` | with `test_on_check_out`, its default, before each use | [`check`](Manager::check): by default if it has been idle for 5 s, and as a keepalive; within `check_timeout` |
 /// | `has_broken` | a connection is released | [`condition`](Manager::condition), on the thread that releases it: broken or clean |
+/// | `CustomizeConnection::on_acquire` | a connection has been opened | with `connect`, within the same limit; see [`customizer`](Self::customizer) |
+/// | `CustomizeConnection::on_release` | a connection leaves the pool | in the place of its drop |
 ///
 /// `.check(CheckPolicy::Always)` on the pool's builder is `test_on_check_out`.
 ///
 /// # Where the calls run
 ///
-/// `connect`, `is_valid` and the drop of a connection run on a thread for blocking calls
-/// ([`spawn_blocking`]) of the runtime that the pool uses. The runtime of a `blocking::Pool` has such
-/// threads as well: its one thread for tasks also keeps the time limits and opens the other
-/// connections, which a blocking call in place would hold up. Threads are reused; a call costs some
-/// ten microseconds more than in place.
+/// `connect`, `is_valid` and the drop of a connection run on threads of Millpond's own, inside the
+/// runtime that asks for them. They take none of the threads that a runtime has for blocking calls: those
+/// are limited in number, and may all be taken by callers that wait for a connection. Threads are reused;
+/// a call costs some ten microseconds more than in place. There are never more of them at work than
+/// connections, beside the calls that were given up and have not ended.
 ///
 /// **A blocking call cannot be interrupted.** When its time is up, or when the caller of an acquire
 /// goes away during a check, the pool goes on without it; the call ends when it ends, on its thread,
 /// with the connection, which is dropped there and never used again. Until then that connection is
 /// alive beside those of the pool. So give the driver time limits of its own, no longer than the
-/// pool's. A runtime that is dropped waits for such calls, unless it is told not to
-/// ([`shutdown_background`](tokio::runtime::Runtime::shutdown_background)); that of a `blocking::Pool`
-/// does not wait.
+/// pool's. Nobody waits for such a call, neither a runtime that is dropped nor the end of the program.
+/// Nor does tokio's paused clock stand still for any call.
+///
+/// Where there is no runtime, a connection that is dropped is dropped in place.
 ///
 /// A panic costs that connection and nothing else.
 ///
 /// # What is done with a connection
 ///
 /// While a pool is asynchronous, its callers are tasks, and using a connection of this kind blocks
-/// the thread of such a task: do so inside [`spawn_blocking`] too, with
+/// the thread of such a task: do so inside [`spawn_blocking`](tokio::task::spawn_blocking), with
 /// [`acquire_owned`](crate::Pool::acquire_owned) or [`acquire_blocking`](crate::Pool::acquire_blocking).
 /// A connection need not be `Sync`.
 ///
@@ -85,6 +88,27 @@ pub struct Adapter<M: ManageConnection, E = <M as ManageConnection>::Error> {
 struct Parts<M: ManageConnection, E> {
     manager: M,
     convert: Convert<M::Error, E>,
+    customizer: Option<Arc<Customizer<M>>>,
+    release: Arc<Release<M::Connection>>,
+}
+
+type Customizer<M> =
+    dyn CustomizeConnection<<M as ManageConnection>::Connection, <M as ManageConnection>::Error>;
+
+/// What is done with a connection in the end.
+type Release<C> = dyn Fn(C) + Send + Sync;
+
+/// Drops a connection where that may block, or gives it to the customizer there.
+fn release<M: ManageConnection>(
+    customizer: Option<Arc<Customizer<M>>>,
+) -> Arc<Release<M::Connection>> {
+    Arc::new(move |connection| {
+        let customizer = customizer.clone();
+        aside(move || match customizer {
+            Some(customizer) => customizer.on_release(connection),
+            None => drop(connection),
+        });
+    })
 }
 
 /// A connection of an adapted manager, to which it derefs.
@@ -92,58 +116,73 @@ pub struct Connection<C> {
     place: Place<C>,
 }
 
+/// A connection that is released when it is dropped.
+struct Held<C> {
+    // `None` only once it has been taken out.
+    connection: Option<C>,
+    release: Arc<Release<C>>,
+}
+
+const TAKEN: &str = "BUG: the connection has been taken out";
+
+impl<C> Deref for Held<C> {
+    type Target = C;
+
+    fn deref(&self) -> &C {
+        self.connection.as_ref().expect(TAKEN)
+    }
+}
+
+impl<C> DerefMut for Held<C> {
+    fn deref_mut(&mut self) -> &mut C {
+        self.connection.as_mut().expect(TAKEN)
+    }
+}
+
+impl<C> Drop for Held<C> {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            (self.release)(connection);
+        }
+    }
+}
+
 /// Where a connection is.
 enum Place<C> {
     /// At hand; whenever a user has it, it is here.
-    Here(C),
+    Here(Held<C>),
     /// In a call that brings it back.
-    Away(Call<C>),
+    Away(Call<Held<C>>),
     /// Lost in a call that panicked.
     Gone,
 }
 
 const NOT_HERE: &str = "BUG: a connection that is being checked is in use";
 
-/// A blocking call on a thread of its own. Dropping it lets the call go on alone, or, if it has not
-/// begun, keeps it from beginning.
-struct Call<T>(JoinHandle<T>);
-
-impl<T: Send + 'static> Call<T> {
-    fn begin(call: impl FnOnce() -> T + Send + 'static) -> Self {
-        Self(spawn_blocking(call))
-    }
-
-    async fn end(mut self) -> T {
-        match (&mut self.0).await {
-            Ok(value) => value,
-            Err(error) => go_on_with(error).await,
-        }
+/// Waits for the end of a call. Panics as it did. One that was never made, because there was no thread
+/// for it, never ends: it is up to the time limit of whoever waits.
+async fn end<T>(call: Call<T>) -> T {
+    match call.await {
+        Ok(value) => value,
+        Err(lost) => go_on_with(lost).await,
     }
 }
 
-impl<T> Drop for Call<T> {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-/// Panics as the call did. One that was never made, because its runtime has ended, never ends: it is
-/// up to the time limit of whoever waits.
-async fn go_on_with<T>(error: JoinError) -> T {
-    match error.try_into_panic() {
-        Ok(panic) => resume_unwind(panic),
-        Err(_) => pending().await,
+async fn go_on_with<T>(lost: Lost) -> T {
+    match lost {
+        Lost(Some(panic)) => resume_unwind(panic),
+        Lost(None) => pending().await,
     }
 }
 
 impl<C> Connection<C> {
-    /// Takes the connection out. For what [`Pooled::detach`](crate::Pooled::detach) gives.
+    /// Takes the connection out, for what [`Pooled::detach`](crate::Pooled::detach) gives. A customizer
+    /// is not told.
     #[must_use]
     pub fn into_inner(this: Self) -> C {
-        match this.place {
-            Place::Here(connection) => connection,
-            Place::Away(_) | Place::Gone => unreachable!("{NOT_HERE}"),
-        }
+        let Place::Here(mut held) = this.place else { unreachable!("{NOT_HERE}") };
+        let Some(connection) = held.connection.take() else { unreachable!("{TAKEN}") };
+        connection
     }
 }
 
@@ -170,7 +209,7 @@ impl<C> DerefMut for Connection<C> {
 impl<C: fmt::Debug> fmt::Debug for Connection<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.place {
-            Place::Here(connection) => f.debug_tuple("Connection").field(connection).finish(),
+            Place::Here(held) => f.debug_tuple("Connection").field(&**held).finish(),
             Place::Away(_) | Place::Gone => f.debug_struct("Connection").finish_non_exhaustive(),
         }
     }
@@ -187,8 +226,47 @@ impl<M: ManageConnection, E> Adapter<M, E> {
     /// Runs this manager, and makes of its errors what the pool reports. The function runs on the
     /// thread of the blocking call, so the manager's own errors need not be `Send`.
     pub fn with_error(manager: M, convert: impl Fn(M::Error) -> E + Send + Sync + 'static) -> Self {
-        let parts = Arc::new(Parts { manager, convert: Box::new(convert) });
+        let (convert, release) = (Box::new(convert), release::<M>(None));
+        let parts = Arc::new(Parts { manager, convert, customizer: None, release });
         Self { parts, permanent: Permanent(None) }
+    }
+
+    /// Has a customizer that was written for r2d2 set up each new connection, and take each that leaves
+    /// the pool: however it leaves, but for [`detach`](crate::Pooled::detach). Both may block. What
+    /// [`Hooks`](crate::Hooks) does runs on threads of tasks, and must not. Default: none.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use millpond::{Pool, compat::r2d2::Adapter};
+    /// use r2d2_sqlite::{SqliteConnectionManager, rusqlite};
+    ///
+    /// #[derive(Debug)]
+    /// struct Attach;
+    ///
+    /// impl r2d2::CustomizeConnection<rusqlite::Connection, rusqlite::Error> for Attach {
+    ///     fn on_acquire(&self, db: &mut rusqlite::Connection) -> rusqlite::Result<()> {
+    ///         db.execute_batch("ATTACH ':memory:' AS scratch")
+    ///     }
+    /// }
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let adapter = Adapter::new(SqliteConnectionManager::memory()).customizer(Box::new(Attach));
+    /// let pool = Pool::builder(adapter).max_size(4).build_blocking()?;
+    /// pool.acquire()?.execute_batch("CREATE TABLE scratch.t (n)")?;
+    /// # Ok(()) }
+    /// ```
+    pub fn customizer(
+        mut self,
+        customizer: Box<dyn CustomizeConnection<M::Connection, M::Error>>,
+    ) -> Self {
+        let customizer: Arc<Customizer<M>> = customizer.into();
+        let Some(parts) = Arc::get_mut(&mut self.parts) else {
+            unreachable!("BUG: a call before there is a pool")
+        };
+        parts.release = release::<M>(Some(customizer.clone()));
+        parts.customizer = Some(customizer);
+        self
     }
 
     /// Says which errors of `connect` are beyond retrying, such as a wrong password: they end every
@@ -215,9 +293,18 @@ where
 
     async fn connect(&self) -> Result<Connection<M::Connection>, E> {
         let parts = self.parts.clone();
-        // Cancel: what the call opens is dropped on its thread.
-        let opened = Call::begin(move || parts.manager.connect().map_err(&parts.convert)).end();
-        opened.await.map(|connection| Connection { place: Place::Here(connection) })
+        // Cancel: what the call opens is released on its thread.
+        let opened = Call::begin(move || {
+            let open = || {
+                let mut connection = parts.manager.connect()?;
+                // As in r2d2, one that cannot be set up has never been in the pool.
+                parts.customizer.as_ref().map_or(Ok(()), |to| to.on_acquire(&mut connection))?;
+                Ok(connection)
+            };
+            let connection = Some(open().map_err(&parts.convert)?);
+            Ok(Held { connection, release: parts.release.clone() })
+        });
+        end(opened).await.map(|held| Connection { place: Place::Here(held) })
     }
 
     fn condition(&self, connection: &mut Connection<M::Connection>) -> Condition {
@@ -239,23 +326,23 @@ where
         }));
         let Place::Away(call) = place else { unreachable!("BUG: it has just been sent away") };
         // Cancel: the connection stays away, so nobody can use it, and `close` can wait for it.
-        match (&mut call.0).await {
+        match call.await {
             Ok(checked) => *place = Place::Here(checked),
-            Err(error) => {
+            Err(lost) => {
                 *place = Place::Gone;
-                return go_on_with(error).await;
+                return go_on_with(lost).await;
             }
         }
         verdict.recv().expect("BUG: the call has ended without a verdict")
     }
 
     async fn close(&self, connection: Connection<M::Connection>) {
-        let connection = match connection.place {
-            Place::Here(connection) => connection,
-            Place::Away(call) => call.end().await,
+        let held = match connection.place {
+            Place::Here(held) => held,
+            Place::Away(call) => end(call).await,
             Place::Gone => return,
         };
-        Call::begin(move || drop(connection)).end().await;
+        end(Call::begin(move || drop(held))).await;
     }
 
     fn is_permanent(&self, error: &E) -> bool {

@@ -568,6 +568,7 @@ where
     match bounded(limit, async { shared.manager.check(connection).await }).await {
         Ok(()) => Ok(trial.pass()),
         Err(error) => {
+            shared.tell_unfit(trial.resource_mut().id, "a check", &error);
             shared.close_connection(trial.fail(), CloseReason::FailedCheck);
             Err((&error).into())
         }

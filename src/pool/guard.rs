@@ -359,6 +359,7 @@ where
             }
         }
         Err(error) => {
+            shared.tell_unfit(trial.resource_mut().id, "a reset", &error);
             shared.close_connection(trial.fail(), CloseReason::FailedReset);
             Err(ReleaseError::Reset(error))
         }

@@ -4,7 +4,7 @@
 //! | level | what |
 //! |---|---|
 //! | error | connecting fails for good |
-//! | warn | connecting fails, also to rotate, a connection is held for too long, an acquire was slow |
+//! | warn | connecting fails, also to rotate, a check or a reset fails, a connection is held for too long, an acquire was slow |
 //! | info | connecting succeeds again, the pool is drained or closed, a leaked connection comes back |
 //! | debug | a connection is opened or ends; the span `acquire` of one that has to wait |
 //! | trace | the span `use` of a connection in somebody's hands, if [`Config::trace_uses`](crate::Config::trace_uses) asks for it |
@@ -133,6 +133,18 @@ impl<M: Manager> Shared<M> {
     /// Connecting had failed so many times in a row.
     pub(super) fn tell_recovered(&self, failures: u32) {
         tell!(info, self, failures, "connecting succeeds again");
+    }
+
+    /// A connection is not fit to be used again, or nobody knows whether it is, and is closed.
+    pub(super) fn tell_unfit(
+        &self,
+        connection: u64,
+        what: &'static str,
+        error: &OperationError<M::Error>,
+    ) {
+        #[cfg(feature = "tracing")]
+        let error = error as &(dyn std::error::Error + 'static);
+        tell!(warn, self, connection, error, "{what} has failed");
     }
 
     pub(super) fn tell_ended(&self, tenant: &Tenant<M::Connection>, reason: CloseReason) {

@@ -1,10 +1,9 @@
 //! Raw connections: pg-wired's `WireConn`.
 
-use super::{PgWiredManager, SYNC, TERMINATE, is_permanent, query};
+use super::{FAILED_TRANSACTION, PgWiredManager, SYNC, TERMINATE, is_permanent, query, question};
 use crate::manager::{Condition, Manager};
 use ::pg_wired::protocol::types::BackendMsg;
 use ::pg_wired::{PgWireError, WireConn};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What the server says of its state: no transaction is open.
 const IDLE: u8 = b'I';
@@ -34,18 +33,15 @@ fn idle(status: u8) -> Result<(), PgWireError> {
 /// Reads all that is left of the answers to whatever has been sent, up to that of a question of our
 /// own, and answers with the server's state.
 async fn settled(connection: &mut WireConn) -> Result<u8, PgWireError> {
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
-    let text = format!("millpond {}", NUMBER.fetch_add(1, Ordering::Relaxed));
+    let (text, question) = question();
     // The first message ends what has failed half-way, whose rest the server would skip otherwise.
-    let question = [SYNC, &query(&format!("SELECT '{text}'"))].concat();
-    connection.send_raw(&question).await?;
+    connection.send_raw(&[SYNC, &question].concat()).await?;
     loop {
         match connection.recv_msg().await? {
             BackendMsg::DataRow(row) if row.cell(0) == Some(text.as_bytes()) => {
                 return ready(connection).await;
             }
-            // In a failed transaction the server answers nothing any more.
-            BackendMsg::ErrorResponse { fields } if fields.code == "25P02" => {
+            BackendMsg::ErrorResponse { fields } if fields.code == FAILED_TRANSACTION => {
                 return Err(PgWireError::Pg(fields));
             }
             _ => {}

@@ -1,18 +1,28 @@
 //! Connections that many requests can share: pg-wired's `AsyncConn`.
 //!
 //! Its requests are answered in their order, whether or not anybody waits for the answer any more.
-//! So a request that has been answered says that all those before it have been.
+//! So a request that has been answered says that all those before it have been. It takes the first
+//! word that the server is ready for the end of its answer, whosever that is: after a message that
+//! pg-wired cannot read, or two statements in one request, each is given the answer of the one before.
+//! So what the pool asks for is a text that nobody else's answer has.
 
 use super::ground::{Awaited, Ground};
-use super::{PgWiredManager, SYNC, TERMINATE, is_permanent, query};
+use super::{FAILED_TRANSACTION, PgWiredManager, TERMINATE, is_permanent, query, question};
 use crate::manager::{Condition, Manager};
-use ::pg_wired::{AsyncConn, PgWireError, ResponseCollector};
+use ::pg_wired::{AsyncConn, PgWireError, PipelineResponse, ResponseCollector};
 use std::fmt;
 use std::future::Future;
 use std::ops::Deref;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Waker};
+use std::time::Duration;
+use tokio::task::unconstrained;
+use tokio::time::timeout;
+
+/// How long a goodbye may go unanswered before the server is asked to cancel what it is doing
+/// instead. Most connections that are closed do nothing, and a cancel costs a connection.
+const GRACE: Duration = Duration::from_millis(20);
 
 /// A connection that many requests can share, which derefs to [`AsyncConn`].
 ///
@@ -27,7 +37,7 @@ pub struct Connection {
     // its end, its tasks send before their runtime ends.
     connection: AsyncConn,
     said_goodbye: bool,
-    _ground: Arc<Ground>,
+    ground: Arc<Ground>,
 }
 
 impl Deref for Connection {
@@ -51,10 +61,27 @@ impl Connection {
     }
 
     /// Waits until everything that was asked for has been answered. Answers whether a transaction has
-    /// been open since the last call, or whether the user has marked the connection.
+    /// been open since the last call, or whether the user has marked the connection. Fails if requests
+    /// are given answers that are not theirs.
     async fn settled(&self) -> Result<bool, PgWireError> {
-        self.submit(SYNC.into(), ResponseCollector::Drain).await?;
-        Ok(self.take_state_mutated())
+        let (text, question) = question();
+        match self.submit(question[..].into(), ResponseCollector::Rows).await {
+            Ok(PipelineResponse::Rows { rows, .. })
+                if rows.len() == 1 && rows[0].cell(0) == Some(text.as_bytes()) =>
+            {
+                Ok(self.take_state_mutated())
+            }
+            Ok(_) => {
+                let why = "an answer went to another request: a message could not be read, or a \
+                           request had more than one answer";
+                Err(PgWireError::Protocol(why.into()))
+            }
+            Err(PgWireError::Pg(error)) if error.code == FAILED_TRANSACTION => {
+                self.take_state_mutated();
+                Ok(true)
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -62,9 +89,10 @@ impl Drop for Connection {
     fn drop(&mut self) {
         if !self.said_goodbye && self.is_alive() {
             // The server would not notice otherwise, as the socket stays open until the runtime ends.
-            // The first poll hands the message over, unless 256 others are waiting; nobody waits for
-            // an answer, of which there is none.
-            let goodbye = pin!(self.connection.submit_stream(TERMINATE.into(), 1));
+            // The first poll hands the message over, unless 256 others are waiting, however much the
+            // task that drops the connection has done; nobody waits for an answer, of which there is
+            // none.
+            let goodbye = pin!(unconstrained(self.connection.submit_stream(TERMINATE.into(), 1)));
             let _ = goodbye.poll(&mut Context::from_waker(Waker::noop()));
         }
     }
@@ -76,11 +104,14 @@ impl Manager for PgWiredManager<Connection> {
 
     async fn connect(&self) -> Result<Connection, PgWireError> {
         let (ground, options) = (self.grounds.next()?, self.options.clone());
-        // Cancel: the task is, too, and closes what it has opened.
-        let opening = ground.spawn(async move { options.connect().await.map(AsyncConn::new) });
+        // Cancel: the task is, too, and closes what it has opened. If it is over, it has made a whole
+        // connection, which says goodbye when it is dropped.
+        let opening = ground.clone().spawn(async move {
+            let connection = AsyncConn::new(options.connect().await?);
+            Ok(Connection { connection, said_goodbye: false, ground })
+        });
         let opened = Awaited(opening).outcome().await;
-        let connection = opened.ok_or(PgWireError::ConnectionClosed)??;
-        Ok(Connection { connection, said_goodbye: false, _ground: ground })
+        opened.unwrap_or(Err(PgWireError::ConnectionClosed))
     }
 
     fn condition(&self, connection: &mut Connection) -> Condition {
@@ -94,9 +125,15 @@ impl Manager for PgWiredManager<Connection> {
     }
 
     async fn check(&self, connection: &mut Connection) -> Result<(), PgWireError> {
+        if !connection.settled().await? {
+            return Ok(());
+        }
+        // A hook that has set it up may have used a transaction, or marked it; what the server says
+        // now is whether one is open.
         if connection.settled().await? {
             return Err(PgWireError::Protocol("an idle connection is in a transaction".into()));
         }
+        connection.mark_state_mutated();
         Ok(())
     }
 
@@ -120,8 +157,15 @@ impl Manager for PgWiredManager<Connection> {
 
     async fn close(&self, mut connection: Connection) {
         connection.said_goodbye = true;
-        // Whatever goes wrong with a goodbye, the connection is gone.
-        drop(connection.connection.close().await);
+        let mut goodbye = pin!(connection.connection.close());
+        if timeout(GRACE, goodbye.as_mut()).await.is_err() {
+            // What was given up goes on at the server, which would not look at the goodbye before its
+            // end. A cancel that comes late hits nobody else: nobody has this connection any more.
+            let token = connection.connection.cancel_token();
+            drop(connection.ground.spawn(async move { token.cancel().await }).await);
+            // Whatever goes wrong with a goodbye, the connection is gone.
+            drop(goodbye.await);
+        }
     }
 
     fn is_permanent(&self, error: &PgWireError) -> bool {
