@@ -13,7 +13,7 @@ use crate::error::ConfigError;
 use crate::manager::{Condition, Manager};
 use crate::metrics::Watched;
 use crate::pool::Pool;
-use event_listener::{Event, IntoNotification};
+use event_listener::{Event, EventListener, IntoNotification};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -147,6 +147,8 @@ pub(super) struct State<K> {
     pub(super) connect_timeout: OnceLock<Duration>,
     /// A connection is being opened in the background to try the node.
     trying: AtomicBool,
+    /// Notified when that is over.
+    tried: Event,
     /// How many of those for whom its pool is to open a connection may be served elsewhere.
     roving: AtomicUsize,
     began: Instant,
@@ -166,6 +168,7 @@ impl<K> State<K> {
             latency: zero(),
             connect_timeout: OnceLock::new(),
             trying: AtomicBool::new(false),
+            tried: Event::new(),
             roving: AtomicUsize::new(0),
             began,
             changed,
@@ -482,6 +485,17 @@ impl<K: Key, M: Manager> Node<K, M> {
         }
     }
 
+    /// Completes when the server has been asked for its role, or cannot be; `None` if it has one, or nobody
+    /// asks.
+    pub(super) fn when_asked(&self) -> Option<EventListener> {
+        if self.role() != Role::Unknown || self.pool.manager().read_role.is_none() {
+            return None;
+        }
+        // Before the look: its end is not missed.
+        let tried = self.state.tried.listen();
+        self.state.trying.load(Ordering::SeqCst).then_some(tried)
+    }
+
     /// Has the server asked for its role again, by somebody who is `roving` if it is not that urgent.
     pub(super) fn read_role_again(
         self: &Arc<Self>,
@@ -542,6 +556,7 @@ struct Trying<K>(Arc<State<K>>);
 impl<K> Drop for Trying<K> {
     fn drop(&mut self) {
         self.0.trying.store(false, Ordering::SeqCst);
+        self.0.tried.notify(usize::MAX.additional());
     }
 }
 
