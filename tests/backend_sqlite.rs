@@ -539,11 +539,11 @@ async fn a_path_may_be_any_that_the_system_has() {
     let path = folder.path().join(std::ffi::OsStr::from_bytes(b"caf\xe9.db"));
     let builder = Pool::builder(SqliteManager::new(&path)).max_size(1).check(CheckPolicy::Always);
     let pool = builder.build().await.unwrap();
-    pool.acquire().await.unwrap();
-    pool.acquire().await.unwrap();
+    drop(pool.acquire().await.unwrap());
+    drop(pool.acquire().await.unwrap());
     assert_eq!(pool.metrics().created, 1);
     fs::remove_file(&path).unwrap();
-    pool.acquire().await.unwrap();
+    drop(pool.acquire().await.unwrap());
     assert_eq!((pool.metrics().created, pool.metrics().closed.failed_check), (2, 1));
 }
 

@@ -2315,3 +2315,322 @@ fn a_cap_goes_on_for_others_though_the_runtime_ends_where_it_looks() {
     });
     assert_eq!(whole.most_live(), 2);
 }
+
+/// A cluster of three nodes whose connections are checked before each use, each with one that is idle.
+async fn warm_and_checked() -> (TestCluster, [TestManager; 3]) {
+    let checks = |pool: PoolBuilder<_>| pool.max_size(1).check(CheckPolicy::Always);
+    let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
+    let (cluster, managers) = cluster_of(builder().pools(checks), nodes);
+    for key in ["a", "b", "c"] {
+        drop(cluster.acquire(key).await.unwrap());
+    }
+    (cluster, managers)
+}
+
+/// How many checks there have been, of all nodes.
+fn checked(managers: &[TestManager]) -> usize {
+    managers.iter().map(|manager| manager.check.calls()).sum()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acquire_that_may_go_anywhere_checks_one_connection_and_closes_none() {
+    let (cluster, managers) = warm_and_checked().await;
+    for manager in &managers {
+        manager.check.always(Act::Slow(MILLISECOND));
+    }
+    let before = checked(&managers);
+    for policy in [Policy::RoundRobin, Policy::LeastInUse, Policy::Nearest] {
+        spread(&cluster, policy, 4).await;
+    }
+    assert_eq!(checked(&managers) - before, 12);
+    assert_eq!(cluster.status().totals.closed.total(), 0);
+    settled(&cluster, &managers).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_check_that_does_not_answer_costs_a_quarter_of_a_second_and_goes_on() {
+    let (cluster, managers) = warm_and_checked().await;
+    managers[0].check.always(Act::Gated);
+    let began = tokio::time::Instant::now();
+    let guard = cluster.acquire_any(Policy::Rank(&first("a"))).await.unwrap();
+    assert_eq!((guard.node().as_str(), began.elapsed()), ("b", 250 * MILLISECOND));
+    assert_eq!(managers[0].check.running(), 1);
+    managers[0].check.open(1);
+    eventually("its connection is idle again", || {
+        cluster.node_stats("a").unwrap().counts.idle == 1
+    })
+    .await;
+    drop(guard);
+    let totals = cluster.status().totals;
+    assert_eq!((totals.closed.total(), totals.waits.failures()), (0, 0));
+    assert_eq!(totals.acquires, 4, "nobody had that connection");
+    settled(&cluster, &managers).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_check_that_fails_the_next_node_serves_at_once() {
+    let (cluster, managers) = warm_and_checked().await;
+    managers[0].check.always(Act::Error);
+    managers[0].connect.always(Act::Never);
+    let began = tokio::time::Instant::now();
+    let guard = cluster.acquire_any(Policy::Rank(&first("a"))).await.unwrap();
+    assert_eq!((guard.node().as_str(), began.elapsed()), ("b", Duration::ZERO));
+    assert_eq!(cluster.node_stats("a").unwrap().closed.failed_check, 1);
+}
+
+#[tokio::test]
+async fn a_check_of_what_came_back_goes_on_though_another_node_serves_first() {
+    let (cluster, managers) = warm_and_checked().await;
+    let mut held = HashMap::new();
+    for key in ["a", "b", "c"] {
+        held.insert(key, cluster.acquire(key).await.unwrap());
+    }
+    managers[0].check.always(Act::Gated);
+    let mut acquire = pin!(cluster.acquire_any(Policy::RoundRobin));
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    held.remove("a");
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    assert_eq!(managers[0].check.running(), 1);
+    held.remove("b");
+    assert_eq!(acquire.await.unwrap().node(), "b");
+    managers[0].check.open(1);
+    eventually("a's connection is idle", || cluster.node_stats("a").unwrap().counts.idle == 1)
+        .await;
+    drop(held);
+    assert_eq!(cluster.status().totals.closed.total(), 0);
+    settled(&cluster, &managers).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_does_not_answer_costs_no_more_though_another_changes_all_the_time() {
+    let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
+    let (cluster, managers) = cluster_of(builder(), nodes);
+    managers[0].connect.always(Act::Never);
+    let changes = tokio::spawn({
+        let cluster = cluster.clone();
+        async move {
+            loop {
+                tokio::time::sleep(100 * MILLISECOND).await;
+                cluster.set_options("c", plain()).unwrap();
+            }
+        }
+    });
+    let began = tokio::time::Instant::now();
+    let guard = cluster.acquire_any(Policy::Rank(&first("a"))).await.unwrap();
+    assert_eq!((guard.node().as_str(), began.elapsed()), ("b", 250 * MILLISECOND));
+    changes.abort();
+}
+
+#[tokio::test]
+async fn a_change_elsewhere_has_no_other_node_open_a_connection() {
+    let nodes = [("a", plain()), ("b", plain()), ("c", plain()), ("d", plain())];
+    let (cluster, managers) = cluster_of(builder().pools(|pool| pool.max_size(1)), nodes);
+    for manager in &managers {
+        manager.connect.always(Act::Gated);
+    }
+    let mut acquire = pin!(cluster.acquire_any(Policy::RoundRobin));
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    let dialing = || managers.iter().filter(|manager| manager.connect.running() > 0).count();
+    eventually("one opens a connection", || dialing() == 1).await;
+    for _ in 0..10 {
+        cluster.set_options("d", plain()).unwrap();
+        assert!(poll_once(acquire.as_mut()).is_pending());
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(dialing(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acquire_is_counted_once_at_however_many_nodes_it_waits() {
+    let builder = builder().pools(|pool| pool.max_size(1)).acquire_timeout(SECOND);
+    let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
+    let (cluster, managers) = cluster_of(builder, nodes);
+    let waits = |key: &str| cluster.node_stats(key).unwrap().waits;
+    let mut held = HashMap::new();
+    for key in ["a", "b"] {
+        held.insert(key, cluster.acquire(key).await.unwrap());
+    }
+    managers[2].connect.always(Act::Never);
+    let first = first("b");
+    let policy = Policy::Rank(&first);
+    assert!(cluster.acquire_any(policy).await.is_err());
+    assert_eq!((waits("b").timed_out, waits("b").failures()), (1, 1), "it waited there first");
+    assert_eq!((waits("a").failures(), waits("c").failures()), (0, 0));
+    // One that is given up.
+    assert!(cut_after(2, cluster.acquire_any(policy)).await.is_none());
+    assert_eq!((waits("b").cancelled, waits("b").failures()), (1, 2));
+    assert_eq!((waits("a").failures(), waits("c").failures()), (0, 0));
+    // One that is served.
+    let mut acquire = pin!(cluster.acquire_any(policy));
+    assert!(timeout(600 * MILLISECOND, acquire.as_mut()).await.is_err(), "all are in use");
+    drop(held.remove("a"));
+    assert_eq!(acquire.await.unwrap().node(), "a");
+    assert_eq!((waits("b").failures(), waits("c").failures()), (2, 0));
+    let a = cluster.node_stats("a").unwrap();
+    assert_eq!((a.waits.served, a.waits.failures()), (2, 0));
+    assert!(a.acquire_wait.max() >= Some(550 * MILLISECOND), "{:?}", a.acquire_wait.max());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_wait_for_a_node_that_was_not_the_first_has_begun_with_the_acquire() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+    managers[0].connect.always(Act::Never);
+    managers[1].connect.always(Act::Gated);
+    let first = first("a");
+    let mut acquire = pin!(cluster.acquire_any(Policy::Rank(&first)));
+    assert!(timeout(400 * MILLISECOND, acquire.as_mut()).await.is_err());
+    managers[1].connect.open(1);
+    assert_eq!(acquire.await.unwrap().node(), "b");
+    let waited = cluster.node_stats("b").unwrap().acquire_wait.max();
+    assert!(waited >= Some(350 * MILLISECOND), "{waited:?}");
+    assert_eq!(cluster.status().totals.waits.failures(), 0);
+}
+
+#[tokio::test]
+async fn new_options_leave_everybody_his_place_in_line() {
+    let builder = builder().pools(|pool| pool.max_size(1).shards(1));
+    let (cluster, _managers) = cluster_of(builder, [("a", plain())]);
+    let held = cluster.acquire("a").await.unwrap();
+    let mut one = pin!(cluster.acquire_any(Policy::RoundRobin));
+    assert!(poll_once(one.as_mut()).is_pending());
+    let mut other = pin!(cluster.acquire("a"));
+    assert!(poll_once(other.as_mut()).is_pending());
+    cluster.set_options("a", plain().weight(2)).unwrap();
+    assert!(poll_once(one.as_mut()).is_pending());
+    assert!(poll_once(other.as_mut()).is_pending());
+    drop(held);
+    assert!(poll_once(other.as_mut()).is_pending(), "he came later");
+    drop(one.await.unwrap());
+    drop(other.await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cluster_that_fails_fast_asks_the_servers_first_who_they_are() {
+    let began = tokio::time::Instant::now();
+    let (cluster, managers) =
+        with_roles_of(builder().fail_fast(true), [Role::Replica, Role::Primary]);
+    managers[0].connect.always(Act::Slow(MILLISECOND));
+    assert_eq!(cluster.acquire_any(Policy::Primary).await.unwrap().node(), "b");
+    assert_eq!(cluster.acquire_any(Policy::Replica).await.unwrap().node(), "a");
+    let (cluster, managers) =
+        with_roles_of(builder().fail_fast(true), [Role::Replica, Role::Replica]);
+    managers[1].connect.always(Act::Slow(MILLISECOND));
+    for _ in 0..2 {
+        let error = cluster.acquire_any(Policy::Primary).await.unwrap_err();
+        assert!(matches!(error, ClusterError::Unavailable(_)), "{error}");
+        assert!(!error.to_string().contains("role unknown"), "{error}");
+    }
+    assert!(began.elapsed() < 100 * MILLISECOND, "{:?}", began.elapsed());
+    // One that does not answer is waited for until the deadline.
+    let builder = builder().fail_fast(true).acquire_timeout(SECOND);
+    let (cluster, managers) = with_roles_of(builder, [Role::Replica, Role::Replica]);
+    managers[0].connect.always(Act::Never);
+    let error = cluster.acquire_any(Policy::Primary).await.unwrap_err();
+    assert!(matches!(error, ClusterError::Timeout(_)), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_may_go_anywhere_gets_the_last_connection_of_a_node_where_nothing_comes_back() {
+    let nodes = [("p", primary()), ("r1", replica()), ("r2", replica())];
+    let (cluster, _managers, whole) = capped(2, 2, nodes);
+    let held = cluster.acquire("r1").await.unwrap();
+    let writes = tokio::spawn({
+        let cluster = cluster.clone();
+        async move {
+            loop {
+                let guard = cluster.acquire("p").await.unwrap();
+                tokio::time::sleep(MILLISECOND).await;
+                drop(guard);
+            }
+        }
+    });
+    tokio::time::sleep(100 * MILLISECOND).await;
+    let served = timeout(2 * SECOND, cluster.acquire_any(Policy::Replica)).await;
+    assert_eq!(served.expect("p has its turns only").unwrap().node(), "r2");
+    writes.abort();
+    drop(held);
+    assert_eq!(whole.most_live(), 2);
+}
+
+#[test]
+fn outside_a_runtime_who_may_go_anywhere_gets_what_has_only_to_be_looked_at() {
+    let timed = |pool: PoolBuilder<_>| pool.time_use(true);
+    let (cluster, managers) = cluster_of(builder().pools(timed), [("a", plain()), ("b", plain())]);
+    let one = runtime();
+    one.block_on(async { drop(cluster.acquire("b").await.unwrap()) });
+    let policy = Policy::Rank(&first("a"));
+    assert_eq!(pollster::block_on(cluster.acquire_any(policy)).unwrap().node(), "b");
+    // One that has to be checked is in nobody's way, and stays.
+    one.block_on(async {
+        managers[0].condition.once(Act::Gated);
+        drop(cluster.acquire("a").await.unwrap());
+    });
+    assert_eq!(pollster::block_on(cluster.acquire_any(policy)).unwrap().node(), "b");
+    assert_eq!(cluster.node_stats("a").unwrap().counts.idle, 1);
+    assert_eq!(cluster.status().totals.closed.total(), 0);
+}
+
+#[tokio::test]
+async fn who_has_been_served_and_does_not_know_it_yet_hides_nobody_else_who_waits() {
+    let builder = builder().pools(|pool| pool.max_size(2));
+    let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    let held = [cluster.acquire("b").await.unwrap(), cluster.acquire("b").await.unwrap()];
+    managers[0].connect.always(Act::Gated);
+    let first = first("a");
+    let mut acquire = pin!(cluster.acquire_any(Policy::Rank(&first)));
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    let [one, other] = held;
+    drop(one);
+    other.discard();
+    eventually("it is closed", || managers[1].ledger.live() == 1).await;
+    let by_name = timeout(SECOND, cluster.acquire("b")).await.expect("there is room").unwrap();
+    assert_eq!(acquire.await.unwrap().node(), "b");
+    drop(by_name);
+    assert_eq!(managers[1].ledger.opened(), 3);
+}
+
+#[test]
+fn who_waits_under_a_cap_in_a_runtime_that_has_ended_does_not_wake_himself() {
+    join(std::thread::spawn(|| {
+        let nodes = [("a", plain()), ("b", plain())];
+        let builder = builder().max_connections(1).acquire_timeout(Duration::MAX);
+        let (cluster, _managers) = cluster_of(builder, nodes);
+        let ended = runtime();
+        let _held = ended.block_on(cluster.acquire("a")).unwrap();
+        let handle = ended.handle().clone();
+        drop(ended);
+        let _in_it = handle.enter();
+        let mut acquire = pin!(cluster.acquire("b"));
+        let (wakes, waker) = Wakes::new();
+        for _ in 0..3 {
+            assert!(poll_with(acquire.as_mut(), &waker).is_pending());
+        }
+        assert_eq!(wakes.count(), 0);
+    }));
+}
+
+#[test]
+fn who_may_go_anywhere_too_hears_that_the_runtime_has_ended_where_the_cap_looks() {
+    let builder = builder().max_connections(2).try_next_after(PATIENCE);
+    let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    let (one, other) = (runtime(), runtime());
+    let held = one.block_on(async {
+        let held = [cluster.acquire("a").await.unwrap(), cluster.acquire("a").await.unwrap()];
+        tokio::spawn({
+            let cluster = cluster.clone();
+            async move { drop(cluster.acquire("b").await) }
+        });
+        eventually("it is in line", || cluster.status().totals.counts.waiters == 1).await;
+        held
+    });
+    other.block_on(async {
+        let only = |node: &NodeView<'_, String>| (node.key() == "b").then_some(0.0);
+        let mut acquire = pin!(cluster.acquire_any(Policy::Rank(&only)));
+        assert!(poll_once(acquire.as_mut()).is_pending());
+        one.shutdown_background();
+        assert!(timeout(20 * MILLISECOND, acquire.as_mut()).await.is_err(), "all are in use");
+        drop(held);
+        assert_eq!(timeout(SECOND, acquire).await.expect("in time").unwrap().node(), "b");
+        settled(&cluster, &managers).await;
+    });
+}

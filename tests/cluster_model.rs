@@ -4,6 +4,7 @@
 //! - no caller has a connection of a node whose drain is over;
 //! - there are never more connections than the caps allow, of each node and of all together;
 //! - no caller waits beside an idle connection of a node that it may use;
+//! - no more waits are counted as given up, and no more checks as abandoned, than callers have given up;
 //! - at the end everybody is served, and each node's books are balanced.
 //!
 //! `ARBTEST_BUDGET_MS` says how long (default: 2,000); `ARBTEST_SEED` runs the one case that a
@@ -17,6 +18,7 @@ use support::*;
 
 use arbitrary::{Arbitrary, Unstructured};
 use arbtest::arbtest;
+use millpond::CheckPolicy;
 use millpond::cluster::{Cluster, ClusterError, ClusterGuard, NodeOptions, Policy, Role};
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -123,6 +125,7 @@ struct World {
     held: Vec<ClusterGuard<u8, TestManager>>,
     waiting: Vec<Waiting>,
     served: usize,
+    given_up: u64,
 }
 
 fn options(weight: u8, replica: bool) -> NodeOptions {
@@ -136,15 +139,18 @@ fn pick(which: u8, many: usize) -> Option<usize> {
 }
 
 impl World {
-    fn new(cap: Option<usize>) -> Self {
+    fn new(cap: Option<usize>, check: CheckPolicy) -> Self {
         let cluster = Cluster::builder()
-            .pools(|pool| pool.max_size(EACH).max_lifetime(None).keepalive_interval(None))
+            .pools(move |pool| {
+                pool.max_size(EACH).max_lifetime(None).keepalive_interval(None).check(check)
+            })
             .max_connections(cap)
             .acquire_timeout(Duration::MAX)
             .build()
             .unwrap();
         let (nodes, gone, held, waiting) = Default::default();
-        Self { cluster, cap, whole: Arc::default(), nodes, gone, held, waiting, served: 0 }
+        let (served, given_up) = (0, 0);
+        Self { cluster, cap, whole: Arc::default(), nodes, gone, held, waiting, served, given_up }
     }
 
     fn manager(&self) -> TestManager {
@@ -233,6 +239,7 @@ impl World {
             Operation::GiveUp { which } => {
                 if let Some(index) = pick(which, self.waiting.len()) {
                     drop(self.waiting.swap_remove(index));
+                    self.given_up += 1;
                 }
             }
             Operation::Release { which } => {
@@ -309,6 +316,9 @@ impl World {
             assert_eq!(manager.ledger.live(), 0, "a connection of a node that is gone");
         }
         let status = self.cluster.status();
+        let totals = &status.totals;
+        assert!(totals.waits.cancelled <= self.given_up, "{status}");
+        assert!(totals.closed.abandoned <= self.given_up, "{status}");
         let replica_is_up =
             status.nodes.iter().any(|node| node.role == Role::Replica && node.is_up);
         for node in &status.nodes {
@@ -373,6 +383,7 @@ impl World {
 
 fn run(input: &mut Unstructured<'_>) -> arbitrary::Result<(usize, usize)> {
     let cap = if input.arbitrary()? { Some(input.int_in_range(1..=5)?) } else { None };
+    let check = if input.arbitrary()? { CheckPolicy::Always } else { CheckPolicy::Never };
     let mut operations = Vec::new();
     for key in 0..input.int_in_range(0..=NODES)? {
         operations.push(Operation::Add { key, weight: input.arbitrary()?, replica: key > 0 });
@@ -383,7 +394,7 @@ fn run(input: &mut Unstructured<'_>) -> arbitrary::Result<(usize, usize)> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     let served = runtime.unwrap().block_on(async {
-        let mut world = World::new(cap);
+        let mut world = World::new(cap, check);
         for operation in &operations {
             world.apply(*operation).await;
             world.settle().await;

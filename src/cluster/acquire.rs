@@ -8,25 +8,30 @@
 //!
 //! Of those that it waits at, only one opens a connection for it, the first in order that has room or
 //! else, under a cap, may get it; at the others it is *patient* and takes what comes back. If the one
-//! fails, or has not served within `try_next_after`, the next one opens a connection too. So no acquire
-//! waits beside a connection that it could have, and a node that does not answer costs it little of its
-//! time.
+//! fails, or has not served within `try_next_after`, the next one opens a connection too. An idle
+//! connection that has to be checked first is waited for in the same way: nobody looks further as long as
+//! its check takes no longer than that, and a check that is late goes on in the background when another
+//! node serves. So no acquire waits beside a connection that it could have, none takes more than it
+//! needs, and a node that does not answer costs it little of its time.
+//!
+//! An acquire counts once in the figures, however many nodes it waits at: where it was served, or else
+//! where it waited first.
 //!
 //! Not here: which nodes are allowed, and in which order (`policy.rs`).
 
 use super::error::{ClusterError, NodeReport, UnknownNode, Unserved};
-use super::limits::Cap;
 use super::node::{Member, Node, Role, Roving};
 use super::policy::{Choice, Policy};
 use super::table::Table;
 use super::{Cluster, Key, Shared};
 use crate::error::{AcquireError, ReleaseError};
 use crate::manager::Manager;
-use crate::pool::{Attempt, ConnectionInfo, Missed, Pooled, PooledRef};
+use crate::metrics::Outcome;
+use crate::pool::{Attempt, ConnectionInfo, Missed, Pooled, PooledRef, Terms};
 use event_listener::EventListener;
 use std::borrow::Borrow;
 use std::fmt;
-use std::future::{Future, poll_fn, ready};
+use std::future::{Future, pending, poll_fn};
 use std::hash::Hash;
 use std::mem;
 use std::ops::{Deref, DerefMut};
@@ -37,7 +42,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::task;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 type Caller = &'static Location<'static>;
 
@@ -262,7 +267,8 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     /// # Cost
     ///
     /// A hit at the first node looked at allocates nothing. A wait allocates: one future for each node
-    /// that it waits at.
+    /// that it waits at. In the figures of the nodes it is one wait all the same, from its beginning: of
+    /// the node that serves, or, if none does, of the one where it has waited first.
     ///
     /// # Examples
     ///
@@ -466,7 +472,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
             let node = missed.manager().key().clone();
             let left =
                 if limit == Duration::MAX { limit } else { limit.saturating_sub(began.elapsed()) };
-            let mut waiting = pin!(missed.wait(left, false));
+            let mut waiting = pin!(missed.wait(left));
             match self.in_line(waiting.as_mut()).await {
                 Ok(pooled) => return Ok(ClusterGuard::new(pooled)),
                 Err(AcquireError::Closed | AcquireError::Draining) => {
@@ -490,32 +496,19 @@ impl<K: Key, M: Manager> Shared<K, M> {
         }
     }
 
-    /// Waits, and tells the cap once it is in line, and again if nobody looks after the cap any more. Not
-    /// an async function, which would have room for its arguments twice.
+    /// Waits, and tells the cap once it is in line. Not an async function, which would have room for its
+    /// arguments twice.
     fn in_line<F: Future>(
         self: &Arc<Self>,
         mut waiting: Pin<&mut F>,
     ) -> impl Future<Output = F::Output> {
-        let mut told = false;
-        let mut abandoned: Option<EventListener> = None;
+        let mut word = Word::default();
         poll_fn(move |cx| {
             let served = waiting.as_mut().poll(cx);
-            if served.is_ready() {
-                return served;
+            if served.is_pending() {
+                word.poll(self, cx);
             }
-            let mut is_over = |abandoned: &mut Option<EventListener>| {
-                abandoned.as_mut().is_some_and(|it| Pin::new(it).poll(cx).is_ready())
-            };
-            if !told || is_over(&mut abandoned) {
-                abandoned = self.cap.as_ref().map(Cap::when_abandoned);
-                self.more_wanted();
-                // Not again in this poll: where the runtime has ended, it is over each time.
-                told = !is_over(&mut abandoned);
-            }
-            if !told {
-                cx.waker().wake_by_ref();
-            }
-            Poll::Pending
+            served
         })
     }
 
@@ -523,27 +516,19 @@ impl<K: Key, M: Manager> Shared<K, M> {
         let picked = self.table.pool(|table| aim.pick(&self.choice(table)));
         let first = match picked.map(|pool| pool.attempt(caller)) {
             Some(Attempt::Hit(pooled)) => return Ok(ClusterGuard::new(pooled)),
-            Some(Attempt::Miss(missed)) => Some(missed),
+            Some(Attempt::Miss(missed)) => match missed.settle() {
+                Attempt::Hit(pooled) => return Ok(ClusterGuard::new(pooled)),
+                Attempt::Miss(missed) => Some(missed),
+            },
             None => None,
         };
-        let began = Instant::now();
-        let race = Race::new(self, aim, caller, began, first);
+        let race = Race::new(self, aim, caller, first);
         // The second question takes a reference to the runtime that all its threads share, so it is
         // asked only outside tasks.
         if task::try_id().is_none() && Handle::try_current().is_err() {
             return race.run_at_once();
         }
-        let race = race.run();
-        let limit = self.settings.acquire_timeout;
-        if limit == Duration::MAX {
-            return race.await;
-        }
-        let deadline = began + limit.min(FAR_FUTURE);
-        // Cancel: the race is dropped at the deadline as it would be by its caller.
-        match tokio::time::timeout_at(deadline, race).await {
-            Ok(served) => served,
-            Err(_) => Err(ClusterError::Timeout(self.unserved(&aim, began))),
-        }
+        race.run().await
     }
 
     /// An acquire that began then and ends now.
@@ -561,23 +546,94 @@ impl<K: Key, M: Manager> Shared<K, M> {
 /// A limit that no clock overflows at: some 30 years.
 const FAR_FUTURE: Duration = Duration::from_secs(1 << 30);
 
-type Waiting<K, M> = dyn Future<Output = Result<PooledRef<Member<K, M>>, AcquireError<<M as Manager>::Error>>>
-    + Send;
+/// What somebody in line tells the cap: once, and again whenever nobody looks after the cap any more.
+#[derive(Default)]
+struct Word {
+    given: bool,
+    /// Completes when nobody does.
+    abandoned: Option<EventListener>,
+}
+
+impl Word {
+    fn poll<K: Key, M: Manager>(&mut self, cluster: &Arc<Shared<K, M>>, cx: &mut Context<'_>) {
+        let Some(cap) = &cluster.cap else { return };
+        if self.given && !self.is_void(cx) {
+            return;
+        }
+        self.abandoned = Some(cap.when_abandoned());
+        if !cluster.more_wanted() {
+            // Nor could anybody later on in this runtime, which has ended: whoever has another hears of
+            // it, and gives everybody what there is.
+            (self.given, self.abandoned) = (false, None);
+            return;
+        }
+        self.given = !self.is_void(cx);
+        if !self.given {
+            // Whoever looked after it has ceased to at this moment.
+            cx.waker().wake_by_ref();
+        }
+    }
+
+    fn is_void(&mut self, cx: &mut Context<'_>) -> bool {
+        self.abandoned.as_mut().is_some_and(|abandoned| Pin::new(abandoned).poll(cx).is_ready())
+    }
+}
+
+/// What a wait at one node answers.
+type Found<K, M> = Result<PooledRef<Member<K, M>>, AcquireError<<M as Manager>::Error>>;
+type Waiting<K, M> = dyn Future<Output = Found<K, M>> + Send;
 
 /// One of the nodes that an acquire waits at.
 struct Runner<K: Key, M: Manager> {
     node: Arc<Node<K, M>>,
     waiting: Pin<Box<Waiting<K, M>>>,
-    /// It takes what comes back, and has nothing opened.
-    patient: bool,
+    terms: Arc<Terms>,
+    check: Check,
     /// It has something opened, and one of the others may serve as well.
     roving: Option<Roving<K>>,
 }
 
+/// Whether a connection is being checked for a runner.
+#[derive(Clone, Copy, PartialEq)]
+enum Check {
+    No,
+    UnderWay,
+    /// For longer than a pause.
+    Late,
+}
+
 impl<K: Key, M: Manager> Runner<K, M> {
-    fn new(node: Arc<Node<K, M>>, missed: Missed<Member<K, M>>, patient: bool) -> Self {
-        let waiting = Box::pin(missed.wait(Duration::MAX, patient));
-        Self { node, waiting, patient, roving: None }
+    fn new(node: Arc<Node<K, M>>, missed: Missed<Member<K, M>>, began: Instant) -> Self {
+        let check = if missed.has_found() { Check::UnderWay } else { Check::No };
+        let (terms, waiting) = missed.wait_among_others(began);
+        Self { node, waiting: Box::pin(waiting), terms, check, roving: None }
+    }
+
+    fn is_at<N: Borrow<Node<K, M>>>(&self, node: &N) -> bool {
+        self.node.pool.is(&node.borrow().pool)
+    }
+
+    fn poll(&mut self, cx: &Context<'_>) -> Poll<Found<K, M>> {
+        self.terms.poll(self.waiting.as_mut(), cx)
+    }
+
+    /// Whether what was checked when this was asked last has not passed.
+    fn has_failed(&mut self) -> bool {
+        let is_checking = self.terms.is_checking();
+        let failed = self.check != Check::No && !is_checking;
+        if failed {
+            self.check = Check::No;
+        } else if is_checking && self.check == Check::No {
+            self.check = Check::UnderWay;
+        }
+        failed
+    }
+
+    /// It is not to serve any more.
+    fn leave(&mut self) {
+        self.roving = None;
+        let waiting = mem::replace(&mut self.waiting, Box::pin(pending()));
+        self.terms.leave(waiting);
     }
 }
 
@@ -589,25 +645,45 @@ struct Race<'a, K: Key, M: Manager> {
     began: Instant,
     /// What was found at the node that was picked.
     first: Option<Missed<Member<K, M>>>,
+    /// The node that was picked. Another one is only if this one cannot be used any more, or each change
+    /// would put the nodes in another order.
+    picked: Option<Arc<Node<K, M>>>,
+    /// In the order in which it has come to them.
     runners: Vec<Runner<K, M>>,
     /// Those that have failed since the last change.
     out: Vec<Arc<Node<K, M>>>,
     /// How many of the runners are to have something opened.
     dials: usize,
+    /// One of them has begun to, or to check something, since the last look at this.
+    begun: bool,
     /// The cap is to see whether the nodes that are to open something have room for that.
-    starving: bool,
+    word: Option<Word>,
+    /// How often the nodes it waits at had served when nothing had happened for a pause.
+    uses: Option<u64>,
+    /// They have served nobody since then.
+    stuck: bool,
+    /// It has had the servers asked for their roles, and fails unless one of those that have not
+    /// answered yet says the right one.
+    asked: bool,
+    unanswered: Vec<EventListener>,
     /// The last refusal.
     refusal: Option<(K, AcquireError<M::Error>)>,
+    /// It has been counted, or is not to be.
+    over: bool,
 }
 
 /// What ends one wait of a race.
 enum Event<K: Key, M: Manager> {
     /// This runner has an answer.
-    Answer(usize, Result<PooledRef<Member<K, M>>, AcquireError<M::Error>>),
+    Answer(usize, Found<K, M>),
+    /// What was found has not passed its check, or a server has been asked for its role.
+    LookAgain,
     /// A node has come, gone, failed, come back or changed its role.
     Changed,
     /// Nothing has happened for `try_next_after`.
     Quiet,
+    /// The deadline has passed.
+    Late,
 }
 
 impl<'a, K: Key, M: Manager> Race<'a, K, M> {
@@ -615,80 +691,135 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
         cluster: &'a Arc<Shared<K, M>>,
         aim: Aim<'a, K>,
         caller: Caller,
-        began: Instant,
         first: Option<Missed<Member<K, M>>>,
     ) -> Self {
         Self {
             cluster,
             aim,
             caller,
-            began,
+            began: Instant::now(),
             first,
+            picked: None,
             runners: Vec::new(),
             out: Vec::new(),
             dials: 1,
-            starving: false,
+            begun: false,
+            word: None,
+            uses: None,
+            stuck: false,
+            asked: false,
+            unanswered: Vec::new(),
             refusal: None,
+            over: false,
         }
     }
 
     /// Takes what is ready, where there is no runtime to wait on.
     fn run_at_once(mut self) -> Served<K, M> {
-        if let Some(guard) = self.line_up()? {
-            return Ok(guard);
-        }
-        match self.runners.first() {
-            Some(Runner { node, .. }) => {
-                Err(ClusterError::of_node(node.key().clone(), AcquireError::NoRuntime))
-            }
-            None => Err(ClusterError::Unavailable(self.cluster.unserved(&self.aim, self.began))),
-        }
-    }
-
-    async fn run(mut self) -> Served<K, M> {
-        let pause = self.cluster.settings.try_next_after;
-        // Before the first look, and after each change before the next one: none is missed.
-        let mut changed = self.cluster.changed.listen();
+        self.over = true;
         loop {
             if let Some(guard) = self.line_up()? {
                 return Ok(guard);
             }
-            match self.next(&mut changed, pause).await {
+            let Some(index) = self.runners.iter().position(|runner| runner.check != Check::No)
+            else {
+                break;
+            };
+            // Nobody could check it. It goes back.
+            self.out.push(self.runners.remove(index).node);
+        }
+        let nodes = self.runners.iter().map(|runner| &runner.node);
+        match nodes.chain(&self.out).next() {
+            Some(node) => Err(ClusterError::of_node(node.key().clone(), AcquireError::NoRuntime)),
+            None => Err(ClusterError::Unavailable(self.unserved())),
+        }
+    }
+
+    async fn run(mut self) -> Served<K, M> {
+        let limit = self.cluster.settings.acquire_timeout;
+        let pause = self.cluster.settings.try_next_after;
+        let deadline = self.began + limit.min(FAR_FUTURE);
+        let mut late = pin!((limit < Duration::MAX).then(|| sleep_until(deadline)));
+        let mut quiet = pin!(sleep(pause));
+        // Before the first look, and after each change before the next one: none is missed.
+        let mut changed = self.cluster.changed.listen();
+        let served = loop {
+            match self.line_up() {
+                Ok(Some(guard)) => break Ok(guard),
+                Err(error) => break Err(error),
+                Ok(None) => {}
+            }
+            if mem::take(&mut self.begun) {
+                quiet.as_mut().reset(Instant::now() + pause);
+            }
+            match self.next(&mut changed, quiet.as_mut(), late.as_mut()).await {
                 Event::Answer(index, Ok(pooled)) => {
-                    let node = self.runners.swap_remove(index).node;
+                    let node = self.runners.remove(index).node;
                     let table = self.cluster.table.load();
                     if self.aim.allows(&self.cluster.choice(&table), &node) {
-                        return Ok(ClusterGuard::new(pooled));
+                        break Ok(ClusterGuard::new(pooled));
                     }
                     // What was learned when it was opened: the server has another role. Back it goes.
                 }
                 Event::Answer(index, Err(error)) => {
-                    let Runner { node, patient, .. } = self.runners.swap_remove(index);
+                    let Runner { node, .. } = self.runners.remove(index);
                     if matches!(error, AcquireError::NoRuntime) {
-                        return Err(ClusterError::of_node(node.key().clone(), error));
-                    }
-                    if !patient {
-                        // The next one is to have something opened instead.
-                        self.dials = self.dials.max(1);
+                        break Err(ClusterError::of_node(node.key().clone(), error));
                     }
                     self.refusal = Some((node.key().clone(), error));
                     self.out.push(node);
                 }
+                Event::LookAgain => {}
                 Event::Changed => {
                     changed = self.cluster.changed.listen();
                     self.out.clear();
                 }
                 Event::Quiet => {
+                    // Also if nothing has begun by then.
+                    quiet.as_mut().reset(Instant::now() + pause);
                     self.dials += 1;
                     self.out.clear();
+                    self.look_further();
                     self.ask_the_others();
                 }
+                Event::Late => {
+                    self.count(Outcome::TimedOut);
+                    break Err(ClusterError::Timeout(self.unserved()));
+                }
             }
+        };
+        if matches!(served, Err(ClusterError::Closed { .. })) {
+            self.count_close();
+        }
+        self.over = true;
+        self.runners.iter_mut().for_each(Runner::leave);
+        served
+    }
+
+    #[cold]
+    fn unserved(&self) -> Box<Unserved<K>> {
+        self.cluster.unserved(&self.aim, self.began)
+    }
+
+    /// It has been served nowhere: that is counted where it has waited first.
+    fn count(&self, outcome: Outcome) {
+        if let Some(runner) = self.runners.first() {
+            runner.node.pool.has_waited_in_vain(outcome, self.began);
+        }
+    }
+
+    /// The cluster has been closed.
+    fn count_close(&self) {
+        let counted = |(_, error): &(K, AcquireError<M::Error>)| {
+            matches!(error, AcquireError::Closed | AcquireError::Draining)
+        };
+        if !self.refusal.as_ref().is_some_and(counted) {
+            self.count(Outcome::Closed);
         }
     }
 
     /// Looks at all that are allowed, and waits at each of them from now on; unless one has a
-    /// connection that is ready.
+    /// connection that is ready, or has to be checked first.
     fn line_up(&mut self) -> Answer<Option<ClusterGuard<K, M>>, K, M> {
         let cluster = self.cluster;
         let table = cluster.table.load_full();
@@ -696,23 +827,27 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             return Err(ClusterError::Closed { cluster: cluster.name() });
         }
         let choice = cluster.choice(&table);
-        let picked = self
-            .first
-            .as_ref()
-            .and_then(|missed| table.nodes().iter().position(|node| missed.is_at(&node.pool)));
-        let picked = picked.or_else(|| self.aim.pick(&choice));
+        let picked = self.place(&choice);
         let order = self.aim.order(&choice, picked);
         let allowed = || order.iter().map(|place| &table.nodes()[*place]);
-        let is_in = |node: &Arc<Node<K, M>>| allowed().any(|other| Arc::ptr_eq(node, other));
-        self.runners.retain(|runner| is_in(&runner.node));
+        self.runners.retain_mut(|runner| match allowed().find(|node| runner.is_at(*node)) {
+            Some(node) => {
+                // The same one may have other options.
+                runner.node.clone_from(node);
+                true
+            }
+            None => {
+                runner.leave();
+                false
+            }
+        });
         let some_are_up = allowed().any(|node| node.is_up());
         for node in allowed() {
-            if self
-                .out
-                .iter()
-                .chain(self.runners.iter().map(|runner| &runner.node))
-                .any(|other| Arc::ptr_eq(node, other))
-            {
+            if self.waits_for_a_check() {
+                break;
+            }
+            let mut others = self.out.iter().chain(self.runners.iter().map(|runner| &runner.node));
+            if others.any(|other| other.pool.is(&node.pool)) {
                 continue;
             }
             if some_are_up && !node.is_up() {
@@ -721,7 +856,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             }
             let missed = match self.first.take_if(|missed| missed.is_at(&node.pool)) {
                 Some(missed) => missed,
-                None => match node.pool.attempt(self.caller) {
+                None => match self.look_at(node) {
                     Attempt::Hit(pooled) => {
                         self.passed_over(&table, picked, node);
                         return Ok(Some(ClusterGuard::new(pooled)));
@@ -729,17 +864,47 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                     Attempt::Miss(missed) => missed,
                 },
             };
-            // One that has to be looked at first is nearly as good as one that is ready.
-            let patient = !missed.has_found();
-            self.runners.push(Runner::new(node.clone(), missed, patient));
+            // One that has to be checked first is nearly as good as one that is ready.
+            self.begun |= missed.has_found();
+            self.runners.push(Runner::new(node.clone(), missed, self.began));
         }
         // A connection that was found at a node that may not be used after all goes back.
         self.first = None;
         if self.runners.is_empty() {
             self.nobody_is_left(&table)?;
         }
-        self.have_some_opened(&order, &table);
+        if !self.waits_for_a_check() {
+            self.have_some_opened(&order, &table);
+        }
         Ok(None)
+    }
+
+    /// The place of the node that was picked.
+    fn place(&mut self, choice: &Choice<'_, K, M>) -> Option<usize> {
+        let nodes = choice.table.nodes();
+        let place = match (&self.first, &self.picked) {
+            (Some(missed), _) => nodes.iter().position(|node| missed.is_at(&node.pool)),
+            (None, Some(picked)) => {
+                nodes.iter().position(|node| node.pool.is(&picked.pool) && node.is_up())
+            }
+            (None, None) => None,
+        };
+        let place = place.or_else(|| self.aim.pick(choice));
+        self.picked = place.map(|place| nodes[place].clone());
+        place
+    }
+
+    /// Takes what is ready, or may be once it has been checked.
+    fn look_at(&self, node: &Node<K, M>) -> Attempt<Member<K, M>> {
+        match node.pool.attempt(self.caller) {
+            Attempt::Miss(missed) => missed.settle(),
+            hit @ Attempt::Hit(_) => hit,
+        }
+    }
+
+    /// Whether something has been found that may be ready soon.
+    fn waits_for_a_check(&self) -> bool {
+        self.runners.iter().any(|runner| runner.check == Check::UnderWay)
     }
 
     /// Another node has served because the one that was picked had nothing idle. It is to have next
@@ -755,8 +920,13 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
 
     /// No node may be used, or all that may have failed.
     fn nobody_is_left(&mut self, table: &Table<K, M>) -> Answer<(), K, M> {
-        // A node may have taken over another's role.
-        table.nodes().iter().for_each(|node| node.read_role_again(self.cluster, None));
+        let fail_fast = self.cluster.settings.fail_fast;
+        if !self.asked {
+            // A node may have taken over another's role.
+            table.nodes().iter().for_each(|node| node.read_role_again(self.cluster, None));
+            // Once is enough for one who does not wait for another answer.
+            self.asked = fail_fast;
+        }
         if let Some((key, source)) = self.refusal.take_if(|(_, error)| {
             matches!(
                 error,
@@ -767,9 +937,12 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
         }) {
             return Err(ClusterError::of_node(key, source));
         }
-        if self.cluster.settings.fail_fast {
-            let unserved = self.cluster.unserved(&self.aim, self.began);
-            return Err(ClusterError::Unavailable(unserved));
+        if fail_fast {
+            let nodes = table.nodes().iter();
+            self.unanswered = nodes.filter_map(|node| node.when_asked()).collect();
+            if self.unanswered.is_empty() {
+                return Err(ClusterError::Unavailable(self.unserved()));
+            }
         }
         Ok(())
     }
@@ -784,30 +957,51 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
         others.for_each(|node| node.read_role_again(self.cluster, roving(node)));
     }
 
+    /// Nothing has happened for a pause: no check is waited for any longer, and where nobody has been
+    /// served since the last time, somebody else may have to let go of a connection.
+    fn look_further(&mut self) {
+        for runner in self.runners.iter_mut().filter(|runner| runner.check == Check::UnderWay) {
+            runner.check = Check::Late;
+        }
+        if self.cluster.cap.is_some() {
+            let uses = self.runners.iter().map(|runner| runner.node.pool.uses()).sum();
+            self.stuck = self.uses.replace(uses) == Some(uses);
+        }
+    }
+
     /// Sees to it that the first of the nodes that have room open a connection for this acquire, or, if
     /// these are too few and there is a cap on all nodes together, that may get more room; if there are
-    /// none of either, that the first one does once it has room.
+    /// none of either, that the first one does once it has room. Those that do so already go on.
     fn have_some_opened(&mut self, order: &[usize], table: &Table<K, M>) {
         let nodes = || order.iter().map(|place| &table.nodes()[*place]);
-        let mut missing = self.dials;
         let capped = self.cluster.cap.is_some();
         let has_room = |node: &Node<K, M>| node.pool.counts().vacant > 0;
         let may_grow = |node: &Node<K, M>| {
             capped && !has_room(node) && node.pool.max_size() < node.pool.config().max_size
         };
+        let impatient = || self.runners.iter().filter(|runner| !runner.terms.is_patient());
+        let at_work = impatient().filter(|runner| {
+            let counts = runner.node.pool.counts();
+            let has_room = counts.vacant + counts.connecting > 0;
+            has_room || runner.check != Check::No || may_grow(&runner.node)
+        });
+        let mut missing = self.dials.saturating_sub(at_work.count());
+        let mut none = impatient().next().is_none();
         let roomy = nodes().filter(|node| has_room(node));
         for node in roomy.chain(nodes().filter(|node| may_grow(node))) {
             if missing == 0 {
                 break;
             }
-            missing -= usize::from(self.be_impatient(node));
+            if self.be_impatient(node) {
+                (missing, none) = (missing - 1, false);
+            }
         }
-        if missing == self.dials {
+        if none {
             nodes().any(|node| self.be_impatient(node));
         }
         // Also for those that had room: so many may have seen the same.
-        self.starving = capped && self.runners.iter().any(|runner| !runner.patient);
-        if self.starving {
+        if capped && self.runners.iter().any(|runner| !runner.terms.is_patient()) {
+            self.word = Some(Word::default());
             self.rove();
         }
     }
@@ -818,45 +1012,68 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
         let able: Vec<bool> = self.runners.iter().map(may_serve).collect();
         let others = able.iter().filter(|able| **able).count();
         for (runner, able) in self.runners.iter_mut().zip(able) {
-            let is_roving = !runner.patient && others > usize::from(able);
+            let patient = runner.terms.is_patient();
+            // Where nothing comes back, that another one might serve is of no use.
+            let is_roving = !patient && !self.stuck && others > usize::from(able);
             if is_roving != runner.roving.is_some() {
                 runner.roving = is_roving.then(|| Roving::new(&runner.node.state));
             }
         }
     }
 
-    /// Has a connection opened by the runner at this node, if there is one.
+    /// Has a connection opened by the runner at this node, if there is one that has been patient. It
+    /// keeps its place in line.
     fn be_impatient(&mut self, node: &Arc<Node<K, M>>) -> bool {
-        let runner = self.runners.iter_mut().find(|runner| Arc::ptr_eq(&runner.node, node));
-        let Some(runner) = runner else { return false };
-        if runner.patient {
-            // It goes to the back of that node's line, behind those who came meanwhile.
-            match node.pool.attempt(self.caller) {
-                Attempt::Hit(pooled) => runner.waiting = Box::pin(ready(Ok(pooled))),
-                Attempt::Miss(missed) => *runner = Runner::new(node.clone(), missed, false),
-            }
-        }
+        let mut runners = self.runners.iter().filter(|runner| runner.terms.is_patient());
+        let Some(runner) = runners.find(|runner| runner.is_at(node)) else { return false };
+        node.pool.hurry(&runner.terms);
+        self.begun = true;
         true
     }
 
     /// Waits until something happens.
-    async fn next(&mut self, changed: &mut EventListener, pause: Duration) -> Event<K, M> {
-        let mut quiet = pin!(tokio::time::sleep(pause));
+    async fn next(
+        &mut self,
+        changed: &mut EventListener,
+        mut quiet: Pin<&mut Sleep>,
+        mut late: Pin<&mut Option<Sleep>>,
+    ) -> Event<K, M> {
         poll_fn(|cx: &mut Context<'_>| {
+            let mut look_again = false;
             for (index, runner) in self.runners.iter_mut().enumerate() {
-                if let Poll::Ready(answer) = runner.waiting.as_mut().poll(cx) {
+                if let Poll::Ready(answer) = runner.poll(cx) {
                     return Poll::Ready(Event::Answer(index, answer));
                 }
+                look_again |= runner.has_failed();
             }
             // Only now is it in line, where the cap sees it.
-            if mem::take(&mut self.starving) {
-                self.cluster.more_wanted();
+            if let Some(word) = &mut self.word {
+                word.poll(self.cluster, cx);
+            }
+            let unanswered = self.unanswered.len();
+            self.unanswered.retain_mut(|answer| Pin::new(answer).poll(cx).is_pending());
+            if look_again || self.unanswered.len() < unanswered {
+                return Poll::Ready(Event::LookAgain);
             }
             if Pin::new(&mut *changed).poll(cx).is_ready() {
                 return Poll::Ready(Event::Changed);
             }
+            if let Some(late) = late.as_mut().as_pin_mut() {
+                if late.poll(cx).is_ready() {
+                    return Poll::Ready(Event::Late);
+                }
+            }
             quiet.as_mut().poll(cx).map(|()| Event::Quiet)
         })
         .await
+    }
+}
+
+impl<K: Key, M: Manager> Drop for Race<'_, K, M> {
+    fn drop(&mut self) {
+        // Cancel: whatever else has ended it has been counted.
+        if !self.over {
+            self.count(Outcome::Cancelled);
+        }
     }
 }

@@ -201,15 +201,17 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
         self
     }
 
-    /// How long an acquire that may go to several nodes waits for one to open a connection before
-    /// another is to open one too; above zero. Default: 250 ms (as RFC 8305 recommends between two
+    /// How long an acquire that may go to several nodes waits for one to open a connection, or to check an
+    /// idle one, before another is to do so too; above zero. Default: 250 ms (as RFC 8305 recommends between two
     /// attempts to connect).
     pub fn try_next_after(mut self, pause: Duration) -> Self {
         self.settings.try_next_after = pause;
         self
     }
 
-    /// Over which time a node that is back takes on its whole share of the load again; above zero.
+    /// Over which time a node that is back takes on its whole share of the load again; above zero. This
+    /// holds for the policies that draw nodes by weight: [`Policy::Nearest`](super::Policy::Nearest),
+    /// [`Policy::Rank`](super::Policy::Rank) and [`acquire_for`](Cluster::acquire_for) go to it at once.
     /// Default: 10 s.
     pub fn slow_start(mut self, time: Duration) -> Self {
         self.settings.slow_start = time;
@@ -217,7 +219,8 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
     }
 
     /// An acquire that may go to several nodes of which none is up, or none has the role that it
-    /// takes, fails at once rather than at its deadline. Default: `false`.
+    /// takes, fails at once rather than at its deadline; if the [servers say](Self::read_role) which they
+    /// have, once those have been asked that have never said so. Default: `false`.
     pub fn fail_fast(mut self, fail_fast: bool) -> Self {
         self.settings.fail_fast = fail_fast;
         self

@@ -515,18 +515,20 @@ impl<K: Key, M: Manager> Shared<K, M> {
         self.more_wanted();
     }
 
-    /// A caller is in line at a node, which may have too few units.
+    /// A caller is in line at a node, which may have too few units. False: somebody would have to look
+    /// after the cap, and cannot do so here, where the runtime has ended.
     #[cold]
-    pub(super) fn more_wanted(self: &Arc<Self>) {
-        let Some(cap) = &self.cap else { return };
+    pub(super) fn more_wanted(self: &Arc<Self>) -> bool {
+        let Some(cap) = &self.cap else { return true };
         if let Some(listeners) = cap.balance() {
             cap.wanted.notify(1.additional());
             // Where there is no runtime, nobody is to take this for an end.
-            let Ok(runtime) = Handle::try_current() else { return };
+            let Ok(runtime) = Handle::try_current() else { return true };
             if let Some(collecting) = Collecting::begin(self, cap) {
-                drop(runtime.spawn(collect(collecting, listeners)));
+                return !runtime.spawn(collect(collecting, listeners)).is_finished();
             }
         }
+        true
     }
 }
 

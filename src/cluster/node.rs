@@ -14,7 +14,7 @@ use crate::error::ConfigError;
 use crate::manager::{Condition, Manager};
 use crate::metrics::Source;
 use crate::pool::{Attempt, Pool};
-use event_listener::{Event, IntoNotification};
+use event_listener::{Event, EventListener, IntoNotification};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -150,6 +150,8 @@ pub(super) struct State<K> {
     latency: AtomicU64,
     /// A connection is being opened in the background to try the node.
     trying: AtomicBool,
+    /// Notified when that is over.
+    tried: Event,
     /// How many of those for whom its pool is to open a connection may be served elsewhere.
     roving: AtomicUsize,
     began: Instant,
@@ -175,6 +177,7 @@ impl<K> State<K> {
             back_since: zero(),
             latency: zero(),
             trying: AtomicBool::new(false),
+            tried: Event::new(),
             roving: AtomicUsize::new(0),
             began,
             changed,
@@ -490,6 +493,17 @@ impl<K: Key, M: Manager> Node<K, M> {
         }
     }
 
+    /// Completes when the server has been asked for its role, or cannot be; `None` if it has one, or nobody
+    /// asks.
+    pub(super) fn when_asked(&self) -> Option<EventListener> {
+        if self.role() != Role::Unknown || self.pool.manager().read_role.is_none() {
+            return None;
+        }
+        // Before the look: its end is not missed.
+        let tried = self.state.tried.listen();
+        self.state.trying.load(Ordering::SeqCst).then_some(tried)
+    }
+
     /// Has the server asked for its role again, by somebody who is `roving` if it is not that urgent.
     pub(super) fn read_role_again(
         self: &Arc<Self>,
@@ -510,7 +524,7 @@ impl<K: Key, M: Manager> Node<K, M> {
             let mut acquire = pin!(async {
                 match pool.attempt(caller) {
                     Attempt::Hit(pooled) => Ok(pooled),
-                    Attempt::Miss(missed) => missed.wait(patience, false).await,
+                    Attempt::Miss(missed) => missed.wait(patience).await,
                 }
             });
             let acquired = match poll_fn(|cx| Poll::Ready(acquire.as_mut().poll(cx))).await {
@@ -556,6 +570,7 @@ struct Trying<K>(Arc<State<K>>);
 impl<K> Drop for Trying<K> {
     fn drop(&mut self) {
         self.0.trying.store(false, Ordering::SeqCst);
+        self.0.tried.notify(usize::MAX.additional());
     }
 }
 

@@ -330,7 +330,9 @@ impl PoolMetrics {
 
 /// Acquires that had to wait, by how they ended.
 ///
-/// One that found a connection idle and fit for use is not among them, nor is a `try_acquire`.
+/// One that found a connection idle and fit for use is not among them, nor is a `try_acquire`. One that
+/// waits at several nodes of a cluster is counted at one of them; what a node refuses is its failure,
+/// though another one may serve.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]

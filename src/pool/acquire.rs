@@ -9,6 +9,7 @@ use super::guard::end;
 use super::guard::{Pooled, PooledRef};
 use super::life::{look_over, nanos};
 use super::operation::{bounded, has_timer};
+use super::terms::Terms;
 use super::{DRAINING, Shared, deadlock::Waiting};
 #[cfg(feature = "cluster")]
 use crate::core::try_acquire_owned;
@@ -37,18 +38,18 @@ type Caller = &'static Location<'static>;
 
 /// What a caller asks for.
 #[derive(Clone, Copy)]
-pub(super) struct Ask {
+pub(super) struct Ask<'t> {
     pub(super) caller: Caller,
     /// How long it waits; `None` for `acquire_timeout`.
     pub(super) limit: Option<Duration>,
     pub(super) line: Line,
-    /// It takes what comes back, and no connection is opened for it.
-    pub(super) patient: bool,
+    /// On which terms it waits at several pools at once.
+    pub(super) terms: Option<&'t Terms>,
 }
 
-impl Ask {
+impl Ask<'_> {
     pub(super) fn new(caller: Caller) -> Self {
-        Self { caller, limit: None, line: Line::General, patient: false }
+        Self { caller, limit: None, line: Line::General, terms: None }
     }
 
     /// How many may wait before it.
@@ -65,7 +66,7 @@ impl Ask {
 #[cold]
 pub(super) async fn acquire_slow<M, R>(
     keeper: R,
-    ask: Ask,
+    ask: Ask<'_>,
     found: Found<R>,
 ) -> Result<Loan<R>, AcquireError<M::Error>>
 where
@@ -82,7 +83,8 @@ where
         },
         Found::Nothing => None,
     };
-    let wait = Wait::begin(&keeper);
+    let began = keeper.now();
+    let wait = Wait::begin(&keeper, began, ask.terms);
     if keeper.core.is_closed() {
         return wait.end(Err(keeper.closed_error()));
     }
@@ -91,7 +93,7 @@ where
     if task::try_id().is_none() && Handle::try_current().is_err() {
         return wait.end(Err(AcquireError::NoRuntime));
     }
-    let progress = Progress::new(wait.began, limit);
+    let progress = Progress::new(began, limit);
     let served = {
         let obtain = obtain(&keeper, &ask, unready, &progress);
         let mut obtain = pin!(keeper.in_span(ask.caller, obtain));
@@ -120,6 +122,9 @@ where
     let checking = progress.checking.into_inner();
     let late = || Err(keeper.timed_out(ask.line, keeper.since(wait.began), checking));
     let served = served.unwrap_or_else(late);
+    if ask.terms.is_some_and(Terms::is_left) {
+        return served;
+    }
     wait.end(served)
 }
 
@@ -147,25 +152,30 @@ impl Progress {
     }
 }
 
-/// An acquire that did not find what it wanted at once. However it ends is counted.
+/// An acquire that did not find what it wanted at once. However it ends is counted, unless it waits at
+/// several pools: if another one serves it, it has not failed here.
 struct Wait<'k, M: Manager> {
     keeper: &'k Shared<M>,
     /// By the pool's clock.
     began: u64,
-    outcome: Outcome,
+    outcome: Option<Outcome>,
 }
 
 impl<'k, M: Manager> Wait<'k, M> {
-    fn begin(keeper: &'k Shared<M>) -> Self {
+    fn begin(keeper: &'k Shared<M>, now: u64, terms: Option<&Terms>) -> Self {
         // Cancel: if nothing else comes, that is the outcome.
-        Self { keeper, began: keeper.now(), outcome: Outcome::Cancelled }
+        let (began, outcome) = match terms {
+            None => (now, Some(Outcome::Cancelled)),
+            Some(terms) => (keeper.moment(terms.began()), None),
+        };
+        Self { keeper, began, outcome }
     }
 
     fn end<T>(
         mut self,
         served: Result<T, AcquireError<M::Error>>,
     ) -> Result<T, AcquireError<M::Error>> {
-        self.outcome = match &served {
+        self.outcome = Some(match &served {
             Ok(_) => Outcome::Served,
             Err(AcquireError::Timeout(_)) => Outcome::TimedOut,
             Err(AcquireError::Shed { .. }) => Outcome::Shed,
@@ -178,16 +188,16 @@ impl<'k, M: Manager> Wait<'k, M> {
                 | AcquireError::NoRuntime
                 | AcquireError::WouldBlock,
             ) => Outcome::Failed,
-        };
+        });
         served
     }
 }
 
 impl<M: Manager> Drop for Wait<'_, M> {
     fn drop(&mut self) {
-        let waited = self.keeper.now().saturating_sub(self.began);
-        self.keeper.totals.waited(self.outcome, waited);
-        self.keeper.tell_waited(self.outcome, Duration::from_nanos(waited));
+        if let Some(outcome) = self.outcome {
+            self.keeper.has_waited(outcome, self.began);
+        }
     }
 }
 
@@ -201,7 +211,7 @@ pub(super) const FAR_FUTURE: Duration = Duration::from_secs(1 << 30);
 /// `check_timeout` once and not once for each idle connection, and a new one is opened meanwhile.
 async fn obtain<M, R>(
     keeper: &R,
-    ask: &Ask,
+    ask: &Ask<'_>,
     mut unready: Option<Lease<R>>,
     progress: &Progress,
 ) -> Result<Loan<R>, AcquireError<M::Error>>
@@ -211,13 +221,14 @@ where
 {
     // A caller that is told to look again, or whose connection does not pass, has been let in before.
     let mut most = if unready.is_some() { usize::MAX } else { ask.most_waiters(keeper) };
+    let checking = ask.terms.map_or(&progress.checking, Terms::checking);
     let mut silent = false;
     loop {
         if let Some(lease) = unready.take() {
             if silent && lease.flags().has(Flags::CHECK) {
                 keeper.check_in_background(lease);
             } else {
-                progress.checking.store(true, Ordering::Relaxed);
+                checking.store(true, Ordering::Relaxed);
                 // A check and a hook.
                 let longest = nanos(keeper.config.check_timeout.saturating_mul(2));
                 let prepared = if progress.deadline.saturating_sub(keeper.now()) < longest {
@@ -225,25 +236,37 @@ where
                 } else {
                     prepare(lease).await
                 };
-                progress.checking.store(false, Ordering::Relaxed);
                 match prepared {
                     // Meanwhile; the sweep ends what is put back.
                     Ok(_) if keeper.core.is_closed() => return Err(keeper.closed_error()),
-                    Ok(lease) => {
+                    Ok(lease) if !ask.terms.is_some_and(Terms::is_left) => {
                         if let Some(loan) = lend(lease, ask.caller) {
                             return Ok(loan);
                         }
                     }
+                    // It goes back, and whoever is next in line may have it.
+                    Ok(_) => {}
                     Err(unfit) => silent |= unfit == Unfit::Silent,
                 }
             }
         }
+        checking.store(false, Ordering::Relaxed);
+        if ask.terms.is_some_and(Terms::is_left) {
+            // Nobody hears this.
+            return Err(AcquireError::Closed);
+        }
         let verdicts = keeper.connector.verdicts();
         let woken = {
             let _waiting = keeper.about_to_wait(ask.caller, ask.line)?;
-            let _patient = ask.patient.then(|| Patient::new(keeper));
+            if let Some(terms) = ask.terms {
+                terms.get_in_line();
+            }
+            // Cancel: `Patient` gets out of line.
             wait(keeper, ask.line, most).await
         };
+        if let Some(terms) = ask.terms {
+            terms.get_out_of_line(keeper);
+        }
         most = usize::MAX;
         match woken {
             Woken::Lease(lease) => {
@@ -258,25 +281,6 @@ where
             Woken::Vacant(_) | Woken::LookAgain => keeper.why_woken(verdicts)?,
             Woken::LineFull => return Err(AcquireError::QueueFull),
         }
-    }
-}
-
-/// A wait that opens nothing, as long as this lives.
-struct Patient<'k, M: Manager>(&'k Shared<M>);
-
-impl<'k, M: Manager> Patient<'k, M> {
-    fn new(keeper: &'k Shared<M>) -> Self {
-        keeper.connector.patient.fetch_add(1, Ordering::SeqCst);
-        Self(keeper)
-    }
-}
-
-impl<M: Manager> Drop for Patient<'_, M> {
-    fn drop(&mut self) {
-        // Ordering: SeqCst, partner: the load in `wanted`. It is taken off the line first and off
-        // this count second, so meanwhile a dial that somebody else wants may be missing (I4).
-        self.0.connector.patient.fetch_sub(1, Ordering::SeqCst);
-        self.0.demand(Shared::ground);
     }
 }
 
@@ -331,6 +335,10 @@ pub(crate) enum Attempt<M: Manager> {
     Miss(Missed<M>),
 }
 
+/// What a wait for it answers.
+#[cfg(feature = "cluster")]
+type Served<M> = Result<PooledRef<M>, AcquireError<<M as Manager>::Error>>;
+
 /// An acquire that has not found what it wanted at once.
 #[cfg(feature = "cluster")]
 pub(crate) struct Missed<M: Manager> {
@@ -350,20 +358,75 @@ impl<M: Manager> Missed<M> {
         &self.keeper.manager
     }
 
-    /// Whether there is an idle connection after all, which has to be looked at first.
+    /// Does with what was found what can be done without waiting. If it is still a miss after that, there
+    /// is nothing, or something that has to be checked or prepared.
+    #[cold]
+    pub(crate) fn settle(mut self) -> Attempt<M> {
+        loop {
+            let Self { keeper, found, caller } = self;
+            let found = match found {
+                Found::Ready(loan) => return Attempt::Hit(PooledRef::new(loan)),
+                Found::Nothing => Found::Nothing,
+                Found::Flagged(lease) => match welcome(lease, caller) {
+                    Welcome::Given(loan) => return Attempt::Hit(PooledRef::new(loan)),
+                    Welcome::Unready(lease) => Found::Flagged(lease),
+                    Welcome::Gone => match keeper.attempt(caller) {
+                        Attempt::Hit(pooled) => return Attempt::Hit(pooled),
+                        Attempt::Miss(next) => {
+                            self = next;
+                            continue;
+                        }
+                    },
+                },
+            };
+            return Attempt::Miss(Self { keeper, found, caller });
+        }
+    }
+
+    /// Whether there is an idle connection after all, which has to be checked or prepared first.
     pub(crate) fn has_found(&self) -> bool {
         !matches!(self.found, Found::Nothing)
     }
 
-    /// Goes on as any acquire does, for `limit` at the most; a patient one opens nothing.
-    pub(crate) async fn wait(
-        self,
-        limit: Duration,
-        patient: bool,
-    ) -> Result<PooledRef<M>, AcquireError<M::Error>> {
+    /// Goes on as any acquire does, for `limit` at the most.
+    pub(crate) async fn wait(self, limit: Duration) -> Served<M> {
         let Self { keeper, found, caller } = self;
-        let ask = Ask { limit: Some(limit), patient, ..Ask::new(caller) };
+        let ask = Ask { limit: Some(limit), ..Ask::new(caller) };
         acquire_slow(keeper, ask, found).await.map(PooledRef::new)
+    }
+
+    /// Goes on for an acquire that began then and waits elsewhere too, on these terms and without a
+    /// deadline.
+    pub(crate) fn wait_among_others(
+        self,
+        began: tokio::time::Instant,
+    ) -> (Arc<Terms>, impl Future<Output = Served<M>> + use<M>) {
+        let patients = self.keeper.connector.patients.clone();
+        let terms = Arc::new(Terms::new(patients, began, self.has_found()));
+        let patient = Patient { keeper: self.keeper.clone(), terms: terms.clone() };
+        let waiting = async move {
+            // Dropped after the wait.
+            let patient = patient;
+            let Self { keeper, found, caller } = self;
+            let (limit, terms) = (Some(Duration::MAX), Some(&*patient.terms));
+            let ask = Ask { limit, terms, ..Ask::new(caller) };
+            acquire_slow(keeper, ask, found).await.map(PooledRef::new)
+        };
+        (terms, waiting)
+    }
+}
+
+/// A wait that may be patient, and that may be given up.
+#[cfg(feature = "cluster")]
+struct Patient<M: Manager> {
+    keeper: PoolRef<M>,
+    terms: Arc<Terms>,
+}
+
+#[cfg(feature = "cluster")]
+impl<M: Manager> Drop for Patient<M> {
+    fn drop(&mut self) {
+        self.terms.get_out_of_line(&self.keeper);
     }
 }
 
@@ -626,7 +689,7 @@ where
 #[cold]
 pub(super) fn acquire_blocking_slow<M, R>(
     keeper: &R,
-    ask: Ask,
+    ask: Ask<'_>,
     found: Found<R>,
 ) -> Result<Loan<R>, AcquireError<M::Error>>
 where
@@ -643,7 +706,7 @@ where
         },
         Found::Nothing => None,
     };
-    let wait = Wait::begin(keeper);
+    let wait = Wait::begin(keeper, keeper.now(), None);
     let served = keeper.in_span_blocking(ask.caller, || {
         acquire_blocking_waiting(keeper, ask, limit, unready, wait.began)
     });
@@ -652,7 +715,7 @@ where
 
 fn acquire_blocking_waiting<M, R>(
     keeper: &R,
-    ask: Ask,
+    ask: Ask<'_>,
     limit: Duration,
     mut unready: Option<Lease<R>>,
     began: u64,
@@ -774,6 +837,13 @@ pub(crate) fn runs_async_task() -> bool {
 }
 
 impl<M: Manager> Shared<M> {
+    /// An acquire that began then, by the pool's clock, and had to wait has come to its end.
+    pub(super) fn has_waited(&self, outcome: Outcome, began: u64) {
+        let waited = self.now().saturating_sub(began);
+        self.totals.waited(outcome, waited);
+        self.tell_waited(outcome, Duration::from_nanos(waited));
+    }
+
     /// A waiter was woken without a connection: because the pool was closed, because of a verdict
     /// since there were `verdicts`, or for nothing that concerns it.
     pub(super) fn why_woken(&self, verdicts: u64) -> Result<(), AcquireError<M::Error>> {

@@ -47,7 +47,7 @@ pub(super) struct Connector<E> {
     /// How many there may be at the moment.
     admitted: AtomicUsize,
     /// Callers who wait, or are about to, and want nothing opened.
-    pub(super) patient: AtomicUsize,
+    pub(super) patients: Arc<AtomicUsize>,
     /// Warm-ups under way, that of a pool which is being built included.
     pub(super) warm_ups: AtomicUsize,
     /// Where they run: the runtime that the pool was built on, or, when that has ended, the one of
@@ -146,7 +146,7 @@ impl<E> Connector<E> {
         Self {
             dials: AtomicUsize::new(0),
             admitted: AtomicUsize::new(1),
-            patient: AtomicUsize::new(0),
+            patients: Arc::default(),
             warm_ups: AtomicUsize::new(0),
             ground: Mutex::new(None),
             generations: AtomicU64::new(0),
@@ -382,9 +382,10 @@ impl<M: Manager> Shared<M> {
 
     /// How many callers wait who would have a connection opened.
     pub(super) fn unserved(&self) -> usize {
-        // Ordering: SeqCst, partner: `Patient`, which looks again when it leaves.
-        let patient = self.connector.patient.load(Ordering::SeqCst);
-        self.core.waiters().saturating_sub(patient)
+        // Ordering: SeqCst, partner: the decrement in `Terms::count_out`. A patient one that gets
+        // out of line looks again after that.
+        let patients = self.connector.patients.load(Ordering::SeqCst);
+        self.core.waiters().saturating_sub(patients)
     }
 
     /// How many connections are wanted that are not there.

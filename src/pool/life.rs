@@ -56,6 +56,11 @@ impl<M: Manager> Shared<M> {
         nanos(self.began.elapsed())
     }
 
+    /// A moment by the pool's clock.
+    pub(super) fn moment(&self, then: tokio::time::Instant) -> u64 {
+        nanos(then.saturating_duration_since(self.began))
+    }
+
     /// How long ago a moment of the pool's clock is.
     pub(super) fn since(&self, moment: u64) -> Duration {
         Duration::from_nanos(self.now().saturating_sub(moment))

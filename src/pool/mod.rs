@@ -20,6 +20,7 @@ pub(crate) mod operation;
 mod reaper;
 mod report;
 mod shed;
+mod terms;
 mod trace;
 
 pub use self::admin::DrainReport;
@@ -39,12 +40,16 @@ use self::life::{Record, Term};
 use self::reaper::{Memory, Upkeep};
 use self::report::Reports;
 use self::shed::Shedder;
+#[cfg(feature = "cluster")]
+pub(crate) use self::terms::Terms;
 use crate::config::{Config, Priority};
 use crate::core::{Core, Counts, Doubt, Flags, Found, Keeper, Lease, Line, Trial};
 use crate::core::{try_acquire as look, try_acquire_owned};
 use crate::error::{AcquireError, TryAcquireError};
 use crate::hooks::Hooks;
 use crate::manager::Manager;
+#[cfg(feature = "cluster")]
+use crate::metrics::Outcome;
 use crate::metrics::{CloseReason, ClusterNode, PoolMetrics, PoolStatus, Signs, Totals};
 #[cfg(feature = "cluster")]
 use event_listener::EventListener;
@@ -666,7 +671,21 @@ impl<M: Manager> Pool<M> {
         self.shared.connector.admitted()
     }
 
-    /// How often connections have been acquired. Costs one pass over all slots.
+    /// Has a connection opened for a caller who waits here on these terms, if one is missing.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn hurry(&self, terms: &Terms) {
+        if terms.hurry() {
+            self.shared.demand(Shared::ground_or_current);
+        }
+    }
+
+    /// An acquire that began then has waited here and elsewhere, and was served nowhere.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn has_waited_in_vain(&self, outcome: Outcome, began: Instant) {
+        self.shared.has_waited(outcome, self.shared.moment(began));
+    }
+
+    /// How many acquires there have been. Costs one pass over all slots.
     #[cfg(feature = "cluster")]
     pub(crate) fn uses(&self) -> u64 {
         self.shared.core.uses()

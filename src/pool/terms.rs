@@ -1,0 +1,150 @@
+//! What is settled between an acquire that waits at several pools at once and its wait at one of them.
+//!
+//! The acquire alone changes the terms, between polls; the wait goes by them, and says what it is doing.
+//!
+//! Not here: who waits at several pools (`crate::cluster`).
+
+#![cfg_attr(not(feature = "cluster"), allow(dead_code))]
+
+use super::{Shared, lock};
+use crate::manager::Manager;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
+use tokio::time::Instant;
+
+/// The terms of one wait among others.
+pub(crate) struct Terms {
+    /// When the acquire began.
+    began: Instant,
+    /// It takes what comes back, and no connection is opened for it.
+    patient: AtomicBool,
+    /// It is in line, as far as it knows.
+    in_line: AtomicBool,
+    /// How many patient ones are in line at the pool, or about to be.
+    patients: Arc<AtomicUsize>,
+    /// This is counted as one of them.
+    counted: AtomicBool,
+    /// A connection is being checked or prepared for it.
+    checking: AtomicBool,
+    /// The acquire has ended, and a check under way is to be brought to its end.
+    left: AtomicBool,
+    /// Whom to wake.
+    waker: Mutex<Option<Waker>>,
+}
+
+impl Terms {
+    /// Of an acquire that began then. If it has found a connection, it is to be checked at once, and
+    /// another one to be opened if it fails; if not, the wait is patient at first.
+    pub(super) fn new(patients: Arc<AtomicUsize>, began: Instant, has_found: bool) -> Self {
+        Self {
+            began,
+            patient: AtomicBool::new(!has_found),
+            in_line: AtomicBool::new(false),
+            patients,
+            counted: AtomicBool::new(false),
+            checking: AtomicBool::new(has_found),
+            left: AtomicBool::new(false),
+            waker: Mutex::new(None),
+        }
+    }
+
+    pub(super) fn began(&self) -> Instant {
+        self.began
+    }
+
+    pub(crate) fn is_patient(&self) -> bool {
+        self.patient.load(Ordering::Relaxed)
+    }
+
+    /// It is to have a connection opened from now on. Answers whether it is in line: then whoever says so
+    /// looks for demand.
+    pub(super) fn hurry(&self) -> bool {
+        self.patient.store(false, Ordering::Relaxed);
+        self.count_out();
+        self.in_line.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_checking(&self) -> bool {
+        self.checking.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn checking(&self) -> &AtomicBool {
+        &self.checking
+    }
+
+    pub(super) fn is_left(&self) -> bool {
+        self.left.load(Ordering::Relaxed)
+    }
+
+    /// It is about to get in line.
+    pub(super) fn get_in_line(&self) {
+        self.in_line.store(true, Ordering::Relaxed);
+        self.count_in();
+    }
+
+    /// It is not in line any more.
+    pub(super) fn get_out_of_line<M: Manager>(&self, keeper: &Shared<M>) {
+        if self.in_line.swap(false, Ordering::Relaxed) && self.is_patient() {
+            // It was taken off the line first and is off this count second, so meanwhile a dial that
+            // somebody else wants may have been missing (I4).
+            self.count_out();
+            keeper.demand(Shared::ground);
+        }
+    }
+
+    fn count_in(&self) {
+        let is_one = self.is_patient() && self.in_line.load(Ordering::Relaxed);
+        if is_one && !self.counted.swap(true, Ordering::SeqCst) {
+            self.patients.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn count_out(&self) {
+        if self.counted.swap(false, Ordering::SeqCst) {
+            // Ordering: SeqCst, partner: the load in `unserved`.
+            self.patients.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Polls the wait that has these terms.
+    pub(crate) fn poll<F: Future + ?Sized>(
+        self: &Arc<Self>,
+        waiting: Pin<&mut F>,
+        cx: &Context<'_>,
+    ) -> Poll<F::Output> {
+        lock(&self.waker).get_or_insert_with(|| cx.waker().clone()).clone_from(cx.waker());
+        // Somebody may have woken it for nothing, as a check that is over, and it is in line after all.
+        self.count_in();
+        waiting.poll(&mut Context::from_waker(&self.clone().into()))
+    }
+
+    /// The acquire has ended elsewhere. What is being checked for it is brought to its end on this
+    /// runtime, and given back: dropping it half-way would close the connection.
+    pub(crate) fn leave<F>(&self, waiting: F)
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        self.left.store(true, Ordering::Relaxed);
+        if self.is_checking() {
+            if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+                drop(runtime.spawn(async move { drop(waiting.await) }));
+            }
+        }
+    }
+}
+
+/// Whoever wakes a wait has taken it off the line first. Until it is polled, which may take as long as
+/// others wait in the same task, it is not to be counted as one of those who want nothing opened: it would
+/// hide somebody who does.
+impl Wake for Terms {
+    fn wake(self: Arc<Self>) {
+        self.count_out();
+        let waker = lock(&self.waker).take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
