@@ -1078,7 +1078,7 @@ async fn what_a_rotation_takes_to_make_room_is_acquired_by_nobody() {
         })
         .on_checkout(move |_| checkout())
         .on_checkin(move |_| checkin())
-        .after_release(move || released());
+        .after_release(released);
     let manager = TestManager::new();
     let pool = pool_of(&manager, 1).hooks(hooks).time_use(true).build_lazy().unwrap();
     drop(pool.acquire().await.unwrap());

@@ -550,8 +550,8 @@ async fn a_failure_for_those_with_priority_is_not_blamed_for_the_wait_of_the_oth
 /// A pool with one idle connection that is to be checked before its use.
 async fn unchecked(manager: &TestManager) -> Pool<TestManager> {
     let pool = Pool::builder(manager.clone()).max_size(1).check(CheckPolicy::Always);
-    let pool = pool.build_lazy().unwrap();
-    drop(pool.acquire().await.unwrap());
+    let pool = pool.build_lazy().expect("the settings are in range");
+    drop(pool.acquire().await.expect("it connects"));
     pool
 }
 
