@@ -6,10 +6,11 @@ mod support;
 use support::*;
 
 use millpond::{
-    AcquireError, CheckPolicy, Hooks, Pool, PoolBuilder, ReleaseError, TryAcquireError,
+    AcquireError, CheckPolicy, Hooks, Pool, PoolBuilder, ReleaseError, TryAcquireError, from_fn,
 };
+use std::convert::Infallible;
 use std::pin::pin;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock, Mutex, mpsc};
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::Instant;
@@ -579,6 +580,50 @@ fn waiters_on_another_runtime_are_served_when_the_pools_own_ends_under_the_dial(
             let metrics = balanced_blocking(&pool, &manager.ledger);
             assert_eq!((metrics.acquires, metrics.waits.timed_out), (3, 0));
         }
+    });
+}
+
+#[test]
+fn a_waiter_hears_of_a_dial_that_succeeds_while_its_runtime_ends() {
+    must_end(|| {
+        let (began, has_begun) = mpsc::channel();
+        let (go_on, goes_on) = mpsc::channel::<()>();
+        let first_time = Mutex::new(Some((began, goes_on)));
+        let manager = from_fn(move || {
+            let held_up = first_time.lock().unwrap().take();
+            async move {
+                if let Some((began, goes_on)) = held_up {
+                    began.send(()).unwrap();
+                    // Its thread is held up in the middle of a poll.
+                    goes_on.recv().unwrap_err();
+                }
+                Ok::<_, Infallible>(())
+            }
+        });
+        let first = multi();
+        let pool = Pool::builder(manager).max_size(2).acquire_timeout(PATIENCE);
+        let pool = first.block_on(async { pool.build_lazy() }).unwrap();
+        let second = multi();
+        let waiters = [(); 2].map(|()| {
+            let pool = pool.clone();
+            second.spawn(async move { pool.acquire_owned().await })
+        });
+        has_begun.recv().unwrap();
+        eventually_blocking("both wait", || pool.counts().waiters == 2);
+        let probe = Arc::new(());
+        for _ in 0..64 {
+            let probe = probe.clone();
+            first.spawn(async move {
+                std::future::pending::<()>().await;
+                drop(probe);
+            });
+        }
+        first.shutdown_background();
+        eventually_blocking("its tasks are gone", || Arc::strong_count(&probe) == 1);
+        drop(go_on);
+        let served = waiters.map(|waiter| second.block_on(joined(waiter)).unwrap());
+        assert_eq!(pool.counts().in_use, 2);
+        drop(served);
     });
 }
 

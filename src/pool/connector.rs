@@ -244,15 +244,16 @@ impl<E> Connector<E> {
 
     /// Takes note of a success; answers how many failures there had been before it.
     fn succeeded(&self, most: usize) -> u32 {
-        let failures = {
+        // Here and below, an error that nobody else has is dropped after the lock: what its drop does is
+        // the manager's own affair, and may be to look at the pool.
+        let (failures, _last) = {
             let mut trouble = lock(&self.trouble);
             let failures = mem::take(&mut trouble.in_a_row);
             if trouble.rejected > 0 {
                 // Whether this one is of any use is still to be seen.
                 return failures;
             }
-            trouble.last = None;
-            failures
+            (failures, trouble.last.take())
         };
         // One step, so that a failure that sets the number back meanwhile is not undone.
         let double = |admitted: usize| Some(admitted.saturating_mul(2).min(most));
@@ -264,20 +265,22 @@ impl<E> Connector<E> {
     /// A hook has rejected a new connection that nobody has used yet.
     fn rejected(&self, error: Option<OperationError<E>>) {
         self.admitted.store(1, Ordering::SeqCst);
+        let _last;
         let mut trouble = lock(&self.trouble);
         trouble.rejected = trouble.rejected.saturating_add(1);
         trouble.rejected_at = Instant::now();
         if let Some(error) = error {
-            trouble.last = Some(Arc::new(error));
+            _last = trouble.last.replace(Arc::new(error));
             trouble.permanent = false;
         }
     }
 
     /// A new connection has been handed out.
     fn accepted(&self) {
+        let _last;
         let mut trouble = lock(&self.trouble);
         if mem::take(&mut trouble.rejected) > 0 && trouble.in_a_row == 0 {
-            trouble.last = None;
+            _last = trouble.last.take();
         }
     }
 
@@ -290,15 +293,16 @@ impl<E> Connector<E> {
     /// Notes a failure, and the verdict on it; answers how many there have been in a row.
     fn failed(&self, error: Arc<OperationError<E>>, verdict: Option<Verdict<E>>) -> u32 {
         self.admitted.store(1, Ordering::SeqCst);
+        let (_last, _verdict);
         let mut trouble = lock(&self.trouble);
         trouble.permanent = matches!(verdict, Some(Verdict::Permanent(_)));
         if verdict.is_some() {
-            trouble.verdict = verdict;
+            _verdict = mem::replace(&mut trouble.verdict, verdict);
             // Ordering: Release, partner: the load in `verdicts`; whoever sees the count finds the
             // verdict behind the lock.
             self.verdicts.fetch_add(1, Ordering::Release);
         }
-        trouble.last = Some(error);
+        _last = trouble.last.replace(error);
         trouble.in_a_row = trouble.in_a_row.saturating_add(1);
         trouble.in_a_row
     }
@@ -356,6 +360,17 @@ impl<M: Manager> Shared<M> {
     /// forgotten.
     pub(super) fn demand(&self, ground: fn(&Self) -> Option<Ground>) {
         self.dial(ground, Self::wanted);
+    }
+
+    /// The same for those who have no runtime to give: if the pool has none either, whoever waits brings
+    /// one along.
+    pub(super) fn demand_of_somebody(&self) {
+        if self.core.has_vacant() {
+            if self.ground().is_none() {
+                self.core.nudge();
+            }
+            self.demand(Self::ground);
+        }
     }
 
     /// The same for the reaper, which also has a pool that is down look whether it still is.
@@ -640,7 +655,7 @@ impl<M: Manager> Drop for Dial<M> {
         // Ordering: SeqCst, partner: `admit` (I4).
         shared.connector.dials.fetch_sub(1, Ordering::SeqCst);
         match state {
-            DialState::Finished => shared.demand(Shared::ground),
+            DialState::Finished => shared.demand_of_somebody(),
             DialState::Refused => shared.core.nudge_all(),
             DialState::Unfinished => {
                 // A panic, such as one of a tracing subscriber, says nothing of the runtime.

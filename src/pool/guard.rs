@@ -13,6 +13,7 @@ use crate::error::ReleaseError;
 use crate::hooks::{AtEnd, Hooks};
 use crate::manager::{Condition, Manager};
 use crate::metrics::CloseReason;
+use std::mem;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -203,7 +204,10 @@ impl<M: Manager> Shared<M> {
             self.totals.used(self.now().saturating_sub(lent_at));
         }
         if self.config.trace_uses {
-            lease.resource_mut().span = no_span();
+            let span = mem::replace(&mut lease.resource_mut().span, no_span());
+            // A listener that panics at its end must not keep what is known of the connection from being
+            // acted on.
+            drop(catch_unwind(AssertUnwindSafe(|| drop(span))));
         }
     }
 

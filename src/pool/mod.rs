@@ -193,13 +193,7 @@ impl<M: Manager> Keeper for Shared<M> {
 
     fn vacancy(&self) {
         self.changed();
-        if self.core.has_vacant() {
-            if self.ground().is_none() {
-                // Whoever waits brings a runtime along.
-                self.core.nudge();
-            }
-            self.demand(Self::ground);
-        }
+        self.demand_of_somebody();
     }
 
     fn parked(&self) {

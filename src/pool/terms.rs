@@ -91,7 +91,7 @@ impl Terms {
             // It was taken off the line first and is off this count second, so meanwhile a dial that
             // somebody else wants may have been missing (I4).
             self.count_out();
-            keeper.demand(Shared::ground);
+            keeper.demand_of_somebody();
         }
     }
 
