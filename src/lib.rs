@@ -15,6 +15,9 @@
 //! | [`Pool`] | connections that a [`Manager`] opens, checks, resets and closes | feature `tokio` (default) |
 //! | [`blocking::Pool`] | the same in a program without a runtime | feature `tokio` (default) |
 //! | [`ObjectPool`] | objects that are already there: buffers, parsers, handles | nothing; any executor, or none |
+//! | `backends`, `compat` | managers for databases and sockets, and those written for other pools | a feature for each |
+//! | `cluster` | a pool for each of several servers, and a choice between them | feature `cluster` |
+//! | `export`, `web` | figures for those who collect them, and a live page | features `prometheus`, `metrics`, `opentelemetry`, `axum` |
 //!
 //! # Examples
 //!
@@ -52,8 +55,8 @@
 //!
 //! # What it is not
 //!
-//! No query builder, no load balancer, no cache: it hands out what a manager opens. It does not
-//! reconnect a connection that is in use, and it does not take one back before its guard is dropped.
+//! No query builder and no cache: it hands out what a manager opens. It does not reconnect a connection
+//! that is in use, and it does not take one back before its guard is dropped.
 //!
 //! # How to read the code
 //!
