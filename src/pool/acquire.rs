@@ -83,8 +83,7 @@ where
         },
         Found::Nothing => None,
     };
-    let began = keeper.now();
-    let wait = Wait::begin(&keeper, began, ask.terms);
+    let wait = Wait::begin(&keeper, limit, ask.terms);
     if keeper.core.is_closed() {
         return wait.end(Err(keeper.closed_error()));
     }
@@ -93,35 +92,38 @@ where
     if task::try_id().is_none() && Handle::try_current().is_err() {
         return wait.end(Err(AcquireError::NoRuntime));
     }
-    let progress = Progress::new(began, limit);
     let served = {
-        let obtain = obtain(&keeper, &ask, unready, &progress);
+        let obtain = obtain(&keeper, &ask, unready, &wait);
         let mut obtain = pin!(keeper.in_span(ask.caller, obtain));
         if limit == Duration::MAX {
-            if keeper.ground().is_none() && !has_timer() {
-                return wait.end(Err(AcquireError::NoRuntime));
+            if keeper.ground().is_some() || has_timer() {
+                Some(obtain.await)
+            } else {
+                Some(Err(AcquireError::NoRuntime))
             }
-            Some(obtain.await)
         } else {
             let began = keeper.began + Duration::from_nanos(wait.began);
-            let mut timer = pin!(match timer(began + limit.min(FAR_FUTURE)) {
-                Some(timer) => timer,
-                None => return wait.end(Err(AcquireError::NoRuntime)),
-            });
+            let mut timer = pin!(timer(began + limit.min(FAR_FUTURE)));
             // Cancel: `obtain` is dropped at the deadline as it would be by its caller, but that a check
             // under way goes on. Polled where it stands: `tokio::time::timeout_at` would move it.
-            let before_deadline = poll_fn(move |cx| match obtain.as_mut().poll(cx) {
-                Poll::Ready(obtained) => Poll::Ready(Some(obtained)),
-                Poll::Pending => timer.as_mut().poll(cx).map(|()| None),
+            let before_deadline = poll_fn(move |cx| {
+                let Some(timer) = timer.as_mut().as_pin_mut() else {
+                    return Poll::Ready(Some(Err(AcquireError::NoRuntime)));
+                };
+                match obtain.as_mut().poll(cx) {
+                    Poll::Ready(obtained) => Poll::Ready(Some(obtained)),
+                    Poll::Pending => timer.poll(cx).map(|()| None),
+                }
             });
             let served = before_deadline.await;
-            progress.is_late.store(served.is_none(), Ordering::Relaxed);
+            wait.is_late.store(served.is_none(), Ordering::Relaxed);
             served
         }
     };
-    let checking = progress.checking.into_inner();
-    let late = || Err(keeper.timed_out(ask.line, keeper.since(wait.began), checking));
-    let served = served.unwrap_or_else(late);
+    let served = served.unwrap_or_else(|| {
+        let checking = wait.checking.load(Ordering::Relaxed);
+        Err(keeper.timed_out(ask.line, keeper.since(wait.began), checking))
+    });
     if ask.terms.is_some_and(Terms::is_left) {
         return served;
     }
@@ -133,42 +135,36 @@ fn timer(deadline: tokio::time::Instant) -> Option<Sleep> {
     catch_unwind(|| sleep_until(deadline)).ok()
 }
 
-/// How far an acquire is that waits.
-struct Progress {
-    /// By the pool's clock.
-    began: u64,
-    deadline: u64,
-    /// It has a connection that is being checked.
-    checking: AtomicBool,
-    /// Its time is up.
-    is_late: AtomicBool,
-}
-
-impl Progress {
-    fn new(began: u64, limit: Duration) -> Self {
-        let deadline = began.saturating_add(nanos(limit));
-        let no = || AtomicBool::new(false);
-        Self { began, deadline, checking: no(), is_late: no() }
-    }
-}
-
 /// An acquire that did not find what it wanted at once. However it ends is counted, unless it waits at
 /// several pools: if another one serves it, it has not failed here.
 struct Wait<'k, M: Manager> {
     keeper: &'k Shared<M>,
     /// By the pool's clock.
     began: u64,
+    /// The same.
+    deadline: u64,
     outcome: Option<Outcome>,
+    /// It has a connection that is being checked.
+    checking: AtomicBool,
+    /// Its time is up.
+    is_late: AtomicBool,
 }
 
 impl<'k, M: Manager> Wait<'k, M> {
-    fn begin(keeper: &'k Shared<M>, now: u64, terms: Option<&Terms>) -> Self {
+    fn begin(keeper: &'k Shared<M>, limit: Duration, terms: Option<&Terms>) -> Self {
         // Cancel: if nothing else comes, that is the outcome.
         let (began, outcome) = match terms {
-            None => (now, Some(Outcome::Cancelled)),
+            None => (keeper.now(), Some(Outcome::Cancelled)),
             Some(terms) => (keeper.moment(terms.began()), None),
         };
-        Self { keeper, began, outcome }
+        let deadline = began.saturating_add(nanos(limit));
+        let no = || AtomicBool::new(false);
+        Self { keeper, began, deadline, outcome, checking: no(), is_late: no() }
+    }
+
+    /// Whether a connection is being checked for it.
+    fn checks(&self, ask: &Ask<'_>, is: bool) {
+        ask.terms.map_or(&self.checking, Terms::checking).store(is, Ordering::Relaxed);
     }
 
     fn end<T>(
@@ -213,7 +209,7 @@ async fn obtain<M, R>(
     keeper: &R,
     ask: &Ask<'_>,
     mut unready: Option<Lease<R>>,
-    progress: &Progress,
+    acquire: &Wait<'_, M>,
 ) -> Result<Loan<R>, AcquireError<M::Error>>
 where
     M: Manager,
@@ -221,18 +217,17 @@ where
 {
     // A caller that is told to look again, or whose connection does not pass, has been let in before.
     let mut most = if unready.is_some() { usize::MAX } else { ask.most_waiters(keeper) };
-    let checking = ask.terms.map_or(&progress.checking, Terms::checking);
     let mut silent = false;
     loop {
         if let Some(lease) = unready.take() {
             if silent && lease.flags().has(Flags::CHECK) {
                 keeper.check_in_background(lease);
             } else {
-                checking.store(true, Ordering::Relaxed);
+                acquire.checks(ask, true);
                 // A check and a hook.
                 let longest = nanos(keeper.config.check_timeout.saturating_mul(2));
-                let prepared = if progress.deadline.saturating_sub(keeper.now()) < longest {
-                    prepare_in_a_hurry(lease, &progress.is_late).await
+                let prepared = if acquire.deadline.saturating_sub(keeper.now()) < longest {
+                    prepare_in_a_hurry(lease, &acquire.is_late).await
                 } else {
                     prepare(lease).await
                 };
@@ -250,7 +245,7 @@ where
                 }
             }
         }
-        checking.store(false, Ordering::Relaxed);
+        acquire.checks(ask, false);
         if ask.terms.is_some_and(Terms::is_left) {
             // Nobody hears this.
             return Err(AcquireError::Closed);
@@ -270,7 +265,7 @@ where
         most = usize::MAX;
         match woken {
             Woken::Lease(lease) => {
-                keeper.in_time(ask.line, progress.began)?;
+                keeper.in_time(ask.line, acquire.began)?;
                 match welcome(lease, ask.caller) {
                     Welcome::Given(loan) => return Ok(loan),
                     Welcome::Unready(lease) => unready = Some(lease),
@@ -706,7 +701,7 @@ where
         },
         Found::Nothing => None,
     };
-    let wait = Wait::begin(keeper, keeper.now(), None);
+    let wait = Wait::begin(keeper, limit, None);
     let served = keeper.in_span_blocking(ask.caller, || {
         acquire_blocking_waiting(keeper, ask, limit, unready, wait.began)
     });
