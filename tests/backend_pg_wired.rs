@@ -292,7 +292,7 @@ async fn a_connection_that_a_hook_has_set_up_passes_its_check() {
     for (hooks, passes) in [(set_up, true), (open, false)] {
         let manager = manager(&server).verify_on_release(false);
         let pool = builder(manager, 1).hooks(hooks).min_idle(1).keepalive_interval(MOMENT / 10);
-        let pool = pool.build().await.unwrap();
+        let pool = pool.maintenance_interval(MOMENT / 10).build().await.unwrap();
         eventually("it has been checked twice", || pool.metrics().checks >= 2).await;
         assert_eq!(pool.metrics().closed.failed_check == 0, passes);
         if passes {

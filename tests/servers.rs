@@ -1,7 +1,8 @@
 //! The throwaway servers that the tests of backends use: that they start, die, come back, stand still,
 //! and leave nothing behind.
 
-#![cfg(feature = "tokio")]
+// Nothing here depends on the features, and once is enough.
+#![cfg(feature = "postgres")]
 #![allow(clippy::unwrap_used, reason = "these are tests, though clippy only sees their helpers")]
 
 mod support;

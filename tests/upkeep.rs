@@ -795,12 +795,12 @@ async fn the_reaper_ends_with_the_pool() {
 }
 
 #[tokio::test]
-async fn a_look_at_ten_thousand_idle_connections_ends_what_has_to_go() {
+async fn a_look_at_thousands_of_idle_connections_ends_what_has_to_go() {
     for order in ORDERS {
         let manager = TestManager::new();
         let pool = builder(&manager)
             .order(order)
-            .max_size(10_000)
+            .max_size(4_000)
             .min_idle(1_000)
             .max_connecting(1_000)
             .idle_timeout(Duration::from_nanos(1))
@@ -808,10 +808,10 @@ async fn a_look_at_ten_thousand_idle_connections_ends_what_has_to_go() {
             .build()
             .await
             .unwrap();
-        pool.warm_up(10_000).await.unwrap();
+        pool.warm_up(4_000).await.unwrap();
         pool.maintenance().run_once().await;
         pool.maintenance().run_once().await;
-        assert_eq!(pool.metrics().closed.idle, 9_000, "{order:?}");
+        assert_eq!(pool.metrics().closed.idle, 3_000, "{order:?}");
         eventually("only the floor is left", || pool.metrics().counts.alive() == 1_000).await;
     }
 }
