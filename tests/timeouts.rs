@@ -429,10 +429,12 @@ async fn a_connect_that_takes_too_long_is_a_cause_of_its_own() {
 async fn the_cause_is_forgotten_when_a_connect_succeeds() {
     let manager = TestManager::new();
     manager.connect.once(Act::Error);
-    let pool = Pool::builder(manager).max_size(1).build_lazy().unwrap();
+    let pool = Pool::builder(manager.clone()).max_size(2).build_lazy().unwrap();
     let _held = pool.acquire().await.unwrap();
+    // There is room, so a failure would be to blame.
+    manager.connect.once(Act::Never);
     let timeout = timeout_of(pool.acquire_timeout(SECOND).await);
-    assert_eq!(timeout.stage(), Stage::Queued);
+    assert_eq!(timeout.stage(), Stage::Connecting);
     assert!(timeout.source().is_none());
 }
 
