@@ -848,6 +848,16 @@ async fn a_task_that_holds_all_and_wants_one_more_is_told_where() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_caller_with_priority_who_holds_all_is_told_as_well() {
+    let manager = TestManager::new();
+    let pool = detecting(&manager, 1).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let more = pool.acquire_with(Priority::High).await;
+    assert!(matches!(more, Err(AcquireError::WouldDeadlock(_))), "{more:?}");
+    drop(held);
+}
+
+#[tokio::test(start_paused = true)]
 async fn of_two_tasks_that_wait_for_each_other_the_second_is_told_and_the_first_is_served() {
     let manager = TestManager::new();
     let pool = detecting(&manager, 2).build_lazy().unwrap();
