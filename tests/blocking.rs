@@ -315,7 +315,7 @@ fn an_owned_guard_outlives_the_pool_and_its_runtime() {
 fn a_monitor_keeps_neither_the_pool_nor_its_thread() {
     let manager = TestManager::new();
     let monitor = Monitor::new();
-    let pool = builder(&manager).min_idle(1).build_blocking().unwrap();
+    let pool = builder(&manager).max_size(1).min_idle(1).build_blocking().unwrap();
     monitor.add_blocking(&pool).unwrap();
     assert_eq!(monitor.add_blocking(&pool).unwrap_err().name, "blocking");
     let held = pool.acquire().unwrap();
