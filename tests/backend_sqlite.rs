@@ -7,8 +7,10 @@ mod support;
 use support::*;
 
 use millpond::backends::sqlite::{SqliteConnection, SqliteDatabase, SqliteManager};
-use millpond::{AcquireError, BuildError, CheckPolicy, Manager, OperationError, Pool, Stage};
-use rusqlite::{Connection, ErrorCode, TransactionBehavior};
+use millpond::{
+    AcquireError, BuildError, CheckPolicy, Manager, Monitor, OperationError, Pool, Stage,
+};
+use rusqlite::{Connection, ErrorCode, TransactionBehavior, ffi};
 use std::error::Error;
 use std::fs;
 use std::path::PathBuf;
@@ -666,6 +668,29 @@ async fn by_default_those_who_wait_for_a_locked_file_are_told_that_it_is_locked(
 }
 
 #[tokio::test]
+async fn those_who_wait_for_a_set_up_that_writes_are_told_that_the_file_is_locked() {
+    let file = File::new();
+    let mut other = file.open();
+    let lock = other.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
+    let manager = file.manager().busy_timeout(10 * PATIENCE).init(|db| insert(db, 1).map(drop));
+    let error = Pool::builder(manager).min_idle(1).build().await.unwrap_err();
+    let BuildError::Connect(error) = error else { panic!("{error}") };
+    let OperationError::Failed(error) = &*error else { panic!("{error}") };
+    assert_eq!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy));
+    drop(lock);
+}
+
+#[test]
+fn of_a_uri_nothing_says_that_it_cannot_be_opened_later() {
+    let file = File::new();
+    let uri = SqliteManager::new(format!("file:{}", file.path.display()));
+    let missing = SqliteManager::new(file.path.join("no folder")).create(false);
+    let error = || rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CANTOPEN), None);
+    assert!(missing.is_permanent(&error()));
+    assert!(!uri.read_only(true).is_permanent(&error()));
+}
+
+#[tokio::test]
 async fn a_connect_that_is_given_up_waits_for_a_lock_no_longer() {
     let file = File::new();
     let mut other = file.open();
@@ -830,6 +855,28 @@ async fn many_writers_wait_in_line_and_none_is_told_that_the_file_is_locked() {
     assert!(!folder.path().join("line-wal").exists(), "the log is in the file");
 }
 
+#[tokio::test]
+async fn a_call_that_was_given_up_does_not_keep_the_log_out_of_the_file() {
+    let file = File::new();
+    let log = file.path.with_extension("db-wal");
+    for dropped in [false, true] {
+        let database = SqliteDatabase::open(file.manager(), 1).await.unwrap();
+        let mut writer = database.writer().acquire().await.unwrap();
+        writer.call(|db| insert(db, 1)).await.unwrap();
+        give_up_in_the_middle(&mut writer, |db| count_for_ever(db)).await;
+        writer.release().await.unwrap();
+        assert!(log.exists());
+        if dropped {
+            drop(database);
+            eventually("the log is in the file", || !log.exists()).await;
+        } else {
+            database.close().await;
+            assert!(!log.exists(), "it is in the file");
+        }
+    }
+    assert_eq!(file.rows(), 2);
+}
+
 #[test]
 fn a_database_that_is_dropped_without_a_runtime_leaves_no_log() {
     let file = File::new();
@@ -855,7 +902,11 @@ async fn readers_do_not_wait_for_the_writer() {
     let file = File::new();
     let database = SqliteDatabase::open_with(file.manager(), 2, |pool| pool.name("shop"));
     let database = database.await.unwrap();
-    assert_eq!(&*database.readers().config().name, "shop");
+    let monitor = Monitor::new();
+    for (pool, name) in [(database.writer(), "shop-writer"), (database.readers(), "shop-readers")] {
+        assert_eq!(&*pool.config().name, name);
+        monitor.add(pool).unwrap();
+    }
     let mut writer = database.writer().acquire().await.unwrap();
     writer.call(|db| db.execute_batch("BEGIN; INSERT INTO t VALUES (1)")).await.unwrap();
     let mut readers = Vec::new();

@@ -832,6 +832,26 @@ async fn whatever_an_r2d2_manager_does_costs_no_more_than_that_connection() {
 }
 
 #[tokio::test]
+async fn a_panic_in_an_r2d2_customizer_after_one_in_the_check_ends_nothing_more() {
+    #[derive(Debug)]
+    struct Panics;
+
+    impl ::r2d2::CustomizeConnection<Wire, TestError> for Panics {
+        fn on_release(&self, _: Wire) {
+            panic!("scripted panic in on_release");
+        }
+    }
+
+    hush_scripted_panics();
+    let manager = Blocking::default();
+    let adapter = R2d2::new(manager.clone()).customizer(Box::new(Panics));
+    let pool = Pool::builder(adapter).max_size(1).check(CheckPolicy::Always).build().await.unwrap();
+    manager.0.is_valid.lock().unwrap().push(Step::Panic);
+    assert_eq!((say(&pool).await, say(&pool).await), (1, 2));
+    assert_eq!(exact(&pool).await.closed.failed_check, 1);
+}
+
+#[tokio::test]
 async fn a_connection_whose_check_takes_too_long_is_waited_for_and_never_used_again() {
     let manager = Blocking::default();
     let pool = impatient(&manager, 1).check_timeout(MOMENT).close_timeout(PATIENCE);

@@ -205,11 +205,10 @@ impl SqliteManager {
         };
         let file = File::new(path, &self.path).map(Arc::new);
         connection.busy_timeout(self.busy_timeout)?;
-        let patience = |limit| Patience::new(limit, given_up.clone());
-        patience(self.busy_timeout.min(OPENING)).during(&mut connection, |db| self.set_up(db))?;
-        let init = |db: &mut Connection| self.init.as_ref().map_or(Ok(()), |init| init(db));
-        let chosen = patience(self.busy_timeout).during(&mut connection, |db| {
-            init(db)?;
+        let patience = Patience::new(self.busy_timeout.min(OPENING), given_up.clone());
+        let chosen = patience.during(&mut connection, |db| {
+            self.set_up(db)?;
+            self.init.as_ref().map_or(Ok(()), |init| init(db))?;
             // Zero while there is a busy handler: ours.
             db.pragma_query_value(None, "busy_timeout", |row| row.get::<_, u32>(0))
         })?;
@@ -309,8 +308,7 @@ impl Manager for SqliteManager {
             return;
         }
         if let Place::Here(here) = mem::replace(&mut connection.place, Place::Lost) {
-            // The last one to close may write all of the log into the file.
-            drop(Call::begin(move || drop(here)).await);
+            drop(Call::begin(move || end(here)).await);
         }
     }
 
@@ -325,9 +323,11 @@ impl Manager for SqliteManager {
             // It says the same if the process has too many files open, and that will pass.
             Some(ErrorCode::CannotOpen) => {
                 let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
-                self.path.is_dir()
+                let is_futile = self.path.is_dir()
                     || folder.is_some_and(|folder| !folder.is_dir())
-                    || !self.creates() && !self.path.exists()
+                    || !self.creates() && !self.path.exists();
+                // Of a URI nothing is known.
+                is_futile && !self.path.as_os_str().as_encoded_bytes().starts_with(b"file:")
             }
             _ => matches!(error, Error::NulError(_) | Error::InvalidPath(_)),
         }
@@ -539,8 +539,7 @@ impl SqliteConnection {
 impl Drop for SqliteConnection {
     fn drop(&mut self) {
         if let Place::Here(connection) = mem::replace(&mut self.place, Place::Lost) {
-            // The last one to close may write all of the log into the file.
-            threads::aside(move || drop(connection));
+            threads::aside(move || end(connection));
         }
     }
 }
@@ -715,7 +714,8 @@ impl SqliteDatabase {
         Self::open_with(manager, readers, |builder| builder).await
     }
 
-    /// The same with settings for both pools, other than their sizes.
+    /// The same with settings for both pools, other than their sizes. To the name that they give,
+    /// `-writer` and `-readers` are added.
     ///
     /// # Errors
     ///
@@ -727,9 +727,9 @@ impl SqliteDatabase {
     ) -> Result<Self, BuildError<rusqlite::Error>> {
         let writer = settings(Pool::builder(manager.clone().wal(true).read_only(false)));
         // It goes first: readers can neither create the file nor give it a log.
-        let writer = writer.max_size(1).min_idle(1).build().await?;
+        let writer = writer.part("writer").max_size(1).min_idle(1).build().await?;
         let reading = settings(Pool::builder(manager.read_only(true)));
-        let readers = reading.max_size(readers).build().await?;
+        let readers = reading.part("readers").max_size(readers).build().await?;
         Ok(Self { readers, writer })
     }
 
@@ -755,6 +755,13 @@ impl SqliteDatabase {
         self.readers.close().await;
         self.writer.close().await;
     }
+}
+
+/// Closes a connection. Blocks: the last one to close may write all of the log into the file.
+fn end(connection: Connection) {
+    // An interrupt that came when its call was over would keep it from that. A statement takes it away.
+    drop(connection.execute_batch("SELECT 1"));
+    drop(connection);
 }
 
 const GONE: &str = "the connection is gone, with a call that panicked or had no thread";

@@ -14,8 +14,9 @@ use std::fmt;
 use std::future::pending;
 use std::mem;
 use std::ops::{Deref, DerefMut};
-use std::panic::resume_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, mpsc};
+use std::thread;
 
 /// Runs a manager that was written for r2d2, in an asynchronous pool as well as in a
 /// [`blocking::Pool`](crate::blocking::Pool).
@@ -141,8 +142,13 @@ impl<C> DerefMut for Held<C> {
 
 impl<C> Drop for Held<C> {
     fn drop(&mut self) {
-        if let Some(connection) = self.connection.take() {
-            (self.release)(connection);
+        let Some(connection) = self.connection.take() else { return };
+        let release = || (self.release)(connection);
+        if thread::panicking() {
+            // A panic in `is_valid` takes the connection along. A second one would end the process.
+            drop(catch_unwind(AssertUnwindSafe(release)));
+        } else {
+            release();
         }
     }
 }

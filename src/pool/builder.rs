@@ -269,6 +269,13 @@ impl<M: Manager> PoolBuilder<M> {
         format!("{}-pool", self.config.name).replace('\0', "")
     }
 
+    /// Adds the pool's part in something larger to its name.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn part(mut self, part: &str) -> Self {
+        self.config.name = format!("{}-{part}", self.config.name).into();
+        self
+    }
+
     /// Takes all settings from `config`. An `idle_timeout` that is the default, or what a
     /// `max_lifetime` shortens that to, counts as not chosen: it is shortened to `max_lifetime`.
     pub fn config(mut self, mut config: Config) -> Self {
