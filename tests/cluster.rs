@@ -1413,6 +1413,28 @@ fn capped<const N: usize>(
     (cluster, managers, whole)
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_rotation_goes_on_though_the_cap_wants_its_connection_for_another_node() {
+    let (cluster, managers, _) = capped(1, 1, [("a", plain()), ("b", plain())]);
+    drop(cluster.acquire("a").await.unwrap());
+    let a = cluster.node("a").unwrap();
+    managers[0].connect.once(Act::Gated);
+    let mut rotation = pin!(a.rotate(|_| Box::pin(async { Ok(()) })));
+    assert!(poll_once(rotation.as_mut()).is_pending());
+    eventually("it connects", || {
+        assert!(poll_once(rotation.as_mut()).is_pending());
+        managers[0].connect.running() == 1
+    })
+    .await;
+    let mut other = pin!(cluster.acquire("b"));
+    assert!(poll_once(other.as_mut()).is_pending());
+    tokio::time::sleep(SECOND).await;
+    assert!(poll_once(rotation.as_mut()).is_pending());
+    managers[0].connect.open(1);
+    rotation.await.unwrap();
+    drop(other.await.unwrap());
+}
+
 #[tokio::test]
 async fn a_cap_holds_over_all_nodes_and_idle_connections_make_room() {
     let (cluster, managers, whole) = capped(4, 4, [("a", plain()), ("b", plain())]);

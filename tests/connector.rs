@@ -9,7 +9,9 @@ use millpond::{AcquireError, OperationError, Pool, Pooled, Stage};
 use std::error::Error;
 use std::future::Future;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::task::Wake;
+use std::thread;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -63,6 +65,66 @@ async fn a_permanent_error_ends_every_waiter_after_one_attempt() {
     assert_eq!(manager.connect.calls(), 1, "one attempt for all of them");
     let metrics = balanced(&pool, &manager.ledger).await;
     assert_eq!((metrics.connect_failures, metrics.waits.timed_out, metrics.created), (1, 0, 0));
+}
+
+/// Acquires that wait, two by each of some threads, and the order in which they are woken.
+#[derive(Default)]
+struct Crowd {
+    waiters: Mutex<Vec<Pin<Box<dyn Future<Output = ()> + Send>>>>,
+    woken: Mutex<Vec<usize>>,
+}
+
+const THREADS: usize = 16;
+
+/// The waker of one of them. The last but one that is woken has the first one go on before the last
+/// one hears anything.
+struct Member(usize, Arc<Crowd>);
+
+impl Wake for Member {
+    fn wake(self: Arc<Self>) {
+        let woken = {
+            let mut woken = self.1.woken.lock().unwrap();
+            woken.push(self.0);
+            woken.clone()
+        };
+        if woken.len() == 2 * THREADS - 1 {
+            let crowd = self.1.clone();
+            // On a thread of its own, as this one is in the middle of telling them.
+            join(thread::spawn(move || {
+                let mut waiters = crowd.waiters.lock().unwrap();
+                assert!(poll_once(waiters[woken[0]].as_mut()).is_ready());
+            }));
+        }
+    }
+}
+
+#[tokio::test]
+async fn whoever_hears_first_of_a_permanent_error_tries_nothing_for_those_who_have_still_to_hear() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Permanent);
+    // Those of a thread wait in the line of that thread.
+    let pool = Pool::builder(manager.clone()).max_size(8).shards(2).build_lazy().unwrap();
+    let crowd = Arc::<Crowd>::default();
+    for _ in 0..THREADS {
+        let (pool, crowd) = (pool.clone(), crowd.clone());
+        let runtime = tokio::runtime::Handle::current();
+        join(thread::spawn(move || {
+            let _runtime = runtime.enter();
+            for _ in 0..2 {
+                let pool = pool.clone();
+                let mut waiter = Box::pin(async move {
+                    drop(assert_refused(pool.acquire_timeout(Duration::MAX).await));
+                });
+                let mut waiters = crowd.waiters.lock().unwrap();
+                let waker = Arc::new(Member(waiters.len(), crowd.clone())).into();
+                assert!(poll_with(waiter.as_mut(), &waker).is_pending());
+                waiters.push(waiter);
+            }
+        }));
+    }
+    eventually("all have heard of it", || crowd.woken.lock().unwrap().len() == 2 * THREADS).await;
+    settle().await;
+    assert_eq!(manager.connect.calls(), 1);
 }
 
 #[tokio::test(start_paused = true)]

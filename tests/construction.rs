@@ -385,6 +385,15 @@ fn a_runtime_without_a_timer_does_not_become_the_pools() {
     let with = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     with.block_on(async { drop(pool.acquire().await.unwrap()) });
     without.block_on(async { drop(pool.acquire().await.expect("it is idle")) });
+    let pool = with.block_on(builder(&manager).check(CheckPolicy::Always).min_idle(1).build());
+    let pool = pool.unwrap();
+    with.block_on(async { drop(pool.acquire().await.unwrap()) });
+    for limit in [SECOND, Duration::MAX] {
+        // What is idle would have to be checked, which takes a timer as well.
+        let unchecked = without.block_on(pool.acquire_timeout(limit)).map(drop);
+        assert!(matches!(unchecked, Err(AcquireError::NoRuntime)), "{unchecked:?}");
+        assert_eq!((pool.counts().idle, manager.check.calls()), (1, 0));
+    }
 }
 
 #[test]

@@ -8,8 +8,8 @@ mod support;
 use support::*;
 
 use millpond::{
-    AcquireError, CheckPolicy, ConnectionState, HookFuture, IdleOrder, OperationError, Pool,
-    PoolBuilder, Priority, ReleaseError, RotateError, from_fn,
+    AcquireError, CheckPolicy, ConnectionInfo, ConnectionState, HookFuture, IdleOrder,
+    OperationError, Pool, PoolBuilder, Priority, ReleaseError, RotateError, from_fn,
 };
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -368,6 +368,22 @@ async fn retain_leaves_the_order_of_idle_connections_alone() {
         }
         assert_eq!(orders[0].len(), 4);
         assert_eq!(orders[1], orders[0], "{order:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_has_not_been_idle_for_longer_than_it_is_there() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).idle_timeout(None).build_lazy().unwrap();
+    for _ in 0..2 {
+        // Nobody has ever been in those places, and then for an hour.
+        tokio::time::sleep(3600 * SECOND).await;
+        pool.warm_up(2).await.unwrap();
+        let idle = |_: &mut Conn, info: &ConnectionInfo| {
+            assert_eq!(info.idle, Duration::ZERO);
+            false
+        };
+        assert_eq!(pool.retain(idle), 2);
     }
 }
 

@@ -603,6 +603,31 @@ async fn build_and_warm_up_come_to_an_end_without_the_reserved_connections() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn reserved_connections_are_none_of_those_that_are_kept_idle_for_everybody() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 6).reserved(Priority::High, 2).min_idle(2).build().await.unwrap();
+    let mut held = Vec::new();
+    for _ in 0..6 {
+        held.push(pool.acquire_with(Priority::High).await.unwrap());
+    }
+    drop(held);
+    assert_eq!(pool.counts().idle, 6);
+    // All that others may have.
+    while let Ok(connection) = pool.try_acquire() {
+        connection.discard();
+    }
+    turns().await;
+    assert_eq!(pool.counts().idle, 2 + 2);
+    sleep(3600 * SECOND).await;
+    assert_eq!(pool.counts().idle, 2, "the reserved ones have been idle for too long");
+    let opened = manager.connect.calls();
+    let kept = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    assert_eq!(manager.connect.calls(), opened, "they were there");
+    drop(kept);
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn high_priority_gets_general_connections_as_well() {
     let manager = TestManager::new();
     let pool = pool_of(&manager, 3).reserved(Priority::High, 1).build_lazy().unwrap();

@@ -162,6 +162,33 @@ async fn a_pool_that_is_refused_for_good_says_so_and_tries_only_when_it_is_asked
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pool_that_is_refused_for_good_does_not_try_for_min_idle_either() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Permanent);
+    let pool = pool_of(&manager, 8).min_idle(2).build_lazy().unwrap();
+    let waiting = || pool.acquire();
+    let (one, other) = tokio::join!(waiting(), waiting());
+    for refused in [one, other] {
+        assert!(matches!(refused, Err(AcquireError::Connect(_))), "{refused:?}");
+    }
+    tokio::time::sleep(3600 * SECOND).await;
+    assert_eq!(manager.connect.calls(), 1, "an account would have been locked");
+    manager.clear();
+    drop(pool.acquire().await.unwrap());
+    eventually("it tops up", || pool.counts().idle >= 2).await;
+
+    // Such as a password that is changed while it runs.
+    manager.connect.always(Act::Permanent);
+    let before = manager.connect.calls();
+    pool.acquire().await.unwrap().discard();
+    for _ in 0..100 {
+        drop(pool.acquire().await.unwrap());
+        tokio::time::sleep(SECOND).await;
+    }
+    assert_eq!(manager.connect.calls(), before + 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failure_of_long_ago_is_no_reason_while_there_is_no_room_for_another_connection() {
     let manager = TestManager::new();
     let pool = pool_of(&manager, 2).build_lazy().unwrap();

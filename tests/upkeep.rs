@@ -205,20 +205,23 @@ async fn a_replacement_that_cannot_be_opened_does_not_keep_the_old_one_for_ever(
 
 #[tokio::test(start_paused = true)]
 async fn after_a_pause_they_do_not_all_end_at_once() {
-    let manager = TestManager::new();
-    let pool =
-        builder(&manager).max_size(100).min_idle(0).max_lifetime(MINUTE).build().await.unwrap();
-    pool.warm_up(100).await.unwrap();
-    pool.maintenance().pause();
-    sleep(10 * MINUTE).await;
-    assert_eq!(pool.metrics().closed.total(), 0, "a pause");
-    pool.maintenance().resume();
-    for seconds in 1..=20 {
-        sleep(SECOND).await;
-        assert!(pool.metrics().closed.lifetime <= 5 * (seconds + 1));
+    for interval in [SECOND, SECOND / 10] {
+        let manager = TestManager::new();
+        let pool = builder(&manager).max_size(100).max_lifetime(MINUTE);
+        let pool = pool.maintenance_interval(interval).build_lazy().unwrap();
+        pool.warm_up(100).await.unwrap();
+        pool.maintenance().pause();
+        sleep(10 * MINUTE).await;
+        assert_eq!(pool.metrics().closed.total(), 0, "a pause");
+        pool.maintenance().resume();
+        for seconds in 1..=20 {
+            pool.maintenance().run_once().await;
+            sleep(SECOND).await;
+            assert!(pool.metrics().closed.lifetime <= 5 * (seconds + 1));
+        }
+        sleep(2 * SECOND).await;
+        assert_eq!(pool.metrics().closed.lifetime, 100);
     }
-    sleep(2 * SECOND).await;
-    assert_eq!(pool.metrics().closed.lifetime, 100);
 }
 
 #[tokio::test(start_paused = true)]
@@ -733,6 +736,21 @@ async fn a_warm_up_is_over_when_a_dial_has_opened_what_it_asks_for() {
     manager.connect.open(1);
     timeout(SECOND, warm_up).await.expect("it hears of that").unwrap();
     drop(waiter.await.unwrap());
+    assert_eq!(pool.metrics().created, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_warm_up_is_over_when_a_rotation_has_opened_what_it_asks_for() {
+    let manager = TestManager::new();
+    manager.connect.once(Act::Gated);
+    let pool = builder(&manager).build_lazy().unwrap();
+    let mut rotation = pin!(pool.rotate(|_| Box::pin(async { Ok(()) })));
+    assert!(poll_once(rotation.as_mut()).is_pending());
+    let mut warm_up = pin!(pool.warm_up(1));
+    assert!(poll_once(warm_up.as_mut()).is_pending());
+    manager.connect.open(1);
+    rotation.await.unwrap();
+    timeout(SECOND, warm_up).await.expect("it hears of that").unwrap();
     assert_eq!(pool.metrics().created, 1);
 }
 

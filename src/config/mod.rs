@@ -172,7 +172,8 @@ pub struct Config {
     /// How many idle connections the pool keeps ready: 0 to `max_size`. Default: 0.
     ///
     /// They are no more than there is room for: those in use count towards `max_size` first, and
-    /// [`reserved`](Self::reserved) slots are filled only for the callers they are kept for.
+    /// [`reserved`](Self::reserved) slots are filled only for the callers they are kept for, and count
+    /// for nobody else. While connecting fails for good, none is opened unasked.
     pub min_idle: usize,
     /// How long an acquire waits, all in all; above zero. Default: 5 s.
     pub acquire_timeout: Duration,

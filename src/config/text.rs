@@ -362,7 +362,7 @@ impl<'de> Deserialize<'de> for Value {
 
 struct Scalar;
 
-impl Visitor<'_> for Scalar {
+impl<'de> Visitor<'de> for Scalar {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -387,6 +387,14 @@ impl Visitor<'_> for Scalar {
 
     fn visit_str<E: de::Error>(self, value: &str) -> Result<Value, E> {
         Ok(Value(value.to_owned()))
+    }
+
+    /// A number from JSON, if any crate of the program has turned on `arbitrary_precision`.
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        match map.next_key::<String>()?.as_deref() {
+            Some("$serde_json::private::Number") => map.next_value().map(Value),
+            _ => Err(de::Error::invalid_type(de::Unexpected::Map, &self)),
+        }
     }
 }
 
@@ -441,6 +449,22 @@ mod tests {
     fn from_env(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
         let variables = variables.iter().map(|(name, value)| (name.into(), value.into()));
         Config::from_variables("POOL", variables)
+    }
+
+    #[test]
+    fn a_number_may_come_as_json_has_it_with_arbitrary_precision() {
+        use serde::de::IntoDeserializer;
+        use serde::de::value::{Error, MapDeserializer};
+        use std::collections::BTreeMap;
+
+        let read = |kind: &'static str| {
+            let value = BTreeMap::from([(kind, "7")]).into_deserializer();
+            let settings = MapDeserializer::<_, Error>::new([("max_size", value)].into_iter());
+            Config::deserialize(settings)
+        };
+        assert_eq!(read("$serde_json::private::Number").map(|config| config.max_size), Ok(7));
+        let error = read("of another kind").expect_err("it is no number");
+        assert!(error.to_string().starts_with("max_size: invalid type: map"), "{error}");
     }
 
     #[test]

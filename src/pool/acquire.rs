@@ -222,6 +222,9 @@ where
         if let Some(lease) = unready.take() {
             if silent && lease.flags().has(Flags::CHECK) {
                 keeper.check_in_background(lease);
+            } else if acquire.deadline == u64::MAX && !has_timer() {
+                // What is done to it is bounded in time. It goes back.
+                return Err(AcquireError::NoRuntime);
             } else {
                 acquire.checks(ask, true);
                 // A check and a hook.

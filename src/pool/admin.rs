@@ -64,7 +64,8 @@ impl<M: Manager> Pool<M> {
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] for `max_size` if it is 0, above `capacity`, or not above what is reserved.
+    /// [`ConfigError`] for `max_size` if it is 0 or above `capacity`, and for `reserved` if that leaves
+    /// nothing for others.
     ///
     /// # Examples
     ///
@@ -217,6 +218,7 @@ impl<M: Manager> Pool<M> {
             };
             // It waits in its slot, so that whatever happens closes it and gives the slot back.
             let mut trial = shared.move_in(reservation, tenant).begin(State::Checking);
+            shared.changed();
             let limit = shared.config.check_timeout;
             let connection = &mut trial.resource_mut().connection;
             match bounded(limit, async { verify(connection).await }).await {
@@ -277,7 +279,8 @@ impl<M: Manager> Pool<M> {
                 }
             }
             let (slot, uses) = (lease.number(), lease.uses());
-            let info = lease.resource_mut().info(uses, Some(shared.idle_for(slot, uses)));
+            let tenant = lease.resource_mut();
+            let info = tenant.info(uses, Some(shared.idle_for(slot, tenant.id, uses)));
             // A trial, so that a panic closes the connection.
             let mut trial = lease.begin(State::Checking);
             if keep(&mut trial.resource_mut().connection, &info) {
@@ -429,8 +432,8 @@ impl Drop for WarmUp<'_> {
     }
 }
 
-/// How one of the connections that `open` opens ended up.
-type Opened<M> = Result<(), Arc<OperationError<<M as Manager>::Error>>>;
+/// How one of the connections that `open` opens ended up: whether it is open, or was given up.
+type Opened<M> = Result<bool, Arc<OperationError<<M as Manager>::Error>>>;
 
 impl<M: Manager> Shared<M> {
     /// Whether no connection is alive or being opened.
@@ -469,8 +472,7 @@ impl<M: Manager> Shared<M> {
                 Poll::Ready(None) | Poll::Pending => Pin::new(&mut changed).poll(cx).map(|()| None),
             });
             if let Some(opened) = opened.await {
-                self.joined(opened)?;
-                one_is_open = true;
+                one_is_open |= self.joined(opened)?;
             }
         }
     }
@@ -478,19 +480,19 @@ impl<M: Manager> Shared<M> {
     /// How many connections there can be at the most, unless callers come for whom the vacant
     /// reserved slots are kept.
     fn within_reach(&self) -> usize {
-        self.core.limit().saturating_sub(self.vacant_reserved())
+        self.core.limit().saturating_sub(self.reserved_in(State::Vacant))
     }
 
-    /// How many vacant slots are kept for the callers that they are reserved for.
-    pub(super) fn vacant_reserved(&self) -> usize {
+    /// How many of the slots that are kept for callers with priority are in this state.
+    pub(super) fn reserved_in(&self, state: State) -> usize {
         let reserved = 0..self.config.reserved.1;
-        reserved.filter(|&slot| self.core.glimpse(slot).state == State::Vacant).count()
+        reserved.filter(|&slot| self.core.glimpse(slot).state == state).count()
     }
 
     async fn open_one(self: Arc<Self>, reservation: Reservation<Arc<Self>>) -> Opened<M> {
-        match self.unless_closed(self.connect(reservation.uses())).await {
-            // `open` hears of that by itself.
-            None => return Ok(()),
+        match self.unless_given_up(self.connect(reservation.uses())).await {
+            // `open` looks itself whether the pool is closed.
+            None => return Ok(false),
             Some(Ok(tenant)) => {
                 self.connect_succeeded();
                 drop(self.move_in(reservation, tenant));
@@ -498,13 +500,13 @@ impl<M: Manager> Shared<M> {
             Some(Err(error)) => return Err(self.connect_failed(error).error),
         }
         self.changed();
-        Ok(())
+        Ok(true)
     }
 
     fn joined(
         &self,
         opened: Result<Opened<M>, tokio::task::JoinError>,
-    ) -> Result<(), WarmUpError<M::Error>> {
+    ) -> Result<bool, WarmUpError<M::Error>> {
         match opened {
             Ok(opened) => opened.map_err(WarmUpError::Connect),
             // Nobody has aborted it, so its runtime has ended.

@@ -20,7 +20,7 @@ use super::operation::{bounded, has_timer, message};
 use super::reaper::Reaper;
 use super::report::Reporter;
 use super::{Shared, Tenant, life::nanos, lock, trace::no_span};
-use crate::core::{Reservation, reserve};
+use crate::core::{Reservation, State, reserve};
 use crate::error::{AcquireError, OperationError};
 use crate::hooks::Hooks;
 use crate::manager::Manager;
@@ -59,6 +59,8 @@ pub(super) struct Connector<E> {
     /// Verdicts so far; whoever waits reads this without the lock.
     verdicts: AtomicU64,
     /// Notified on close, and when they are to be given up: for dials that hang or pause.
+    giving_up: Event,
+    /// Notified on close.
     closing: Event,
 }
 
@@ -160,6 +162,7 @@ impl<E> Connector<E> {
                 verdict: None,
             }),
             verdicts: AtomicU64::new(0),
+            giving_up: Event::new(),
             closing: Event::new(),
         }
     }
@@ -216,7 +219,13 @@ impl<E> Connector<E> {
     }
 
     /// Ends the dials that are under way, the prober's pause included.
+    pub(super) fn give_up(&self) {
+        self.giving_up.notify(usize::MAX.additional());
+    }
+
+    /// Ends whatever is under way.
     pub(super) fn close(&self) {
+        self.give_up();
         self.closing.notify(usize::MAX.additional());
     }
 
@@ -380,8 +389,14 @@ impl<M: Manager> Shared<M> {
 
     fn dial(&self, ground: fn(&Self) -> Option<Ground>, wanted: fn(&Self) -> usize) {
         while !self.core.is_closed() && self.core.has_vacant() {
+            // Asked first: whoever takes an idle connection when few are left comes by here, and has no
+            // lock to wait for unless there is something to do.
+            let wanted = wanted(self);
+            if wanted == 0 {
+                return;
+            }
             let Some(ground) = ground(self) else { return };
-            if !self.connector.admit(wanted(self)) {
+            if !self.connector.admit(wanted) {
                 return;
             }
             let shared = self.arc();
@@ -405,12 +420,22 @@ impl<M: Manager> Shared<M> {
 
     /// How many connections are wanted that are not there.
     fn wanted(&self) -> usize {
-        let waiters = self.unserved();
+        self.unserved() + self.idle_wanted()
+    }
+
+    /// How many connections are wanted for callers who may come, unless that fails for good: then it is
+    /// not tried unasked.
+    fn idle_wanted(&self) -> usize {
         if self.config.min_idle == 0 || !self.keeps_idle.load(Ordering::Relaxed) {
-            return waiters;
+            return 0;
         }
-        let idle = self.config.min_idle + self.expiring.load(Ordering::Relaxed);
-        waiters + idle.saturating_sub(self.core.counts().idle)
+        let wanted = self.config.min_idle + self.expiring.load(Ordering::Relaxed);
+        let idle = self.core.counts().idle.saturating_sub(self.reserved_in(State::Idle));
+        match wanted.saturating_sub(idle) {
+            0 => 0,
+            _ if self.connector.connecting() == Connecting::FailsForGood => 0,
+            missing => missing,
+        }
     }
 
     /// The same, and one if the pool is down for a reason that may pass, so that somebody sees it pass.
@@ -527,7 +552,16 @@ impl<M: Manager> Shared<M> {
 
     /// Awaits `work`, unless the pool is closed first.
     pub(super) async fn unless_closed<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        listener!(self.connector.closing => closing);
+        self.unless(&self.connector.closing, work).await
+    }
+
+    /// Awaits `work`, unless the pool is closed or gives up what it opens for callers.
+    pub(super) async fn unless_given_up<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        self.unless(&self.connector.giving_up, work).await
+    }
+
+    async fn unless<T>(&self, event: &Event, work: impl Future<Output = T>) -> Option<T> {
+        listener!(event => ending);
         if self.core.is_closed() {
             return None;
         }
@@ -536,7 +570,7 @@ impl<M: Manager> Shared<M> {
             if let Poll::Ready(done) = work.as_mut().poll(cx) {
                 return Poll::Ready(Some(done));
             }
-            Pin::new(&mut closing).poll(cx).map(|()| None)
+            Pin::new(&mut ending).poll(cx).map(|()| None)
         })
         .await
     }
@@ -601,7 +635,7 @@ impl<M: Manager> Dial<M> {
         }
         while let Some(vacant) = reservation.take().or_else(|| reserve(shared.clone())) {
             // Cancel: `vacant` makes the slot vacant again, and `self` says why.
-            let failures = match shared.unless_closed(shared.connect(vacant.uses())).await {
+            let failures = match shared.unless_given_up(shared.connect(vacant.uses())).await {
                 None => break,
                 Some(Ok(tenant)) => {
                     shared.connect_succeeded();
@@ -638,7 +672,7 @@ impl<M: Manager> Dial<M> {
         let shared = &self.shared;
         let pause = tokio::time::sleep(pause);
         // Cancel: nothing is held but the place among the dials.
-        if shared.unless_closed(pause).await.is_none() {
+        if shared.unless_given_up(pause).await.is_none() {
             return false;
         }
         // With `fail_fast` nobody waits, and it is the prober who finds out that the server is back.
@@ -652,11 +686,16 @@ impl<M: Manager> Drop for Dial<M> {
         if *state == DialState::Gone {
             return;
         }
+        if *state == DialState::Refused {
+            // While this one is on the count, so that those who hear of it first start no other one for
+            // those who have still to hear.
+            shared.core.nudge_all();
+        }
         // Ordering: SeqCst, partner: `admit` (I4).
         shared.connector.dials.fetch_sub(1, Ordering::SeqCst);
         match state {
-            DialState::Finished => shared.demand_of_somebody(),
-            DialState::Refused => shared.core.nudge_all(),
+            // Refused: whoever has come since then has asked in vain so far.
+            DialState::Finished | DialState::Refused => shared.demand_of_somebody(),
             DialState::Unfinished => {
                 // A panic, such as one of a tracing subscriber, says nothing of the runtime.
                 if !thread::panicking() {

@@ -688,7 +688,7 @@ impl<M: Manager> Pool<M> {
     /// Ends the connects that are under way; if there is room for them, others begin.
     #[cfg(feature = "cluster")]
     pub(crate) fn give_up_dials(&self) {
-        self.shared.connector.close();
+        self.shared.connector.give_up();
     }
 
     /// Whether these are handles to the same pool.

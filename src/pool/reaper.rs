@@ -78,6 +78,9 @@ pub(super) struct Memory {
     /// The fewest idle connections since `window`.
     fewest_idle: usize,
     window: u64,
+    /// How many have been ended for their age since `second`.
+    aged: usize,
+    second: u64,
     /// Room for a plan, so that a look that finds nothing allocates nothing.
     ends: Vec<Option<(CloseReason, u64)>>,
     idle: Vec<(usize, u64, Term)>,
@@ -87,7 +90,7 @@ impl Memory {
     pub(super) fn new(capacity: usize) -> Self {
         let tracks = (0..capacity).map(|_| Track::default()).collect();
         let (ends, idle) = (vec![None; capacity], Vec::with_capacity(capacity));
-        Self { tracks, fewest_idle: usize::MAX, window: 0, ends, idle }
+        Self { tracks, fewest_idle: usize::MAX, window: 0, aged: 0, second: 0, ends, idle }
     }
 }
 
@@ -242,7 +245,11 @@ impl<M: Manager> Shared<M> {
             expiring: 0,
             more: false,
         };
-        let mut budget = self.core.limit().div_ceil(AT_ONCE);
+        if now.saturating_sub(memory.second) >= nanos(SECOND) {
+            (memory.second, memory.aged) = (now, 0);
+        }
+        let budget = self.core.limit().div_ceil(AT_ONCE).saturating_sub(memory.aged);
+        let mut left = budget;
         let mut idle = mem::take(&mut memory.idle);
         for (slot, track) in memory.tracks.iter_mut().enumerate() {
             let seen = self.core.glimpse(slot);
@@ -254,9 +261,9 @@ impl<M: Manager> Shared<M> {
             } else if track.held {
                 plan.leaks.extend(self.leak(track, now));
                 if term.soft <= now && !seen.flags.has(Flags::LOOK) {
-                    match budget.checked_sub(1) {
-                        Some(left) => {
-                            budget = left;
+                    match left.checked_sub(1) {
+                        Some(fewer) => {
+                            left = fewer;
                             // Its holder's release, or whoever looks then, ends it.
                             self.core.raise(slot, Flags::LOOK);
                         }
@@ -265,8 +272,9 @@ impl<M: Manager> Shared<M> {
                 }
             }
         }
-        let left = self.plan_idle(memory, &idle, now, &mut plan);
-        self.plan_lifetimes(memory, &idle, (left, budget), now, &mut plan);
+        let staying = self.plan_idle(memory, &idle, now, &mut plan);
+        left = self.plan_lifetimes(memory, &idle, (staying, left), now, &mut plan);
+        memory.aged += budget - left;
         idle.clear();
         memory.idle = idle;
         plan
@@ -300,7 +308,12 @@ impl<M: Manager> Shared<M> {
         }
     }
 
-    /// Ends what has been idle for too long; answers how many idle ones that leaves.
+    /// Whether a slot is kept for callers with priority, so that its connection is none of `min_idle`.
+    fn is_reserved(&self, slot: usize) -> bool {
+        slot < self.config.reserved.1
+    }
+
+    /// Ends what has been idle for too long; answers how many idle ones that leaves for all callers.
     fn plan_idle(
         &self,
         memory: &mut Memory,
@@ -308,13 +321,13 @@ impl<M: Manager> Shared<M> {
         now: u64,
         plan: &mut Plan,
     ) -> usize {
-        let mut left = idle.len();
+        let mut left = idle.iter().filter(|(slot, ..)| !self.is_reserved(*slot)).count();
         let Some(limit) = self.config.idle_timeout.map(nanos) else { return left };
         let floor = self.config.min_idle;
         for &(slot, age, _) in idle {
-            if age >= limit && left > floor {
+            if age >= limit && (self.is_reserved(slot) || left > floor) {
                 plan.ends[slot] = Some((CloseReason::Idle, memory.tracks[slot].uses));
-                left -= 1;
+                left -= usize::from(!self.is_reserved(slot));
             }
         }
         if self.config.order == IdleOrder::Lifo {
@@ -334,7 +347,7 @@ impl<M: Manager> Shared<M> {
     }
 
     /// Ends idle connections that are past their lifetime, no more at once than `budget`, and not
-    /// before their replacement is there, if there is room for one.
+    /// before their replacement is there, if there is room for one. Answers what is left of the budget.
     fn plan_lifetimes(
         &self,
         memory: &Memory,
@@ -342,13 +355,14 @@ impl<M: Manager> Shared<M> {
         (mut left, mut budget): (usize, usize),
         now: u64,
         plan: &mut Plan,
-    ) {
-        let room = budget.min(self.core.counts().vacant.saturating_sub(self.vacant_reserved()));
+    ) -> usize {
+        let vacant = self.core.counts().vacant.saturating_sub(self.reserved_in(State::Vacant));
+        let room = vacant.min(self.core.limit().div_ceil(AT_ONCE));
         for &(slot, _, term) in idle {
             if term.soft > now || plan.ends[slot].is_some() {
                 continue;
             }
-            let needed = left <= self.config.min_idle;
+            let needed = !self.is_reserved(slot) && left <= self.config.min_idle;
             if needed && now < term.hard && plan.expiring < room {
                 // It waits for its replacement, and keeps nobody from ending who is older.
                 plan.expiring += 1;
@@ -356,11 +370,12 @@ impl<M: Manager> Shared<M> {
             } else if budget > 0 {
                 budget -= 1;
                 plan.ends[slot] = Some((CloseReason::Lifetime, memory.tracks[slot].uses));
-                left = left.saturating_sub(1);
+                left = left.saturating_sub(usize::from(!self.is_reserved(slot)));
             } else {
                 plan.more = true;
             }
         }
+        budget
     }
 
     /// Ends the idle connections that a plan names, and so many others.
@@ -457,9 +472,9 @@ impl<M: Manager> Shared<M> {
 
     /// How long the connection of a slot has been idle: up to one `maintenance_interval` less than
     /// in truth, and nothing if it has been used since the reaper's last look.
-    pub(super) fn idle_for(&self, slot: usize, uses: u64) -> Duration {
+    pub(super) fn idle_for(&self, slot: usize, connection: u64, uses: u64) -> Duration {
         let track = &lock(&self.memory).tracks[slot];
-        let same = track.uses == uses && !track.held;
+        let same = track.connection == connection && track.uses == uses && !track.held;
         if same { Duration::from_nanos(track.age(self.now())) } else { Duration::ZERO }
     }
 }
@@ -614,8 +629,9 @@ impl<M: Manager> Maintenance<'_, M> {
         Ok(())
     }
 
-    /// Looks once, paused or not, and completes when the keepalive checks that were due are done;
-    /// connections that have to go may still be closing then.
+    /// Looks once, paused or not, and completes when no keepalive check is under way: those that were
+    /// due are done then, unless earlier ones were still under way at the look, and the next one has
+    /// them done. Connections that have to go may still be closing.
     ///
     /// # Cancel safety
     ///
