@@ -13,8 +13,9 @@ use millpond::{AcquireError, OperationError, Pool, PoolBuilder, PoolMetrics, Poo
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
-use tokio_postgres::{Config, IsolationLevel};
+use tokio_postgres::{Config, IsolationLevel, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 type Client<'p> = Pooled<'p, PostgresManager>;
@@ -507,6 +508,67 @@ async fn the_statement_used_longest_ago_makes_room_for_a_new_one() {
     assert_eq!(client.cached_statements(), 0);
 }
 
+#[tokio::test]
+async fn a_statement_that_cannot_be_prepared_pushes_nobody_out() {
+    let Some(server) = server() else { return };
+    let pool = pool_of(manager(server).statement_cache(2), 1).build().await.unwrap();
+    let client = pool.acquire().await.unwrap();
+    for sql in ["VALUES ('a')", "VALUES ('b')"] {
+        client.prepare_cached(sql).await.unwrap();
+    }
+    for number in 0..3 {
+        client.prepare_cached(&format!("SELECT no_such_thing_{number}")).await.unwrap_err();
+        let other = format!("VALUES ({number})");
+        let mut given_up = Box::pin(client.prepare_cached(&other));
+        assert!(poll_once(given_up.as_mut()).is_pending());
+    }
+    assert_eq!(client.cached_statements(), 2);
+    let prepared = "SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE 'VALUES (''%'";
+    assert_eq!(ask(&client, prepared).await, "2");
+}
+
+#[tokio::test]
+async fn whoever_discards_what_the_driver_has_prepared_ends_the_connection() {
+    let Some(server) = server() else { return };
+    let pool = single(server).await;
+    for all in ["DISCARD ALL", "DEALLOCATE ALL"] {
+        for _ in 0..2 {
+            let client = pool.acquire().await.unwrap();
+            let statement = client.prepare_cached("VALUES (42)").await.unwrap();
+            assert_eq!(client.query_one(&statement, &[]).await.unwrap().get::<_, i32>(0), 42);
+        }
+        pool.acquire().await.unwrap().batch_execute(all).await.unwrap();
+    }
+    let metrics = at_rest(&pool).await;
+    assert_eq!((metrics.created, metrics.closed.broken), (2, 2));
+}
+
+#[tokio::test]
+async fn a_query_is_cancelled_by_its_holder() {
+    let Some(server) = server() else { return };
+    let pool = single(server).await;
+    let client = pool.acquire().await.unwrap();
+    let token = client.cancel_token();
+    let mut query = pin!(client.batch_execute("SELECT pg_sleep(602)"));
+    assert!(poll_once(query.as_mut()).is_pending());
+    let at_it = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(602)'";
+    eventually("the server is at it", || server.run(at_it) == "1").await;
+    token.cancel_query(NoTls).await.unwrap();
+    assert_eq!(query.await.unwrap_err().code(), Some(&SqlState::QUERY_CANCELED));
+}
+
+#[tokio::test]
+async fn a_password_that_is_missing_is_asked_for_once() {
+    let Some(server) = server() else { return };
+    let mut config = Config::new();
+    let address = server.address();
+    config.host(address.ip().to_string()).port(address.port()).user("locked").dbname("postgres");
+    let pool = pool_of(PostgresManager::new(config), 1).build().await.unwrap();
+    let error = pool.acquire().await.map(drop).unwrap_err();
+    assert!(matches!(error, AcquireError::Connect(_)), "{error:?}");
+    assert_eq!(pool.metrics().connect_failures, 1);
+}
+
 // ---- the end ----
 
 #[tokio::test]
@@ -727,6 +789,16 @@ async fn an_encrypted_session_is_read_along_with_inside_the_encryption() {
     drop(client);
     let metrics = at_rest(&pool).await;
     assert_eq!((metrics.created, metrics.closed.total(), metrics.resets), (1, 0, 2));
+}
+
+#[tokio::test]
+async fn who_asks_for_no_encryption_gets_none_though_the_server_has_it() {
+    let Some((server, _)) = encrypted() else { return };
+    let manager = PostgresManager::from_url(&server.url()).unwrap().tls(NoTls);
+    let pool = Pool::builder(manager).max_size(1).acquire_timeout(PATIENCE).build().await.unwrap();
+    let encrypted = "SELECT ssl::text FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+    let row = pool.acquire().await.unwrap().query_one(encrypted, &[]).await.unwrap();
+    assert_eq!(row.get::<_, String>(0), "false");
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@
 mod support;
 use support::*;
 
+use millpond::Manager as _;
 use millpond::backends::postgres::{self, Client, Error, PoolMode, PostgresManager, PostgresNodes};
 use millpond::cluster::{Cluster, ClusterBuilder, NodeOptions, NodeSpec, Policy, Role};
 use std::collections::HashMap;
@@ -271,8 +272,8 @@ fn a_list_of_servers_that_cannot_be_right_is_refused_and_the_value_is_named() {
     assert!(error.unwrap_err().to_string().starts_with("max_size is 0, but it must be"));
 }
 
-#[test]
-fn no_part_of_a_password_is_told() {
+#[tokio::test]
+async fn no_part_of_a_password_is_told() {
     let said = |error: Error| {
         let mut said = format!("{error} {error:?}");
         let mut cause = std::error::Error::source(&error);
@@ -313,6 +314,10 @@ fn no_part_of_a_password_is_told() {
         assert!(!said.contains("hush"), "{url}: {said}");
     }
     let error = PostgresManager::from_url("host=h1 password=wo hush=x").unwrap_err();
+    assert!(!said(error).contains("hush"));
+    let manager = PostgresManager::from_url("postgresql://app:wo@hush@h1/d").unwrap();
+    let error = manager.connect().await.unwrap_err();
+    assert!(manager.is_permanent(&error), "nobody asks the network for such a name: {error}");
     assert!(!said(error).contains("hush"));
     let nodes = PostgresNodes::from_url("postgresql://app:hush@h1,h2/d").unwrap();
     let cluster = nodes.cluster(builder(), PostgresManager::new).unwrap();

@@ -316,19 +316,24 @@ async fn a_network_that_loses_all_idle_sockets_costs_an_acquire_one_check_timeou
     assert_eq!(metrics.closed.failed_check, 8, "{metrics:?}");
 }
 
+/// What makes a table that refuses each copy after so many seconds, before it has read any of it.
+fn refusing(seconds: f64) -> String {
+    format!(
+        "CREATE TABLE refusing (what text); GRANT ALL ON refusing TO PUBLIC; \
+         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN PERFORM pg_sleep({seconds}); RAISE EXCEPTION ''refused''; END'; \
+         CREATE TRIGGER refuses BEFORE INSERT ON refusing FOR EACH STATEMENT \
+         EXECUTE FUNCTION refuse()"
+    )
+}
+
 /// The server answers the end of such a copy a second time, once it has come to the end of the data that it
 /// does not read any more: a round trip after the error, on a network that takes its time.
 #[tokio::test]
 async fn a_copy_that_fails_before_its_data_are_read_gives_the_next_user_no_answer_that_is_not_his()
 {
     let Some(server) = Postgres::start(&[]) else { return };
-    server.run(
-        "CREATE TABLE refusing (what text); GRANT ALL ON refusing TO PUBLIC; \
-         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
-         'BEGIN PERFORM pg_sleep(0.15); RAISE EXCEPTION ''refused''; END'; \
-         CREATE TRIGGER refuses BEFORE INSERT ON refusing FOR EACH STATEMENT \
-         EXECUTE FUNCTION refuse()",
-    );
+    server.run(&refusing(0.15));
     let proxy = Proxy::start(server.address());
     let pool = pool_of(through(&proxy), 1).min_idle(1).build().await.unwrap();
     proxy.delay(Duration::from_millis(100));
@@ -345,6 +350,30 @@ async fn a_copy_that_fails_before_its_data_are_read_gives_the_next_user_no_answe
         let rows = answer.iter().filter(|it| matches!(it, SimpleQueryMessage::Row(_)));
         assert_eq!(rows.count(), 1, "the answer belongs to somebody else: {answer:?}");
     }
+}
+
+/// The same, and what was asked after it is answered so late that its answer comes to the pool's question.
+#[tokio::test]
+async fn after_a_copy_that_fails_the_pool_takes_nobody_elses_answer_for_that_to_its_question() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    server.run(&refusing(0.19));
+    let proxy = Proxy::start(server.address());
+    let pool = pool_of(through(&proxy), 1).min_idle(1).build().await.unwrap();
+    proxy.delay(Duration::from_millis(100));
+    let mut client = pool.acquire().await.unwrap();
+    {
+        let transaction = client.transaction().await.unwrap();
+        let sink = transaction.copy_in::<_, &[u8]>("COPY refusing FROM STDIN").await.unwrap();
+        let mut sink = pin!(sink);
+        futures_util::SinkExt::send(&mut sink, &b"a row\n"[..]).await.unwrap();
+        sink.as_mut().finish().await.unwrap_err();
+        // It rolls back by itself.
+    }
+    drop(client);
+    let client = pool.acquire().await.unwrap();
+    let answer = client.simple_query("SELECT 42").await.unwrap();
+    let rows = answer.iter().filter(|it| matches!(it, SimpleQueryMessage::Row(_)));
+    assert_eq!(rows.count(), 1, "the answer belongs to somebody else: {answer:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

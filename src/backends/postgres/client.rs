@@ -2,7 +2,8 @@
 //!
 //! Not here: whether it is clean (`session.rs`, `mod.rs`).
 
-use super::dial::Address;
+use super::Error as ManagerError;
+use super::dial::{Address, Kept, Socket};
 use super::driver::Crank;
 use super::session::Session;
 use std::collections::HashMap;
@@ -11,8 +12,9 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
+use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::types::Type;
-use tokio_postgres::{Error, Statement};
+use tokio_postgres::{Config, Error, Statement};
 
 /// A connection to PostgreSQL: a [`tokio_postgres::Client`], with a cache of prepared statements.
 ///
@@ -39,6 +41,7 @@ pub struct Client {
     pub(super) clean_at: u64,
     /// It is to be one that takes writes.
     pub(super) must_write: bool,
+    pub(super) config: Arc<Config>,
     pub(super) address: Address,
     pub(super) hostname: Option<String>,
 }
@@ -86,9 +89,10 @@ impl Client {
         query: &str,
         types: &[Type],
     ) -> Result<Statement, Error> {
-        let cell = self.statements.cell(query, types);
+        let wanted = self.statements.wanted(query, types);
         let prepare = || self.client.prepare_typed(query, types);
-        Ok(cell.get_or_try_init(prepare).await?.clone())
+        // Cancel: as if it had failed.
+        Ok(wanted.cell.get_or_try_init(prepare).await?.clone())
     }
 
     /// Forgets the statements that were prepared with [`prepare_cached`](Self::prepare_cached), such
@@ -100,7 +104,84 @@ impl Client {
     /// How many statements are cached.
     #[must_use]
     pub fn cached_statements(&self) -> usize {
-        self.statements.lock().entries.len()
+        self.statements.lock().prepared()
+    }
+
+    /// What cancels a query of this connection, from any task.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use millpond::{Pool, backends::postgres::PostgresManager};
+    /// # use std::time::Duration;
+    /// # use tokio_postgres::NoTls;
+    /// # async fn example(pool: Pool<PostgresManager>) -> Result<(), Box<dyn std::error::Error>> {
+    /// let client = pool.acquire().await?;
+    /// let query = client.batch_execute("REFRESH MATERIALIZED VIEW totals");
+    /// tokio::pin!(query);
+    /// if tokio::time::timeout(Duration::from_secs(60), query.as_mut()).await.is_err() {
+    ///     client.cancel_token().cancel_query(NoTls).await?;
+    ///     query.await?; // canceling statement due to user request
+    /// }
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn cancel_token(&self) -> CancelToken {
+        CancelToken {
+            token: self.client.cancel_token(),
+            config: self.config.clone(),
+            address: self.address.clone(),
+            hostname: self.hostname.clone(),
+        }
+    }
+}
+
+/// Cancels what the server does for one connection: see [`Client::cancel_token`].
+///
+/// Like [`tokio_postgres::CancelToken`], which knows nothing of the address of a connection that a pool
+/// has opened. It is of no use to whoever has given the connection back, since the next user's query would
+/// be cancelled; the pool cancels by itself what was given up.
+#[derive(Clone)]
+pub struct CancelToken {
+    token: tokio_postgres::CancelToken,
+    config: Arc<Config>,
+    address: Address,
+    hostname: Option<String>,
+}
+
+impl CancelToken {
+    /// Asks the server to cancel the query that is running, on a connection for this alone, and waits
+    /// until it has been told. Whether there was one, it does not say.
+    ///
+    /// `tls` is what encrypts the connection, as for [`PostgresManager::tls`](super::PostgresManager::tls),
+    /// or [`NoTls`](tokio_postgres::NoTls).
+    ///
+    /// # Errors
+    ///
+    /// [`Open`](ManagerError::Open), [`Tls`](ManagerError::Tls) and [`Postgres`](ManagerError::Postgres),
+    /// if the server cannot be reached.
+    ///
+    /// # Cancel safety
+    ///
+    /// The query may be cancelled all the same, also after that: the next one may be hit.
+    pub async fn cancel_query<T>(&self, mut tls: T) -> Result<(), ManagerError>
+    where
+        T: MakeTlsConnect<Socket>,
+    {
+        let socket = self.address.open_in_time(&self.config).await;
+        let kept = Kept::new(socket.map_err(|error| ManagerError::open(&self.address, error))?);
+        let tls = tls.make_tls_connect(self.hostname.as_deref().unwrap_or(""));
+        let tls = tls.map_err(|error| ManagerError::Tls(error.into()))?;
+        self.token.cancel_query_raw(kept.handle(), tls).await?;
+        // Its end says that the server has passed it on: what came later would hit another query.
+        kept.until_closed().await;
+        Ok(())
+    }
+}
+
+impl fmt::Debug for CancelToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CancelToken").field("address", &self.address).finish_non_exhaustive()
     }
 }
 
@@ -153,6 +234,19 @@ struct Entry {
     used: u64,
 }
 
+impl Cache {
+    fn prepared(&self) -> usize {
+        self.entries.values().filter(|entry| entry.cell.initialized()).count()
+    }
+
+    /// Which of the prepared ones has not been used for longest.
+    fn oldest(&self) -> Option<Key> {
+        let prepared = self.entries.iter().filter(|(_, entry)| entry.cell.initialized());
+        let (Key { query, types }, _) = prepared.min_by_key(|(_, entry)| entry.used)?;
+        Some(Key { query: query.clone(), types: types.clone() })
+    }
+}
+
 impl Statements {
     pub(super) fn new(capacity: usize) -> Self {
         Self { capacity, cache: Mutex::default() }
@@ -163,29 +257,62 @@ impl Statements {
     }
 
     /// Where the statement is, or is to be put by whoever comes first.
-    fn cell(&self, query: &str, types: &[Type]) -> Arc<OnceCell<Statement>> {
+    fn wanted<'s>(&'s self, query: &'s str, types: &'s [Type]) -> Wanted<'s> {
+        let mut wanted =
+            Wanted { statements: self, query, types, cell: Arc::default(), is_new: false };
         if self.capacity == 0 {
-            return Arc::default();
+            return wanted;
         }
-        let key = Key { query: query.into(), types: types.into() };
-        // What is pushed out ends with the last user of it.
-        let mut _oldest = None;
         let mut cache = self.lock();
         cache.looks += 1;
         let used = cache.looks;
-        if let Some(entry) = cache.entries.get_mut(&key) {
-            entry.used = used;
-            return entry.cell.clone();
+        let new = || Entry { cell: Arc::default(), used };
+        let entry = cache.entries.entry(wanted.key()).or_insert_with(new);
+        entry.used = used;
+        wanted.cell = entry.cell.clone();
+        wanted.is_new = !wanted.cell.initialized();
+        wanted
+    }
+}
+
+/// A statement that somebody has asked for.
+struct Wanted<'s> {
+    statements: &'s Statements,
+    query: &'s str,
+    types: &'s [Type],
+    cell: Arc<OnceCell<Statement>>,
+    /// It was not there.
+    is_new: bool,
+}
+
+impl Wanted<'_> {
+    fn key(&self) -> Key {
+        Key { query: self.query.into(), types: self.types.into() }
+    }
+}
+
+impl Drop for Wanted<'_> {
+    fn drop(&mut self) {
+        if !self.is_new {
+            return;
         }
-        if cache.entries.len() >= self.capacity {
-            // There is a round trip to come, beside which this is nothing.
-            let oldest = cache.entries.iter().min_by_key(|(_, entry)| entry.used);
-            let oldest = oldest.map(|(Key { query, types }, _)| (query.clone(), types.clone()));
-            let oldest = oldest.map(|(query, types)| Key { query, types });
-            _oldest = oldest.and_then(|key| cache.entries.remove(&key));
+        // What is pushed out ends with the last user of it, and not under the lock.
+        let mut _gone = Vec::new();
+        let mut cache = self.statements.lock();
+        if !self.cell.initialized() {
+            let key = self.key();
+            // The other one is that of the cache: nobody else is at it.
+            let is_last = Arc::strong_count(&self.cell) == 2;
+            let is_there = |entry: &Entry| Arc::ptr_eq(&entry.cell, &self.cell);
+            if is_last && cache.entries.get(&key).is_some_and(is_there) {
+                _gone.extend(cache.entries.remove(&key));
+            }
+            return;
         }
-        let cell = Arc::<OnceCell<Statement>>::default();
-        cache.entries.insert(key, Entry { cell: cell.clone(), used });
-        cell
+        // There was a round trip, beside which this is nothing.
+        while cache.prepared() > self.statements.capacity {
+            let Some(oldest) = cache.oldest() else { return };
+            _gone.extend(cache.entries.remove(&oldest));
+        }
     }
 }

@@ -105,10 +105,6 @@ impl PostgresNodes {
         in_order.load_balance_hosts(LoadBalanceHosts::Disable);
         let targets = targets(&in_order)?;
         let nodes: Vec<_> = targets.into_iter().map(|node| (node.to_string(), node)).collect();
-        if nodes.iter().any(|(key, _)| key.contains('@')) {
-            let rule = "must not have an @ in it: one in a password is written %40";
-            return Err(Error::config("host", "not shown, as it may end a password", rule));
-        }
         let mut seen = HashSet::new();
         for (index, (key, target)) in nodes.iter().enumerate() {
             let key_shown = shown(&config, index, key);

@@ -78,7 +78,8 @@ impl fmt::Display for Address {
 ///
 /// # Errors
 ///
-/// If there are none, or if the numbers of hosts, addresses and ports do not fit together.
+/// If there are none, if one has a character that shows that it is something else, or if the numbers of
+/// hosts, addresses and ports do not fit together.
 pub(super) fn targets(config: &Config) -> Result<Vec<Target>, Error> {
     let (hosts, addresses) = (config.get_hosts(), config.get_hostaddrs());
     let count = hosts.len().max(addresses.len());
@@ -87,6 +88,10 @@ pub(super) fn targets(config: &Config) -> Result<Vec<Target>, Error> {
     }
     for (index, host) in hosts.iter().enumerate() {
         if let Host::Tcp(name) = host {
+            if name.contains('@') {
+                let rule = "must not have an @ in it: one in a password is written %40";
+                return Err(Error::config("host", "not shown, as it may end a password", rule));
+            }
             if name.contains(',') {
                 let rule = "must be one host: in a URL, several stand before the path, as in \
                             postgresql://db1:5432,db2:5432/app";

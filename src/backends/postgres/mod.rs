@@ -14,18 +14,19 @@ mod driver;
 mod session;
 mod tap;
 
-pub use self::client::Client;
+pub use self::client::{CancelToken, Client};
 #[cfg(feature = "cluster")]
 pub use self::cluster::{PostgresNodes, read_role};
 pub use self::dial::Socket;
 
 use self::client::{DriverTask, Statements};
-use self::dial::{Address, Course, Kept, Silence, Target, targets};
+use self::dial::{Address, Course, Silence, Target, targets};
 use self::driver::{Crank, Driver};
 use self::session::Session;
 use self::tap::{Tap, TapInside};
 use crate::error::ConfigError;
 use crate::manager::{Condition, Manager};
+use std::any::TypeId;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -81,7 +82,7 @@ const GRACE: Duration = Duration::from_millis(20);
 ///
 /// | | |
 /// |---|---|
-/// | on release | is the connection closed; is a transaction open; is a request on its way; has the server stopped taking writes |
+/// | on release | is the connection closed; is a transaction open; is a request on its way; has the server stopped taking writes; has `DISCARD ALL` or `DEALLOCATE ALL` taken the driver's statements away, which closes it |
 /// | check | a `Sync`, the cheapest round trip that there is: no statement is run or logged |
 /// | reset | by [`PoolMode`] |
 /// | beyond retrying | wrong password, user or database; a configuration that cannot work |
@@ -97,8 +98,8 @@ const GRACE: Duration = Duration::from_millis(20);
 /// sets `default_transaction_read_only` for his session has the server say the same.
 ///
 /// Several hosts, and the addresses of each, are tried one after the other, as libpq does it. An attempt
-/// takes the `connect_timeout` of the configuration at most, from the question for the address to the
-/// server's last word; or, if there is none, 2 s, as long as there is another place to go to. What has not
+/// takes the `connect_timeout` of the configuration at most: the question for a host's addresses, and each
+/// of them up to the server's last word; or, if there is none, 2 s, as long as there is another place to go to. What has not
 /// answered is tried after all others for the next 30 s. All of it is a part of the *pool's*
 /// [`connect_timeout`](crate::PoolBuilder::connect_timeout), by default 5 s: a dial that is cut there goes
 /// on behind the place that has held it up, next time.
@@ -243,9 +244,14 @@ where
     T::TlsConnect: Send,
     <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
 {
+    /// Whether nothing is encrypted.
+    fn is_plain(&self) -> bool {
+        self.tls.is_none() || TypeId::of::<T>() == TypeId::of::<NoTls>()
+    }
+
     async fn connect_to(
         &self,
-        config: &Config,
+        config: &Arc<Config>,
         target: &Target,
         address: Address,
     ) -> Result<Client, Error> {
@@ -269,6 +275,7 @@ where
             driver,
             crank,
             statements: Statements::new(self.statement_cache),
+            config: config.clone(),
             address,
             hostname: target.hostname.clone(),
         };
@@ -297,43 +304,32 @@ where
         if client.has_ended() { Err(Error::Closed) } else { Ok(()) }
     }
 
-    /// Asks the server to cancel what it does for this connection, and waits until it has been told:
-    /// a cancel that came later would hit somebody else's query.
     async fn cancel(&self, client: &Client) -> Result<(), Error> {
-        let config = (self.config)();
-        let socket = client.address.open_in_time(&config).await;
-        let kept = Kept::new(socket.map_err(|error| Error::open(&client.address, error))?);
-        let token = client.client.cancel_token();
+        let token = client.cancel_token();
         match &self.tls {
-            None => token.cancel_query_raw(kept.handle(), NoTls).await?,
-            Some(_) => {
-                let tls = self.connector(client.hostname.as_deref())?;
-                token.cancel_query_raw(kept.handle(), tls).await?;
-            }
+            None => token.cancel_query(NoTls).await,
+            Some(tls) => token.cancel_query(tls.clone()).await,
         }
-        // Its end says that the server has passed it on.
-        kept.until_closed().await;
-        Ok(())
     }
 }
 
 impl Client {
     /// Whether nobody may use it again.
     fn has_ended(&self) -> bool {
-        self.client.is_closed() || self.session.has_lost_count()
+        self.client.is_closed() || self.session.is_lost()
     }
 
-    /// Asks something that has an answer of its own. If another one is still to come, the driver gives it
-    /// to this question, and the connection is of no use.
+    /// Asks something that nobody else asks. If another answer is still to come, the driver gives it to
+    /// this question, and the connection is of no use.
     async fn clear_doubt(&self) -> Result<(), Error> {
-        // In a transaction that has failed, the server answers nothing else.
-        let question = if self.session.in_transaction() { "ROLLBACK" } else { "SELECT 1" };
-        let answer = self.client.simple_query(question).await?;
-        let is_its_own = |it: &_| matches!(it, SimpleQueryMessage::CommandComplete(_));
-        if !answer.iter().any(is_its_own) {
+        let number = fastrand::u64(..).to_string();
+        // In a transaction that has failed, the server answers nothing else before.
+        let first = if self.session.in_transaction() { "ROLLBACK; " } else { "" };
+        let answer = self.client.simple_query(&format!("{first}SELECT '{number}'")).await?;
+        self.session.until_quiet().await;
+        if first_value(&answer) != Some(&*number) || self.has_ended() {
             return Err(Error::Closed);
         }
-        self.session.until_quiet().await;
         self.session.trust();
         Ok(())
     }
@@ -410,13 +406,14 @@ where
 
     async fn connect(&self) -> Result<Client, Error> {
         let mut config = (self.config)();
-        if self.tls.is_none() {
+        if self.is_plain() {
             if config.get_ssl_mode() == SslMode::Require {
                 let rule = "needs a TLS connector: see PostgresManager::tls";
                 return Err(Error::config("sslmode", "require", rule));
             }
             config.ssl_mode(SslMode::Disable);
         }
+        let config = Arc::new(config);
         let targets = match &self.only {
             Some(target) => vec![target.clone()],
             None => targets(&config)?,
@@ -583,8 +580,11 @@ impl Error {
 
     /// Whether trying again is pointless.
     fn is_permanent(&self) -> bool {
-        if matches!(self, Self::Config(_)) {
-            return true;
+        match self {
+            Self::Config(_) => return true,
+            // The driver does not tell it otherwise: no password, though the server asks for one.
+            Self::Postgres(error) if error.to_string() == "invalid configuration" => return true,
+            _ => {}
         }
         let permanent = [
             SqlState::INVALID_PASSWORD,

@@ -41,8 +41,8 @@ pub(super) struct Session {
     standby: AtomicU8,
     /// New transactions take none, unless they say so; in the same way.
     read_only: AtomicU8,
-    /// The driver has lost count of the answers: see `tap.rs`.
-    lost_count: AtomicBool,
+    /// Nobody may use the connection again: see `tap.rs`.
+    is_lost: AtomicBool,
     /// An answer may come that the driver does not know of: see `tap.rs`.
     in_doubt: AtomicBool,
     /// Somebody waits until the session is quiet.
@@ -68,7 +68,7 @@ impl Session {
             status: AtomicU8::new(0),
             standby: AtomicU8::new(0),
             read_only: AtomicU8::new(0),
-            lost_count: AtomicBool::new(false),
+            is_lost: AtomicBool::new(false),
             in_doubt: AtomicBool::new(false),
             watched: AtomicBool::new(false),
             quiet: Event::new(),
@@ -98,9 +98,9 @@ impl Session {
         matches!(self.status.load(Ordering::Relaxed), b'T' | b'E')
     }
 
-    /// Whether the driver has lost count of the answers. Nobody may use the connection again.
-    pub(super) fn has_lost_count(&self) -> bool {
-        self.lost_count.load(Ordering::Relaxed)
+    /// Whether nobody may use the connection again.
+    pub(super) fn is_lost(&self) -> bool {
+        self.is_lost.load(Ordering::Relaxed)
     }
 
     /// Whether an answer may come that the driver does not know of, and would give to whoever asks next.
@@ -266,9 +266,10 @@ impl Session {
         self.status.store(status, Ordering::Relaxed);
     }
 
-    /// The driver has lost count.
-    pub(super) fn lose_count(&self) {
-        self.lost_count.store(true, Ordering::Relaxed);
+    /// The driver and the server do not agree any more: on which answer is the next, or on which
+    /// statements there are.
+    pub(super) fn lose(&self) {
+        self.is_lost.store(true, Ordering::Relaxed);
     }
 
     /// An answer may come that the driver does not know of.

@@ -114,7 +114,7 @@ const MOST_KEPT: usize = 256;
 /// Whether a message from the server changes what is known of the session; see `Tap::ended`.
 #[inline]
 fn says_something(tag: u8) -> bool {
-    matches!(tag, b'Z' | b'S' | b'G' | b'W' | b'E')
+    matches!(tag, b'Z' | b'C' | b'S' | b'G' | b'W' | b'E')
 }
 
 /// The first bytes of a message, as far as they have come.
@@ -296,7 +296,7 @@ impl<S> Tap<S> {
             b'Z' => {
                 let request = requests.pop();
                 if matches!(request, None | Some(Request::CopyFailed)) && !requests.copying {
-                    self.session.lose_count();
+                    self.session.lose();
                 }
                 (requests.copying, requests.synced) = (false, false);
                 let status = body.first().copied().unwrap_or_default();
@@ -314,6 +314,8 @@ impl<S> Tap<S> {
             // `ErrorResponse`: unless the server had begun to read the data, and most errors are in
             // them, that `Sync` is not lost, and has an answer of its own. Nobody can tell from here.
             b'E' if requests.synced => self.session.doubt(),
+            // `CommandComplete`: what the driver has prepared is gone, and it does not know.
+            b'C' if matches!(body, b"DISCARD ALL\0" | b"DEALLOCATE ALL\0") => self.session.lose(),
             // `ParameterStatus`
             b'S' => {
                 let mut words = body.split(|byte| *byte == 0);
@@ -586,7 +588,7 @@ mod tests {
                 if *to_server { tap.sent(bytes) } else { tap.received(bytes) }
             }
             assert_eq!(session.unanswered(), 0);
-            assert_eq!(session.has_lost_count(), lost);
+            assert_eq!(session.is_lost(), lost);
         }
     }
 
@@ -609,10 +611,10 @@ mod tests {
             }
             assert_eq!(session.unanswered(), 0);
             assert_eq!(session.is_in_doubt(), in_doubt);
-            assert!(!session.has_lost_count());
+            assert!(!session.is_lost());
             // What nobody has asked for is the answer that was in doubt.
             tap.received(&ready(b'I'));
-            assert!(session.has_lost_count());
+            assert!(session.is_lost());
         }
     }
 
