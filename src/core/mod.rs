@@ -401,10 +401,17 @@ impl<K: Keeper> Core<K> {
             && self.are_few_idle()
     }
 
+    /// Whether fewer than the floor are idle for everybody. Two that take a slot at the same moment may
+    /// each count the other's: the keeper looks by the clock as well.
     #[inline(never)]
     fn are_few_idle(&self) -> bool {
         let general = &self.shards[..self.general()];
-        general.iter().map(|shard| shard.shelf.behind()).sum::<usize>() < self.floor
+        if general.iter().map(|shard| shard.shelf.behind()).sum::<usize>() >= self.floor {
+            return false;
+        }
+        // Hot slots are idle as well, and nobody can look at them where they are.
+        let idle = self.cells[self.reserved..].iter().filter(|cell| cell.life().0 == State::Idle);
+        idle.take(self.floor).count() < self.floor
     }
 
     /// Raises flags of a slot.

@@ -508,3 +508,67 @@ pub fn reserve<R: Deref<Target: Keeper>>(keeper: R) -> Option<Reservation<R>> {
         return Some(Reservation { keeper, slot: Some(slot) });
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::core::{Core, IdleOrder, Size};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::thread;
+
+    /// Counts how often it is told that too few may be idle.
+    struct Counter {
+        core: Core<Self>,
+        dipped: AtomicUsize,
+    }
+
+    impl Keeper for Counter {
+        type Resource = ();
+
+        fn core(&self) -> &Core<Self> {
+            &self.core
+        }
+
+        fn vacancy(&self) {}
+
+        fn dipped(&self) {
+            self.dipped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn who_takes_a_connection_asks_for_no_other_while_enough_are_idle_in_any_place() {
+        let size = Size { floor: 1, ..Size::new(4, 2) };
+        let counter = Arc::new_cyclic(|me| Counter {
+            core: Core::new(me, size, IdleOrder::Recent),
+            dipped: AtomicUsize::new(0),
+        });
+        let home = counter.core.home();
+        let put = |counter: &Counter| drop(reserve(counter).expect("there is room").fill(()));
+        put(&counter);
+        // Threads have one home after the other.
+        let elsewhere = || {
+            let counter = counter.clone();
+            let puts = move || {
+                let is_elsewhere = counter.core.home() != home;
+                if is_elsewhere {
+                    put(&counter);
+                }
+                is_elsewhere
+            };
+            thread::spawn(puts).join().expect("no panic")
+        };
+        while !elsewhere() {}
+        let take = || match try_acquire(&&*counter, Location::caller()) {
+            Found::Ready(loan) => loan,
+            _ => unreachable!("one is idle"),
+        };
+        for _ in 0..100 {
+            drop(take());
+        }
+        assert_eq!(counter.dipped.load(Ordering::Relaxed), 0);
+        let _both = (take(), take());
+        assert_eq!(counter.dipped.load(Ordering::Relaxed), 1);
+    }
+}
