@@ -15,6 +15,9 @@ use sqlx_core::row::Row;
 use sqlx_core::sql_str::{AssertSqlSafe, SqlSafeStr};
 use sqlx_core::transaction::TransactionManager;
 use std::fmt;
+use std::future::Future;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
 
 type Options<DB> = <<DB as Database>::Connection as Connection>::Options;
 type IsPermanent = Box<dyn Fn(&Error) -> bool + Send + Sync>;
@@ -112,11 +115,13 @@ impl<DB: Database> SqlxManager<DB> {
 
     /// Whether every connection that comes back is asked whether it is clean. Default: `true`.
     ///
-    /// With `false` only one that sqlx knows to be in a transaction, or that has something to send,
-    /// is; releasing any other is a hit. That is for programs that never drop the future of a query
-    /// or of `begin` half-way, neither in `select!` nor at a time limit nor with the task around it,
-    /// that [discard](crate::Pooled::discard) a connection whose `COPY` has failed, and that leave
-    /// transactions to sqlx.
+    /// With `false` only one that sqlx knows to be in a transaction, or to have something to send or to
+    /// receive that has not arrived yet, is; releasing any other is a hit. One whose answers end with the
+    /// connection, as when the server has been stopped, is closed. That is for programs that never drop
+    /// the future of a query or of `begin` half-way, neither in `select!` nor at a time limit nor with
+    /// the task around it, that [discard](crate::Pooled::discard) a connection whose `COPY` has failed,
+    /// and that leave transactions to sqlx. Nor do they take only the first of many rows, as `fetch_one`
+    /// does: what has arrived of the others is read at release.
     pub fn verify_on_release(mut self, verify: bool) -> Self {
         self.verify = verify;
         self
@@ -188,9 +193,16 @@ where
 
     fn condition(&self, connection: &mut DB::Connection) -> Condition {
         if self.verify || connection.is_in_transaction() || connection.should_flush() {
-            Condition::Dirty
-        } else {
-            Condition::Clean
+            return Condition::Dirty;
+        }
+        // What sqlx knows to be under way it reads before anything else: there it finds out that the
+        // server is gone, and as nothing has been sent by then, it would each time. If nothing is, this
+        // does nothing. Nobody waits, so nobody has to be woken.
+        let flush = pin!(connection.flush());
+        match flush.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => Condition::Clean,
+            Poll::Ready(Err(_)) => Condition::Broken,
+            Poll::Pending => Condition::Dirty,
         }
     }
 
