@@ -9,7 +9,7 @@ use support::*;
 use millpond::backends::mysql::{MysqlManager, MysqlReset};
 use millpond::{AcquireError, CheckPolicy, OperationError, Pool, Stage};
 use mysql_async::prelude::Queryable;
-use mysql_async::{Conn, Error, Opts, OptsBuilder, Row, TxOpts};
+use mysql_async::{ChangeUserOpts, Conn, Error, Opts, OptsBuilder, Row, TxOpts};
 use std::error::Error as _;
 use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
@@ -276,6 +276,32 @@ async fn whoever_has_no_database_finds_none() {
         let database: Option<Option<String>> =
             connection.query_first("SELECT DATABASE()").await.unwrap();
         assert_eq!((database, connection.id()), (Some(None), first));
+    }
+}
+
+#[tokio::test]
+async fn whoever_logs_in_as_somebody_else_takes_the_connection_along() {
+    let Some(server) = server() else { return };
+    for reset in [MysqlReset::IfDirty, MysqlReset::Always] {
+        for verify in [true, false] {
+            let manager = manager(server.address()).reset(reset).verify_on_release(verify);
+            let pool = Pool::builder(manager).max_size(1).build().await.unwrap();
+            let mut connection = pool.acquire().await.unwrap();
+            let other = ChangeUserOpts::new().with_user(Some("locked".to_owned()));
+            let other = other.with_pass(Some("secret".to_owned()));
+            connection.change_user(other).await.unwrap();
+            drop(connection);
+            let mut connection = pool.acquire().await.unwrap();
+            let user: Option<String> =
+                connection.query_first("SELECT CURRENT_USER()").await.unwrap();
+            assert_eq!(user.as_deref(), Some("millpond@127.0.0.1"), "{reset:?}, {verify}");
+            // The same user again is nobody else.
+            connection.change_user(ChangeUserOpts::new()).await.unwrap();
+            drop(connection);
+            drop(pool.acquire().await.unwrap());
+            let metrics = at_rest(&pool).await;
+            assert_eq!((metrics.created, metrics.closed.broken), (2, 1), "{metrics:?}");
+        }
     }
 }
 

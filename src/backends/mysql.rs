@@ -18,7 +18,8 @@ use std::net::IpAddr;
 ///
 /// When a connection is released it is **closed** if mysql_async says that it has failed, or that a query
 /// was given up before the server had begun to answer: then nobody can tell what comes next. The server
-/// may go on with that query.
+/// may go on with that query. So it is if it has logged in as another user, with another password or to
+/// another database ([`Conn::change_user`]), since mysql_async has no other login from then on.
 ///
 /// Any other is asked for a number of the pool's own, in the background and within `reset_timeout`, and
 /// closed if that is not what it answers. For mysql_async does not always say so: a query that has to
@@ -174,7 +175,7 @@ impl Manager for MysqlManager {
 
     fn condition(&self, connection: &mut Conn) -> Condition {
         // mysql_async says so from the moment in which a command is sent until its answer begins.
-        if connection.is_disconnected() {
+        if connection.is_disconnected() || login(connection.opts()) != login(&self.opts) {
             return Condition::Broken;
         }
         match self.reset {
@@ -238,6 +239,11 @@ async fn has_database(connection: &mut Conn) -> Result<bool, Error> {
         (Some(Ok(echo)), Some(Ok(database))) if echo == number => Ok(database),
         _ => Err(Error::Other("the server answered another query than the pool's".into())),
     }
+}
+
+/// Who logs in, and where: what [`Conn::change_user`] changes for good, as a reset knows nothing else.
+fn login(opts: &Opts) -> [Option<&str>; 3] {
+    [opts.user(), opts.pass(), opts.db_name()]
 }
 
 /// Whether mysql_async takes the server for one on this machine.
