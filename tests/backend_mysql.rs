@@ -665,6 +665,16 @@ async fn a_url_does_as_well() {
     );
 }
 
+#[test]
+fn a_password_is_shown_to_nobody() {
+    let manager = MysqlManager::from_url("mysql://user:secret@127.0.0.1:3306/shop").unwrap();
+    let shown = format!("{manager:?}");
+    assert!(!shown.contains("secret"), "{shown}");
+    for part in ["127.0.0.1", "3306", "user", "shop", "IfDirty"] {
+        assert!(shown.contains(part), "{part} is not in {shown}");
+    }
+}
+
 /// That socket would be another server's.
 #[tokio::test]
 async fn only_a_server_on_this_machine_is_asked_for_its_socket() {

@@ -7,12 +7,14 @@ use mysql_async::consts::StatusFlags;
 use mysql_async::prelude::Queryable;
 use mysql_async::{ChangeUserOpts, Conn, DriverError, Error, Opts, OptsBuilder, QueryResult, Row};
 use mysql_async::{ServerError, TextProtocol, TxOpts, UrlError};
+use std::fmt;
 use std::net::IpAddr;
 
 /// Opens connections to a MySQL or MariaDB server.
 ///
 /// Connections are mysql_async's own [`Conn`]. Its methods come from
-/// [`Queryable`]; for a function that wants `&mut Conn`, give it `&mut *connection`.
+/// [`Queryable`]; for a function that wants `&mut Conn`, give it `&mut *connection`. Do not log one: the
+/// `Debug` of a [`Conn`], and so of a guard, is mysql_async's and shows the [`Opts`] with the password.
 ///
 /// # What is checked
 ///
@@ -72,7 +74,7 @@ use std::net::IpAddr;
 /// transaction.commit().await?;
 /// # drop(stock); Ok(()) }
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[must_use]
 pub struct MysqlManager {
     opts: Opts,
@@ -221,6 +223,20 @@ impl Manager for MysqlManager {
             Error::Url(_) => true,
             Error::Io(_) | Error::Other(_) => false,
         }
+    }
+}
+
+/// The password is not shown, nor anything else that might hold it.
+impl fmt::Debug for MysqlManager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MysqlManager")
+            .field("host", &self.opts.ip_or_hostname())
+            .field("port", &self.opts.tcp_port())
+            .field("user", &self.opts.user())
+            .field("database", &self.opts.db_name())
+            .field("reset", &self.reset)
+            .field("verify_on_release", &self.verify)
+            .finish_non_exhaustive()
     }
 }
 
