@@ -264,6 +264,23 @@ async fn a_reset_does_all_that_a_new_connection_has_done_in_the_same_order() {
 }
 
 #[tokio::test]
+async fn what_sets_a_session_up_runs_once_for_each_reset() {
+    let Some(server) = server() else { return };
+    let once = "CREATE TEMPORARY TABLE once AS SELECT DATABASE() AS name";
+    let manager = MysqlManager::new(opts(server.address()).setup(vec![once]));
+    let pool = Pool::builder(manager.reset(MysqlReset::Always)).max_size(1).build().await.unwrap();
+    for _ in 0..3 {
+        let mut connection = pool.acquire().await.unwrap();
+        let name: Option<String> = connection.query_first("SELECT name FROM once").await.unwrap();
+        assert_eq!(name.as_deref(), Some("millpond"));
+        // It is to find the database that belongs to it.
+        connection.query_drop("USE information_schema").await.unwrap();
+    }
+    let metrics = at_rest(&pool).await;
+    assert_eq!((metrics.created, metrics.resets), (1, 3), "{metrics:?}");
+}
+
+#[tokio::test]
 async fn whoever_has_no_database_finds_none() {
     let Some(server) = server() else { return };
     let opts = opts(server.address()).db_name(None::<String>);

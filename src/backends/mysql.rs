@@ -39,8 +39,9 @@ use std::net::IpAddr;
 /// [`COM_RESET_CONNECTION`](https://dev.mysql.com/doc/c-api/8.4/en/mysql-reset-connection.html) rolls
 /// back, unlocks, and forgets temporary tables, variables and prepared statements; the database is that
 /// of the [`Opts`] again, and [`Opts::after_connect`], [`Opts::init`] and [`Opts::setup`] run as at
-/// first. Servers before MySQL 5.7.3 and MariaDB 10.2.4 get `COM_CHANGE_USER` instead, and so does a
-/// connection that has chosen a database where the [`Opts`] have none.
+/// first; but where there is one of the first two, [`Opts::setup`] runs both before and after them, so it
+/// must bear to be repeated. Servers before MySQL 5.7.3 and MariaDB 10.2.4 get `COM_CHANGE_USER` instead,
+/// and so does a connection that has chosen a database where the [`Opts`] have none.
 ///
 /// What a user leaves in variables, temporary tables, locks, the choice of a database and
 /// [`Conn::set_infile_handler`] does not show, and stays. Where users do that, have each connection
@@ -148,16 +149,22 @@ impl MysqlManager {
     /// Makes a connection what a new one is.
     async fn renew(&self, connection: &mut Conn, has_database: bool) -> Result<(), Error> {
         let database = self.opts.db_name();
-        // COM_RESET_CONNECTION leaves the choice of a database alone, and USE cannot undo it.
-        if database.is_none() && has_database || !connection.reset().await? {
-            connection.change_user(ChangeUserOpts::default()).await?;
-        } else if let Some(database) = database {
+        // The reset leaves the choice of a database alone, and what it runs may rely on it.
+        if let Some(database) = database {
             let database = database.replace('`', "``");
             connection.query_drop(format!("USE `{database}`")).await?;
         }
-        // As for a new connection, and in the order in which mysql_async runs them. The reset has run the
-        // last of them, but they may rely on the others.
-        if let Some(callback) = self.opts.after_connect() {
+        // USE cannot undo the choice of a database.
+        if database.is_none() && has_database || !connection.reset().await? {
+            connection.change_user(ChangeUserOpts::default()).await?;
+        }
+        // Either has run the setup, and no more of what a new connection has: what comes before it is
+        // made up for, in the order in which mysql_async runs it, and the setup may rely on that.
+        let callback = self.opts.after_connect();
+        if callback.is_none() && self.opts.init().is_empty() {
+            return Ok(());
+        }
+        if let Some(callback) = callback {
             callback(connection).await?;
         }
         for command in self.opts.init().iter().rev().chain(self.opts.setup().iter().rev()) {
