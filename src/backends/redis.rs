@@ -50,8 +50,9 @@ use tokio::runtime::Handle;
 ///
 /// # What is permanent
 ///
-/// A password, user, database or name that the server refuses, and one that is missing. Not a server
-/// that is not there, is loading its data, or has as many clients as `maxclients` allows.
+/// A password, user, database or name that the server refuses, and one that is missing; a command for
+/// it that the server does not have, such as `HELLO` for RESP3. Not a server that is not there, is loading
+/// its data, or has as many clients as `maxclients` allows.
 ///
 /// # Examples
 ///
@@ -180,7 +181,8 @@ impl Manager for RedisManager {
         // The first command goes alone: a server that has too many clients says so in its answer and
         // hangs up, and of a pipeline redis-rs would tell the hang-up only.
         if let Some(login) = self.login() {
-            connection.inner.send_packed_command(&login).await?.extract_error()?;
+            let answer = connection.inner.send_packed_command(&login).await?;
+            heard(&login, answer)?;
         } else {
             connection.confirm(redis::pipe()).await?;
         }
@@ -225,7 +227,7 @@ impl Manager for RedisManager {
             "password",
             "for 'auth'",
             "client names",
-            "unknown command",
+            UNKNOWN,
             "unsupported protocol",
         ];
         match error.code() {
@@ -238,6 +240,9 @@ impl Manager for RedisManager {
         }
     }
 }
+
+/// What servers say to a command that they do not have, in lower case.
+const UNKNOWN: &str = "unknown command";
 
 impl fmt::Debug for RedisManager {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -352,8 +357,8 @@ impl RedisConnection {
             _ => self.inner.send_packed_commands(&commands, 0, count).await?,
         };
         let pong = answers.pop().unwrap_or_default();
-        for answer in answers {
-            answer.extract_error()?;
+        for (command, answer) in commands.cmd_iter().zip(answers) {
+            heard(command, answer)?;
         }
         match pong {
             Value::BulkString(pong) if pong == number.as_bytes() => Ok(()),
@@ -542,6 +547,21 @@ impl Unanswered {
             _ => {}
         }
     }
+}
+
+/// Finds out whether a command of the pool's has failed. A server that does not know one repeats all of it
+/// in its answer, and so the password: that is not passed on.
+fn heard(command: &Cmd, answer: Value) -> RedisResult<()> {
+    let Err(error) = answer.extract_error() else { return Ok(()) };
+    if !error.detail().unwrap_or_default().to_ascii_lowercase().contains(UNKNOWN) {
+        return Err(error);
+    }
+    let name = match command.args_iter().next() {
+        Some(Arg::Simple(name)) => String::from_utf8_lossy(name),
+        _ => "".into(),
+    };
+    let kind = ErrorKind::Server(ServerErrorKind::ResponseError);
+    Err((kind, "a command of the pool's is refused", format!("{UNKNOWN} {name}")).into())
 }
 
 /// Waits for an answer as long as the user may, on whatever executor.
