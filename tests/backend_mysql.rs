@@ -7,7 +7,7 @@ mod support;
 use support::*;
 
 use millpond::backends::mysql::{MysqlManager, MysqlReset};
-use millpond::{AcquireError, CheckPolicy, OperationError, Pool, Stage};
+use millpond::{AcquireError, CheckPolicy, Hooks, OperationError, Pool, Stage};
 use mysql_async::prelude::Queryable;
 use mysql_async::{ChangeUserOpts, Conn, Error, Opts, OptsBuilder, Row, TxOpts};
 use std::error::Error as _;
@@ -278,6 +278,22 @@ async fn what_sets_a_session_up_runs_once_for_each_reset() {
     }
     let metrics = at_rest(&pool).await;
     assert_eq!((metrics.created, metrics.resets), (1, 3), "{metrics:?}");
+}
+
+#[tokio::test]
+async fn settings_that_come_with_the_connection_outlive_a_reset_and_those_of_a_hook_do_not() {
+    let Some(server) = server() else { return };
+    let hooks = Hooks::new()
+        .after_connect(|connection: &mut Conn| Box::pin(connection.query_drop("SET @b = 2")));
+    let manager = MysqlManager::new(opts(server.address()).init(vec!["SET @a = 1"]));
+    let pool = Pool::builder(manager.reset(MysqlReset::Always)).max_size(1).hooks(hooks);
+    let pool = pool.build().await.unwrap();
+    for of_hook in [Some(2), None, None] {
+        let fresh = session(&mut pool.acquire().await.unwrap()).await;
+        let told: (Option<u8>, Option<u8>) = (fresh.get(4).unwrap(), fresh.get(5).unwrap());
+        assert_eq!(told, (Some(1), of_hook));
+    }
+    assert_eq!(at_rest(&pool).await.created, 1);
 }
 
 #[tokio::test]

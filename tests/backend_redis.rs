@@ -7,7 +7,9 @@ mod support;
 use support::*;
 
 use millpond::backends::redis::{RedisConnection, RedisManager};
-use millpond::{AcquireError, CheckPolicy, Manager, OperationError, Pool, ReleaseError, Stage};
+use millpond::{
+    AcquireError, CheckPolicy, Hooks, Manager, OperationError, Pool, ReleaseError, Stage,
+};
 use redis::aio::ConnectionLike;
 use redis::{AsyncCommands, Cmd, ErrorKind, ProtocolVersion, RedisResult, cmd, pipe};
 use std::collections::BTreeMap;
@@ -745,6 +747,21 @@ async fn the_options_reach_the_server() {
     let pool = Pool::builder(manager).build().await.unwrap();
     let told = session(&mut pool.acquire().await.unwrap()).await;
     assert_eq!((&*told["db"], &*told["resp"], &*told["name"]), ("5", "2", "by-socket"));
+}
+
+#[tokio::test]
+async fn settings_that_come_with_the_connection_outlive_a_reset_and_those_of_a_hook_do_not() {
+    let Some(server) = server() else { return };
+    let hooks = Hooks::new().after_connect(|connection: &mut RedisConnection| {
+        Box::pin(async move { command("CLIENT SETNAME hook").exec_async(connection).await })
+    });
+    let manager = manager(&format!("redis://{}/3", server.address()));
+    let pool = Pool::builder(manager).max_size(1).hooks(hooks).build().await.unwrap();
+    for name in ["hook", "", ""] {
+        let told = session(&mut pool.acquire().await.unwrap()).await;
+        assert_eq!((&*told["db"], &*told["name"]), ("3", name));
+    }
+    assert_eq!(at_rest(&pool).await.created, 1);
 }
 
 #[test]

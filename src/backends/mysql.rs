@@ -43,6 +43,9 @@ use std::net::IpAddr;
 /// must bear to be repeated. Servers before MySQL 5.7.3 and MariaDB 10.2.4 get `COM_CHANGE_USER` instead,
 /// and so does a connection that has chosen a database where the [`Opts`] have none.
 ///
+/// **A reset also undoes what [`Hooks::after_connect`](crate::Hooks::after_connect) has set up**: variables,
+/// temporary tables, prepared statements. What all users are to have belongs in the [`Opts`].
+///
 /// What a user leaves in variables, temporary tables, locks, the choice of a database and
 /// [`Conn::set_infile_handler`] does not show, and stays. Where users do that, have each connection
 /// reset: [`MysqlReset::Always`].

@@ -48,6 +48,11 @@ use tokio::runtime::Handle;
 /// `PING`. The server answers in order, so once that is answered no answer to an earlier command is
 /// under way. Servers before 6.2 have no `RESET`; there the connection is closed.
 ///
+/// **A reset also undoes what [`Hooks::after_connect`](crate::Hooks::after_connect) has set up**: a
+/// database, name, user, protocol or tracking. It is there for the first user only, so what all are to
+/// have belongs in the URL and in the manager's own settings. A hook that sends `CLIENT NO-EVICT` or
+/// `CLIENT NO-TOUCH` has each connection closed after its first use.
+///
 /// # What is permanent
 ///
 /// A password, user, database or name that the server refuses, and one that is missing; a command for
