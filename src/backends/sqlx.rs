@@ -50,6 +50,7 @@ type IsPermanent = Box<dyn Fn(&Error) -> bool + Send + Sync>;
 /// - PostgreSQL, MySQL and SQLite are then asked whether a transaction is open, with one `SELECT 1`. If it
 ///   is (a `begin` dropped half-way, or a `BEGIN` among the user's queries), it is rolled back. sqlx's own
 ///   pool hands such a connection on. Other databases are pinged.
+/// - Whatever is behind sqlx's `Any` is asked both.
 /// - A connection that reports an error meanwhile, such as that of an abandoned query or of a failed
 ///   transaction that sqlx did not begin, is closed.
 ///
@@ -63,7 +64,7 @@ type IsPermanent = Box<dyn Fn(&Error) -> bool + Send + Sync>;
 ///
 /// An invalid option, and what the database says of a wrong password, a missing right or an unknown
 /// database: 28P01, 28000 and 3D000 of PostgreSQL; 28000 (errors 1045 and 1698) and, of those with 42000,
-/// errors 1044 and 1049 of MySQL. [`permanent`](Self::permanent) says otherwise.
+/// errors 1044 and 1049 of MySQL; the same behind `Any`. [`permanent`](Self::permanent) says otherwise.
 ///
 /// # Cost
 ///
@@ -216,7 +217,7 @@ where
             DB::TransactionManager::rollback(connection).await?;
         }
         match DB::NAME {
-            "PostgreSQL" | "MySQL" => {
+            "PostgreSQL" | "MySQL" | "Any" => {
                 confirm::<DB>(connection).await?;
                 end_unknown_transaction::<DB>(connection).await
             }
@@ -239,9 +240,13 @@ where
             Error::Configuration(_) => true,
             Error::Database(error) => {
                 let Some(code) = error.code() else { return false };
+                let of_postgres = || ["28P01", "28000", "3D000"].contains(&&*code);
+                let of_mysql = || is_refusal_of_mysql(&code, &**error);
                 match DB::NAME {
-                    "PostgreSQL" => ["28P01", "28000", "3D000"].contains(&&*code),
-                    "MySQL" => is_refusal_of_mysql(&code, &**error),
+                    "PostgreSQL" => of_postgres(),
+                    "MySQL" => of_mysql(),
+                    // Neither gives the other's codes another meaning.
+                    "Any" => of_postgres() || of_mysql(),
                     _ => false,
                 }
             }
