@@ -129,6 +129,10 @@ impl<M: Manager> Hooks<M> {
 
     /// Sets up each new connection, within `connect_timeout`. If it fails, so has the connect, with
     /// this error; the connection is closed.
+    ///
+    /// It runs once in a connection's life, and a [reset](Manager::reset) may undo what it has set up, as
+    /// those of Redis, MySQL, PostgreSQL and pg-wired do. What is to outlive that belongs in the manager's
+    /// own settings, or in [`before_acquire`](Self::before_acquire).
     pub fn after_connect(
         mut self,
         hook: impl for<'c> Fn(&'c mut M::Connection) -> HookFuture<'c, M::Error> + Send + Sync + 'static,

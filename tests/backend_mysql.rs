@@ -7,9 +7,9 @@ mod support;
 use support::*;
 
 use millpond::backends::mysql::{MysqlManager, MysqlReset};
-use millpond::{AcquireError, CheckPolicy, OperationError, Pool, Stage};
+use millpond::{AcquireError, CheckPolicy, Hooks, OperationError, Pool, Stage};
 use mysql_async::prelude::Queryable;
-use mysql_async::{Conn, Error, Opts, OptsBuilder, Row, TxOpts};
+use mysql_async::{ChangeUserOpts, Conn, Error, Opts, OptsBuilder, Row, TxOpts};
 use std::error::Error as _;
 use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
@@ -264,6 +264,39 @@ async fn a_reset_does_all_that_a_new_connection_has_done_in_the_same_order() {
 }
 
 #[tokio::test]
+async fn what_sets_a_session_up_runs_once_for_each_reset() {
+    let Some(server) = server() else { return };
+    let once = "CREATE TEMPORARY TABLE once AS SELECT DATABASE() AS name";
+    let manager = MysqlManager::new(opts(server.address()).setup(vec![once]));
+    let pool = Pool::builder(manager.reset(MysqlReset::Always)).max_size(1).build().await.unwrap();
+    for _ in 0..3 {
+        let mut connection = pool.acquire().await.unwrap();
+        let name: Option<String> = connection.query_first("SELECT name FROM once").await.unwrap();
+        assert_eq!(name.as_deref(), Some("millpond"));
+        // It is to find the database that belongs to it.
+        connection.query_drop("USE information_schema").await.unwrap();
+    }
+    let metrics = at_rest(&pool).await;
+    assert_eq!((metrics.created, metrics.resets), (1, 3), "{metrics:?}");
+}
+
+#[tokio::test]
+async fn settings_that_come_with_the_connection_outlive_a_reset_and_those_of_a_hook_do_not() {
+    let Some(server) = server() else { return };
+    let hooks = Hooks::new()
+        .after_connect(|connection: &mut Conn| Box::pin(connection.query_drop("SET @b = 2")));
+    let manager = MysqlManager::new(opts(server.address()).init(vec!["SET @a = 1"]));
+    let pool = Pool::builder(manager.reset(MysqlReset::Always)).max_size(1).hooks(hooks);
+    let pool = pool.build().await.unwrap();
+    for of_hook in [Some(2), None, None] {
+        let fresh = session(&mut pool.acquire().await.unwrap()).await;
+        let told: (Option<u8>, Option<u8>) = (fresh.get(4).unwrap(), fresh.get(5).unwrap());
+        assert_eq!(told, (Some(1), of_hook));
+    }
+    assert_eq!(at_rest(&pool).await.created, 1);
+}
+
+#[tokio::test]
 async fn whoever_has_no_database_finds_none() {
     let Some(server) = server() else { return };
     let opts = opts(server.address()).db_name(None::<String>);
@@ -276,6 +309,32 @@ async fn whoever_has_no_database_finds_none() {
         let database: Option<Option<String>> =
             connection.query_first("SELECT DATABASE()").await.unwrap();
         assert_eq!((database, connection.id()), (Some(None), first));
+    }
+}
+
+#[tokio::test]
+async fn whoever_logs_in_as_somebody_else_takes_the_connection_along() {
+    let Some(server) = server() else { return };
+    for reset in [MysqlReset::IfDirty, MysqlReset::Always] {
+        for verify in [true, false] {
+            let manager = manager(server.address()).reset(reset).verify_on_release(verify);
+            let pool = Pool::builder(manager).max_size(1).build().await.unwrap();
+            let mut connection = pool.acquire().await.unwrap();
+            let other = ChangeUserOpts::new().with_user(Some("locked".to_owned()));
+            let other = other.with_pass(Some("secret".to_owned()));
+            connection.change_user(other).await.unwrap();
+            drop(connection);
+            let mut connection = pool.acquire().await.unwrap();
+            let user: Option<String> =
+                connection.query_first("SELECT CURRENT_USER()").await.unwrap();
+            assert_eq!(user.as_deref(), Some("millpond@127.0.0.1"), "{reset:?}, {verify}");
+            // The same user again is nobody else.
+            connection.change_user(ChangeUserOpts::new()).await.unwrap();
+            drop(connection);
+            drop(pool.acquire().await.unwrap());
+            let metrics = at_rest(&pool).await;
+            assert_eq!((metrics.created, metrics.closed.broken), (2, 1), "{metrics:?}");
+        }
     }
 }
 
@@ -637,6 +696,16 @@ async fn a_url_does_as_well() {
         session(&mut pool.acquire().await.unwrap()).await.get(0),
         Some("millpond".to_owned())
     );
+}
+
+#[test]
+fn a_password_is_shown_to_nobody() {
+    let manager = MysqlManager::from_url("mysql://user:secret@127.0.0.1:3306/shop").unwrap();
+    let shown = format!("{manager:?}");
+    assert!(!shown.contains("secret"), "{shown}");
+    for part in ["127.0.0.1", "3306", "user", "shop", "IfDirty"] {
+        assert!(shown.contains(part), "{part} is not in {shown}");
+    }
 }
 
 /// That socket would be another server's.

@@ -324,6 +324,18 @@ async fn settings_that_come_with_the_connection_outlive_a_reset_and_those_of_a_h
 }
 
 #[tokio::test]
+async fn what_the_pool_asks_a_raw_connection_is_guessed_by_nobody() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    let pool = builder(manager(&server).raw(), 1).build().await.unwrap();
+    let guesses = b"SELECT 'millpond ' || n FROM generate_series(0, 100000) n";
+    pool.acquire().await.unwrap().send_raw(&query(guesses)).await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(ask(&pool, "SELECT 42").await, "42");
+    }
+    assert_eq!(exact(&pool).await.created, 1);
+}
+
+#[tokio::test]
 async fn half_a_message_costs_its_connection_and_is_not_run() {
     let Some(server) = Postgres::start(&[]) else { return };
     server.run("CREATE TABLE t AS SELECT 1 AS n; GRANT ALL ON t TO millpond");

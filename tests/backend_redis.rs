@@ -7,7 +7,9 @@ mod support;
 use support::*;
 
 use millpond::backends::redis::{RedisConnection, RedisManager};
-use millpond::{AcquireError, CheckPolicy, Manager, OperationError, Pool, ReleaseError, Stage};
+use millpond::{
+    AcquireError, CheckPolicy, Hooks, Manager, OperationError, Pool, ReleaseError, Stage,
+};
 use redis::aio::ConnectionLike;
 use redis::{AsyncCommands, Cmd, ErrorKind, ProtocolVersion, RedisResult, cmd, pipe};
 use std::collections::BTreeMap;
@@ -747,11 +749,63 @@ async fn the_options_reach_the_server() {
     assert_eq!((&*told["db"], &*told["resp"], &*told["name"]), ("5", "2", "by-socket"));
 }
 
+#[tokio::test]
+async fn settings_that_come_with_the_connection_outlive_a_reset_and_those_of_a_hook_do_not() {
+    let Some(server) = server() else { return };
+    let hooks = Hooks::new().after_connect(|connection: &mut RedisConnection| {
+        Box::pin(async move { command("CLIENT SETNAME hook").exec_async(connection).await })
+    });
+    let manager = manager(&format!("redis://{}/3", server.address()));
+    let pool = Pool::builder(manager).max_size(1).hooks(hooks).build().await.unwrap();
+    for name in ["hook", "", ""] {
+        let told = session(&mut pool.acquire().await.unwrap()).await;
+        assert_eq!((&*told["db"], &*told["name"]), ("3", name));
+    }
+    assert_eq!(at_rest(&pool).await.created, 1);
+}
+
 #[test]
 fn a_password_is_shown_to_nobody() {
     let manager = manager("redis://user:secret@127.0.0.1/1");
     let shown = format!("{manager:?}");
     assert!(!shown.contains("secret") && shown.contains("127.0.0.1:6379"), "{shown}");
+}
+
+/// It repeats what it was told.
+#[tokio::test]
+async fn a_server_that_does_not_know_how_to_log_in_is_not_quoted() {
+    for (command, query) in [("HELLO", "?protocol=resp3"), ("AUTH", "")] {
+        let options = ["--requirepass", "s3cret", "--rename-command", command, ""];
+        let Some(server) = Redis::start(&options) else { return };
+        let url = server.url().replace("redis://", "redis://:s3cret@") + query;
+        let pool = Pool::builder(manager(&url)).build().await.unwrap();
+        let error = refusal(pool.acquire().await);
+        let shown = format!("{error} {error:?} {:?} {}", error.source(), pool.status());
+        assert!(shown.contains(&format!("unknown command {command}")), "{shown}");
+        assert!(!shown.contains("s3cret"), "{shown}");
+    }
+}
+
+/// As one behind a proxy may be, when the proxy has moved on to an older server.
+#[tokio::test]
+async fn a_server_that_has_forgotten_how_to_log_in_is_not_quoted_by_a_reset() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://:s3cret@{}?protocol=resp3", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let quotes = "-ERR unknown command `HELLO`, with args beginning with: `3`, `AUTH`, \
+                      `default`, `s3cret`, \r\n";
+        let reset = format!("+RESET\r\n{quotes}$1\r\n2\r\n");
+        for answer in ["+OK\r\n", "$1\r\n1\r\n", &reset] {
+            assert_ne!(stream.read(&mut [0; 1024]).await.unwrap(), 0);
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    let manager = manager(&url);
+    let mut connection = manager.connect().await.unwrap();
+    let error = manager.reset(&mut connection).await.unwrap_err();
+    let shown = format!("{error} {error:?} {:?}", error.source());
+    assert!(shown.contains("unknown command HELLO") && !shown.contains("s3cret"), "{shown}");
 }
 
 #[test]

@@ -13,6 +13,7 @@ use millpond::{
 };
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Connection, Postgres as Pg, Row};
+use sqlx_core::any::{Any, driver::install_drivers};
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -140,6 +141,37 @@ async fn a_transaction_that_is_left_open_is_never_handed_on() {
     assert!(!is_in_transaction(&mut pool.acquire().await.unwrap()).await);
     let metrics = exact(&pool).await;
     assert_eq!((metrics.closed.failed_reset, metrics.created), (1, 2), "a failed transaction");
+}
+
+/// Of which only the driver knows which database it is.
+#[tokio::test]
+async fn a_transaction_that_any_leaves_open_is_never_handed_on() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    install_drivers(&[sqlx_postgres::any::DRIVER]).unwrap();
+    let manager = SqlxManager::<Any>::from_url(&server.url()).unwrap();
+    let builder = Pool::builder(manager).max_size(1).reset_timeout(PATIENCE);
+    let pool = builder.build().await.unwrap();
+    for forgotten in [false, true] {
+        let mut connection = pool.acquire().await.unwrap();
+        if forgotten {
+            let _forgotten = ManuallyDrop::new(connection.begin().await.unwrap());
+        } else {
+            sqlx::raw_sql("BEGIN").execute(&mut *connection).await.unwrap();
+        }
+        drop(connection);
+        let mut connection = pool.acquire().await.unwrap();
+        let mut times = Vec::<String>::new();
+        for _ in 0..2 {
+            let time = sqlx::query_scalar("SELECT now()::text").fetch_one(&mut *connection).await;
+            times.push(time.unwrap());
+        }
+        assert_ne!(times[0], times[1], "a transaction is open");
+    }
+    assert_eq!(pool.metrics().created, 1);
+
+    let wrong = server.url().replace("millpond@", "locked:wrong@");
+    let pool = Pool::builder(SqlxManager::<Any>::from_url(&wrong).unwrap()).build().await.unwrap();
+    assert!(matches!(pool.acquire().await, Err(AcquireError::Connect(_))), "it would try again");
 }
 
 #[tokio::test]
@@ -355,7 +387,20 @@ async fn a_bad_url_is_refused_and_no_password_is_shown() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_pool_recovers_from_a_server_that_dies_under_load() {
     let Some(server) = Postgres::start(&[]) else { return };
-    let pool = pool(&server, 4).await;
+    recovers(&server, pool(&server, 4).await).await;
+}
+
+/// What failed is found out when it is released, though nobody asks the server.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_pool_recovers_without_verifying_as_well() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    let manager = SqlxManager::<Pg>::from_url(&server.url()).unwrap().verify_on_release(false);
+    let builder = Pool::builder(manager).max_size(4).acquire_timeout(PATIENCE);
+    recovers(&server, builder.build().await.unwrap()).await;
+}
+
+/// Kills the server twice, with all connections in use.
+async fn recovers(server: &Postgres, pool: PgPool) {
     let (right, wrong) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let over = Arc::new(AtomicBool::new(false));
     let mut tasks = JoinSet::new();
@@ -374,7 +419,11 @@ async fn the_pool_recovers_from_a_server_that_dies_under_load() {
                         assert_eq!(answer, number);
                         right.fetch_add(1, SeqCst);
                     }
-                    Err(_) => drop(wrong.fetch_add(1, SeqCst)),
+                    Err(_) => {
+                        wrong.fetch_add(1, SeqCst);
+                        // Whoever fails for ever must not keep the test from its end.
+                        tokio::task::yield_now().await;
+                    }
                 }
             }
         });

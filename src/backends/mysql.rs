@@ -7,18 +7,21 @@ use mysql_async::consts::StatusFlags;
 use mysql_async::prelude::Queryable;
 use mysql_async::{ChangeUserOpts, Conn, DriverError, Error, Opts, OptsBuilder, QueryResult, Row};
 use mysql_async::{ServerError, TextProtocol, TxOpts, UrlError};
+use std::fmt;
 use std::net::IpAddr;
 
 /// Opens connections to a MySQL or MariaDB server.
 ///
 /// Connections are mysql_async's own [`Conn`]. Its methods come from
-/// [`Queryable`]; for a function that wants `&mut Conn`, give it `&mut *connection`.
+/// [`Queryable`]; for a function that wants `&mut Conn`, give it `&mut *connection`. Do not log one: the
+/// `Debug` of a [`Conn`], and so of a guard, is mysql_async's and shows the [`Opts`] with the password.
 ///
 /// # What is checked
 ///
 /// When a connection is released it is **closed** if mysql_async says that it has failed, or that a query
 /// was given up before the server had begun to answer: then nobody can tell what comes next. The server
-/// may go on with that query.
+/// may go on with that query. So it is if it has logged in as another user, with another password or to
+/// another database ([`Conn::change_user`]), since mysql_async has no other login from then on.
 ///
 /// Any other is asked for a number of the pool's own, in the background and within `reset_timeout`, and
 /// closed if that is not what it answers. For mysql_async does not always say so: a query that has to
@@ -36,8 +39,12 @@ use std::net::IpAddr;
 /// [`COM_RESET_CONNECTION`](https://dev.mysql.com/doc/c-api/8.4/en/mysql-reset-connection.html) rolls
 /// back, unlocks, and forgets temporary tables, variables and prepared statements; the database is that
 /// of the [`Opts`] again, and [`Opts::after_connect`], [`Opts::init`] and [`Opts::setup`] run as at
-/// first. Servers before MySQL 5.7.3 and MariaDB 10.2.4 get `COM_CHANGE_USER` instead, and so does a
-/// connection that has chosen a database where the [`Opts`] have none.
+/// first; but where there is one of the first two, [`Opts::setup`] runs both before and after them, so it
+/// must bear to be repeated. Servers before MySQL 5.7.3 and MariaDB 10.2.4 get `COM_CHANGE_USER` instead,
+/// and so does a connection that has chosen a database where the [`Opts`] have none.
+///
+/// **A reset also undoes what [`Hooks::after_connect`](crate::Hooks::after_connect) has set up**: variables,
+/// temporary tables, prepared statements. What all users are to have belongs in the [`Opts`].
 ///
 /// What a user leaves in variables, temporary tables, locks, the choice of a database and
 /// [`Conn::set_infile_handler`] does not show, and stays. Where users do that, have each connection
@@ -71,7 +78,7 @@ use std::net::IpAddr;
 /// transaction.commit().await?;
 /// # drop(stock); Ok(()) }
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[must_use]
 pub struct MysqlManager {
     opts: Opts,
@@ -145,16 +152,22 @@ impl MysqlManager {
     /// Makes a connection what a new one is.
     async fn renew(&self, connection: &mut Conn, has_database: bool) -> Result<(), Error> {
         let database = self.opts.db_name();
-        // COM_RESET_CONNECTION leaves the choice of a database alone, and USE cannot undo it.
-        if database.is_none() && has_database || !connection.reset().await? {
-            connection.change_user(ChangeUserOpts::default()).await?;
-        } else if let Some(database) = database {
+        // The reset leaves the choice of a database alone, and what it runs may rely on it.
+        if let Some(database) = database {
             let database = database.replace('`', "``");
             connection.query_drop(format!("USE `{database}`")).await?;
         }
-        // As for a new connection, and in the order in which mysql_async runs them. The reset has run the
-        // last of them, but they may rely on the others.
-        if let Some(callback) = self.opts.after_connect() {
+        // USE cannot undo the choice of a database.
+        if database.is_none() && has_database || !connection.reset().await? {
+            connection.change_user(ChangeUserOpts::default()).await?;
+        }
+        // Either has run the setup, and no more of what a new connection has: what comes before it is
+        // made up for, in the order in which mysql_async runs it, and the setup may rely on that.
+        let callback = self.opts.after_connect();
+        if callback.is_none() && self.opts.init().is_empty() {
+            return Ok(());
+        }
+        if let Some(callback) = callback {
             callback(connection).await?;
         }
         for command in self.opts.init().iter().rev().chain(self.opts.setup().iter().rev()) {
@@ -174,7 +187,7 @@ impl Manager for MysqlManager {
 
     fn condition(&self, connection: &mut Conn) -> Condition {
         // mysql_async says so from the moment in which a command is sent until its answer begins.
-        if connection.is_disconnected() {
+        if connection.is_disconnected() || login(connection.opts()) != login(&self.opts) {
             return Condition::Broken;
         }
         match self.reset {
@@ -223,6 +236,20 @@ impl Manager for MysqlManager {
     }
 }
 
+/// The password is not shown, nor anything else that might hold it.
+impl fmt::Debug for MysqlManager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MysqlManager")
+            .field("host", &self.opts.ip_or_hostname())
+            .field("port", &self.opts.tcp_port())
+            .field("user", &self.opts.user())
+            .field("database", &self.opts.db_name())
+            .field("reset", &self.reset)
+            .field("verify_on_release", &self.verify)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Asks for something that nobody else has asked for, and compares: so no answer to an earlier query is
 /// under way. Also says whether a database is chosen.
 async fn has_database(connection: &mut Conn) -> Result<bool, Error> {
@@ -238,6 +265,11 @@ async fn has_database(connection: &mut Conn) -> Result<bool, Error> {
         (Some(Ok(echo)), Some(Ok(database))) if echo == number => Ok(database),
         _ => Err(Error::Other("the server answered another query than the pool's".into())),
     }
+}
+
+/// Who logs in, and where: what [`Conn::change_user`] changes for good, as a reset knows nothing else.
+fn login(opts: &Opts) -> [Option<&str>; 3] {
+    [opts.user(), opts.pass(), opts.db_name()]
 }
 
 /// Whether mysql_async takes the server for one on this machine.

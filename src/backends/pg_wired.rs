@@ -16,7 +16,6 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Opens connections of pg-wired 0.4, of one of its two kinds.
 ///
@@ -165,9 +164,10 @@ impl PgWiredManager {
     /// With `false` only one that pg-wired knows to have been in a transaction, or that is marked, is
     /// asked; releasing any other is a hit. That is for programs that never drop the future of a query
     /// half-way, neither in `select!` nor at a time limit nor with the task around it; that send one
-    /// statement with each request; and that [`discard`](crate::Pooled::discard) a connection after a
-    /// [`PgWireError::Protocol`], since an answer that could not be read to its end is taken for that of
-    /// the next request.
+    /// statement with each request; and that [`discard`](crate::Pooled::discard) a connection after any
+    /// error but [`PgWireError::Pg`]. For an answer that could not be read to its end is taken for that of
+    /// the next request, and a connection that has ended counts as alive until pg-wired has failed to send
+    /// something.
     pub fn verify_on_release(mut self, verify: bool) -> Self {
         self.verify = verify;
         self
@@ -243,10 +243,10 @@ fn query(sql: &str) -> Vec<u8> {
     [b"Q", &length.to_be_bytes()[..], sql.as_bytes(), b"\0"].concat()
 }
 
-/// A text that is in no other answer, and the message that asks for it.
+/// A text that is in no other answer, not even in one that lists many like it, and the message that asks
+/// for it.
 fn question() -> (String, Vec<u8>) {
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
-    let text = format!("millpond {}", NUMBER.fetch_add(1, Ordering::Relaxed));
+    let text = format!("millpond {}", fastrand::u64(..));
     let question = query(&format!("SELECT '{text}'"));
     (text, question)
 }

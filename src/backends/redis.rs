@@ -48,10 +48,16 @@ use tokio::runtime::Handle;
 /// `PING`. The server answers in order, so once that is answered no answer to an earlier command is
 /// under way. Servers before 6.2 have no `RESET`; there the connection is closed.
 ///
+/// **A reset also undoes what [`Hooks::after_connect`](crate::Hooks::after_connect) has set up**: a
+/// database, name, user, protocol or tracking. It is there for the first user only, so what all are to
+/// have belongs in the URL and in the manager's own settings. A hook that sends `CLIENT NO-EVICT` or
+/// `CLIENT NO-TOUCH` has each connection closed after its first use.
+///
 /// # What is permanent
 ///
-/// A password, user, database or name that the server refuses, and one that is missing. Not a server
-/// that is not there, is loading its data, or has as many clients as `maxclients` allows.
+/// A password, user, database or name that the server refuses, and one that is missing; a command for
+/// it that the server does not have, such as `HELLO` for RESP3. Not a server that is not there, is loading
+/// its data, or has as many clients as `maxclients` allows.
 ///
 /// # Examples
 ///
@@ -180,7 +186,8 @@ impl Manager for RedisManager {
         // The first command goes alone: a server that has too many clients says so in its answer and
         // hangs up, and of a pipeline redis-rs would tell the hang-up only.
         if let Some(login) = self.login() {
-            connection.inner.send_packed_command(&login).await?.extract_error()?;
+            let answer = connection.inner.send_packed_command(&login).await?;
+            heard(&login, answer)?;
         } else {
             connection.confirm(redis::pipe()).await?;
         }
@@ -225,7 +232,7 @@ impl Manager for RedisManager {
             "password",
             "for 'auth'",
             "client names",
-            "unknown command",
+            UNKNOWN,
             "unsupported protocol",
         ];
         match error.code() {
@@ -238,6 +245,9 @@ impl Manager for RedisManager {
         }
     }
 }
+
+/// What servers say to a command that they do not have, in lower case.
+const UNKNOWN: &str = "unknown command";
 
 impl fmt::Debug for RedisManager {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -352,8 +362,8 @@ impl RedisConnection {
             _ => self.inner.send_packed_commands(&commands, 0, count).await?,
         };
         let pong = answers.pop().unwrap_or_default();
-        for answer in answers {
-            answer.extract_error()?;
+        for (command, answer) in commands.cmd_iter().zip(answers) {
+            heard(command, answer)?;
         }
         match pong {
             Value::BulkString(pong) if pong == number.as_bytes() => Ok(()),
@@ -542,6 +552,21 @@ impl Unanswered {
             _ => {}
         }
     }
+}
+
+/// Finds out whether a command of the pool's has failed. A server that does not know one repeats all of it
+/// in its answer, and so the password: that is not passed on.
+fn heard(command: &Cmd, answer: Value) -> RedisResult<()> {
+    let Err(error) = answer.extract_error() else { return Ok(()) };
+    if !error.detail().unwrap_or_default().to_ascii_lowercase().contains(UNKNOWN) {
+        return Err(error);
+    }
+    let name = match command.args_iter().next() {
+        Some(Arg::Simple(name)) => String::from_utf8_lossy(name),
+        _ => "".into(),
+    };
+    let kind = ErrorKind::Server(ServerErrorKind::ResponseError);
+    Err((kind, "a command of the pool's is refused", format!("{UNKNOWN} {name}")).into())
 }
 
 /// Waits for an answer as long as the user may, on whatever executor.

@@ -15,6 +15,9 @@ use sqlx_core::row::Row;
 use sqlx_core::sql_str::{AssertSqlSafe, SqlSafeStr};
 use sqlx_core::transaction::TransactionManager;
 use std::fmt;
+use std::future::Future;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
 
 type Options<DB> = <<DB as Database>::Connection as Connection>::Options;
 type IsPermanent = Box<dyn Fn(&Error) -> bool + Send + Sync>;
@@ -47,6 +50,7 @@ type IsPermanent = Box<dyn Fn(&Error) -> bool + Send + Sync>;
 /// - PostgreSQL, MySQL and SQLite are then asked whether a transaction is open, with one `SELECT 1`. If it
 ///   is (a `begin` dropped half-way, or a `BEGIN` among the user's queries), it is rolled back. sqlx's own
 ///   pool hands such a connection on. Other databases are pinged.
+/// - Whatever is behind sqlx's `Any` is asked both.
 /// - A connection that reports an error meanwhile, such as that of an abandoned query or of a failed
 ///   transaction that sqlx did not begin, is closed.
 ///
@@ -60,7 +64,7 @@ type IsPermanent = Box<dyn Fn(&Error) -> bool + Send + Sync>;
 ///
 /// An invalid option, and what the database says of a wrong password, a missing right or an unknown
 /// database: 28P01, 28000 and 3D000 of PostgreSQL; 28000 (errors 1045 and 1698) and, of those with 42000,
-/// errors 1044 and 1049 of MySQL. [`permanent`](Self::permanent) says otherwise.
+/// errors 1044 and 1049 of MySQL; the same behind `Any`. [`permanent`](Self::permanent) says otherwise.
 ///
 /// # Cost
 ///
@@ -112,11 +116,13 @@ impl<DB: Database> SqlxManager<DB> {
 
     /// Whether every connection that comes back is asked whether it is clean. Default: `true`.
     ///
-    /// With `false` only one that sqlx knows to be in a transaction, or that has something to send,
-    /// is; releasing any other is a hit. That is for programs that never drop the future of a query
-    /// or of `begin` half-way, neither in `select!` nor at a time limit nor with the task around it,
-    /// that [discard](crate::Pooled::discard) a connection whose `COPY` has failed, and that leave
-    /// transactions to sqlx.
+    /// With `false` only one that sqlx knows to be in a transaction, or to have something to send or to
+    /// receive that has not arrived yet, is; releasing any other is a hit. One whose answers end with the
+    /// connection, as when the server has been stopped, is closed. That is for programs that never drop
+    /// the future of a query or of `begin` half-way, neither in `select!` nor at a time limit nor with
+    /// the task around it, that [discard](crate::Pooled::discard) a connection whose `COPY` has failed,
+    /// and that leave transactions to sqlx. Nor do they take only the first of many rows, as `fetch_one`
+    /// does: what has arrived of the others is read at release.
     pub fn verify_on_release(mut self, verify: bool) -> Self {
         self.verify = verify;
         self
@@ -188,9 +194,16 @@ where
 
     fn condition(&self, connection: &mut DB::Connection) -> Condition {
         if self.verify || connection.is_in_transaction() || connection.should_flush() {
-            Condition::Dirty
-        } else {
-            Condition::Clean
+            return Condition::Dirty;
+        }
+        // What sqlx knows to be under way it reads before anything else: there it finds out that the
+        // server is gone, and as nothing has been sent by then, it would each time. If nothing is, this
+        // does nothing. Nobody waits, so nobody has to be woken.
+        let flush = pin!(connection.flush());
+        match flush.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => Condition::Clean,
+            Poll::Ready(Err(_)) => Condition::Broken,
+            Poll::Pending => Condition::Dirty,
         }
     }
 
@@ -204,7 +217,7 @@ where
             DB::TransactionManager::rollback(connection).await?;
         }
         match DB::NAME {
-            "PostgreSQL" | "MySQL" => {
+            "PostgreSQL" | "MySQL" | "Any" => {
                 confirm::<DB>(connection).await?;
                 end_unknown_transaction::<DB>(connection).await
             }
@@ -227,9 +240,13 @@ where
             Error::Configuration(_) => true,
             Error::Database(error) => {
                 let Some(code) = error.code() else { return false };
+                let of_postgres = || ["28P01", "28000", "3D000"].contains(&&*code);
+                let of_mysql = || is_refusal_of_mysql(&code, &**error);
                 match DB::NAME {
-                    "PostgreSQL" => ["28P01", "28000", "3D000"].contains(&&*code),
-                    "MySQL" => is_refusal_of_mysql(&code, &**error),
+                    "PostgreSQL" => of_postgres(),
+                    "MySQL" => of_mysql(),
+                    // Neither gives the other's codes another meaning.
+                    "Any" => of_postgres() || of_mysql(),
                     _ => false,
                 }
             }
