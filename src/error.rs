@@ -495,7 +495,7 @@ mod managed {
         Connecting,
         /// Connecting kept failing, or hooks kept rejecting what was new; the timeout's source says why.
         ConnectFailing,
-        /// A connection was being checked.
+        /// A connection was being checked, or prepared by a hook.
         Checking,
     }
 
@@ -505,7 +505,7 @@ mod managed {
                 Self::Queued => "none was released in time",
                 Self::Connecting => "opening one took too long",
                 Self::ConnectFailing => "opening one keeps failing",
-                Self::Checking => "checking one took too long",
+                Self::Checking => "checking or preparing one took too long",
             })
         }
     }

@@ -2,8 +2,9 @@
 //!
 //! - **Fast**: an acquire and a release allocate nothing, and take no lock and read no clock while
 //!   nobody waits; a wait allocates nothing either.
-//! - **Fair**: whoever waits is served first come, first served, async and blocking callers in one
-//!   line. A newcomer does not overtake.
+//! - **Fair**: whoever waits is served first come, first served, async and blocking callers in the same
+//!   line. A newcomer does not overtake. There is a line for each shard
+//!   ([`shards`](PoolBuilder::shards)); with one shard, one for all.
 //! - **Honest**: a timeout says what the pool was waiting for, and carries the last failure to
 //!   connect as its source. Figures are counted from the slots, so they cannot drift.
 //! - **Safe**: no `unsafe` in the crate; the protocol is model-checked with loom.
@@ -57,6 +58,21 @@
 //!
 //! No query builder and no cache: it hands out what a manager opens. It does not reconnect a connection
 //! that is in use, and it does not take one back before its guard is dropped.
+//!
+//! # What it tells
+//!
+//! Besides figures (`export`), what happens, with the feature `tracing` and the target `millpond`:
+//!
+//! | level | what |
+//! |---|---|
+//! | error | connecting fails for good |
+//! | warn | connecting fails, also to rotate; a check or a reset fails; a connection is held for too long; an acquire was slow |
+//! | info | connecting succeeds again; the pool is drained or closed; a leaked connection comes back |
+//! | debug | a connection is opened or ends; the span `acquire` of one that has to wait (one that does not has none) |
+//! | trace | the span `use` of a connection in somebody's hands, if `Config::trace_uses` asks for it |
+//!
+//! Each has the field `pool`, the pool's name; at a cluster's node also `cluster` and `node`; and, where there
+//! is one, `connection`, its number.
 //!
 //! # How to read the code
 //!

@@ -75,6 +75,17 @@ async fn close_ends_every_waiter() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn whoever_waits_for_a_guard_of_his_own_does_not_keep_the_pool_open() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Never);
+    let pool = pool_of(&manager, 1).build().await.unwrap();
+    let mut waiter = pin!(pool.acquire_owned());
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    drop(pool);
+    assert!(matches!(waiter.await, Err(AcquireError::Closed)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_closed_pool_refuses_newcomers_of_every_kind() {
     let manager = TestManager::new();
     let pool = pool_of(&manager, 2).min_idle(2).build().await.unwrap();

@@ -66,6 +66,7 @@ use std::time::Duration;
 /// assert!(!told.snapshot().into_vec().is_empty());
 /// # Ok(()) }
 /// ```
+#[must_use = "it stops when it is dropped"]
 pub struct Exporter {
     ledger: Arc<Ledger>,
     /// Ends when it is dropped.

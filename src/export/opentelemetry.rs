@@ -118,6 +118,7 @@ use std::time::{Duration, Instant};
 /// assert_eq!(told.get_finished_metrics()?.len(), 1);
 /// # Ok(()) }
 /// ```
+#[must_use = "it stops when it is dropped"]
 pub struct Exporter {
     flusher: Arc<Flusher>,
     /// The instruments' callbacks, which the SDK keeps for good, have weak handles to it.

@@ -278,6 +278,22 @@ impl<M: Manager> PoolBuilder<M> {
 
     /// Takes all settings from `config`. An `idle_timeout` that is the default, or what a
     /// `max_lifetime` shortens that to, counts as not chosen: it is shortened to `max_lifetime`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use millpond::{Config, Pool, from_fn};
+    /// # use std::convert::Infallible;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
+    /// // Or from TOML, JSON or the environment, with the feature `serde`.
+    /// let config = Config { max_size: 32, min_idle: 4, ..Config::default() };
+    /// let pool = Pool::builder(manager).config(config).build().await?;
+    /// assert_eq!((pool.max_size(), pool.counts().idle), (32, 4));
+    /// # Ok(()) }
+    /// ```
     pub fn config(mut self, mut config: Config) -> Self {
         self.usual_idle_timeout = None;
         if config.has_usual_idle_timeout() {

@@ -379,7 +379,9 @@ impl<M: Manager> Pool<M> {
         }
     }
 
-    /// Acquires a connection that is not tied to this handle's lifetime, for one `Arc` clone more.
+    /// Acquires a connection that is not tied to this handle's lifetime, for one `Arc` clone more. While it
+    /// waits it does not keep the pool open: if the last handle goes, it fails with
+    /// [`AcquireError::Closed`].
     ///
     /// # Errors
     ///

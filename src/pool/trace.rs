@@ -1,17 +1,7 @@
 //! Tells what happens to whoever listens, with the feature `tracing`; without it nothing of this is
 //! left.
 //!
-//! | level | what |
-//! |---|---|
-//! | error | connecting fails for good |
-//! | warn | connecting fails, also to rotate, a check or a reset fails, a connection is held for too long, an acquire was slow |
-//! | info | connecting succeeds again, the pool is drained or closed, a leaked connection comes back |
-//! | debug | a connection is opened or ends; the span `acquire` of one that has to wait |
-//! | trace | the span `use` of a connection in somebody's hands, if [`Config::trace_uses`](crate::Config::trace_uses) asks for it |
-//!
-//! The target is `millpond`. Each has the pool's name in `pool`; for the pool of a cluster's node, the
-//! cluster's name in `cluster` and the node's key in `node`; and, where there is one, the connection's
-//! number in `connection`.
+//! What there is, and with which levels and fields, is in the documentation of the crate.
 //!
 //! Not here: when these things happen.
 

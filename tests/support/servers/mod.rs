@@ -289,7 +289,9 @@ fn descent(pid: u32) -> Vec<u32> {
 /// Sends a signal, such as `-KILL`, to those of these processes that are still there.
 fn signal(word: &str, pids: &[u32]) {
     let words = pids.iter().map(u32::to_string);
-    drop(Command::new("kill").arg(word).args(words).stderr(Stdio::null()).status());
+    // It fails if one of them has ended already.
+    let sent = Command::new("kill").arg(word).args(words).stderr(Stdio::null()).status();
+    sent.expect("`kill`, of Debian's package procps, can be run");
 }
 
 /// What a process does, in the letter that `ps` has for it, if there is such a process.
