@@ -10,6 +10,7 @@ use std::future::Future;
 use std::hint::black_box;
 use std::pin::pin;
 use std::process::ExitCode;
+use std::sync::Mutex;
 use std::task::{Context, Poll, Waker};
 use tokio::runtime::{Builder, Runtime};
 
@@ -68,6 +69,15 @@ fn main() -> ExitCode {
             let number = queue.pop().expect("a number");
             assert!(queue.push(black_box(number)).is_ok(), "the queue has room");
         }),
+        // What the script has to notice.
+        "mutex" => {
+            let queue = Mutex::new(queue);
+            counted_loop(count, || {
+                let queue = queue.lock().expect("no panic");
+                let number = queue.pop().expect("a number");
+                assert!(queue.push(black_box(number)).is_ok(), "the queue has room");
+            });
+        }
         "object" => counted_loop(count, || {
             black_box(&*objects.acquire_blocking().expect("an idle object"));
         }),
