@@ -583,10 +583,10 @@ async fn the_task_and_the_session_end_with_the_connection() {
     let before = tasks();
     let pool = pool_of(PostgresManager::new(config), 3).min_idle(3).build().await.unwrap();
     assert_eq!(sessions(), "3");
-    // One in the middle of something, which would keep the driver busy.
+    // One in the middle of something, which would keep the driver busy, and which no other test counts.
     let detached = pool.acquire().await.unwrap().detach();
     let held = pool.acquire().await.unwrap();
-    let mut query = Box::pin(held.batch_execute("SELECT pg_sleep(600)"));
+    let mut query = Box::pin(held.batch_execute("SELECT pg_sleep(601)"));
     assert!(poll_once(query.as_mut()).is_pending());
     pool.close().await;
     eventually("the idle one has gone", || sessions() == "2").await;
@@ -656,7 +656,7 @@ async fn a_dial_goes_on_behind_the_host_at_which_the_one_before_was_cut() {
     for settings in ["", "?connect_timeout=600"] {
         let url = format!("{}{settings}", behind(&silent, server));
         let manager = PostgresManager::from_url(&url).unwrap();
-        let limit = std::time::Duration::from_millis(200);
+        let limit = std::time::Duration::from_millis(500);
         let pool = pool_of(manager, 1).connect_timeout(limit).build().await.unwrap();
         assert_eq!(ask(&pool.acquire().await.unwrap(), "SELECT 1").await, "1");
         assert_eq!(pool.metrics().connect_failures, 1);
@@ -809,6 +809,7 @@ async fn a_certificate_that_is_not_trusted_is_an_error_that_says_so() {
     let url = format!("postgresql://millpond@localhost:{port}/millpond?sslmode=require");
     let manager = PostgresManager::from_url(&url).unwrap().tls(connector);
     let pool = Pool::builder(manager).max_size(1).build().await.unwrap();
+    pool.warm_up(1).await.unwrap_err();
     let error = pool.acquire_timeout(std::time::Duration::from_millis(300)).await.map(drop);
     let AcquireError::Timeout(timeout) = error.unwrap_err() else { panic!("it may be mended") };
     let OperationError::Failed(error) = &**timeout.last_connect_error().unwrap() else {

@@ -643,6 +643,7 @@ async fn a_locked_file_is_tried_again() {
     let lock = other.transaction_with_behavior(TransactionBehavior::Exclusive).unwrap();
     let manager = SqliteManager::new(&path).busy_timeout(Duration::ZERO);
     let pool = Pool::builder(manager).build().await.unwrap();
+    pool.warm_up(1).await.unwrap_err();
     let AcquireError::Timeout(timeout) = pool.acquire_timeout(SECOND / 5).await.unwrap_err() else {
         panic!("it is not permanent");
     };
@@ -660,7 +661,8 @@ async fn by_default_those_who_wait_for_a_locked_file_are_told_that_it_is_locked(
     other.execute_batch("CREATE TABLE t (n INTEGER)").unwrap();
     let lock = other.transaction_with_behavior(TransactionBehavior::Exclusive).unwrap();
     let pool = Pool::builder(SqliteManager::new(&path)).build().await.unwrap();
-    let AcquireError::Timeout(timeout) = pool.acquire().await.unwrap_err() else {
+    // Sooner than by default, which is 5 s.
+    let AcquireError::Timeout(timeout) = pool.acquire_timeout(2 * SECOND).await.unwrap_err() else {
         panic!("it is not permanent");
     };
     assert!(timeout.last_connect_error().unwrap().to_string().contains("locked"), "{timeout}");

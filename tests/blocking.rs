@@ -85,6 +85,7 @@ fn a_timeout_says_why() {
     let manager = TestManager::new();
     manager.connect.always(Act::Error);
     let pool = builder(&manager).build_blocking().unwrap();
+    pool.warm_up(1).unwrap_err();
     let error = pool.acquire_timeout(Duration::from_millis(30)).unwrap_err();
     let AcquireError::Timeout(timeout) = &error else { panic!("{error:?}") };
     assert!(timeout.waited() < pool.config().acquire_timeout, "the limit was ignored");
@@ -233,6 +234,8 @@ fn a_rotation_takes_the_place_of_all_connections_if_the_new_one_passes() {
         matches!(refused, Err(RotateError::Verify(OperationError::TimedOut { .. }))),
         "{refused:?}"
     );
+    let refilled = || (manager.ledger.live(), pool.counts().idle) == (2, 2);
+    eventually_blocking("what was tried in vain is made up for", refilled);
     let before = manager.ledger.opened();
     pool.rotate(|conn| {
         Box::pin(async move {
@@ -242,9 +245,7 @@ fn a_rotation_takes_the_place_of_all_connections_if_the_new_one_passes() {
         })
     })
     .unwrap();
-    eventually_blocking("it and one for min_idle are left", || {
-        (manager.ledger.live(), pool.counts().idle) == (2, 2)
-    });
+    eventually_blocking("it and one for min_idle are left", refilled);
     let held = [pool.acquire().unwrap(), pool.acquire().unwrap()];
     assert!(held.iter().all(|conn| conn.id > before), "none is of the old ones");
     assert_eq!(held.iter().filter(|conn| conn.note == 7).count(), 1);

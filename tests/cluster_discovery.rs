@@ -694,20 +694,20 @@ async fn no_change_by_hand_is_lost_beside_a_watch() {
     });
     let answers = stream::iter(sets).cycle().map(Ok::<_, Infallible>);
     let watch = cluster.watch(answers, PATIENCE);
-    let by_hand = tokio::spawn({
-        let cluster = cluster.clone();
-        async move {
-            for number in 0..500 {
-                let key = format!("hand{number}");
-                cluster.add_node(key.clone(), TestManager::new()).unwrap();
-                tokio::task::yield_now().await;
-                cluster.remove_node(&key, PATIENCE).await.unwrap();
-                assert!(!cluster.nodes().contains(&key), "{key} is back");
+    let enough = watch.applied() + 10;
+    let by_hand = async {
+        for number in 0.. {
+            let key = format!("hand{number}");
+            cluster.add_node(key.clone(), TestManager::new()).unwrap();
+            tokio::task::yield_now().await;
+            cluster.remove_node(&key, PATIENCE).await.unwrap();
+            assert!(!cluster.nodes().contains(&key), "{key} is back");
+            if number >= 500 && watch.applied() >= enough {
+                break;
             }
         }
-    });
-    joined(by_hand).await;
-    eventually("sets are applied all the while", || watch.applied() > 10).await;
+    };
+    tokio::time::timeout(PATIENCE, by_hand).await.expect("sets are applied all the while");
     watch.stop().await;
     assert_eq!(cluster.nodes().len(), 200);
 }

@@ -591,7 +591,10 @@ fn assert_went_on(writes: &[Turn], server: &Postgres, promoted: Instant) {
     // The roles are asked for every 250 ms; the rest is for a machine that is busy.
     assert!(first < promoted + 2 * SECOND, "{:?} after the promotion", first - promoted);
     let sql = format!("SELECT count(*) FROM written WHERE node = '{new}'");
-    assert_eq!(server.run(&sql), there().count().to_string());
+    let (rows, served) = (server.run(&sql).parse::<usize>().unwrap(), there().count());
+    // Whoever lost patience does not know whether his is there.
+    let lost = writes.iter().filter(|turn| turn.node == new && turn.outcome.is_err()).count();
+    assert!((served..=served + lost).contains(&rows), "{rows} of {served}, and {lost} lost");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

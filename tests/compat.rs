@@ -876,15 +876,22 @@ async fn a_connection_whose_check_takes_too_long_is_waited_for_and_never_used_ag
 #[tokio::test]
 async fn a_check_that_never_ends_keeps_its_connection_and_holds_up_nobody() {
     let manager = Blocking::default();
-    let pool = impatient(&manager, 1).check_timeout(MOMENT).close_timeout(MOMENT);
+    let pool = impatient(&manager, 1).check_timeout(10 * MOMENT).close_timeout(MOMENT);
     let pool = pool.build().await.unwrap();
     assert_eq!(say(&pool).await, 1);
     manager.0.is_valid.lock().unwrap().push(Step::Block);
-    assert_eq!(say(&pool).await, 2);
+    let mut next = Box::pin(say(&pool));
+    eventually("it is being checked", || {
+        assert!(poll_once(next.as_mut()).is_pending());
+        manager.blocked() == 1
+    })
+    .await;
+    assert_eq!(next.await, 2);
     assert_eq!((manager.blocked(), manager.live()), (1, 2));
     manager.open(1);
     eventually("it is dropped when its check has ended", || manager.live() == 1).await;
-    assert_eq!((say(&pool).await, exact(&pool).await.created), (2, 2));
+    let metrics = exact(&pool).await;
+    assert_eq!((metrics.created, metrics.counts.idle), (2, 1));
 }
 
 #[tokio::test]
@@ -909,7 +916,7 @@ async fn a_check_whose_caller_goes_away_takes_its_connection_along() {
 #[tokio::test]
 async fn what_a_connect_opens_too_late_is_dropped() {
     let manager = Blocking::default();
-    let pool = impatient(&manager, 2).connect_timeout(MOMENT).build().await.unwrap();
+    let pool = impatient(&manager, 2).connect_timeout(10 * MOMENT).build().await.unwrap();
     manager.0.connect.lock().unwrap().push(Step::Block);
     assert_eq!(say(&pool).await, 1, "the second attempt");
     manager.open(1);
@@ -951,7 +958,7 @@ fn the_end_of_a_blocking_pool_waits_for_no_call_that_hangs() {
     drop(pool.acquire_timeout(PATIENCE).unwrap());
     manager.0.is_valid.lock().unwrap().push(Step::Block);
     assert!(pool.acquire_timeout(MOMENT).is_err());
-    assert_eq!(manager.blocked(), 2);
+    eventually_blocking("its check hangs", || manager.blocked() == 2);
     join(thread::spawn(move || drop(pool)));
     assert_eq!(manager.blocked(), 2, "they hang on");
     manager.open(2);

@@ -210,9 +210,8 @@ struct Failover {
 
 impl Failover {
     fn start(url: &str) -> Self {
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["run", "--quiet", "--locked", "--all-features", "--example", "failover"]);
-        cargo.args(["--", url]).current_dir(env!("CARGO_MANIFEST_DIR")).stdout(Stdio::piped());
+        let mut cargo = cargo_run("failover", &[url]);
+        cargo.stdout(Stdio::piped());
         let mut child = cargo.spawn().expect("cargo runs");
         let stdout = child.stdout.take().expect("it is piped");
         let (sender, lines) = mpsc::channel();

@@ -83,6 +83,12 @@ impl Load {
                                 .map(|row| assert_eq!(row.get::<_, i32>(0), 42))
                                 .map_err(|error| chain(&error))
                         }
+                        Err(AcquireError::Timeout(timeout)) => {
+                            // Without a cause, the server is back, and others were first.
+                            let fails = timeout.stage() == Stage::ConnectFailing;
+                            assert_eq!(timeout.source().is_some(), fails, "{timeout}");
+                            Err(chain(&AcquireError::Timeout(timeout)))
+                        }
                         Err(error) => {
                             assert!(error.source().is_some(), "no cause: {error}");
                             Err(chain(&error))
@@ -137,13 +143,14 @@ async fn a_server_that_is_killed_and_comes_back_is_in_use_again_by_itself() {
     let took = back.elapsed();
     assert!(took < backoff + SLACK, "{took:?} after the server was back");
     let errors = load.stop().await;
-    assert!(errors.len() > 32);
     // A request on a connection that has died has its error from the driver; an acquire says why.
     let timeouts = errors.iter().filter(|error| error.starts_with("pool millpond"));
-    for error in timeouts.clone() {
-        assert!(error.contains("opening one keeps failing"), "{error}");
-    }
-    assert!(timeouts.clone().any(|error| error.contains("Connection refused")), "{errors:?}");
+    let (told, late): (Vec<_>, Vec<_>) =
+        timeouts.partition(|error| error.contains("opening one keeps failing"));
+    assert!(told.len() > 32, "{errors:?}");
+    assert!(told.iter().any(|error| error.contains("Connection refused")), "{errors:?}");
+    // Each task may have lost its patience once between the first success and its own.
+    assert!(late.len() <= 32, "{late:?}");
     let metrics = whole(&pool).await;
     let found = metrics.closed.broken + metrics.closed.failed_reset;
     assert!(found >= 8, "each that died was found: {metrics:?}");
@@ -169,7 +176,8 @@ async fn a_frozen_server_costs_an_acquire_its_deadline_and_a_check_its_own() {
     whole(&pool).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+// On one thread, where all of them wait before the first attempt begins.
+#[tokio::test]
 async fn a_wrong_password_is_tried_once_and_everybody_hears_of_it() {
     let Some(server) = Postgres::start(&[]) else { return };
     let mut locked = config(&server);
@@ -214,6 +222,7 @@ async fn a_server_that_takes_no_more_connections_serves_everybody_with_those_it_
     let pool = builder.build().await.unwrap();
     let load = Load::start(&pool, 40);
     load.serves(500).await;
+    eventually("it has all that it can have", || pool.counts().alive() == 5).await;
     assert_eq!(load.stop().await, [""; 0], "nobody saw an error");
     let metrics = pool.metrics();
     assert_eq!(metrics.counts.alive(), 5, "{metrics:?}");
@@ -307,7 +316,9 @@ async fn a_network_that_loses_all_idle_sockets_costs_an_acquire_one_check_timeou
     whole(&pool).await;
     proxy.black_hole();
     let began = Instant::now();
-    let client = pool.acquire_timeout(SECOND).await.unwrap_or_else(|error| panic!("{error}"));
+    // One check after the other would take two seconds.
+    let client = pool.acquire_timeout(SECOND * 7 / 4).await;
+    let client = client.unwrap_or_else(|error| panic!("{error}"));
     let took = began.elapsed();
     assert!(took >= SECOND / 4, "it was not checked");
     client.batch_execute("SELECT 1").await.unwrap();

@@ -232,7 +232,7 @@ async fn random_things_on_a_single_slot_never_pass_it_and_lose_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn topping_up_to_min_idle_beside_acquires_does_not_overshoot() {
+async fn topping_up_to_min_idle_beside_acquires_never_passes_max_size_and_loses_nothing() {
     let manager = TestManager::new();
     let pool = builder(&manager).max_size(6).min_idle(4).acquire_timeout(support::PATIENCE);
     random_things(pool, &manager, 9).await;

@@ -354,7 +354,8 @@ fn figures_match_an_independent_count_under_stress() {
         assert_eq!(metrics.acquire_wait.count(), metrics.acquires);
         assert_eq!(metrics.use_time.as_ref().unwrap().count(), metrics.acquires);
         assert_eq!(metrics.lifetime.count(), metrics.closed.total());
-        assert_eq!(metrics.closed.total(), destroyed.load(SeqCst));
+        let told = || destroyed.load(SeqCst) == metrics.closed.total();
+        eventually("each end is told", told).await;
         assert_eq!(metrics.connect_time.count(), metrics.created);
         assert_eq!(metrics.created, manager.ledger.opened() as u64);
     });

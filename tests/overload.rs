@@ -154,9 +154,9 @@ async fn a_caller_whose_connection_fails_its_check_is_not_refused_though_the_lin
 fn a_thread_whose_connection_fails_its_check_is_not_refused_though_the_line_is_full_by_now() {
     let manager = TestManager::new();
     let pool = pool_of(&manager, 1).max_waiters(1).check(CheckPolicy::Always);
-    let pool = pool.check_timeout(200 * MILLISECOND).build_blocking().unwrap();
+    let pool = pool.check_timeout(PATIENCE).build_blocking().unwrap();
     drop(pool.acquire().unwrap());
-    manager.check.once(Act::Never);
+    manager.check.once(Act::Gated);
     let comer = || {
         let pool = pool.clone();
         thread::spawn(move || pool.acquire().map(drop))
@@ -166,6 +166,7 @@ fn a_thread_whose_connection_fails_its_check_is_not_refused_though_the_line_is_f
     manager.connect.once(Act::Gated);
     let waiter = comer();
     eventually_blocking("the line is full", || pool.metrics().counts.waiters == 1);
+    manager.check.refuse();
     eventually_blocking("both wait", || pool.metrics().counts.waiters == 2);
     manager.connect.open(1);
     join(checking).expect("it has been let in before");
@@ -307,14 +308,14 @@ async fn an_acquire_that_has_to_begin_again_keeps_its_deadline() {
 #[test]
 fn a_blocking_acquire_that_has_to_begin_again_keeps_its_deadline() {
     let manager = TestManager::new();
-    manager.connect.once(Act::Slow(900 * MILLISECOND));
+    manager.connect.once(Act::Slow(500 * MILLISECOND));
     manager.connect.always(Act::Never);
     let pool = rejecting(&manager).build_blocking().unwrap();
     let thread = thread::spawn(move || {
         let began = std::time::Instant::now();
         let error = pool.acquire_timeout(SECOND).unwrap_err();
         let took = began.elapsed();
-        assert!(took >= SECOND && took < 1800 * MILLISECOND, "{took:?}");
+        assert!(took >= SECOND && took < 1500 * MILLISECOND, "{took:?}");
         error
     });
     let error = join(thread);

@@ -176,7 +176,7 @@ async fn an_acquire_honours_its_deadline_while_a_check_hangs_and_the_slot_comes_
     let pool = Pool::builder(manager.clone())
         .max_size(1)
         .check(CheckPolicy::Always)
-        .check_timeout(60 * SECOND)
+        .check_timeout(6 * SECOND)
         .build_lazy()
         .unwrap();
     drop(pool.acquire().await.unwrap());
@@ -190,7 +190,7 @@ async fn an_acquire_honours_its_deadline_while_a_check_hangs_and_the_slot_comes_
     assert_eq!(manager.check.running(), 1, "it goes on, as long as a check may");
 
     let metrics = balanced(&pool, &manager.ledger).await;
-    assert_passed(began, 60 * SECOND);
+    assert_passed(began, 6 * SECOND);
     assert_eq!((metrics.closed.failed_check, metrics.closed.total()), (1, 1));
     drop(pool.acquire().await.unwrap());
     assert_eq!(balanced(&pool, &manager.ledger).await.created, 2);

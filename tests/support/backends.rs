@@ -50,7 +50,7 @@ pub async fn given_up_at_wake<F: Future>(times: usize, future: F) -> Option<F::O
 /// connection that was opened is alive or closed for a reason, and nobody is left waiting.
 pub async fn at_rest<M: Manager>(pool: &Pool<M>) -> PoolMetrics {
     eventually("nothing is under way", || {
-        let counts = pool.metrics().counts;
+        let counts = pool.counts();
         counts.waiters + counts.connecting + counts.checking + counts.resetting + counts.closing
             == 0
     })

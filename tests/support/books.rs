@@ -1,7 +1,7 @@
 //! Whether a pool's figures and the connections' own count agree.
 
 use super::{Ledger, eventually, eventually_blocking};
-use millpond::{Manager, Pool, PoolMetrics};
+use millpond::{Counts, Manager, Pool, PoolMetrics};
 use std::sync::Once;
 
 /// Waits until nothing is under way in the pool, then asserts that the books balance: each
@@ -9,18 +9,17 @@ use std::sync::Once;
 /// same, and nobody is left waiting. Answers with the pool's figures. Detached connections must
 /// have been dropped.
 pub async fn balanced<M: Manager>(pool: &Pool<M>, ledger: &Ledger) -> PoolMetrics {
-    eventually("nothing is under way", || is_at_rest(&pool.metrics())).await;
+    eventually("nothing is under way", || is_at_rest(pool.counts())).await;
     audit(pool, ledger)
 }
 
 /// The same for a thread without a runtime.
 pub fn balanced_blocking<M: Manager>(pool: &Pool<M>, ledger: &Ledger) -> PoolMetrics {
-    eventually_blocking("nothing is under way", || is_at_rest(&pool.metrics()));
+    eventually_blocking("nothing is under way", || is_at_rest(pool.counts()));
     audit(pool, ledger)
 }
 
-fn is_at_rest(metrics: &PoolMetrics) -> bool {
-    let counts = metrics.counts;
+fn is_at_rest(counts: Counts) -> bool {
     counts.waiters + counts.connecting + counts.checking + counts.resetting + counts.closing == 0
 }
 

@@ -33,7 +33,7 @@ pub enum Act {
     Permanent,
     /// Succeeds after this long.
     Slow(Duration),
-    /// Succeeds when the test calls [`Script::open`].
+    /// Succeeds when the test calls [`Script::open`], fails when it calls [`Script::refuse`].
     Gated,
     /// Never completes.
     Never,
@@ -85,6 +85,11 @@ impl Script {
         self.gate.add_permits(count);
     }
 
+    /// Has all gated calls fail, those that wait now and those to come.
+    pub fn refuse(&self) {
+        self.gate.close();
+    }
+
     /// How many calls have begun.
     pub fn calls(&self) -> usize {
         self.calls.load(Ordering::SeqCst)
@@ -115,7 +120,10 @@ impl Script {
             Act::Error => return Err(TestError { what, permanent: false }),
             Act::Permanent => return Err(TestError { what, permanent: true }),
             Act::Slow(time) => tokio::time::sleep(time).await,
-            Act::Gated => self.gate.acquire().await.expect("the gate is never closed").forget(),
+            Act::Gated => match self.gate.acquire().await {
+                Ok(permit) => permit.forget(),
+                Err(_) => return Err(TestError { what, permanent: false }),
+            },
             Act::Never => pending().await,
             Act::Panic => panic!("scripted panic in {what}"),
         }
