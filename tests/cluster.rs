@@ -827,21 +827,23 @@ async fn while_all_nodes_are_down_an_acquire_waits_for_one_until_its_deadline() 
 
 #[tokio::test]
 async fn while_all_nodes_are_down_a_cluster_may_fail_fast() {
-    let builder = builder().fail_fast(true);
-    let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
-    for manager in &managers {
-        manager.connect.always(Act::Error);
+    for act in [Act::Error, Act::Permanent] {
+        let builder = builder().fail_fast(true);
+        let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+        for manager in &managers {
+            manager.connect.always(act);
+        }
+        for _ in 0..3 {
+            let error = cluster.acquire_any(Policy::RoundRobin).await.unwrap_err();
+            let ClusterError::Unavailable(unserved) = &error else { panic!("{error}") };
+            assert_eq!(unserved.nodes.len(), 2);
+        }
+        let error = cluster.acquire_any(Policy::Primary).await.unwrap_err();
+        assert!(
+            error.to_string().contains("can serve the primary: a (role unknown) is down"),
+            "{error}"
+        );
     }
-    for _ in 0..3 {
-        let error = cluster.acquire_any(Policy::RoundRobin).await.unwrap_err();
-        let ClusterError::Unavailable(unserved) = &error else { panic!("{error}") };
-        assert_eq!(unserved.nodes.len(), 2);
-    }
-    let error = cluster.acquire_any(Policy::Primary).await.unwrap_err();
-    assert!(
-        error.to_string().contains("can serve the primary: a (role unknown) is down"),
-        "{error}"
-    );
 }
 
 #[tokio::test]
@@ -2633,4 +2635,69 @@ fn who_may_go_anywhere_too_hears_that_the_runtime_has_ended_where_the_cap_looks(
         assert_eq!(timeout(SECOND, acquire).await.expect("in time").unwrap().node(), "b");
         settled(&cluster, &managers).await;
     });
+}
+
+/// A task that goes to any node, and answers which one has served it.
+fn goes_anywhere(
+    cluster: &TestCluster,
+) -> tokio::task::JoinHandle<Result<String, ClusterError<String, TestError>>> {
+    let cluster = cluster.clone();
+    tokio::spawn(async move {
+        cluster.acquire_any(Policy::RoundRobin).await.map(|guard| guard.node().clone())
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_fails_for_good_is_tried_once_for_an_acquire_and_once_a_second_for_all() {
+    let (cluster, managers) = cluster_of(builder().acquire_timeout(3 * SECOND), [("a", plain())]);
+    managers[0].connect.always(Act::Permanent);
+    let error = cluster.acquire_any(Policy::RoundRobin).await.unwrap_err();
+    assert!(matches!(error, ClusterError::Timeout(_)), "{error}");
+    assert_eq!(managers[0].connect.calls(), 3);
+    assert!(cluster.acquire_for(b"session").await.is_err());
+    let tried = managers[0].connect.calls();
+    assert!(tried <= 7, "{tried}");
+    let callers: Vec<_> = (0..20).map(|_| goes_anywhere(&cluster)).collect();
+    for caller in callers {
+        assert!(caller.await.unwrap().is_err());
+    }
+    assert!(managers[0].connect.calls() <= tried + 4, "{}", managers[0].connect.calls());
+    let waits = goes_anywhere(&cluster);
+    tokio::time::sleep(100 * MILLISECOND).await;
+    managers[0].connect.calm();
+    assert_eq!(waits.await.unwrap().unwrap(), "a");
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_connecting_fails_for_good_an_acquire_waits_for_what_comes_back() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+    let held = cluster.acquire("a").await.unwrap();
+    for manager in &managers {
+        manager.connect.always(Act::Permanent);
+    }
+    let mut acquire = pin!(cluster.acquire_any(Policy::RoundRobin));
+    assert!(timeout(2 * SECOND, acquire.as_mut()).await.is_err());
+    assert!(managers.iter().all(|manager| manager.connect.calls() <= 4), "{managers:?}");
+    let began = tokio::time::Instant::now();
+    drop(held);
+    assert_eq!(acquire.await.unwrap().node(), "a");
+    assert_eq!(
+        began.elapsed(),
+        Duration::ZERO,
+        "it was not in line, but looked again by the clock"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn servers_that_fail_for_good_are_asked_for_their_roles_now_and_then() {
+    let builder = builder().acquire_timeout(3 * SECOND);
+    let (cluster, managers) = with_roles_of(builder, [Role::Replica, Role::Replica]);
+    for manager in &managers {
+        manager.connect.always(Act::Permanent);
+    }
+    let error = cluster.acquire_any(Policy::Primary).await.unwrap_err();
+    assert!(matches!(error, ClusterError::Timeout(_)), "{error}");
+    for manager in &managers {
+        assert!((2..=4).contains(&manager.connect.calls()), "{}", manager.connect.calls());
+    }
 }

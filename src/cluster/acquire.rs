@@ -8,7 +8,9 @@
 //!
 //! Of those that it waits at, only one opens a connection for it, the first in order that has room or
 //! else, under a cap, may get it; at the others it is *patient* and takes what comes back. If the one
-//! fails, or has not served within `try_next_after`, the next one opens a connection too. An idle
+//! fails, or has not served within `try_next_after`, the next one opens a connection too. Where that fails
+//! for good, as with a wrong password, an acquire has it tried once; whether such a node is back is seen by
+//! one of all who wait, once a second. An idle
 //! connection that has to be checked first is waited for in the same way: nobody looks further as long as
 //! its check takes no longer than that, and a check that is late goes on in the background when another
 //! node serves. So no acquire waits beside a connection that it could have, none takes more than it
@@ -252,7 +254,9 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     /// # Errors
     ///
     /// - [`ClusterError::Timeout`] after the cluster's `acquire_timeout`. An acquire waits until then
-    ///   although no node is up, or none has the role that it takes, because that may change.
+    ///   although no node is up, or none has the role that it takes, because that may change. A node
+    ///   whose error is [permanent](Manager::is_permanent) is tried once for it, and after that once a
+    ///   second for all who wait.
     /// - [`ClusterError::Unavailable`] instead, at once, if the cluster is to
     ///   [fail fast](super::ClusterBuilder::fail_fast), or there is no tokio runtime to wait on.
     /// - [`ClusterError::Node`] if the only node that is left to wait for refuses, for instance because
@@ -652,6 +656,9 @@ struct Race<'a, K: Key, M: Manager> {
     runners: Vec<Runner<K, M>>,
     /// Those that have failed since the last change.
     out: Vec<Arc<Node<K, M>>>,
+    /// Those where connecting has failed for good. This acquire has nothing opened there any more, unless
+    /// somebody else has succeeded since.
+    hopeless: Vec<Arc<Node<K, M>>>,
     /// How many of the runners are to have something opened.
     dials: usize,
     /// One of them has begun to, or to check something, since the last look at this.
@@ -702,6 +709,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             picked: None,
             runners: Vec::new(),
             out: Vec::new(),
+            hopeless: Vec::new(),
             dials: 1,
             begun: false,
             word: None,
@@ -766,6 +774,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                     if matches!(error, AcquireError::NoRuntime) {
                         break Err(ClusterError::of_node(node.key().clone(), error));
                     }
+                    self.gives_up_hope(&node, &error);
                     self.refusal = Some((node.key().clone(), error));
                     self.out.push(node);
                 }
@@ -828,7 +837,13 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
         }
         let choice = cluster.choice(&table);
         let picked = self.place(&choice);
-        let order = self.aim.order(&choice, picked);
+        self.hopeless.retain(|node| !node.is_up());
+        let mut order = self.aim.order(&choice, picked);
+        order.retain(|place| {
+            let node = &table.nodes()[*place];
+            // What it still has may come back.
+            !self.is_hopeless(node) || node.pool.counts().alive() > 0
+        });
         let allowed = || order.iter().map(|place| &table.nodes()[*place]);
         self.runners.retain_mut(|runner| match allowed().find(|node| runner.is_at(*node)) {
             Some(node) => {
@@ -874,9 +889,24 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             self.nobody_is_left(&table)?;
         }
         if !self.waits_for_a_check() {
+            order.retain(|place| !self.is_hopeless(&table.nodes()[*place]));
             self.have_some_opened(&order, &table);
         }
         Ok(None)
+    }
+
+    /// A node has refused: because connecting has failed for good, or because it did so before and somebody
+    /// else is trying again already. One attempt is enough for both.
+    fn gives_up_hope(&mut self, node: &Arc<Node<K, M>>, error: &AcquireError<M::Error>) {
+        let tried = matches!(error, AcquireError::Connect(_) | AcquireError::Unavailable(_));
+        if tried && node.pool.fails_for_good() && !self.is_hopeless(node) {
+            self.hopeless.push(node.clone());
+        }
+    }
+
+    /// Whether nothing is to be opened at this node.
+    fn is_hopeless(&self, node: &Node<K, M>) -> bool {
+        self.hopeless.iter().any(|hopeless| hopeless.pool.is(&node.pool))
     }
 
     /// The place of the node that was picked.

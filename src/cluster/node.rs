@@ -241,6 +241,19 @@ impl<K> State<K> {
         }
     }
 
+    /// Whether a node that is down is to be tried again, which the caller does then.
+    fn is_due(&self) -> bool {
+        const PAUSE: u64 = 1_000_000_000;
+        let tried_at = self.tried_at.load(Ordering::Relaxed);
+        let now = self.now();
+        if now.saturating_sub(tried_at) >= PAUSE {
+            // Of several at once, one does it.
+            let (last, relaxed) = (&self.tried_at, Ordering::Relaxed);
+            return last.compare_exchange(tried_at, now, relaxed, relaxed).is_ok();
+        }
+        false
+    }
+
     /// A round trip has taken so long.
     fn took(&self, time: Duration) {
         let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).max(1);
@@ -465,16 +478,9 @@ impl<K: Key, M: Manager> Node<K, M> {
     /// another serves him at once, since nobody else may ever go there.
     #[cold]
     pub(super) fn try_again(self: &Arc<Self>, cluster: &Arc<Shared<K, M>>) {
-        const PAUSE: u64 = 1_000_000_000;
-        let tried_at = self.state.tried_at.load(Ordering::Relaxed);
-        let now = self.state.now();
-        if now.saturating_sub(tried_at) >= PAUSE {
-            // Of several at once, one does it.
-            let (last, relaxed) = (&self.state.tried_at, Ordering::Relaxed);
-            if last.compare_exchange(tried_at, now, relaxed, relaxed).is_ok() {
-                cluster.passed_over(self);
-                self.try_in_background();
-            }
+        if self.state.is_due() {
+            cluster.passed_over(self);
+            self.try_in_background();
         }
     }
 
@@ -511,6 +517,10 @@ impl<K: Key, M: Manager> Node<K, M> {
         roving: Option<Roving<K>>,
     ) {
         let Some(read_role) = self.pool.manager().read_role.clone() else { return };
+        // Without an idle connection this tries to open one, which for one who waits may go on and on.
+        if !self.is_up() && self.pool.counts().idle == 0 && !self.state.is_due() {
+            return;
+        }
         let Ok(runtime) = Handle::try_current() else { return };
         if self.state.trying.swap(true, Ordering::SeqCst) {
             return;

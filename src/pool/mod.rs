@@ -48,9 +48,9 @@ use crate::core::{try_acquire as look, try_acquire_owned};
 use crate::error::{AcquireError, TryAcquireError};
 use crate::hooks::Hooks;
 use crate::manager::Manager;
-#[cfg(feature = "cluster")]
-use crate::metrics::Outcome;
 use crate::metrics::{CloseReason, ClusterNode, PoolMetrics, PoolStatus, Signs, Totals};
+#[cfg(feature = "cluster")]
+use crate::metrics::{Connecting, Outcome};
 #[cfg(feature = "cluster")]
 use event_listener::EventListener;
 use event_listener::{Event, IntoNotification};
@@ -657,6 +657,12 @@ impl<M: Manager> Pool<M> {
     #[cfg(feature = "cluster")]
     pub(crate) fn unserved(&self) -> usize {
         self.shared.unserved()
+    }
+
+    /// Whether there was no point in trying again when connecting failed last.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn fails_for_good(&self) -> bool {
+        self.shared.connector.connecting() == Connecting::FailsForGood
     }
 
     /// How many connections may be opened at once at the moment.
