@@ -2701,3 +2701,71 @@ async fn servers_that_fail_for_good_are_asked_for_their_roles_now_and_then() {
         assert!((2..=4).contains(&manager.connect.calls()), "{}", manager.connect.calls());
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_acquire_that_is_refused_again_and_again_is_counted_once() {
+    let builder = builder().acquire_timeout(3 * SECOND);
+    let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    for manager in &managers {
+        manager.connect.always(Act::Error);
+    }
+    let waits = || cluster.status().totals.waits;
+    assert!(cluster.acquire_any(Policy::RoundRobin).await.is_err());
+    assert_eq!((waits().timed_out, waits().failures()), (1, 1), "{:?}", waits());
+    assert!(timeout(SECOND, cluster.acquire_any(Policy::RoundRobin)).await.is_err());
+    assert_eq!((waits().cancelled, waits().failures()), (1, 2), "{:?}", waits());
+    let acquire = goes_anywhere(&cluster);
+    tokio::time::sleep(SECOND).await;
+    cluster.close().await;
+    assert!(matches!(acquire.await.unwrap(), Err(ClusterError::Closed { .. })));
+    assert_eq!((waits().closed, waits().failures()), (1, 3), "{:?}", waits());
+}
+
+#[tokio::test]
+async fn an_acquire_that_is_refused_at_once_is_counted_as_that() {
+    let builder = builder().pools(|pool| pool.max_size(1).max_waiters(1));
+    let (cluster, _managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    let held = [cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap()];
+    let (mut a, mut b) = (pin!(cluster.acquire("a")), pin!(cluster.acquire("b")));
+    assert!(poll_once(a.as_mut()).is_pending() && poll_once(b.as_mut()).is_pending());
+    let waits = || cluster.status().totals.waits;
+    assert!(cluster.acquire_any(Policy::RoundRobin).await.is_err());
+    assert_eq!((waits().queue_full, waits().failures()), (1, 1), "{:?}", waits());
+    drop(held);
+    drop((a.await.unwrap(), b.await.unwrap()));
+    let served = waits().served;
+    drop(cluster.acquire_any(Policy::RoundRobin).await.unwrap());
+    assert_eq!(waits().served, served, "it was there at once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_waited_for_a_node_to_come_back_is_seen_to_have_waited() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+    for manager in &managers {
+        manager.connect.always(Act::Error);
+    }
+    let acquire = goes_anywhere(&cluster);
+    tokio::time::sleep(100 * MILLISECOND).await;
+    managers[1].connect.calm();
+    assert_eq!(acquire.await.unwrap().unwrap(), "b");
+    let b = cluster.node_stats("b").unwrap();
+    assert_eq!((b.waits.served, cluster.status().totals.waits.total()), (1, 1));
+    assert!(b.acquire_wait.max() >= Some(90 * MILLISECOND), "{:?}", b.acquire_wait.max());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_waited_for_a_node_that_is_replaced_is_seen_to_have_waited() {
+    let builder = builder().pools(|pool| pool.max_size(1));
+    let (cluster, _managers) = cluster_of(builder, [("a", plain())]);
+    let _held = cluster.acquire("a").await.unwrap();
+    let mut acquire = pin!(cluster.acquire("a"));
+    assert!(timeout(SECOND, acquire.as_mut()).await.is_err());
+    let old = cluster.replace("a", TestManager::new(), Duration::ZERO).await.unwrap();
+    assert_eq!(old.still_out.len(), 1);
+    // Before he has heard of it.
+    cluster.node("a").unwrap().warm_up(1).await.unwrap();
+    drop(acquire.await.unwrap());
+    let a = cluster.node_stats("a").unwrap();
+    assert_eq!(a.waits.served, 1);
+    assert!(a.acquire_wait.max() >= Some(900 * MILLISECOND), "{:?}", a.acquire_wait.max());
+}

@@ -16,8 +16,8 @@
 //! node serves. So no acquire waits beside a connection that it could have, none takes more than it
 //! needs, and a node that does not answer costs it little of its time.
 //!
-//! An acquire counts once in the figures, however many nodes it waits at: where it was served, or else
-//! where it waited first.
+//! An acquire that waits counts once in the figures, however many nodes it waits at and refuse it: where it
+//! was served, or else, by what it ended with, where it waited first.
 //!
 //! Not here: which nodes are allowed, and in which order (`policy.rs`).
 
@@ -271,8 +271,9 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     /// # Cost
     ///
     /// A hit at the first node looked at allocates nothing. A wait allocates: one future for each node
-    /// that it waits at. In the figures of the nodes it is one wait all the same, from its beginning: of
-    /// the node that serves, or, if none does, of the one where it has waited first.
+    /// that it waits at. In the figures of the nodes it is one wait all the same, from its beginning,
+    /// however many of them refuse it: of the node that serves, or, if none does, of the one where it has
+    /// waited first.
     ///
     /// # Examples
     ///
@@ -485,7 +486,14 @@ impl<K: Key, M: Manager> Shared<K, M> {
                         table if table.closed => {
                             return Err(ClusterError::Closed { cluster: self.name() });
                         }
-                        table => table.get(key).map(|node| node.pool.attempt(caller)),
+                        table => table.get(key).map(|node| {
+                            let attempt = node.pool.attempt(caller);
+                            if matches!(attempt, Attempt::Hit(_)) {
+                                // It was not there at once.
+                                node.pool.has_waited(Outcome::Served, began.elapsed());
+                            }
+                            attempt
+                        }),
                     };
                     match attempt {
                         Some(Attempt::Hit(pooled)) => return Ok(ClusterGuard::new(pooled)),
@@ -675,7 +683,9 @@ struct Race<'a, K: Key, M: Manager> {
     unanswered: Vec<EventListener>,
     /// The last refusal.
     refusal: Option<(K, AcquireError<M::Error>)>,
-    /// It has been counted, or is not to be.
+    /// Where it is counted: where it is served, or else where it has waited first.
+    counted_at: Option<Arc<Node<K, M>>>,
+    /// It has been counted, or has not waited and is not to be.
     over: bool,
 }
 
@@ -718,13 +728,13 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             asked: false,
             unanswered: Vec::new(),
             refusal: None,
-            over: false,
+            counted_at: None,
+            over: true,
         }
     }
 
     /// Takes what is ready, where there is no runtime to wait on.
     fn run_at_once(mut self) -> Served<K, M> {
-        self.over = true;
         loop {
             if let Some(guard) = self.line_up()? {
                 return Ok(guard);
@@ -760,11 +770,13 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             if mem::take(&mut self.begun) {
                 quiet.as_mut().reset(Instant::now() + pause);
             }
+            self.over = false;
             match self.next(&mut changed, quiet.as_mut(), late.as_mut()).await {
                 Event::Answer(index, Ok(pooled)) => {
                     let node = self.runners.remove(index).node;
                     let table = self.cluster.table.load();
                     if self.aim.allows(&self.cluster.choice(&table), &node) {
+                        self.counted_at = Some(node);
                         break Ok(ClusterGuard::new(pooled));
                     }
                     // What was learned when it was opened: the server has another role. Back it goes.
@@ -792,15 +804,11 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                     self.ask_the_others();
                 }
                 Event::Late => {
-                    self.count(Outcome::TimedOut);
                     break Err(ClusterError::Timeout(self.unserved()));
                 }
             }
         };
-        if matches!(served, Err(ClusterError::Closed { .. })) {
-            self.count_close();
-        }
-        self.over = true;
+        self.count(served.as_ref().map_or_else(Self::outcome, |_| Outcome::Served));
         self.runners.iter_mut().for_each(Runner::leave);
         served
     }
@@ -810,20 +818,24 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
         self.cluster.unserved(&self.aim, self.began)
     }
 
-    /// It has been served nowhere: that is counted where it has waited first.
-    fn count(&self, outcome: Outcome) {
-        if let Some(runner) = self.runners.first() {
-            runner.node.pool.has_waited_in_vain(outcome, self.began);
+    /// As what an acquire counts that ended with this.
+    fn outcome(error: &ClusterError<K, M::Error>) -> Outcome {
+        match error {
+            ClusterError::Node(refusal) => Outcome::from(&refusal.source),
+            ClusterError::Timeout(_) => Outcome::TimedOut,
+            ClusterError::Closed { .. } => Outcome::Closed,
+            ClusterError::UnknownNode(_)
+            | ClusterError::Removed(_)
+            | ClusterError::Unavailable(_) => Outcome::Failed,
         }
     }
 
-    /// The cluster has been closed.
-    fn count_close(&self) {
-        let counted = |(_, error): &(K, AcquireError<M::Error>)| {
-            matches!(error, AcquireError::Closed | AcquireError::Draining)
-        };
-        if !self.refusal.as_ref().is_some_and(counted) {
-            self.count(Outcome::Closed);
+    /// It has come to its end, which is counted if it has waited.
+    fn count(&mut self, outcome: Outcome) {
+        if !mem::replace(&mut self.over, true) {
+            if let Some(node) = &self.counted_at {
+                node.pool.has_waited(outcome, self.began.elapsed());
+            }
         }
     }
 
@@ -874,6 +886,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                 None => match self.look_at(node) {
                     Attempt::Hit(pooled) => {
                         self.passed_over(&table, picked, node);
+                        self.counted_at = Some(node.clone());
                         return Ok(Some(ClusterGuard::new(pooled)));
                     }
                     Attempt::Miss(missed) => missed,
@@ -881,6 +894,9 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             };
             // One that has to be checked first is nearly as good as one that is ready.
             self.begun |= missed.has_found();
+            if self.counted_at.as_ref().is_none_or(|node| node.pool.is_closed()) {
+                self.counted_at = Some(node.clone());
+            }
             self.runners.push(Runner::new(node.clone(), missed, self.began));
         }
         // A connection that was found at a node that may not be used after all goes back.
@@ -1102,8 +1118,6 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
 impl<K: Key, M: Manager> Drop for Race<'_, K, M> {
     fn drop(&mut self) {
         // Cancel: whatever else has ended it has been counted.
-        if !self.over {
-            self.count(Outcome::Cancelled);
-        }
+        self.count(Outcome::Cancelled);
     }
 }

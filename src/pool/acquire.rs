@@ -124,9 +124,6 @@ where
         let checking = wait.checking.load(Ordering::Relaxed);
         Err(keeper.timed_out(ask.line, keeper.since(wait.began), checking))
     });
-    if ask.terms.is_some_and(Terms::is_left) {
-        return served;
-    }
     wait.end(served)
 }
 
@@ -136,7 +133,7 @@ fn timer(deadline: tokio::time::Instant) -> Option<Sleep> {
 }
 
 /// An acquire that did not find what it wanted at once. However it ends is counted, unless it waits at
-/// several pools: if another one serves it, it has not failed here.
+/// several pools: that is one acquire, which counts itself once.
 struct Wait<'k, M: Manager> {
     keeper: &'k Shared<M>,
     /// By the pool's clock.
@@ -171,28 +168,33 @@ impl<'k, M: Manager> Wait<'k, M> {
         mut self,
         served: Result<T, AcquireError<M::Error>>,
     ) -> Result<T, AcquireError<M::Error>> {
-        self.outcome = Some(match &served {
-            Ok(_) => Outcome::Served,
-            Err(AcquireError::Timeout(_)) => Outcome::TimedOut,
-            Err(AcquireError::Shed { .. }) => Outcome::Shed,
-            Err(AcquireError::Draining | AcquireError::Closed) => Outcome::Closed,
-            Err(AcquireError::QueueFull) => Outcome::QueueFull,
-            Err(
-                AcquireError::Connect(_)
-                | AcquireError::Unavailable(_)
-                | AcquireError::WouldDeadlock(_)
-                | AcquireError::NoRuntime
-                | AcquireError::WouldBlock,
-            ) => Outcome::Failed,
-        });
+        if let Some(outcome) = &mut self.outcome {
+            *outcome = served.as_ref().map_or_else(Outcome::from, |_| Outcome::Served);
+        }
         served
+    }
+}
+
+impl<E> From<&AcquireError<E>> for Outcome {
+    fn from(error: &AcquireError<E>) -> Self {
+        match error {
+            AcquireError::Timeout(_) => Self::TimedOut,
+            AcquireError::Shed { .. } => Self::Shed,
+            AcquireError::Draining | AcquireError::Closed => Self::Closed,
+            AcquireError::QueueFull => Self::QueueFull,
+            AcquireError::Connect(_)
+            | AcquireError::Unavailable(_)
+            | AcquireError::WouldDeadlock(_)
+            | AcquireError::NoRuntime
+            | AcquireError::WouldBlock => Self::Failed,
+        }
     }
 }
 
 impl<M: Manager> Drop for Wait<'_, M> {
     fn drop(&mut self) {
         if let Some(outcome) = self.outcome {
-            self.keeper.has_waited(outcome, self.began);
+            self.keeper.has_waited(outcome, self.keeper.since(self.began));
         }
     }
 }
@@ -832,11 +834,10 @@ pub(crate) fn runs_async_task() -> bool {
 }
 
 impl<M: Manager> Shared<M> {
-    /// An acquire that began then, by the pool's clock, and had to wait has come to its end.
-    pub(super) fn has_waited(&self, outcome: Outcome, began: u64) {
-        let waited = self.now().saturating_sub(began);
-        self.totals.waited(outcome, waited);
-        self.tell_waited(outcome, Duration::from_nanos(waited));
+    /// An acquire that had to wait, for so long, has come to its end.
+    pub(super) fn has_waited(&self, outcome: Outcome, waited: Duration) {
+        self.totals.waited(outcome, nanos(waited));
+        self.tell_waited(outcome, waited);
     }
 
     /// A waiter was woken without a connection: because the pool was closed, because of a verdict

@@ -679,10 +679,10 @@ impl<M: Manager> Pool<M> {
         }
     }
 
-    /// An acquire that began then has waited here and elsewhere, and was served nowhere.
+    /// An acquire that is to be counted here has waited for so long, here or elsewhere.
     #[cfg(feature = "cluster")]
-    pub(crate) fn has_waited_in_vain(&self, outcome: Outcome, began: Instant) {
-        self.shared.has_waited(outcome, self.shared.moment(began));
+    pub(crate) fn has_waited(&self, outcome: Outcome, waited: Duration) {
+        self.shared.has_waited(outcome, waited);
     }
 
     /// How many acquires there have been. Costs one pass over all slots.
