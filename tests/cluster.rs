@@ -2769,3 +2769,31 @@ async fn who_has_waited_for_a_node_that_is_replaced_is_seen_to_have_waited() {
     assert_eq!(a.waits.served, 1);
     assert!(a.acquire_wait.max() >= Some(900 * MILLISECOND), "{:?}", a.acquire_wait.max());
 }
+
+#[tokio::test]
+async fn who_may_be_served_by_another_node_blocks_nobody() {
+    let builder = builder().pools(|pool| pool.max_size(2).detect_deadlock(true));
+    let (cluster, _managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    let elsewhere = [cluster.acquire("b").await.unwrap(), cluster.acquire("b").await.unwrap()];
+    let counts = |cluster: &TestCluster| cluster.node_stats("a").unwrap().counts;
+    let anywhere = tokio::spawn({
+        let cluster = cluster.clone();
+        async move {
+            let _one = cluster.acquire("a").await.unwrap();
+            eventually("the other has one", || counts(&cluster).in_use == 2).await;
+            cluster.acquire_any(Policy::RoundRobin).await.map(|guard| guard.node().clone())
+        }
+    });
+    let by_name = tokio::spawn({
+        let cluster = cluster.clone();
+        async move {
+            let _other = cluster.acquire("a").await.unwrap();
+            eventually("the one waits", || counts(&cluster).waiters == 1).await;
+            cluster.acquire("a").await.map(drop)
+        }
+    });
+    eventually("both wait", || counts(&cluster).waiters == 2 || by_name.is_finished()).await;
+    drop(elsewhere);
+    assert_eq!(joined(anywhere).await.unwrap(), "b");
+    joined(by_name).await.unwrap();
+}

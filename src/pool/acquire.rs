@@ -254,7 +254,9 @@ where
         }
         let verdicts = keeper.connector.verdicts();
         let woken = {
-            let _waiting = keeper.about_to_wait(ask.caller, ask.line)?;
+            let waiting = keeper.about_to_wait(ask.caller, ask.line)?;
+            // Who may be served by another pool as well is not stuck here.
+            let _waiting = waiting.filter(|_| ask.terms.is_none());
             if let Some(terms) = ask.terms {
                 terms.get_in_line();
             }
