@@ -2797,3 +2797,12 @@ async fn who_may_be_served_by_another_node_blocks_nobody() {
     assert_eq!(joined(anywhere).await.unwrap(), "b");
     joined(by_name).await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn under_a_cap_a_node_that_has_nothing_yet_can_be_rotated() {
+    let (cluster, managers, _) = capped(4, 2, [("a", plain()), ("b", plain())]);
+    let (began, a) = (tokio::time::Instant::now(), cluster.node("a").unwrap());
+    a.rotate(|_| Box::pin(ready(Ok(())))).await.unwrap();
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    assert_eq!(managers[0].ledger.live(), 1);
+}

@@ -329,7 +329,7 @@ impl<K: Key, M: Manager> Cluster<K, M> {
 
 /// A node of a cluster. It keeps the cluster open, but not the node in it.
 pub struct NodeHandle<K: Key, M: Manager> {
-    cluster: Arc<Shared<K, M>>,
+    pub(super) cluster: Arc<Shared<K, M>>,
     pub(super) node: Arc<Node<K, M>>,
 }
 
@@ -510,7 +510,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
 
     /// Waits, and tells the cap once it is in line. Not an async function, which would have room for its
     /// arguments twice.
-    fn in_line<F: Future>(
+    pub(super) fn in_line<F: Future>(
         self: &Arc<Self>,
         mut waiting: Pin<&mut F>,
     ) -> impl Future<Output = F::Output> {
