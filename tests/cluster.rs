@@ -2806,3 +2806,66 @@ async fn under_a_cap_a_node_that_has_nothing_yet_can_be_rotated() {
     assert_eq!(began.elapsed(), Duration::ZERO);
     assert_eq!(managers[0].ledger.live(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_never_wants_the_next_node_tried_may_say_so() {
+    let never = || builder().try_next_after(Duration::MAX);
+    let (cluster, _managers) = cluster_of(never(), [("a", plain())]);
+    drop(cluster.acquire_for(b"session").await.unwrap());
+    let (cluster, managers) = cluster_of(never(), [("a", plain()), ("b", plain())]);
+    managers[0].connect.always(Act::Never);
+    let policy = first("a");
+    let mut acquire = pin!(cluster.acquire_any(Policy::Rank(&policy)));
+    assert!(timeout(2 * SECOND, acquire.as_mut()).await.is_err());
+    assert_eq!(managers.map(|manager| manager.connect.calls()), [1, 0]);
+}
+
+/// A runtime that has no timer.
+fn without_timer() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().build().unwrap()
+}
+
+#[test]
+fn without_a_timer_who_may_go_anywhere_gets_what_is_idle_or_is_told() {
+    let (cluster, _managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+    let told = |served: Result<Guard, ClusterError<String, TestError>>| {
+        let error = served.unwrap_err();
+        let ClusterError::Node(refusal) = &error else { panic!("{error}") };
+        assert!(matches!(refusal.source, AcquireError::NoRuntime), "{error}");
+    };
+    let (one, poor) = (runtime(), without_timer());
+    poor.block_on(async {
+        told(cluster.acquire_any(Policy::RoundRobin).await);
+        told(cluster.acquire_for(b"session").await);
+    });
+    one.block_on(async { drop(cluster.acquire("b").await.unwrap()) });
+    poor.block_on(async {
+        let policy = first("a");
+        let guard = cluster.acquire_any(Policy::Rank(&policy)).await.unwrap();
+        assert_eq!(guard.node(), "b", "a has none that is idle");
+        // What it has left to the runtime.
+        tokio::task::yield_now().await;
+        told(cluster.acquire_any(Policy::Rank(&policy)).await);
+    });
+}
+
+#[test]
+fn without_a_timer_who_waits_under_a_cap_is_not_woken_for_nothing() {
+    let builder = builder().max_connections(1).acquire_timeout(Duration::MAX);
+    let (cluster, _managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    let (one, poor) = (runtime(), without_timer());
+    let _held = one.block_on(async {
+        // Its pool has a runtime with a timer from now on.
+        drop(cluster.acquire("b").await.unwrap());
+        cluster.acquire("a").await.unwrap()
+    });
+    poor.block_on(async {
+        let (wakes, waker) = Wakes::new();
+        let mut acquire = pin!(cluster.acquire("b"));
+        for _ in 0..3 {
+            assert!(poll_with(acquire.as_mut(), &waker).is_pending());
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(wakes.count(), 0);
+    });
+}

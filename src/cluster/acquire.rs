@@ -29,7 +29,7 @@ use super::{Cluster, Key, Shared};
 use crate::error::{AcquireError, ReleaseError};
 use crate::manager::Manager;
 use crate::metrics::Outcome;
-use crate::pool::{Attempt, ConnectionInfo, Missed, Pooled, PooledRef, Terms};
+use crate::pool::{Attempt, ConnectionInfo, Missed, Pooled, PooledRef, Terms, timer};
 use event_listener::EventListener;
 use std::borrow::Borrow;
 use std::fmt;
@@ -44,7 +44,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::task;
-use tokio::time::{Instant, Sleep, sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 type Caller = &'static Location<'static>;
 
@@ -261,7 +261,7 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     ///   [fail fast](super::ClusterBuilder::fail_fast), or there is no tokio runtime to wait on.
     /// - [`ClusterError::Node`] if the only node that is left to wait for refuses, for instance because
     ///   too many wait already; with [`AcquireError::NoRuntime`] if no connection is ready and there is no
-    ///   tokio runtime to wait on.
+    ///   tokio runtime with a timer to wait on.
     /// - [`ClusterError::Closed`] if the cluster is closed.
     ///
     /// # Cancel safety
@@ -733,7 +733,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
         }
     }
 
-    /// Takes what is ready, where there is no runtime to wait on.
+    /// Takes what is ready, where there is no runtime to wait on, or none with a timer.
     fn run_at_once(mut self) -> Served<K, M> {
         loop {
             if let Some(guard) = self.line_up()? {
@@ -755,10 +755,11 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
 
     async fn run(mut self) -> Served<K, M> {
         let limit = self.cluster.settings.acquire_timeout;
-        let pause = self.cluster.settings.try_next_after;
+        let pause = self.cluster.settings.try_next_after.min(FAR_FUTURE);
+        let Some(quiet) = timer(Instant::now() + pause) else { return self.run_at_once() };
+        let mut quiet = pin!(quiet);
         let deadline = self.began + limit.min(FAR_FUTURE);
         let mut late = pin!((limit < Duration::MAX).then(|| sleep_until(deadline)));
-        let mut quiet = pin!(sleep(pause));
         // Before the first look, and after each change before the next one: none is missed.
         let mut changed = self.cluster.changed.listen();
         let served = loop {

@@ -13,7 +13,7 @@ use crate::core::Counts;
 use crate::error::ConfigError;
 use crate::manager::{Condition, Manager};
 use crate::metrics::Source;
-use crate::pool::{Attempt, Pool};
+use crate::pool::{Attempt, Pool, has_timer};
 use event_listener::{Event, EventListener, IntoNotification};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -423,7 +423,7 @@ impl<K: Key, M: Manager> Node<K, M> {
     /// because the node was passed over for want of an idle one, or to see whether it is back. If there
     /// is no room for another, one that it has can tell that as well.
     pub(super) fn try_in_background(self: &Arc<Self>) {
-        let Ok(runtime) = Handle::try_current() else { return };
+        let Some(runtime) = runtime() else { return };
         if self.state.trying.swap(true, Ordering::SeqCst) {
             return;
         }
@@ -521,7 +521,7 @@ impl<K: Key, M: Manager> Node<K, M> {
         if !self.is_up() && self.pool.counts().idle == 0 && !self.state.is_due() {
             return;
         }
-        let Ok(runtime) = Handle::try_current() else { return };
+        let Some(runtime) = runtime() else { return };
         if self.state.trying.swap(true, Ordering::SeqCst) {
             return;
         }
@@ -557,6 +557,11 @@ impl<K: Key, M: Manager> Node<K, M> {
             }
         }));
     }
+}
+
+/// The runtime for what is done in the background, if there is one with a timer here.
+pub(super) fn runtime() -> Option<Handle> {
+    Handle::try_current().ok().filter(|_| has_timer())
 }
 
 /// Somebody for whom a node's pool is to open a connection, and who may be served elsewhere.

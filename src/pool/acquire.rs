@@ -128,7 +128,7 @@ where
 }
 
 /// `None` on a runtime without a timer, of which tokio tells by a panic.
-fn timer(deadline: tokio::time::Instant) -> Option<Sleep> {
+pub(crate) fn timer(deadline: tokio::time::Instant) -> Option<Sleep> {
     catch_unwind(|| sleep_until(deadline)).ok()
 }
 

@@ -33,10 +33,12 @@ pub use self::reaper::{Holder, Maintenance};
 pub(crate) use self::acquire::runs_async_task;
 use self::acquire::{Ask, acquire_blocking_slow, acquire_slow};
 #[cfg(feature = "cluster")]
-pub(crate) use self::acquire::{Attempt, Missed, MissedHere, PoolRef};
+pub(crate) use self::acquire::{Attempt, Missed, MissedHere, PoolRef, timer};
 use self::connector::Connector;
 use self::deadlock::Detector;
 use self::life::{Record, Term};
+#[cfg(feature = "cluster")]
+pub(crate) use self::operation::has_timer;
 use self::reaper::{Memory, Upkeep};
 use self::report::Reports;
 use self::shed::Shedder;
