@@ -2670,22 +2670,25 @@ async fn a_node_that_fails_for_good_is_tried_once_for_an_acquire_and_once_a_seco
 
 #[tokio::test(start_paused = true)]
 async fn where_connecting_fails_for_good_an_acquire_waits_for_what_comes_back() {
-    let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
-    let held = cluster.acquire("a").await.unwrap();
-    for manager in &managers {
-        manager.connect.always(Act::Permanent);
+    for fails_fast in [false, true] {
+        let (cluster, managers) =
+            cluster_of(builder().fail_fast(fails_fast), [("a", plain()), ("b", plain())]);
+        let held = cluster.acquire("a").await.unwrap();
+        for manager in &managers {
+            manager.connect.always(Act::Permanent);
+        }
+        let mut acquire = pin!(cluster.acquire_any(Policy::RoundRobin));
+        assert!(timeout(2 * SECOND, acquire.as_mut()).await.is_err());
+        assert!(managers.iter().all(|manager| manager.connect.calls() <= 4), "{managers:?}");
+        let began = tokio::time::Instant::now();
+        drop(held);
+        assert_eq!(acquire.await.unwrap().node(), "a");
+        assert_eq!(
+            began.elapsed(),
+            Duration::ZERO,
+            "it was not in line, but looked again by the clock"
+        );
     }
-    let mut acquire = pin!(cluster.acquire_any(Policy::RoundRobin));
-    assert!(timeout(2 * SECOND, acquire.as_mut()).await.is_err());
-    assert!(managers.iter().all(|manager| manager.connect.calls() <= 4), "{managers:?}");
-    let began = tokio::time::Instant::now();
-    drop(held);
-    assert_eq!(acquire.await.unwrap().node(), "a");
-    assert_eq!(
-        began.elapsed(),
-        Duration::ZERO,
-        "it was not in line, but looked again by the clock"
-    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -2770,43 +2773,6 @@ async fn who_has_waited_for_a_node_that_is_replaced_is_seen_to_have_waited() {
     assert!(a.acquire_wait.max() >= Some(900 * MILLISECOND), "{:?}", a.acquire_wait.max());
 }
 
-#[tokio::test]
-async fn who_may_be_served_by_another_node_blocks_nobody() {
-    let builder = builder().pools(|pool| pool.max_size(2).detect_deadlock(true));
-    let (cluster, _managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
-    let elsewhere = [cluster.acquire("b").await.unwrap(), cluster.acquire("b").await.unwrap()];
-    let counts = |cluster: &TestCluster| cluster.node_stats("a").unwrap().counts;
-    let anywhere = tokio::spawn({
-        let cluster = cluster.clone();
-        async move {
-            let _one = cluster.acquire("a").await.unwrap();
-            eventually("the other has one", || counts(&cluster).in_use == 2).await;
-            cluster.acquire_any(Policy::RoundRobin).await.map(|guard| guard.node().clone())
-        }
-    });
-    let by_name = tokio::spawn({
-        let cluster = cluster.clone();
-        async move {
-            let _other = cluster.acquire("a").await.unwrap();
-            eventually("the one waits", || counts(&cluster).waiters == 1).await;
-            cluster.acquire("a").await.map(drop)
-        }
-    });
-    eventually("both wait", || counts(&cluster).waiters == 2 || by_name.is_finished()).await;
-    drop(elsewhere);
-    assert_eq!(joined(anywhere).await.unwrap(), "b");
-    joined(by_name).await.unwrap();
-}
-
-#[tokio::test(start_paused = true)]
-async fn under_a_cap_a_node_that_has_nothing_yet_can_be_rotated() {
-    let (cluster, managers, _) = capped(4, 2, [("a", plain()), ("b", plain())]);
-    let (began, a) = (tokio::time::Instant::now(), cluster.node("a").unwrap());
-    a.rotate(|_| Box::pin(ready(Ok(())))).await.unwrap();
-    assert_eq!(began.elapsed(), Duration::ZERO);
-    assert_eq!(managers[0].ledger.live(), 1);
-}
-
 #[tokio::test(start_paused = true)]
 async fn who_never_wants_the_next_node_tried_may_say_so() {
     let never = || builder().try_next_after(Duration::MAX);
@@ -2818,6 +2784,15 @@ async fn who_never_wants_the_next_node_tried_may_say_so() {
     let mut acquire = pin!(cluster.acquire_any(Policy::Rank(&policy)));
     assert!(timeout(2 * SECOND, acquire.as_mut()).await.is_err());
     assert_eq!(managers.map(|manager| manager.connect.calls()), [1, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn under_a_cap_a_node_that_has_nothing_yet_can_be_rotated() {
+    let (cluster, managers, _) = capped(4, 2, [("a", plain()), ("b", plain())]);
+    let (began, a) = (tokio::time::Instant::now(), cluster.node("a").unwrap());
+    a.rotate(|_| Box::pin(ready(Ok(())))).await.unwrap();
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    assert_eq!(managers[0].ledger.live(), 1);
 }
 
 /// A runtime that has no timer.
@@ -2868,4 +2843,32 @@ fn without_a_timer_who_waits_under_a_cap_is_not_woken_for_nothing() {
         }
         assert_eq!(wakes.count(), 0);
     });
+}
+
+#[tokio::test]
+async fn who_may_be_served_by_another_node_blocks_nobody() {
+    let builder = builder().pools(|pool| pool.max_size(2).detect_deadlock(true));
+    let (cluster, _managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    let elsewhere = [cluster.acquire("b").await.unwrap(), cluster.acquire("b").await.unwrap()];
+    let counts = |cluster: &TestCluster| cluster.node_stats("a").unwrap().counts;
+    let anywhere = tokio::spawn({
+        let cluster = cluster.clone();
+        async move {
+            let _one = cluster.acquire("a").await.unwrap();
+            eventually("the other has one", || counts(&cluster).in_use == 2).await;
+            cluster.acquire_any(Policy::RoundRobin).await.map(|guard| guard.node().clone())
+        }
+    });
+    let by_name = tokio::spawn({
+        let cluster = cluster.clone();
+        async move {
+            let _other = cluster.acquire("a").await.unwrap();
+            eventually("the one waits", || counts(&cluster).waiters == 1).await;
+            cluster.acquire("a").await.map(drop)
+        }
+    });
+    eventually("both wait", || counts(&cluster).waiters == 2 || by_name.is_finished()).await;
+    drop(elsewhere);
+    assert_eq!(joined(anywhere).await.unwrap(), "b");
+    joined(by_name).await.unwrap();
 }

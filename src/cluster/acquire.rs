@@ -787,9 +787,12 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                     if matches!(error, AcquireError::NoRuntime) {
                         break Err(ClusterError::of_node(node.key().clone(), error));
                     }
-                    self.gives_up_hope(&node, &error);
+                    if self.gives_up_hope(&node, &error) {
+                        self.hopeless.push(node.clone());
+                    } else {
+                        self.out.push(node.clone());
+                    }
                     self.refusal = Some((node.key().clone(), error));
-                    self.out.push(node);
                 }
                 Event::LookAgain => {}
                 Event::Changed => {
@@ -912,13 +915,11 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
         Ok(None)
     }
 
-    /// A node has refused: because connecting has failed for good, or because it did so before and somebody
-    /// else is trying again already. One attempt is enough for both.
-    fn gives_up_hope(&mut self, node: &Arc<Node<K, M>>, error: &AcquireError<M::Error>) {
+    /// Whether a node has refused because connecting has failed for good just now, or because it did so
+    /// before and somebody else is trying again already: one attempt is enough for both.
+    fn gives_up_hope(&self, node: &Node<K, M>, error: &AcquireError<M::Error>) -> bool {
         let tried = matches!(error, AcquireError::Connect(_) | AcquireError::Unavailable(_));
-        if tried && node.pool.fails_for_good() && !self.is_hopeless(node) {
-            self.hopeless.push(node.clone());
-        }
+        tried && node.pool.fails_for_good() && !self.is_hopeless(node)
     }
 
     /// Whether nothing is to be opened at this node.
