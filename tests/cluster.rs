@@ -2872,3 +2872,18 @@ async fn who_may_be_served_by_another_node_blocks_nobody() {
     assert_eq!(joined(anywhere).await.unwrap(), "b");
     joined(by_name).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_node_that_is_tried_in_the_background_is_not_kept_open_by_that() {
+    let builder = builder().pools(|pool| pool.max_size(4).connect_timeout(100 * SECOND));
+    let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    drop(cluster.acquire("b").await.unwrap());
+    managers[0].connect.always(Act::Never);
+    let policy = first("a");
+    assert_eq!(cluster.acquire_any(Policy::Rank(&policy)).await.unwrap().node(), "b");
+    eventually("a is tried", || managers[0].connect.running() == 1).await;
+    drop(cluster);
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    eventually("no task is left", || tasks() == 0).await;
+    assert_eq!(managers[0].connect.running(), 0);
+}

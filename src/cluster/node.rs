@@ -13,7 +13,7 @@ use crate::core::Counts;
 use crate::error::ConfigError;
 use crate::manager::{Condition, Manager};
 use crate::metrics::Source;
-use crate::pool::{Attempt, Pool, has_timer};
+use crate::pool::{Attempt, Pool, PoolRef, has_timer};
 use event_listener::{Event, EventListener, IntoNotification};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -428,50 +428,20 @@ impl<K: Key, M: Manager> Node<K, M> {
             return;
         }
         let trying = Trying(self.state.clone());
-        let node = self.clone();
+        // Whoever tries the node does not keep its pool open.
+        let (pool, limit) = (self.pool.reference(), self.pool.config().check_timeout);
+        let caller = Location::caller();
         drop(runtime.spawn(async move {
-            let _trying = trying;
-            node.until_it_may_have_one().await;
-            let counts = node.pool.counts();
+            until_it_may_have_one(&pool).await;
+            let counts = pool.counts();
             let is_full = counts.vacant + counts.connecting == 0 && counts.alive() > 0;
-            if is_full && !node.is_up() {
-                node.check_one().await;
+            if is_full && !trying.0.is_up() {
+                check_one(&pool, limit, caller).await;
             } else {
                 // The pool tells what comes of it.
-                drop(node.pool.warm_up(counts.alive() + 1).await);
+                pool.open(counts.alive() + 1).await;
             }
         }));
-    }
-
-    /// Sees whether one of its connections works.
-    async fn check_one(&self) {
-        let Ok(mut connection) = self.pool.acquire_timeout(PATIENCE).await else { return };
-        let limit = self.pool.config().check_timeout;
-        let check = self.pool.manager().check(&mut connection);
-        // Cancel: nobody knows where the check has left the connection.
-        match tokio::time::timeout(limit, check).await {
-            Ok(Ok(())) => self.state.connected(true),
-            Ok(Err(_)) | Err(_) => connection.discard(),
-        }
-    }
-
-    /// Waits for what the cap has been asked for: not for long, since it may be that nobody has one to
-    /// give.
-    async fn until_it_may_have_one(&self) {
-        if self.pool.max_size() > 0 {
-            return;
-        }
-        let one = async {
-            loop {
-                let changed = self.pool.when_changed();
-                if self.pool.max_size() > 0 {
-                    return;
-                }
-                changed.await;
-            }
-        };
-        // An error: then there is none.
-        drop(tokio::time::timeout(PATIENCE, one).await);
     }
 
     /// Sees whether a node is back that failed some time ago: whoever passes it over calls this, also if
@@ -557,6 +527,44 @@ impl<K: Key, M: Manager> Node<K, M> {
             }
         }));
     }
+}
+
+/// Sees whether one of the connections works, for so long at the most.
+async fn check_one<K: Key, M: Manager>(
+    pool: &PoolRef<Member<K, M>>,
+    limit: Duration,
+    caller: &'static Location<'static>,
+) {
+    let acquired = match pool.clone().attempt(caller) {
+        Attempt::Hit(pooled) => Ok(pooled),
+        Attempt::Miss(missed) => missed.wait(PATIENCE).await,
+    };
+    let Ok(mut connection) = acquired else { return };
+    let check = pool.manager().check(&mut connection);
+    // Cancel: nobody knows where the check has left the connection.
+    match tokio::time::timeout(limit, check).await {
+        Ok(Ok(())) => pool.manager().state.connected(true),
+        Ok(Err(_)) | Err(_) => connection.discard(),
+    }
+}
+
+/// Waits for what the cap has been asked for: not for long, since it may be that nobody has one to
+/// give.
+async fn until_it_may_have_one<K: Key, M: Manager>(pool: &PoolRef<Member<K, M>>) {
+    if pool.max_size() > 0 {
+        return;
+    }
+    let one = async {
+        loop {
+            let changed = pool.when_changed();
+            if pool.max_size() > 0 {
+                return;
+            }
+            changed.await;
+        }
+    };
+    // An error: then there is none.
+    drop(tokio::time::timeout(PATIENCE, one).await);
 }
 
 /// The runtime for what is done in the background, if there is one with a timer here.

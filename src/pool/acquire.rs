@@ -12,7 +12,7 @@ use super::operation::{bounded, has_timer};
 use super::terms::Terms;
 use super::{DRAINING, Shared, deadlock::Waiting};
 #[cfg(feature = "cluster")]
-use crate::core::try_acquire_owned;
+use crate::core::{Counts, try_acquire_owned};
 use crate::core::{
     Flags, Found, Keeper, Lease, Line, Loan, State, Trial, Woken, try_acquire as look, wait,
     wait_blocking,
@@ -20,6 +20,8 @@ use crate::core::{
 use crate::error::{AcquireError, OperationError, Stage, Timeout, TryAcquireError};
 use crate::manager::Manager;
 use crate::metrics::{CloseReason, Outcome};
+#[cfg(feature = "cluster")]
+use event_listener::EventListener;
 use std::future::{Future, poll_fn};
 use std::ops::Deref;
 use std::panic::{Location, catch_unwind};
@@ -297,6 +299,28 @@ struct One<M: Manager>(Arc<Shared<M>>);
 impl<M: Manager> PoolRef<M> {
     pub(super) fn new(shared: Arc<Shared<M>>) -> Self {
         Self(Arc::new(One(shared)))
+    }
+
+    pub(crate) fn manager(&self) -> &M {
+        &self.manager
+    }
+
+    pub(crate) fn max_size(&self) -> usize {
+        self.core.limit()
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        self.core.counts()
+    }
+
+    /// As [`Pool::when_changed`].
+    pub(crate) fn when_changed(&self) -> EventListener {
+        self.changed.listen()
+    }
+
+    /// Opens connections until so many are open, or as many as there may be, or one cannot be opened.
+    pub(crate) async fn open(&self, count: usize) {
+        drop(self.0.0.open(count).await);
     }
 
     /// What an acquire finds at once.
