@@ -827,21 +827,23 @@ async fn while_all_nodes_are_down_an_acquire_waits_for_one_until_its_deadline() 
 
 #[tokio::test]
 async fn while_all_nodes_are_down_a_cluster_may_fail_fast() {
-    let builder = builder().fail_fast(true);
-    let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
-    for manager in &managers {
-        manager.connect.always(Act::Error);
+    for act in [Act::Error, Act::Permanent] {
+        let builder = builder().fail_fast(true);
+        let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+        for manager in &managers {
+            manager.connect.always(act);
+        }
+        for _ in 0..3 {
+            let error = cluster.acquire_any(Policy::RoundRobin).await.unwrap_err();
+            let ClusterError::Unavailable(unserved) = &error else { panic!("{error}") };
+            assert_eq!(unserved.nodes.len(), 2);
+        }
+        let error = cluster.acquire_any(Policy::Primary).await.unwrap_err();
+        assert!(
+            error.to_string().contains("can serve the primary: a (role unknown) is down"),
+            "{error}"
+        );
     }
-    for _ in 0..3 {
-        let error = cluster.acquire_any(Policy::RoundRobin).await.unwrap_err();
-        let ClusterError::Unavailable(unserved) = &error else { panic!("{error}") };
-        assert_eq!(unserved.nodes.len(), 2);
-    }
-    let error = cluster.acquire_any(Policy::Primary).await.unwrap_err();
-    assert!(
-        error.to_string().contains("can serve the primary: a (role unknown) is down"),
-        "{error}"
-    );
 }
 
 #[tokio::test]
@@ -2655,4 +2657,255 @@ fn who_may_go_anywhere_too_hears_that_the_runtime_has_ended_where_the_cap_looks(
         assert_eq!(timeout(SECOND, acquire).await.expect("in time").unwrap().node(), "b");
         settled(&cluster, &managers).await;
     });
+}
+
+/// A task that goes to any node, and answers which one has served it.
+fn goes_anywhere(
+    cluster: &TestCluster,
+) -> tokio::task::JoinHandle<Result<String, ClusterError<String, TestError>>> {
+    let cluster = cluster.clone();
+    tokio::spawn(async move {
+        cluster.acquire_any(Policy::RoundRobin).await.map(|guard| guard.node().clone())
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_fails_for_good_is_tried_once_for_an_acquire_and_once_a_second_for_all() {
+    let (cluster, managers) = cluster_of(builder().acquire_timeout(3 * SECOND), [("a", plain())]);
+    managers[0].connect.always(Act::Permanent);
+    let error = cluster.acquire_any(Policy::RoundRobin).await.unwrap_err();
+    assert!(matches!(error, ClusterError::Timeout(_)), "{error}");
+    assert_eq!(managers[0].connect.calls(), 3);
+    assert!(cluster.acquire_for(b"session").await.is_err());
+    let tried = managers[0].connect.calls();
+    assert!(tried <= 7, "{tried}");
+    let callers: Vec<_> = (0..20).map(|_| goes_anywhere(&cluster)).collect();
+    for caller in callers {
+        assert!(caller.await.unwrap().is_err());
+    }
+    assert!(managers[0].connect.calls() <= tried + 4, "{}", managers[0].connect.calls());
+    let waits = goes_anywhere(&cluster);
+    tokio::time::sleep(100 * MILLISECOND).await;
+    managers[0].connect.calm();
+    assert_eq!(waits.await.unwrap().unwrap(), "a");
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_connecting_fails_for_good_an_acquire_waits_for_what_comes_back() {
+    for fails_fast in [false, true] {
+        let (cluster, managers) =
+            cluster_of(builder().fail_fast(fails_fast), [("a", plain()), ("b", plain())]);
+        let held = cluster.acquire("a").await.unwrap();
+        for manager in &managers {
+            manager.connect.always(Act::Permanent);
+        }
+        let mut acquire = pin!(cluster.acquire_any(Policy::RoundRobin));
+        assert!(timeout(2 * SECOND, acquire.as_mut()).await.is_err());
+        assert!(managers.iter().all(|manager| manager.connect.calls() <= 4), "{managers:?}");
+        let began = tokio::time::Instant::now();
+        drop(held);
+        assert_eq!(acquire.await.unwrap().node(), "a");
+        assert_eq!(
+            began.elapsed(),
+            Duration::ZERO,
+            "it was not in line, but looked again by the clock"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn servers_that_fail_for_good_are_asked_for_their_roles_now_and_then() {
+    let builder = builder().acquire_timeout(3 * SECOND);
+    let (cluster, managers) = with_roles_of(builder, [Role::Replica, Role::Replica]);
+    for manager in &managers {
+        manager.connect.always(Act::Permanent);
+    }
+    let error = cluster.acquire_any(Policy::Primary).await.unwrap_err();
+    assert!(matches!(error, ClusterError::Timeout(_)), "{error}");
+    for manager in &managers {
+        assert!((2..=4).contains(&manager.connect.calls()), "{}", manager.connect.calls());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acquire_that_is_refused_again_and_again_is_counted_once() {
+    let builder = builder().acquire_timeout(3 * SECOND);
+    let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    for manager in &managers {
+        manager.connect.always(Act::Error);
+    }
+    let waits = || cluster.status().totals.waits;
+    assert!(cluster.acquire_any(Policy::RoundRobin).await.is_err());
+    assert_eq!((waits().timed_out, waits().failures()), (1, 1), "{:?}", waits());
+    assert!(timeout(SECOND, cluster.acquire_any(Policy::RoundRobin)).await.is_err());
+    assert_eq!((waits().cancelled, waits().failures()), (1, 2), "{:?}", waits());
+    let acquire = goes_anywhere(&cluster);
+    tokio::time::sleep(SECOND).await;
+    cluster.close().await;
+    assert!(matches!(acquire.await.unwrap(), Err(ClusterError::Closed { .. })));
+    assert_eq!((waits().closed, waits().failures()), (1, 3), "{:?}", waits());
+}
+
+#[tokio::test]
+async fn an_acquire_that_is_refused_at_once_is_counted_as_that() {
+    let builder = builder().pools(|pool| pool.max_size(1).max_waiters(1));
+    let (cluster, _managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    let held = [cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap()];
+    let (mut a, mut b) = (pin!(cluster.acquire("a")), pin!(cluster.acquire("b")));
+    assert!(poll_once(a.as_mut()).is_pending() && poll_once(b.as_mut()).is_pending());
+    let waits = || cluster.status().totals.waits;
+    assert!(cluster.acquire_any(Policy::RoundRobin).await.is_err());
+    assert_eq!((waits().queue_full, waits().failures()), (1, 1), "{:?}", waits());
+    drop(held);
+    drop((a.await.unwrap(), b.await.unwrap()));
+    let served = waits().served;
+    drop(cluster.acquire_any(Policy::RoundRobin).await.unwrap());
+    assert_eq!(waits().served, served, "it was there at once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_waited_for_a_node_to_come_back_is_seen_to_have_waited() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+    for manager in &managers {
+        manager.connect.always(Act::Error);
+    }
+    let acquire = goes_anywhere(&cluster);
+    tokio::time::sleep(100 * MILLISECOND).await;
+    managers[1].connect.calm();
+    assert_eq!(acquire.await.unwrap().unwrap(), "b");
+    let b = cluster.node_stats("b").unwrap();
+    assert_eq!((b.waits.served, cluster.status().totals.waits.total()), (1, 1));
+    assert!(b.acquire_wait.max() >= Some(90 * MILLISECOND), "{:?}", b.acquire_wait.max());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_waited_for_a_node_that_is_replaced_is_seen_to_have_waited() {
+    let builder = builder().pools(|pool| pool.max_size(1));
+    let (cluster, _managers) = cluster_of(builder, [("a", plain())]);
+    let _held = cluster.acquire("a").await.unwrap();
+    let mut acquire = pin!(cluster.acquire("a"));
+    assert!(timeout(SECOND, acquire.as_mut()).await.is_err());
+    let old = cluster.replace("a", TestManager::new(), Duration::ZERO).await.unwrap();
+    assert_eq!(old.still_out.len(), 1);
+    // Before he has heard of it.
+    cluster.node("a").unwrap().warm_up(1).await.unwrap();
+    drop(acquire.await.unwrap());
+    let a = cluster.node_stats("a").unwrap();
+    assert_eq!(a.waits.served, 1);
+    assert!(a.acquire_wait.max() >= Some(900 * MILLISECOND), "{:?}", a.acquire_wait.max());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_never_wants_the_next_node_tried_may_say_so() {
+    let never = || builder().try_next_after(Duration::MAX);
+    let (cluster, _managers) = cluster_of(never(), [("a", plain())]);
+    drop(cluster.acquire_for(b"session").await.unwrap());
+    let (cluster, managers) = cluster_of(never(), [("a", plain()), ("b", plain())]);
+    managers[0].connect.always(Act::Never);
+    let policy = first("a");
+    let mut acquire = pin!(cluster.acquire_any(Policy::Rank(&policy)));
+    assert!(timeout(2 * SECOND, acquire.as_mut()).await.is_err());
+    assert_eq!(managers.map(|manager| manager.connect.calls()), [1, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn under_a_cap_a_node_that_has_nothing_yet_can_be_rotated() {
+    let (cluster, managers, _) = capped(4, 2, [("a", plain()), ("b", plain())]);
+    let (began, a) = (tokio::time::Instant::now(), cluster.node("a").unwrap());
+    a.rotate(|_| Box::pin(ready(Ok(())))).await.unwrap();
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    assert_eq!(managers[0].ledger.live(), 1);
+}
+
+/// A runtime that has no timer.
+fn without_timer() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().build().unwrap()
+}
+
+#[test]
+fn without_a_timer_who_may_go_anywhere_gets_what_is_idle_or_is_told() {
+    let (cluster, _managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+    let told = |served: Result<Guard, ClusterError<String, TestError>>| {
+        let error = served.unwrap_err();
+        let ClusterError::Node(refusal) = &error else { panic!("{error}") };
+        assert!(matches!(refusal.source, AcquireError::NoRuntime), "{error}");
+    };
+    let (one, poor) = (runtime(), without_timer());
+    poor.block_on(async {
+        told(cluster.acquire_any(Policy::RoundRobin).await);
+        told(cluster.acquire_for(b"session").await);
+    });
+    one.block_on(async { drop(cluster.acquire("b").await.unwrap()) });
+    poor.block_on(async {
+        let policy = first("a");
+        let guard = cluster.acquire_any(Policy::Rank(&policy)).await.unwrap();
+        assert_eq!(guard.node(), "b", "a has none that is idle");
+        // What it has left to the runtime.
+        tokio::task::yield_now().await;
+        told(cluster.acquire_any(Policy::Rank(&policy)).await);
+    });
+}
+
+#[test]
+fn without_a_timer_who_waits_under_a_cap_is_not_woken_for_nothing() {
+    let builder = builder().max_connections(1).acquire_timeout(Duration::MAX);
+    let (cluster, _managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    let (one, poor) = (runtime(), without_timer());
+    let _held = one.block_on(async {
+        // Its pool has a runtime with a timer from now on.
+        drop(cluster.acquire("b").await.unwrap());
+        cluster.acquire("a").await.unwrap()
+    });
+    poor.block_on(async {
+        let (wakes, waker) = Wakes::new();
+        let mut acquire = pin!(cluster.acquire("b"));
+        for _ in 0..3 {
+            assert!(poll_with(acquire.as_mut(), &waker).is_pending());
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(wakes.count(), 0);
+    });
+}
+
+#[tokio::test]
+async fn who_may_be_served_by_another_node_blocks_nobody() {
+    let builder = builder().pools(|pool| pool.max_size(2).detect_deadlock(true));
+    let (cluster, _managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    let elsewhere = [cluster.acquire("b").await.unwrap(), cluster.acquire("b").await.unwrap()];
+    let counts = |cluster: &TestCluster| cluster.node_stats("a").unwrap().counts;
+    let anywhere = tokio::spawn({
+        let cluster = cluster.clone();
+        async move {
+            let _one = cluster.acquire("a").await.unwrap();
+            eventually("the other has one", || counts(&cluster).in_use == 2).await;
+            cluster.acquire_any(Policy::RoundRobin).await.map(|guard| guard.node().clone())
+        }
+    });
+    let by_name = tokio::spawn({
+        let cluster = cluster.clone();
+        async move {
+            let _other = cluster.acquire("a").await.unwrap();
+            eventually("the one waits", || counts(&cluster).waiters == 1).await;
+            cluster.acquire("a").await.map(drop)
+        }
+    });
+    eventually("both wait", || counts(&cluster).waiters == 2 || by_name.is_finished()).await;
+    drop(elsewhere);
+    assert_eq!(joined(anywhere).await.unwrap(), "b");
+    joined(by_name).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_node_that_is_tried_in_the_background_is_not_kept_open_by_that() {
+    let builder = builder().pools(|pool| pool.max_size(4).connect_timeout(100 * SECOND));
+    let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    drop(cluster.acquire("b").await.unwrap());
+    managers[0].connect.always(Act::Never);
+    let policy = first("a");
+    assert_eq!(cluster.acquire_any(Policy::Rank(&policy)).await.unwrap().node(), "b");
+    eventually("a is tried", || managers[0].connect.running() == 1).await;
+    drop(cluster);
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    eventually("no task is left", || tasks() == 0).await;
+    assert_eq!(managers[0].connect.running(), 0);
 }

@@ -8,14 +8,16 @@
 //!
 //! Of those that it waits at, only one opens a connection for it, the first in order that has room or
 //! else, under a cap, may get it; at the others it is *patient* and takes what comes back. If the one
-//! fails, or has not served within `try_next_after`, the next one opens a connection too. An idle
+//! fails, or has not served within `try_next_after`, the next one opens a connection too. Where that fails
+//! for good, as with a wrong password, an acquire has it tried once; whether such a node is back is seen by
+//! one of all who wait, once a second. An idle
 //! connection that has to be checked first is waited for in the same way: nobody looks further as long as
 //! its check takes no longer than that, and a check that is late goes on in the background when another
 //! node serves. So no acquire waits beside a connection that it could have, none takes more than it
 //! needs, and a node that does not answer costs it little of its time.
 //!
-//! An acquire counts once in the figures, however many nodes it waits at: where it was served, or else
-//! where it waited first.
+//! An acquire that waits counts once in the figures, however many nodes it waits at and refuse it: where it
+//! was served, or else, by what it ended with, where it waited first.
 //!
 //! Not here: which nodes are allowed, and in which order (`policy.rs`).
 
@@ -27,7 +29,7 @@ use super::{Cluster, Key, Shared};
 use crate::error::{AcquireError, ReleaseError};
 use crate::manager::Manager;
 use crate::metrics::Outcome;
-use crate::pool::{Attempt, ConnectionInfo, Missed, Pooled, PooledRef, Terms};
+use crate::pool::{Attempt, ConnectionInfo, Missed, Pooled, PooledRef, Terms, timer};
 use event_listener::EventListener;
 use std::borrow::Borrow;
 use std::fmt;
@@ -42,7 +44,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::task;
-use tokio::time::{Instant, Sleep, sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 type Caller = &'static Location<'static>;
 
@@ -252,12 +254,14 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     /// # Errors
     ///
     /// - [`ClusterError::Timeout`] after the cluster's `acquire_timeout`. An acquire waits until then
-    ///   although no node is up, or none has the role that it takes, because that may change.
+    ///   although no node is up, or none has the role that it takes, because that may change. A node
+    ///   whose error is [permanent](Manager::is_permanent) is tried once for it, and after that once a
+    ///   second for all who wait.
     /// - [`ClusterError::Unavailable`] instead, at once, if the cluster is to
     ///   [fail fast](super::ClusterBuilder::fail_fast), or there is no tokio runtime to wait on.
     /// - [`ClusterError::Node`] if the only node that is left to wait for refuses, for instance because
     ///   too many wait already; with [`AcquireError::NoRuntime`] if no connection is ready and there is no
-    ///   tokio runtime to wait on.
+    ///   tokio runtime with a timer to wait on.
     /// - [`ClusterError::Closed`] if the cluster is closed.
     ///
     /// # Cancel safety
@@ -267,8 +271,9 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     /// # Cost
     ///
     /// A hit at the first node looked at allocates nothing. A wait allocates: one future for each node
-    /// that it waits at. In the figures of the nodes it is one wait all the same, from its beginning: of
-    /// the node that serves, or, if none does, of the one where it has waited first.
+    /// that it waits at. In the figures of the nodes it is one wait all the same, from its beginning,
+    /// however many of them refuse it: of the node that serves, or, if none does, of the one where it has
+    /// waited first.
     ///
     /// # Examples
     ///
@@ -324,7 +329,7 @@ impl<K: Key, M: Manager> Cluster<K, M> {
 
 /// A node of a cluster. It keeps the cluster open, but not the node in it.
 pub struct NodeHandle<K: Key, M: Manager> {
-    cluster: Arc<Shared<K, M>>,
+    pub(super) cluster: Arc<Shared<K, M>>,
     pub(super) node: Arc<Node<K, M>>,
 }
 
@@ -481,7 +486,14 @@ impl<K: Key, M: Manager> Shared<K, M> {
                         table if table.closed => {
                             return Err(ClusterError::Closed { cluster: self.name() });
                         }
-                        table => table.get(key).map(|node| node.pool.attempt(caller)),
+                        table => table.get(key).map(|node| {
+                            let attempt = node.pool.attempt(caller);
+                            if matches!(attempt, Attempt::Hit(_)) {
+                                // It was not there at once.
+                                node.pool.has_waited(Outcome::Served, began.elapsed());
+                            }
+                            attempt
+                        }),
                     };
                     match attempt {
                         Some(Attempt::Hit(pooled)) => return Ok(ClusterGuard::new(pooled)),
@@ -498,7 +510,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
 
     /// Waits, and tells the cap once it is in line. Not an async function, which would have room for its
     /// arguments twice.
-    fn in_line<F: Future>(
+    pub(super) fn in_line<F: Future>(
         self: &Arc<Self>,
         mut waiting: Pin<&mut F>,
     ) -> impl Future<Output = F::Output> {
@@ -652,6 +664,9 @@ struct Race<'a, K: Key, M: Manager> {
     runners: Vec<Runner<K, M>>,
     /// Those that have failed since the last change.
     out: Vec<Arc<Node<K, M>>>,
+    /// Those where connecting has failed for good. This acquire has nothing opened there any more, unless
+    /// somebody else has succeeded since.
+    hopeless: Vec<Arc<Node<K, M>>>,
     /// How many of the runners are to have something opened.
     dials: usize,
     /// One of them has begun to, or to check something, since the last look at this.
@@ -668,7 +683,9 @@ struct Race<'a, K: Key, M: Manager> {
     unanswered: Vec<EventListener>,
     /// The last refusal.
     refusal: Option<(K, AcquireError<M::Error>)>,
-    /// It has been counted, or is not to be.
+    /// Where it is counted: where it is served, or else where it has waited first.
+    counted_at: Option<Arc<Node<K, M>>>,
+    /// It has been counted, or has not waited and is not to be.
     over: bool,
 }
 
@@ -702,6 +719,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             picked: None,
             runners: Vec::new(),
             out: Vec::new(),
+            hopeless: Vec::new(),
             dials: 1,
             begun: false,
             word: None,
@@ -710,13 +728,13 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             asked: false,
             unanswered: Vec::new(),
             refusal: None,
-            over: false,
+            counted_at: None,
+            over: true,
         }
     }
 
-    /// Takes what is ready, where there is no runtime to wait on.
+    /// Takes what is ready, where there is no runtime to wait on, or none with a timer.
     fn run_at_once(mut self) -> Served<K, M> {
-        self.over = true;
         loop {
             if let Some(guard) = self.line_up()? {
                 return Ok(guard);
@@ -737,10 +755,11 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
 
     async fn run(mut self) -> Served<K, M> {
         let limit = self.cluster.settings.acquire_timeout;
-        let pause = self.cluster.settings.try_next_after;
+        let pause = self.cluster.settings.try_next_after.min(FAR_FUTURE);
+        let Some(quiet) = timer(Instant::now() + pause) else { return self.run_at_once() };
+        let mut quiet = pin!(quiet);
         let deadline = self.began + limit.min(FAR_FUTURE);
         let mut late = pin!((limit < Duration::MAX).then(|| sleep_until(deadline)));
-        let mut quiet = pin!(sleep(pause));
         // Before the first look, and after each change before the next one: none is missed.
         let mut changed = self.cluster.changed.listen();
         let served = loop {
@@ -752,11 +771,13 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             if mem::take(&mut self.begun) {
                 quiet.as_mut().reset(Instant::now() + pause);
             }
+            self.over = false;
             match self.next(&mut changed, quiet.as_mut(), late.as_mut()).await {
                 Event::Answer(index, Ok(pooled)) => {
                     let node = self.runners.remove(index).node;
                     let table = self.cluster.table.load();
                     if self.aim.allows(&self.cluster.choice(&table), &node) {
+                        self.counted_at = Some(node);
                         break Ok(ClusterGuard::new(pooled));
                     }
                     // What was learned when it was opened: the server has another role. Back it goes.
@@ -766,8 +787,12 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                     if matches!(error, AcquireError::NoRuntime) {
                         break Err(ClusterError::of_node(node.key().clone(), error));
                     }
+                    if self.gives_up_hope(&node, &error) {
+                        self.hopeless.push(node.clone());
+                    } else {
+                        self.out.push(node.clone());
+                    }
                     self.refusal = Some((node.key().clone(), error));
-                    self.out.push(node);
                 }
                 Event::LookAgain => {}
                 Event::Changed => {
@@ -783,15 +808,11 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                     self.ask_the_others();
                 }
                 Event::Late => {
-                    self.count(Outcome::TimedOut);
                     break Err(ClusterError::Timeout(self.unserved()));
                 }
             }
         };
-        if matches!(served, Err(ClusterError::Closed { .. })) {
-            self.count_close();
-        }
-        self.over = true;
+        self.count(served.as_ref().map_or_else(Self::outcome, |_| Outcome::Served));
         self.runners.iter_mut().for_each(Runner::leave);
         served
     }
@@ -801,20 +822,24 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
         self.cluster.unserved(&self.aim, self.began)
     }
 
-    /// It has been served nowhere: that is counted where it has waited first.
-    fn count(&self, outcome: Outcome) {
-        if let Some(runner) = self.runners.first() {
-            runner.node.pool.has_waited_in_vain(outcome, self.began);
+    /// As what an acquire counts that ended with this.
+    fn outcome(error: &ClusterError<K, M::Error>) -> Outcome {
+        match error {
+            ClusterError::Node(refusal) => Outcome::from(&refusal.source),
+            ClusterError::Timeout(_) => Outcome::TimedOut,
+            ClusterError::Closed { .. } => Outcome::Closed,
+            ClusterError::UnknownNode(_)
+            | ClusterError::Removed(_)
+            | ClusterError::Unavailable(_) => Outcome::Failed,
         }
     }
 
-    /// The cluster has been closed.
-    fn count_close(&self) {
-        let counted = |(_, error): &(K, AcquireError<M::Error>)| {
-            matches!(error, AcquireError::Closed | AcquireError::Draining)
-        };
-        if !self.refusal.as_ref().is_some_and(counted) {
-            self.count(Outcome::Closed);
+    /// It has come to its end, which is counted if it has waited.
+    fn count(&mut self, outcome: Outcome) {
+        if !mem::replace(&mut self.over, true) {
+            if let Some(node) = &self.counted_at {
+                node.pool.has_waited(outcome, self.began.elapsed());
+            }
         }
     }
 
@@ -828,7 +853,13 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
         }
         let choice = cluster.choice(&table);
         let picked = self.place(&choice);
-        let order = self.aim.order(&choice, picked);
+        self.hopeless.retain(|node| !node.is_up());
+        let mut order = self.aim.order(&choice, picked);
+        order.retain(|place| {
+            let node = &table.nodes()[*place];
+            // What it still has may come back.
+            !self.is_hopeless(node) || node.pool.counts().alive() > 0
+        });
         let allowed = || order.iter().map(|place| &table.nodes()[*place]);
         self.runners.retain_mut(|runner| match allowed().find(|node| runner.is_at(*node)) {
             Some(node) => {
@@ -859,6 +890,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                 None => match self.look_at(node) {
                     Attempt::Hit(pooled) => {
                         self.passed_over(&table, picked, node);
+                        self.counted_at = Some(node.clone());
                         return Ok(Some(ClusterGuard::new(pooled)));
                     }
                     Attempt::Miss(missed) => missed,
@@ -866,6 +898,9 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             };
             // One that has to be checked first is nearly as good as one that is ready.
             self.begun |= missed.has_found();
+            if self.counted_at.as_ref().is_none_or(|node| node.pool.is_closed()) {
+                self.counted_at = Some(node.clone());
+            }
             self.runners.push(Runner::new(node.clone(), missed, self.began));
         }
         // A connection that was found at a node that may not be used after all goes back.
@@ -874,9 +909,22 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             self.nobody_is_left(&table)?;
         }
         if !self.waits_for_a_check() {
+            order.retain(|place| !self.is_hopeless(&table.nodes()[*place]));
             self.have_some_opened(&order, &table);
         }
         Ok(None)
+    }
+
+    /// Whether a node has refused because connecting has failed for good just now, or because it did so
+    /// before and somebody else is trying again already: one attempt is enough for both.
+    fn gives_up_hope(&self, node: &Node<K, M>, error: &AcquireError<M::Error>) -> bool {
+        let tried = matches!(error, AcquireError::Connect(_) | AcquireError::Unavailable(_));
+        tried && node.pool.fails_for_good() && !self.is_hopeless(node)
+    }
+
+    /// Whether nothing is to be opened at this node.
+    fn is_hopeless(&self, node: &Node<K, M>) -> bool {
+        self.hopeless.iter().any(|hopeless| hopeless.pool.is(&node.pool))
     }
 
     /// The place of the node that was picked.
@@ -1072,8 +1120,6 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
 impl<K: Key, M: Manager> Drop for Race<'_, K, M> {
     fn drop(&mut self) {
         // Cancel: whatever else has ended it has been counted.
-        if !self.over {
-            self.count(Outcome::Cancelled);
-        }
+        self.count(Outcome::Cancelled);
     }
 }

@@ -218,9 +218,10 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
         self
     }
 
-    /// An acquire that may go to several nodes of which none is up, or none has the role that it
-    /// takes, fails at once rather than at its deadline; if the [servers say](Self::read_role) which they
-    /// have, once those have been asked that have never said so. Default: `false`.
+    /// An acquire that may go to several nodes fails at once rather than at its deadline if none of them
+    /// is up and none has a connection left that could come back, or if none has the role that it takes;
+    /// if the [servers say](Self::read_role) which they have, once those have been asked that have never
+    /// said so. Default: `false`.
     pub fn fail_fast(mut self, fail_fast: bool) -> Self {
         self.settings.fail_fast = fail_fast;
         self

@@ -11,6 +11,7 @@ use crate::manager::Manager;
 use crate::metrics::PoolMetrics;
 use crate::pool::{ConnectionInfo, Holder, Pooled};
 use std::future::Future;
+use std::pin::pin;
 
 impl<K: Key, M: Manager> NodeHandle<K, M> {
     /// Acquires a connection of this node if one is idle and nobody waits; never waits, never opens one.
@@ -47,7 +48,8 @@ impl<K: Key, M: Manager> NodeHandle<K, M> {
     }
 
     /// The same once a new connection has been opened and tried; see
-    /// [`Pool::rotate`](crate::Pool::rotate).
+    /// [`Pool::rotate`](crate::Pool::rotate). Under a [cap](super::ClusterBuilder::max_connections), other
+    /// nodes make room for it as they do for an acquire.
     ///
     /// # Errors
     ///
@@ -64,7 +66,11 @@ impl<K: Key, M: Manager> NodeHandle<K, M> {
     where
         F: for<'c> FnOnce(&'c mut M::Connection) -> HookFuture<'c, M::Error> + Send,
     {
-        self.node.pool.rotate(verify)
+        let rotation = self.node.pool.rotate(verify);
+        async move {
+            let mut rotation = pin!(rotation);
+            self.cluster.in_line(rotation.as_mut()).await
+        }
     }
 
     /// Closes the idle connections of this node that `keep` does not want; see

@@ -30,7 +30,7 @@
 //!
 //! Not here: what a pool does when its limit changes (`crate::core`).
 
-use super::node::{Member, Node};
+use super::node::{Member, Node, runtime};
 use super::{Key, Shared};
 use crate::manager::Manager;
 use crate::pool::Pool;
@@ -44,7 +44,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Poll;
 use std::time::Duration;
-use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 /// For so long a node keeps its last unit while another one waits for that: many uses, beside which it
@@ -522,8 +521,8 @@ impl<K: Key, M: Manager> Shared<K, M> {
         let Some(cap) = &self.cap else { return true };
         if let Some(listeners) = cap.balance() {
             cap.wanted.notify(1.additional());
-            // Where there is no runtime, nobody is to take this for an end.
-            let Ok(runtime) = Handle::try_current() else { return true };
+            // Where there is no runtime, or none with a timer, nobody is to take this for an end.
+            let Some(runtime) = runtime() else { return true };
             if let Some(collecting) = Collecting::begin(self, cap) {
                 return !runtime.spawn(collect(collecting, listeners)).is_finished();
             }

@@ -13,7 +13,7 @@ use crate::core::Counts;
 use crate::error::ConfigError;
 use crate::manager::{Condition, Manager};
 use crate::metrics::Source;
-use crate::pool::{Attempt, Pool};
+use crate::pool::{Attempt, Pool, PoolRef, has_timer};
 use event_listener::{Event, EventListener, IntoNotification};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -241,6 +241,19 @@ impl<K> State<K> {
         }
     }
 
+    /// Whether a node that is down is to be tried again, which the caller does then.
+    fn is_due(&self) -> bool {
+        const PAUSE: u64 = 1_000_000_000;
+        let tried_at = self.tried_at.load(Ordering::Relaxed);
+        let now = self.now();
+        if now.saturating_sub(tried_at) >= PAUSE {
+            // Of several at once, one does it.
+            let (last, relaxed) = (&self.tried_at, Ordering::Relaxed);
+            return last.compare_exchange(tried_at, now, relaxed, relaxed).is_ok();
+        }
+        false
+    }
+
     /// A round trip has taken so long.
     fn took(&self, time: Duration) {
         let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).max(1);
@@ -410,71 +423,34 @@ impl<K: Key, M: Manager> Node<K, M> {
     /// because the node was passed over for want of an idle one, or to see whether it is back. If there
     /// is no room for another, one that it has can tell that as well.
     pub(super) fn try_in_background(self: &Arc<Self>) {
-        let Ok(runtime) = Handle::try_current() else { return };
+        let Some(runtime) = runtime() else { return };
         if self.state.trying.swap(true, Ordering::SeqCst) {
             return;
         }
         let trying = Trying(self.state.clone());
-        let node = self.clone();
+        // Whoever tries the node does not keep its pool open.
+        let (pool, limit) = (self.pool.reference(), self.pool.config().check_timeout);
+        let caller = Location::caller();
         drop(runtime.spawn(async move {
-            let _trying = trying;
-            node.until_it_may_have_one().await;
-            let counts = node.pool.counts();
+            until_it_may_have_one(&pool).await;
+            let counts = pool.counts();
             let is_full = counts.vacant + counts.connecting == 0 && counts.alive() > 0;
-            if is_full && !node.is_up() {
-                node.check_one().await;
+            if is_full && !trying.0.is_up() {
+                check_one(&pool, limit, caller).await;
             } else {
                 // The pool tells what comes of it.
-                drop(node.pool.warm_up(counts.alive() + 1).await);
+                pool.open(counts.alive() + 1).await;
             }
         }));
-    }
-
-    /// Sees whether one of its connections works.
-    async fn check_one(&self) {
-        let Ok(mut connection) = self.pool.acquire_timeout(PATIENCE).await else { return };
-        let limit = self.pool.config().check_timeout;
-        let check = self.pool.manager().check(&mut connection);
-        // Cancel: nobody knows where the check has left the connection.
-        match tokio::time::timeout(limit, check).await {
-            Ok(Ok(())) => self.state.connected(true),
-            Ok(Err(_)) | Err(_) => connection.discard(),
-        }
-    }
-
-    /// Waits for what the cap has been asked for: not for long, since it may be that nobody has one to
-    /// give.
-    async fn until_it_may_have_one(&self) {
-        if self.pool.max_size() > 0 {
-            return;
-        }
-        let one = async {
-            loop {
-                let changed = self.pool.when_changed();
-                if self.pool.max_size() > 0 {
-                    return;
-                }
-                changed.await;
-            }
-        };
-        // An error: then there is none.
-        drop(tokio::time::timeout(PATIENCE, one).await);
     }
 
     /// Sees whether a node is back that failed some time ago: whoever passes it over calls this, also if
     /// another serves him at once, since nobody else may ever go there.
     #[cold]
     pub(super) fn try_again(self: &Arc<Self>, cluster: &Arc<Shared<K, M>>) {
-        const PAUSE: u64 = 1_000_000_000;
-        let tried_at = self.state.tried_at.load(Ordering::Relaxed);
-        let now = self.state.now();
-        if now.saturating_sub(tried_at) >= PAUSE {
-            // Of several at once, one does it.
-            let (last, relaxed) = (&self.state.tried_at, Ordering::Relaxed);
-            if last.compare_exchange(tried_at, now, relaxed, relaxed).is_ok() {
-                cluster.passed_over(self);
-                self.try_in_background();
-            }
+        if self.state.is_due() {
+            cluster.passed_over(self);
+            self.try_in_background();
         }
     }
 
@@ -511,7 +487,11 @@ impl<K: Key, M: Manager> Node<K, M> {
         roving: Option<Roving<K>>,
     ) {
         let Some(read_role) = self.pool.manager().read_role.clone() else { return };
-        let Ok(runtime) = Handle::try_current() else { return };
+        // Without an idle connection this tries to open one, which for one who waits may go on and on.
+        if !self.is_up() && self.pool.counts().idle == 0 && !self.state.is_due() {
+            return;
+        }
+        let Some(runtime) = runtime() else { return };
         if self.state.trying.swap(true, Ordering::SeqCst) {
             return;
         }
@@ -547,6 +527,49 @@ impl<K: Key, M: Manager> Node<K, M> {
             }
         }));
     }
+}
+
+/// Sees whether one of the connections works, for so long at the most.
+async fn check_one<K: Key, M: Manager>(
+    pool: &PoolRef<Member<K, M>>,
+    limit: Duration,
+    caller: &'static Location<'static>,
+) {
+    let acquired = match pool.clone().attempt(caller) {
+        Attempt::Hit(pooled) => Ok(pooled),
+        Attempt::Miss(missed) => missed.wait(PATIENCE).await,
+    };
+    let Ok(mut connection) = acquired else { return };
+    let check = pool.manager().check(&mut connection);
+    // Cancel: nobody knows where the check has left the connection.
+    match tokio::time::timeout(limit, check).await {
+        Ok(Ok(())) => pool.manager().state.connected(true),
+        Ok(Err(_)) | Err(_) => connection.discard(),
+    }
+}
+
+/// Waits for what the cap has been asked for: not for long, since it may be that nobody has one to
+/// give.
+async fn until_it_may_have_one<K: Key, M: Manager>(pool: &PoolRef<Member<K, M>>) {
+    if pool.max_size() > 0 {
+        return;
+    }
+    let one = async {
+        loop {
+            let changed = pool.when_changed();
+            if pool.max_size() > 0 {
+                return;
+            }
+            changed.await;
+        }
+    };
+    // An error: then there is none.
+    drop(tokio::time::timeout(PATIENCE, one).await);
+}
+
+/// The runtime for what is done in the background, if there is one with a timer here.
+pub(super) fn runtime() -> Option<Handle> {
+    Handle::try_current().ok().filter(|_| has_timer())
 }
 
 /// Somebody for whom a node's pool is to open a connection, and who may be served elsewhere.

@@ -12,7 +12,7 @@ use super::operation::{bounded, has_timer};
 use super::terms::Terms;
 use super::{DRAINING, Shared, deadlock::Waiting};
 #[cfg(feature = "cluster")]
-use crate::core::try_acquire_owned;
+use crate::core::{Counts, try_acquire_owned};
 use crate::core::{
     Flags, Found, Keeper, Lease, Line, Loan, State, Trial, Woken, try_acquire as look, wait,
     wait_blocking,
@@ -20,6 +20,8 @@ use crate::core::{
 use crate::error::{AcquireError, OperationError, Stage, Timeout, TryAcquireError};
 use crate::manager::Manager;
 use crate::metrics::{CloseReason, Outcome};
+#[cfg(feature = "cluster")]
+use event_listener::EventListener;
 use std::future::{Future, poll_fn};
 use std::ops::Deref;
 use std::panic::{Location, catch_unwind};
@@ -124,19 +126,16 @@ where
         let checking = wait.checking.load(Ordering::Relaxed);
         Err(keeper.timed_out(ask.line, keeper.since(wait.began), checking))
     });
-    if ask.terms.is_some_and(Terms::is_left) {
-        return served;
-    }
     wait.end(served)
 }
 
 /// `None` on a runtime without a timer, of which tokio tells by a panic.
-fn timer(deadline: tokio::time::Instant) -> Option<Sleep> {
+pub(crate) fn timer(deadline: tokio::time::Instant) -> Option<Sleep> {
     catch_unwind(|| sleep_until(deadline)).ok()
 }
 
 /// An acquire that did not find what it wanted at once. However it ends is counted, unless it waits at
-/// several pools: if another one serves it, it has not failed here.
+/// several pools: that is one acquire, which counts itself once.
 struct Wait<'k, M: Manager> {
     keeper: &'k Shared<M>,
     /// By the pool's clock.
@@ -171,28 +170,33 @@ impl<'k, M: Manager> Wait<'k, M> {
         mut self,
         served: Result<T, AcquireError<M::Error>>,
     ) -> Result<T, AcquireError<M::Error>> {
-        self.outcome = Some(match &served {
-            Ok(_) => Outcome::Served,
-            Err(AcquireError::Timeout(_)) => Outcome::TimedOut,
-            Err(AcquireError::Shed { .. }) => Outcome::Shed,
-            Err(AcquireError::Draining | AcquireError::Closed) => Outcome::Closed,
-            Err(AcquireError::QueueFull) => Outcome::QueueFull,
-            Err(
-                AcquireError::Connect(_)
-                | AcquireError::Unavailable(_)
-                | AcquireError::WouldDeadlock(_)
-                | AcquireError::NoRuntime
-                | AcquireError::WouldBlock,
-            ) => Outcome::Failed,
-        });
+        if let Some(outcome) = &mut self.outcome {
+            *outcome = served.as_ref().map_or_else(Outcome::from, |_| Outcome::Served);
+        }
         served
+    }
+}
+
+impl<E> From<&AcquireError<E>> for Outcome {
+    fn from(error: &AcquireError<E>) -> Self {
+        match error {
+            AcquireError::Timeout(_) => Self::TimedOut,
+            AcquireError::Shed { .. } => Self::Shed,
+            AcquireError::Draining | AcquireError::Closed => Self::Closed,
+            AcquireError::QueueFull => Self::QueueFull,
+            AcquireError::Connect(_)
+            | AcquireError::Unavailable(_)
+            | AcquireError::WouldDeadlock(_)
+            | AcquireError::NoRuntime
+            | AcquireError::WouldBlock => Self::Failed,
+        }
     }
 }
 
 impl<M: Manager> Drop for Wait<'_, M> {
     fn drop(&mut self) {
         if let Some(outcome) = self.outcome {
-            self.keeper.has_waited(outcome, self.began);
+            self.keeper.has_waited(outcome, self.keeper.since(self.began));
         }
     }
 }
@@ -255,7 +259,9 @@ where
         }
         let verdicts = keeper.connector.verdicts();
         let woken = {
-            let _waiting = keeper.about_to_wait(ask.caller, ask.line)?;
+            let waiting = keeper.about_to_wait(ask.caller, ask.line)?;
+            // Who may be served by another pool as well is not stuck here.
+            let _waiting = waiting.filter(|_| ask.terms.is_none());
             if let Some(terms) = ask.terms {
                 terms.get_in_line();
             }
@@ -296,6 +302,28 @@ struct One<M: Manager>(Arc<Shared<M>>);
 impl<M: Manager> PoolRef<M> {
     pub(super) fn new(shared: Arc<Shared<M>>) -> Self {
         Self(Arc::new(One(shared)))
+    }
+
+    pub(crate) fn manager(&self) -> &M {
+        &self.manager
+    }
+
+    pub(crate) fn max_size(&self) -> usize {
+        self.core.limit()
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        self.core.counts()
+    }
+
+    /// As [`Pool::when_changed`].
+    pub(crate) fn when_changed(&self) -> EventListener {
+        self.changed.listen()
+    }
+
+    /// Opens connections until so many are open, or as many as there may be, or one cannot be opened.
+    pub(crate) async fn open(&self, count: usize) {
+        drop(self.0.0.open(count).await);
     }
 
     /// What an acquire finds at once.
@@ -835,11 +863,10 @@ pub(crate) fn runs_async_task() -> bool {
 }
 
 impl<M: Manager> Shared<M> {
-    /// An acquire that began then, by the pool's clock, and had to wait has come to its end.
-    pub(super) fn has_waited(&self, outcome: Outcome, began: u64) {
-        let waited = self.now().saturating_sub(began);
-        self.totals.waited(outcome, waited);
-        self.tell_waited(outcome, Duration::from_nanos(waited));
+    /// An acquire that had to wait, for so long, has come to its end.
+    pub(super) fn has_waited(&self, outcome: Outcome, waited: Duration) {
+        self.totals.waited(outcome, nanos(waited));
+        self.tell_waited(outcome, waited);
     }
 
     /// A waiter was woken without a connection: because the pool was closed, because of a verdict

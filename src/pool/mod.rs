@@ -33,10 +33,12 @@ pub use self::reaper::{Holder, Maintenance};
 pub(crate) use self::acquire::runs_async_task;
 use self::acquire::{Ask, acquire_blocking_slow, acquire_slow};
 #[cfg(feature = "cluster")]
-pub(crate) use self::acquire::{Attempt, Missed, MissedHere, PoolRef};
+pub(crate) use self::acquire::{Attempt, Missed, MissedHere, PoolRef, timer};
 use self::connector::Connector;
 use self::deadlock::Detector;
 use self::life::{Record, Term};
+#[cfg(feature = "cluster")]
+pub(crate) use self::operation::has_timer;
 use self::reaper::{Memory, Upkeep};
 use self::report::Reports;
 use self::shed::Shedder;
@@ -48,9 +50,9 @@ use crate::core::{try_acquire as look, try_acquire_owned};
 use crate::error::{AcquireError, TryAcquireError};
 use crate::hooks::Hooks;
 use crate::manager::Manager;
-#[cfg(feature = "cluster")]
-use crate::metrics::Outcome;
 use crate::metrics::{CloseReason, ClusterNode, PoolMetrics, PoolStatus, Signs, Totals};
+#[cfg(feature = "cluster")]
+use crate::metrics::{Connecting, Outcome};
 #[cfg(feature = "cluster")]
 use event_listener::EventListener;
 use event_listener::{Event, IntoNotification};
@@ -661,6 +663,12 @@ impl<M: Manager> Pool<M> {
         self.shared.unserved()
     }
 
+    /// Whether there was no point in trying again when connecting failed last.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn fails_for_good(&self) -> bool {
+        self.shared.connector.connecting() == Connecting::FailsForGood
+    }
+
     /// How many connections may be opened at once at the moment.
     #[cfg(feature = "cluster")]
     pub(crate) fn admitted(&self) -> usize {
@@ -675,10 +683,10 @@ impl<M: Manager> Pool<M> {
         }
     }
 
-    /// An acquire that began then has waited here and elsewhere, and was served nowhere.
+    /// An acquire that is to be counted here has waited for so long, here or elsewhere.
     #[cfg(feature = "cluster")]
-    pub(crate) fn has_waited_in_vain(&self, outcome: Outcome, began: Instant) {
-        self.shared.has_waited(outcome, self.shared.moment(began));
+    pub(crate) fn has_waited(&self, outcome: Outcome, waited: Duration) {
+        self.shared.has_waited(outcome, waited);
     }
 
     /// How many acquires there have been. Costs one pass over all slots.

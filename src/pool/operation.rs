@@ -38,7 +38,7 @@ pub(super) async fn bounded<T, E>(
 }
 
 /// Whether this is a tokio runtime that has a timer, without which nothing here can be bounded.
-pub(super) fn has_timer() -> bool {
+pub(crate) fn has_timer() -> bool {
     // Tokio tells of a timer that is missing by nothing but a panic, which the panic hook reports, so
     // this is asked only where the pool would panic otherwise.
     Handle::try_current().is_ok()
