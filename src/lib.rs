@@ -80,6 +80,7 @@ mod core;
 mod error;
 mod guard;
 mod object;
+mod panics;
 
 #[cfg(feature = "tokio")]
 mod config;
