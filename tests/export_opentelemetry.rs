@@ -10,7 +10,7 @@ use support::*;
 use millpond::cluster::{Cluster, NodeOptions, Role};
 use millpond::export::StartError;
 use millpond::export::opentelemetry::Exporter;
-use millpond::{CheckPolicy, Holder, Monitor, Pool, PoolBuilder, PoolStatus, Source};
+use millpond::{CheckPolicy, Group, Holder, Monitor, Pool, PoolBuilder, PoolStatus, Source};
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{
     HistogramBuilder, InstrumentProvider, Meter, MeterProvider, SyncInstrument,
@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -565,6 +565,67 @@ async fn an_sdk_that_panics_harms_neither_the_pool_nor_the_next_flush() {
     drop(catch_unwind(AssertUnwindSafe(|| exporter.flush())).unwrap_err());
     exporter.flush();
     assert_eq!(balanced(&pool, &manager.ledger).await.acquires, 4);
+}
+
+/// A pool, and a group of it, that panic when they are looked at for the first time.
+struct Shy {
+    pool: Pool<TestManager>,
+    panics: AtomicBool,
+}
+
+impl Shy {
+    fn new(name: &str) -> Self {
+        let pool = pool_of(&TestManager::new(), name).build_lazy().unwrap();
+        Self { pool, panics: AtomicBool::new(true) }
+    }
+
+    fn look(&self) {
+        assert!(!self.panics.swap(false, SeqCst), "scripted panic of a source");
+    }
+}
+
+impl Source for Shy {
+    fn name(&self) -> String {
+        self.pool.config().name.to_string()
+    }
+
+    fn status(&self) -> Option<PoolStatus> {
+        self.look();
+        Some(self.pool.status())
+    }
+
+    fn holders(&self) -> Vec<Holder> {
+        self.pool.holders()
+    }
+
+    fn is_there(&self) -> bool {
+        true
+    }
+}
+
+impl Group for Shy {
+    fn name(&self) -> String {
+        format!("all of {}", self.pool.config().name)
+    }
+
+    fn sources(&self) -> Option<Vec<Arc<dyn Source>>> {
+        self.look();
+        let one = Self { pool: self.pool.clone(), panics: AtomicBool::new(false) };
+        Some(vec![Arc::new(one)])
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_panics_is_left_out_of_that_collection_and_harms_no_other() {
+    hush_scripted_panics();
+    let orders = pool_of(&TestManager::new(), "orders").build_lazy().unwrap();
+    let monitor = monitor_of(&orders);
+    monitor.add_source(Shy::new("carts")).unwrap();
+    monitor.add_group(Shy::new("users")).unwrap();
+    let sdk = Sdk::new();
+    let _exporter = Exporter::new(monitor, &sdk.meter());
+    assert_eq!(sdk.collect().pools, ["orders".to_owned()].into());
+    assert_eq!(sdk.collect().pools, ["carts", "orders", "users"].map(str::to_owned).into());
 }
 
 #[test]
