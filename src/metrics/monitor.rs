@@ -322,7 +322,7 @@ impl<M: Manager> Handle for Pool<M> {
     }
 }
 
-impl<M: Manager> Handle for blocking::Pool<M> {
+impl<M: Manager> Handle for blocking::Look<M> {
     fn status(&self) -> PoolStatus {
         self.status()
     }
