@@ -484,7 +484,10 @@ async fn a_recorder_that_panics_harms_neither_the_pool_nor_the_next_flush() {
 fn an_exporter_that_cannot_be_started_says_why() {
     let error = Exporter::start(Monitor::new(), SECOND).unwrap_err();
     assert_eq!(error, StartError::NoRuntime);
-    assert!(error.to_string().starts_with("no tokio runtime here"), "{error}");
+    assert!(error.to_string().starts_with("no tokio runtime with a timer here"), "{error}");
+    let timeless = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let error = timeless.block_on(async { Exporter::start(Monitor::new(), SECOND) });
+    assert_eq!(error.unwrap_err(), StartError::NoRuntime);
     let error = Exporter::start(Monitor::new(), Duration::ZERO).unwrap_err();
     assert_eq!(error.to_string(), "interval is 0ns, but it must be above zero");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();

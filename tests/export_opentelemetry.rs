@@ -633,6 +633,9 @@ fn an_exporter_that_cannot_be_started_says_why() {
     let sdk = Sdk::new();
     let error = Exporter::start(Monitor::new(), &sdk.meter(), SECOND).unwrap_err();
     assert_eq!(error, StartError::NoRuntime);
+    let timeless = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let error = timeless.block_on(async { Exporter::start(Monitor::new(), &sdk.meter(), SECOND) });
+    assert_eq!(error.unwrap_err(), StartError::NoRuntime);
     let error = Exporter::start(Monitor::new(), &sdk.meter(), Duration::ZERO).unwrap_err();
     assert_eq!(error.to_string(), "interval is 0ns, but it must be above zero");
     let exporter = Exporter::new(Monitor::new(), &sdk.meter());

@@ -86,7 +86,7 @@ impl Exporter {
     /// # Errors
     ///
     /// - [`StartError::Config`] if the interval is zero.
-    /// - [`StartError::NoRuntime`] outside a tokio runtime.
+    /// - [`StartError::NoRuntime`] outside a tokio runtime with a timer.
     pub fn start(monitor: Monitor, interval: Duration) -> Result<Self, StartError> {
         let schedule = Schedule::new(interval)?;
         let exporter = Self::new(monitor);

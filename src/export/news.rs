@@ -5,6 +5,7 @@
 use crate::config::above_zero;
 use crate::error::ConfigError;
 use crate::metrics::{Histogram, Monitor, PoolStatus, SourceId, look_at};
+use crate::pool::operation::has_timer;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -17,8 +18,10 @@ pub enum StartError {
     /// The interval is zero.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// There is no tokio runtime here.
-    #[error("no tokio runtime here: start the exporter inside one, or flush it by hand")]
+    /// There is no tokio runtime with a timer here.
+    #[error(
+        "no tokio runtime with a timer here: start the exporter inside one, or flush it by hand"
+    )]
     NoRuntime,
 }
 
@@ -144,8 +147,10 @@ impl Schedule {
     /// At each interval, on this runtime.
     pub(super) fn new(interval: Duration) -> Result<Self, StartError> {
         above_zero("interval", interval)?;
-        let runtime = Handle::try_current().map_err(|_| StartError::NoRuntime)?;
-        Ok(Self { interval, runtime })
+        if !has_timer() {
+            return Err(StartError::NoRuntime);
+        }
+        Ok(Self { interval, runtime: Handle::current() })
     }
 
     /// Does this.

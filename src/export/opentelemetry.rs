@@ -149,7 +149,7 @@ impl Exporter {
     /// # Errors
     ///
     /// - [`StartError::Config`] if the interval is zero.
-    /// - [`StartError::NoRuntime`] outside a tokio runtime.
+    /// - [`StartError::NoRuntime`] outside a tokio runtime with a timer.
     ///
     /// No instrument has been made then.
     pub fn start(monitor: Monitor, meter: &Meter, interval: Duration) -> Result<Self, StartError> {
