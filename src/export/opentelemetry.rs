@@ -159,11 +159,12 @@ impl Exporter {
         Ok(Self { _task: Some(schedule.repeat(move || flusher.flush())), ..exporter })
     }
 
-    /// Records the times that have come since the last flush.
+    /// Records the times that have come since the last flush; waits for one that is under way.
     ///
     /// # Panics
     ///
-    /// If the SDK does. What it has not been told then, it is not told later.
+    /// If the SDK does: what it has not been told then, it is not told later. If a
+    /// [`Source`](crate::Source) does: then nothing is recorded, and the next flush tells of it.
     pub fn flush(&self) {
         self.flusher.flush();
     }
@@ -469,15 +470,17 @@ impl Times {
 
 impl Flusher {
     fn flush(&self) {
-        for pool in &self.ledger.look().pools {
-            let attributes = whose(&pool.now);
-            for Times { of, hits, histogram } in &self.histograms {
-                let times = pool.times(*of).unwrap_or_default();
-                for (time, count) in thinned(&times, !hits, MOST) {
-                    (0..count).for_each(|_| histogram.record(time.as_secs_f64(), &attributes));
+        self.ledger.settle(|news| {
+            for pool in &news.pools {
+                let attributes = whose(&pool.now);
+                for Times { of, hits, histogram } in &self.histograms {
+                    let times = pool.times(*of).unwrap_or_default();
+                    for (time, count) in thinned(&times, !hits, MOST) {
+                        (0..count).for_each(|_| histogram.record(time.as_secs_f64(), &attributes));
+                    }
                 }
             }
-        }
+        });
     }
 }
 
