@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -567,35 +567,36 @@ async fn an_sdk_that_panics_harms_neither_the_pool_nor_the_next_flush() {
     assert_eq!(balanced(&pool, &manager.ledger).await.acquires, 4);
 }
 
-/// A pool, and a group of it, that panic when they are looked at for the first time.
-struct Shy {
-    pool: Pool<TestManager>,
-    panics: AtomicBool,
+/// Panics when it is looked at so often, and from then on no more.
+struct Shy<T> {
+    what: T,
+    panics: AtomicUsize,
 }
 
-impl Shy {
-    fn new(name: &str) -> Self {
-        let pool = pool_of(&TestManager::new(), name).build_lazy().unwrap();
-        Self { pool, panics: AtomicBool::new(true) }
-    }
-
-    fn look(&self) {
-        assert!(!self.panics.swap(false, SeqCst), "scripted panic of a source");
+impl<T> Shy<T> {
+    fn look(&self) -> &T {
+        let left = self.panics.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
+        assert!(left.is_err(), "scripted panic of a source");
+        &self.what
     }
 }
 
-impl Source for Shy {
+fn shy(name: &str, panics: usize) -> Shy<Pool<TestManager>> {
+    let what = pool_of(&TestManager::new(), name).build_lazy().unwrap();
+    Shy { what, panics: panics.into() }
+}
+
+impl Source for Shy<Pool<TestManager>> {
     fn name(&self) -> String {
-        self.pool.config().name.to_string()
+        self.what.config().name.to_string()
     }
 
     fn status(&self) -> Option<PoolStatus> {
-        self.look();
-        Some(self.pool.status())
+        Some(self.look().status())
     }
 
     fn holders(&self) -> Vec<Holder> {
-        self.pool.holders()
+        self.what.holders()
     }
 
     fn is_there(&self) -> bool {
@@ -603,15 +604,13 @@ impl Source for Shy {
     }
 }
 
-impl Group for Shy {
+impl Group for Shy<Vec<Arc<dyn Source>>> {
     fn name(&self) -> String {
-        format!("all of {}", self.pool.config().name)
+        "users".to_owned()
     }
 
     fn sources(&self) -> Option<Vec<Arc<dyn Source>>> {
-        self.look();
-        let one = Self { pool: self.pool.clone(), panics: AtomicBool::new(false) };
-        Some(vec![Arc::new(one)])
+        Some(self.look().clone())
     }
 }
 
@@ -620,12 +619,14 @@ async fn a_source_that_panics_is_left_out_of_that_collection_and_harms_no_other(
     hush_scripted_panics();
     let orders = pool_of(&TestManager::new(), "orders").build_lazy().unwrap();
     let monitor = monitor_of(&orders);
-    monitor.add_source(Shy::new("carts")).unwrap();
-    monitor.add_group(Shy::new("users")).unwrap();
+    monitor.add_source(shy("carts", 1)).unwrap();
+    let users: Vec<Arc<dyn Source>> = vec![Arc::new(shy("new", 1)), Arc::new(shy("old", 0))];
+    monitor.add_group(Shy { what: users, panics: 1.into() }).unwrap();
     let sdk = Sdk::new();
     let _exporter = Exporter::new(monitor, &sdk.meter());
-    assert_eq!(sdk.collect().pools, ["orders".to_owned()].into());
-    assert_eq!(sdk.collect().pools, ["carts", "orders", "users"].map(str::to_owned).into());
+    assert_eq!(sdk.collect().pools, ["orders"].map(str::to_owned).into());
+    assert_eq!(sdk.collect().pools, ["carts", "old", "orders"].map(str::to_owned).into());
+    assert_eq!(sdk.collect().pools, ["carts", "new", "old", "orders"].map(str::to_owned).into());
 }
 
 #[test]
