@@ -74,7 +74,7 @@ type Failure = Box<dyn Error + Send + Sync>;
 const ROWS: i64 = 20_000;
 /// Rows in a range sum.
 const RANGE: i64 = 20;
-/// A query that counts to a million, which takes a while.
+/// A query that counts to two million, which takes a while.
 const SLOW: &str =
     "WITH RECURSIVE c (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 2000000)
                     SELECT count(*) FROM c";

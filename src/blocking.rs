@@ -213,14 +213,14 @@ fn drive<M: Manager>(
 }
 
 impl<M: Manager> Pool<M> {
-    /// What answers with another handle, as long as there is one: itself, it keeps neither the pool nor
-    /// its thread.
-    pub(crate) fn weak(&self) -> impl Fn() -> Option<Self> + Send + Sync + use<M> {
+    /// What answers with a handle to look at the pool by, as long as there is another: itself, it keeps
+    /// neither the pool nor its thread.
+    pub(crate) fn weak(&self) -> impl Fn() -> Option<Look<M>> + Send + Sync + use<M> {
         let (pool, driver) = (self.pool.downgrade(), Arc::downgrade(&self.driver));
         move || {
             // Should this become the last handle, it needs the thread to close what is idle.
-            let driver = driver.upgrade()?;
-            Some(Self { pool: pool.upgrade()?, driver })
+            let driver = Unawaited(Some(driver.upgrade()?));
+            Some(Look { pool: pool.upgrade()?, _driver: driver })
         }
     }
 
@@ -545,6 +545,35 @@ impl<M: Manager> Maintenance<'_, M> {
     }
 }
 
+/// A handle to look at a pool by.
+pub(crate) struct Look<M: Manager> {
+    // The order of the fields is the order in which they are dropped.
+    pool: AsyncPool<M>,
+    _driver: Unawaited,
+}
+
+impl<M: Manager> Look<M> {
+    pub(crate) fn status(&self) -> PoolStatus {
+        self.pool.status()
+    }
+
+    pub(crate) fn holders(&self) -> Vec<Holder> {
+        self.pool.holders()
+    }
+}
+
+/// Keeps the thread going, and does not wait for its end should nobody else keep it: whoever looks may
+/// be a task.
+struct Unawaited(Option<Arc<Driver>>);
+
+impl Drop for Unawaited {
+    fn drop(&mut self) {
+        if let Some(mut last) = self.0.take().and_then(Arc::into_inner) {
+            last.thread = None;
+        }
+    }
+}
+
 /// A handle to a pool that does not keep it open.
 pub struct WeakPool<M: Manager> {
     pool: AsyncWeakPool<M>,
@@ -588,5 +617,55 @@ impl<M: Manager> Clone for Pool<M> {
 impl<M: Manager> fmt::Debug for Pool<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&self.pool, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::convert::Infallible;
+    use std::sync::Mutex;
+    use tokio::sync::oneshot;
+
+    /// Its connections say that they are closed, once that is allowed.
+    struct Slow {
+        allowed: Mutex<Option<oneshot::Receiver<()>>>,
+        closed: mpsc::Sender<()>,
+    }
+
+    impl Manager for Slow {
+        type Connection = ();
+        type Error = Infallible;
+
+        async fn connect(&self) -> Result<(), Infallible> {
+            Ok(())
+        }
+
+        async fn check(&self, (): &mut ()) -> Result<(), Infallible> {
+            Ok(())
+        }
+
+        async fn close(&self, (): ()) {
+            let allowed = self.allowed.lock().expect("nobody panics").take();
+            allowed.expect("there is one connection").await.expect("the test allows it");
+            self.closed.send(()).expect("the test waits for it");
+        }
+    }
+
+    #[test]
+    fn a_look_that_is_the_last_to_let_go_of_a_pool_does_not_wait_for_its_end() {
+        let (allow, allowed) = oneshot::channel();
+        let (closed, is_closed) = mpsc::channel();
+        let pool = AsyncPool::builder(Slow { allowed: Mutex::new(Some(allowed)), closed });
+        let pool = pool.max_size(1).min_idle(1).close_timeout(Duration::from_secs(20));
+        let pool = pool.build_blocking().expect("it connects");
+        let weak = pool.weak();
+        let look = weak().expect("it is there");
+        drop(pool);
+        assert_eq!(look.status().metrics.counts.idle, 1);
+        drop(look);
+        assert!(weak().is_none());
+        allow.send(()).expect("it is still closing");
+        is_closed.recv().expect("it is closed as ever");
     }
 }

@@ -3,10 +3,10 @@
 //! Not here: when that is; each hook is called where its turn comes (`pool`).
 
 use crate::manager::Manager;
-use crate::pool::{Holder, operation::message};
+use crate::panics::caught;
+use crate::pool::Holder;
 use std::fmt;
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 
 /// What an asynchronous hook returns.
@@ -258,7 +258,7 @@ impl<M: Manager> Drop for AtEnd<'_, M> {
 }
 
 fn call(hook: impl FnOnce()) -> Result<(), String> {
-    catch_unwind(AssertUnwindSafe(hook)).map_err(|panic| message(&*panic))
+    caught(hook).map_err(|panic| panic.message())
 }
 
 impl<M: Manager> fmt::Debug for Hooks<M> {

@@ -96,6 +96,7 @@ mod core;
 mod error;
 mod guard;
 mod object;
+mod panics;
 
 #[cfg(feature = "tokio")]
 mod config;

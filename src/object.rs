@@ -8,10 +8,11 @@ use crate::core::{
     wait_blocking,
 };
 use crate::error::{AcquireObjectError, AddError, ConfigError, TryAcquireError};
+use crate::panics::caught;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::ops::Deref;
-use std::panic::{AssertUnwindSafe, Location, catch_unwind};
+use std::panic::Location;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -101,7 +102,7 @@ impl<T> Keeper for Shared<T> {
             return Some(Doubt::Interrupted);
         }
         let reset = self.reset.as_ref()?;
-        let fit = catch_unwind(AssertUnwindSafe(|| reset(object))).unwrap_or(false);
+        let fit = caught(|| reset(object)).unwrap_or(false);
         if fit { None } else { Some(Doubt::Broken) }
     }
 

@@ -8,6 +8,7 @@
 //!
 //! Not here: what is called.
 
+use crate::panics::caught;
 use std::any::Any;
 use std::cell::Cell;
 use std::future::Future;
@@ -65,7 +66,7 @@ fn give(mut job: Job) {
         let mut next = Some(job);
         while let Some(job) = next {
             // What panics in a call is told to whoever waits for it; what panics in a drop, to nobody.
-            drop(catch_unwind(AssertUnwindSafe(job)));
+            drop(caught(job));
             idle().push(Idle { number, calls: calls.clone() });
             next = wait(number, &given);
         }

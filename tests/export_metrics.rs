@@ -20,7 +20,8 @@ use millpond::{CheckPolicy, Group, Holder, Monitor, Pool, PoolBuilder, PoolStatu
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, LazyLock, Mutex, mpsc};
+use std::thread;
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -404,6 +405,72 @@ async fn the_role_of_a_node_is_told_while_it_is_there() {
     assert_eq!(roles(), [[0.0; 3], [1.0, 0.0, 0.0]]);
 }
 
+// ---- two at once ----
+
+/// A recorder during whose first gauge something happens.
+struct Interrupted<'m> {
+    calm: DebuggingRecorder,
+    meanwhile: Mutex<Option<Box<dyn FnOnce() + Send + 'm>>>,
+}
+
+impl Recorder for Interrupted<'_> {
+    fn describe_counter(&self, name: KeyName, unit: Option<Unit>, help: SharedString) {
+        self.calm.describe_counter(name, unit, help);
+    }
+
+    fn describe_gauge(&self, name: KeyName, unit: Option<Unit>, help: SharedString) {
+        self.calm.describe_gauge(name, unit, help);
+    }
+
+    fn describe_histogram(&self, name: KeyName, unit: Option<Unit>, help: SharedString) {
+        self.calm.describe_histogram(name, unit, help);
+    }
+
+    fn register_counter(&self, key: &Key, metadata: &Metadata<'_>) -> Counter {
+        self.calm.register_counter(key, metadata)
+    }
+
+    fn register_gauge(&self, key: &Key, metadata: &Metadata<'_>) -> Gauge {
+        let meanwhile = self.meanwhile.lock().unwrap().take();
+        meanwhile.into_iter().for_each(|meanwhile| meanwhile());
+        self.calm.register_gauge(key, metadata)
+    }
+
+    fn register_histogram(&self, key: &Key, metadata: &Metadata<'_>) -> Histogram {
+        self.calm.register_histogram(key, metadata)
+    }
+}
+
+#[tokio::test]
+async fn a_flush_that_was_under_way_when_a_pool_ended_does_not_bring_its_gauges_back() {
+    let pool = pool_of(&TestManager::new(), "orders").build_lazy().unwrap();
+    let exporter = Exporter::new(monitor_of(&pool));
+    let recorder = Interrupted { calm: DebuggingRecorder::new(), meanwhile: Mutex::default() };
+    thread::scope(|scope| {
+        let (begin, begun) = mpsc::channel::<()>();
+        let (end, ended) = mpsc::channel::<()>();
+        scope.spawn({
+            let (exporter, recorder) = (&exporter, &recorder.calm);
+            move || {
+                begun.recv().unwrap();
+                with_local_recorder(recorder, || exporter.flush());
+                drop(end);
+            }
+        });
+        let meanwhile = move || {
+            drop(pool);
+            begin.send(()).unwrap();
+            // It has to wait for this one, so that nobody comes; else it is over long before.
+            let _ = ended.recv_timeout(SECOND / 2);
+        };
+        *recorder.meanwhile.lock().unwrap() = Some(Box::new(meanwhile));
+        with_local_recorder(&recorder, || exporter.flush());
+    });
+    let told = recorder.calm.snapshotter().snapshot().into_vec();
+    let up = told.iter().find(|(key, ..)| key.key().name() == "millpond_up");
+    assert_eq!(up.unwrap().3, DebugValue::Gauge(0.0.into()));
+}
+
 // ---- again and again ----
 
 /// The recorder of the whole process: counts how often it hears of each pool, and panics if the
@@ -484,7 +551,10 @@ async fn a_recorder_that_panics_harms_neither_the_pool_nor_the_next_flush() {
 fn an_exporter_that_cannot_be_started_says_why() {
     let error = Exporter::start(Monitor::new(), SECOND).unwrap_err();
     assert_eq!(error, StartError::NoRuntime);
-    assert!(error.to_string().starts_with("no tokio runtime here"), "{error}");
+    assert!(error.to_string().starts_with("no tokio runtime with a timer here"), "{error}");
+    let timeless = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let error = timeless.block_on(async { Exporter::start(Monitor::new(), SECOND) });
+    assert_eq!(error.unwrap_err(), StartError::NoRuntime);
     let error = Exporter::start(Monitor::new(), Duration::ZERO).unwrap_err();
     assert_eq!(error.to_string(), "interval is 0ns, but it must be above zero");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();

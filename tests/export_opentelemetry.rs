@@ -10,7 +10,7 @@ use support::*;
 use millpond::cluster::{Cluster, NodeOptions, Role};
 use millpond::export::StartError;
 use millpond::export::opentelemetry::Exporter;
-use millpond::{CheckPolicy, Holder, Monitor, Pool, PoolBuilder, PoolStatus, Source};
+use millpond::{CheckPolicy, Group, Holder, Monitor, Pool, PoolBuilder, PoolStatus, Source};
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{
     HistogramBuilder, InstrumentProvider, Meter, MeterProvider, SyncInstrument,
@@ -567,11 +567,76 @@ async fn an_sdk_that_panics_harms_neither_the_pool_nor_the_next_flush() {
     assert_eq!(balanced(&pool, &manager.ledger).await.acquires, 4);
 }
 
+/// Panics when it is looked at so often, and from then on no more.
+struct Shy<T> {
+    what: T,
+    panics: AtomicUsize,
+}
+
+impl<T> Shy<T> {
+    fn look(&self) -> &T {
+        let left = self.panics.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
+        assert!(left.is_err(), "scripted panic of a source");
+        &self.what
+    }
+}
+
+fn shy(name: &str, panics: usize) -> Shy<Pool<TestManager>> {
+    let what = pool_of(&TestManager::new(), name).build_lazy().unwrap();
+    Shy { what, panics: panics.into() }
+}
+
+impl Source for Shy<Pool<TestManager>> {
+    fn name(&self) -> String {
+        self.what.config().name.to_string()
+    }
+
+    fn status(&self) -> Option<PoolStatus> {
+        Some(self.look().status())
+    }
+
+    fn holders(&self) -> Vec<Holder> {
+        self.what.holders()
+    }
+
+    fn is_there(&self) -> bool {
+        true
+    }
+}
+
+impl Group for Shy<Vec<Arc<dyn Source>>> {
+    fn name(&self) -> String {
+        "users".to_owned()
+    }
+
+    fn sources(&self) -> Option<Vec<Arc<dyn Source>>> {
+        Some(self.look().clone())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_panics_is_left_out_of_that_collection_and_harms_no_other() {
+    hush_scripted_panics();
+    let orders = pool_of(&TestManager::new(), "orders").build_lazy().unwrap();
+    let monitor = monitor_of(&orders);
+    monitor.add_source(shy("carts", 1)).unwrap();
+    let users: Vec<Arc<dyn Source>> = vec![Arc::new(shy("new", 1)), Arc::new(shy("old", 0))];
+    monitor.add_group(Shy { what: users, panics: 1.into() }).unwrap();
+    let sdk = Sdk::new();
+    let _exporter = Exporter::new(monitor, &sdk.meter());
+    assert_eq!(sdk.collect().pools, ["orders"].map(str::to_owned).into());
+    assert_eq!(sdk.collect().pools, ["carts", "old", "orders"].map(str::to_owned).into());
+    assert_eq!(sdk.collect().pools, ["carts", "new", "old", "orders"].map(str::to_owned).into());
+}
+
 #[test]
 fn an_exporter_that_cannot_be_started_says_why() {
     let sdk = Sdk::new();
     let error = Exporter::start(Monitor::new(), &sdk.meter(), SECOND).unwrap_err();
     assert_eq!(error, StartError::NoRuntime);
+    let timeless = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let error = timeless.block_on(async { Exporter::start(Monitor::new(), &sdk.meter(), SECOND) });
+    assert_eq!(error.unwrap_err(), StartError::NoRuntime);
     let error = Exporter::start(Monitor::new(), &sdk.meter(), Duration::ZERO).unwrap_err();
     assert_eq!(error.to_string(), "interval is 0ns, but it must be above zero");
     let exporter = Exporter::new(Monitor::new(), &sdk.meter());

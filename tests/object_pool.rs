@@ -7,7 +7,7 @@ use millpond::{
     TryAcquireError,
 };
 use std::future::{Future, pending, ready};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
@@ -368,6 +368,24 @@ impl Drop for Bomb {
         self.0.fetch_add(1, Ordering::SeqCst);
         panic!("scripted panic in drop");
     }
+}
+
+#[test]
+fn a_reset_whose_panic_leaves_another_one_behind_keeps_no_place() {
+    let (dropped, fails) = (Arc::<AtomicUsize>::default(), AtomicBool::new(true));
+    let pool = ObjectPool::builder(1).reset({
+        let dropped = dropped.clone();
+        move |_: &mut u8| {
+            if fails.swap(false, Ordering::SeqCst) {
+                panic_any(Bomb(dropped.clone()));
+            }
+            true
+        }
+    });
+    let pool = pool.build(|| 0).unwrap();
+    drop(pool.try_acquire().unwrap());
+    assert_eq!(dropped.load(Ordering::SeqCst), 1);
+    assert!(pool.acquire_blocking_timeout(PATIENCE).is_ok());
 }
 
 #[test]

@@ -13,7 +13,7 @@ use millpond::{
 };
 use std::error::Error;
 use std::future::{Future, pending};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -329,6 +329,8 @@ struct Explosive {
     judged: AtomicUsize,
     /// Panic in `connect` before there is a future.
     eager: AtomicBool,
+    /// Panic in `condition` once, and again where what that has left is dropped.
+    bitter: AtomicBool,
     /// Never finish closing.
     hang: AtomicBool,
 }
@@ -340,6 +342,7 @@ fn explosive(manager: &TestManager) -> PoolBuilder<Explosive> {
         judge: AtomicBool::new(false),
         judged: AtomicUsize::new(0),
         eager: AtomicBool::new(false),
+        bitter: AtomicBool::new(false),
         hang: AtomicBool::new(false),
     })
     .max_size(1)
@@ -355,6 +358,9 @@ impl Manager for Explosive {
     }
 
     fn condition(&self, bomb: &mut Bomb) -> Condition {
+        if self.bitter.swap(false, Ordering::SeqCst) {
+            panic_any(Fuse);
+        }
         self.calm.condition(&mut bomb.conn)
     }
 
@@ -395,6 +401,16 @@ async fn a_panic_in_is_permanent_counts_as_not_permanent() {
     manager.connect.once(Act::Permanent);
     pool.acquire().await.unwrap().discard();
     assert!(matches!(pool.acquire().await, Err(AcquireError::Connect(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_condition_that_leaves_another_one_behind_keeps_no_slot() {
+    let manager = TestManager::new();
+    let pool = explosive(&manager).build_lazy().unwrap();
+    pool.manager().bitter.store(true, Ordering::SeqCst);
+    drop(pool.acquire().await.unwrap());
+    assert_eq!(pool.acquire().await.unwrap().conn.id, 2);
+    assert_eq!(balanced(&pool, &manager.ledger).await.closed.broken, 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,11 +4,12 @@
 
 #![forbid(unsafe_code)]
 
-use millpond::{AcquireError, AcquireObjectError, IdleOrder, ObjectPool, Pool};
+use millpond::{AcquireError, AcquireObjectError, IdleOrder, ObjectPool, Pool, from_fn};
 use millpond_bench::{
     CountingAllocator, TrivialManager, allocated_bytes, allocations, is_pending, millpond_pool,
     start_counting, thread_runtime,
 };
+use std::convert::Infallible;
 use std::hint::black_box;
 use std::pin::pin;
 use std::process::ExitCode;
@@ -199,6 +200,28 @@ fn memory(report: &mut Report) {
             report.holds &= each <= MOST;
             drop(pool);
         }
+    }
+    const MOST_OF_POOL: usize = 408;
+    println!(
+        "\nbytes allocated for each slot of a Pool without `tracing`, a connection of one word \
+         included: at most {MOST_OF_POOL}"
+    );
+    for order in [IdleOrder::Recent, IdleOrder::Fifo, IdleOrder::Lifo] {
+        // What a pool has but once is left out: mostly distributions.
+        let allocated = |slots| {
+            let manager = from_fn(|| async { Ok::<_, Infallible>(0_u64) });
+            let pool = Pool::builder(manager).max_size(slots).shards(1).order(order);
+            let before = allocated_bytes();
+            let pool = pool.build_lazy().expect("in range");
+            let bytes = allocated_bytes() - before;
+            drop(pool);
+            bytes
+        };
+        let more = 10_000;
+        let each = (allocated(2 * more) - allocated(more)).div_ceil(more);
+        let verdict = if each <= MOST_OF_POOL { "" } else { "  <- BROKEN" };
+        println!("{:<58}{more:>8}{each:>10}{verdict}", format!("{order:?}"));
+        report.holds &= each <= MOST_OF_POOL;
     }
 }
 

@@ -18,12 +18,11 @@ use super::node::{Node, NodeOptions, Origin};
 use super::table::Table;
 use super::{Cluster, Key, Shared};
 use crate::manager::Manager;
-use crate::pool::operation::message;
+use crate::panics::caught;
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::mem;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Waker};
 use std::time::Duration;
@@ -400,12 +399,12 @@ impl<'p, K: Key, M: Manager> Plan<'p, K, M> {
         let Wanted { spec, made, .. } = &mut self.wanted[place];
         let NodeSpec { key, endpoint, options } = &*spec;
         let origin = Origin { endpoint: Some(endpoint.clone()), watch: self.watch.cloned() };
-        let made_now = catch_unwind(AssertUnwindSafe(|| {
+        let made_now = caught(|| {
             let manager = self.cluster.manager_of(key, endpoint)?;
             self.cluster.new_node(key.clone(), manager, options.clone(), origin)
-        }));
+        });
         *made = Some(made_now.unwrap_or_else(|panic| {
-            Err(NodeError::Panicked { key: key.to_string(), message: message(&*panic) })
+            Err(NodeError::Panicked { key: key.to_string(), message: panic.message() })
         }));
     }
 

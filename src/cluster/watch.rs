@@ -8,14 +8,13 @@
 use super::discovery::{Changes, NodeSpec, Rest, SetError};
 use super::{Cluster, Key, Shared};
 use crate::manager::Manager;
-use crate::pool::operation::message;
+use crate::panics::caught;
 use event_listener::{Event, IntoNotification};
 use futures_core::Stream;
 use std::error::Error;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::ops::ControlFlow;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Poll;
@@ -358,11 +357,11 @@ impl<K: Key, M: Manager> Watching<K, M> {
                     make = true;
                     return Poll::Ready(None);
                 }
-                let polled = catch_unwind(AssertUnwindSafe(|| stream.as_mut().poll_next(cx)));
+                let polled = caught(|| stream.as_mut().poll_next(cx));
                 let panicked = |message| Poll::Ready(Some(Err(WatchError::Panicked { message })));
                 let answer = match polled {
                     Ok(answer) => answer.map(|it| it.map(|it| it.map_err(source))),
-                    Err(panic) => panicked(message(&*panic)),
+                    Err(panic) => panicked(panic.message()),
                 };
                 answer.map(Some)
             });

@@ -17,9 +17,10 @@
 use super::slot::{Cell, Flags, Slot, State};
 use super::waiters::{self, LineFull};
 use super::{Keeper, Line};
+use crate::panics::caught;
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
-use std::panic::{AssertUnwindSafe, Location, catch_unwind};
+use std::panic::Location;
 use std::time::Instant;
 
 /// The keeper that a pointer points to.
@@ -336,15 +337,13 @@ impl<R: Deref<Target: Keeper>> Drop for Trial<R> {
         let resource = slot.resource.take();
         // A resource that panics while it is dropped must not take the slot with it, nor a keeper that
         // does while it is told; the panic hook has reported it.
-        let told = catch_unwind(AssertUnwindSafe(|| {
+        drop(caught(|| {
             if let Some(resource) = &resource {
                 self.keeper.abandoned(resource);
             }
         }));
-        let ended = catch_unwind(AssertUnwindSafe(|| drop(resource)));
+        drop(caught(|| drop(resource)));
         vacate(&*self.keeper, slot);
-        // What a panic has left may have one of its own.
-        drop((told, ended));
     }
 }
 

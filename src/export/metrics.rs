@@ -87,7 +87,7 @@ impl Exporter {
     /// # Errors
     ///
     /// - [`StartError::Config`] if the interval is zero.
-    /// - [`StartError::NoRuntime`] outside a tokio runtime.
+    /// - [`StartError::NoRuntime`] outside a tokio runtime with a timer.
     pub fn start(monitor: Monitor, interval: Duration) -> Result<Self, StartError> {
         let schedule = Schedule::new(interval)?;
         let exporter = Self::new(monitor);
@@ -95,28 +95,30 @@ impl Exporter {
         Ok(Self { _task: Some(schedule.repeat(move || flush(&ledger))), ..exporter })
     }
 
-    /// Tells of everything that has come since the last flush.
+    /// Tells of everything that has come since the last flush; waits for one that is under way.
     ///
     /// # Panics
     ///
-    /// If the recorder does. What it has not been told then, it is not told later.
+    /// If the recorder does: what it has not been told then, it is not told later. If a
+    /// [`Source`](crate::Source) does: then nothing is told, and the next flush tells of it.
     pub fn flush(&self) {
         flush(&self.ledger);
     }
 }
 
 fn flush(ledger: &Ledger) {
-    let news = ledger.look();
-    with_recorder(|recorder| {
-        for family in &FAMILIES {
-            describe(family, recorder);
-            for status in &news.gone {
-                forget(family, status, recorder);
+    ledger.settle(|news| {
+        with_recorder(|recorder| {
+            for family in &FAMILIES {
+                describe(family, recorder);
+                for status in &news.gone {
+                    forget(family, status, recorder);
+                }
+                for pool in &news.pools {
+                    tell(family, pool, recorder);
+                }
             }
-            for pool in &news.pools {
-                tell(family, pool, recorder);
-            }
-        }
+        });
     });
 }
 

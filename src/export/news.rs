@@ -5,6 +5,7 @@
 use crate::config::above_zero;
 use crate::error::ConfigError;
 use crate::metrics::{Histogram, Monitor, PoolStatus, SourceId, look_at};
+use crate::pool::operation::has_timer;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -17,8 +18,10 @@ pub enum StartError {
     /// The interval is zero.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// There is no tokio runtime here.
-    #[error("no tokio runtime here: start the exporter inside one, or flush it by hand")]
+    /// There is no tokio runtime with a timer here.
+    #[error(
+        "no tokio runtime with a timer here: start the exporter inside one, or flush it by hand"
+    )]
     NoRuntime,
 }
 
@@ -58,43 +61,49 @@ impl Ledger {
         &self.monitor
     }
 
-    /// Looks at each pool once. What it answers counts as told, so that nothing is told twice,
-    /// whatever becomes of it.
-    pub(super) fn look(&self) -> News {
+    /// Looks at each pool once, and has the news told. They count as told, so that nothing is told
+    /// twice, whatever becomes of it. Whoever comes meanwhile waits: else it could tell of a pool's end
+    /// before all has been told of its life.
+    pub(super) fn settle(&self, tell: impl FnOnce(&News)) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let sources = self.monitor.listed();
-        let sources: Vec<_> = sources.iter().map(|source| (SourceId::of(source), source)).collect();
-        let mut news = News::default();
-        told.retain(|told| {
-            let is_listed = sources.iter().any(|(id, _)| *id == told.id);
-            if !is_listed && !told.is_gone {
-                news.gone.push(told.status.clone());
+        let news = news(&self.monitor, &mut told);
+        tell(&news);
+    }
+}
+
+/// What has come since, which counts as told from then on; not if a source panics.
+fn news(monitor: &Monitor, told: &mut Vec<Told>) -> News {
+    let look = |source| (SourceId::of(&source), look_at(&*source).map(Arc::new));
+    let looks: Vec<_> = monitor.listed().into_iter().map(look).collect();
+    let mut news = News::default();
+    told.retain(|told| {
+        let is_listed = looks.iter().any(|(id, _)| *id == told.id);
+        if !is_listed && !told.is_gone {
+            news.gone.push(told.status.clone());
+        }
+        is_listed
+    });
+    for (id, status) in looks {
+        let known = told.iter_mut().find(|told| told.id == id);
+        match (known, status) {
+            (None, None) => {}
+            (None, Some(now)) => {
+                told.push(Told { id, status: now.clone(), is_gone: false });
+                news.pools.push(PoolNews { now, before: None });
             }
-            is_listed
-        });
-        for (id, source) in sources {
-            let status = look_at(&**source).map(Arc::new);
-            let known = told.iter_mut().find(|told| told.id == id);
-            match (known, status) {
-                (None, None) => {}
-                (None, Some(now)) => {
-                    told.push(Told { id, status: now.clone(), is_gone: false });
-                    news.pools.push(PoolNews { now, before: None });
-                }
-                (Some(known), Some(now)) => {
-                    let before = Some(std::mem::replace(&mut known.status, now.clone()));
-                    known.is_gone = false;
-                    news.pools.push(PoolNews { now, before });
-                }
-                (Some(known), None) => {
-                    if !std::mem::replace(&mut known.is_gone, true) {
-                        news.gone.push(known.status.clone());
-                    }
+            (Some(known), Some(now)) => {
+                let before = Some(std::mem::replace(&mut known.status, now.clone()));
+                known.is_gone = false;
+                news.pools.push(PoolNews { now, before });
+            }
+            (Some(known), None) => {
+                if !std::mem::replace(&mut known.is_gone, true) {
+                    news.gone.push(known.status.clone());
                 }
             }
         }
-        news
     }
+    news
 }
 
 impl PoolNews {
@@ -144,8 +153,10 @@ impl Schedule {
     /// At each interval, on this runtime.
     pub(super) fn new(interval: Duration) -> Result<Self, StartError> {
         above_zero("interval", interval)?;
-        let runtime = Handle::try_current().map_err(|_| StartError::NoRuntime)?;
-        Ok(Self { interval, runtime })
+        if !has_timer() {
+            return Err(StartError::NoRuntime);
+        }
+        Ok(Self { interval, runtime: Handle::current() })
     }
 
     /// Does this.

@@ -48,7 +48,8 @@
 
 use super::figures::{FAMILIES, Family, Kind};
 use super::news::{Ledger, MOST, Repeat, Schedule, StartError, thinned};
-use crate::metrics::{Histogram, Monitor, PoolStatus, SourceId, look_at};
+use crate::metrics::{Histogram, Monitor, PoolStatus, SourceId};
+use crate::panics::caught;
 use opentelemetry::metrics::{self, AsyncInstrument, Meter};
 use opentelemetry::{Key, KeyValue};
 use std::borrow::Cow;
@@ -65,8 +66,9 @@ use std::time::{Duration, Instant};
 /// SDK adds them up over all time. The counters of a pool that follows another of its name before the
 /// next collection go on from that one's; after a collection without a pool of the name they begin anew,
 /// as the SDK has it. (A provider with several readers of delta temporality collects once for each, and
-/// they may disagree on that: give a pool that is followed by another a name of its own there.) One
-/// monitor needs one exporter: two on one meter provider would record all times twice.
+/// they may disagree on that: give a pool that is followed by another a name of its own there.) A
+/// [`Source`](crate::Source) that panics when it is looked at is left out of that collection, as if it
+/// were gone. One monitor needs one exporter: two on one meter provider would record all times twice.
 ///
 /// # Many pools
 ///
@@ -148,7 +150,7 @@ impl Exporter {
     /// # Errors
     ///
     /// - [`StartError::Config`] if the interval is zero.
-    /// - [`StartError::NoRuntime`] outside a tokio runtime.
+    /// - [`StartError::NoRuntime`] outside a tokio runtime with a timer.
     ///
     /// No instrument has been made then.
     pub fn start(monitor: Monitor, meter: &Meter, interval: Duration) -> Result<Self, StartError> {
@@ -158,11 +160,12 @@ impl Exporter {
         Ok(Self { _task: Some(schedule.repeat(move || flusher.flush())), ..exporter })
     }
 
-    /// Records the times that have come since the last flush.
+    /// Records the times that have come since the last flush; waits for one that is under way.
     ///
     /// # Panics
     ///
-    /// If the SDK does. What it has not been told then, it is not told later.
+    /// If the SDK does: what it has not been told then, it is not told later. If a
+    /// [`Source`](crate::Source) does: then nothing is recorded, and the next flush tells of it.
     pub fn flush(&self) {
         self.flusher.flush();
     }
@@ -322,11 +325,7 @@ impl Observed {
         let mut look = self.look.lock().unwrap_or_else(PoisonError::into_inner);
         let bit = 1 << number;
         if look.asked & bit != 0 || look.taken.elapsed() > FRESH {
-            let listed = self.monitor.listed();
-            let looks = listed.iter().filter_map(|source| {
-                look_at(&**source).map(|status| (SourceId::of(source), status))
-            });
-            let statuses = looks.collect();
+            let statuses = self.monitor.looks().into();
             *look = Look { statuses, taken: Instant::now(), asked: 0 };
         }
         look.asked |= bit;
@@ -336,7 +335,10 @@ impl Observed {
     fn register(self: &Arc<Self>, meter: &Meter, instrument: Instrument, number: u32) {
         let Instrument { name, unit, help, attribute, figures } = instrument;
         let observed = Arc::downgrade(self);
-        let statuses = move || observed.upgrade().map(|observed| observed.statuses(number));
+        let look = move || observed.upgrade().map(|observed| observed.statuses(number));
+        // The SDK holds a lock meanwhile, and a panic would be the end of all metrics of the process: not
+        // even the last handle to a pool, which this may have, may bring one.
+        let statuses = move || caught(&look).ok().flatten();
         macro_rules! build {
             ($kind:ident, $observe:expr) => {{
                 let callback = move |instrument: &dyn AsyncInstrument<_>| {
@@ -469,15 +471,17 @@ impl Times {
 
 impl Flusher {
     fn flush(&self) {
-        for pool in &self.ledger.look().pools {
-            let attributes = whose(&pool.now);
-            for Times { of, hits, histogram } in &self.histograms {
-                let times = pool.times(*of).unwrap_or_default();
-                for (time, count) in thinned(&times, !hits, MOST) {
-                    (0..count).for_each(|_| histogram.record(time.as_secs_f64(), &attributes));
+        self.ledger.settle(|news| {
+            for pool in &news.pools {
+                let attributes = whose(&pool.now);
+                for Times { of, hits, histogram } in &self.histograms {
+                    let times = pool.times(*of).unwrap_or_default();
+                    for (time, count) in thinned(&times, !hits, MOST) {
+                        (0..count).for_each(|_| histogram.record(time.as_secs_f64(), &attributes));
+                    }
                 }
             }
-        }
+        });
     }
 }
 

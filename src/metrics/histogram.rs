@@ -1,6 +1,6 @@
 //! How times are distributed, counted without a lock and in fixed memory.
 //!
-//! A time falls into one of 624 buckets: sixteen to each doubling, from 1 µs to 2 h. So a quantile is
+//! A time falls into one of 544 buckets: sixteen to each doubling, from 1 µs to 2 h. So a quantile is
 //! at most 3.2 % off from there on; below, to 64 ns. Recording is one increment and one addition.
 //!
 //! Not here: which times are recorded.

@@ -3,6 +3,8 @@
 //! Not here: what is shown of them, and how.
 
 use super::{Health, PoolStatus};
+#[cfg(feature = "opentelemetry")]
+use crate::panics::caught;
 use crate::pool::{Holder, Pool};
 use crate::{blocking, manager::Manager};
 use std::fmt;
@@ -58,6 +60,14 @@ impl Entry {
         match &self.what {
             What::One(source) => source.is_there(),
             What::Many(group) => group.sources().is_some(),
+        }
+    }
+
+    /// Those that there are, and perhaps some that are gone.
+    fn sources(&self) -> Vec<Arc<dyn Source>> {
+        match &self.what {
+            What::One(source) => vec![source.clone()],
+            What::Many(group) => group.sources().unwrap_or_default(),
         }
     }
 }
@@ -213,11 +223,25 @@ impl Monitor {
     /// The same for those who will find out which of them are gone.
     pub(crate) fn listed(&self) -> Vec<Arc<dyn Source>> {
         // Not under the lock: a group may have to look.
-        let sources = self.entries().into_iter().flat_map(|entry| match &entry.what {
-            What::One(source) => vec![source.clone()],
-            What::Many(group) => group.sources().unwrap_or_default(),
+        self.entries().iter().flat_map(|entry| entry.sources()).collect()
+    }
+
+    /// How each of them is, and which it is, for those who must not panic: a source that does is left
+    /// out, and so are the sources of a group that does.
+    #[cfg(feature = "opentelemetry")]
+    pub(crate) fn looks(&self) -> Vec<(SourceId, PoolStatus)> {
+        // What was gone meanwhile is dropped where it is caught, too.
+        let looks = self.entries().into_iter().filter_map(|entry| {
+            let looks = move || {
+                let looks = entry.sources().into_iter().filter_map(|source| {
+                    let look = move || Some((SourceId::of(&source), look_at(&*source)?));
+                    caught(look).ok().flatten()
+                });
+                looks.collect::<Vec<_>>()
+            };
+            caught(looks).ok()
         });
-        sources.collect()
+        looks.flatten().collect()
     }
 
     /// How each of them is, under its source's name; those that are gone are left out.
@@ -298,7 +322,7 @@ impl<M: Manager> Handle for Pool<M> {
     }
 }
 
-impl<M: Manager> Handle for blocking::Pool<M> {
+impl<M: Manager> Handle for blocking::Look<M> {
     fn status(&self) -> PoolStatus {
         self.status()
     }

@@ -10,10 +10,10 @@ use super::{CLOSED, DRAINING, OPEN, Shared, Tenant, life::nanos};
 use crate::core::{Trial, sweep};
 use crate::manager::Manager;
 use crate::metrics::CloseReason;
+use crate::panics::caught;
 use event_listener::{Listener, listener};
 use std::convert::Infallible;
 use std::ops::Deref;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -72,7 +72,7 @@ impl<M: Manager> Shared<M> {
         match self.ground_or_current() {
             Some(ground) => ground.spawn(closing.run()),
             // The panic hook has reported a connection that panics while it is dropped.
-            None => drop(catch_unwind(AssertUnwindSafe(|| drop(closing)))),
+            None => drop(caught(|| drop(closing))),
         }
     }
 

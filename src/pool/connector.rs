@@ -16,7 +16,7 @@
 //!
 //! Not here: who gets the connection (`core`), checks and resets (`acquire.rs`, `guard.rs`).
 
-use super::operation::{bounded, has_timer, message};
+use super::operation::{bounded, has_timer};
 use super::reaper::Reaper;
 use super::report::Reporter;
 use super::{Shared, Tenant, life::nanos, lock, trace::no_span};
@@ -25,12 +25,12 @@ use crate::error::{AcquireError, OperationError};
 use crate::hooks::Hooks;
 use crate::manager::Manager;
 use crate::metrics::{ConnectError, Connecting};
+use crate::panics::caught;
 use event_listener::{Event, IntoNotification, listener};
 use std::convert::Infallible;
 use std::error::Error;
 use std::future::{Future, poll_fn};
 use std::mem;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -125,7 +125,7 @@ impl<E> From<Verdict<E>> for AcquireError<E> {
 impl<E: Error + 'static> Connector<E> {
     /// Takes down what a failure says, with all causes.
     pub(super) fn note(&self, error: &OperationError<E>) {
-        let say = AssertUnwindSafe(|| {
+        let say = || {
             let mut said = error.to_string();
             let mut cause = error.source();
             while let Some(error) = cause {
@@ -134,10 +134,10 @@ impl<E: Error + 'static> Connector<E> {
                 cause = error.source();
             }
             said
-        });
+        };
         // An error that cannot be told is one all the same.
-        let said = catch_unwind(say).unwrap_or_else(|panic| {
-            format!("an error that panicked while it was told: {}", message(&*panic))
+        let said = caught(say).unwrap_or_else(|panic| {
+            format!("an error that panicked while it was told: {}", panic.message())
         });
         lock(&self.trouble).said = Some((said, Instant::now()));
     }
@@ -513,8 +513,7 @@ impl<M: Manager> Shared<M> {
         }
         let permanent = match &error {
             OperationError::Failed(error) => {
-                let ask = AssertUnwindSafe(|| self.manager.is_permanent(error));
-                catch_unwind(ask).unwrap_or(false)
+                caught(|| self.manager.is_permanent(error)).unwrap_or(false)
             }
             OperationError::TimedOut { .. } | OperationError::Panicked { .. } => false,
         };

@@ -13,9 +13,9 @@ use crate::error::ReleaseError;
 use crate::hooks::{AtEnd, Hooks};
 use crate::manager::{Condition, Manager};
 use crate::metrics::CloseReason;
+use crate::panics::caught;
 use std::mem;
 use std::ops::Deref;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -192,8 +192,7 @@ impl<M: Manager> Shared<M> {
     /// What the manager makes of a connection; a manager that panics calls it broken.
     #[inline]
     fn condition(&self, tenant: &mut Tenant<M::Connection>) -> Condition {
-        let ask = AssertUnwindSafe(|| self.manager.condition(&mut tenant.connection));
-        catch_unwind(ask).unwrap_or(Condition::Broken)
+        caught(|| self.manager.condition(&mut tenant.connection)).unwrap_or(Condition::Broken)
     }
 
     /// A connection is no longer in the hands of its caller.
@@ -207,7 +206,7 @@ impl<M: Manager> Shared<M> {
             let span = mem::replace(&mut lease.resource_mut().span, no_span());
             // A listener that panics at its end must not keep what is known of the connection from being
             // acted on.
-            drop(catch_unwind(AssertUnwindSafe(|| drop(span))));
+            drop(caught(|| drop(span)));
         }
     }
 

@@ -3,9 +3,8 @@
 //! Not here: what is done about the outcome.
 
 use crate::error::OperationError;
-use std::any::Any;
+use crate::panics::caught;
 use std::future::{Future, poll_fn};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
@@ -23,15 +22,15 @@ pub(super) async fn bounded<T, E>(
 ) -> Result<T, OperationError<E>> {
     let mut operation = pin!(Some(tokio::time::timeout(limit, operation)));
     poll_fn(|cx| {
-        let poll = AssertUnwindSafe(|| operation.as_mut().as_pin_mut().map(|timed| timed.poll(cx)));
-        let outcome = match catch_unwind(poll) {
+        let poll = || operation.as_mut().as_pin_mut().map(|timed| timed.poll(cx));
+        let outcome = match caught(poll) {
             Ok(None | Some(Poll::Pending)) => return Poll::Pending,
             Ok(Some(Poll::Ready(Ok(outcome)))) => outcome.map_err(OperationError::Failed),
             Ok(Some(Poll::Ready(Err(_)))) => Err(OperationError::TimedOut { limit }),
-            Err(panic) => Err(OperationError::Panicked { message: message(&*panic) }),
+            Err(panic) => Err(OperationError::Panicked { message: panic.message() }),
         };
         // The panic hook has reported it; the outcome is what it is.
-        drop(catch_unwind(AssertUnwindSafe(|| operation.set(None))));
+        drop(caught(|| operation.set(None)));
         Poll::Ready(outcome)
     })
     .await
@@ -41,13 +40,5 @@ pub(super) async fn bounded<T, E>(
 pub(crate) fn has_timer() -> bool {
     // Tokio tells of a timer that is missing by nothing but a panic, which the panic hook reports, so
     // this is asked only where the pool would panic otherwise.
-    Handle::try_current().is_ok()
-        && catch_unwind(|| drop(tokio::time::sleep(Duration::ZERO))).is_ok()
-}
-
-/// What a panic said.
-pub(crate) fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("no message").to_owned()
+    Handle::try_current().is_ok() && caught(|| drop(tokio::time::sleep(Duration::ZERO))).is_ok()
 }

@@ -7,9 +7,9 @@ use super::acquire::FAR_FUTURE;
 use super::reaper::Upkeep;
 use crate::manager::Manager;
 use crate::metrics::PoolMetrics;
+use crate::panics::caught;
 use event_listener::listener;
 use std::future::{Future, poll_fn};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Weak};
 use std::task::Poll;
@@ -60,7 +60,7 @@ impl<M: Manager> Reporter<M> {
             // Elsewhere, since it may block; its panic has been reported by the panic hook, and
             // there is another time.
             let told = spawn_blocking(move || {
-                drop(catch_unwind(AssertUnwindSafe(|| callback(&metrics))));
+                drop(caught(|| callback(&metrics)));
             });
             drop(told.await);
         }

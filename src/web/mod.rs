@@ -60,7 +60,7 @@
 //!
 //! A look takes one pass over the slots of each pool, and `/events` takes one look per interval for all
 //! viewers together, none while there are none. A viewer who reads slowly misses events, and none is
-//! kept for it. A pool's acquires and releases are not slowed by any of it.
+//! kept for it beyond what the buffers of its connection hold. `/events` needs a runtime with a timer. A pool's acquires and releases are not slowed by any of it.
 //!
 //! Not here: the figures themselves (`metrics`).
 
@@ -149,6 +149,11 @@ impl StatusPage {
 
     /// Ends all streams of events when this future ends, such as when the service is told to stop.
     /// Default: they end with their viewers, or with the service's runtime.
+    ///
+    /// A server asks a stream for more only while there is room for it in the connection's buffers. So
+    /// the stream of a viewer who has ceased to read, or who is out of reach, does not end before that
+    /// connection does, which may take TCP a quarter of an hour; put a limit on an orderly end of the
+    /// service.
     pub fn until(mut self, over: impl Future<Output = ()> + Send + 'static) -> Self {
         self.over = Some(over.boxed());
         self

@@ -1,0 +1,66 @@
+//! Panics of others' code: they go no further than the call, and nor does what they leave behind.
+//!
+//! Not here: what is done about them.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Does this; if it panics, which the panic hook reports, that is what it comes to.
+#[inline]
+pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Panic> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|left| Panic(Some(left)))
+}
+
+/// What a panic has left. It may be dropped anywhere.
+pub(crate) struct Panic(Option<Box<dyn Any + Send>>);
+
+impl Panic {
+    /// What it said.
+    #[cfg_attr(not(feature = "tokio"), allow(dead_code, reason = "only `Pool` tells"))]
+    pub(crate) fn message(&self) -> String {
+        let text = self.0.as_ref().and_then(|left| {
+            let text = left.downcast_ref::<&str>().copied();
+            text.or_else(|| left.downcast_ref::<String>().map(String::as_str))
+        });
+        text.unwrap_or("no message").to_owned()
+    }
+}
+
+impl Drop for Panic {
+    #[cold]
+    fn drop(&mut self) {
+        let left = self.0.take();
+        // It may panic in turn; what that leaves is kept for good, or there would be no end to it.
+        if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(left))) {
+            Box::leak(again);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::panic::panic_any;
+
+    /// Leaves itself behind when it is dropped.
+    struct Bomb;
+
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic_any(Self);
+        }
+    }
+
+    #[test]
+    fn what_a_panic_has_left_does_not_panic_where_it_is_dropped() {
+        assert!(!caught(|| panic_any(Bomb)).unwrap_or(false));
+    }
+
+    #[test]
+    fn a_panic_says_what_it_said() {
+        let said = |work: fn()| caught(work).expect_err("it panics").message();
+        assert_eq!(said(|| panic!("scripted")), "scripted");
+        assert_eq!(said(|| panic!("scripted {}", 2)), "scripted 2");
+        assert_eq!(said(|| panic_any(3)), "no message");
+    }
+}
