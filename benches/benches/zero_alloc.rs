@@ -64,6 +64,16 @@ macro_rules! rows {
         hits!("acquire_blocking()", pool.acquire_blocking());
         hits!("try_acquire()", pool.try_acquire());
 
+        // What the first one makes is made once, so no other row would show it.
+        let held = one.acquire().await.expect("idle");
+        let before = allocations();
+        {
+            let mut acquire = pin!(one.acquire());
+            assert!(is_pending(acquire.as_mut()).await, "an acquire did not wait");
+        }
+        report.row(concat!($kind, ": a pool's first wait"), 1, allocations() - before, 0);
+        drop(held);
+
         // Two tasks share one connection, and each acquire has to wait for the other's release.
         let alternate = |warm: usize| async move {
             let mut counted = (0, 0);
