@@ -94,7 +94,7 @@ type IsPermanent = Box<dyn Fn(&Error) -> bool + Send + Sync>;
 /// ```
 #[must_use]
 pub struct SqlxManager<DB: Database> {
-    options: Options<DB>,
+    options: Box<dyn Fn() -> Options<DB> + Send + Sync>,
     verify: bool,
     permanent: Option<IsPermanent>,
 }
@@ -102,7 +102,7 @@ pub struct SqlxManager<DB: Database> {
 impl<DB: Database> SqlxManager<DB> {
     /// Opens connections with these options, such as `PgConnectOptions`.
     pub fn new(options: Options<DB>) -> Self {
-        Self { options, verify: true, permanent: None }
+        Self::with(move || options.clone())
     }
 
     /// Opens connections to this URL.
@@ -112,6 +112,12 @@ impl<DB: Database> SqlxManager<DB> {
     /// [`Error::Configuration`] if the driver cannot read it.
     pub fn from_url(url: &str) -> Result<Self, Error> {
         url.parse().map(Self::new)
+    }
+
+    /// Opens each connection by what `options` says at that moment: for passwords that change. After a
+    /// change, [`Pool::rotate`](crate::Pool::rotate) replaces the connections there are.
+    pub fn with(options: impl Fn() -> Options<DB> + Send + Sync + 'static) -> Self {
+        Self { options: Box::new(options), verify: true, permanent: None }
     }
 
     /// Whether every connection that comes back is asked whether it is clean. Default: `true`.
@@ -137,10 +143,10 @@ impl<DB: Database> SqlxManager<DB> {
         self
     }
 
-    /// The options.
+    /// The options of a connection that is opened now.
     #[must_use]
-    pub fn options(&self) -> &Options<DB> {
-        &self.options
+    pub fn options(&self) -> Options<DB> {
+        (self.options)()
     }
 }
 
@@ -189,7 +195,7 @@ where
     type Error = Error;
 
     async fn connect(&self) -> Result<DB::Connection, Error> {
-        self.options.connect().await
+        self.options().connect().await
     }
 
     fn condition(&self, connection: &mut DB::Connection) -> Condition {
