@@ -8,7 +8,7 @@
 
 use clap::Parser;
 use millpond::Pool;
-use millpond::backends::pg_wired::PgWiredManager;
+use millpond::backends::pg_wired::{Options, PgWiredManager};
 use std::error::Error;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -23,9 +23,11 @@ struct Arguments {
 }
 
 async fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
-    let manager =
-        PgWiredManager::from_url(&arguments.url)?.parameter("application_name", "example");
-    let pool = Pool::builder(manager).max_size(arguments.connections.into()).build().await?;
+    let options = Options::from_url(&arguments.url)?.parameter("application_name", "example");
+    let pool = Pool::builder(PgWiredManager::new(options))
+        .max_size(arguments.connections.into())
+        .build()
+        .await?;
 
     // Requests that are made together share a round trip.
     let connection = pool.acquire().await?;

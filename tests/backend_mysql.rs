@@ -6,15 +6,15 @@
 mod support;
 use support::*;
 
-use millpond::backends::mysql::{MysqlManager, MysqlReset};
-use millpond::{AcquireError, CheckPolicy, Hooks, OperationError, Pool, Stage};
-use mysql_async::prelude::Queryable;
+use millpond::backends::mysql::{MysqlConnection, MysqlManager, MysqlReset};
+use millpond::{AcquireError, CheckPolicy, Hooks, OperationError, Pool, RotateError, Stage};
+use mysql_async::prelude::{Query, Queryable};
 use mysql_async::{ChangeUserOpts, Conn, Error, Opts, OptsBuilder, Row, TxOpts};
 use std::error::Error as _;
 use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
@@ -281,10 +281,26 @@ async fn what_sets_a_session_up_runs_once_for_each_reset() {
 }
 
 #[tokio::test]
+async fn what_the_database_has_set_is_set_again_after_a_reset() {
+    let Some(server) = server() else { return };
+    server
+        .run("CREATE DATABASE cyrillic CHARACTER SET cp1251; GRANT ALL ON cyrillic.* TO millpond");
+    let manager = MysqlManager::new(opts(server.address()).db_name(Some("cyrillic")));
+    let pool = Pool::builder(manager.reset(MysqlReset::Always)).max_size(1).build().await.unwrap();
+    for _ in 0..3 {
+        let mut connection = pool.acquire().await.unwrap();
+        let question = "SELECT @@character_set_database";
+        let answer: Option<String> = connection.query_first(question).await.unwrap();
+        assert_eq!(answer.as_deref(), Some("cp1251"));
+    }
+    assert_eq!(at_rest(&pool).await.created, 1);
+}
+
+#[tokio::test]
 async fn settings_that_come_with_the_connection_outlive_a_reset_and_those_of_a_hook_do_not() {
     let Some(server) = server() else { return };
-    let hooks = Hooks::new()
-        .after_connect(|connection: &mut Conn| Box::pin(connection.query_drop("SET @b = 2")));
+    let hooks =
+        Hooks::new().after_connect(|c: &mut MysqlConnection| Box::pin(c.query_drop("SET @b = 2")));
     let manager = MysqlManager::new(opts(server.address()).init(vec!["SET @a = 1"]));
     let pool = Pool::builder(manager.reset(MysqlReset::Always)).max_size(1).hooks(hooks);
     let pool = pool.build().await.unwrap();
@@ -652,7 +668,7 @@ async fn connections_that_the_server_has_closed_while_they_were_idle_are_not_han
     let (mut a, mut b) = (pool.acquire().await.unwrap(), pool.acquire().await.unwrap());
     let (first, second) = (a.id(), b.id());
     echo(&mut b).await.unwrap();
-    let mut operator = pool.acquire().await.unwrap().detach();
+    let mut operator = pool.acquire().await.unwrap().detach().into_inner();
     echo(&mut a).await.unwrap();
     drop((a, b));
     at_rest(&pool).await;
@@ -698,14 +714,73 @@ async fn a_url_does_as_well() {
     );
 }
 
-#[test]
-fn a_password_is_shown_to_nobody() {
-    let manager = MysqlManager::from_url("mysql://user:secret@127.0.0.1:3306/shop").unwrap();
+#[tokio::test]
+async fn a_password_is_shown_to_nobody() {
+    let Some(server) = server() else { return };
+    let opts = opts(server.address()).user(Some("locked")).pass(Some("secret"));
+    let manager = MysqlManager::new(opts);
     let shown = format!("{manager:?}");
-    assert!(!shown.contains("secret"), "{shown}");
-    for part in ["127.0.0.1", "3306", "user", "shop", "IfDirty"] {
-        assert!(shown.contains(part), "{part} is not in {shown}");
+    assert!(shown.contains("IfDirty") && !shown.contains("secret"), "{shown}");
+    let pool = Pool::builder(manager).max_size(1).build().await.unwrap();
+    let connection = pool.acquire().await.unwrap();
+    let shown = format!("{connection:?}");
+    assert!(shown.contains(&connection.id().to_string()) && !shown.contains("secret"), "{shown}");
+}
+
+/// Also to what is written for mysql_async's own.
+#[tokio::test]
+async fn a_connection_serves_where_one_of_the_library_does() {
+    let Some(server) = server() else { return };
+    let pool = one(server.address()).await;
+    let mut connection = pool.acquire().await.unwrap();
+    assert_eq!("SELECT 7".first(&mut *connection).await.unwrap(), Some(7));
+    let mut connection = connection.detach().into_inner();
+    echo(&mut connection).await.unwrap();
+    connection.disconnect().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_password_that_changes_is_asked_for_at_each_connect() {
+    let Some(server) = server() else { return };
+    let mut operator = Conn::new(opts(server.address())).await.unwrap();
+    let user = "CREATE USER changing@'127.0.0.1' IDENTIFIED BY 'first'";
+    operator.query_drop(user).await.unwrap();
+    let password = Arc::new(Mutex::new("first"));
+    let manager = MysqlManager::with({
+        let password = password.clone();
+        let opts = opts(server.address()).user(Some("changing")).db_name(None::<String>);
+        move || opts.clone().pass(Some(*password.lock().unwrap())).into()
+    });
+    let pool = Pool::builder(manager).max_size(2).reset_timeout(PATIENCE).build().await.unwrap();
+    let (first, second) = tokio::join!(pool.acquire(), pool.acquire());
+    let (mut first, mut second) = (first.unwrap(), second.unwrap());
+    let old = [first.id(), second.id()];
+    // Only a new login undoes both.
+    let leftover = "USE information_schema; BEGIN";
+
+    // The server does not take the new one yet: whoever is reset logs in as before.
+    *password.lock().unwrap() = "second";
+    first.query_drop(leftover).await.unwrap();
+    drop(first);
+    let mut first = pool.acquire().await.unwrap();
+    assert_eq!(first.id(), old[0]);
+    assert_eq!(session(&mut first).await.get(0), Some(None::<String>));
+    drop(first);
+    let error = pool.rotate(|connection| Box::pin(echo(connection))).await.unwrap_err();
+    assert!(matches!(error, RotateError::Connect(_)), "{error}");
+
+    // It takes no other any more: whoever would be reset is closed.
+    let user = "ALTER USER changing@'127.0.0.1' IDENTIFIED BY 'second'";
+    operator.query_drop(user).await.unwrap();
+    second.query_drop(leftover).await.unwrap();
+    drop(second);
+    assert_eq!(at_rest(&pool).await.closed.failed_reset, 1);
+    pool.rotate(|connection| Box::pin(echo(connection))).await.unwrap();
+    let (first, second) = tokio::join!(pool.acquire(), pool.acquire());
+    for connection in [&mut first.unwrap(), &mut second.unwrap()] {
+        assert!(!old.contains(&connection.id()));
     }
+    operator.disconnect().await.unwrap();
 }
 
 /// That socket would be another server's.

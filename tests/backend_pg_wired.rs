@@ -7,15 +7,16 @@
 mod support;
 use support::*;
 
-use millpond::backends::pg_wired::{Connection, PgWiredManager};
+use millpond::backends::pg_wired::{Connection, Options, PgWiredManager};
 use millpond::{
     AcquireError, CheckPolicy, Hooks, Manager, OperationError, Pool, PoolBuilder, PoolMetrics,
+    RotateError,
 };
 use pg_wired::{PgWireError, TlsMode, WireConn};
 use std::future::Future;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::task::JoinSet;
 
@@ -45,8 +46,16 @@ impl Speaks for WireConn {
     }
 }
 
+fn options(server: &Postgres) -> Options {
+    Options::from_url(&server.url()).unwrap()
+}
+
 fn manager(server: &Postgres) -> PgWiredManager {
     PgWiredManager::from_url(&server.url()).unwrap()
+}
+
+fn manager_behind(proxy: &Proxy) -> PgWiredManager {
+    PgWiredManager::new(Options::new(proxy.address().to_string(), "millpond", "millpond"))
 }
 
 fn patient<M: Manager>(manager: M, max_size: usize) -> Pool<M> {
@@ -200,7 +209,7 @@ async fn a_query_that_is_dropped_at_any_poll_leaves_nothing_of_its_answer() {
     let proxy = Proxy::start(server.address());
     // A network in which nothing is there at once.
     proxy.delay(Duration::from_millis(1));
-    let manager = || PgWiredManager::new(proxy.address().to_string(), "millpond", "millpond");
+    let manager = || manager_behind(&proxy);
     let sql = "SELECT n, repeat('x', 100) FROM generate_series(1, 2000) AS n";
     // The answer to a shared one is collected by its task, and its future polled twice.
     assert!(cut_at_each_poll(&patient(manager(), 1), sql).await >= 1);
@@ -212,7 +221,7 @@ async fn a_begin_that_is_dropped_at_any_poll_leaves_no_transaction() {
     let Some(server) = Postgres::start(&[]) else { return };
     let proxy = Proxy::start(server.address());
     proxy.delay(Duration::from_millis(1));
-    let manager = || PgWiredManager::new(proxy.address().to_string(), "millpond", "millpond");
+    let manager = || manager_behind(&proxy);
     assert!(cut_at_each_poll(&patient(manager(), 1), "BEGIN").await > 0);
     assert!(cut_at_each_poll(&patient(manager().raw(), 1), "BEGIN").await > 0);
 }
@@ -227,7 +236,8 @@ fn query(sql: &[u8]) -> Vec<u8> {
 async fn a_connection_whose_answers_go_to_other_requests_is_not_handed_on() {
     let Some(server) = Postgres::start(&[]) else { return };
     for verify in [true, false] {
-        let latin = manager(&server).parameter("client_encoding", "LATIN1");
+        let latin = options(&server).parameter("client_encoding", "LATIN1");
+        let latin = PgWiredManager::new(latin);
         let builder = builder(latin.verify_on_release(verify), 1).check(CheckPolicy::Always);
         let pool = builder.build().await.unwrap();
         let first = backend(&pool).await;
@@ -313,7 +323,7 @@ async fn settings_that_come_with_the_connection_outlive_a_reset_and_those_of_a_h
             connection.exec_query("SET application_name = 'hook'", &[], &[]).await.map(drop)
         })
     });
-    let manager = manager(&server).parameter("search_path", "here");
+    let manager = PgWiredManager::new(options(&server).parameter("search_path", "here"));
     let pool = builder(manager, 1).hooks(hooks).build().await.unwrap();
     assert_eq!(ask(&pool, "SHOW application_name").await, "hook");
     let mut connection = pool.acquire().await.unwrap();
@@ -471,15 +481,19 @@ async fn a_wrong_password_is_tried_once_and_so_is_an_unknown_database() {
     }
     let Some(server) = Postgres::start(&[]) else { return };
     let address = server.address().to_string();
-    let locked = |word: &str| PgWiredManager::new(&address, "locked", "millpond").password(word);
+    let log_in = |user: &str, password: &str, database: &str| {
+        PgWiredManager::new(Options::new(&address, user, database).password(password))
+    };
+    let locked = |password: &str| log_in("locked", password, "millpond");
     let attempts = || server.log().matches("password authentication failed").count();
     assert_eq!(refused(locked("wrong")).await, "28P01");
     assert_eq!(attempts(), 1);
     assert_eq!(refused(locked("wrong").raw()).await, "28P01");
     assert_eq!(attempts(), 2);
     assert_eq!(ask(&patient(locked("secret"), 1), "SELECT current_user").await, "locked");
-    assert_eq!(refused(PgWiredManager::new(&address, "millpond", "nowhere")).await, "3D000");
-    let nowhere = refused(PgWiredManager::new("no port", "millpond", "millpond")).await;
+    assert_eq!(refused(log_in("millpond", "", "nowhere")).await, "3D000");
+    let nowhere = Options::new("no port", "millpond", "millpond");
+    let nowhere = refused(PgWiredManager::new(nowhere)).await;
     assert!(nowhere.starts_with("I/O error"), "{nowhere}");
 }
 
@@ -541,7 +555,7 @@ async fn connections_that_lead_nowhere_cost_one_check_timeout_each() {
     }
     let Some(server) = Postgres::start(&[]) else { return };
     let proxy = Proxy::start(server.address());
-    let manager = || PgWiredManager::new(proxy.address().to_string(), "millpond", "millpond");
+    let manager = || manager_behind(&proxy);
     finds_out(&proxy, manager()).await;
     finds_out(&proxy, manager().raw()).await;
 }
@@ -622,26 +636,77 @@ async fn without_verifying_a_release_is_a_hit() {
 #[tokio::test]
 async fn parameters_and_the_wish_for_tls_reach_the_server() {
     let Some(server) = Postgres::start(&[]) else { return };
-    let named = manager(&server).parameter("application_name", "millpond test");
-    assert_eq!(ask(&patient(named, 1), "SHOW application_name").await, "millpond test");
-    let raw = manager(&server).raw().parameter("search_path", "here").tls(TlsMode::Disable);
-    assert_eq!(ask(&patient(raw, 1), "SHOW search_path").await, "here");
-    let pool = patient(manager(&server).tls(TlsMode::Require), 1);
+    let named = options(&server).parameter("application_name", "millpond test");
+    let named = patient(PgWiredManager::new(named), 1);
+    assert_eq!(ask(&named, "SHOW application_name").await, "millpond test");
+    let raw = options(&server).parameter("search_path", "here").tls(TlsMode::Disable);
+    let raw = patient(PgWiredManager::new(raw).raw(), 1);
+    assert_eq!(ask(&raw, "SHOW search_path").await, "here");
+    let encrypted = options(&server).tls(TlsMode::Require);
+    let pool = patient(PgWiredManager::new(encrypted), 1);
     pool.warm_up(1).await.unwrap_err();
     let error = pool.acquire_timeout(MOMENT).await.unwrap_err();
     let AcquireError::Timeout(timeout) = error else { panic!("{error}") };
     assert!(timeout.last_connect_error().unwrap().to_string().contains("require"), "{timeout}");
 }
 
+#[tokio::test]
+async fn a_password_that_changes_is_asked_for_at_each_connect() {
+    async fn rotates<M>(server: &Postgres, password: &Mutex<&str>, manager: M)
+    where
+        M: Manager<Connection: Speaks, Error = PgWireError>,
+    {
+        server.run("ALTER USER locked PASSWORD 'first'");
+        *password.lock().unwrap() = "first";
+        let pool = patient(manager, 2);
+        let old = backend(&pool).await;
+        exact(&pool).await;
+        server.run("ALTER USER locked PASSWORD 'second'");
+        let verify = "SELECT current_user";
+        let rotated = pool
+            .rotate(|connection| Box::pin(async move { connection.ask(verify).await.map(drop) }));
+        let error = rotated.await.unwrap_err();
+        assert!(matches!(error, RotateError::Connect(_)), "{error}");
+        // A new password does not concern the connections there are, nor their resets.
+        *password.lock().unwrap() = "second";
+        pool.acquire().await.unwrap().ask("BEGIN").await.unwrap();
+        exact(&pool).await;
+        assert_eq!(backend(&pool).await, old);
+        exact(&pool).await;
+        let rotated = pool
+            .rotate(|connection| Box::pin(async move { connection.ask(verify).await.map(drop) }));
+        rotated.await.unwrap();
+        assert_ne!(backend(&pool).await, old);
+        assert_eq!(exact(&pool).await.closed.invalidated, 1);
+    }
+    let Some(server) = Postgres::start(&[]) else { return };
+    let password = Arc::new(Mutex::new(""));
+    let manager = || {
+        let (password, address) = (password.clone(), server.address().to_string());
+        PgWiredManager::with(move || {
+            Options::new(&address, "locked", "millpond").password(*password.lock().unwrap())
+        })
+    };
+    rotates(&server, &password, manager()).await;
+    rotates(&server, &password, manager().raw()).await;
+}
+
+#[test]
+fn a_manager_shows_no_password() {
+    let manager = PgWiredManager::from_url("postgresql://me:secret@host").unwrap();
+    let shown = format!("{manager:?}");
+    assert!(!shown.contains("secret"), "{shown}");
+}
+
 #[test]
 fn a_url_says_where_the_server_is_and_what_it_does_not_say_has_a_default() {
     let shown = |url: &str| {
-        let shown = PgWiredManager::from_url(url).map(|manager| format!("{manager:?}"));
+        let shown = Options::from_url(url).map(|options| format!("{options:?}"));
         shown.unwrap_or_else(|error| error.to_string())
     };
     let means = |url: &str, address: &str, user: &str, database: &str| {
         let expected = format!(
-            "PgWiredManager {{ address: {address:?}, user: {user:?}, database: {database:?}, .. }}"
+            "Options {{ address: {address:?}, user: {user:?}, database: {database:?}, .. }}"
         );
         assert_eq!(shown(url), expected);
     };

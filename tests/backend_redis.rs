@@ -8,14 +8,17 @@ use support::*;
 
 use millpond::backends::redis::{RedisConnection, RedisManager};
 use millpond::{
-    AcquireError, CheckPolicy, Hooks, Manager, OperationError, Pool, ReleaseError, Stage,
+    AcquireError, CheckPolicy, Hooks, Manager, OperationError, Pool, ReleaseError, RotateError,
+    Stage,
 };
 use redis::aio::ConnectionLike;
-use redis::{AsyncCommands, Cmd, ErrorKind, ProtocolVersion, RedisResult, cmd, pipe};
+use redis::{
+    AsyncCommands, Cmd, ErrorKind, IntoConnectionInfo, ProtocolVersion, RedisResult, cmd, pipe,
+};
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -768,7 +771,48 @@ async fn settings_that_come_with_the_connection_outlive_a_reset_and_those_of_a_h
 fn a_password_is_shown_to_nobody() {
     let manager = manager("redis://user:secret@127.0.0.1/1");
     let shown = format!("{manager:?}");
-    assert!(!shown.contains("secret") && shown.contains("127.0.0.1:6379"), "{shown}");
+    assert!(!shown.contains("secret") && shown.contains("response_timeout"), "{shown}");
+}
+
+#[tokio::test]
+async fn a_password_that_changes_is_asked_for_at_each_connect() {
+    let Some(server) = Redis::start(&[]) else { return };
+    let mut operator = manager(&server.url()).connect().await.unwrap();
+    run(&mut operator, &["ACL SETUSER app on >first ~* +@all"]).await;
+    let password = Arc::new(Mutex::new("first"));
+    let manager = RedisManager::with({
+        let (password, address) = (password.clone(), server.address());
+        move || {
+            let url = format!("redis://app:{}@{address}/3", password.lock().unwrap());
+            url.into_connection_info().unwrap()
+        }
+    });
+    let pool = Pool::builder(manager).max_size(2).reset_timeout(PATIENCE).build().await.unwrap();
+    let (first, second) = tokio::join!(pool.acquire(), pool.acquire());
+    let (mut first, mut second) = (first.unwrap(), second.unwrap());
+    let old = [id(&mut first).await, id(&mut second).await];
+
+    // The server does not take the new one yet: whoever is reset logs in as before.
+    *password.lock().unwrap() = "second";
+    run(&mut first, &["SELECT 5"]).await;
+    drop(first);
+    let mut first = pool.acquire().await.unwrap();
+    assert_eq!((id(&mut first).await, &*session(&mut first).await["db"]), (old[0], "3"));
+    drop(first);
+    let error = pool.rotate(|connection| Box::pin(echo(connection))).await.unwrap_err();
+    assert!(matches!(error, RotateError::Connect(_)), "{error}");
+
+    // It takes no other any more: whoever would be reset is closed.
+    run(&mut operator, &["ACL SETUSER app resetpass >second"]).await;
+    run(&mut second, &["SELECT 5"]).await;
+    drop(second);
+    assert_eq!(at_rest(&pool).await.closed.failed_reset, 1);
+    pool.rotate(|connection| Box::pin(echo(connection))).await.unwrap();
+    let (first, second) = tokio::join!(pool.acquire(), pool.acquire());
+    for connection in [&mut first.unwrap(), &mut second.unwrap()] {
+        assert!(!old.contains(&id(connection).await));
+        assert_eq!(&*session(connection).await["user"], "app");
+    }
 }
 
 /// It repeats what it was told.

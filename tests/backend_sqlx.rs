@@ -9,14 +9,14 @@ use support::*;
 
 use millpond::backends::sqlx::SqlxManager;
 use millpond::{
-    AcquireError, CheckPolicy, Manager, OperationError, Pool, PoolBuilder, PoolMetrics,
+    AcquireError, CheckPolicy, Manager, OperationError, Pool, PoolBuilder, PoolMetrics, RotateError,
 };
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Connection, Postgres as Pg, Row};
 use sqlx_core::any::{Any, driver::install_drivers};
 use std::mem::ManuallyDrop;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::task::JoinSet;
 
@@ -373,6 +373,32 @@ async fn a_wrong_password_is_tried_once_and_so_is_an_unknown_database() {
     let error = pool.acquire_timeout(5 * MOMENT).await.unwrap_err();
     assert!(matches!(error, AcquireError::Timeout(_)), "{error}");
     eventually("it is tried again", || pool.metrics().connect_failures > 1).await;
+}
+
+#[tokio::test]
+async fn a_password_that_changes_is_asked_for_at_each_connect() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    let options: PgConnectOptions = server.url().parse().unwrap();
+    let password = Arc::new(Mutex::new("secret"));
+    let manager = SqlxManager::<Pg>::with({
+        let password = password.clone();
+        move || options.clone().username("locked").password(*password.lock().unwrap())
+    });
+    let pool = Pool::builder(manager).max_size(2).reset_timeout(PATIENCE).build().await.unwrap();
+    let old = backend(&mut pool.acquire().await.unwrap()).await;
+    exact(&pool).await;
+    server.run("ALTER USER locked PASSWORD 'second'");
+    let error = pool.rotate(|connection| Box::pin(connection.ping())).await.unwrap_err();
+    assert!(matches!(error, RotateError::Connect(_)), "{error}");
+    // A new password does not concern the connections there are, nor their resets.
+    *password.lock().unwrap() = "second";
+    drop(pool.acquire().await.unwrap().begin().await.unwrap());
+    exact(&pool).await;
+    assert_eq!(backend(&mut pool.acquire().await.unwrap()).await, old);
+    exact(&pool).await;
+    pool.rotate(|connection| Box::pin(connection.ping())).await.unwrap();
+    assert_ne!(backend(&mut pool.acquire().await.unwrap()).await, old);
+    assert_eq!(exact(&pool).await.closed.invalidated, 1);
 }
 
 #[tokio::test]

@@ -2714,6 +2714,89 @@ async fn where_connecting_fails_for_good_an_acquire_waits_for_what_comes_back() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn whoever_waits_where_connecting_fails_for_good_stays_in_line_when_others_are_refused() {
+    for fails_fast in [false, true] {
+        let (cluster, managers) = cluster_of(builder().fail_fast(fails_fast), [("a", plain())]);
+        let held = cluster.acquire("a").await.unwrap();
+        managers[0].connect.always(Act::Permanent);
+        let mut acquire = pin!(cluster.acquire_any(Policy::RoundRobin));
+        assert!(timeout(MILLISECOND, acquire.as_mut()).await.is_err());
+        for _ in 0..3 {
+            assert!(cluster.acquire("a").await.is_err());
+            assert!(poll_once(acquire.as_mut()).is_pending());
+        }
+        drop(held);
+        assert!(poll_once(acquire.as_mut()).is_ready(), "it was not in line");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_fails_for_good_is_tried_for_those_who_wait_elsewhere_or_for_nothing_else() {
+    // Beside another node, and alone, however long an acquire waits before it goes further.
+    for (others, try_next_after) in [(1, SECOND / 4), (0, SECOND / 4), (0, Duration::MAX)] {
+        let builder = builder().try_next_after(try_next_after).acquire_timeout(Duration::MAX);
+        let builder = builder.pools(|pool| pool.max_size(1));
+        let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+        let held = cluster.acquire("b").await.unwrap();
+        if others == 0 {
+            cluster.remove_node("b", Duration::ZERO).await.unwrap();
+        }
+        managers[0].connect.always(Act::Permanent);
+        let first_a = first("a");
+        let mut acquire = pin!(cluster.acquire_any(Policy::Rank(&first_a)));
+        assert!(timeout(SECOND / 2, acquire.as_mut()).await.is_err());
+        managers[0].connect.calm();
+        let served = timeout(3 * SECOND, acquire).await.expect("somebody tries it");
+        assert_eq!(served.unwrap().node(), "a");
+        drop(held);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acquire_yields_at_a_node_that_is_up_though_connecting_has_failed_for_good_there() {
+    let (cluster, managers, _) = capped(2, 2, [("a", plain()), ("b", plain())]);
+    let first_a = first("a");
+    let held = cluster.acquire("a").await.unwrap();
+    managers[0].connect.always(Act::Permanent);
+    assert!(cluster.acquire("a").await.is_err());
+    let other = cluster.acquire("b").await.unwrap();
+    drop((held, other));
+    tokio::time::sleep(2 * SECOND).await;
+    // It has been passed over, and one of its connections found to work, while nothing was opened.
+    let guard = cluster.acquire_any(Policy::Rank(&first_a)).await.unwrap();
+    eventually("it is up", || cluster.status().nodes.iter().all(|node| node.is_up)).await;
+    let calls = managers[0].connect.calls();
+    cluster.acquire("a").await.unwrap().discard();
+    managers[0].connect.calm();
+    managers[0].connect.once(Act::Gated);
+    let mut dials = pin!(cluster.acquire("a"));
+    assert!(poll_once(dials.as_mut()).is_pending());
+    eventually("it connects", || managers[0].connect.calls() > calls).await;
+    let (tell, told) = std::sync::mpsc::channel();
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::spawn({
+        let cluster = cluster.clone();
+        move || {
+            let _runtime = runtime.enter();
+            let first_a = first("a");
+            let mut acquire = pin!(cluster.acquire_any(Policy::Rank(&first_a)));
+            tell.send(poll_once(acquire.as_mut()).is_pending()).unwrap();
+        }
+    });
+    assert_eq!(told.recv_timeout(PATIENCE), Ok(true), "one poll comes to its end");
+    managers[0].connect.open(1);
+    drop((dials.await.unwrap(), guard));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_no_node_to_wait_at_is_counted_all_the_same() {
+    let builder = builder().acquire_timeout(SECOND);
+    let (cluster, _managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    assert!(cluster.acquire_any(Policy::Primary).await.is_err());
+    assert_eq!(cluster.status().totals.waits.timed_out, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn servers_that_fail_for_good_are_asked_for_their_roles_now_and_then() {
     let builder = builder().acquire_timeout(3 * SECOND);
     let (cluster, managers) = with_roles_of(builder, [Role::Replica, Role::Replica]);

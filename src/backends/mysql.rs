@@ -5,16 +5,17 @@
 use crate::manager::{Condition, Manager};
 use mysql_async::consts::StatusFlags;
 use mysql_async::prelude::Queryable;
-use mysql_async::{ChangeUserOpts, Conn, DriverError, Error, Opts, OptsBuilder, QueryResult, Row};
-use mysql_async::{ServerError, TextProtocol, TxOpts, UrlError};
+use mysql_async::{ChangeUserOpts, Conn, Connection, DriverError, Error, Opts, OptsBuilder};
+use mysql_async::{QueryResult, Row, ServerError, TextProtocol, TxOpts, UrlError};
 use std::fmt;
 use std::net::IpAddr;
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 
 /// Opens connections to a MySQL or MariaDB server.
 ///
-/// Connections are mysql_async's own [`Conn`]. Its methods come from
-/// [`Queryable`]; for a function that wants `&mut Conn`, give it `&mut *connection`. Do not log one: the
-/// `Debug` of a [`Conn`], and so of a guard, is mysql_async's and shows the [`Opts`] with the password.
+/// Connections are [`MysqlConnection`]s, which deref to mysql_async's [`Conn`]. Its methods come from
+/// [`Queryable`].
 ///
 /// # What is checked
 ///
@@ -41,7 +42,8 @@ use std::net::IpAddr;
 /// of the [`Opts`] again, and [`Opts::after_connect`], [`Opts::init`] and [`Opts::setup`] run as at
 /// first; but where there is one of the first two, [`Opts::setup`] runs both before and after them, so it
 /// must bear to be repeated. Servers before MySQL 5.7.3 and MariaDB 10.2.4 get `COM_CHANGE_USER` instead,
-/// and so does a connection that has chosen a database where the [`Opts`] have none.
+/// and so does a connection that has chosen a database where the [`Opts`] have none; where the server no
+/// longer takes the password that it was opened with, it is closed.
 ///
 /// **A reset also undoes what [`Hooks::after_connect`](crate::Hooks::after_connect) has set up**: variables,
 /// temporary tables, prepared statements. What all users are to have belongs in the [`Opts`].
@@ -81,7 +83,7 @@ use std::net::IpAddr;
 #[derive(Clone)]
 #[must_use]
 pub struct MysqlManager {
-    opts: Opts,
+    opts: Arc<dyn Fn() -> Opts + Send + Sync>,
     reset: MysqlReset,
     verify: bool,
 }
@@ -113,11 +115,8 @@ impl MysqlManager {
     ///
     /// If they are a string that is no URL; see [`from_url`](Self::from_url).
     pub fn new(opts: impl Into<Opts>) -> Self {
-        let mut opts = opts.into();
-        if opts.prefer_socket() && opts.socket().is_none() && !is_on_this_machine(&opts) {
-            opts = OptsBuilder::from_opts(opts).prefer_socket(false).into();
-        }
-        Self { opts, reset: MysqlReset::default(), verify: true }
+        let opts = opts.into();
+        Self::with(move || opts.clone())
     }
 
     /// Opens connections as a URL says, such as `mysql://user:password@host:3306/database`, with
@@ -128,6 +127,13 @@ impl MysqlManager {
     /// If it is none.
     pub fn from_url(url: &str) -> Result<Self, UrlError> {
         Ok(Self::new(Opts::from_url(url)?))
+    }
+
+    /// Opens each connection by what `opts` says at that moment, as [`new`](Self::new) does: for
+    /// passwords that change. After a change, [`Pool::rotate`](crate::Pool::rotate) replaces the
+    /// connections there are.
+    pub fn with(opts: impl Fn() -> Opts + Send + Sync + 'static) -> Self {
+        Self { opts: Arc::new(opts), reset: MysqlReset::default(), verify: true }
     }
 
     /// When a released connection is reset. Default: [`MysqlReset::IfDirty`].
@@ -148,46 +154,24 @@ impl MysqlManager {
         self.verify = verify;
         self
     }
-
-    /// Makes a connection what a new one is.
-    async fn renew(&self, connection: &mut Conn, has_database: bool) -> Result<(), Error> {
-        let database = self.opts.db_name();
-        // The reset leaves the choice of a database alone, and what it runs may rely on it.
-        if let Some(database) = database {
-            let database = database.replace('`', "``");
-            connection.query_drop(format!("USE `{database}`")).await?;
-        }
-        // USE cannot undo the choice of a database.
-        if database.is_none() && has_database || !connection.reset().await? {
-            connection.change_user(ChangeUserOpts::default()).await?;
-        }
-        // Either has run the setup, and no more of what a new connection has: what comes before it is
-        // made up for, in the order in which mysql_async runs it, and the setup may rely on that.
-        let callback = self.opts.after_connect();
-        if callback.is_none() && self.opts.init().is_empty() {
-            return Ok(());
-        }
-        if let Some(callback) = callback {
-            callback(connection).await?;
-        }
-        for command in self.opts.init().iter().rev().chain(self.opts.setup().iter().rev()) {
-            connection.query_drop(command).await?;
-        }
-        Ok(())
-    }
 }
 
 impl Manager for MysqlManager {
-    type Connection = Conn;
+    type Connection = MysqlConnection;
     type Error = Error;
 
-    async fn connect(&self) -> Result<Conn, Error> {
-        Conn::new(self.opts.clone()).await
+    async fn connect(&self) -> Result<MysqlConnection, Error> {
+        let mut opts = (self.opts)();
+        if opts.prefer_socket() && opts.socket().is_none() && !is_on_this_machine(&opts) {
+            opts = OptsBuilder::from_opts(opts).prefer_socket(false).into();
+        }
+        Ok(MysqlConnection { inner: Conn::new(opts.clone()).await?, opts })
     }
 
-    fn condition(&self, connection: &mut Conn) -> Condition {
+    fn condition(&self, connection: &mut MysqlConnection) -> Condition {
         // mysql_async says so from the moment in which a command is sent until its answer begins.
-        if connection.is_disconnected() || login(connection.opts()) != login(&self.opts) {
+        if connection.is_disconnected() || login(connection.inner.opts()) != login(&connection.opts)
+        {
             return Condition::Broken;
         }
         match self.reset {
@@ -196,18 +180,18 @@ impl Manager for MysqlManager {
         }
     }
 
-    async fn check(&self, connection: &mut Conn) -> Result<(), Error> {
+    async fn check(&self, connection: &mut MysqlConnection) -> Result<(), Error> {
         has_database(connection).await.map(drop)
     }
 
-    async fn reset(&self, connection: &mut Conn) -> Result<(), Error> {
+    async fn reset(&self, connection: &mut MysqlConnection) -> Result<(), Error> {
         // The answer also has flags, as a failed query's has not.
         let has_database = has_database(connection).await?;
         if self.reset == MysqlReset::IfDirty && is_at_rest(connection) {
             return Ok(());
         }
         let is_open = flags(connection).contains(StatusFlags::SERVER_STATUS_IN_TRANS);
-        self.renew(connection, has_database).await?;
+        connection.renew(has_database).await?;
         if is_open {
             // If it was forgotten rather than dropped, mysql_async would begin no other.
             connection.start_transaction(TxOpts::default()).await?.rollback().await?;
@@ -215,9 +199,9 @@ impl Manager for MysqlManager {
         Ok(())
     }
 
-    async fn close(&self, connection: Conn) {
+    async fn close(&self, connection: MysqlConnection) {
         // The server is told, or is gone.
-        drop(connection.disconnect().await);
+        drop(connection.inner.disconnect().await);
     }
 
     fn is_permanent(&self, error: &Error) -> bool {
@@ -236,17 +220,90 @@ impl Manager for MysqlManager {
     }
 }
 
-/// The password is not shown, nor anything else that might hold it.
+/// What the connections are opened with, which may hold a password, is not shown.
 impl fmt::Debug for MysqlManager {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MysqlManager")
-            .field("host", &self.opts.ip_or_hostname())
-            .field("port", &self.opts.tcp_port())
-            .field("user", &self.opts.user())
-            .field("database", &self.opts.db_name())
             .field("reset", &self.reset)
             .field("verify_on_release", &self.verify)
             .finish_non_exhaustive()
+    }
+}
+
+/// A connection to a MySQL or MariaDB server that remembers who logged in.
+///
+/// It derefs to [`Conn`]: a function that wants `&mut Conn` takes a `&mut connection`, one that wants
+/// `impl Queryable` a `&mut **connection`, and [`Query::run`](mysql_async::prelude::Query::run) and its
+/// like a `&mut *connection`.
+pub struct MysqlConnection {
+    inner: Conn,
+    /// What it was opened with, and a reset brings back: the manager may say something else by then.
+    opts: Opts,
+}
+
+impl MysqlConnection {
+    /// The connection alone, say for [`Conn::disconnect`] on one that was
+    /// [detached](crate::Pooled::detach).
+    #[must_use]
+    pub fn into_inner(self) -> Conn {
+        self.inner
+    }
+
+    /// Makes a connection what a new one is.
+    async fn renew(&mut self, has_database: bool) -> Result<(), Error> {
+        let Self { inner: connection, opts } = self;
+        let choose = opts.db_name().map(|name| format!("USE `{}`", name.replace('`', "``")));
+        // The reset leaves the choice of a database alone, and the setup, which it runs, may rely on it.
+        if let Some(choose) = choose.as_ref().filter(|_| !opts.setup().is_empty()) {
+            connection.query_drop(choose).await?;
+        }
+        // USE cannot undo the choice of a database.
+        if choose.is_none() && has_database || !connection.reset().await? {
+            connection.change_user(ChangeUserOpts::default()).await?;
+        } else if let Some(choose) = choose {
+            // It resets what the database has set, such as its character set.
+            connection.query_drop(choose).await?;
+        }
+        // Either has run the setup, and no more of what a new connection has: what comes before it is
+        // made up for, in the order in which mysql_async runs it, and the setup may rely on that.
+        let callback = opts.after_connect();
+        if callback.is_none() && opts.init().is_empty() {
+            return Ok(());
+        }
+        if let Some(callback) = callback {
+            callback(connection).await?;
+        }
+        for command in opts.init().iter().rev().chain(opts.setup().iter().rev()) {
+            connection.query_drop(command).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Deref for MysqlConnection {
+    type Target = Conn;
+
+    fn deref(&self) -> &Conn {
+        &self.inner
+    }
+}
+
+impl DerefMut for MysqlConnection {
+    fn deref_mut(&mut self) -> &mut Conn {
+        &mut self.inner
+    }
+}
+
+impl<'a> From<&'a mut MysqlConnection> for Connection<'a, 'static> {
+    fn from(connection: &'a mut MysqlConnection) -> Self {
+        Self::from(&mut connection.inner)
+    }
+}
+
+/// That of a [`Conn`] would show the password.
+impl fmt::Debug for MysqlConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MysqlConnection").field("id", &self.inner.id()).finish_non_exhaustive()
     }
 }
 

@@ -15,16 +15,15 @@ use ::pg_wired::{PgWireError, TlsMode, WireConn};
 use std::fmt;
 use std::io::ErrorKind;
 use std::marker::PhantomData;
-use std::sync::Arc;
 
 /// Opens connections of pg-wired 0.4, of one of its two kinds.
 ///
 /// | manager | a connection is | for |
 /// |---|---|---|
-/// | `PgWiredManager`, from [`new`](Self::new) or [`from_url`](Self::from_url) | [`Connection`], which derefs to [`AsyncConn`](::pg_wired::AsyncConn) | queries with cached statements, pipelining, streams of rows, `COPY`, `LISTEN` |
+/// | `PgWiredManager`, from [`new`](Self::new), [`from_url`](Self::from_url) or [`with`](Self::with) | [`Connection`], which derefs to [`AsyncConn`](::pg_wired::AsyncConn) | queries with cached statements, pipelining, streams of rows, `COPY`, `LISTEN` |
 /// | `PgWiredManager<WireConn>`, from [`raw`](Self::raw) | [`WireConn`] | messages of the protocol, one by one |
 ///
-/// TLS is what pg-wired offers: [`tls`](Self::tls) says whether it is wanted, and it needs
+/// TLS is what pg-wired offers: [`Options::tls`] says whether it is wanted, and it needs
 /// pg-wired's feature `tls` (`pg-wired = { version = "0.4", features = ["tls"] }` beside Millpond).
 ///
 /// # What is checked
@@ -51,7 +50,7 @@ use std::sync::Arc;
 /// **`DISCARD ALL` also undoes what [`Hooks::after_connect`](crate::Hooks::after_connect) has set up**,
 /// once the connection has been in its first transaction: settings, `LISTEN`, temporary tables,
 /// prepared statements. Settings that all connections are to have belong in
-/// [`parameter`](Self::parameter): the server goes back to those. For anything else there is
+/// [`Options::parameter`]: the server goes back to those. For anything else there is
 /// `discard_session(false)`.
 ///
 /// When a [`Connection`] is closed, the server is asked to cancel what it still does for it. What a
@@ -76,12 +75,12 @@ use std::sync::Arc;
 /// # Examples
 ///
 /// ```no_run
-/// use millpond::{Pool, backends::pg_wired::PgWiredManager};
+/// use millpond::{Pool, backends::pg_wired::{Options, PgWiredManager}};
 ///
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-/// let manager = PgWiredManager::from_url("postgresql://app:secret@localhost:5432/app")?
+/// let options = Options::from_url("postgresql://app:secret@localhost:5432/app")?
 ///     .parameter("application_name", "millpond");
-/// let pool = Pool::builder(manager).max_size(16).build().await?;
+/// let pool = Pool::builder(PgWiredManager::new(options)).max_size(16).build().await?;
 /// let connection = pool.acquire().await?;
 /// let rows = connection.exec_query("SELECT $1::text", &[Some(b"hello")], &[25]).await?;
 /// assert_eq!(rows[0].cell(0), Some(b"hello".as_slice()));
@@ -89,16 +88,17 @@ use std::sync::Arc;
 /// ```
 #[must_use]
 pub struct PgWiredManager<C = Connection> {
-    options: Arc<Options>,
+    options: Box<dyn Fn() -> Options + Send + Sync>,
     verify: bool,
     discard: bool,
     grounds: Grounds,
     opens: PhantomData<fn() -> C>,
 }
 
-/// What a connection is opened with.
+/// Where the server is, and who logs in how.
 #[derive(Clone)]
-struct Options {
+#[must_use]
+pub struct Options {
     address: String,
     user: String,
     password: String,
@@ -108,36 +108,25 @@ struct Options {
 }
 
 impl Options {
-    async fn connect(&self) -> Result<WireConn, PgWireError> {
-        let Self { address, user, password, database, tls, .. } = self;
-        let parameters: Vec<(&str, &str)> =
-            self.parameters.iter().map(|(name, value)| (&**name, &**value)).collect();
-        WireConn::connect_with_options(address, user, password, database, &parameters, *tls).await
-    }
-}
-
-impl PgWiredManager {
-    /// Opens connections to the server at `address`, as `"localhost:5432"`, which is looked up for
-    /// each connection. Without a password; TLS as pg-wired prefers.
+    /// Connections to the server at `address`, as `"localhost:5432"`, which is looked up for each
+    /// connection. Without a password; TLS as pg-wired prefers.
     pub fn new(
         address: impl Into<String>,
         user: impl Into<String>,
         database: impl Into<String>,
     ) -> Self {
-        let options = Options {
+        Self {
             address: address.into(),
             user: user.into(),
             password: String::new(),
             database: database.into(),
             parameters: Vec::new(),
             tls: TlsMode::default(),
-        };
-        Self::open(options, true, true)
+        }
     }
 
-    /// Opens connections to a URL: `postgresql://user:password@host:port/database`, of which all but
-    /// the host may be missing; the user is then `postgres`, the port 5432, and the database called
-    /// as the user.
+    /// Connections to a URL: `postgresql://user:password@host:port/database`, of which all but the host
+    /// may be missing; the user is then `postgres`, the port 5432, and the database called as the user.
     ///
     /// # Errors
     ///
@@ -148,6 +137,72 @@ impl PgWiredManager {
         Ok(Self::new(address, user, database).password(password))
     }
 
+    /// The user's password. Default: empty.
+    pub fn password(mut self, password: impl Into<String>) -> Self {
+        self.password = password.into();
+        self
+    }
+
+    /// A parameter of the session, such as `application_name`, `search_path` or `options`. It is what
+    /// `DISCARD ALL` goes back to.
+    pub fn parameter(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.parameters.push((name.into(), value.into()));
+        self
+    }
+
+    /// Whether connections are encrypted. Default: if the server can, and pg-wired's feature `tls` is
+    /// on.
+    pub fn tls(mut self, mode: TlsMode) -> Self {
+        self.tls = mode;
+        self
+    }
+
+    async fn connect(&self) -> Result<WireConn, PgWireError> {
+        let Self { address, user, password, database, tls, .. } = self;
+        let parameters: Vec<(&str, &str)> =
+            self.parameters.iter().map(|(name, value)| (&**name, &**value)).collect();
+        WireConn::connect_with_options(address, user, password, database, &parameters, *tls).await
+    }
+}
+
+/// The password is not shown.
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("address", &self.address)
+            .field("user", &self.user)
+            .field("database", &self.database)
+            .finish_non_exhaustive()
+    }
+}
+
+impl PgWiredManager {
+    /// Opens connections with these options.
+    pub fn new(options: Options) -> Self {
+        Self::with(move || options.clone())
+    }
+
+    /// Opens connections to a URL; see [`Options::from_url`].
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidUrl`] says what is wrong with it.
+    pub fn from_url(url: &str) -> Result<Self, InvalidUrl> {
+        Options::from_url(url).map(Self::new)
+    }
+
+    /// Opens each connection by what `options` says at that moment: for passwords that change. After a
+    /// change, [`Pool::rotate`](crate::Pool::rotate) replaces the connections there are.
+    pub fn with(options: impl Fn() -> Options + Send + Sync + 'static) -> Self {
+        Self {
+            options: Box::new(options),
+            verify: true,
+            discard: true,
+            grounds: Grounds::default(),
+            opens: PhantomData,
+        }
+    }
+
     /// Opens raw connections instead.
     ///
     /// Whoever drops the future of a `send_raw` half-way should
@@ -156,7 +211,14 @@ impl PgWiredManager {
     /// connection. But a statement of which only the last two bytes are missing is run, with an `S` in
     /// the place of its last character.
     pub fn raw(self) -> PgWiredManager<WireConn> {
-        PgWiredManager::open(Options::clone(&self.options), true, self.discard)
+        let Self { options, discard, .. } = self;
+        PgWiredManager {
+            options,
+            verify: true,
+            discard,
+            grounds: Grounds::default(),
+            opens: PhantomData,
+        }
     }
 
     /// Whether every connection that comes back is asked whether it is clean. Default: `true`.
@@ -182,41 +244,12 @@ impl PgWiredManager {
     }
 }
 
-impl<C> PgWiredManager<C> {
-    fn open(options: Options, verify: bool, discard: bool) -> Self {
-        let (options, grounds) = (Arc::new(options), Grounds::default());
-        Self { options, verify, discard, grounds, opens: PhantomData }
-    }
-
-    /// The user's password. Default: empty.
-    pub fn password(mut self, password: impl Into<String>) -> Self {
-        Arc::make_mut(&mut self.options).password = password.into();
-        self
-    }
-
-    /// A parameter of the session, such as `application_name`, `search_path` or `options`. It is what
-    /// `DISCARD ALL` goes back to.
-    pub fn parameter(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        Arc::make_mut(&mut self.options).parameters.push((name.into(), value.into()));
-        self
-    }
-
-    /// Whether connections are encrypted. Default: if the server can, and pg-wired's feature `tls` is
-    /// on.
-    pub fn tls(mut self, mode: TlsMode) -> Self {
-        Arc::make_mut(&mut self.options).tls = mode;
-        self
-    }
-}
-
-/// The password is not shown.
+/// What the connections are opened with, which may hold a password, is not shown.
 impl<C> fmt::Debug for PgWiredManager<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Options { address, user, database, .. } = &*self.options;
         f.debug_struct("PgWiredManager")
-            .field("address", address)
-            .field("user", user)
-            .field("database", database)
+            .field("verify_on_release", &self.verify)
+            .field("discard_session", &self.discard)
             .finish_non_exhaustive()
     }
 }

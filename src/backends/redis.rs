@@ -5,13 +5,14 @@
 use crate::manager::{Condition, Manager};
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{
-    Arg, AsyncConnectionConfig, Client, Cmd, ErrorKind, IntoConnectionInfo, Pipeline,
-    ProtocolVersion, RedisConnectionInfo, RedisError, RedisFuture, RedisResult, ServerError,
-    ServerErrorKind, Value,
+    Arg, AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, IntoConnectionInfo,
+    Pipeline, ProtocolVersion, RedisConnectionInfo, RedisError, RedisFuture, RedisResult,
+    ServerError, ServerErrorKind, Value,
 };
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
 
@@ -46,7 +47,8 @@ use tokio::runtime::Handle;
 /// [`RESET`](https://redis.io/docs/latest/commands/reset/), which puts all of the above back to what
 /// a new connection has; then `AUTH` or `HELLO`, `SELECT` and `CLIENT SETNAME` as at first, and
 /// `PING`. The server answers in order, so once that is answered no answer to an earlier command is
-/// under way. Servers before 6.2 have no `RESET`; there the connection is closed.
+/// under way. Servers before 6.2 have no `RESET`; there the connection is closed, and so it is where
+/// the server no longer takes the password that it was opened with.
 ///
 /// **A reset also undoes what [`Hooks::after_connect`](crate::Hooks::after_connect) has set up**: a
 /// database, name, user, protocol or tracking. It is there for the first user only, so what all are to
@@ -81,15 +83,15 @@ use tokio::runtime::Handle;
 #[derive(Clone)]
 #[must_use]
 pub struct RedisManager {
-    /// Knows where the server is, and nothing about the session: that is negotiated here.
-    client: Client,
-    session: RedisConnectionInfo,
+    config: Arc<dyn Fn() -> ConnectionInfo + Send + Sync>,
     client_name: Option<String>,
+    /// Instead of that of the configuration.
+    protocol: Option<ProtocolVersion>,
     response_timeout: Option<Duration>,
 }
 
 impl RedisManager {
-    /// Opens connections as a URL or a [`ConnectionInfo`](redis::ConnectionInfo) says: address, database, user, password,
+    /// Opens connections as a URL or a [`ConnectionInfo`] says: address, database, user, password,
     /// protocol (`?protocol=resp3`) and, with redis-rs's features for it, TLS.
     ///
     /// For a [`Client`], give its
@@ -100,15 +102,20 @@ impl RedisManager {
     ///
     /// If the URL is none.
     pub fn new(server: impl IntoConnectionInfo) -> RedisResult<Self> {
-        let server = server.into_connection_info()?;
-        let session = server.redis_settings().clone();
-        // redis-rs would do the same with the session, but it drops what the server says to a
-        // password, and so whether it is worth trying again.
-        let bare = RedisConnectionInfo::default().set_skip_set_lib_name();
-        let client = Client::open(server.set_redis_settings(bare))?;
-        // The default of redis-rs.
-        let response_timeout = Some(Duration::from_millis(500));
-        Ok(Self { client, session, client_name: None, response_timeout })
+        let config = server.into_connection_info()?;
+        Ok(Self::with(move || config.clone()))
+    }
+
+    /// Opens each connection by what `config` says at that moment: for passwords that change. After a
+    /// change, [`Pool::rotate`](crate::Pool::rotate) replaces the connections there are.
+    pub fn with(config: impl Fn() -> ConnectionInfo + Send + Sync + 'static) -> Self {
+        Self {
+            config: Arc::new(config),
+            client_name: None,
+            protocol: None,
+            // The default of redis-rs.
+            response_timeout: Some(Duration::from_millis(500)),
+        }
     }
 
     /// What the connections are called in the server's
@@ -121,7 +128,7 @@ impl RedisManager {
 
     /// The protocol: RESP3, from Redis 6.0, has more types. Default: as in the URL, or RESP2.
     pub fn protocol(mut self, protocol: ProtocolVersion) -> Self {
-        self.session = self.session.set_protocol(protocol);
+        self.protocol = Some(protocol);
         self
     }
 
@@ -135,29 +142,10 @@ impl RedisManager {
         self
     }
 
-    /// Proves who we are, or finds out that nobody asks.
-    fn login(&self) -> Option<Cmd> {
-        let (user, password) = (self.session.username(), self.session.password());
-        if self.session.protocol() != ProtocolVersion::RESP2 {
-            let mut hello = redis::cmd("HELLO");
-            hello.arg(3);
-            if let Some(password) = password {
-                hello.arg("AUTH").arg(user.unwrap_or("default")).arg(password);
-            }
-            return Some(hello);
-        }
-        let mut auth = redis::cmd("AUTH");
-        if let Some(user) = user {
-            auth.arg(user);
-        }
-        auth.arg(password?);
-        Some(auth)
-    }
-
     /// What else makes a new connection one of this pool's.
-    fn furnish(&self, commands: &mut Pipeline) {
-        if self.session.db() != 0 {
-            commands.cmd("SELECT").arg(self.session.db());
+    fn furnish(&self, session: &RedisConnectionInfo, commands: &mut Pipeline) {
+        if session.db() != 0 {
+            commands.cmd("SELECT").arg(session.db());
         }
         if let Some(name) = &self.client_name {
             commands.cmd("CLIENT").arg("SETNAME").arg(name);
@@ -170,13 +158,22 @@ impl Manager for RedisManager {
     type Error = RedisError;
 
     async fn connect(&self) -> RedisResult<RedisConnection> {
+        let server = (self.config)();
+        let mut session = server.redis_settings().clone();
+        if let Some(protocol) = self.protocol {
+            session = session.set_protocol(protocol);
+        }
+        // redis-rs would do the same with the session, but it drops what the server says to a
+        // password, and so whether it is worth trying again.
+        let bare = RedisConnectionInfo::default().set_skip_set_lib_name();
+        let client = Client::open(server.set_redis_settings(bare))?;
         // The pool has timeouts of its own.
         let config = AsyncConnectionConfig::new();
         let config = config.set_connection_timeout(None).set_response_timeout(None);
-        let inner = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let inner = client.get_multiplexed_async_connection_with_config(&config).await?;
         let mut connection = RedisConnection {
             inner,
-            database: self.session.db(),
+            session,
             response_timeout: self.response_timeout,
             runtime: Handle::current(),
             left: Traces::default(),
@@ -185,14 +182,14 @@ impl Manager for RedisManager {
         };
         // The first command goes alone: a server that has too many clients says so in its answer and
         // hangs up, and of a pipeline redis-rs would tell the hang-up only.
-        if let Some(login) = self.login() {
+        if let Some(login) = login(&connection.session) {
             let answer = connection.inner.send_packed_command(&login).await?;
             heard(&login, answer)?;
         } else {
             connection.confirm(redis::pipe()).await?;
         }
         let mut commands = redis::pipe();
-        self.furnish(&mut commands);
+        self.furnish(&connection.session, &mut commands);
         connection.confirm(commands).await?;
         Ok(connection)
     }
@@ -208,10 +205,10 @@ impl Manager for RedisManager {
     async fn reset(&self, connection: &mut RedisConnection) -> RedisResult<()> {
         let mut commands = redis::pipe();
         commands.cmd("RESET");
-        if let Some(login) = self.login() {
+        if let Some(login) = login(&connection.session) {
             commands.add_command(login);
         }
-        self.furnish(&mut commands);
+        self.furnish(&connection.session, &mut commands);
         connection.confirm(commands).await?;
         (connection.left, connection.unanswered) = (Traces::default(), None);
         Ok(())
@@ -249,15 +246,14 @@ impl Manager for RedisManager {
 /// What servers say to a command that they do not have, in lower case.
 const UNKNOWN: &str = "unknown command";
 
+/// What the connections are opened with, which may hold a password, is not shown.
 impl fmt::Debug for RedisManager {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // redis-rs keeps the password out of this.
         f.debug_struct("RedisManager")
-            .field("server", &self.client.get_connection_info().addr().to_string())
-            .field("session", &self.session)
             .field("client_name", &self.client_name)
+            .field("protocol", &self.protocol)
             .field("response_timeout", &self.response_timeout)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
@@ -275,7 +271,8 @@ impl fmt::Debug for RedisManager {
 /// commands together; the pool hands it to nobody else before that answer is in.
 pub struct RedisConnection {
     inner: MultiplexedConnection,
-    database: i64,
+    /// What it was opened with, and a reset brings back: the manager may say something else by then.
+    session: RedisConnectionInfo,
     response_timeout: Option<Duration>,
     /// Where it was opened; its timers run there.
     runtime: Handle,
@@ -464,14 +461,14 @@ impl ConnectionLike for RedisConnection {
     }
 
     fn get_db(&self) -> i64 {
-        self.database
+        self.session.db()
     }
 }
 
 impl fmt::Debug for RedisConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisConnection")
-            .field("database", &self.database)
+            .field("database", &self.session.db())
             .field("left", &self.left)
             .field("unanswered", &self.unanswered)
             .finish_non_exhaustive()
@@ -552,6 +549,25 @@ impl Unanswered {
             _ => {}
         }
     }
+}
+
+/// Proves who we are, or finds out that nobody asks.
+fn login(session: &RedisConnectionInfo) -> Option<Cmd> {
+    let (user, password) = (session.username(), session.password());
+    if session.protocol() != ProtocolVersion::RESP2 {
+        let mut hello = redis::cmd("HELLO");
+        hello.arg(3);
+        if let Some(password) = password {
+            hello.arg("AUTH").arg(user.unwrap_or("default")).arg(password);
+        }
+        return Some(hello);
+    }
+    let mut auth = redis::cmd("AUTH");
+    if let Some(user) = user {
+        auth.arg(user);
+    }
+    auth.arg(password?);
+    Some(auth)
 }
 
 /// Finds out whether a command of the pool's has failed. A server that does not know one repeats all of it

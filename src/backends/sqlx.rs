@@ -94,7 +94,7 @@ type IsPermanent = Box<dyn Fn(&Error) -> bool + Send + Sync>;
 /// ```
 #[must_use]
 pub struct SqlxManager<DB: Database> {
-    options: Options<DB>,
+    options: Box<dyn Fn() -> Options<DB> + Send + Sync>,
     verify: bool,
     permanent: Option<IsPermanent>,
 }
@@ -102,7 +102,7 @@ pub struct SqlxManager<DB: Database> {
 impl<DB: Database> SqlxManager<DB> {
     /// Opens connections with these options, such as `PgConnectOptions`.
     pub fn new(options: Options<DB>) -> Self {
-        Self { options, verify: true, permanent: None }
+        Self::with(move || options.clone())
     }
 
     /// Opens connections to this URL.
@@ -114,15 +114,23 @@ impl<DB: Database> SqlxManager<DB> {
         url.parse().map(Self::new)
     }
 
+    /// Opens each connection by what `options` says at that moment: for passwords that change. After a
+    /// change, [`Pool::rotate`](crate::Pool::rotate) replaces the connections there are.
+    pub fn with(options: impl Fn() -> Options<DB> + Send + Sync + 'static) -> Self {
+        Self { options: Box::new(options), verify: true, permanent: None }
+    }
+
     /// Whether every connection that comes back is asked whether it is clean. Default: `true`.
     ///
     /// With `false` only one that sqlx knows to be in a transaction, or to have something to send or to
-    /// receive that has not arrived yet, is; releasing any other is a hit. One whose answers end with the
-    /// connection, as when the server has been stopped, is closed. That is for programs that never drop
+    /// receive that has not arrived yet, is (of MySQL, the latter is closed); releasing any other is a hit.
+    /// One whose answers end with the connection, as when the server has been stopped, is closed. That is
+    /// for programs that never drop
     /// the future of a query or of `begin` half-way, neither in `select!` nor at a time limit nor with
     /// the task around it, that [discard](crate::Pooled::discard) a connection whose `COPY` has failed,
     /// and that leave transactions to sqlx. Nor do they take only the first of many rows, as `fetch_one`
-    /// does: what has arrived of the others is read at release.
+    /// does: what has arrived of the others is read at release, on the releasing thread, for as long as more
+    /// arrives.
     pub fn verify_on_release(mut self, verify: bool) -> Self {
         self.verify = verify;
         self
@@ -137,10 +145,10 @@ impl<DB: Database> SqlxManager<DB> {
         self
     }
 
-    /// The options.
+    /// The options of a connection that is opened now.
     #[must_use]
-    pub fn options(&self) -> &Options<DB> {
-        &self.options
+    pub fn options(&self) -> Options<DB> {
+        (self.options)()
     }
 }
 
@@ -189,7 +197,7 @@ where
     type Error = Error;
 
     async fn connect(&self) -> Result<DB::Connection, Error> {
-        self.options.connect().await
+        self.options().connect().await
     }
 
     fn condition(&self, connection: &mut DB::Connection) -> Condition {
@@ -203,6 +211,8 @@ where
         match flush.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(())) => Condition::Clean,
             Poll::Ready(Err(_)) => Condition::Broken,
+            // A packet of MySQL that is given up half-way is lost.
+            Poll::Pending if DB::NAME != "PostgreSQL" => Condition::Broken,
             Poll::Pending => Condition::Dirty,
         }
     }

@@ -17,12 +17,13 @@
 //! needs, and a node that does not answer costs it little of its time.
 //!
 //! An acquire that waits counts once in the figures, however many nodes it waits at and refuse it: where it
-//! was served, or else, by what it ended with, where it waited first.
+//! was served, or else, by what it ended with, where it waited first; at the first node of all if none was
+//! allowed.
 //!
 //! Not here: which nodes are allowed, and in which order (`policy.rs`).
 
 use super::error::{ClusterError, NodeReport, UnknownNode, Unserved};
-use super::node::{Member, Node, Role, Roving};
+use super::node::{Member, Node, Role, Roving, TRIED_AGAIN};
 use super::policy::{Choice, Policy};
 use super::table::Table;
 use super::{Cluster, Key, Shared};
@@ -273,7 +274,7 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     /// A hit at the first node looked at allocates nothing. A wait allocates: one future for each node
     /// that it waits at. In the figures of the nodes it is one wait all the same, from its beginning,
     /// however many of them refuse it: of the node that serves, or, if none does, of the one where it has
-    /// waited first.
+    /// waited first, or of the cluster's first if there was none to wait at.
     ///
     /// # Examples
     ///
@@ -758,6 +759,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
         let pause = self.cluster.settings.try_next_after.min(FAR_FUTURE);
         let Some(quiet) = timer(Instant::now() + pause) else { return self.run_at_once() };
         let mut quiet = pin!(quiet);
+        let mut quiet_at = quiet.deadline();
         let deadline = self.began + limit.min(FAR_FUTURE);
         let mut late = pin!((limit < Duration::MAX).then(|| sleep_until(deadline)));
         // Before the first look, and after each change before the next one: none is missed.
@@ -769,7 +771,15 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                 Ok(None) => {}
             }
             if mem::take(&mut self.begun) {
-                quiet.as_mut().reset(Instant::now() + pause);
+                quiet_at = Instant::now() + pause;
+            }
+            let look_at = match self.hopeless.is_empty() {
+                true => quiet_at,
+                // Each look sees to it that somebody tries them again.
+                false => quiet_at.min(Instant::now() + TRIED_AGAIN),
+            };
+            if quiet.deadline() != look_at {
+                quiet.as_mut().reset(look_at);
             }
             self.over = false;
             match self.next(&mut changed, quiet.as_mut(), late.as_mut()).await {
@@ -787,10 +797,11 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                     if matches!(error, AcquireError::NoRuntime) {
                         break Err(ClusterError::of_node(node.key().clone(), error));
                     }
-                    if self.gives_up_hope(&node, &error) {
-                        self.hopeless.push(node.clone());
-                    } else {
-                        self.out.push(node.clone());
+                    match self.is_hopeless_now(&node, &error) {
+                        false => self.out.push(node.clone()),
+                        // It waits there for what may come back, if anything may.
+                        true if self.is_hopeless(&node) => {}
+                        true => self.hopeless.push(node.clone()),
                     }
                     self.refusal = Some((node.key().clone(), error));
                 }
@@ -799,9 +810,10 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                     changed = self.cluster.changed.listen();
                     self.out.clear();
                 }
+                Event::Quiet if Instant::now() < quiet_at => {}
                 Event::Quiet => {
                     // Also if nothing has begun by then.
-                    quiet.as_mut().reset(Instant::now() + pause);
+                    quiet_at = Instant::now() + pause;
                     self.dials += 1;
                     self.out.clear();
                     self.look_further();
@@ -837,7 +849,9 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
     /// It has come to its end, which is counted if it has waited.
     fn count(&mut self, outcome: Outcome) {
         if !mem::replace(&mut self.over, true) {
-            if let Some(node) = &self.counted_at {
+            // Where none may be used it waits nowhere, and is to be seen all the same.
+            let table = self.cluster.table.load();
+            if let Some(node) = self.counted_at.as_ref().or(table.nodes().first()) {
                 node.pool.has_waited(outcome, self.began.elapsed());
             }
         }
@@ -857,8 +871,12 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
         let mut order = self.aim.order(&choice, picked);
         order.retain(|place| {
             let node = &table.nodes()[*place];
+            if !self.is_hopeless(node) {
+                return true;
+            }
+            node.try_again(cluster);
             // What it still has may come back.
-            !self.is_hopeless(node) || node.pool.counts().alive() > 0
+            node.pool.counts().alive() > 0
         });
         let allowed = || order.iter().map(|place| &table.nodes()[*place]);
         self.runners.retain_mut(|runner| match allowed().find(|node| runner.is_at(*node)) {
@@ -916,10 +934,11 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
     }
 
     /// Whether a node has refused because connecting has failed for good just now, or because it did so
-    /// before and somebody else is trying again already: one attempt is enough for both.
-    fn gives_up_hope(&self, node: &Node<K, M>, error: &AcquireError<M::Error>) -> bool {
+    /// before and somebody else is trying again already: one attempt is enough for both. Not if it is up
+    /// again, for whatever reason.
+    fn is_hopeless_now(&self, node: &Node<K, M>, error: &AcquireError<M::Error>) -> bool {
         let tried = matches!(error, AcquireError::Connect(_) | AcquireError::Unavailable(_));
-        tried && node.pool.fails_for_good() && !self.is_hopeless(node)
+        tried && node.pool.fails_for_good() && !node.is_up()
     }
 
     /// Whether nothing is to be opened at this node.

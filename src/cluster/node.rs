@@ -27,6 +27,9 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
+/// How often a node that is down is tried again, for all who pass it over or wait for it.
+pub(super) const TRIED_AGAIN: Duration = Duration::from_secs(1);
+
 /// What a node is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -241,17 +244,18 @@ impl<K> State<K> {
         }
     }
 
-    /// Whether a node that is down is to be tried again, which the caller does then.
+    /// Whether a node that is down is to be tried again, which the caller does then, on the runtime that
+    /// it has.
     fn is_due(&self) -> bool {
-        const PAUSE: u64 = 1_000_000_000;
         let tried_at = self.tried_at.load(Ordering::Relaxed);
         let now = self.now();
-        if now.saturating_sub(tried_at) >= PAUSE {
-            // Of several at once, one does it.
-            let (last, relaxed) = (&self.tried_at, Ordering::Relaxed);
-            return last.compare_exchange(tried_at, now, relaxed, relaxed).is_ok();
+        if u128::from(now.saturating_sub(tried_at)) < TRIED_AGAIN.as_nanos() || runtime().is_none()
+        {
+            return false;
         }
-        false
+        // Of several at once, one does it.
+        let relaxed = Ordering::Relaxed;
+        self.tried_at.compare_exchange(tried_at, now, relaxed, relaxed).is_ok()
     }
 
     /// A round trip has taken so long.

@@ -7,6 +7,7 @@
 
 use super::{Convert, Permanent};
 use crate::manager::{Condition, Manager};
+use crate::panics::caught;
 use crate::threads::{Call, Lost, aside};
 use r2d2::{CustomizeConnection, ManageConnection};
 use std::error::Error;
@@ -14,7 +15,7 @@ use std::fmt;
 use std::future::pending;
 use std::mem;
 use std::ops::{Deref, DerefMut};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::resume_unwind;
 use std::sync::{Arc, mpsc};
 use std::thread;
 
@@ -146,7 +147,7 @@ impl<C> Drop for Held<C> {
         let release = || (self.release)(connection);
         if thread::panicking() {
             // A panic in `is_valid` takes the connection along. A second one would end the process.
-            drop(catch_unwind(AssertUnwindSafe(release)));
+            drop(caught(release));
         } else {
             release();
         }

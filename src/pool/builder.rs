@@ -128,8 +128,9 @@ impl<M: Manager> PoolBuilder<M> {
         /// wait with [`AcquireError::WouldDeadlock`](crate::AcquireError::WouldDeadlock). It makes
         /// each acquire slower, and takes a connection to be held by the task that acquired it: a
         /// task that waits for several side by side (`join!`, `buffer_unordered`) and holds one of
-        /// them already is told so although it would go on. Who waits for any node of a cluster counts
-        /// as one who will go on, since another node may serve. Default: `false`.
+        /// them already is told so although it would go on. Who waits for any node of a cluster, also if
+        /// one alone is allowed at the time, counts as one who will go on, since another node may come
+        /// to serve. Default: `false`.
         detect_deadlock: bool = true, " == true";
         /// The order in which idle connections are handed out. Default: [`IdleOrder::Recent`].
         order: IdleOrder = IdleOrder::Fifo, " == IdleOrder::Fifo";

@@ -687,8 +687,8 @@ impl<M: Manager> Drop for Dial<M> {
         }
         if *state == DialState::Refused {
             // While this one is on the count, so that those who hear of it first start no other one for
-            // those who have still to hear.
-            shared.core.nudge_all();
+            // those who have still to hear. It goes off the count though one of their wakers panics.
+            drop(caught(|| shared.core.nudge_all()));
         }
         // Ordering: SeqCst, partner: `admit` (I4).
         shared.connector.dials.fetch_sub(1, Ordering::SeqCst);

@@ -54,7 +54,7 @@ impl Manager for PgWiredManager<WireConn> {
     type Error = PgWireError;
 
     async fn connect(&self) -> Result<WireConn, PgWireError> {
-        self.options.connect().await
+        (self.options)().connect().await
     }
 
     fn condition(&self, _: &mut WireConn) -> Condition {

@@ -103,7 +103,7 @@ impl Manager for PgWiredManager<Connection> {
     type Error = PgWireError;
 
     async fn connect(&self) -> Result<Connection, PgWireError> {
-        let (ground, options) = (self.grounds.next()?, self.options.clone());
+        let (ground, options) = (self.grounds.next()?, (self.options)());
         // Cancel: the task is, too, and closes what it has opened. If it is over, it has made a whole
         // connection, which says goodbye when it is dropped.
         let opening = ground.clone().spawn(async move {

@@ -8,6 +8,7 @@ use super::driver::Crank;
 use super::session::Session;
 use std::collections::HashMap;
 use std::fmt;
+use std::mem;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::OnceCell;
@@ -300,12 +301,15 @@ impl Drop for Wanted<'_> {
         let mut _gone = Vec::new();
         let mut cache = self.statements.lock();
         if !self.cell.initialized() {
-            let key = self.key();
-            // The other one is that of the cache: nobody else is at it.
-            let is_last = Arc::strong_count(&self.cell) == 2;
-            let is_there = |entry: &Entry| Arc::ptr_eq(&entry.cell, &self.cell);
-            if is_last && cache.entries.get(&key).is_some_and(is_there) {
-                _gone.extend(cache.entries.remove(&key));
+            let (key, mine) = (self.key(), mem::take(&mut self.cell));
+            let is_there = |entry: &Entry| Arc::ptr_eq(&entry.cell, &mine);
+            if cache.entries.get(&key).is_some_and(is_there) {
+                drop(mine);
+                // The cache's own is the last one: nobody else is at it.
+                let is_last = |entry: &Entry| Arc::strong_count(&entry.cell) == 1;
+                if cache.entries.get(&key).is_some_and(is_last) {
+                    _gone.extend(cache.entries.remove(&key));
+                }
             }
             return;
         }

@@ -192,8 +192,8 @@ impl<T> PostgresManager<T> {
     }
 
     /// Runs this when a connection comes back on which anything has been sent, instead of what the
-    /// mode has for that. A transaction has been rolled back before. It must not `DEALLOCATE` what
-    /// the driver has prepared.
+    /// mode has for that. A transaction has been rolled back before. It must not take away what the driver
+    /// has prepared, as `DISCARD ALL` and `DEALLOCATE ALL` do: that fails, and closes the connection.
     pub fn reset_query(mut self, query: impl Into<String>) -> Self {
         self.reset_query = Some(query.into());
         self
@@ -498,6 +498,9 @@ where
         client.session.until_quiet().await;
         if client.session.in_transaction() {
             return Err(Error::OpenTransaction);
+        }
+        if client.has_ended() {
+            return Err(Error::Closed);
         }
         client.clean_at = client.session.requests();
         Ok(())
