@@ -358,10 +358,10 @@ impl Station {
 
     /// Changes the size, as the pool does.
     pub fn resize(&self, size: usize) {
-        self.core.resize(size);
-        self.core.raise_all(Flags::LOOK);
-        self.core.alert();
-        self.look_over();
+        if size < self.core.resize(size) {
+            self.core.raise_all(Flags::LOOK);
+            self.alert_and_search();
+        }
         self.vacancy();
     }
 
@@ -371,6 +371,11 @@ impl Station {
         while let Some(lease) = search.next(|_| false) {
             Self::doubt(lease, Doubt::Flagged);
         }
+    }
+
+    /// Tells the first waiter to look again, as the pool does when a connect has failed.
+    pub fn nudge(&self) {
+        self.core.nudge();
     }
 
     /// Closes, and ends what is idle.

@@ -23,7 +23,8 @@ fn invalidator(station: &Arc<Station>) -> thread::JoinHandle<()> {
 /// The only connection comes back just when it is called too old.
 ///
 /// Mutants seen to be caught: "a release does not compare the control word", "the alert
-/// changes nothing".
+/// changes nothing", "an alert publishes no flags", "a release that sees an alert does not see the
+/// flags".
 #[test]
 fn a_release_beside_an_invalidation_leaves_nothing_old() {
     for order in ORDERS {
@@ -44,6 +45,9 @@ fn a_release_beside_an_invalidation_leaves_nothing_old() {
 }
 
 /// The same, with the invalidation on the thread that is interrupted.
+///
+/// Mutants seen to be caught: "a flag does not publish what it is for", "whoever lowers a flag does
+/// not see what it is for".
 #[test]
 fn an_invalidation_beside_a_release_leaves_nothing_old() {
     for order in ORDERS {

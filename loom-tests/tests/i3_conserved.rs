@@ -5,6 +5,7 @@
 
 #![cfg(loom)]
 
+use millpond::IdleOrder;
 use millpond_loom::{
     Census, ORDERS, Station, acquire, assert_conserved, check, poll_once, pool_of, set_home,
     thread, waiter,
@@ -43,6 +44,26 @@ fn a_release_beside_a_take_loses_nothing() {
             assert_conserved(&pool, 2);
         });
     }
+}
+
+/// Three come back one after the other, so that two lie in the stack, one upon the other. Meanwhile
+/// somebody takes what it finds.
+///
+/// Mutants seen to be caught: "a push does not publish what lies below it", "a pop does not see what
+/// lies below the top", "a pop that is tried again does not see what lies below the top".
+#[test]
+fn a_take_beside_a_push_onto_another_entry_loses_nothing() {
+    check(|| {
+        let (station, lent) = Station::lent::<3>(1, IdleOrder::Lifo, &Census::default());
+        let other = thread::spawn(move || drop(lent));
+        let taken = [(); 3].map(|()| station.try_acquire());
+        for loan in taken.iter().flatten() {
+            loan.resource().use_it();
+        }
+        other.join().unwrap();
+        drop(taken);
+        station.assert_conserved();
+    });
 }
 
 /// A hand-off is on its way to a caller that gives up.

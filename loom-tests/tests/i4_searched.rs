@@ -114,7 +114,8 @@ fn a_search_lets_nobody_overtake() {
 /// Of three slots in a stack two lie behind the hot one. A thief takes one from the middle, beside a
 /// taker of all that it finds; each of the tokens notices a second holder.
 ///
-/// Mutant seen to be caught: "a thief leaves no trace".
+/// Mutants seen to be caught: "a thief leaves no trace", "a pop that has met a stolen slot does not
+/// see what lies below the next".
 #[test]
 fn a_stolen_slot_has_one_holder() {
     for wanted in [0, 1] {

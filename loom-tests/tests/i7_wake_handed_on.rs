@@ -9,8 +9,8 @@
 use millpond::IdleOrder;
 use millpond::model::Line;
 use millpond_loom::{
-    Census, Station, acquire, assert_conserved, check, making_pool, poll_once, pool_of, set_home,
-    thread, waiter,
+    Census, Station, acquire, assert_conserved, block_on, check, making_pool, poll_once, pool_of,
+    set_home, thread, waiter,
 };
 use std::pin::pin;
 
@@ -60,7 +60,7 @@ fn a_hand_off_dropped_on_the_way_reaches_whoever_parks_meanwhile() {
     }
 }
 
-/// The word to look again reaches a waiter that leaves; the vacant slot is the other one's then.
+/// A vacant slot reaches a waiter that leaves; it is the other one's then.
 ///
 /// Mutant seen to be caught: "a vacant slot dropped on the way is lost".
 #[test]
@@ -103,4 +103,34 @@ fn a_failed_connect_beside_a_cancelled_waiter_is_tried_again() {
         drop(other.join().unwrap());
         station.assert_conserved();
     });
+}
+
+/// The word to look again is sent just when its waiter leaves, and somebody has parked behind that one
+/// or nobody has.
+///
+/// Mutant seen to be caught: "the word to look again is lost on the way".
+#[test]
+fn a_cancelled_waiter_takes_no_word_to_look_again_along() {
+    for is_followed in [false, true] {
+        check(move || {
+            let (station, [held]) = Station::lent::<1>(1, IdleOrder::Recent, &Census::default());
+            let mut next = pin!(station.acquire_in(Line::General, usize::MAX));
+            let sender;
+            {
+                let mut quitter = pin!(station.acquire_in(Line::General, usize::MAX));
+                assert!(poll_once(quitter.as_mut()).is_pending());
+                if is_followed {
+                    assert!(poll_once(next.as_mut()).is_pending());
+                }
+                sender = thread::spawn({
+                    let station = station.clone();
+                    move || station.nudge()
+                });
+            }
+            drop(held);
+            drop(block_on(next));
+            sender.join().unwrap();
+            station.assert_conserved();
+        });
+    }
 }

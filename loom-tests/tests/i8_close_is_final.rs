@@ -6,9 +6,10 @@
 use millpond::model::{Keeper, Line, Search};
 use millpond::{AcquireObjectError, AddError, IdleOrder, ObjectPool, TryAcquireError};
 use millpond_loom::{
-    Census, ORDERS, Station, Token, acquire, block_on, check, making_pool, pool_of, set_home,
-    thread,
+    Census, ORDERS, Station, Token, acquire, block_on, check, making_pool, poll_once, pool_of,
+    set_home, thread,
 };
+use std::pin::pin;
 
 /// After close and after the last release nothing is left and nothing succeeds.
 fn assert_final(pool: &ObjectPool<Token>, census: &Census) {
@@ -73,7 +74,7 @@ fn a_release_beside_close_drops_the_object_once() {
 
 /// Two releases, the second of which displaces the first.
 ///
-/// Mutant seen to be caught: "no fence".
+/// Mutant seen to be caught: "no fence (close)".
 #[test]
 fn two_releases_beside_close_drop_both_objects() {
     for order in ORDERS {
@@ -87,6 +88,28 @@ fn two_releases_beside_close_drop_both_objects() {
             assert_final(&pool, &census);
         });
     }
+}
+
+/// Somebody has parked, and leaves just when the pool is closed.
+#[test]
+fn a_waiter_that_leaves_beside_close_is_counted_no_more() {
+    check(|| {
+        let census = Census::default();
+        let pool = pool_of(1, 1, 1, IdleOrder::Recent, &census);
+        let held = acquire(&pool);
+        let other;
+        {
+            let mut quitter = pin!(pool.acquire());
+            assert!(poll_once(quitter.as_mut()).is_pending());
+            other = thread::spawn({
+                let pool = pool.clone();
+                move || pool.close()
+            });
+        }
+        other.join().unwrap();
+        drop(held);
+        assert_final(&pool, &census);
+    });
 }
 
 /// Somebody acquires just when the pool is closed: it gets the object or the error.
@@ -182,7 +205,6 @@ fn a_detach_beside_close_ends_the_waiter() {
 
 /// A drain: somebody parks while the core is closed, and what is in use comes back after that.
 ///
-/// Mutant seen to be caught: "what comes back after close stays".
 #[test]
 fn a_drain_ends_whoever_parks_and_empties_what_comes_back() {
     for order in ORDERS {
@@ -207,7 +229,7 @@ fn a_drain_ends_whoever_parks_and_empties_what_comes_back() {
 
 /// A walk holds a slot just when the core is closed: it goes the way of the others.
 ///
-/// Mutant seen to be caught: "nobody looks after a search puts back".
+/// Mutant seen to be caught: "nobody looks after a search has put a slot back (close)".
 #[test]
 fn a_search_beside_close_leaves_nothing() {
     for order in ORDERS {

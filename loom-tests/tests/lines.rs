@@ -3,15 +3,15 @@
 #![cfg(loom)]
 
 use millpond::IdleOrder;
-use millpond::model::{Keeper, Line, Size};
+use millpond::model::{Keeper, Line, Size, State};
 use millpond_loom::{Census, Connection, Station, block_on, check, poll_once, thread};
 use std::pin::pin;
 use std::sync::Arc;
 
 /// Two slots, of which the first is reserved; both are lent: the reserved one, and the general one.
-fn reserving() -> (Arc<Station>, Connection, Connection) {
+fn reserving(census: &Census) -> (Arc<Station>, Connection, Connection) {
     let size = Size { reserved: 1, ..Size::new(2, 1) };
-    let station = Station::sized(size, IdleOrder::Recent, &Census::default());
+    let station = Station::sized(size, IdleOrder::Recent, census);
     let general = station.open();
     assert!(station.reserve().is_none(), "a reserved slot was given away");
     let reserved = block_on(station.acquire_in(Line::High, usize::MAX)).expect("it is open");
@@ -36,7 +36,7 @@ fn assert_both_idle(station: &Arc<Station>) {
 #[test]
 fn a_reserved_slot_finds_whoever_parks_in_the_high_line_meanwhile() {
     check(|| {
-        let (station, reserved, general) = reserving();
+        let (station, reserved, general) = reserving(&Census::default());
         let other = waiter(&station, Line::High);
         drop(reserved);
         drop((other.join().unwrap(), general));
@@ -44,10 +44,58 @@ fn a_reserved_slot_finds_whoever_parks_in_the_high_line_meanwhile() {
     });
 }
 
+/// The same with the parts exchanged.
+#[test]
+fn whoever_parks_in_the_high_line_finds_a_reserved_slot_that_comes_back_meanwhile() {
+    check(|| {
+        let (station, reserved, general) = reserving(&Census::default());
+        let other = thread::spawn(move || drop(reserved));
+        let kept = block_on(station.acquire_in(Line::High, usize::MAX));
+        other.join().unwrap();
+        drop((kept.expect("the core is open"), general));
+        assert_both_idle(&station);
+    });
+}
+
+/// The reserved connection ends just when somebody parks who may have its slot.
+#[test]
+fn a_reserved_slot_that_becomes_vacant_is_filled_for_whoever_parks_meanwhile() {
+    check(|| {
+        let (station, mut reserved, general) = reserving(&Census::default());
+        let other = waiter(&station, Line::High);
+        drop(reserved.recall().begin(State::Closing));
+        drop((other.join().unwrap(), general));
+        assert_both_idle(&station);
+    });
+}
+
+/// The reserved slot comes back just when the core is closed, beside a high waiter or not.
+#[test]
+fn a_close_ends_a_reserved_slot_and_the_high_line() {
+    for is_awaited in [false, true] {
+        check(move || {
+            let census = Census::default();
+            let (station, reserved, general) = reserving(&census);
+            let waiter = is_awaited.then(|| {
+                let station = station.clone();
+                thread::spawn(move || drop(block_on(station.acquire_in(Line::High, usize::MAX))))
+            });
+            let other = thread::spawn(move || drop(reserved));
+            station.close();
+            other.join().unwrap();
+            waiter.map(|waiter| waiter.join().unwrap());
+            drop(general);
+            let counts = station.core().counts();
+            assert_eq!((counts.vacant, counts.waiters), (2, 0), "I8: not all is vacant");
+            assert_eq!(census.alive(), 0, "I8: a resource has outlived its pool");
+        });
+    }
+}
+
 #[test]
 fn a_general_waiter_never_gets_a_reserved_slot() {
     check(|| {
-        let (station, reserved, general) = reserving();
+        let (station, reserved, general) = reserving(&Census::default());
         // One use more than the reserved one, which tells them apart.
         drop(general);
         let general = station.try_acquire().expect("it is idle");
@@ -89,7 +137,7 @@ fn a_reserved_slot_is_filled_once_a_shrink_has_been_paid() {
 fn a_cancelled_high_waiters_slot_goes_on() {
     for (line, of_reserved) in [(Line::High, true), (Line::High, false), (Line::General, false)] {
         check(move || {
-            let (station, reserved, general) = reserving();
+            let (station, reserved, general) = reserving(&Census::default());
             let other;
             let kept;
             {
@@ -114,7 +162,7 @@ fn a_cancelled_high_waiters_slot_goes_on() {
 #[test]
 fn the_high_line_comes_first() {
     check(|| {
-        let (station, reserved, general) = reserving();
+        let (station, reserved, general) = reserving(&Census::default());
         let mut first = pin!(station.acquire_in(Line::General, usize::MAX));
         assert!(poll_once(first.as_mut()).is_pending());
         let mut high = pin!(station.acquire_in(Line::High, usize::MAX));

@@ -534,7 +534,7 @@ impl<K: Keeper> Core<K> {
     }
 
     /// Tells the first waiter to look again.
-    pub(crate) fn nudge(&self) {
+    pub fn nudge(&self) {
         for shard in iter::once(self.high()).chain(self.rotation(self.home())) {
             let queue = &self.shards[shard];
             let word = || self.send(shard, Content::Word(self.keeper.clone()));
