@@ -1,6 +1,7 @@
 //! The connector: who connects, how many at once, and what becomes of failures.
 
 #![cfg(feature = "tokio")]
+#![allow(clippy::unwrap_used, reason = "these are tests, though clippy only sees their helpers")]
 
 mod support;
 use support::*;
