@@ -75,7 +75,6 @@ pub struct Exporter {
 
 impl Exporter {
     /// Flushes when it is told to.
-    #[must_use]
     pub fn new(monitor: Monitor) -> Self {
         Self { ledger: Arc::new(Ledger::new(monitor)), _task: None }
     }

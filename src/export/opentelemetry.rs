@@ -132,7 +132,6 @@ pub struct Exporter {
 impl Exporter {
     /// Makes the instruments with this meter. The SDK reads counters and gauges on its own; histograms
     /// get their times at each [`flush`](Self::flush).
-    #[must_use]
     pub fn new(monitor: Monitor, meter: &Meter) -> Self {
         let observed = Arc::new(Observed::new(monitor.clone()));
         instruments().zip(0..).for_each(|(instrument, number)| {
