@@ -291,7 +291,8 @@ impl<M: Manager> PoolBuilder<M> {
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
     /// // Or from TOML, JSON or the environment, with the feature `serde`.
-    /// let config = Config { max_size: 32, min_idle: 4, ..Config::default() };
+    /// let mut config = Config::default();
+    /// (config.max_size, config.min_idle) = (32, 4);
     /// let pool = Pool::builder(manager).config(config).build().await?;
     /// assert_eq!((pool.max_size(), pool.counts().idle), (32, 4));
     /// # Ok(()) }
