@@ -206,7 +206,9 @@ impl<M: Manager> Shared<M> {
             let span = mem::replace(&mut lease.resource_mut().span, no_span());
             // A listener that panics at its end must not keep what is known of the connection from being
             // acted on.
-            drop(caught(|| drop(span)));
+            drop(caught(move || {
+                let _ended = span;
+            }));
         }
     }
 
