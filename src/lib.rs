@@ -88,8 +88,8 @@
 mod sync;
 
 #[cfg_attr(
-    not(feature = "tokio"),
-    allow(dead_code, unused_imports, reason = "only `Pool` uses all of the core")
+    not(feature = "cluster"),
+    allow(dead_code, unused_imports, reason = "only a cluster's pools use all of the core")
 )]
 mod core;
 

@@ -10,7 +10,9 @@ use millpond::cluster::{
     Cluster, ClusterBuilder, ClusterError, ClusterGuard, Endpoint, Member, NodeError, NodeOptions,
     NodeView, Policy, Role,
 };
-use millpond::{AcquireError, CheckPolicy, Health, Hooks, Manager, PoolBuilder, from_fn};
+use millpond::{
+    AcquireError, CheckPolicy, Condition, Health, Hooks, Manager, PoolBuilder, from_fn,
+};
 use std::collections::{BTreeMap, HashMap};
 use std::future::ready;
 use std::pin::pin;
@@ -26,7 +28,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const LARGEST_FUTURE: usize = if cfg!(feature = "tracing") { 1408 } else { 1368 };
 
 type TestCluster = Cluster<String, TestManager>;
-type Guard = ClusterGuard<String, TestManager>;
+type Guard<'c> = ClusterGuard<'c, String, TestManager>;
 
 fn builder() -> ClusterBuilder<String, TestManager> {
     Cluster::builder().name("test").pools(|pool| pool.max_size(4)).acquire_timeout(PATIENCE)
@@ -759,7 +761,7 @@ async fn an_acquire_that_waits_takes_the_first_connection_that_comes_back_anywhe
     for policy in [Policy::RoundRobin, Policy::LeastInUse, Policy::Nearest] {
         let builder = builder().pools(|pool| pool.max_size(1));
         let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
-        let mut held: HashMap<String, Guard> = HashMap::new();
+        let mut held: HashMap<String, Guard<'_>> = HashMap::new();
         for key in ["a", "b"] {
             held.insert(key.to_owned(), cluster.acquire(key).await.unwrap());
         }
@@ -937,7 +939,7 @@ async fn a_policy_may_use_the_cluster_that_it_chooses_for() {
 
 #[tokio::test]
 async fn what_an_acquire_answers_and_its_future_stay_small() {
-    assert_eq!(size_of::<Result<Guard, ClusterError<String, TestError>>>(), 24);
+    assert_eq!(size_of::<Result<Guard<'_>, ClusterError<String, TestError>>>(), 24);
     let manager = from_fn(|| ready(Ok::<_, TestError>(0_u64)));
     let cluster = Cluster::builder().build().unwrap();
     cluster.add_node("a", manager).unwrap();
@@ -1181,10 +1183,134 @@ async fn a_closed_cluster_says_so_to_all_and_closes_everything() {
     assert!(matches!(cluster.status().health, Health::Down(_)));
 }
 
+/// A connection on loan keeps its pool in memory, and an idle one that comes back keeps it for the next.
+#[tokio::test]
+async fn nothing_of_a_cluster_that_is_gone_stays_in_memory() {
+    let token = Arc::new(());
+    let manager = || {
+        let token = token.clone();
+        from_fn(move || {
+            let _opened_by = token.clone();
+            ready(Ok::<_, std::convert::Infallible>(7_u32))
+        })
+    };
+    let cluster = Cluster::<String, _>::builder().pools(|pool| pool.max_size(8)).build().unwrap();
+    for key in ["a", "b", "c"] {
+        cluster.add_node(key.to_owned(), manager()).unwrap();
+    }
+    // Idle, and lent before.
+    drop((cluster.acquire("a").await.unwrap(), cluster.acquire("a").await.unwrap()));
+    drop(cluster.acquire("a").await.unwrap());
+    drop(cluster.acquire_any(Policy::RoundRobin).await.unwrap());
+    // Lent by a thread that does not come back, and given back by another one.
+    drop(cluster.acquire("b").await.unwrap());
+    std::thread::scope(|scope| {
+        let lent = scope.spawn(|| pollster::block_on(cluster.acquire("b")).unwrap());
+        drop(lent.join().unwrap());
+    });
+    assert_eq!(cluster.acquire("b").await.unwrap().detach(), 7);
+    cluster.acquire("b").await.unwrap().discard();
+    cluster.acquire("a").await.unwrap().release().await.unwrap();
+    // A node that is gone while a connection is out, and one that the last handle leaves behind.
+    let gone = cluster.acquire("c").await.unwrap().into_owned();
+    drop(cluster.acquire("c").await.unwrap());
+    cluster.remove_node("c", Duration::ZERO).await.unwrap();
+    let out = cluster.acquire("a").await.unwrap().into_owned();
+    let weak = Arc::downgrade(&token);
+    drop((cluster, token));
+    assert_eq!((*gone, *out), (7, 7));
+    drop((gone, out));
+    eventually("the managers are gone", || weak.strong_count() == 0).await;
+}
+
+#[tokio::test]
+async fn a_connection_goes_back_to_its_node_on_whatever_thread() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+    let idle = |key: &str| cluster.node_stats(key).unwrap().counts.idle;
+    let (a, b) = (cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap());
+    let (owned, other) = (cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap());
+    let owned = owned.into_owned();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // The thread has been to neither, then to both.
+            drop(a);
+            assert_eq!((idle("a"), idle("b")), (1, 0));
+            drop(b);
+            assert_eq!((idle("a"), idle("b")), (1, 1));
+            drop(other);
+            assert_eq!((idle("a"), idle("b")), (1, 2));
+        });
+    });
+    drop(owned);
+    assert_eq!((idle("a"), idle("b")), (2, 2));
+    assert_eq!([managers[0].ledger.live(), managers[1].ledger.live()], [2, 2]);
+}
+
+/// The new node has the old one's key, and perhaps its place.
+#[tokio::test]
+async fn a_connection_of_a_node_that_was_replaced_does_not_come_to_the_new_one() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain())]);
+    let (here, there) = (cluster.acquire("a").await.unwrap(), cluster.acquire("a").await.unwrap());
+    let (late, new) = (cluster.acquire("a").await.unwrap(), TestManager::new());
+    cluster.replace("a", new.clone(), Duration::ZERO).await.unwrap();
+    let live = || managers[0].ledger.live();
+    // This thread has not seen yet that the nodes have changed.
+    drop(here);
+    eventually("it is closed", || live() == 2).await;
+    drop(cluster.acquire("a").await.unwrap());
+    drop(late);
+    eventually("this one too", || live() == 1).await;
+    // A thread that has not been to either.
+    std::thread::scope(|scope| scope.spawn(|| drop(there)).join().unwrap());
+    eventually("so is the last", || live() == 0).await;
+    assert_eq!(managers[0].ledger.closed(), 3, "in order, and not just dropped");
+    assert_eq!((new.ledger.live(), cluster.node_stats("a").unwrap().counts.idle), (1, 1));
+}
+
+/// What a manager does while a connection comes back is done in the middle of a look at what its thread has
+/// seen of the nodes.
+#[tokio::test]
+async fn a_manager_may_use_its_cluster_while_a_connection_comes_back() {
+    static CLUSTER: OnceLock<Cluster<u8, Nested>> = OnceLock::new();
+    static NESTED: AtomicUsize = AtomicUsize::new(0);
+    struct Nested;
+
+    impl Manager for Nested {
+        /// Whether another one is to be used while it comes back.
+        type Connection = bool;
+        type Error = std::convert::Infallible;
+
+        async fn connect(&self) -> Result<bool, Self::Error> {
+            Ok(false)
+        }
+
+        fn condition(&self, nest: &mut bool) -> Condition {
+            if std::mem::take(nest) {
+                let mut acquire = pin!(CLUSTER.get().unwrap().acquire(&1));
+                let Poll::Ready(Ok(other)) = poll_once(acquire.as_mut()) else { panic!("none") };
+                drop(other);
+                NESTED.fetch_add(1, Ordering::SeqCst);
+            }
+            Condition::Clean
+        }
+    }
+
+    let cluster = CLUSTER.get_or_init(|| Cluster::builder().build().unwrap());
+    cluster.add_node(1, Nested).unwrap();
+    let (mut one, other) = (cluster.acquire(&1).await.unwrap(), cluster.acquire(&1).await.unwrap());
+    *one = true;
+    drop(other);
+    drop(one);
+    assert_eq!(
+        (NESTED.load(Ordering::SeqCst), cluster.node_stats(&1).unwrap().counts.idle),
+        (1, 2)
+    );
+}
+
 #[tokio::test]
 async fn the_last_handle_takes_the_idle_connections_with_it() {
     let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
-    let guard = cluster.acquire("a").await.unwrap();
+    let guard = cluster.acquire("a").await.unwrap().into_owned();
     drop(cluster.acquire("b").await.unwrap());
     drop(cluster.clone());
     assert_eq!(managers[1].ledger.live(), 1);
@@ -1351,7 +1477,8 @@ async fn who_is_to_ask_a_node_for_its_role_does_not_keep_it_open() {
         let waiters = || cluster.node_stats("b").unwrap().counts.waiters;
         eventually("b is to be asked", || waiters() == 1).await;
     }
-    drop((held, cluster));
+    drop(held);
+    drop(cluster);
     let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
     eventually("no task is left", || tasks() == 0).await;
 }
@@ -1372,7 +1499,8 @@ async fn a_monitor_sees_the_nodes_that_there_are_and_keeps_nothing_open() {
     let guard = cluster.acquire("b").await.unwrap();
     let holders: usize = monitor.sources().iter().map(|source| source.holders().len()).sum();
     assert_eq!(holders, 1);
-    drop((guard, cluster));
+    drop(guard);
+    drop(cluster);
     assert_eq!(names(), [""; 0]);
     eventually("all is closed", || managers[1].ledger.live() == 0).await;
 }
@@ -1563,7 +1691,7 @@ async fn a_cap_is_shared_fairly_while_all_want_more() {
     }
     let wait_for = |key: &'static str| {
         let cluster = cluster.clone();
-        tokio::spawn(async move { cluster.acquire(key).await.unwrap() })
+        tokio::spawn(async move { cluster.acquire(key).await.unwrap().into_owned() })
     };
     let waiting: Vec<_> =
         ["b", "c"].into_iter().flat_map(|key| [(); 4].map(|()| wait_for(key))).collect();
@@ -2273,7 +2401,7 @@ fn outside_a_runtime_who_may_go_anywhere_gets_what_is_idle_or_is_told() {
     for limit in [PATIENCE, Duration::MAX] {
         let builder = builder().acquire_timeout(limit);
         let (cluster, _managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
-        let told = |served: Result<Guard, ClusterError<String, TestError>>| {
+        let told = |served: Result<Guard<'_>, ClusterError<String, TestError>>| {
             let error = served.unwrap_err();
             let ClusterError::Node(refusal) = &error else { panic!("{error}") };
             assert!(matches!(refusal.source, AcquireError::NoRuntime), "{error}");
@@ -2908,7 +3036,7 @@ fn without_timer() -> tokio::runtime::Runtime {
 #[test]
 fn without_a_timer_who_may_go_anywhere_gets_what_is_idle_or_is_told() {
     let (cluster, _managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
-    let told = |served: Result<Guard, ClusterError<String, TestError>>| {
+    let told = |served: Result<Guard<'_>, ClusterError<String, TestError>>| {
         let error = served.unwrap_err();
         let ClusterError::Node(refusal) = &error else { panic!("{error}") };
         assert!(matches!(refusal.source, AcquireError::NoRuntime), "{error}");

@@ -450,6 +450,7 @@ async fn what_is_in_use_is_closed_in_order_though_the_cluster_is_gone() {
     let (cluster, servers) = test_cluster();
     apply(&cluster, "a b");
     let (a, b) = (cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap());
+    let (a, b) = (a.into_owned(), b.into_owned());
     drop(cluster.acquire("b").await.unwrap());
     apply(&cluster, "b");
     drop(cluster);

@@ -29,7 +29,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 type TestCluster = Cluster<u8, TestManager>;
-type Served = Result<ClusterGuard<u8, TestManager>, ClusterError<u8, TestError>>;
+type Served<'c> = Result<ClusterGuard<'c, u8, TestManager>, ClusterError<u8, TestError>>;
 
 /// How many nodes there may be.
 const NODES: u8 = 4;
@@ -108,22 +108,22 @@ impl Choice {
     }
 }
 
-struct Waiting {
+struct Waiting<'c> {
     /// What it may use; `None` for one that names its node, or its session.
     policy: Option<Choice>,
     key: Option<u8>,
-    future: Pin<Box<dyn Future<Output = Served>>>,
+    future: Pin<Box<dyn Future<Output = Served<'c>> + 'c>>,
 }
 
-struct World {
-    cluster: TestCluster,
+struct World<'c> {
+    cluster: &'c TestCluster,
     cap: Option<usize>,
     whole: Arc<Ledger>,
     nodes: HashMap<u8, TestManager>,
     /// Those that were removed or replaced and drained, and no guard was left.
     gone: Vec<TestManager>,
-    held: Vec<ClusterGuard<u8, TestManager>>,
-    waiting: Vec<Waiting>,
+    held: Vec<ClusterGuard<'c, u8, TestManager>>,
+    waiting: Vec<Waiting<'c>>,
     served: usize,
     given_up: u64,
 }
@@ -138,16 +138,19 @@ fn pick(which: u8, many: usize) -> Option<usize> {
     (many > 0).then(|| usize::from(which) % many)
 }
 
-impl World {
-    fn new(cap: Option<usize>, check: CheckPolicy) -> Self {
-        let cluster = Cluster::builder()
-            .pools(move |pool| {
-                pool.max_size(EACH).max_lifetime(None).keepalive_interval(None).check(check)
-            })
-            .max_connections(cap)
-            .acquire_timeout(Duration::MAX)
-            .build()
-            .unwrap();
+fn test_cluster(cap: Option<usize>, check: CheckPolicy) -> TestCluster {
+    Cluster::builder()
+        .pools(move |pool| {
+            pool.max_size(EACH).max_lifetime(None).keepalive_interval(None).check(check)
+        })
+        .max_connections(cap)
+        .acquire_timeout(Duration::MAX)
+        .build()
+        .unwrap()
+}
+
+impl<'c> World<'c> {
+    fn new(cluster: &'c TestCluster, cap: Option<usize>) -> Self {
         let (nodes, gone, held, waiting) = Default::default();
         let (served, given_up) = (0, 0);
         Self { cluster, cap, whole: Arc::default(), nodes, gone, held, waiting, served, given_up }
@@ -158,7 +161,7 @@ impl World {
     }
 
     fn acquire(&mut self, policy: Option<Choice>, key: Option<u8>, session: u8) {
-        let cluster = self.cluster.clone();
+        let cluster = self.cluster;
         let future = async move {
             match (policy, key) {
                 (Some(policy), _) => cluster.acquire_any(policy.policy()).await,
@@ -272,7 +275,8 @@ impl World {
                 Ok(guard) => {
                     assert!(key.is_none_or(|key| key == *guard.node()));
                     self.served += 1;
-                    self.held.push(guard);
+                    let is_owned = self.served % 3 == 0;
+                    self.held.push(if is_owned { guard.into_owned() } else { guard });
                 }
                 Err(ClusterError::UnknownNode(_) | ClusterError::Removed(_)) => {
                     assert!(key.is_some());
@@ -394,7 +398,8 @@ fn run(input: &mut Unstructured<'_>) -> arbitrary::Result<(usize, usize)> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     let served = runtime.unwrap().block_on(async {
-        let mut world = World::new(cap, check);
+        let cluster = test_cluster(cap, check);
+        let mut world = World::new(&cluster, cap);
         for operation in &operations {
             world.apply(*operation).await;
             world.settle().await;

@@ -279,7 +279,7 @@ async fn a_drain_in_the_background_goes_on_without_the_cluster() {
         Cluster::builder().name("shop").template(|_| TestManager::new()).build().unwrap();
     let node = |key: &str| NodeSpec::new(key, Endpoint::new(key, 1));
     cluster.apply([node("a"), node("b")], SECOND).unwrap();
-    let held = cluster.acquire("a").await.unwrap();
+    let held = cluster.acquire("a").await.unwrap().into_owned();
     cluster.apply([node("b")], 5 * SECOND).unwrap();
     drop(cluster);
     tokio::time::sleep(4 * SECOND).await;

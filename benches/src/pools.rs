@@ -536,9 +536,9 @@ pub async fn upkept(capacity: usize) -> Vec<Arc<dyn BenchPool>> {
     pools
 }
 
-/// A hit by way of a cluster: the raw queue, `Pool::acquire` and `acquire_owned`, then clusters of 1, 10
-/// and 1,000 nodes of which one is used, with keys of hosts and ports and with short ones, and one that
-/// chooses among 10 by turns.
+/// A hit by way of a cluster: the raw queue, `Pool::acquire` and `acquire_owned`, and 10 pools by turns;
+/// then clusters of 1, 10 and 1,000 nodes of which one is used, with keys of hosts and ports and with short
+/// ones, one of 10 that are used by turns, and one that chooses among 10 by turns.
 ///
 /// # Panics
 ///
@@ -555,6 +555,11 @@ pub async fn clusters(capacity: usize) -> Vec<Arc<dyn BenchPool>> {
     };
     let any =
         AnyNodeAsync { name: "`Cluster::acquire_any`, 10 nodes", pool: of_nodes(10), tally: None };
+    let turns = of_nodes(10);
+    let mut ten = Vec::new();
+    for _ in 0..10 {
+        ten.push(pool().await);
+    }
     let OfCluster { cluster, key, .. } = of_nodes(10);
     let node_handle = cluster.node(&key).expect("a node");
     let handle = HandleAsync {
@@ -572,10 +577,12 @@ pub async fn clusters(capacity: usize) -> Vec<Arc<dyn BenchPool>> {
         raw_queue(capacity),
         millpond!(PoolAsync, "`Pool::acquire().await`", pool().await),
         millpond!(PoolOwned, "`Pool::acquire_owned().await`", pool().await),
+        Arc::new(PoolsAsync { pools: ten, capacity }),
         node("`Cluster::acquire`, 1 node", 1),
         node("`Cluster::acquire`, 10 nodes", 10),
         node("`Cluster::acquire`, 1,000 nodes", 1_000),
         Arc::new(short),
+        Arc::new(TurnsAsync { keys: turns.cluster.nodes(), of: turns }),
         Arc::new(any),
         Arc::new(handle),
     ];
@@ -583,6 +590,95 @@ pub async fn clusters(capacity: usize) -> Vec<Arc<dyn BenchPool>> {
         admit(&**pool, capacity).await;
     }
     pools
+}
+
+/// Pools that are acquired from one after the other.
+struct PoolsAsync {
+    pools: Vec<Pool<TrivialManager>>,
+    capacity: usize,
+}
+
+impl BenchPool for PoolsAsync {
+    fn name(&self) -> &'static str {
+        "`Pool::acquire`, 10 pools by turns"
+    }
+
+    fn turns(&self, turns: u64) -> Boxed<'_, ()> {
+        Box::pin(async move {
+            let mut pools = self.pools.iter().cycle();
+            for _ in 0..turns {
+                pools.next().expect("a pool").acquire().await.expect(HIT).touch();
+            }
+        })
+    }
+
+    fn fill(&self, connections: usize) -> Boxed<'_, ()> {
+        Box::pin(async move {
+            for pool in &self.pools {
+                let mut held = Vec::new();
+                for _ in 0..connections {
+                    held.push(pool.acquire().await.expect(HIT));
+                }
+            }
+        })
+    }
+
+    fn waits(&self, _: u64) -> Option<Boxed<'_, ()>> {
+        None
+    }
+
+    fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    fn tally(&self) -> Option<&Tally> {
+        None
+    }
+}
+
+/// A cluster whose nodes are acquired one after the other.
+struct TurnsAsync {
+    of: OfCluster,
+    keys: Vec<String>,
+}
+
+impl BenchPool for TurnsAsync {
+    fn name(&self) -> &'static str {
+        "`Cluster::acquire`, 10 nodes by turns"
+    }
+
+    fn turns(&self, turns: u64) -> Boxed<'_, ()> {
+        Box::pin(async move {
+            let mut keys = self.keys.iter().cycle();
+            for _ in 0..turns {
+                let key = keys.next().expect("a key").as_str();
+                self.of.cluster.acquire(key).await.expect(HIT).touch();
+            }
+        })
+    }
+
+    fn fill(&self, connections: usize) -> Boxed<'_, ()> {
+        Box::pin(async move {
+            for key in &self.keys {
+                let mut held = Vec::new();
+                for _ in 0..connections {
+                    held.push(self.of.cluster.acquire(key.as_str()).await.expect(HIT));
+                }
+            }
+        })
+    }
+
+    fn waits(&self, _: u64) -> Option<Boxed<'_, ()>> {
+        None
+    }
+
+    fn capacity(&self) -> usize {
+        self.of.capacity
+    }
+
+    fn tally(&self) -> Option<&Tally> {
+        None
+    }
 }
 
 /// A cluster whose threads go to nodes of their own.

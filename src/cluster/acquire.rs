@@ -25,12 +25,12 @@
 use super::error::{ClusterError, NodeReport, UnknownNode, Unserved};
 use super::node::{Member, Node, Role, Roving, TRIED_AGAIN};
 use super::policy::{Choice, Policy};
-use super::table::Table;
+use super::table::{Current, Table};
 use super::{Cluster, Key, Shared};
 use crate::error::{AcquireError, ReleaseError};
 use crate::manager::Manager;
 use crate::metrics::Outcome;
-use crate::pool::{Attempt, ConnectionInfo, Missed, Pooled, PooledRef, Terms, timer};
+use crate::pool::{Attempt, ConnectionInfo, Missed, Pooled, PooledBare, Terms, timer};
 use event_listener::EventListener;
 use std::borrow::Borrow;
 use std::fmt;
@@ -50,33 +50,62 @@ use tokio::time::{Instant, Sleep, sleep_until};
 type Caller = &'static Location<'static>;
 
 /// A connection of a node, on loan; dropping it gives it back to the node.
+///
+/// It borrows from the cluster's handle; [`into_owned`](Self::into_owned) makes one that does not.
 #[must_use = "a guard that is dropped at once gives its connection back"]
-pub struct ClusterGuard<K: Key, M: Manager> {
-    pooled: PooledRef<Member<K, M>>,
+pub struct ClusterGuard<'c, K: Key, M: Manager> {
+    pooled: PooledBare<Member<K, M>>,
+    /// Where a reference to its pool may be found.
+    nodes: Option<&'c Current<K, M>>,
 }
 
-impl<K: Key, M: Manager> ClusterGuard<K, M> {
-    #[inline]
-    fn new(pooled: PooledRef<Member<K, M>>) -> Self {
-        Self { pooled }
+impl<'c, K: Key, M: Manager> ClusterGuard<'c, K, M> {
+    #[inline(always)]
+    fn new(pooled: PooledBare<Member<K, M>>, nodes: &'c Current<K, M>) -> Self {
+        Self { pooled, nodes: Some(nodes) }
+    }
+
+    /// The same guard without the tie to the cluster's handle: for a task of its own, or a struct.
+    ///
+    /// # Cost
+    ///
+    /// When it is dropped, an `Arc` is cloned and dropped, which all threads count in one place.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{cluster::Cluster, from_fn};
+    /// # use std::convert::Infallible;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = from_fn(|| std::future::ready(Ok::<_, Infallible>("hello")));
+    /// let cluster = Cluster::builder().build()?;
+    /// cluster.add_node("db1", manager)?;
+    /// let connection = cluster.acquire("db1").await?.into_owned();
+    /// let length = tokio::spawn(async move { connection.len() });
+    /// assert_eq!(length.await?, 5);
+    /// # Ok(()) }
+    /// ```
+    pub fn into_owned(mut self) -> ClusterGuard<'static, K, M> {
+        ClusterGuard { pooled: self.pooled.take(), nodes: None }
     }
 
     /// The node that the connection belongs to.
     #[must_use]
     pub fn node(&self) -> &K {
-        self.pooled.manager().key()
+        self.pooled.pool().manager().key()
     }
 
     /// The node's role.
     #[must_use]
     pub fn role(&self) -> Role {
-        self.pooled.manager().state.role()
+        self.pooled.pool().manager().state.role()
     }
 
     /// The manager that has opened this connection.
     #[must_use]
     pub fn manager(&self) -> &M {
-        self.pooled.manager().manager()
+        self.pooled.pool().manager().manager()
     }
 
     /// What the pool knows of this connection. Reads the clock.
@@ -87,13 +116,13 @@ impl<K: Key, M: Manager> ClusterGuard<K, M> {
 
     /// Takes the connection out of the pool for good.
     #[must_use]
-    pub fn detach(self) -> M::Connection {
-        self.pooled.detach()
+    pub fn detach(mut self) -> M::Connection {
+        self.pooled.owned().detach()
     }
 
     /// Has the connection closed rather than used again.
-    pub fn discard(self) {
-        self.pooled.discard();
+    pub fn discard(mut self) {
+        self.pooled.owned().discard();
     }
 
     /// Gives the connection back like a drop, but resets a dirty one here and now, and reports what
@@ -102,12 +131,21 @@ impl<K: Key, M: Manager> ClusterGuard<K, M> {
     /// # Errors
     ///
     /// As [`Pooled::release`](crate::Pooled::release).
-    pub async fn release(self) -> Result<(), ReleaseError<M::Error>> {
-        self.pooled.release().await
+    pub async fn release(mut self) -> Result<(), ReleaseError<M::Error>> {
+        self.pooled.owned().release().await
     }
 }
 
-impl<K: Key, M: Manager> Deref for ClusterGuard<K, M> {
+impl<K: Key, M: Manager> Drop for ClusterGuard<'_, K, M> {
+    #[inline]
+    fn drop(&mut self) {
+        if let (Some(nodes), false) = (self.nodes, self.pooled.is_over()) {
+            nodes.give_back(&mut self.pooled);
+        }
+    }
+}
+
+impl<K: Key, M: Manager> Deref for ClusterGuard<'_, K, M> {
     type Target = M::Connection;
 
     #[inline]
@@ -116,26 +154,26 @@ impl<K: Key, M: Manager> Deref for ClusterGuard<K, M> {
     }
 }
 
-impl<K: Key, M: Manager> DerefMut for ClusterGuard<K, M> {
+impl<K: Key, M: Manager> DerefMut for ClusterGuard<'_, K, M> {
     #[inline]
     fn deref_mut(&mut self) -> &mut M::Connection {
         &mut self.pooled
     }
 }
 
-impl<K: Key, M: Manager> AsRef<M::Connection> for ClusterGuard<K, M> {
+impl<K: Key, M: Manager> AsRef<M::Connection> for ClusterGuard<'_, K, M> {
     fn as_ref(&self) -> &M::Connection {
         self
     }
 }
 
-impl<K: Key, M: Manager> AsMut<M::Connection> for ClusterGuard<K, M> {
+impl<K: Key, M: Manager> AsMut<M::Connection> for ClusterGuard<'_, K, M> {
     fn as_mut(&mut self) -> &mut M::Connection {
         self
     }
 }
 
-impl<K: Key, M: Manager> fmt::Debug for ClusterGuard<K, M>
+impl<K: Key, M: Manager> fmt::Debug for ClusterGuard<'_, K, M>
 where
     M::Connection: fmt::Debug,
 {
@@ -150,7 +188,7 @@ where
 /// What a cluster answers.
 type Answer<T, K, M> = Result<T, ClusterError<K, <M as Manager>::Error>>;
 /// What an acquire answers.
-type Served<K, M> = Answer<ClusterGuard<K, M>, K, M>;
+type Served<'c, K, M> = Answer<ClusterGuard<'c, K, M>, K, M>;
 
 impl<K: Key, M: Manager> Cluster<K, M> {
     /// Acquires a connection of one node: an idle one, or, in line with everybody else who waits for
@@ -172,10 +210,11 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     ///
     /// # Cost
     ///
-    /// A hit allocates nothing, takes no lock and reads no clock; it looks the node up in a table
-    /// that changes never block, and counts the guard at this thread's own reference to the pool. A
-    /// [`NodeHandle`] saves both. A thread's first acquire of a node, and its first after a change of the
-    /// nodes, takes the new table over and allocates.
+    /// A hit allocates nothing, takes no lock, counts no reference and reads no clock; it looks the node up
+    /// in a table that changes never block. A key that is at the same address as last time is compared, not
+    /// hashed. A [`NodeHandle`] saves the look-up. A thread's first acquire of a node, and its first after a
+    /// change of the nodes, takes the new table over and allocates; so may the first release on a thread
+    /// that has not acquired here.
     ///
     /// # Examples
     ///
@@ -194,22 +233,23 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     /// ```
     #[track_caller]
     #[inline]
-    pub fn acquire<'a, Q>(
-        &'a self,
-        key: &'a Q,
-    ) -> impl Future<Output = Served<K, M>> + Send + use<'a, Q, K, M>
+    pub fn acquire<'c, 'k, Q>(
+        &'c self,
+        key: &'k Q,
+    ) -> impl Future<Output = Served<'c, K, M>> + Send + use<'c, 'k, Q, K, M>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + fmt::Display + Sync + ?Sized,
     {
         let caller = Location::caller();
         async move {
-            let pool = self.shared.table.pool(|table| table.place(key));
-            let Some(pool) = pool else { return Err(self.shared.unknown(key)) };
-            match pool.attempt(caller) {
-                Attempt::Hit(pooled) => Ok(ClusterGuard::new(pooled)),
-                Attempt::Miss(missed) => self.shared.acquire_slow(key, missed, caller).await,
-            }
+            let nodes = &self.shared.table;
+            let missed = match nodes.attempt_at(key, caller) {
+                Some(Attempt::Hit(pooled)) => return Ok(ClusterGuard::new(pooled, nodes)),
+                Some(Attempt::Miss(missed)) => missed,
+                None => return Err(self.shared.unknown(key)),
+            };
+            self.shared.acquire_slow(key, missed, caller).await
         }
     }
 
@@ -296,10 +336,10 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     /// # Ok(()) }
     /// ```
     #[track_caller]
-    pub fn acquire_any<'a>(
-        &'a self,
-        policy: Policy<'a, K>,
-    ) -> impl Future<Output = Served<K, M>> + Send + use<'a, K, M> {
+    pub fn acquire_any<'c, 'p>(
+        &'c self,
+        policy: Policy<'p, K>,
+    ) -> impl Future<Output = Served<'c, K, M>> + Send + use<'c, 'p, K, M> {
         let caller = Location::caller();
         async move { self.shared.acquire_of(Aim::Policy(policy), caller).await }
     }
@@ -319,10 +359,10 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     ///
     /// One hash for each node, and an allocation.
     #[track_caller]
-    pub fn acquire_for<'a>(
-        &'a self,
-        session: &'a [u8],
-    ) -> impl Future<Output = Served<K, M>> + Send + use<'a, K, M> {
+    pub fn acquire_for<'c, 's>(
+        &'c self,
+        session: &'s [u8],
+    ) -> impl Future<Output = Served<'c, K, M>> + Send + use<'c, 's, K, M> {
         let caller = Location::caller();
         async move { self.shared.acquire_of(Aim::Session(session), caller).await }
     }
@@ -462,12 +502,12 @@ impl<K: Key, M: Manager> Shared<K, M> {
 
     /// Waits for a connection of one node.
     #[cold]
-    async fn acquire_slow<Q>(
-        self: &Arc<Self>,
+    async fn acquire_slow<'c, Q>(
+        self: &'c Arc<Self>,
         key: &Q,
         mut missed: Missed<Member<K, M>>,
         caller: Caller,
-    ) -> Served<K, M>
+    ) -> Served<'c, K, M>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + fmt::Display + ?Sized,
@@ -480,7 +520,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
                 if limit == Duration::MAX { limit } else { limit.saturating_sub(began.elapsed()) };
             let mut waiting = pin!(missed.wait(left));
             match self.in_line(waiting.as_mut()).await {
-                Ok(pooled) => return Ok(ClusterGuard::new(pooled)),
+                Ok(pooled) => return Ok(ClusterGuard::new(pooled, &self.table)),
                 Err(AcquireError::Closed | AcquireError::Draining) => {
                     // Whoever closes a node has taken it out of the table first.
                     let attempt = match self.table.load() {
@@ -497,7 +537,9 @@ impl<K: Key, M: Manager> Shared<K, M> {
                         }),
                     };
                     match attempt {
-                        Some(Attempt::Hit(pooled)) => return Ok(ClusterGuard::new(pooled)),
+                        Some(Attempt::Hit(pooled)) => {
+                            return Ok(ClusterGuard::new(pooled, &self.table));
+                        }
                         Some(Attempt::Miss(again)) => missed = again,
                         None => {
                             return Err(ClusterError::removed(self.name(), node));
@@ -525,12 +567,16 @@ impl<K: Key, M: Manager> Shared<K, M> {
         })
     }
 
-    async fn acquire_of(self: &Arc<Self>, aim: Aim<'_, K>, caller: Caller) -> Served<K, M> {
-        let picked = self.table.pool(|table| aim.pick(&self.choice(table)));
-        let first = match picked.map(|pool| pool.attempt(caller)) {
-            Some(Attempt::Hit(pooled)) => return Ok(ClusterGuard::new(pooled)),
+    async fn acquire_of<'c>(
+        self: &'c Arc<Self>,
+        aim: Aim<'_, K>,
+        caller: Caller,
+    ) -> Served<'c, K, M> {
+        let nodes = &self.table;
+        let first = match nodes.attempt(|table, _| aim.pick(&self.choice(table)), caller) {
+            Some(Attempt::Hit(pooled)) => return Ok(ClusterGuard::new(pooled, nodes)),
             Some(Attempt::Miss(missed)) => match missed.settle() {
-                Attempt::Hit(pooled) => return Ok(ClusterGuard::new(pooled)),
+                Attempt::Hit(pooled) => return Ok(ClusterGuard::new(pooled, nodes)),
                 Attempt::Miss(missed) => Some(missed),
             },
             None => None,
@@ -539,9 +585,9 @@ impl<K: Key, M: Manager> Shared<K, M> {
         // The second question takes a reference to the runtime that all its threads share, so it is
         // asked only outside tasks.
         if task::try_id().is_none() && Handle::try_current().is_err() {
-            return race.run_at_once();
+            return Ok(ClusterGuard::new(race.run_at_once()?, nodes));
         }
-        race.run().await
+        Ok(ClusterGuard::new(race.run().await?, nodes))
     }
 
     /// An acquire that began then and ends now.
@@ -593,7 +639,9 @@ impl Word {
 }
 
 /// What a wait at one node answers.
-type Found<K, M> = Result<PooledRef<Member<K, M>>, AcquireError<<M as Manager>::Error>>;
+type Found<K, M> = Result<PooledBare<Member<K, M>>, AcquireError<<M as Manager>::Error>>;
+/// What a race ends with.
+type Raced<K, M> = Answer<PooledBare<Member<K, M>>, K, M>;
 type Waiting<K, M> = dyn Future<Output = Found<K, M>> + Send;
 
 /// One of the nodes that an acquire waits at.
@@ -735,7 +783,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
     }
 
     /// Takes what is ready, where there is no runtime to wait on, or none with a timer.
-    fn run_at_once(mut self) -> Served<K, M> {
+    fn run_at_once(mut self) -> Raced<K, M> {
         loop {
             if let Some(guard) = self.line_up()? {
                 return Ok(guard);
@@ -754,7 +802,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
         }
     }
 
-    async fn run(mut self) -> Served<K, M> {
+    async fn run(mut self) -> Raced<K, M> {
         let limit = self.cluster.settings.acquire_timeout;
         let pause = self.cluster.settings.try_next_after.min(FAR_FUTURE);
         let Some(quiet) = timer(Instant::now() + pause) else { return self.run_at_once() };
@@ -788,7 +836,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                     let table = self.cluster.table.load();
                     if self.aim.allows(&self.cluster.choice(&table), &node) {
                         self.counted_at = Some(node);
-                        break Ok(ClusterGuard::new(pooled));
+                        break Ok(pooled);
                     }
                     // What was learned when it was opened: the server has another role. Back it goes.
                 }
@@ -859,7 +907,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
 
     /// Looks at all that are allowed, and waits at each of them from now on; unless one has a
     /// connection that is ready, or has to be checked first.
-    fn line_up(&mut self) -> Answer<Option<ClusterGuard<K, M>>, K, M> {
+    fn line_up(&mut self) -> Answer<Option<PooledBare<Member<K, M>>>, K, M> {
         let cluster = self.cluster;
         let table = cluster.table.load_full();
         if table.closed {
@@ -909,7 +957,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                     Attempt::Hit(pooled) => {
                         self.passed_over(&table, picked, node);
                         self.counted_at = Some(node.clone());
-                        return Ok(Some(ClusterGuard::new(pooled)));
+                        return Ok(Some(pooled));
                     }
                     Attempt::Miss(missed) => missed,
                 },

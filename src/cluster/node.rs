@@ -13,7 +13,7 @@ use crate::core::Counts;
 use crate::error::ConfigError;
 use crate::manager::{Condition, Manager};
 use crate::metrics::Source;
-use crate::pool::{Attempt, Pool, PoolRef, has_timer};
+use crate::pool::{self, Attempt, Pool, attempt, has_timer};
 use event_listener::{Event, EventListener, IntoNotification};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -433,7 +433,7 @@ impl<K: Key, M: Manager> Node<K, M> {
         }
         let trying = Trying(self.state.clone());
         // Whoever tries the node does not keep its pool open.
-        let (pool, limit) = (self.pool.reference(), self.pool.config().check_timeout);
+        let (pool, limit) = (self.pool.without_handle(), self.pool.config().check_timeout);
         let caller = Location::caller();
         drop(runtime.spawn(async move {
             until_it_may_have_one(&pool).await;
@@ -443,7 +443,7 @@ impl<K: Key, M: Manager> Node<K, M> {
                 check_one(&pool, limit, caller).await;
             } else {
                 // The pool tells what comes of it.
-                pool.open(counts.alive() + 1).await;
+                drop(pool.open(counts.alive() + 1).await);
             }
         }));
     }
@@ -502,11 +502,11 @@ impl<K: Key, M: Manager> Node<K, M> {
         let (trying, caller) = (Trying(self.state.clone()), Location::caller());
         let limit = self.pool.config().check_timeout;
         // With a limit or without, whoever waits does not keep the pool open.
-        let (pool, patience) = (self.pool.reference(), cluster.settings.acquire_timeout);
+        let (pool, patience) = (self.pool.without_handle(), cluster.settings.acquire_timeout);
         let cluster = Arc::downgrade(cluster);
         drop(runtime.spawn(async move {
             let mut acquire = pin!(async {
-                match pool.attempt(caller) {
+                match attempt(&pool, caller) {
                     Attempt::Hit(pooled) => Ok(pooled),
                     Attempt::Miss(missed) => missed.wait(patience).await,
                 }
@@ -527,7 +527,7 @@ impl<K: Key, M: Manager> Node<K, M> {
             let role = tokio::time::timeout(limit, read_role(&mut connection)).await;
             match role {
                 Ok(Ok(role)) => trying.0.set_role(role),
-                Ok(Err(_)) | Err(_) => connection.discard(),
+                Ok(Err(_)) | Err(_) => connection.owned().discard(),
             }
         }));
     }
@@ -535,11 +535,11 @@ impl<K: Key, M: Manager> Node<K, M> {
 
 /// Sees whether one of the connections works, for so long at the most.
 async fn check_one<K: Key, M: Manager>(
-    pool: &PoolRef<Member<K, M>>,
+    pool: &Arc<pool::Shared<Member<K, M>>>,
     limit: Duration,
     caller: &'static Location<'static>,
 ) {
-    let acquired = match pool.clone().attempt(caller) {
+    let acquired = match attempt(pool, caller) {
         Attempt::Hit(pooled) => Ok(pooled),
         Attempt::Miss(missed) => missed.wait(PATIENCE).await,
     };
@@ -548,13 +548,13 @@ async fn check_one<K: Key, M: Manager>(
     // Cancel: nobody knows where the check has left the connection.
     match tokio::time::timeout(limit, check).await {
         Ok(Ok(())) => pool.manager().state.connected(true),
-        Ok(Err(_)) | Err(_) => connection.discard(),
+        Ok(Err(_)) | Err(_) => connection.owned().discard(),
     }
 }
 
 /// Waits for what the cap has been asked for: not for long, since it may be that nobody has one to
 /// give.
-async fn until_it_may_have_one<K: Key, M: Manager>(pool: &PoolRef<Member<K, M>>) {
+async fn until_it_may_have_one<K: Key, M: Manager>(pool: &Arc<pool::Shared<Member<K, M>>>) {
     if pool.max_size() > 0 {
         return;
     }

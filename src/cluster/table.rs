@@ -3,21 +3,24 @@
 //!
 //! What all threads count, such as references to the table or to one of its pools, they would fetch
 //! from each other at each hit. So each thread keeps what it has seen of the nodes: the table, of which a
-//! hit only looks whether it is still the same, and for each pool a reference of which it makes those of
-//! its guards.
+//! hit only looks whether it is still the same, and a reference to each pool. A connection is taken and
+//! given back by that reference, so its guard needs none: it borrows from the cluster, and has its thread's
+//! reference looked up again when it is dropped.
 //!
 //! Not here: who makes the changes (`mod.rs`).
 
 use super::Key;
 use super::node::{Member, Node};
 use crate::manager::Manager;
-use crate::pool::PoolRef;
+use crate::pool::{self, Attempt, PooledBare, attempt};
 use arc_swap::{ArcSwap, Cache, Guard};
 use crossbeam_utils::CachePadded;
 use std::borrow::Borrow;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::panic::Location;
+use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use thread_local::ThreadLocal;
@@ -29,6 +32,8 @@ pub(super) struct Table<K: Key, M: Manager> {
     /// The places of the nodes.
     by_key: HashMap<K, usize, foldhash::fast::RandomState>,
     nodes: Vec<Arc<Node<K, M>>>,
+    /// Those of the nodes, in the same order.
+    keys: Vec<K>,
     /// Of each node, the sum of the weights up to and with its own.
     weights: Vec<u64>,
     pub(super) closed: bool,
@@ -38,12 +43,13 @@ impl<K: Key, M: Manager> Table<K, M> {
     pub(super) fn new(nodes: Vec<Arc<Node<K, M>>>, closed: bool) -> Self {
         static NUMBERS: AtomicU64 = AtomicU64::new(1);
         let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
-        let by_key = nodes.iter().enumerate().map(|(place, node)| (node.key().clone(), place));
+        let keys: Vec<K> = nodes.iter().map(|node| node.key().clone()).collect();
+        let by_key = keys.iter().enumerate().map(|(place, key)| (key.clone(), place));
         let sums = nodes.iter().scan(0, |sum, node| {
             *sum += u64::from(node.options.weight);
             Some(*sum)
         });
-        Self { number, by_key: by_key.collect(), weights: sums.collect(), nodes, closed }
+        Self { number, by_key: by_key.collect(), weights: sums.collect(), nodes, keys, closed }
     }
 
     pub(super) fn nodes(&self) -> &[Arc<Node<K, M>>] {
@@ -66,6 +72,21 @@ impl<K: Key, M: Manager> Table<K, M> {
         Q: Hash + Eq + ?Sized,
     {
         self.by_key.get(key).copied()
+    }
+
+    /// The same for somebody who remembers where it was found last.
+    #[inline(always)]
+    fn place_near<Q>(&self, key: &Q, last: &mut usize) -> Option<usize>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        // The processor foretells that it is there still, and so need not wait for what it compares.
+        if self.keys.get(*last).is_some_and(|known| known.borrow() == key) {
+            return Some(*last);
+        }
+        *last = self.place(key)?;
+        Some(*last)
     }
 
     /// The place of the node at this part of the load, where all of it is 2^64; there is a node.
@@ -134,39 +155,62 @@ impl<K: Key, M: Manager> Current<K, M> {
         self.table.store(Arc::new(table));
     }
 
-    /// The pool of the node that `find` finds the place of.
+    /// What an acquire finds at once at the node of this key, if there is one.
     #[inline(always)]
-    pub(super) fn pool(
+    pub(super) fn attempt_at<Q>(&self, key: &Q, caller: Caller) -> Option<Attempt<Member<K, M>>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        self.attempt(|table, places| table.place_near(key, places.of(key)), caller)
+    }
+
+    /// What an acquire finds at once at the node that `find` finds the place of.
+    #[inline(always)]
+    pub(super) fn attempt(
         &self,
-        find: impl FnOnce(&Table<K, M>) -> Option<usize>,
-    ) -> Option<PoolRef<Member<K, M>>> {
-        let Some(seen) = self.seen.get() else { return self.pool_of_newcomer(find) };
-        match seen.try_borrow_mut() {
-            Ok(mut seen) => seen.pool(find),
-            // A key's hash, a policy of the caller's own, or the end of a pool in an old table has led
-            // here from within.
-            Err(_) => self.pool_of_nobody(find),
+        find: impl FnOnce(&Table<K, M>, &mut Places) -> Option<usize>,
+        caller: Caller,
+    ) -> Option<Attempt<Member<K, M>>> {
+        if let Some(seen) = self.seen.get() {
+            if let Ok(mut seen) = seen.try_borrow_mut() {
+                return Some(attempt(seen.pool(find)?, caller));
+            }
+        }
+        Some(attempt(&self.pool_for_stranger(find)?, caller))
+    }
+
+    #[cold]
+    fn pool_for_stranger(
+        &self,
+        find: impl FnOnce(&Table<K, M>, &mut Places) -> Option<usize>,
+    ) -> Option<PoolOf<K, M>> {
+        let seen = self.seen.get_or(|| RefCell::new(Seen::new(&self.table)).into());
+        if let Ok(mut seen) = seen.try_borrow_mut() {
+            return seen.pool(find).cloned();
+        }
+        // A key's hash, a policy of the caller's own, or what somebody does who is woken or whose pool
+        // ends has led here from within.
+        let table = self.table.load();
+        let place = find(&table, &mut Places::default())?;
+        Some(table.nodes[place].pool.without_handle())
+    }
+
+    /// Gives a connection back by the reference that this thread has to its pool, if it has one.
+    #[inline(always)]
+    pub(super) fn give_back(&self, pooled: &mut PooledBare<Member<K, M>>) {
+        if let Some(seen) = self.seen.get() {
+            if let Ok(mut seen) = seen.try_borrow_mut() {
+                if let Some(pool) = seen.pool_of(pooled) {
+                    pooled.give_back(pool);
+                }
+            }
         }
     }
-
-    #[cold]
-    fn pool_of_newcomer(
-        &self,
-        find: impl FnOnce(&Table<K, M>) -> Option<usize>,
-    ) -> Option<PoolRef<Member<K, M>>> {
-        let seen = self.seen.get_or(|| RefCell::new(Seen::new(&self.table)).into());
-        seen.borrow_mut().pool(find)
-    }
-
-    #[cold]
-    fn pool_of_nobody(
-        &self,
-        find: impl FnOnce(&Table<K, M>) -> Option<usize>,
-    ) -> Option<PoolRef<Member<K, M>>> {
-        let table = self.table.load();
-        find(&table).map(|place| table.nodes[place].pool.reference())
-    }
 }
+
+type Caller = &'static Location<'static>;
+type PoolOf<K, M> = Arc<pool::Shared<Member<K, M>>>;
 
 /// What a thread has seen of the nodes.
 struct Seen<K: Key, M: Manager> {
@@ -174,42 +218,93 @@ struct Seen<K: Key, M: Manager> {
     /// The number of the table that the pools are those of.
     number: u64,
     /// By place; those that the thread has been to.
-    pools: Vec<Option<PoolRef<Member<K, M>>>>,
+    pools: Vec<Option<PoolOf<K, M>>>,
+    places: Places,
+    /// Those of the pools to which connections came back last.
+    returns: Places,
+}
+
+/// The places that were looked up last, by where that lies in memory which was looked up: most callers have
+/// the same key at the same address again, and to compare it costs less than to hash it.
+pub(super) struct Places([usize; PLACES]);
+
+const PLACES: usize = 64;
+
+impl Default for Places {
+    fn default() -> Self {
+        Self([0; PLACES])
+    }
+}
+
+impl Places {
+    #[inline(always)]
+    fn of<Q: ?Sized>(&mut self, what: &Q) -> &mut usize {
+        let address = ptr::from_ref(what).cast::<u8>() as u64;
+        // The upper bits of the product depend on all of the address.
+        &mut self.0[(address.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - PLACES.ilog2())) as usize]
+    }
 }
 
 impl<K: Key, M: Manager> Seen<K, M> {
     fn new(table: &Swap<K, M>) -> Self {
-        Self { table: Cache::new(table.clone()), number: 0, pools: Vec::new() }
+        let table = Cache::new(table.clone());
+        let (places, returns) = <(Places, Places)>::default();
+        Self { table, number: 0, pools: Vec::new(), places, returns }
     }
 
     #[inline(always)]
     fn pool(
         &mut self,
-        find: impl FnOnce(&Table<K, M>) -> Option<usize>,
-    ) -> Option<PoolRef<Member<K, M>>> {
+        find: impl FnOnce(&Table<K, M>, &mut Places) -> Option<usize>,
+    ) -> Option<&PoolOf<K, M>> {
         let table = self.table.load();
         if self.number != table.number {
             forget(&mut self.pools, table.nodes.len());
             self.number = table.number;
         }
-        let place = find(table)?;
-        match &self.pools[place] {
-            Some(pool) => Some(pool.clone()),
-            None => Some(remember(&mut self.pools[place], &table.nodes[place])),
+        let place = find(table, &mut self.places)?;
+        match &mut self.pools[place] {
+            Some(pool) => Some(pool),
+            none => Some(remember(none, &table.nodes[place])),
         }
+    }
+
+    /// The thread's reference to the pool that a connection belongs to; none if that has been removed.
+    #[inline(always)]
+    fn pool_of(&mut self, pooled: &PooledBare<Member<K, M>>) -> Option<&PoolOf<K, M>> {
+        let pool = pooled.pool();
+        let place = *self.returns.of(&**pool);
+        match self.pools.get(place) {
+            Some(Some(known)) if Arc::ptr_eq(known, pool) => self.pools[place].as_ref(),
+            _ => self.look_for(pool),
+        }
+    }
+
+    #[cold]
+    fn look_for(&mut self, pool: &PoolOf<K, M>) -> Option<&PoolOf<K, M>> {
+        let mut place = None;
+        let known = self.pool(|table, _| {
+            place = table.place(pool.manager().key());
+            place
+        });
+        // Another pool may have taken its place.
+        known.filter(|known| Arc::ptr_eq(known, pool))?;
+        let place = place?;
+        *self.returns.of(&**pool) = place;
+        self.pools[place].as_ref()
     }
 }
 
 #[cold]
-fn forget<M: Manager>(pools: &mut Vec<Option<PoolRef<M>>>, nodes: usize) {
+fn forget<T>(pools: &mut Vec<Option<T>>, nodes: usize) {
     pools.clear();
     pools.resize_with(nodes, || None);
 }
 
 #[cold]
-fn remember<K: Key, M: Manager>(
-    pool: &mut Option<PoolRef<Member<K, M>>>,
+fn remember<'p, K: Key, M: Manager>(
+    pool: &'p mut Option<PoolOf<K, M>>,
     node: &Node<K, M>,
-) -> PoolRef<Member<K, M>> {
-    pool.insert(node.pool.reference()).clone()
+) -> &'p PoolOf<K, M> {
+    pool.insert(node.pool.without_handle())
 }

@@ -31,8 +31,8 @@ pub use self::idle::IdleOrder;
 pub use self::search::Search;
 pub use self::slot::{Flags, State};
 pub use self::tokens::{
-    Found, Lease, Loan, Reservation, Trial, Woken, reserve, sweep, try_acquire, try_acquire_owned,
-    wait, wait_blocking,
+    BareLoan, Found, Lease, Loan, Reservation, Trial, Woken, reserve, sweep, try_acquire,
+    try_acquire_bare, try_acquire_owned, wait, wait_blocking,
 };
 
 use self::idle::Shelf;
@@ -291,8 +291,15 @@ impl<K: Keeper> Core<K> {
         };
         for id in 0..capacity {
             let keeper = keeper.clone();
-            let slot =
-                Box::new(Slot { id: id as u32, uses: 0, resource: None, leaving: false, keeper });
+            let slot = Slot {
+                id: id as u32,
+                uses: 0,
+                resource: None,
+                leaving: false,
+                keeper,
+                ticket: None,
+            };
+            let slot = Box::new(slot);
             if id < reserved {
                 core.cell(&slot).raise(Flags::RESERVED);
             }
@@ -374,6 +381,8 @@ impl<K: Keeper> Core<K> {
     ///
     /// Whoever calls this owes a look at the control word afterwards.
     fn put_vacant(&self, mut slot: Box<Slot<K>>) {
+        // Whoever calls this has another pointer to the keeper.
+        slot.ticket = None;
         if mem::take(&mut slot.leaving) && self.limit.lets_go() {
             self.put_spare(slot);
         } else {

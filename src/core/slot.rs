@@ -10,7 +10,7 @@ use super::{Glimpse, Keeper};
 use crate::sync::{AtomicU32, AtomicU64, Keyed, Ordering};
 use crossbeam_utils::atomic::AtomicCell;
 use std::panic::Location;
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 
 /// Where a slot is in its life.
 ///
@@ -96,6 +96,10 @@ pub(crate) struct Slot<K: Keeper> {
     pub(super) leaving: bool,
     /// Whom the slot belongs to, for a hand-off that nobody is left to receive.
     pub(super) keeper: Weak<K>,
+    /// The same for a caller who has nothing but the slot: a [`BareLoan`](super::BareLoan). It comes with
+    /// the first of these and goes with the resource. So an idle slot may keep its keeper in memory, until
+    /// the core is closed and swept.
+    pub(super) ticket: Option<Arc<K>>,
 }
 
 impl<K: Keeper> Slot<K> {

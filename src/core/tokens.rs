@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | [`Reservation`] | connecting: the right to bring a resource | makes the slot vacant |
 //! | [`Lease`] | in use, with a resource fit for the next caller | releases it |
-//! | [`Loan`] | in use, in the hands of a caller | asks the keeper whether it is fit for the next caller, and releases it |
+//! | [`Loan`], [`BareLoan`] | in use, in the hands of a caller | asks the keeper whether it is fit for the next caller, and releases it |
 //! | [`Trial`] | checking, resetting or closing, with a resource in doubt, or none any more | drops the resource, makes the slot vacant |
 //!
 //! A token goes with any pointer to its keeper: a reference, or an `Arc` where it must outlive the
@@ -21,6 +21,8 @@ use crate::panics::caught;
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::panic::Location;
+use std::ptr;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// The keeper that a pointer points to.
@@ -271,6 +273,90 @@ impl<R: Deref<Target: Keeper> + Clone> Drop for Loan<R> {
     }
 }
 
+/// A [`Loan`] that has no pointer to its keeper but the one in its slot, so that nobody counts one for it.
+///
+/// Whoever is about to drop it had better [give it a pointer](Self::with_keeper): when the slot is back, its
+/// keeper is still needed. Dropped as it is, it clones the one in its slot.
+#[must_use]
+pub struct BareLoan<K: Keeper> {
+    /// As in [`Lease`].
+    slot: ManuallyDrop<Option<Box<Slot<K>>>>,
+}
+
+impl<K: Keeper> BareLoan<K> {
+    /// The slot keeps its keeper in memory from now on.
+    #[inline(always)]
+    fn new(mut slot: Box<Slot<K>>, keeper: &Arc<K>) -> Self {
+        if slot.ticket.is_none() {
+            slot.ticket = Some(keeper.clone());
+        }
+        Self { slot: ManuallyDrop::new(Some(slot)) }
+    }
+
+    #[inline(always)]
+    fn slot(&self) -> &Slot<K> {
+        self.slot.as_ref().expect(GONE)
+    }
+
+    #[inline(always)]
+    pub fn keeper(&self) -> &Arc<K> {
+        self.slot().ticket.as_ref().expect("BUG: a bare loan without its ticket")
+    }
+
+    /// Whether nothing is left in it.
+    #[inline(always)]
+    pub fn is_over(&self) -> bool {
+        self.slot.is_none()
+    }
+
+    #[inline(always)]
+    pub fn resource(&self) -> &K::Resource {
+        self.slot().resource.as_ref().expect(NOTHING)
+    }
+
+    #[inline(always)]
+    pub fn resource_mut(&mut self) -> &mut K::Resource {
+        self.slot.as_mut().expect(GONE).resource.as_mut().expect(NOTHING)
+    }
+
+    /// How often the slot has been acquired so far, by the holders of every resource it has had.
+    pub fn uses(&self) -> u64 {
+        self.slot().uses
+    }
+
+    /// The same right with a pointer to its keeper. Nothing is left in this loan.
+    #[inline(always)]
+    pub fn with_keeper<R: Deref<Target = K> + Clone>(&mut self, keeper: R) -> Loan<R> {
+        debug_assert!(
+            ptr::eq(&*keeper, &**self.keeper()),
+            "BUG: a slot was given to another keeper"
+        );
+        Loan::new(keeper, self.slot.take().expect(GONE))
+    }
+
+    /// The same right in another place. Nothing is left in this loan.
+    pub fn take(&mut self) -> Self {
+        Self { slot: ManuallyDrop::new(self.slot.take()) }
+    }
+}
+
+impl<K: Keeper> From<Loan<Arc<K>>> for BareLoan<K> {
+    fn from(mut loan: Loan<Arc<K>>) -> Self {
+        let slot = loan.slot.take().expect(GONE);
+        Self::new(slot, &loan.keeper)
+    }
+}
+
+impl<K: Keeper> Drop for BareLoan<K> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if !self.is_over() {
+            let keeper = self.keeper().clone();
+            drop(self.with_keeper(keeper));
+        }
+    }
+}
+
 /// A slot whose resource is in doubt, or gone.
 #[must_use]
 pub struct Trial<R: Deref<Target: Keeper>> {
@@ -399,6 +485,23 @@ where
             Err((keeper, Found::Flagged(lease)))
         }
         Picked::Nothing => Err((keeper, Found::Nothing)),
+    }
+}
+
+/// The same for a loan without a pointer to the keeper.
+///
+/// # Errors
+///
+/// What was found instead of a resource that is ready.
+#[inline(always)]
+pub fn try_acquire_bare<K: Keeper>(
+    keeper: &Arc<K>,
+    caller: &'static Location<'static>,
+) -> Result<BareLoan<K>, Found<Arc<K>>> {
+    match pick(&**keeper, caller) {
+        Picked::Ready(slot) => Ok(BareLoan::new(slot, keeper)),
+        Picked::Flagged(slot) => Err(Found::Flagged(Lease::new(keeper.clone(), slot))),
+        Picked::Nothing => Err(Found::Nothing),
     }
 }
 

@@ -6,13 +6,13 @@
 use super::Pool;
 use super::guard::end;
 #[cfg(feature = "cluster")]
-use super::guard::{Pooled, PooledRef};
+use super::guard::{Pooled, PooledBare, PooledOwned};
 use super::life::{look_over, nanos};
 use super::operation::{bounded, has_timer};
 use super::terms::Terms;
 use super::{DRAINING, Shared, deadlock::Waiting};
 #[cfg(feature = "cluster")]
-use crate::core::{Counts, try_acquire_owned};
+use crate::core::try_acquire_bare;
 use crate::core::{
     Flags, Found, Keeper, Lease, Line, Loan, State, Trial, Woken, try_acquire as look, wait,
     wait_blocking,
@@ -20,8 +20,6 @@ use crate::core::{
 use crate::error::{AcquireError, OperationError, Stage, Timeout, TryAcquireError};
 use crate::manager::Manager;
 use crate::metrics::{CloseReason, Outcome};
-#[cfg(feature = "cluster")]
-use event_listener::EventListener;
 use std::future::{Future, poll_fn};
 use std::ops::Deref;
 use std::panic::{Location, catch_unwind};
@@ -288,88 +286,32 @@ where
     }
 }
 
-/// A pool for those who look at several: a reference that does not keep it open. Its clones are counted
-/// together, and apart from all other references: a thread that makes clones of one of its own has
-/// their count to itself.
+/// What an acquire by somebody who looks at several pools finds at once at this one.
 #[cfg(feature = "cluster")]
-pub(crate) struct PoolRef<M: Manager>(Arc<One<M>>);
-
-/// What the clones of a reference are counted at.
-#[cfg(feature = "cluster")]
-struct One<M: Manager>(Arc<Shared<M>>);
-
-#[cfg(feature = "cluster")]
-impl<M: Manager> PoolRef<M> {
-    pub(super) fn new(shared: Arc<Shared<M>>) -> Self {
-        Self(Arc::new(One(shared)))
-    }
-
-    pub(crate) fn manager(&self) -> &M {
-        &self.manager
-    }
-
-    pub(crate) fn max_size(&self) -> usize {
-        self.core.limit()
-    }
-
-    pub(crate) fn counts(&self) -> Counts {
-        self.core.counts()
-    }
-
-    /// As [`Pool::when_changed`].
-    pub(crate) fn when_changed(&self) -> EventListener {
-        self.changed.listen()
-    }
-
-    /// Opens connections until so many are open, or as many as there may be, or one cannot be opened.
-    pub(crate) async fn open(&self, count: usize) {
-        drop(self.0.0.open(count).await);
-    }
-
-    /// What an acquire finds at once.
-    #[inline(always)]
-    pub(crate) fn attempt(self, caller: Caller) -> Attempt<M> {
-        match try_acquire_owned(self, caller) {
-            Ok(loan) => Attempt::Hit(PooledRef::new(loan)),
-            Err((keeper, found)) => Attempt::Miss(Missed { keeper, found, caller }),
-        }
-    }
-}
-
-#[cfg(feature = "cluster")]
-impl<M: Manager> Clone for PoolRef<M> {
-    #[inline(always)]
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
-
-#[cfg(feature = "cluster")]
-impl<M: Manager> Deref for PoolRef<M> {
-    type Target = Shared<M>;
-
-    #[inline(always)]
-    fn deref(&self) -> &Shared<M> {
-        &self.0.0
+#[inline(always)]
+pub(crate) fn attempt<M: Manager>(pool: &Arc<Shared<M>>, caller: Caller) -> Attempt<M> {
+    match try_acquire_bare(pool, caller) {
+        Ok(loan) => Attempt::Hit(PooledBare::new(loan)),
+        Err(found) => Attempt::Miss(Missed { keeper: pool.clone(), found, caller }),
     }
 }
 
 /// What it finds.
 #[cfg(feature = "cluster")]
 pub(crate) enum Attempt<M: Manager> {
-    Hit(PooledRef<M>),
+    Hit(PooledBare<M>),
     Miss(Missed<M>),
 }
 
 /// What a wait for it answers.
 #[cfg(feature = "cluster")]
-type Served<M> = Result<PooledRef<M>, AcquireError<<M as Manager>::Error>>;
+type Served<M> = Result<PooledBare<M>, AcquireError<<M as Manager>::Error>>;
 
 /// An acquire that has not found what it wanted at once.
 #[cfg(feature = "cluster")]
 pub(crate) struct Missed<M: Manager> {
-    keeper: PoolRef<M>,
-    found: Found<PoolRef<M>>,
+    keeper: Arc<Shared<M>>,
+    found: Found<Arc<Shared<M>>>,
     caller: Caller,
 }
 
@@ -388,15 +330,16 @@ impl<M: Manager> Missed<M> {
     /// is nothing, or something that has to be checked or prepared.
     #[cold]
     pub(crate) fn settle(mut self) -> Attempt<M> {
+        let hit = |loan: Loan<Arc<Shared<M>>>| Attempt::Hit(PooledOwned::new(loan).into());
         loop {
             let Self { keeper, found, caller } = self;
             let found = match found {
-                Found::Ready(loan) => return Attempt::Hit(PooledRef::new(loan)),
+                Found::Ready(loan) => return hit(loan),
                 Found::Nothing => Found::Nothing,
                 Found::Flagged(lease) => match welcome(lease, caller) {
-                    Welcome::Given(loan) => return Attempt::Hit(PooledRef::new(loan)),
+                    Welcome::Given(loan) => return hit(loan),
                     Welcome::Unready(lease) => Found::Flagged(lease),
-                    Welcome::Gone => match keeper.attempt(caller) {
+                    Welcome::Gone => match attempt(&keeper, caller) {
                         Attempt::Hit(pooled) => return Attempt::Hit(pooled),
                         Attempt::Miss(next) => {
                             self = next;
@@ -418,7 +361,7 @@ impl<M: Manager> Missed<M> {
     pub(crate) async fn wait(self, limit: Duration) -> Served<M> {
         let Self { keeper, found, caller } = self;
         let ask = Ask { limit: Some(limit), ..Ask::new(caller) };
-        acquire_slow(keeper, ask, found).await.map(PooledRef::new)
+        acquire_slow(keeper, ask, found).await.map(|loan| PooledOwned::new(loan).into())
     }
 
     /// Goes on for an acquire that began then and waits elsewhere too, on these terms and without a
@@ -436,7 +379,7 @@ impl<M: Manager> Missed<M> {
             let Self { keeper, found, caller } = self;
             let (limit, terms) = (Some(Duration::MAX), Some(&*patient.terms));
             let ask = Ask { limit, terms, ..Ask::new(caller) };
-            acquire_slow(keeper, ask, found).await.map(PooledRef::new)
+            acquire_slow(keeper, ask, found).await.map(|loan| PooledOwned::new(loan).into())
         };
         (terms, waiting)
     }
@@ -445,7 +388,7 @@ impl<M: Manager> Missed<M> {
 /// A wait that may be patient, and that may be given up.
 #[cfg(feature = "cluster")]
 struct Patient<M: Manager> {
-    keeper: PoolRef<M>,
+    keeper: Arc<Shared<M>>,
     terms: Arc<Terms>,
 }
 

@@ -444,7 +444,7 @@ impl<M: Manager> Shared<M> {
 
     /// Opens connections on the caller's runtime until `count` are open, the first alone, so that a
     /// wrong password is tried once.
-    pub(super) async fn open(self: &Arc<Self>, count: usize) -> Result<(), WarmUpError<M::Error>> {
+    pub(crate) async fn open(self: &Arc<Self>, count: usize) -> Result<(), WarmUpError<M::Error>> {
         let _under_way = WarmUp::begin(&self.connector.warm_ups);
         let mut opening: JoinSet<Opened<M>> = JoinSet::new();
         let mut one_is_open = false;

@@ -26,14 +26,14 @@ mod trace;
 pub use self::admin::DrainReport;
 pub use self::builder::PoolBuilder;
 #[cfg(feature = "cluster")]
-pub(crate) use self::guard::PooledRef;
+pub(crate) use self::guard::PooledBare;
 pub use self::guard::{ConnectionInfo, ConnectionState, Pooled, PooledOwned};
 pub use self::reaper::{Holder, Maintenance};
 
 pub(crate) use self::acquire::runs_async_task;
 use self::acquire::{Ask, acquire_blocking_slow, acquire_slow};
 #[cfg(feature = "cluster")]
-pub(crate) use self::acquire::{Attempt, Missed, MissedHere, PoolRef, timer};
+pub(crate) use self::acquire::{Attempt, Missed, MissedHere, attempt, timer};
 use self::connector::Connector;
 use self::deadlock::Detector;
 use self::life::{Record, Term};
@@ -167,6 +167,27 @@ pub(crate) struct Tenant<C> {
 impl<M: Manager> Shared<M> {
     fn arc(&self) -> Arc<Self> {
         self.me.upgrade().expect("BUG: a pool that is gone was asked for something")
+    }
+
+    #[cfg(feature = "cluster")]
+    pub(crate) fn manager(&self) -> &M {
+        &self.manager
+    }
+
+    #[cfg(feature = "cluster")]
+    pub(crate) fn max_size(&self) -> usize {
+        self.core.limit()
+    }
+
+    #[cfg(feature = "cluster")]
+    pub(crate) fn counts(&self) -> Counts {
+        self.core.counts()
+    }
+
+    /// As [`Pool::when_changed`].
+    #[cfg(feature = "cluster")]
+    pub(crate) fn when_changed(&self) -> EventListener {
+        self.changed.listen()
     }
 
     fn metrics(&self) -> PoolMetrics {
@@ -459,16 +480,16 @@ impl<M: Manager> Pool<M> {
         MissedHere::attempt(&self.shared, caller)
     }
 
-    /// What an acquire finds at once.
+    /// What an acquire by somebody who looks at several pools finds at once at this one.
     #[cfg(feature = "cluster")]
     pub(crate) fn attempt(&self, caller: &'static Location<'static>) -> Attempt<M> {
-        self.reference().attempt(caller)
+        attempt(&self.shared, caller)
     }
 
-    /// The pool without its handle.
+    /// The pool without its handle, which does not keep it open.
     #[cfg(feature = "cluster")]
-    pub(crate) fn reference(&self) -> PoolRef<M> {
-        PoolRef::new(self.shared.clone())
+    pub(crate) fn without_handle(&self) -> Arc<Shared<M>> {
+        self.shared.clone()
     }
 
     /// Acquires a connection if one is idle and nobody waits; never waits, never opens one.
