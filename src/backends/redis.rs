@@ -326,7 +326,8 @@ struct Verdict {
 impl RedisConnection {
     /// The connection alone, which may be cloned, say for a connection that was
     /// [detached](crate::Pooled::detach). Without a timeout for answers, unless
-    /// [set](MultiplexedConnection::set_response_timeout).
+    /// [set](MultiplexedConnection::set_response_timeout). redis-rs takes it for one to database 0 that
+    /// speaks RESP2, whatever it is: the pool chooses both by commands of its own.
     #[must_use]
     pub fn into_inner(self) -> MultiplexedConnection {
         self.inner
