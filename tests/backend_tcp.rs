@@ -182,11 +182,17 @@ async fn the_options_reach_the_socket() {
     let socket = socket2::SockRef::from(&*stream);
     assert!(socket.keepalive().unwrap());
     assert_eq!(socket.tcp_keepalive_time().unwrap(), 90 * SECOND);
-    // Less than the system can express is rounded up.
-    let manager = TcpManager::new(address).keepalive(Duration::from_millis(1));
-    let pool = Pool::builder(manager).build().await.unwrap();
-    let stream = pool.acquire().await.unwrap();
-    assert_eq!(socket2::SockRef::from(&*stream).tcp_keepalive_time().unwrap(), SECOND);
+    // Less than the system can express, and more, is the nearest that it can.
+    for (after, set) in [
+        (Duration::from_millis(1), SECOND),
+        (32_767 * SECOND, 32_767 * SECOND),
+        (32_768 * SECOND, 32_767 * SECOND),
+        (Duration::MAX, 32_767 * SECOND),
+    ] {
+        let pool = Pool::builder(TcpManager::new(address).keepalive(after)).build().await.unwrap();
+        let stream = pool.acquire().await.unwrap();
+        assert_eq!(socket2::SockRef::from(&*stream).tcp_keepalive_time().unwrap(), set);
+    }
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 //! Not here: what is said over it (`mod.rs`).
 
 use super::Error;
+use crate::backends::host::keepalive_time;
 use socket2::{SockRef, TcpKeepalive};
 use std::collections::VecDeque;
 use std::fmt;
@@ -372,13 +373,14 @@ impl<'s> Course<'s> {
 }
 
 fn keepalive(config: &Config) -> TcpKeepalive {
-    let at_least = |time: Duration| time.max(Duration::from_secs(1));
-    let mut keepalive = TcpKeepalive::new().with_time(at_least(config.get_keepalives_idle()));
+    let idle = keepalive_time(config.get_keepalives_idle());
+    let mut keepalive = TcpKeepalive::new().with_time(idle);
     if let Some(interval) = config.get_keepalives_interval() {
-        keepalive = keepalive.with_interval(at_least(interval));
+        keepalive = keepalive.with_interval(keepalive_time(interval));
     }
-    if let Some(retries) = config.get_keepalives_retries() {
-        keepalive = keepalive.with_retries(retries);
+    // As in libpq, none is the system's own number; Linux refuses a larger one than this.
+    if let Some(retries @ 1..) = config.get_keepalives_retries() {
+        keepalive = keepalive.with_retries(retries.min(127));
     }
     keepalive
 }
