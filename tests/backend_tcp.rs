@@ -10,7 +10,7 @@ use millpond::backends::tcp::TcpManager;
 use millpond::backends::unix::UnixManager;
 use millpond::{AcquireError, CheckPolicy, Manager, OperationError, Pool};
 use socket2::{Domain, Socket, Type};
-use std::io::{ErrorKind, Write};
+use std::io::{Error, ErrorKind, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -203,6 +203,22 @@ async fn an_address_that_is_none_is_tried_once() {
     };
     let OperationError::Failed(error) = &*error else { panic!("{error}") };
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    assert_eq!(pool.metrics().connect_failures, 1);
+}
+
+/// EINVAL is what it says to one address of several, as to one of a link whose number is missing.
+#[test]
+fn what_the_system_says_to_one_address_is_not_permanent() {
+    let of_system = Error::from_raw_os_error(22);
+    assert_eq!(of_system.kind(), ErrorKind::InvalidInput);
+    assert!(!TcpManager::new("localhost:1").is_permanent(&of_system));
+    assert!(!UnixManager::new("socket").is_permanent(&of_system));
+}
+
+#[tokio::test]
+async fn a_path_that_is_none_is_tried_once() {
+    let pool = Pool::builder(UnixManager::new("x".repeat(200))).build().await.unwrap();
+    refusal(pool.acquire().await);
     assert_eq!(pool.metrics().connect_failures, 1);
 }
 

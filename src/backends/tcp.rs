@@ -137,8 +137,9 @@ impl<A: ToSocketAddrs + Send + Sync + 'static> Manager for TcpManager<A> {
     }
 
     fn is_permanent(&self, error: &io::Error) -> bool {
-        // Not a name that is unknown: it may be known in a moment.
-        error.kind() == ErrorKind::InvalidInput
+        // Not a name that is unknown: it may be known in a moment. Nor what the system says, EINVAL: it is
+        // said of one address, and another may serve next time.
+        error.kind() == ErrorKind::InvalidInput && error.raw_os_error().is_none()
     }
 }
 
