@@ -805,6 +805,25 @@ async fn keepalives_that_are_out_of_range_keep_nobody_from_connecting() {
     }
 }
 
+#[test]
+fn those_who_wait_on_all_of_the_runtimes_blocking_threads_get_their_connections() {
+    let Some(server) = server() else { return };
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(1).max_blocking_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        // A name has to be looked up, which blocks.
+        let url = format!("postgresql://millpond@localhost:{}/millpond", server.address().port());
+        let pool = pool_of(PostgresManager::from_url(&url).unwrap(), 2).build().await.unwrap();
+        let waiting = [(); 2].map(|()| {
+            let pool = pool.clone();
+            tokio::task::spawn_blocking(move || drop(pool.acquire_blocking().unwrap()))
+        });
+        for waiting in waiting {
+            joined(waiting).await;
+        }
+    });
+}
+
 #[tokio::test]
 async fn who_asks_for_no_encryption_gets_none_though_the_server_has_it() {
     let Some((server, _)) = encrypted() else { return };

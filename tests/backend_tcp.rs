@@ -222,6 +222,27 @@ async fn a_path_that_is_none_is_tried_once() {
     assert_eq!(pool.metrics().connect_failures, 1);
 }
 
+#[test]
+fn those_who_wait_on_all_of_the_runtimes_blocking_threads_get_their_connections() {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(1).max_blocking_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let address = echo_server().await;
+        // A name has to be looked up, which blocks.
+        let manager = TcpManager::new(format!("localhost:{}", address.port()));
+        let pool = Pool::builder(manager).max_size(2).build().await.unwrap();
+        for _ in 0..2 {
+            let waiting = [(); 2].map(|()| {
+                let pool = pool.clone();
+                tokio::task::spawn_blocking(move || drop(pool.acquire_blocking().unwrap()))
+            });
+            for waiting in waiting {
+                joined(waiting).await;
+            }
+        }
+    });
+}
+
 #[tokio::test]
 async fn a_server_that_is_not_there_yet_is_tried_again() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

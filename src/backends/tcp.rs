@@ -4,7 +4,7 @@
 //! go of one in the middle of an answer has it closed if the rest of the answer is there to be seen; who
 //! does not wait for an answer has to [discard](crate::Pooled::discard) it.
 
-use super::host::keepalive_time;
+use super::host::{keepalive_time, lookup};
 use super::socket;
 use crate::manager::{Condition, Manager};
 use socket2::{SockRef, TcpKeepalive};
@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
-use tokio::net::{TcpStream, ToSocketAddrs, lookup_host};
+use tokio::net::{TcpStream, ToSocketAddrs};
 use tokio::time::timeout;
 
 /// Opens TCP connections.
@@ -119,7 +119,7 @@ impl<A: ToSocketAddrs + Send + Sync + 'static> Manager for TcpManager<A> {
     type Error = io::Error;
 
     async fn connect(&self) -> io::Result<TcpStream> {
-        let stream = connect_to_any(lookup_host(&self.address).await?).await?;
+        let stream = connect_to_any(lookup(&self.address).await?).await?;
         stream.set_nodelay(self.nodelay)?;
         if let Some(after) = self.keepalive {
             let keepalive = TcpKeepalive::new().with_time(keepalive_time(after));

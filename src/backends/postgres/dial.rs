@@ -4,7 +4,7 @@
 //! Not here: what is said over it (`mod.rs`).
 
 use super::Error;
-use crate::backends::host::keepalive_time;
+use crate::backends::host::{keepalive_time, lookup};
 use socket2::{SockRef, TcpKeepalive};
 use std::collections::VecDeque;
 use std::fmt;
@@ -18,9 +18,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 #[cfg(unix)]
 use tokio::net::UnixStream;
-use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout};
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, LoadBalanceHosts};
@@ -183,7 +183,7 @@ impl Target {
             }
         };
         let failed = |error| Error::Open { address: format!("{name}:{}", self.port), error };
-        let found = lookup_host((name.as_str(), self.port)).await.map_err(failed)?;
+        let found = lookup((name.as_str(), self.port)).await.map_err(failed)?;
         let mut addresses: Vec<Address> = found.map(Address::Tcp).collect();
         if addresses.is_empty() {
             return Err(failed(io::Error::new(ErrorKind::NotFound, "the name has no address")));
