@@ -796,6 +796,16 @@ async fn a_url_does_as_well() {
     );
 }
 
+/// In a URL it has brackets, which are no part of it.
+#[tokio::test]
+async fn an_ipv6_address_in_a_url_is_one() {
+    let Some(server) = server() else { return };
+    let url = format!("mysql://millpond@[::ffff:127.0.0.1]:{}/millpond", server.address().port());
+    let pool = Pool::builder(MysqlManager::from_url(&url).unwrap()).max_size(1);
+    let pool = pool.build().await.unwrap();
+    echo(&mut pool.acquire().await.unwrap()).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_password_is_shown_to_nobody() {
     let Some(server) = server() else { return };

@@ -172,7 +172,8 @@ impl Manager for MysqlManager {
     async fn connect(&self) -> Result<MysqlConnection, Error> {
         let mut opts = (self.opts)();
         if opts.prefer_socket() && opts.socket().is_none() && !is_on_this_machine(&opts) {
-            opts = OptsBuilder::from_opts(opts).prefer_socket(false).into();
+            let host = host(&opts).to_owned();
+            opts = OptsBuilder::from_opts(opts).ip_or_hostname(host).prefer_socket(false).into();
         }
         Ok(MysqlConnection { inner: Conn::new(opts.clone()).await?, opts })
     }
@@ -339,10 +340,16 @@ fn login(opts: &Opts) -> [Option<&str>; 3] {
     [opts.user(), opts.pass(), opts.db_name()]
 }
 
+/// The host, without the brackets that an IPv6 address has in a URL.
+fn host(opts: &Opts) -> &str {
+    let host = opts.ip_or_hostname();
+    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
+}
+
 /// Whether mysql_async takes the server for one on this machine.
 fn is_on_this_machine(opts: &Opts) -> bool {
-    opts.ip_or_hostname() == "localhost"
-        || opts.ip_or_hostname().parse().is_ok_and(|address: IpAddr| address.is_loopback())
+    let host = host(opts);
+    host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
 /// What the server said last of the session; nothing after an error, which has no flags.
