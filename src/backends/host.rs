@@ -1,4 +1,4 @@
-//! What TCP and PostgreSQL have in common of a host that is reached over a network.
+//! What backends have in common of a host that is reached over a network.
 //!
 //! Not here: the order in which its addresses are tried.
 
@@ -7,6 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::LazyLock;
+#[cfg(any(feature = "tcp", feature = "postgres"))]
 use std::time::Duration;
 use tokio::net::{ToSocketAddrs, lookup_host};
 use tokio::runtime::{Builder, Runtime};
@@ -35,6 +36,7 @@ pub(super) async fn lookup(
 
 /// The time nearest to this that keepalive may have: Linux refuses a longer one, and less than a second
 /// cannot be said.
+#[cfg(any(feature = "tcp", feature = "postgres"))]
 pub(super) fn keepalive_time(time: Duration) -> Duration {
     time.clamp(Duration::from_secs(1), Duration::from_secs(32_767))
 }
