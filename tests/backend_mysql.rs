@@ -16,6 +16,8 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -294,6 +296,86 @@ async fn what_the_database_has_set_is_set_again_after_a_reset() {
         assert_eq!(answer.as_deref(), Some("cp1251"));
     }
     assert_eq!(at_rest(&pool).await.created, 1);
+}
+
+/// Leads to a server whose `COM_RESET_CONNECTION` brings a character set of the server's own, as MySQL's
+/// does and MariaDB's does not. It answers a query as it answers that: with one OK.
+async fn forgetful(server: SocketAddr) -> SocketAddr {
+    const RESET: [u8; 5] = [1, 0, 0, 0, 0x1f];
+    const NAMES: &[u8; 21] = b"\x11\0\0\0\x03SET NAMES latin1";
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let server = TcpStream::connect(server).await.unwrap();
+            let (mut from_client, mut to_client) = client.into_split();
+            let (mut from_server, mut to_server) = server.into_split();
+            tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
+            tokio::spawn(async move {
+                let mut buffer = [0; 4096];
+                while let Ok(count @ 1..) = from_client.read(&mut buffer).await {
+                    let said = &buffer[..count];
+                    let said: &[u8] = if said == RESET { NAMES } else { said };
+                    to_server.write_all(said).await.unwrap();
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_reset_leaves_the_character_set_as_it_was_after_the_login() {
+    let Some(server) = server() else { return };
+    let mut operator = Conn::new(opts(server.address())).await.unwrap();
+    operator.query_drop("CREATE DATABASE `größe`").await.unwrap();
+    let address = forgetful(server.address()).await;
+    let opts = || opts(address).db_name(Some("größe"));
+    let setup = "SET @a = 'ü', @b = @@character_set_client";
+    for (opts, names) in [
+        (opts(), "utf8mb4_general_ci"),
+        (opts().db_name(None::<String>), "utf8mb4_general_ci"),
+        (opts().setup(vec![setup]), "utf8mb4_general_ci"),
+        // What the user says counts; the last of these is run first.
+        (opts().setup(vec!["SET NAMES koi8r", setup]), "koi8r_general_ci"),
+        (opts().init(vec!["SET NAMES koi8r", setup]), "koi8r_general_ci"),
+    ] {
+        let manager = MysqlManager::new(opts).reset(MysqlReset::Always);
+        let pool = Pool::builder(manager).max_size(1).build().await.unwrap();
+        let mut fresh = None;
+        for _ in 0..3 {
+            let mut connection = pool.acquire().await.unwrap();
+            let question = "SELECT @@collation_connection, @@character_set_client,
+                            @@character_set_results, HEX(@a), @b, HEX(DATABASE())";
+            let row: Row = connection.query_first(question).await.unwrap().unwrap();
+            assert_eq!(row.get(0), Some(names.to_owned()));
+            assert_eq!(row, *fresh.get_or_insert(row.clone()));
+        }
+        let metrics = at_rest(&pool).await;
+        assert_eq!((metrics.created, metrics.resets), (1, 3), "{metrics:?}");
+    }
+    operator.disconnect().await.unwrap();
+}
+
+/// It is no part of what a client asks for.
+#[tokio::test]
+async fn what_the_server_itself_has_set_up_at_the_login_is_undone_by_a_reset() {
+    let Some(server) = server() else { return };
+    let mut operator = Conn::new(opts(server.address())).await.unwrap();
+    // It is run for users without privileges.
+    operator.query_drop("SET GLOBAL init_connect = 'SET @from_server = 1'").await.unwrap();
+    for opts in [opts(server.address()), opts(server.address()).setup(vec!["SET @b = 2"])] {
+        let manager = MysqlManager::new(opts.user(Some("local"))).reset(MysqlReset::Always);
+        let pool = Pool::builder(manager).max_size(1).build().await.unwrap();
+        for set in [Some(1), None] {
+            let mut connection = pool.acquire().await.unwrap();
+            let told = connection.query_first("SELECT @from_server").await.unwrap();
+            assert_eq!(told, Some(set));
+        }
+        assert_eq!(at_rest(&pool).await.created, 1);
+    }
+    operator.query_drop("SET GLOBAL init_connect = ''").await.unwrap();
+    operator.disconnect().await.unwrap();
 }
 
 #[tokio::test]
@@ -712,6 +794,16 @@ async fn a_url_does_as_well() {
         session(&mut pool.acquire().await.unwrap()).await.get(0),
         Some("millpond".to_owned())
     );
+}
+
+/// In a URL it has brackets, which are no part of it.
+#[tokio::test]
+async fn an_ipv6_address_in_a_url_is_one() {
+    let Some(server) = server() else { return };
+    let url = format!("mysql://millpond@[::ffff:127.0.0.1]:{}/millpond", server.address().port());
+    let pool = Pool::builder(MysqlManager::from_url(&url).unwrap()).max_size(1);
+    let pool = pool.build().await.unwrap();
+    echo(&mut pool.acquire().await.unwrap()).await.unwrap();
 }
 
 #[tokio::test]

@@ -723,6 +723,11 @@ fn a_url_says_where_the_server_is_and_what_it_does_not_say_has_a_default() {
     wrong("postgresql://", "names no host");
     wrong("postgresql://me@:5432/x", "names no host");
     wrong("postgresql://h/x?sslmode=require", "has options, which are not read from it");
+    // These would lead to a host `app`, or show a part of the password.
+    for password in ["se/cret", "12/34", "/", "a@b/c"] {
+        let what = "has a / or @ that is not written %2F or %40";
+        wrong(&format!("postgresql://app:{password}@localhost/app"), what);
+    }
     for bad in ["%", "%4", "%zz", "%+1", "%ff", "%é"] {
         wrong(&format!("postgresql://{bad}@h/x"), "is not percent-encoded as it should be");
     }

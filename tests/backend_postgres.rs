@@ -791,6 +791,39 @@ async fn an_encrypted_session_is_read_along_with_inside_the_encryption() {
     assert_eq!((metrics.created, metrics.closed.total(), metrics.resets), (1, 0, 2));
 }
 
+/// More than the system can express is the most that it can, and none at all its own.
+#[tokio::test]
+async fn keepalives_that_are_out_of_range_keep_nobody_from_connecting() {
+    let Some(server) = server() else { return };
+    for (time, retries) in [(0, 0), (32_767, 127), (32_768, 128), (u64::MAX, u32::MAX)] {
+        let mut config: Config = server.url().parse().unwrap();
+        let time = std::time::Duration::from_secs(time);
+        config.keepalives_idle(time).keepalives_interval(time).keepalives_retries(retries);
+        let pool = pool_of(PostgresManager::new(config), 1).build().await.unwrap();
+        drop(pool.acquire().await.unwrap());
+        assert_eq!(pool.metrics().connect_failures, 0);
+    }
+}
+
+#[test]
+fn those_who_wait_on_all_of_the_runtimes_blocking_threads_get_their_connections() {
+    let Some(server) = server() else { return };
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(1).max_blocking_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        // A name has to be looked up, which blocks.
+        let url = format!("postgresql://millpond@localhost:{}/millpond", server.address().port());
+        let pool = pool_of(PostgresManager::from_url(&url).unwrap(), 2).build().await.unwrap();
+        let waiting = [(); 2].map(|()| {
+            let pool = pool.clone();
+            tokio::task::spawn_blocking(move || drop(pool.acquire_blocking().unwrap()))
+        });
+        for waiting in waiting {
+            joined(waiting).await;
+        }
+    });
+}
+
 #[tokio::test]
 async fn who_asks_for_no_encryption_gets_none_though_the_server_has_it() {
     let Some((server, _)) = encrypted() else { return };

@@ -877,3 +877,22 @@ async fn a_detached_connection_may_be_shared() {
         tokio::join!(ask_one.query_async(&mut one), ask_other.query_async(&mut other));
     assert_eq!((one, other), (Ok(1), Ok(2)));
 }
+
+#[test]
+fn those_who_wait_on_all_of_the_runtimes_blocking_threads_get_their_connections() {
+    let Some(server) = server() else { return };
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(1).max_blocking_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        // A name has to be looked up, which blocks.
+        let url = format!("redis://localhost:{}", server.address().port());
+        let pool = Pool::builder(manager(&url)).max_size(2).build().await.unwrap();
+        let waiting = [(); 2].map(|()| {
+            let pool = pool.clone();
+            tokio::task::spawn_blocking(move || drop(pool.acquire_blocking().unwrap()))
+        });
+        for waiting in waiting {
+            joined(waiting).await;
+        }
+    });
+}

@@ -10,7 +10,7 @@ use millpond::backends::tcp::TcpManager;
 use millpond::backends::unix::UnixManager;
 use millpond::{AcquireError, CheckPolicy, Manager, OperationError, Pool};
 use socket2::{Domain, Socket, Type};
-use std::io::{ErrorKind, Write};
+use std::io::{Error, ErrorKind, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -182,11 +182,17 @@ async fn the_options_reach_the_socket() {
     let socket = socket2::SockRef::from(&*stream);
     assert!(socket.keepalive().unwrap());
     assert_eq!(socket.tcp_keepalive_time().unwrap(), 90 * SECOND);
-    // Less than the system can express is rounded up.
-    let manager = TcpManager::new(address).keepalive(Duration::from_millis(1));
-    let pool = Pool::builder(manager).build().await.unwrap();
-    let stream = pool.acquire().await.unwrap();
-    assert_eq!(socket2::SockRef::from(&*stream).tcp_keepalive_time().unwrap(), SECOND);
+    // Less than the system can express, and more, is the nearest that it can.
+    for (after, set) in [
+        (Duration::from_millis(1), SECOND),
+        (32_767 * SECOND, 32_767 * SECOND),
+        (32_768 * SECOND, 32_767 * SECOND),
+        (Duration::MAX, 32_767 * SECOND),
+    ] {
+        let pool = Pool::builder(TcpManager::new(address).keepalive(after)).build().await.unwrap();
+        let stream = pool.acquire().await.unwrap();
+        assert_eq!(socket2::SockRef::from(&*stream).tcp_keepalive_time().unwrap(), set);
+    }
 }
 
 #[tokio::test]
@@ -198,6 +204,43 @@ async fn an_address_that_is_none_is_tried_once() {
     let OperationError::Failed(error) = &*error else { panic!("{error}") };
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
     assert_eq!(pool.metrics().connect_failures, 1);
+}
+
+/// EINVAL is what it says to one address of several, as to one of a link whose number is missing.
+#[test]
+fn what_the_system_says_to_one_address_is_not_permanent() {
+    let of_system = Error::from_raw_os_error(22);
+    assert_eq!(of_system.kind(), ErrorKind::InvalidInput);
+    assert!(!TcpManager::new("localhost:1").is_permanent(&of_system));
+    assert!(!UnixManager::new("socket").is_permanent(&of_system));
+}
+
+#[tokio::test]
+async fn a_path_that_is_none_is_tried_once() {
+    let pool = Pool::builder(UnixManager::new("x".repeat(200))).build().await.unwrap();
+    refusal(pool.acquire().await);
+    assert_eq!(pool.metrics().connect_failures, 1);
+}
+
+#[test]
+fn those_who_wait_on_all_of_the_runtimes_blocking_threads_get_their_connections() {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(1).max_blocking_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let address = echo_server().await;
+        // A name has to be looked up, which blocks.
+        let manager = TcpManager::new(format!("localhost:{}", address.port()));
+        let pool = Pool::builder(manager).max_size(2).build().await.unwrap();
+        for _ in 0..2 {
+            let waiting = [(); 2].map(|()| {
+                let pool = pool.clone();
+                tokio::task::spawn_blocking(move || drop(pool.acquire_blocking().unwrap()))
+            });
+            for waiting in waiting {
+                joined(waiting).await;
+            }
+        }
+    });
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ use millpond::export::StartError;
 use millpond::export::metrics::Exporter;
 use millpond::{CheckPolicy, Group, Holder, Monitor, Pool, PoolBuilder, PoolStatus, Source};
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
 use std::pin::pin;
 use std::sync::{Arc, LazyLock, Mutex, mpsc};
 use std::thread;
@@ -499,12 +499,24 @@ impl Recorder for Global {
         if key.name() == "millpond_up" {
             *HEARD.lock().unwrap().entry(pool.to_owned()).or_default() += 1;
             assert!(pool != "panics", "scripted panic of a recorder");
+            if pool == "panics twice" {
+                panic_any(Bomb);
+            }
         }
         Gauge::noop()
     }
 
     fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
         Histogram::noop()
+    }
+}
+
+/// Panics when it is dropped.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("scripted panic of what a panic has left");
     }
 }
 
@@ -545,6 +557,15 @@ async fn a_recorder_that_panics_harms_neither_the_pool_nor_the_next_flush() {
     let told = flushed(&DebuggingRecorder::new(), &exporter, "panics");
     assert_eq!(told.counters["millpond_acquires_total"], 1);
     assert_eq!(balanced(&pool, &manager.ledger).await.acquires, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_panic_of_a_recorder_leaves_may_panic_too() {
+    hush_scripted_panics();
+    with_global_recorder();
+    let pool = pool_of(&TestManager::new(), "panics twice").build_lazy().unwrap();
+    let _exporter = Exporter::start(monitor_of(&pool), SECOND).unwrap();
+    eventually("it flushes again", || heard("panics twice") > 2).await;
 }
 
 #[test]

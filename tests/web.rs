@@ -437,6 +437,28 @@ async fn events_come_at_once_and_then_at_each_interval_with_what_happened_lately
     assert_eq!(later["pools"][0]["metrics"]["acquires"], 32);
 }
 
+/// The page calls them live.
+#[tokio::test(start_paused = true)]
+async fn whoever_comes_late_in_a_long_interval_is_shown_how_things_are_now() {
+    let monitor = Monitor::new();
+    let (_, pool) = watched(&monitor, "orders", 2);
+    let app = StatusPage::new(&monitor).interval(1000 * SECOND).router();
+    let mut early = Viewer::of(&app).await;
+    early.next().await.unwrap();
+    drop(pool.acquire().await.unwrap());
+    let acquires = |event: &Value| event["pools"][0]["metrics"]["acquires"].as_u64().unwrap();
+    for _ in 0..20 {
+        tokio::time::sleep(40 * SECOND).await;
+        drop(pool.acquire().await.unwrap());
+        let event = Viewer::of(&app).await.next().await.unwrap();
+        assert_eq!(acquires(&event), pool.metrics().acquires);
+    }
+    // Those looks in between are no intervals.
+    let event = early.next().await.unwrap();
+    assert_eq!(acquires(&event), 21);
+    assert_eq!(event["pools"][0]["recent"]["acquire_wait"]["count"], 21);
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_was_seen_before_a_long_time_without_viewers_is_not_recent() {
     let monitor = Monitor::new();
@@ -525,6 +547,18 @@ async fn all_viewers_share_one_look_and_nobody_looks_for_nobody() {
     drop(viewers);
     tokio::time::sleep(600 * SECOND).await;
     assert_eq!(looked(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_viewers_cost_no_more_than_a_look_a_second() {
+    let (app, looks) = counted(|page| page.interval(1000 * SECOND));
+    for seconds in 1..=3 {
+        for _ in 0..10 {
+            Viewer::of(&app).await.next().await.unwrap();
+        }
+        assert_eq!(looks.load(Ordering::SeqCst), seconds);
+        tokio::time::sleep(SECOND).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

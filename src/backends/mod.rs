@@ -16,6 +16,8 @@
 //!
 //! Managers that were written for other pools run in [`compat`](crate::compat).
 
+#[cfg(any(feature = "tcp", feature = "postgres", feature = "redis"))]
+mod host;
 #[cfg(any(feature = "tcp", all(unix, feature = "unix")))]
 mod socket;
 

@@ -39,14 +39,18 @@ use std::sync::Arc;
 /// dropped transaction is rolled back. If then a transaction is open or `autocommit` off,
 /// [`COM_RESET_CONNECTION`](https://dev.mysql.com/doc/c-api/8.4/en/mysql-reset-connection.html) rolls
 /// back, unlocks, and forgets temporary tables, variables and prepared statements; the database is that
-/// of the [`Opts`] again, and [`Opts::after_connect`], [`Opts::init`] and [`Opts::setup`] run as at
-/// first; but where there is one of the first two, [`Opts::setup`] runs both before and after them, so it
-/// must bear to be repeated. Servers before MySQL 5.7.3 and MariaDB 10.2.4 get `COM_CHANGE_USER` instead,
-/// and so does a connection that has chosen a database where the [`Opts`] have none; where the server no
-/// longer takes the password that it was opened with, it is closed.
+/// of the [`Opts`] again, the character set that of the login, and [`Opts::after_connect`],
+/// [`Opts::init`] and [`Opts::setup`] run as at first; but where there is one of the first two,
+/// [`Opts::setup`] runs both before and after them, so it must bear to be repeated.
+///
+/// A connection that has an [`Opts::setup`] gets `COM_CHANGE_USER` instead, a new login that does the same,
+/// since the setup may rely on the database and the character set. So does one that has chosen a database
+/// where the [`Opts`] have none, and one to a server before MySQL 5.7.3 or MariaDB 10.2.4. Where the server
+/// no longer takes the password that it was opened with, it is closed.
 ///
 /// **A reset also undoes what [`Hooks::after_connect`](crate::Hooks::after_connect) has set up**: variables,
-/// temporary tables, prepared statements. What all users are to have belongs in the [`Opts`].
+/// temporary tables, prepared statements. So it does what the server's own `init_connect` has set, which
+/// runs only for a connection that is new. What all users are to have belongs in the [`Opts`].
 ///
 /// What a user leaves in variables, temporary tables, locks, the choice of a database and
 /// [`Conn::set_infile_handler`] does not show, and stays. Where users do that, have each connection
@@ -96,8 +100,11 @@ pub enum MysqlReset {
     /// When it is known to be dirty, see [`MysqlManager`]. Statements that are prepared stay so.
     #[default]
     IfDirty,
-    /// Every time, in the background: three round trips, and statements have to be prepared again. The
-    /// next user finds nothing that the last one left.
+    /// Every time, in the background: four round trips, or three without a database, and what the
+    /// [`Opts`] run; statements have to be prepared again. The next user finds nothing that the last one
+    /// left, but for a [`Transaction`](mysql_async::Transaction) that was ended by a statement that
+    /// commits, such as `ALTER TABLE`, and then forgotten rather than dropped: mysql_async begins no other
+    /// on that connection.
     Always,
 }
 
@@ -149,7 +156,9 @@ impl MysqlManager {
     /// failed, since the server does not say then whether a transaction is open; releasing any other is a
     /// hit. That is for programs that never drop the future of a query half-way, neither in `select!` nor
     /// at a time limit nor with the task around it, or that at least commit or roll back each
-    /// [`Transaction`](mysql_async::Transaction) and read all results of a query that has several.
+    /// [`Transaction`](mysql_async::Transaction) and read all results of a query that has several. Nor may
+    /// they leave a transaction of their own `BEGIN` open and prepare a statement after it: mysql_async
+    /// takes the answer to that for one that says what is open.
     pub fn verify_on_release(mut self, verify: bool) -> Self {
         self.verify = verify;
         self
@@ -163,7 +172,8 @@ impl Manager for MysqlManager {
     async fn connect(&self) -> Result<MysqlConnection, Error> {
         let mut opts = (self.opts)();
         if opts.prefer_socket() && opts.socket().is_none() && !is_on_this_machine(&opts) {
-            opts = OptsBuilder::from_opts(opts).prefer_socket(false).into();
+            let host = host(&opts).to_owned();
+            opts = OptsBuilder::from_opts(opts).ip_or_hostname(host).prefer_socket(false).into();
         }
         Ok(MysqlConnection { inner: Conn::new(opts.clone()).await?, opts })
     }
@@ -252,17 +262,18 @@ impl MysqlConnection {
     /// Makes a connection what a new one is.
     async fn renew(&mut self, has_database: bool) -> Result<(), Error> {
         let Self { inner: connection, opts } = self;
-        let choose = opts.db_name().map(|name| format!("USE `{}`", name.replace('`', "``")));
-        // The reset leaves the choice of a database alone, and the setup, which it runs, may rely on it.
-        if let Some(choose) = choose.as_ref().filter(|_| !opts.setup().is_empty()) {
-            connection.query_drop(choose).await?;
-        }
-        // USE cannot undo the choice of a database.
-        if choose.is_none() && has_database || !connection.reset().await? {
+        // A reset leaves the choice of a database alone and, on MySQL, replaces the character set of the
+        // login by the server's own; `Conn::reset` runs the setup, which may rely on both, before either
+        // can be made good. And USE cannot undo the choice of a database. A new login does all that.
+        let logs_in = !opts.setup().is_empty() || opts.db_name().is_none() && has_database;
+        if logs_in || !connection.reset().await? {
             connection.change_user(ChangeUserOpts::default()).await?;
-        } else if let Some(choose) = choose {
-            // It resets what the database has set, such as its character set.
-            connection.query_drop(choose).await?;
+        } else {
+            connection.query_drop(NAMES).await?;
+            if let Some(name) = opts.db_name() {
+                // It resets what the database has set, such as its character set.
+                connection.query_drop(format!("USE `{}`", name.replace('`', "``"))).await?;
+            }
         }
         // Either has run the setup, and no more of what a new connection has: what comes before it is
         // made up for, in the order in which mysql_async runs it, and the setup may rely on that.
@@ -329,10 +340,16 @@ fn login(opts: &Opts) -> [Option<&str>; 3] {
     [opts.user(), opts.pass(), opts.db_name()]
 }
 
+/// The host, without the brackets that an IPv6 address has in a URL.
+fn host(opts: &Opts) -> &str {
+    let host = opts.ip_or_hostname();
+    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
+}
+
 /// Whether mysql_async takes the server for one on this machine.
 fn is_on_this_machine(opts: &Opts) -> bool {
-    opts.ip_or_hostname() == "localhost"
-        || opts.ip_or_hostname().parse().is_ok_and(|address: IpAddr| address.is_loopback())
+    let host = host(opts);
+    host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
 /// What the server said last of the session; nothing after an error, which has no flags.
@@ -348,6 +365,9 @@ fn is_at_rest(connection: &mut Conn) -> bool {
     // Of whatever protocol they are; this only looks.
     at_rest && QueryResult::<TextProtocol>::new(connection).is_empty()
 }
+
+/// The character set that mysql_async asks for when it logs in, of all servers that can be reset.
+const NAMES: &str = "SET NAMES utf8mb4 COLLATE utf8mb4_general_ci";
 
 /// What a server says to a login that it will not accept another time either, from the lists of
 /// [MySQL](https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html) and

@@ -127,6 +127,7 @@ impl Options {
 
     /// Connections to a URL: `postgresql://user:password@host:port/database`, of which all but the host
     /// may be missing; the user is then `postgres`, the port 5432, and the database called as the user.
+    /// What has a meaning in a URL is percent-encoded: a `/` in a password is written `%2F`.
     ///
     /// # Errors
     ///

@@ -2,8 +2,10 @@
 //!
 //! Not here: publish and subscribe, which needs a connection for good, and clusters.
 
+use super::host::lookup;
 use crate::manager::{Condition, Manager};
 use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::io::AsyncDNSResolver;
 use redis::{
     Arg, AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, IntoConnectionInfo,
     Pipeline, ProtocolVersion, RedisConnectionInfo, RedisError, RedisFuture, RedisResult,
@@ -12,6 +14,7 @@ use redis::{
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -153,6 +156,26 @@ impl RedisManager {
     }
 }
 
+/// Has names looked up where nobody can wait for the connection.
+struct Elsewhere;
+
+impl AsyncDNSResolver for Elsewhere {
+    fn resolve<'a, 'b: 'a>(
+        &'a self,
+        host: &'b str,
+        port: u16,
+    ) -> RedisFuture<'a, Box<dyn Iterator<Item = SocketAddr> + Send + 'a>> {
+        Box::pin(async move {
+            let mut addresses = lookup((host, port)).await?.peekable();
+            if addresses.peek().is_none() {
+                let error = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+                return Err(error.into());
+            }
+            Ok(Box::new(addresses) as Box<dyn Iterator<Item = SocketAddr> + Send>)
+        })
+    }
+}
+
 impl Manager for RedisManager {
     type Connection = RedisConnection;
     type Error = RedisError;
@@ -170,6 +193,7 @@ impl Manager for RedisManager {
         // The pool has timeouts of its own.
         let config = AsyncConnectionConfig::new();
         let config = config.set_connection_timeout(None).set_response_timeout(None);
+        let config = config.set_dns_resolver(Elsewhere);
         let inner = client.get_multiplexed_async_connection_with_config(&config).await?;
         let mut connection = RedisConnection {
             inner,
@@ -326,7 +350,8 @@ struct Verdict {
 impl RedisConnection {
     /// The connection alone, which may be cloned, say for a connection that was
     /// [detached](crate::Pooled::detach). Without a timeout for answers, unless
-    /// [set](MultiplexedConnection::set_response_timeout).
+    /// [set](MultiplexedConnection::set_response_timeout). redis-rs takes it for one to database 0 that
+    /// speaks RESP2, whatever it is: the pool chooses both by commands of its own.
     #[must_use]
     pub fn into_inner(self) -> MultiplexedConnection {
         self.inner

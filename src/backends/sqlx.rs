@@ -123,7 +123,8 @@ impl<DB: Database> SqlxManager<DB> {
     /// Whether every connection that comes back is asked whether it is clean. Default: `true`.
     ///
     /// With `false` only one that sqlx knows to be in a transaction, or to have something to send or to
-    /// receive that has not arrived yet, is (of MySQL, the latter is closed); releasing any other is a hit.
+    /// receive that has not arrived yet, is; the latter is closed unless the database is sqlx's `Postgres`, so
+    /// also behind `Any`. Releasing any other is a hit.
     /// One whose answers end with the connection, as when the server has been stopped, is closed. That is
     /// for programs that never drop
     /// the future of a query or of `begin` half-way, neither in `select!` nor at a time limit nor with

@@ -4,6 +4,7 @@
 //! go of one in the middle of an answer has it closed if the rest of the answer is there to be seen; who
 //! does not wait for an answer has to [discard](crate::Pooled::discard) it.
 
+use super::host::{keepalive_time, lookup};
 use super::socket;
 use crate::manager::{Condition, Manager};
 use socket2::{SockRef, TcpKeepalive};
@@ -13,7 +14,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
-use tokio::net::{TcpStream, ToSocketAddrs, lookup_host};
+use tokio::net::{TcpStream, ToSocketAddrs};
 use tokio::time::timeout;
 
 /// Opens TCP connections.
@@ -93,8 +94,9 @@ impl<A> TcpManager<A> {
     }
 
     /// After how long without traffic the system asks whether the peer is still there
-    /// (`SO_KEEPALIVE`, `TCP_KEEPIDLE`): whole seconds, less than one counts as one; `None` for never. How often it
-    /// asks before it gives up is the system's setting. Default: `None`.
+    /// (`SO_KEEPALIVE`, `TCP_KEEPIDLE`): whole seconds, from one to 32,767, which are some 9 hours, and for
+    /// any other time the nearest of them; `None` for never. How often it asks before it gives up is the
+    /// system's setting. Default: `None`.
     pub fn keepalive(mut self, after: impl Into<Option<Duration>>) -> Self {
         self.keepalive = after.into();
         self
@@ -117,10 +119,10 @@ impl<A: ToSocketAddrs + Send + Sync + 'static> Manager for TcpManager<A> {
     type Error = io::Error;
 
     async fn connect(&self) -> io::Result<TcpStream> {
-        let stream = connect_to_any(lookup_host(&self.address).await?).await?;
+        let stream = connect_to_any(lookup(&self.address).await?).await?;
         stream.set_nodelay(self.nodelay)?;
         if let Some(after) = self.keepalive {
-            let keepalive = TcpKeepalive::new().with_time(after.max(Duration::from_secs(1)));
+            let keepalive = TcpKeepalive::new().with_time(keepalive_time(after));
             SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
         }
         Ok(stream)
@@ -135,8 +137,9 @@ impl<A: ToSocketAddrs + Send + Sync + 'static> Manager for TcpManager<A> {
     }
 
     fn is_permanent(&self, error: &io::Error) -> bool {
-        // Not a name that is unknown: it may be known in a moment.
-        error.kind() == ErrorKind::InvalidInput
+        // Not a name that is unknown: it may be known in a moment. Nor what the system says, EINVAL: it is
+        // said of one address, and another may serve next time.
+        error.kind() == ErrorKind::InvalidInput && error.raw_os_error().is_none()
     }
 }
 

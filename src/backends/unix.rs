@@ -77,6 +77,7 @@ impl Manager for UnixManager {
 
     fn is_permanent(&self, error: &io::Error) -> bool {
         // Such as a path that is too long. One where nothing is yet may have a server in a moment.
-        error.kind() == ErrorKind::InvalidInput
+        // What the system says may pass.
+        error.kind() == ErrorKind::InvalidInput && error.raw_os_error().is_none()
     }
 }

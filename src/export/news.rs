@@ -5,6 +5,7 @@
 use crate::config::above_zero;
 use crate::error::ConfigError;
 use crate::metrics::{Histogram, Monitor, PoolStatus, SourceId, look_at};
+use crate::panics::caught;
 use crate::pool::operation::has_timer;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -166,9 +167,9 @@ impl Schedule {
             loop {
                 tokio::time::sleep(self.interval).await;
                 let flush = flush.clone();
-                // Elsewhere, since whoever is told may block; a panic stays there, has been reported
-                // by the panic hook, and there is another time.
-                drop(spawn_blocking(move || flush()).await);
+                // Elsewhere, since whoever is told may block; a panic stays there with what it
+                // leaves, has been reported by the panic hook, and there is another time.
+                drop(spawn_blocking(move || drop(caught(|| flush()))).await);
             }
         }))
     }

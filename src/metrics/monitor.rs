@@ -141,6 +141,10 @@ impl Monitor {
 
     /// Looks at this pool too, as long as it is there.
     ///
+    /// Its name is compared with those that were added, not with those of the pools in a group, which come
+    /// and go: `shop/db1` would be told of as one with the node `db1` of a cluster `shop`, and the page would
+    /// show one of the two.
+    ///
     /// # Errors
     ///
     /// [`DuplicateName`] if there is one of the same name; nothing is added then.
@@ -185,7 +189,8 @@ impl Monitor {
         self.add_entry(source.name(), What::One(source))
     }
 
-    /// Looks at all pools of a group, whichever there are at the moment.
+    /// Looks at all pools of a group, whichever there are at the moment. Their names are not compared
+    /// with any; see [`add`](Self::add).
     ///
     /// # Errors
     ///

@@ -2,8 +2,8 @@
 //! and again, worked out once for all who look.
 //!
 //! There is no task that does it. Time is cut into intervals, and the first viewer whom an interval
-//! wakes works its figures out; the others get the same bytes. So nothing happens while nobody looks,
-//! and nobody has to notice that.
+//! wakes works its figures out; the others get the same bytes. Who comes new to a long interval is shown
+//! how things are now. So nothing happens while nobody looks, and nobody has to notice that.
 //!
 //! Not here: the paths under which they are found (`mod.rs`).
 
@@ -22,6 +22,8 @@ use tokio::time::Instant;
 
 /// How many intervals `recent` covers.
 const RECENT: u32 = 10;
+/// How old the figures may be that a new viewer gets.
+const FRESH: Duration = Duration::from_secs(1);
 /// The most holders of a pool in an event, so that a large pool does not make it large.
 const HOLDERS: usize = 20;
 
@@ -107,8 +109,8 @@ pub(super) struct Feed {
 
 #[derive(Default)]
 struct Latest {
-    /// The last interval that has been worked out, and what came of it.
-    event: Option<(u64, Bytes)>,
+    /// The interval that was looked at last, when, and what came of it.
+    event: Option<(u64, Instant, Bytes)>,
     /// What `recent` is reckoned from, oldest first: no more than `RECENT` moments.
     past: VecDeque<Moment>,
 }
@@ -144,21 +146,24 @@ impl Feed {
         &self.monitor
     }
 
-    /// The event after that of the interval `seen`, or, for a new viewer, that of the present one.
-    /// A viewer who comes late gets the present one too, and nothing is kept for it meanwhile.
+    /// The event after that of the interval `seen`, or, for a new viewer, that of the present one, worked
+    /// out once more if it is not [`FRESH`]. A viewer who comes late gets the present one too, and nothing
+    /// is kept for it meanwhile.
     pub(super) async fn next(&self, seen: Option<u64>) -> (u64, Bytes) {
         if let Some(seen) = seen {
             tokio::time::sleep_until(self.begin_of(seen + 1)).await;
         }
         let mut latest = self.latest.lock().await;
         let present = self.present();
-        if let Some((interval, event)) = &latest.event {
-            if *interval == present {
+        let mut begins = true;
+        if let Some((interval, at, event)) = &latest.event {
+            begins = *interval != present;
+            if !begins && (seen.is_some() || at.elapsed() < FRESH) {
                 return (present, event.clone());
             }
         }
-        let event = latest.work_out(&self.monitor, self.interval);
-        latest.event = Some((present, event.clone()));
+        let event = latest.work_out(&self.monitor, self.interval, begins);
+        latest.event = Some((present, Instant::now(), event.clone()));
         (present, event)
     }
 
@@ -174,8 +179,9 @@ impl Feed {
 }
 
 impl Latest {
-    /// One event of the stream: `data` is one line, since JSON breaks none.
-    fn work_out(&mut self, monitor: &Monitor, interval: Duration) -> Bytes {
+    /// One event of the stream: `data` is one line, since JSON breaks none. The first of an interval is
+    /// what later ones reckon from.
+    fn work_out(&mut self, monitor: &Monitor, interval: Duration, is_first: bool) -> Bytes {
         let now = Instant::now();
         // One more than half an interval: nobody is woken exactly in time.
         let memory = interval * RECENT + interval / 2;
@@ -188,12 +194,14 @@ impl Latest {
             pool.holders.truncate(HOLDERS);
             pool.recent = self.past.iter().find_map(|moment| moment.until(now, pool));
         }
-        if self.past.len() == RECENT as usize {
-            self.past.pop_front();
+        if is_first {
+            if self.past.len() == RECENT as usize {
+                self.past.pop_front();
+            }
+            let totals = |pool: &Pool| (pool.id.clone(), Totals::from(&pool.metrics));
+            let pools = figures.pools.iter().map(totals).collect();
+            self.past.push_back(Moment { at: now, pools });
         }
-        let totals = |pool: &Pool| (pool.id.clone(), Totals::from(&pool.metrics));
-        let pools = figures.pools.iter().map(totals).collect();
-        self.past.push_back(Moment { at: now, pools });
         format!("data: {}\n\n", figures.json()).into()
     }
 }

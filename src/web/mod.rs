@@ -59,7 +59,8 @@
 //! # Cost
 //!
 //! A look takes one pass over the slots of each pool, and `/events` takes one look per interval for all
-//! viewers together, none while there are none. A viewer who reads slowly misses events, and none is
+//! viewers together, none while there are none; and one more for a new viewer who comes a second or later
+//! after the last look, at most one a second. A viewer who reads slowly misses events, and none is
 //! kept for it beyond what the buffers of its connection hold. `/events` needs a runtime with a timer. A pool's acquires and releases are not slowed by any of it.
 //!
 //! Not here: the figures themselves (`metrics`).

@@ -21,6 +21,10 @@ pub(super) fn parse(url: &str) -> Result<Parts, InvalidUrl> {
         return Err(InvalidUrl("has options, which are not read from it"));
     }
     let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
+    if database.contains(['/', '@']) {
+        // The slash before may be one of a password, of which the rest would be taken for a host.
+        return Err(InvalidUrl("has a / or @ that is not written %2F or %40"));
+    }
     let (user, host) = authority.rsplit_once('@').unwrap_or(("", authority));
     let (user, password) = user.split_once(':').unwrap_or((user, ""));
     if host.is_empty() || host.starts_with(':') {

@@ -31,7 +31,8 @@ const GRACE: Duration = Duration::from_millis(20);
 /// its turn, and the answer thrown away.
 ///
 /// The receiver of notifications can be taken once in a connection's life. Whoever takes it should
-/// [`detach`](crate::Pooled::detach) or [`discard`](crate::Pooled::discard) the connection in the end.
+/// [`detach`](crate::Pooled::detach) or [`discard`](crate::Pooled::discard) the connection in the end. It may
+/// still hold what came for a `LISTEN` of an earlier user: no reset empties it.
 pub struct Connection {
     // The order of the fields is the order in which they are dropped: what the connection sends at
     // its end, its tasks send before their runtime ends.

@@ -4,6 +4,7 @@
 //! Not here: what is said over it (`mod.rs`).
 
 use super::Error;
+use crate::backends::host::{keepalive_time, lookup};
 use socket2::{SockRef, TcpKeepalive};
 use std::collections::VecDeque;
 use std::fmt;
@@ -17,9 +18,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 #[cfg(unix)]
 use tokio::net::UnixStream;
-use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout};
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, LoadBalanceHosts};
@@ -182,7 +183,7 @@ impl Target {
             }
         };
         let failed = |error| Error::Open { address: format!("{name}:{}", self.port), error };
-        let found = lookup_host((name.as_str(), self.port)).await.map_err(failed)?;
+        let found = lookup((name.as_str(), self.port)).await.map_err(failed)?;
         let mut addresses: Vec<Address> = found.map(Address::Tcp).collect();
         if addresses.is_empty() {
             return Err(failed(io::Error::new(ErrorKind::NotFound, "the name has no address")));
@@ -372,13 +373,14 @@ impl<'s> Course<'s> {
 }
 
 fn keepalive(config: &Config) -> TcpKeepalive {
-    let at_least = |time: Duration| time.max(Duration::from_secs(1));
-    let mut keepalive = TcpKeepalive::new().with_time(at_least(config.get_keepalives_idle()));
+    let idle = keepalive_time(config.get_keepalives_idle());
+    let mut keepalive = TcpKeepalive::new().with_time(idle);
     if let Some(interval) = config.get_keepalives_interval() {
-        keepalive = keepalive.with_interval(at_least(interval));
+        keepalive = keepalive.with_interval(keepalive_time(interval));
     }
-    if let Some(retries) = config.get_keepalives_retries() {
-        keepalive = keepalive.with_retries(retries);
+    // As in libpq, none is the system's own number; Linux refuses a larger one than this.
+    if let Some(retries @ 1..) = config.get_keepalives_retries() {
+        keepalive = keepalive.with_retries(retries.min(127));
     }
     keepalive
 }

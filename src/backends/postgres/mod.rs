@@ -135,6 +135,9 @@ pub struct PostgresManager<T = NoTls> {
 
 impl PostgresManager {
     /// Opens connections by this configuration, without encryption.
+    ///
+    /// Its times of keepalives count as 32,767 s, some 9 hours, if they are longer, and more than 127 probes
+    /// as that: Linux takes no more.
     pub fn new(config: Config) -> Self {
         Self::with(move || config.clone())
     }
