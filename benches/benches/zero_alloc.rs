@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+use millpond::cluster::{Cluster, Policy};
 use millpond::{AcquireError, AcquireObjectError, IdleOrder, ObjectPool, Pool, from_fn};
 use millpond_bench::{
     CountingAllocator, TrivialManager, allocated_bytes, allocations, is_pending, millpond_pool,
@@ -159,6 +160,35 @@ macro_rules! rows {
     }};
 }
 
+/// Hits by way of a cluster of three nodes.
+async fn clustered(report: &mut Report) {
+    let cluster = Cluster::builder().pools(|pool| pool.max_size(4)).build().expect("in range");
+    let keys = ["db1", "db2", "db3"];
+    for key in keys {
+        cluster.add_node(key, TrivialManager::default()).expect("a node");
+        drop(cluster.acquire(key).await.expect("a connection"));
+    }
+    let mut row = |what, counted| report.row(what, TURNS, counted, 0);
+
+    let before = allocations();
+    for turn in 0..TURNS {
+        drop(cluster.acquire(keys[turn % keys.len()]).await.expect("idle"));
+    }
+    row("Cluster: hit, acquire(key).await", allocations() - before);
+
+    let before = allocations();
+    for turn in 0..TURNS {
+        drop(cluster.acquire(keys[turn % keys.len()]).await.expect("idle").into_owned());
+    }
+    row("Cluster: hit, into_owned()", allocations() - before);
+
+    let before = allocations();
+    for _ in 0..TURNS {
+        drop(cluster.acquire_any(Policy::LeastInUse).await.expect("idle"));
+    }
+    row("Cluster: hit, acquire_any(LeastInUse).await", allocations() - before);
+}
+
 /// Expired deadlines.
 async fn timeouts(report: &mut Report, pool: &Pool<TrivialManager>, objects: &ObjectPool<u64>) {
     let limit = Duration::from_millis(1);
@@ -258,6 +288,7 @@ fn main() -> ExitCode {
         rows!(&mut report, "Pool", pool, one, |pool: &Pool<TrivialManager>| {
             pool.counts().waiters
         });
+        clustered(&mut report).await;
         timeouts(&mut report, &one, &object).await;
     });
     memory(&mut report);
