@@ -571,6 +571,11 @@ impl Error {
         Self::Open { address: address.to_string(), error }
     }
 
+    fn no_answer(address: impl fmt::Display, limit: Duration) -> Self {
+        let error = io::Error::new(io::ErrorKind::TimedOut, format!("no answer in {limit:?}"));
+        Self::Open { address: address.to_string(), error }
+    }
+
     /// The server's code for the error, if it is the server's:
     /// [Appendix A](https://www.postgresql.org/docs/current/errcodes-appendix.html) of its manual.
     #[must_use]
