@@ -232,6 +232,33 @@ async fn a_query_that_is_given_up_and_takes_long_is_cancelled_on_the_server() {
     client.batch_execute("SELECT pg_sleep(0.2)").await.unwrap();
 }
 
+#[tokio::test]
+async fn a_connection_that_is_closed_in_the_middle_of_a_query_has_it_cancelled_on_the_server() {
+    let Some(server) = server() else { return };
+    let pool = single(server).await;
+    let at_it = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(603)'";
+    for panics in [false, true] {
+        let client = pool.acquire().await.unwrap();
+        {
+            let mut query = pin!(client.batch_execute("SELECT pg_sleep(603)"));
+            assert!(poll_once(query.as_mut()).is_pending());
+            eventually("the server is at it", || server.run(at_it) == "1").await;
+        }
+        if panics {
+            let holder = std::panic::AssertUnwindSafe(move || {
+                let _held = client;
+                panic!("a holder panics, as it is to");
+            });
+            std::panic::catch_unwind(holder).unwrap_err();
+        } else {
+            client.discard();
+        }
+        eventually("the server has left it", || server.run(at_it) == "0").await;
+    }
+    let metrics = at_rest(&pool).await;
+    assert_eq!((metrics.closed.discarded, metrics.closed.holder_panicked), (1, 1), "{metrics:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_answer_reaches_the_wrong_request_while_a_fifth_of_them_is_given_up() {
     const OPERATIONS: usize = 100_000;

@@ -90,7 +90,8 @@ const GRACE: Duration = Duration::from_millis(20);
 /// How the state is known without asking: the manager reads along with the protocol. A query whose
 /// future was dropped goes on, on the server and in the driver: its connection waits for it in the
 /// background, the server is asked to cancel it after 20 ms, and within `reset_timeout` it is either
-/// clean or closed.
+/// clean or closed. One that is closed in the middle of a query, as when its holder panics or discards it,
+/// has the server asked as well, within `close_timeout`.
 ///
 /// With `target_session_attrs=read-write`, servers that take no writes are passed over; and when one
 /// says that it has stopped taking them (it does from PostgreSQL 14 on), the next release of a
@@ -507,11 +508,14 @@ where
     }
 
     async fn close(&self, client: Client) {
-        let Client { client, session, mut driver, .. } = client;
-        if !session.is_quiet() {
-            // The driver would wait for the answers first, which may never come.
+        if timeout(GRACE, client.session.until_quiet()).await.is_err() {
+            // The server would go on with what nobody is to read. The driver would wait for the answers
+            // before it says goodbye, so it does not.
+            // Cancel: it is dropped all the same.
+            drop(self.cancel(&client).await);
             return;
         }
+        let Client { client, mut driver, .. } = client;
         // The driver tells the server goodbye.
         drop(client);
         // Cancel: the task is aborted, and the socket closed. Its panic has been reported.
