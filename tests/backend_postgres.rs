@@ -456,6 +456,41 @@ async fn a_reset_that_fails_closes_the_connection() {
 }
 
 #[tokio::test]
+async fn a_holder_who_makes_his_own_session_read_only_costs_nobody_a_connection() {
+    let Some(server) = server() else { return };
+    let url = format!("{}?target_session_attrs=read-write", server.url());
+    for (mode, read_only) in [
+        (PoolMode::Session, "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"),
+        (PoolMode::Transaction, "BEGIN; SET LOCAL default_transaction_read_only = on"),
+    ] {
+        let manager = PostgresManager::from_url(&url).unwrap().mode(mode);
+        let pool = pool_of(manager, 3).build().await.unwrap();
+        let mut processes = Vec::new();
+        for change in [None, Some(read_only), None] {
+            let clients = [
+                pool.acquire().await.unwrap(),
+                pool.acquire().await.unwrap(),
+                pool.acquire().await.unwrap(),
+            ];
+            let mut now = Vec::new();
+            for client in &clients {
+                now.push(process(client).await);
+                assert_eq!(ask(client, "SHOW default_transaction_read_only").await, "off");
+            }
+            now.sort_unstable();
+            processes.push(now);
+            if let Some(change) = change {
+                clients[1].batch_execute(change).await.unwrap();
+            }
+            drop(clients);
+            at_rest(&pool).await;
+        }
+        assert!(processes.iter().all(|now| *now == processes[0]), "{mode:?}: {processes:?}");
+        assert_eq!(pool.metrics().closed.total(), 0, "{mode:?}");
+    }
+}
+
+#[tokio::test]
 async fn in_statement_mode_a_connection_with_an_open_transaction_is_closed() {
     let Some(server) = server() else { return };
     let pool = pool_of(manager(server).mode(PoolMode::Statement), 1).build().await.unwrap();

@@ -96,7 +96,9 @@ const GRACE: Duration = Duration::from_millis(20);
 /// With `target_session_attrs=read-write`, servers that take no writes are passed over; and when one
 /// says that it has stopped taking them (it does from PostgreSQL 14 on), the next release of a
 /// connection to it has the pool [invalidate](crate::Pool::invalidate) all that are as old. A holder who
-/// sets `default_transaction_read_only` for his session has the server say the same.
+/// sets `default_transaction_read_only` for his session has the server say the same, and costs the pool as
+/// much, unless a reset undoes it: it does in [`PoolMode::Session`], and what was set in a transaction that
+/// was left open ends with that.
 ///
 /// Several hosts, and the addresses of each, are tried one after the other, as libpq does it. An attempt
 /// takes the `connect_timeout` of the configuration at most: the question for a host's addresses, and each
@@ -231,10 +233,14 @@ impl<T> PostgresManager<T> {
         self.reset_query.as_deref().or(by_mode)
     }
 
+    /// Whether that is to be run since a holder has sent something.
+    fn is_touched(&self, client: &Client) -> bool {
+        client.session.requests() != client.clean_at && self.session_query().is_some()
+    }
+
     /// Whether that is to be run.
     fn has_to_renew(&self, client: &Client) -> bool {
-        let used = self.reset_always || client.session.requests() != client.clean_at;
-        used && self.session_query().is_some()
+        self.is_touched(client) || (self.reset_always && self.session_query().is_some())
     }
 }
 
@@ -460,12 +466,16 @@ where
         let quiet = session.is_quiet();
         if client.has_ended() {
             Condition::Broken
-        } else if client.must_write && session.is_writable() == Some(false) {
-            Condition::Outdated
         } else if !quiet || session.is_in_doubt() {
             Condition::Dirty
         } else if session.in_transaction() {
             if self.mode == PoolMode::Statement { Condition::Broken } else { Condition::Dirty }
+        } else if self.is_touched(client) {
+            Condition::Dirty
+        } else if client.must_write && session.is_writable() == Some(false) {
+            // Not before: what a holder has set for himself alone is undone by a reset, after which this
+            // is asked once more.
+            Condition::Outdated
         } else if self.has_to_renew(client) {
             Condition::Dirty
         } else {
