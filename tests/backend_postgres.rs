@@ -393,6 +393,34 @@ async fn in_session_mode_an_open_transaction_goes_too_and_statements_of_the_driv
 }
 
 #[tokio::test]
+async fn a_session_is_made_new_whatever_names_others_have_put_before_those_of_the_system() {
+    let Some(server) = server() else { return };
+    let raises = "LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''not the system''; END'";
+    server.run(&format!(
+        "CREATE SCHEMA shadow; GRANT USAGE ON SCHEMA shadow TO PUBLIC; \
+         CREATE FUNCTION shadow.format(text, text) RETURNS text {raises}; \
+         CREATE FUNCTION shadow.pg_advisory_unlock_all() RETURNS void {raises}; \
+         CREATE DOMAIN shadow.text AS int; \
+         CREATE VIEW shadow.pg_prepared_statements AS SELECT 'none' AS name, true AS from_sql; \
+         GRANT SELECT ON shadow.pg_prepared_statements TO PUBLIC"
+    ));
+    // The first leaves the system's names in front, where its `format` is not the closest match.
+    for path in ["shadow", "shadow,pg_catalog"] {
+        let mut config: Config = server.url().parse().unwrap();
+        config.options(format!("-c search_path={path}"));
+        let manager = PostgresManager::new(config).mode(PoolMode::Session);
+        let pool = pool_of(manager, 1).build().await.unwrap();
+        pool.acquire().await.unwrap().batch_execute("PREPARE mine AS SELECT 1").await.unwrap();
+        let client = pool.acquire().await.unwrap();
+        let sql = "SELECT count(*) FROM pg_catalog.pg_prepared_statements WHERE from_sql";
+        assert_eq!(ask(&client, sql).await, "0", "{path}");
+        drop(client);
+        let metrics = at_rest(&pool).await;
+        assert_eq!((metrics.created, metrics.closed.total()), (1, 0), "{path}");
+    }
+}
+
+#[tokio::test]
 async fn a_session_that_was_not_touched_is_not_renewed_unless_that_is_wanted() {
     let Some(server) = server() else { return };
     let renewals = |process: i32| {

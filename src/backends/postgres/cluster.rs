@@ -253,7 +253,8 @@ impl fmt::Debug for PostgresNodes {
 pub fn read_role(client: &mut Client) -> RoleFuture<'_, Error> {
     Box::pin(async {
         let clean = client.clean_at == client.session.requests();
-        let answer = client.client.simple_query("SELECT pg_is_in_recovery()").await?;
+        let sql = "SELECT pg_catalog.pg_is_in_recovery()";
+        let answer = client.client.simple_query(sql).await?;
         client.session.until_quiet().await;
         if clean {
             // Nobody has to tidy up after this.

@@ -61,13 +61,14 @@ pub enum PoolMode {
 }
 
 /// What `DISCARD ALL` does, by its manual, but for `DEALLOCATE ALL`: the driver keeps statements of its
-/// own, by which it looks up types, and does not expect them to go.
+/// own, by which it looks up types, and does not expect them to go. All names are qualified: others may
+/// have made some that are found first.
 const NEW_SESSION: &str = "\
     CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; \
-    SELECT pg_advisory_unlock_all(); \
-    DO $millpond$ DECLARE prepared text; BEGIN \
-        FOR prepared IN SELECT name FROM pg_prepared_statements WHERE from_sql LOOP \
-            EXECUTE format('DEALLOCATE %I', prepared); \
+    SELECT pg_catalog.pg_advisory_unlock_all(); \
+    DO $millpond$ DECLARE prepared pg_catalog.text; BEGIN \
+        FOR prepared IN SELECT name FROM pg_catalog.pg_prepared_statements WHERE from_sql LOOP \
+            EXECUTE pg_catalog.format('DEALLOCATE %I', prepared); \
         END LOOP; \
     END $millpond$; \
     DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES";
