@@ -149,9 +149,11 @@ impl PostgresManager {
     /// # Errors
     ///
     /// [`Error::Postgres`] if it cannot be read, or [`Error::Config`] if the reason would show what may be
-    /// a part of a password.
+    /// a part of a password, or the database may be one.
     pub fn from_url(url: &str) -> Result<Self, Error> {
-        Ok(Self::new(url.parse().map_err(|error| unreadable(url, error))?))
+        let config = url.parse().map_err(|error| unreadable(url, error))?;
+        no_password_in_path(url)?;
+        Ok(Self::new(config))
     }
 
     /// Opens each connection by what `config` says at that moment, without encryption: for passwords
@@ -380,6 +382,22 @@ fn unreadable(url: &str, error: tokio_postgres::Error) -> Error {
     let rule = "must have no unknown option, and a value for each; in a password in a URL, @ is written \
                 %40, & %26 and = %3D, and one in words that has spaces in it stands in single quotes";
     Error::config("url", "not shown, as it has a password in it", rule)
+}
+
+/// Refuses a URL with a password and with an `@` in its path: the first `@` ends the password, so what
+/// would be told as a host may be a part of one with an `@` and a `/` that are not written as they should be.
+fn no_password_in_path(url: &str) -> Result<(), Error> {
+    let has_at_in_path = |(login, rest): (&str, &str)| {
+        let path = rest.split('?').next().and_then(|rest| rest.split_once('/'));
+        login.contains(':') && path.is_some_and(|(_, path)| path.contains('@'))
+    };
+    let rest = url.strip_prefix("postgresql://").or_else(|| url.strip_prefix("postgres://"));
+    if rest.and_then(|rest| rest.split_once('@')).is_some_and(has_at_in_path) {
+        let rule =
+            "must have no @ in it but as %40; in a password, too, @ is written %40, and / is %2F";
+        return Err(Error::config("dbname", "not shown, as it may end a password", rule));
+    }
+    Ok(())
 }
 
 /// A client whose connection runs in a task of its own.
