@@ -618,6 +618,32 @@ async fn a_statement_that_cannot_be_prepared_pushes_nobody_out() {
 }
 
 #[tokio::test]
+async fn a_cached_statement_that_comes_to_mean_another_table_fails_until_it_is_cleared() {
+    let Some(server) = server() else { return };
+    server.run(
+        "CREATE SCHEMA one CREATE TABLE things (what int); GRANT USAGE ON SCHEMA one TO PUBLIC; \
+         CREATE SCHEMA two CREATE TABLE things (what text); GRANT USAGE ON SCHEMA two TO PUBLIC; \
+         GRANT ALL ON one.things, two.things TO PUBLIC",
+    );
+    let pool = pool_of(manager(server).mode(PoolMode::Session), 1).build().await.unwrap();
+    let things = async |client: &Client<'_>, schema: &str| {
+        client.batch_execute(&format!("SET search_path TO {schema}")).await.unwrap();
+        let statement = client.prepare_cached("SELECT * FROM things").await.unwrap();
+        client.query(&statement, &[]).await.map(drop)
+    };
+    things(&pool.acquire().await.unwrap(), "one").await.unwrap();
+    for _ in 0..2 {
+        let error = things(&pool.acquire().await.unwrap(), "two").await.unwrap_err();
+        assert_eq!(error.code(), Some(&SqlState::FEATURE_NOT_SUPPORTED));
+    }
+    let client = pool.acquire().await.unwrap();
+    client.clear_statements();
+    things(&client, "two").await.unwrap();
+    drop(client);
+    assert_eq!(at_rest(&pool).await.created, 1);
+}
+
+#[tokio::test]
 async fn whoever_discards_what_the_driver_has_prepared_ends_the_connection() {
     let Some(server) = server() else { return };
     let pool = single(server).await;

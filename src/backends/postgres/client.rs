@@ -63,6 +63,12 @@ impl Client {
     /// Prepares a statement, or answers with the one that was prepared before on this connection.
     /// Several that ask for the same at once prepare it once.
     ///
+    /// A statement outlives its holder, and the columns that it answers with are settled when it is prepared.
+    /// Where they come to be others, because a table was altered or `search_path` leads to another one, it
+    /// fails with `cached plan must not change result type` (0A000) for each user of this connection, until
+    /// somebody [clears](Self::clear_statements) the cache. Holders with tables of their own under the same
+    /// names had better write the schema into the text, or use [`prepare`](tokio_postgres::Client::prepare).
+    ///
     /// # Errors
     ///
     /// As [`tokio_postgres::Client::prepare`]; nothing is cached then.

@@ -50,7 +50,9 @@ pub enum PoolMode {
     /// Holders may change the session: parameters, temporary tables, cursors, `LISTEN`, advisory
     /// locks. When one has sent anything, the session is made new: what
     /// [`DISCARD ALL`](https://www.postgresql.org/docs/current/sql-discard.html) does, except that
-    /// statements that the driver has prepared stay. One round trip.
+    /// statements that the driver has prepared stay, those of
+    /// [`prepare_cached`](Client::prepare_cached) included, which says what that means where holders set
+    /// `search_path`. One round trip.
     Session,
     /// Holders leave the session as it was. A transaction that is left open is rolled back. A clean
     /// connection costs no round trip.
