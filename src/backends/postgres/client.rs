@@ -75,11 +75,14 @@ impl Client {
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost: whoever else waits for the same statement prepares it.
+    /// Whoever else waits for the same statement prepares it. If the server has been asked, it keeps what it
+    /// prepares for the one that was given up until the connection ends: the driver has no handle to close it
+    /// by.
     ///
     /// # Cost
     ///
-    /// One lock and one look into a hash map, if it has been prepared before.
+    /// If it has been prepared before, one lock, one look into a hash map, and a copy of the text and the
+    /// types to look by.
     pub async fn prepare_cached(&self, query: &str) -> Result<Statement, Error> {
         self.prepare_typed_cached(query, &[]).await
     }
