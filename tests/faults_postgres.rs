@@ -432,6 +432,25 @@ async fn a_network_that_stands_still_for_a_while_loses_nothing() {
 }
 
 #[tokio::test]
+async fn a_connection_that_is_closed_in_the_middle_of_a_query_on_a_dead_network_goes_in_its_time() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    let proxy = Proxy::start(server.address());
+    let pool = pool_of(through(&proxy), 1).close_timeout(SECOND / 4).build().await.unwrap();
+    let client = pool.acquire().await.unwrap();
+    proxy.freeze();
+    {
+        let mut query = pin!(client.batch_execute("SELECT 1"));
+        assert!(poll_once(query.as_mut()).is_pending());
+    }
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
+    client.discard();
+    eventually("it has gone", || pool.counts().alive() == 0).await;
+    // By itself, the cancel would take 5 s.
+    assert!(began.elapsed() < SECOND, "{:?}", began.elapsed());
+}
+
+#[tokio::test]
 async fn a_cancel_that_nobody_answers_has_an_end() {
     let Some(server) = Postgres::start(&[]) else { return };
     let proxy = Proxy::start(server.address());
