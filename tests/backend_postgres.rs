@@ -232,6 +232,33 @@ async fn a_query_that_is_given_up_and_takes_long_is_cancelled_on_the_server() {
     client.batch_execute("SELECT pg_sleep(0.2)").await.unwrap();
 }
 
+#[tokio::test]
+async fn a_connection_that_is_closed_in_the_middle_of_a_query_has_it_cancelled_on_the_server() {
+    let Some(server) = server() else { return };
+    let pool = single(server).await;
+    let at_it = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(603)'";
+    for panics in [false, true] {
+        let client = pool.acquire().await.unwrap();
+        {
+            let mut query = pin!(client.batch_execute("SELECT pg_sleep(603)"));
+            assert!(poll_once(query.as_mut()).is_pending());
+            eventually("the server is at it", || server.run(at_it) == "1").await;
+        }
+        if panics {
+            let holder = std::panic::AssertUnwindSafe(move || {
+                let _held = client;
+                panic!("a holder panics, as it is to");
+            });
+            std::panic::catch_unwind(holder).unwrap_err();
+        } else {
+            client.discard();
+        }
+        eventually("the server has left it", || server.run(at_it) == "0").await;
+    }
+    let metrics = at_rest(&pool).await;
+    assert_eq!((metrics.closed.discarded, metrics.closed.holder_panicked), (1, 1), "{metrics:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_answer_reaches_the_wrong_request_while_a_fifth_of_them_is_given_up() {
     const OPERATIONS: usize = 100_000;
@@ -366,6 +393,34 @@ async fn in_session_mode_an_open_transaction_goes_too_and_statements_of_the_driv
 }
 
 #[tokio::test]
+async fn a_session_is_made_new_whatever_names_others_have_put_before_those_of_the_system() {
+    let Some(server) = server() else { return };
+    let raises = "LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''not the system''; END'";
+    server.run(&format!(
+        "CREATE SCHEMA shadow; GRANT USAGE ON SCHEMA shadow TO PUBLIC; \
+         CREATE FUNCTION shadow.format(text, text) RETURNS text {raises}; \
+         CREATE FUNCTION shadow.pg_advisory_unlock_all() RETURNS void {raises}; \
+         CREATE DOMAIN shadow.text AS int; \
+         CREATE VIEW shadow.pg_prepared_statements AS SELECT 'none' AS name, true AS from_sql; \
+         GRANT SELECT ON shadow.pg_prepared_statements TO PUBLIC"
+    ));
+    // The first leaves the system's names in front, where its `format` is not the closest match.
+    for path in ["shadow", "shadow,pg_catalog"] {
+        let mut config: Config = server.url().parse().unwrap();
+        config.options(format!("-c search_path={path}"));
+        let manager = PostgresManager::new(config).mode(PoolMode::Session);
+        let pool = pool_of(manager, 1).build().await.unwrap();
+        pool.acquire().await.unwrap().batch_execute("PREPARE mine AS SELECT 1").await.unwrap();
+        let client = pool.acquire().await.unwrap();
+        let sql = "SELECT count(*) FROM pg_catalog.pg_prepared_statements WHERE from_sql";
+        assert_eq!(ask(&client, sql).await, "0", "{path}");
+        drop(client);
+        let metrics = at_rest(&pool).await;
+        assert_eq!((metrics.created, metrics.closed.total()), (1, 0), "{path}");
+    }
+}
+
+#[tokio::test]
 async fn a_session_that_was_not_touched_is_not_renewed_unless_that_is_wanted() {
     let Some(server) = server() else { return };
     let renewals = |process: i32| {
@@ -426,6 +481,41 @@ async fn a_reset_that_fails_closes_the_connection() {
     };
     assert!(error.to_string().contains("no_such_thing"), "{error}");
     assert_ne!(process(&pool.acquire().await.unwrap()).await, first);
+}
+
+#[tokio::test]
+async fn a_holder_who_makes_his_own_session_read_only_costs_nobody_a_connection() {
+    let Some(server) = server() else { return };
+    let url = format!("{}?target_session_attrs=read-write", server.url());
+    for (mode, read_only) in [
+        (PoolMode::Session, "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"),
+        (PoolMode::Transaction, "BEGIN; SET LOCAL default_transaction_read_only = on"),
+    ] {
+        let manager = PostgresManager::from_url(&url).unwrap().mode(mode);
+        let pool = pool_of(manager, 3).build().await.unwrap();
+        let mut processes = Vec::new();
+        for change in [None, Some(read_only), None] {
+            let clients = [
+                pool.acquire().await.unwrap(),
+                pool.acquire().await.unwrap(),
+                pool.acquire().await.unwrap(),
+            ];
+            let mut now = Vec::new();
+            for client in &clients {
+                now.push(process(client).await);
+                assert_eq!(ask(client, "SHOW default_transaction_read_only").await, "off");
+            }
+            now.sort_unstable();
+            processes.push(now);
+            if let Some(change) = change {
+                clients[1].batch_execute(change).await.unwrap();
+            }
+            drop(clients);
+            at_rest(&pool).await;
+        }
+        assert!(processes.iter().all(|now| *now == processes[0]), "{mode:?}: {processes:?}");
+        assert_eq!(pool.metrics().closed.total(), 0, "{mode:?}");
+    }
 }
 
 #[tokio::test]
@@ -525,6 +615,32 @@ async fn a_statement_that_cannot_be_prepared_pushes_nobody_out() {
     assert_eq!(client.cached_statements(), 2);
     let prepared = "SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE 'VALUES (''%'";
     assert_eq!(ask(&client, prepared).await, "2");
+}
+
+#[tokio::test]
+async fn a_cached_statement_that_comes_to_mean_another_table_fails_until_it_is_cleared() {
+    let Some(server) = server() else { return };
+    server.run(
+        "CREATE SCHEMA one CREATE TABLE things (what int); GRANT USAGE ON SCHEMA one TO PUBLIC; \
+         CREATE SCHEMA two CREATE TABLE things (what text); GRANT USAGE ON SCHEMA two TO PUBLIC; \
+         GRANT ALL ON one.things, two.things TO PUBLIC",
+    );
+    let pool = pool_of(manager(server).mode(PoolMode::Session), 1).build().await.unwrap();
+    let things = async |client: &Client<'_>, schema: &str| {
+        client.batch_execute(&format!("SET search_path TO {schema}")).await.unwrap();
+        let statement = client.prepare_cached("SELECT * FROM things").await.unwrap();
+        client.query(&statement, &[]).await.map(drop)
+    };
+    things(&pool.acquire().await.unwrap(), "one").await.unwrap();
+    for _ in 0..2 {
+        let error = things(&pool.acquire().await.unwrap(), "two").await.unwrap_err();
+        assert_eq!(error.code(), Some(&SqlState::FEATURE_NOT_SUPPORTED));
+    }
+    let client = pool.acquire().await.unwrap();
+    client.clear_statements();
+    things(&client, "two").await.unwrap();
+    drop(client);
+    assert_eq!(at_rest(&pool).await.created, 1);
 }
 
 #[tokio::test]

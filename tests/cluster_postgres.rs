@@ -304,6 +304,8 @@ async fn no_part_of_a_password_is_told() {
         "postgresql://app:wo@hush,hush,x@h1/d",
         "postgresql://app:wo@hush:0,x@h1/d",
         "postgresql://app:wo@hush,hush/d",
+        "postgresql://app:wo@hush/rd@h1/d",
+        "postgresql://app:wo@hush:5432/rd@h1?connect_timeout=1",
         "postgresql://app:wo@/d?host=hush,x",
         "postgresql://h1,h2/d?user=a&password=wo&hush&target_session_attrs=any",
         "postgresql://app:wo/rd?hush=x&password=y",
@@ -315,6 +317,11 @@ async fn no_part_of_a_password_is_told() {
     }
     let error = PostgresManager::from_url("host=h1 password=wo hush=x").unwrap_err();
     assert!(!said(error).contains("hush"));
+    let error = PostgresManager::from_url("postgresql://app:wo@hush/rd@h1/d").unwrap_err();
+    assert!(!said(error).contains("hush"));
+    for url in ["postgresql://app@h1/d@e", "postgresql://app:hush@h1/d%40e?application_name=a@b"] {
+        PostgresNodes::from_url(url).expect("a database may have an @ in its name");
+    }
     let manager = PostgresManager::from_url("postgresql://app:wo@hush@h1/d").unwrap();
     let error = manager.connect().await.unwrap_err();
     assert!(manager.is_permanent(&error), "nobody asks the network for such a name: {error}");

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
-use tokio_postgres::{Config, SimpleQueryMessage};
+use tokio_postgres::{Config, NoTls, SimpleQueryMessage};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// What a loaded machine may take longer than it should.
@@ -429,6 +429,45 @@ async fn a_network_that_stands_still_for_a_while_loses_nothing() {
     load.serves(50).await;
     assert_eq!(load.stop().await, [""; 0]);
     assert_eq!(whole(&pool).await.closed.total(), 0);
+}
+
+#[tokio::test]
+async fn a_connection_that_is_closed_in_the_middle_of_a_query_on_a_dead_network_goes_in_its_time() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    let proxy = Proxy::start(server.address());
+    let pool = pool_of(through(&proxy), 1).close_timeout(SECOND / 4).build().await.unwrap();
+    let client = pool.acquire().await.unwrap();
+    proxy.freeze();
+    {
+        let mut query = pin!(client.batch_execute("SELECT 1"));
+        assert!(poll_once(query.as_mut()).is_pending());
+    }
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
+    client.discard();
+    eventually("it has gone", || pool.counts().alive() == 0).await;
+    // By itself, the cancel would take 5 s.
+    assert!(began.elapsed() < SECOND, "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_cancel_that_nobody_answers_has_an_end() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    let proxy = Proxy::start(server.address());
+    for (settings, limit) in [("", "5s"), ("?connect_timeout=2", "2s")] {
+        let url = format!("postgresql://millpond@{}/millpond{settings}", proxy.address());
+        let manager = PostgresManager::from_url(&url).unwrap();
+        let client = millpond::Manager::connect(&manager).await.unwrap();
+        proxy.freeze();
+        let token = client.cancel_token();
+        tokio::time::pause();
+        let outcome = tokio::time::timeout(PATIENCE, token.cancel_query(NoTls)).await;
+        tokio::time::resume();
+        let error = outcome.expect("it has no end").unwrap_err();
+        let said = format!("cannot connect to {}: no answer in {limit}", proxy.address());
+        assert_eq!(chain(&error), said);
+        proxy.thaw();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

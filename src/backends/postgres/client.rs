@@ -11,8 +11,10 @@ use std::fmt;
 use std::mem;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Config, Error, Statement};
@@ -61,17 +63,26 @@ impl Client {
     /// Prepares a statement, or answers with the one that was prepared before on this connection.
     /// Several that ask for the same at once prepare it once.
     ///
+    /// A statement outlives its holder, and the columns that it answers with are settled when it is prepared.
+    /// Where they come to be others, because a table was altered or `search_path` leads to another one, it
+    /// fails with `cached plan must not change result type` (0A000) for each user of this connection, until
+    /// somebody [clears](Self::clear_statements) the cache. Holders with tables of their own under the same
+    /// names had better write the schema into the text, or use [`prepare`](tokio_postgres::Client::prepare).
+    ///
     /// # Errors
     ///
     /// As [`tokio_postgres::Client::prepare`]; nothing is cached then.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost: whoever else waits for the same statement prepares it.
+    /// Whoever else waits for the same statement prepares it. If the server has been asked, it keeps what it
+    /// prepares for the one that was given up until the connection ends: the driver has no handle to close it
+    /// by.
     ///
     /// # Cost
     ///
-    /// One lock and one look into a hash map, if it has been prepared before.
+    /// If it has been prepared before, one lock, one look into a hash map, and a copy of the text and the
+    /// types to look by.
     pub async fn prepare_cached(&self, query: &str) -> Result<Statement, Error> {
         self.prepare_typed_cached(query, &[]).await
     }
@@ -137,6 +148,10 @@ impl Client {
     }
 }
 
+/// How long a cancel takes at most unless the configuration says: as long as a connect of a pool, by
+/// default.
+const CANCEL: Duration = Duration::from_secs(5);
+
 /// Cancels what the server does for one connection: see [`Client::cancel_token`].
 ///
 /// Like [`tokio_postgres::CancelToken`], which knows nothing of the address of a connection that a pool
@@ -152,7 +167,8 @@ pub struct CancelToken {
 
 impl CancelToken {
     /// Asks the server to cancel the query that is running, on a connection for this alone, and waits
-    /// until it has been told. Whether there was one, it does not say.
+    /// until it has been told. Whether there was one, it does not say. All of that takes the
+    /// `connect_timeout` of the configuration at most; or, if there is none, 5 s.
     ///
     /// `tls` is what encrypts the connection, as for [`PostgresManager::tls`](super::PostgresManager::tls),
     /// or [`NoTls`](tokio_postgres::NoTls).
@@ -160,7 +176,7 @@ impl CancelToken {
     /// # Errors
     ///
     /// [`Open`](ManagerError::Open), [`Tls`](ManagerError::Tls) and [`Postgres`](ManagerError::Postgres),
-    /// if the server cannot be reached.
+    /// if the server cannot be reached; `Open` too if it has not been told in time.
     ///
     /// # Cancel safety
     ///
@@ -169,14 +185,19 @@ impl CancelToken {
     where
         T: MakeTlsConnect<Socket>,
     {
-        let socket = self.address.open_in_time(&self.config).await;
-        let kept = Kept::new(socket.map_err(|error| ManagerError::open(&self.address, error))?);
-        let tls = tls.make_tls_connect(self.hostname.as_deref().unwrap_or(""));
-        let tls = tls.map_err(|error| ManagerError::Tls(error.into()))?;
-        self.token.cancel_query_raw(kept.handle(), tls).await?;
-        // Its end says that the server has passed it on: what came later would hit another query.
-        kept.until_closed().await;
-        Ok(())
+        let limit = self.config.get_connect_timeout().copied().unwrap_or(CANCEL);
+        let cancel = async {
+            let socket = self.address.open(&self.config).await;
+            let kept = Kept::new(socket.map_err(|error| ManagerError::open(&self.address, error))?);
+            let tls = tls.make_tls_connect(self.hostname.as_deref().unwrap_or(""));
+            let tls = tls.map_err(|error| ManagerError::Tls(error.into()))?;
+            self.token.cancel_query_raw(kept.handle(), tls).await?;
+            // Its end says that the server has passed it on: what came later would hit another query.
+            kept.until_closed().await;
+            Ok(())
+        };
+        let late = |_| Err(ManagerError::no_answer(&self.address, limit));
+        timeout(limit, cancel).await.unwrap_or_else(late)
     }
 }
 

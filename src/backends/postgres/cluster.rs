@@ -4,7 +4,7 @@
 //! (`mod.rs`).
 
 use super::dial::{Target, numbered, shown, targets};
-use super::{Client, Error, PostgresManager, first_value, unreadable};
+use super::{Client, Error, PostgresManager, first_value, no_password_in_path, unreadable};
 use crate::cluster::{Cluster, ClusterBuilder, Endpoint, NodeError, Policy, Role, RoleFuture};
 use crate::manager::Manager;
 use std::collections::HashSet;
@@ -134,8 +134,9 @@ impl PostgresNodes {
         let config = url.parse().map_err(|error| match wrong_port(url) {
             Some(port) => Error::config("port", port, PORT),
             None => unreadable(url, error),
-        });
-        Self::new(config?)
+        })?;
+        no_password_in_path(url)?;
+        Self::new(config)
     }
 
     /// The policy that `target_session_attrs` asks for.
@@ -253,7 +254,8 @@ impl fmt::Debug for PostgresNodes {
 pub fn read_role(client: &mut Client) -> RoleFuture<'_, Error> {
     Box::pin(async {
         let clean = client.clean_at == client.session.requests();
-        let answer = client.client.simple_query("SELECT pg_is_in_recovery()").await?;
+        let sql = "SELECT pg_catalog.pg_is_in_recovery()";
+        let answer = client.client.simple_query(sql).await?;
         client.session.until_quiet().await;
         if clean {
             // Nobody has to tidy up after this.

@@ -214,14 +214,6 @@ impl Address {
             }
         })
     }
-
-    /// Opens a socket within the configuration's own `connect_timeout`, if it has one.
-    pub(super) async fn open_in_time(&self, config: &Config) -> io::Result<Socket> {
-        match config.get_connect_timeout() {
-            None => self.open(config).await,
-            Some(limit) => timeout(*limit, self.open(config)).await?,
-        }
-    }
 }
 
 /// Where an attempt goes: to a name, whose addresses it asks for, or to one of those.
@@ -274,10 +266,9 @@ impl Silence {
         let waiting = Attempt { silence: self, place, is_answered: false };
         let answer = match limit {
             None => attempt.await,
-            Some(limit) => timeout(limit, attempt).await.map_err(|_| {
-                let error = io::Error::new(ErrorKind::TimedOut, format!("no answer in {limit:?}"));
-                Error::Open { address: place.to_string(), error }
-            })?,
+            Some(limit) => {
+                timeout(limit, attempt).await.map_err(|_| Error::no_answer(place, limit))?
+            }
         };
         waiting.ends();
         answer

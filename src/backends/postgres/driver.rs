@@ -37,7 +37,7 @@ impl Drop for Running {
 /// Lets somebody else than the driver's task run the connection for a moment.
 pub(super) trait Crank: Send + Sync {
     /// Has what has been asked for written to the socket, as far as that takes it. Neither blocks nor
-    /// waits; does nothing while the driver is at it.
+    /// waits; does nothing while the driver is at it, or an answer is on its way.
     fn turn(&self);
 }
 
@@ -45,6 +45,11 @@ impl<C: Future + Unpin + Send> Crank for Engine<C> {
     fn turn(&self) {
         // Nobody would be woken before the task's first run.
         if !self.session.has_begun() {
+            return;
+        }
+        // The connection reads for as long as there is anything to read, and an answer may have no end.
+        // Its task is made to yield at times; whoever is here is not.
+        if self.session.unanswered() > 0 {
             return;
         }
         let Ok(mut place) = self.connection.try_lock() else { return };
@@ -165,6 +170,31 @@ mod tests {
         assert!(!poll(waits.as_mut()));
         drop(driver);
         assert!(poll(waits.as_mut()), "no answer will come any more");
+    }
+
+    #[test]
+    fn nobody_but_its_task_reads_an_answer_however_long_it_is() {
+        let session = Arc::new(Session::new());
+        let polls = Arc::new(AtomicU32::new(0));
+        let connection = Scripted({
+            let polls = polls.clone();
+            move |_: &mut Context<'_>| {
+                polls.fetch_add(1, Ordering::Relaxed);
+                Poll::Pending
+            }
+        });
+        let (mut driver, crank) = Driver::new(connection, session.clone());
+        assert!(!poll(Pin::new(&mut driver)));
+        let run_by_turn = |expected: u32| {
+            let before = polls.load(Ordering::Relaxed);
+            crank.turn();
+            assert_eq!(polls.load(Ordering::Relaxed) - before, expected);
+        };
+        run_by_turn(1);
+        session.publish_unanswered(1);
+        run_by_turn(0);
+        session.publish_unanswered(0);
+        run_by_turn(1);
     }
 
     #[test]

@@ -50,7 +50,9 @@ pub enum PoolMode {
     /// Holders may change the session: parameters, temporary tables, cursors, `LISTEN`, advisory
     /// locks. When one has sent anything, the session is made new: what
     /// [`DISCARD ALL`](https://www.postgresql.org/docs/current/sql-discard.html) does, except that
-    /// statements that the driver has prepared stay. One round trip.
+    /// statements that the driver has prepared stay, those of
+    /// [`prepare_cached`](Client::prepare_cached) included, which says what that means where holders set
+    /// `search_path`. One round trip.
     Session,
     /// Holders leave the session as it was. A transaction that is left open is rolled back. A clean
     /// connection costs no round trip.
@@ -61,13 +63,14 @@ pub enum PoolMode {
 }
 
 /// What `DISCARD ALL` does, by its manual, but for `DEALLOCATE ALL`: the driver keeps statements of its
-/// own, by which it looks up types, and does not expect them to go.
+/// own, by which it looks up types, and does not expect them to go. All names are qualified: others may
+/// have made some that are found first.
 const NEW_SESSION: &str = "\
     CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; \
-    SELECT pg_advisory_unlock_all(); \
-    DO $millpond$ DECLARE prepared text; BEGIN \
-        FOR prepared IN SELECT name FROM pg_prepared_statements WHERE from_sql LOOP \
-            EXECUTE format('DEALLOCATE %I', prepared); \
+    SELECT pg_catalog.pg_advisory_unlock_all(); \
+    DO $millpond$ DECLARE prepared pg_catalog.text; BEGIN \
+        FOR prepared IN SELECT name FROM pg_catalog.pg_prepared_statements WHERE from_sql LOOP \
+            EXECUTE pg_catalog.format('DEALLOCATE %I', prepared); \
         END LOOP; \
     END $millpond$; \
     DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES";
@@ -90,12 +93,15 @@ const GRACE: Duration = Duration::from_millis(20);
 /// How the state is known without asking: the manager reads along with the protocol. A query whose
 /// future was dropped goes on, on the server and in the driver: its connection waits for it in the
 /// background, the server is asked to cancel it after 20 ms, and within `reset_timeout` it is either
-/// clean or closed.
+/// clean or closed. One that is closed in the middle of a query, as when its holder panics or discards it,
+/// has the server asked as well, within `close_timeout`.
 ///
 /// With `target_session_attrs=read-write`, servers that take no writes are passed over; and when one
 /// says that it has stopped taking them (it does from PostgreSQL 14 on), the next release of a
 /// connection to it has the pool [invalidate](crate::Pool::invalidate) all that are as old. A holder who
-/// sets `default_transaction_read_only` for his session has the server say the same.
+/// sets `default_transaction_read_only` for his session has the server say the same, and costs the pool as
+/// much, unless a reset undoes it: it does in [`PoolMode::Session`], and what was set in a transaction that
+/// was left open ends with that.
 ///
 /// Several hosts, and the addresses of each, are tried one after the other, as libpq does it. An attempt
 /// takes the `connect_timeout` of the configuration at most: the question for a host's addresses, and each
@@ -148,9 +154,11 @@ impl PostgresManager {
     /// # Errors
     ///
     /// [`Error::Postgres`] if it cannot be read, or [`Error::Config`] if the reason would show what may be
-    /// a part of a password.
+    /// a part of a password, or the database may be one.
     pub fn from_url(url: &str) -> Result<Self, Error> {
-        Ok(Self::new(url.parse().map_err(|error| unreadable(url, error))?))
+        let config = url.parse().map_err(|error| unreadable(url, error))?;
+        no_password_in_path(url)?;
+        Ok(Self::new(config))
     }
 
     /// Opens each connection by what `config` says at that moment, without encryption: for passwords
@@ -233,10 +241,14 @@ impl<T> PostgresManager<T> {
         self.reset_query.as_deref().or(by_mode)
     }
 
+    /// Whether that is to be run since a holder has sent something.
+    fn is_touched(&self, client: &Client) -> bool {
+        client.session.requests() != client.clean_at && self.session_query().is_some()
+    }
+
     /// Whether that is to be run.
     fn has_to_renew(&self, client: &Client) -> bool {
-        let used = self.reset_always || client.session.requests() != client.clean_at;
-        used && self.session_query().is_some()
+        self.is_touched(client) || (self.reset_always && self.session_query().is_some())
     }
 }
 
@@ -377,6 +389,22 @@ fn unreadable(url: &str, error: tokio_postgres::Error) -> Error {
     Error::config("url", "not shown, as it has a password in it", rule)
 }
 
+/// Refuses a URL with a password and with an `@` in its path: the first `@` ends the password, so what
+/// would be told as a host may be a part of one with an `@` and a `/` that are not written as they should be.
+fn no_password_in_path(url: &str) -> Result<(), Error> {
+    let has_at_in_path = |(login, rest): (&str, &str)| {
+        let path = rest.split('?').next().and_then(|rest| rest.split_once('/'));
+        login.contains(':') && path.is_some_and(|(_, path)| path.contains('@'))
+    };
+    let rest = url.strip_prefix("postgresql://").or_else(|| url.strip_prefix("postgres://"));
+    if rest.and_then(|rest| rest.split_once('@')).is_some_and(has_at_in_path) {
+        let rule =
+            "must have no @ in it but as %40; in a password, too, @ is written %40, and / is %2F";
+        return Err(Error::config("dbname", "not shown, as it may end a password", rule));
+    }
+    Ok(())
+}
+
 /// A client whose connection runs in a task of its own.
 struct Started {
     client: tokio_postgres::Client,
@@ -462,12 +490,16 @@ where
         let quiet = session.is_quiet();
         if client.has_ended() {
             Condition::Broken
-        } else if client.must_write && session.is_writable() == Some(false) {
-            Condition::Outdated
         } else if !quiet || session.is_in_doubt() {
             Condition::Dirty
         } else if session.in_transaction() {
             if self.mode == PoolMode::Statement { Condition::Broken } else { Condition::Dirty }
+        } else if self.is_touched(client) {
+            Condition::Dirty
+        } else if client.must_write && session.is_writable() == Some(false) {
+            // Not before: what a holder has set for himself alone is undone by a reset, after which this
+            // is asked once more.
+            Condition::Outdated
         } else if self.has_to_renew(client) {
             Condition::Dirty
         } else {
@@ -510,11 +542,14 @@ where
     }
 
     async fn close(&self, client: Client) {
-        let Client { client, session, mut driver, .. } = client;
-        if !session.is_quiet() {
-            // The driver would wait for the answers first, which may never come.
+        if timeout(GRACE, client.session.until_quiet()).await.is_err() {
+            // The server would go on with what nobody is to read. The driver would wait for the answers
+            // before it says goodbye, so it does not.
+            // Cancel: it is dropped all the same.
+            drop(self.cancel(&client).await);
             return;
         }
+        let Client { client, mut driver, .. } = client;
         // The driver tells the server goodbye.
         drop(client);
         // Cancel: the task is aborted, and the socket closed. Its panic has been reported.
@@ -571,6 +606,11 @@ impl Error {
     }
 
     fn open(address: &Address, error: io::Error) -> Self {
+        Self::Open { address: address.to_string(), error }
+    }
+
+    fn no_answer(address: impl fmt::Display, limit: Duration) -> Self {
+        let error = io::Error::new(io::ErrorKind::TimedOut, format!("no answer in {limit:?}"));
         Self::Open { address: address.to_string(), error }
     }
 

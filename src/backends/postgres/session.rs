@@ -93,6 +93,11 @@ impl Session {
         self.rests() && self.unanswered.load(Ordering::Acquire) == 0
     }
 
+    /// How many answers have still to end, as of late.
+    pub(super) fn unanswered(&self) -> u32 {
+        self.unanswered.load(Ordering::Relaxed)
+    }
+
     /// Whether a transaction is open, failed ones included. Says nothing unless the session is quiet.
     pub(super) fn in_transaction(&self) -> bool {
         matches!(self.status.load(Ordering::Relaxed), b'T' | b'E')
@@ -285,11 +290,6 @@ impl Session {
     /// The server says whether new transactions take none.
     pub(super) fn set_read_only(&self, on: bool) {
         self.read_only.store(if on { YES } else { NO }, Ordering::Relaxed);
-    }
-
-    #[cfg(all(test, not(loom)))]
-    pub(super) fn unanswered(&self) -> u32 {
-        self.unanswered.load(Ordering::Relaxed)
     }
 
     #[cfg(all(test, not(loom)))]
