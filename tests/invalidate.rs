@@ -575,6 +575,22 @@ async fn a_rotation_that_cannot_connect_keeps_the_old_connections() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_rotation_is_refused_for_good_is_not_tried_again_for_the_pools_own_sake() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).min_idle(2).build().await.unwrap();
+    manager.connect.always(Act::Permanent);
+    let error = pool.rotate(passes).await.unwrap_err();
+    assert!(matches!(error, RotateError::Connect(OperationError::Failed(_))), "{error:?}");
+    turns().await;
+    assert_eq!(manager.connect.calls(), 3, "two at first, and one attempt of the rotation's");
+    assert!(pool.status().to_string().contains("for good"), "{}", pool.status());
+    manager.connect.calm();
+    pool.rotate(passes).await.unwrap();
+    eventually("as many are idle as are to be", || pool.counts().idle == 2).await;
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_rotation_whose_connection_does_not_pass_keeps_the_old_ones() {
     for act in [Act::Error, Act::Panic, Act::Never] {
         let manager = TestManager::new();

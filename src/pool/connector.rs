@@ -82,7 +82,7 @@ impl Ground {
 struct Trouble<E> {
     /// The last failure, until a connect succeeds.
     last: Option<Arc<OperationError<E>>>,
-    /// There is no point in trying again on account of that one.
+    /// There is no point in trying again, on account of that one or of one that a rotation has met.
     permanent: bool,
     /// What the last failure ever said, and when.
     said: Option<(String, Instant)>,
@@ -184,9 +184,9 @@ impl<E> Connector<E> {
     pub(super) fn connecting(&self) -> Connecting {
         let trouble = lock(&self.trouble);
         match (&trouble.last, trouble.permanent) {
-            (None, _) => Connecting::Works,
+            (_, true) => Connecting::FailsForGood,
             (Some(_), false) => Connecting::Fails,
-            (Some(_), true) => Connecting::FailsForGood,
+            (None, false) => Connecting::Works,
         }
     }
 
@@ -258,6 +258,7 @@ impl<E> Connector<E> {
         let (failures, _last) = {
             let mut trouble = lock(&self.trouble);
             let failures = mem::take(&mut trouble.in_a_row);
+            trouble.permanent = false;
             if trouble.rejected > 0 {
                 // Whether this one is of any use is still to be seen.
                 return failures;
@@ -269,6 +270,12 @@ impl<E> Connector<E> {
         let doubled = self.admitted.fetch_update(Ordering::SeqCst, Ordering::SeqCst, double);
         debug_assert!(doubled.is_ok(), "BUG: doubling cannot be refused");
         failures
+    }
+
+    /// A rotation has failed for good. Nobody tries the same again unasked, but whoever waits does not
+    /// hear of it: the old connections may serve them.
+    pub(super) fn refused(&self) {
+        lock(&self.trouble).permanent = true;
     }
 
     /// A hook has rejected a new connection that nobody has used yet.
@@ -505,18 +512,23 @@ impl<M: Manager> Shared<M> {
         }
     }
 
+    /// Whether there is no point in trying again.
+    pub(super) fn is_permanent(&self, error: &OperationError<M::Error>) -> bool {
+        match error {
+            OperationError::Failed(error) => {
+                caught(|| self.manager.is_permanent(error)).unwrap_or(false)
+            }
+            OperationError::TimedOut { .. } | OperationError::Panicked { .. } => false,
+        }
+    }
+
     /// Takes note of a failed connect.
     pub(super) fn connect_failed(&self, error: OperationError<M::Error>) -> ConnectFailure<M> {
         self.totals.connect_failed();
         if let Some(told) = &self.on_connect {
             told(false);
         }
-        let permanent = match &error {
-            OperationError::Failed(error) => {
-                caught(|| self.manager.is_permanent(error)).unwrap_or(false)
-            }
-            OperationError::TimedOut { .. } | OperationError::Panicked { .. } => false,
-        };
+        let permanent = self.is_permanent(&error);
         self.connector.note(&error);
         let error = Arc::new(error);
         let hopeless = self.config.fail_fast && self.core.counts().alive() == 0;
