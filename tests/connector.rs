@@ -6,7 +6,7 @@
 mod support;
 use support::*;
 
-use millpond::{AcquireError, OperationError, Pool, Pooled, Stage};
+use millpond::{AcquireError, OperationError, Pool, Pooled, Stage, WarmUpError};
 use std::error::Error;
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -177,6 +177,27 @@ async fn an_acquire_after_a_permanent_error_tries_again_once() {
     manager.connect.calm();
     drop(pool.acquire().await.unwrap());
     assert_eq!(balanced(&pool, &manager.ledger).await.connect_failures, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permanent_error_that_a_warm_up_meets_is_told_to_everybody_and_tried_once() {
+    let manager = TestManager::new();
+    manager.connect.once(Act::Error);
+    manager.connect.always(Act::Permanent);
+    let pool = Pool::builder(manager.clone()).max_size(4).backoff(60 * SECOND, 60 * SECOND);
+    let pool = pool.build_lazy().unwrap();
+    let acquires = waiting(&pool, 2);
+    settle().await;
+    assert_eq!(manager.connect.calls(), 1, "the prober pauses");
+    let began = Instant::now();
+    assert!(matches!(pool.warm_up(1).await, Err(WarmUpError::Connect(_))));
+    for acquire in acquires {
+        assert_refused(acquire.await);
+    }
+    assert_eq!((began.elapsed(), manager.connect.calls()), (Duration::ZERO, 2));
+    tokio::time::sleep(3_600 * SECOND).await;
+    assert_eq!(manager.connect.calls(), 2, "nobody has asked since");
+    balanced(&pool, &manager.ledger).await;
 }
 
 #[tokio::test]

@@ -501,7 +501,7 @@ impl<M: Manager> Shared<M> {
                 self.connect_succeeded();
                 drop(self.move_in(reservation, tenant));
             }
-            Some(Err(error)) => return Err(self.connect_failed(error).error),
+            Some(Err(error)) => return Err(self.warm_up_failed(error)),
         }
         self.changed();
         Ok(true)
@@ -518,8 +518,8 @@ impl<M: Manager> Shared<M> {
             // A panic in a connect is an outcome; what is left is one while its future was dropped.
             Err(panic) => {
                 let message = panic.to_string();
-                let failure = self.connect_failed(OperationError::Panicked { message });
-                Err(WarmUpError::Connect(failure.error))
+                let error = OperationError::Panicked { message };
+                Err(WarmUpError::Connect(self.warm_up_failed(error)))
             }
         }
     }

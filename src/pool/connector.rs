@@ -544,6 +544,18 @@ impl<M: Manager> Shared<M> {
         ConnectFailure { error, permanent, tell, in_a_row }
     }
 
+    /// The same for a warm-up's, which has everybody who waits hear of a verdict.
+    pub(super) fn warm_up_failed(
+        &self,
+        error: OperationError<M::Error>,
+    ) -> Arc<OperationError<M::Error>> {
+        let failure = self.connect_failed(error);
+        if failure.tell {
+            self.core.nudge_all();
+        }
+        failure.error
+    }
+
     /// A hook has rejected a connection, with an error or by a panic. `new`: nobody has used it yet.
     pub(super) fn rejected(&self, new: bool, error: Option<OperationError<M::Error>>) {
         if new {
