@@ -228,6 +228,10 @@ pub struct Config {
     /// While connecting fails and no connection is left that could come back, whoever would have to
     /// wait gets [`AcquireError::Unavailable`](crate::AcquireError::Unavailable) at once. Default:
     /// `false`: they wait until their deadlines.
+    ///
+    /// Whoever is refused cannot find out that the server is back, so the pool goes on trying, one connect
+    /// at a time with the pauses of `backoff`, until connecting works or fails for good, though nobody
+    /// waits and other connections are alive.
     pub fail_fast: bool,
     /// Finds out when everybody who holds a connection waits for another one. It makes each acquire
     /// slower, and takes a connection to be held by the task that acquired it: a task that waits for

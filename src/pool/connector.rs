@@ -699,7 +699,8 @@ impl<M: Manager> Dial<M> {
             return false;
         }
         // With `fail_fast` nobody waits, and it is the prober who finds out that the server is back.
-        shared.wanted_or_sought() > 0 || shared.config.fail_fast
+        shared.wanted_or_sought() > 0
+            || shared.config.fail_fast && shared.connector.connecting() == Connecting::Fails
     }
 }
 
