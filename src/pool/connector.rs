@@ -8,7 +8,7 @@
 //! | what | how |
 //! |---|---|
 //! | how many at once | `admitted`: 1 at first and after a failure; each success doubles it, up to `max_connecting` |
-//! | the last of the failing dials | stays as the prober: it tries again, with growing pauses, while a connection is wanted |
+//! | the last of the failing dials | stays as the prober: it tries again, with growing pauses, while a connection is wanted; a success elsewhere ends its pause |
 //! | connecting has failed and nothing is alive | the prober goes on though nobody waits, and if there is none, the reaper's next look begins one: a pool that calls itself down must find out that it is not, since whoever balances the load may send nobody there until then |
 //! | new connections that a hook rejects | the second in a row, and each after that, is followed by a pause like a failure |
 //! | an error that the manager calls permanent | is a verdict: no retry, not for the pool's own sake either (accounts get locked), and everybody who waits hears of it |
@@ -38,7 +38,7 @@ use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 /// The connector's state. Nothing of it is touched by an acquire or a release that hits.
 pub(super) struct Connector<E> {
@@ -58,6 +58,8 @@ pub(super) struct Connector<E> {
     trouble: Mutex<Trouble<E>>,
     /// Verdicts so far; whoever waits reads this without the lock.
     verdicts: AtomicU64,
+    /// Notified when connecting works again: for dials that pause because it failed.
+    recovered: Event,
     /// Notified on close, and when they are to be given up: for dials that hang or pause.
     giving_up: Event,
     /// Notified on close.
@@ -162,6 +164,7 @@ impl<E> Connector<E> {
                 verdict: None,
             }),
             verdicts: AtomicU64::new(0),
+            recovered: Event::new(),
             giving_up: Event::new(),
             closing: Event::new(),
         }
@@ -255,7 +258,7 @@ impl<E> Connector<E> {
     fn succeeded(&self, most: usize) -> u32 {
         // Here and below, an error that nobody else has is dropped after the lock: what its drop does is
         // the manager's own affair, and may be to look at the pool.
-        let (failures, _last) = {
+        let (failures, last) = {
             let mut trouble = lock(&self.trouble);
             let failures = mem::take(&mut trouble.in_a_row);
             trouble.permanent = false;
@@ -269,6 +272,9 @@ impl<E> Connector<E> {
         let double = |admitted: usize| Some(admitted.saturating_mul(2).min(most));
         let doubled = self.admitted.fetch_update(Ordering::SeqCst, Ordering::SeqCst, double);
         debug_assert!(doubled.is_ok(), "BUG: doubling cannot be refused");
+        if last.is_some() {
+            self.recovered.notify(usize::MAX.additional());
+        }
         failures
     }
 
@@ -293,10 +299,35 @@ impl<E> Connector<E> {
 
     /// A new connection has been handed out.
     fn accepted(&self) {
-        let _last;
-        let mut trouble = lock(&self.trouble);
-        if mem::take(&mut trouble.rejected) > 0 && trouble.in_a_row == 0 {
-            _last = trouble.last.take();
+        let mut last = None;
+        {
+            let mut trouble = lock(&self.trouble);
+            if mem::take(&mut trouble.rejected) > 0 && trouble.in_a_row == 0 {
+                last = trouble.last.take();
+            }
+        }
+        if last.is_some() {
+            // What was opened is of use after all.
+            self.recovered.notify(usize::MAX.additional());
+        }
+    }
+
+    /// Awaits a pause after a failure, unless connecting works again before it is over.
+    async fn unless_recovered(&self, pause: impl Future<Output = ()>) {
+        let mut pause = pin!(pause);
+        loop {
+            listener!(self.recovered => recovered);
+            // After listening: a success either shows here or is heard of.
+            if self.connecting() == Connecting::Works {
+                return;
+            }
+            let over = poll_fn(|cx| match pause.as_mut().poll(cx) {
+                Poll::Ready(()) => Poll::Ready(true),
+                Poll::Pending => Pin::new(&mut recovered).poll(cx).map(|()| false),
+            });
+            if over.await {
+                return;
+            }
         }
     }
 
@@ -651,7 +682,7 @@ impl<M: Manager> Dial<M> {
             let pause = shared.pause(rejections - 1).saturating_sub(ago);
             if !pause.is_zero() {
                 drop(reservation.take());
-                if !self.pauses(pause).await {
+                if !self.pauses(sleep(pause)).await {
                     return self.finish();
                 }
             }
@@ -683,17 +714,17 @@ impl<M: Manager> Dial<M> {
                 self.state = DialState::Gone;
                 return;
             }
-            if !self.pauses(shared.pause(failures)).await {
+            let pause = shared.connector.unless_recovered(sleep(shared.pause(failures)));
+            if !self.pauses(pause).await {
                 break;
             }
         }
         self.finish();
     }
 
-    /// Pauses for so long; answers whether to go on then.
-    async fn pauses(&self, pause: Duration) -> bool {
+    /// Pauses; answers whether to go on then.
+    async fn pauses(&self, pause: impl Future<Output = ()>) -> bool {
         let shared = &self.shared;
-        let pause = tokio::time::sleep(pause);
         // Cancel: nothing is held but the place among the dials.
         if shared.unless_given_up(pause).await.is_none() {
             return false;
