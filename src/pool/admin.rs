@@ -137,7 +137,9 @@ impl<M: Manager> Pool<M> {
         if !has_timer() {
             return Err(WarmUpError::NoRuntime);
         }
-        self.shared.open(count).await
+        self.shared.open(count).await?;
+        self.shared.keep_idle();
+        Ok(())
     }
 
     /// Declares all connections of the pool out of date: idle ones are closed now, those in use when

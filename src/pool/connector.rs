@@ -409,6 +409,14 @@ impl<M: Manager> Shared<M> {
         self.dial(ground, Self::wanted);
     }
 
+    /// The same for whoever wants connections. Before that, a pool that was built lazily keeps none idle.
+    pub(super) fn keep_idle(&self) {
+        if !self.keeps_idle.load(Ordering::Relaxed) {
+            self.keeps_idle.store(true, Ordering::Relaxed);
+        }
+        self.demand(Self::ground_or_current);
+    }
+
     /// The same for those who have no runtime to give: if the pool has none either, whoever waits brings
     /// one along.
     pub(super) fn demand_of_somebody(&self) {
