@@ -843,6 +843,39 @@ async fn rotation_of_a_pool_that_is_closed_or_gets_closed_says_so() {
     assert_eq!(manager.connect.running(), 0);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_rotation_that_is_being_verified_is_ended_by_close_and_holds_up_no_drain() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).check_timeout(600 * SECOND).build_lazy().unwrap();
+    let mut verifying = pin!(pool.rotate(verifier(|_| Box::pin(std::future::pending()))));
+    assert!(poll_once(verifying.as_mut()).is_pending());
+    let began = tokio::time::Instant::now();
+    let (rotated, report) = tokio::join!(verifying, pool.drain(60 * SECOND));
+    assert!(matches!(rotated, Err(RotateError::Closed)), "{rotated:?}");
+    assert_eq!((report.closed, began.elapsed()), (1, Duration::ZERO));
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.drained, metrics.closed.total()), (1, 1));
+    assert_eq!(manager.ledger.closed(), 1, "by the manager");
+
+    // Verified and closed at the same time.
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).build_lazy().unwrap();
+    let (gate, gated) = tokio::sync::oneshot::channel::<()>();
+    let verify = verifier(|_| {
+        Box::pin(async move {
+            gated.await.unwrap();
+            Ok(())
+        })
+    });
+    let mut verifying = pin!(pool.rotate(verify));
+    assert!(poll_once(verifying.as_mut()).is_pending());
+    pool.close().await;
+    gate.send(()).unwrap();
+    let rotated = verifying.await;
+    assert!(matches!(rotated, Err(RotateError::Closed)), "{rotated:?}");
+    balanced(&pool, &manager.ledger).await;
+}
+
 #[test]
 fn rotation_outside_a_runtime_is_an_error() {
     let manager = TestManager::new();

@@ -162,8 +162,8 @@ impl<M: Manager> Pool<M> {
     ///
     /// - [`RotateError::Connect`], [`RotateError::Verify`], [`RotateError::NoRoom`]: the others go on
     ///   as before.
-    /// - [`RotateError::Closed`] if the pool is closed; [`RotateError::NoRuntime`] outside a tokio
-    ///   runtime.
+    /// - [`RotateError::Closed`] if the pool is closed, before or meanwhile, which ends `verify` too;
+    ///   [`RotateError::NoRuntime`] outside a tokio runtime.
     ///
     /// # Cancel safety
     ///
@@ -227,8 +227,13 @@ impl<M: Manager> Pool<M> {
             shared.changed();
             let limit = shared.config.check_timeout;
             let connection = &mut trial.resource_mut().connection;
-            match bounded(limit, async { verify(connection).await }).await {
-                Ok(()) => {
+            let verdict = bounded(limit, async { verify(connection).await });
+            match shared.unless_closed(verdict).await {
+                None => {
+                    shared.close_connection(trial.fail(), shared.closed_because());
+                    Err(RotateError::Closed)
+                }
+                Some(Ok(())) => {
                     let generation = shared.next_generation();
                     let tenant = trial.resource_mut();
                     // It belongs to the generation that it begins, unless others have begun one
@@ -238,9 +243,10 @@ impl<M: Manager> Pool<M> {
                     }
                     shared.look_at_all();
                     drop(trial.pass());
-                    Ok(())
+                    // Both may have happened before this was polled.
+                    if shared.core.is_closed() { Err(RotateError::Closed) } else { Ok(()) }
                 }
-                Err(error) => {
+                Some(Err(error)) => {
                     shared.close_connection(trial.fail(), CloseReason::FailedCheck);
                     Err(RotateError::Verify(error))
                 }
