@@ -31,7 +31,8 @@ use tokio::task::JoinSet;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DrainReport {
-    /// Connections that were closed meanwhile.
+    /// Connections whose end has begun meanwhile; the last of them may still be closing, each for up to
+    /// `close_timeout`.
     pub closed: u64,
     /// Who still held a connection at the deadline. Each is closed when its guard is dropped.
     pub still_out: Vec<Holder>,
