@@ -600,7 +600,7 @@ async fn a_lazy_pool_keeps_min_idle_once_it_was_warmed_up_or_somebody_took_what_
     let pool = builder(&manager).min_idle(2).max_lifetime(MINUTE).build_lazy().unwrap();
     pool.warm_up(3).await.unwrap();
     sleep(10 * MINUTE).await;
-    assert_eq!(pool.counts().idle, 2, "others have come for those whose time was up");
+    assert!(pool.counts().idle >= 2, "others have come for those whose time was up");
 
     let pool = builder(&manager).min_idle(2).build_lazy().unwrap();
     pool.rotate(|_| Box::pin(async { Ok(()) })).await.unwrap();
