@@ -679,6 +679,57 @@ async fn a_rotation_of_a_pool_in_use_takes_the_first_connection_that_comes_back(
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_rotation_that_waits_for_room_opens_one_connection_and_has_nobody_else_open_any() {
+    // The only connection ends.
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let mut rotation = pin!(pool.rotate(passes));
+    assert!(poll_once(rotation.as_mut()).is_pending());
+    held.discard();
+    rotation.await.unwrap();
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.created, metrics.closed.invalidated), (2, 0));
+
+    // And the new way fails.
+    let held = pool.acquire().await.unwrap();
+    let mut rotation = pin!(pool.rotate(passes));
+    assert!(poll_once(rotation.as_mut()).is_pending());
+    manager.connect.once(Act::Error);
+    held.discard();
+    let error = rotation.await.unwrap_err();
+    assert!(matches!(error, RotateError::Connect(_)), "{error:?}");
+    assert_eq!(manager.connect.calls(), 3);
+
+    // A reserved slot is vacant, and the new way fails for good.
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).reserved(Priority::High, 1).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.connect.once(Act::Permanent);
+    let error = pool.rotate(passes).await.unwrap_err();
+    assert!(matches!(error, RotateError::Connect(_)), "{error:?}");
+    drop(held);
+    assert_eq!((pool.acquire().await.unwrap().id, manager.connect.calls()), (1, 2));
+    balanced(&pool, &manager.ledger).await;
+}
+
+/// Two slots, neither of which is vacant, and a rotation that has been served and is not polled.
+#[tokio::test(start_paused = true)]
+async fn a_rotation_that_is_not_polled_hides_nobody_who_waits() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).acquire_timeout(SECOND).build_lazy().unwrap();
+    let [first, second] = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    let mut rotation = pin!(pool.rotate(passes));
+    assert!(poll_once(rotation.as_mut()).is_pending());
+    drop(first);
+    second.discard();
+    assert_eq!(pool.acquire().await.unwrap().id, 3, "there is a slot for it");
+    rotation.await.unwrap();
+    balanced(&pool, &manager.ledger).await;
+    has_all_its_slots(&pool).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_cancelled_rotation_closes_the_new_connection_and_keeps_the_old_ones() {
     // Waiting for room.
     let manager = TestManager::new();

@@ -48,6 +48,8 @@ pub(super) struct Connector<E> {
     admitted: AtomicUsize,
     /// Callers who wait, or are about to, and want nothing opened.
     pub(super) patients: Arc<AtomicUsize>,
+    /// Rotations that wait for room, or are about to: they open a connection of their own.
+    pub(super) rotations: Arc<AtomicUsize>,
     /// Warm-ups under way, that of a pool which is being built included.
     pub(super) warm_ups: AtomicUsize,
     /// Where they run: the runtime that the pool was built on, or, when that has ended, the one of
@@ -151,6 +153,7 @@ impl<E> Connector<E> {
             dials: AtomicUsize::new(0),
             admitted: AtomicUsize::new(1),
             patients: Arc::default(),
+            rotations: Arc::default(),
             warm_ups: AtomicUsize::new(0),
             ground: Mutex::new(None),
             generations: AtomicU64::new(0),
@@ -456,7 +459,7 @@ impl<M: Manager> Shared<M> {
         }
     }
 
-    /// How many callers wait who would have a connection opened.
+    /// How many callers wait who would have a connection opened, or a slot to open one themselves.
     pub(super) fn unserved(&self) -> usize {
         // Ordering: SeqCst, partner: the decrement in `Terms::count_out`. A patient one that gets
         // out of line looks again after that.
@@ -466,7 +469,9 @@ impl<M: Manager> Shared<M> {
 
     /// How many connections are wanted that are not there.
     fn wanted(&self) -> usize {
-        self.unserved() + self.idle_wanted()
+        // Ordering: SeqCst, as in `unserved`.
+        let rotations = self.connector.rotations.load(Ordering::SeqCst);
+        self.unserved().saturating_sub(rotations) + self.idle_wanted()
     }
 
     /// How many connections are wanted for callers who may come, unless that fails for good: then it is
