@@ -101,7 +101,8 @@ pub trait Manager: Send + Sync + 'static {
 
     /// Whether trying again to connect is pointless, as with a wrong password. Such an error ends
     /// every acquire that waits, after one attempt, and nobody tries again unasked, since accounts get
-    /// locked; any other is retried while somebody waits, or nothing is alive. Only in a cluster, where
+    /// locked. One that a rotation meets is told to nobody else, as the old connections go on. Any other
+    /// error is retried while somebody waits, or nothing is alive, or with `fail_fast`. Only in a cluster, where
     /// other nodes may serve, is such a node tried again: once a second while it is passed over.
     ///
     /// Default: it never is.

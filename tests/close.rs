@@ -595,6 +595,44 @@ fn waiters_on_another_runtime_are_served_when_the_pools_own_ends_under_the_dial(
 }
 
 #[test]
+fn waiters_without_a_timer_pass_on_the_word_that_the_pools_own_runtime_has_ended() {
+    let manager = TestManager::new();
+    must_end({
+        let manager = manager.clone();
+        move || {
+            let first = multi();
+            let pool = pool_of(&manager, 2).shards(1).acquire_timeout(PATIENCE);
+            let pool = first.block_on(async { pool.build_lazy() }).unwrap();
+            manager.connect.once(Act::Never);
+            let in_front = [(); 4].map(|()| {
+                let pool = pool.clone();
+                std::thread::spawn(move || {
+                    let timerless = Builder::new_current_thread().build().unwrap();
+                    timerless
+                        .block_on(async { pool.acquire_timeout(Duration::MAX).await.map(drop) })
+                })
+            });
+            eventually_blocking("they wait", || pool.counts().waiters == 4);
+            let second = multi();
+            let behind = second.spawn({
+                let pool = pool.clone();
+                async move { pool.acquire().await.map(drop) }
+            });
+            eventually_blocking("all wait for one dial", || {
+                manager.connect.running() == 1 && pool.counts().waiters == 5
+            });
+            drop(first);
+            second.block_on(joined(behind)).unwrap();
+            for waiter in in_front {
+                let answer = join(waiter);
+                assert!(matches!(answer, Ok(()) | Err(AcquireError::NoRuntime)), "{answer:?}");
+            }
+            assert_eq!(balanced_blocking(&pool, &manager.ledger).waits.timed_out, 0);
+        }
+    });
+}
+
+#[test]
 fn a_waiter_hears_of_a_dial_that_succeeds_while_its_runtime_ends() {
     must_end(|| {
         let (began, has_begun) = mpsc::channel();

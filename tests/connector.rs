@@ -6,7 +6,7 @@
 mod support;
 use support::*;
 
-use millpond::{AcquireError, OperationError, Pool, Pooled, Stage};
+use millpond::{AcquireError, OperationError, Pool, Pooled, Stage, WarmUpError};
 use std::error::Error;
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -177,6 +177,27 @@ async fn an_acquire_after_a_permanent_error_tries_again_once() {
     manager.connect.calm();
     drop(pool.acquire().await.unwrap());
     assert_eq!(balanced(&pool, &manager.ledger).await.connect_failures, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permanent_error_that_a_warm_up_meets_is_told_to_everybody_and_tried_once() {
+    let manager = TestManager::new();
+    manager.connect.once(Act::Error);
+    manager.connect.always(Act::Permanent);
+    let pool = Pool::builder(manager.clone()).max_size(4).backoff(60 * SECOND, 60 * SECOND);
+    let pool = pool.build_lazy().unwrap();
+    let acquires = waiting(&pool, 2);
+    settle().await;
+    assert_eq!(manager.connect.calls(), 1, "the prober pauses");
+    let began = Instant::now();
+    assert!(matches!(pool.warm_up(1).await, Err(WarmUpError::Connect(_))));
+    for acquire in acquires {
+        assert_refused(acquire.await);
+    }
+    assert_eq!((began.elapsed(), manager.connect.calls()), (Duration::ZERO, 2));
+    tokio::time::sleep(3_600 * SECOND).await;
+    assert_eq!(manager.connect.calls(), 2, "nobody has asked since");
+    balanced(&pool, &manager.ledger).await;
 }
 
 #[tokio::test]
@@ -458,6 +479,44 @@ async fn a_pool_that_is_down_tries_again_after_each_pause_and_not_at_each_look()
     tokio::time::sleep(pool.config().backoff_max).await;
     let metrics = balanced(&pool, &manager.ledger).await;
     assert_eq!((metrics.counts.idle, metrics.created), (1, 1));
+}
+
+/// A pool whose prober pauses, and for long, since connecting has failed once; nobody waits.
+async fn pausing(manager: &TestManager) -> Pool<TestManager> {
+    manager.connect.once(Act::Error);
+    let pool = Pool::builder(manager.clone()).max_size(3).backoff(6_000 * SECOND, 6_000 * SECOND);
+    let pool = pool.acquire_timeout(60 * SECOND).build_lazy().unwrap();
+    drop(waiting(&pool, 1));
+    settle().await;
+    assert_eq!(manager.connect.calls(), 1);
+    pool
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_success_elsewhere_ends_the_pause_of_the_prober() {
+    let manager = TestManager::new();
+    let pool = pausing(&manager).await;
+    pool.warm_up(1).await.unwrap();
+    let began = Instant::now();
+    let held = pool.acquire().await.unwrap();
+    let _next = pool.acquire().await.unwrap();
+    assert_eq!((held.id, began.elapsed()), (1, Duration::ZERO), "the server is well, so why wait");
+    settle().await;
+    assert_eq!(manager.connect.calls(), 3, "and none was opened that nobody wants");
+
+    // With somebody who waits, the prober goes on at once.
+    let manager = TestManager::new();
+    let pool = pausing(&manager).await;
+    let acquires = waiting(&pool, 2);
+    let began = Instant::now();
+    pool.warm_up(1).await.unwrap();
+    let mut guards = Vec::new();
+    for acquire in acquires {
+        guards.push(acquire.await.unwrap());
+    }
+    assert_eq!((began.elapsed(), manager.connect.calls()), (Duration::ZERO, 3));
+    drop(guards);
+    balanced(&pool, &manager.ledger).await;
 }
 
 #[tokio::test(start_paused = true)]

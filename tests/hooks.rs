@@ -401,6 +401,41 @@ async fn a_panic_in_on_checkout_costs_one_connection_and_the_acquire_goes_on() {
     assert_eq!((metrics.closed.rejected, metrics.closed.total()), (1, 1));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_connect_that_succeeds_after_a_rejection_ends_a_failure_for_good() {
+    let manager = TestManager::new();
+    let act = once(Act::Panic);
+    let hooks = Hooks::new().on_checkout(move |_| panic_if(act()));
+    let pool = pool_of(&manager, 4).min_idle(2).hooks(hooks).build_lazy().unwrap();
+    manager.connect.once(Act::Ok);
+    manager.connect.always(Act::Permanent);
+    let refused = pool.acquire().await;
+    assert!(matches!(refused, Err(AcquireError::Connect(_))), "{refused:?}");
+    assert_eq!(pool.metrics().closed.rejected, 1);
+    manager.connect.calm();
+    pool.warm_up(1).await.unwrap();
+    eventually("two are idle", || pool.counts().idle == 2).await;
+    assert!(!pool.status().to_string().contains("for good"), "{}", pool.status());
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_after_a_failure_is_over_when_a_hook_accepts_what_was_opened_since() {
+    let manager = TestManager::new();
+    let act = once(Act::Panic);
+    let hooks = Hooks::new().on_checkout(move |_| panic_if(act()));
+    let pool = pool_of(&manager, 3).hooks(hooks).backoff(6_000 * SECOND, 6_000 * SECOND);
+    let pool = pool.build_lazy().unwrap();
+    manager.connect.once(Act::Ok);
+    manager.connect.once(Act::Error);
+    assert!(pool.acquire().await.is_err(), "one was rejected, and then connecting failed");
+    pool.warm_up(1).await.unwrap();
+    let began = Instant::now();
+    let _accepted = pool.acquire().await.unwrap();
+    let _next = pool.acquire().await.unwrap();
+    assert_eq!((began.elapsed(), manager.connect.calls()), (Duration::ZERO, 4));
+}
+
 /// Rejects each connection, and hangs from the 1,000th on, so that a clock that stands still while
 /// anybody has something to do goes on after all.
 fn rejecting(rejected: &Arc<AtomicUsize>) -> impl Fn() -> Act + Send + Sync + 'static {

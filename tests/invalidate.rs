@@ -575,6 +575,22 @@ async fn a_rotation_that_cannot_connect_keeps_the_old_connections() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_rotation_is_refused_for_good_is_not_tried_again_for_the_pools_own_sake() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).min_idle(2).build().await.unwrap();
+    manager.connect.always(Act::Permanent);
+    let error = pool.rotate(passes).await.unwrap_err();
+    assert!(matches!(error, RotateError::Connect(OperationError::Failed(_))), "{error:?}");
+    turns().await;
+    assert_eq!(manager.connect.calls(), 3, "two at first, and one attempt of the rotation's");
+    assert!(pool.status().to_string().contains("for good"), "{}", pool.status());
+    manager.connect.calm();
+    pool.rotate(passes).await.unwrap();
+    eventually("as many are idle as are to be", || pool.counts().idle == 2).await;
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_rotation_whose_connection_does_not_pass_keeps_the_old_ones() {
     for act in [Act::Error, Act::Panic, Act::Never] {
         let manager = TestManager::new();
@@ -660,6 +676,57 @@ async fn a_rotation_of_a_pool_in_use_takes_the_first_connection_that_comes_back(
     drop(second);
     let metrics = balanced(&pool, &manager.ledger).await;
     assert_eq!((metrics.closed.invalidated, metrics.closed.total()), (2, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rotation_that_waits_for_room_opens_one_connection_and_has_nobody_else_open_any() {
+    // The only connection ends.
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let mut rotation = pin!(pool.rotate(passes));
+    assert!(poll_once(rotation.as_mut()).is_pending());
+    held.discard();
+    rotation.await.unwrap();
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.created, metrics.closed.invalidated), (2, 0));
+
+    // And the new way fails.
+    let held = pool.acquire().await.unwrap();
+    let mut rotation = pin!(pool.rotate(passes));
+    assert!(poll_once(rotation.as_mut()).is_pending());
+    manager.connect.once(Act::Error);
+    held.discard();
+    let error = rotation.await.unwrap_err();
+    assert!(matches!(error, RotateError::Connect(_)), "{error:?}");
+    assert_eq!(manager.connect.calls(), 3);
+
+    // A reserved slot is vacant, and the new way fails for good.
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).reserved(Priority::High, 1).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.connect.once(Act::Permanent);
+    let error = pool.rotate(passes).await.unwrap_err();
+    assert!(matches!(error, RotateError::Connect(_)), "{error:?}");
+    drop(held);
+    assert_eq!((pool.acquire().await.unwrap().id, manager.connect.calls()), (1, 2));
+    balanced(&pool, &manager.ledger).await;
+}
+
+/// Two slots, neither of which is vacant, and a rotation that has been served and is not polled.
+#[tokio::test(start_paused = true)]
+async fn a_rotation_that_is_not_polled_hides_nobody_who_waits() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).acquire_timeout(SECOND).build_lazy().unwrap();
+    let [first, second] = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    let mut rotation = pin!(pool.rotate(passes));
+    assert!(poll_once(rotation.as_mut()).is_pending());
+    drop(first);
+    second.discard();
+    assert_eq!(pool.acquire().await.unwrap().id, 3, "there is a slot for it");
+    rotation.await.unwrap();
+    balanced(&pool, &manager.ledger).await;
+    has_all_its_slots(&pool).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -825,6 +892,39 @@ async fn rotation_of_a_pool_that_is_closed_or_gets_closed_says_so() {
     assert!(matches!(error, RotateError::Closed), "{error:?}");
     assert!(began.elapsed() < SECOND, "a connect under way is ended by close");
     assert_eq!(manager.connect.running(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rotation_that_is_being_verified_is_ended_by_close_and_holds_up_no_drain() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).check_timeout(600 * SECOND).build_lazy().unwrap();
+    let mut verifying = pin!(pool.rotate(verifier(|_| Box::pin(std::future::pending()))));
+    assert!(poll_once(verifying.as_mut()).is_pending());
+    let began = tokio::time::Instant::now();
+    let (rotated, report) = tokio::join!(verifying, pool.drain(60 * SECOND));
+    assert!(matches!(rotated, Err(RotateError::Closed)), "{rotated:?}");
+    assert_eq!((report.closed, began.elapsed()), (1, Duration::ZERO));
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.drained, metrics.closed.total()), (1, 1));
+    assert_eq!(manager.ledger.closed(), 1, "by the manager");
+
+    // Verified and closed at the same time.
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).build_lazy().unwrap();
+    let (gate, gated) = tokio::sync::oneshot::channel::<()>();
+    let verify = verifier(|_| {
+        Box::pin(async move {
+            gated.await.unwrap();
+            Ok(())
+        })
+    });
+    let mut verifying = pin!(pool.rotate(verify));
+    assert!(poll_once(verifying.as_mut()).is_pending());
+    pool.close().await;
+    gate.send(()).unwrap();
+    let rotated = verifying.await;
+    assert!(matches!(rotated, Err(RotateError::Closed)), "{rotated:?}");
+    balanced(&pool, &manager.ledger).await;
 }
 
 #[test]

@@ -812,6 +812,21 @@ async fn a_permanent_error_is_told_as_such_with_fail_fast_too() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_prober_of_fail_fast_goes_by_what_others_find_out_during_its_pause() {
+    for (act, created) in [(Act::Permanent, 0), (Act::Ok, 1)] {
+        let manager = TestManager::new();
+        manager.connect.once(Act::Error);
+        let pool = failing_fast(&manager, 2).backoff(60 * SECOND, 60 * SECOND).build_lazy();
+        let pool = pool.unwrap();
+        assert!(matches!(pool.acquire().await, Err(AcquireError::Unavailable(_))));
+        manager.connect.always(act);
+        assert_eq!(pool.warm_up(1).await.is_ok(), act == Act::Ok);
+        sleep(3_600 * SECOND).await;
+        assert_eq!((manager.connect.calls(), pool.metrics().created), (2, created), "{act:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_fail_fast_callers_wait_until_their_deadlines() {
     let manager = TestManager::new();
     manager.connect.always(Act::Error);

@@ -595,6 +595,23 @@ async fn min_idle_is_refilled_by_the_acquire_that_dips_below_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lazy_pool_keeps_min_idle_once_it_was_warmed_up_or_somebody_took_what_was_there() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).min_idle(2).max_lifetime(MINUTE).build_lazy().unwrap();
+    pool.warm_up(3).await.unwrap();
+    sleep(10 * MINUTE).await;
+    assert!(pool.counts().idle >= 2, "others have come for those whose time was up");
+
+    let pool = builder(&manager).min_idle(2).build_lazy().unwrap();
+    pool.rotate(|_| Box::pin(async { Ok(()) })).await.unwrap();
+    sleep(MINUTE).await;
+    assert_eq!(pool.counts().idle, 1, "nobody has wanted one so far");
+    pool.maintenance().pause();
+    let _held = pool.acquire().await.unwrap();
+    eventually("two are idle", || pool.counts().idle == 2).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_look_can_be_had_by_hand_while_maintenance_is_paused() {
     let manager = TestManager::new();
     let pool = builder(&manager).keepalive_interval(SECOND).min_idle(1).build().await.unwrap();

@@ -174,7 +174,8 @@ pub struct Config {
     ///
     /// They are no more than there is room for: those in use count towards `max_size` first, and
     /// [`reserved`](Self::reserved) slots are filled only for the callers they are kept for, and count
-    /// for nobody else. While connecting fails for good, none is opened unasked.
+    /// for nobody else. While connecting fails for good, none is opened unasked; and a pool that was
+    /// [built lazily](crate::PoolBuilder::build_lazy) opens none before the first acquire or warm-up.
     pub min_idle: usize,
     /// How long an acquire waits, all in all; above zero. Default: 5 s.
     pub acquire_timeout: Duration,
@@ -228,6 +229,10 @@ pub struct Config {
     /// While connecting fails and no connection is left that could come back, whoever would have to
     /// wait gets [`AcquireError::Unavailable`](crate::AcquireError::Unavailable) at once. Default:
     /// `false`: they wait until their deadlines.
+    ///
+    /// Whoever is refused cannot find out that the server is back, so the pool goes on trying, one connect
+    /// at a time with the pauses of `backoff`, until connecting works or fails for good, though nobody
+    /// waits and other connections are alive.
     pub fail_fast: bool,
     /// Finds out when everybody who holds a connection waits for another one. It makes each acquire
     /// slower, and takes a connection to be held by the task that acquired it: a task that waits for

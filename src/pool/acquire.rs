@@ -256,6 +256,11 @@ where
             return Err(AcquireError::Closed);
         }
         let verdicts = keeper.connector.verdicts();
+        // Without a deadline it may be on a runtime without a timer, and the pool's own have ended since.
+        let may_lack_timer = acquire.deadline == u64::MAX;
+        if may_lack_timer && keeper.core.has_vacant() && keeper.ground_or_current().is_none() {
+            return Err(keeper.give_up(AcquireError::NoRuntime));
+        }
         let woken = {
             let waiting = keeper.about_to_wait(ask.caller, ask.line)?;
             // Who may be served by another pool as well is not stuck here.

@@ -6,6 +6,7 @@
 use super::acquire::FAR_FUTURE;
 use super::life::look_over;
 use super::operation::{bounded, has_timer};
+use super::terms::Terms;
 use super::{CLOSED, DRAINING, Holder, OPEN, Pool, Shared};
 use crate::core::{Flags, Keeper, Lease, Line, Reservation, Search, State, Woken, reserve, wait};
 use crate::error::{
@@ -20,7 +21,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::panic::Location;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
@@ -31,7 +32,8 @@ use tokio::task::JoinSet;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DrainReport {
-    /// Connections that were closed meanwhile.
+    /// Connections whose end has begun meanwhile; the last of them may still be closing, each for up to
+    /// `close_timeout`.
     pub closed: u64,
     /// Who still held a connection at the deadline. Each is closed when its guard is dropped.
     pub still_out: Vec<Holder>,
@@ -137,7 +139,9 @@ impl<M: Manager> Pool<M> {
         if !has_timer() {
             return Err(WarmUpError::NoRuntime);
         }
-        self.shared.open(count).await
+        self.shared.open(count).await?;
+        self.shared.keep_idle();
+        Ok(())
     }
 
     /// Declares all connections of the pool out of date: idle ones are closed now, those in use when
@@ -152,7 +156,7 @@ impl<M: Manager> Pool<M> {
     /// and only if that goes well [invalidates](Self::invalidate) all others. The manager must
     /// connect the new way already, for instance because it reads a `watch` channel.
     ///
-    /// If the pool is full, one connection makes room: an idle one, or the first that comes back
+    /// If the pool is full, one connection makes room: an idle one, or the first that comes back or ends
     /// within `acquire_timeout`. That is no acquire: no hook of one sees it, and it is not counted as
     /// one. `verify` may take `check_timeout`.
     ///
@@ -160,8 +164,8 @@ impl<M: Manager> Pool<M> {
     ///
     /// - [`RotateError::Connect`], [`RotateError::Verify`], [`RotateError::NoRoom`]: the others go on
     ///   as before.
-    /// - [`RotateError::Closed`] if the pool is closed; [`RotateError::NoRuntime`] outside a tokio
-    ///   runtime.
+    /// - [`RotateError::Closed`] if the pool is closed, before or meanwhile, which ends `verify` too;
+    ///   [`RotateError::NoRuntime`] outside a tokio runtime.
     ///
     /// # Cancel safety
     ///
@@ -212,6 +216,10 @@ impl<M: Manager> Pool<M> {
                 Some(Err(error)) => {
                     shared.totals.connect_failed();
                     shared.connector.note(&error);
+                    if shared.is_permanent(&error) {
+                        // Before the slot is vacant again, and somebody wants it filled.
+                        shared.connector.refused();
+                    }
                     shared.tell_rotation_failed(&error);
                     return Err(RotateError::Connect(error));
                 }
@@ -221,8 +229,13 @@ impl<M: Manager> Pool<M> {
             shared.changed();
             let limit = shared.config.check_timeout;
             let connection = &mut trial.resource_mut().connection;
-            match bounded(limit, async { verify(connection).await }).await {
-                Ok(()) => {
+            let verdict = bounded(limit, async { verify(connection).await });
+            match shared.unless_closed(verdict).await {
+                None => {
+                    shared.close_connection(trial.fail(), shared.closed_because());
+                    Err(RotateError::Closed)
+                }
+                Some(Ok(())) => {
                     let generation = shared.next_generation();
                     let tenant = trial.resource_mut();
                     // It belongs to the generation that it begins, unless others have begun one
@@ -232,9 +245,10 @@ impl<M: Manager> Pool<M> {
                     }
                     shared.look_at_all();
                     drop(trial.pass());
-                    Ok(())
+                    // Both may have happened before this was polled.
+                    if shared.core.is_closed() { Err(RotateError::Closed) } else { Ok(()) }
                 }
-                Err(error) => {
+                Some(Err(error)) => {
                     shared.close_connection(trial.fail(), CloseReason::FailedCheck);
                     Err(RotateError::Verify(error))
                 }
@@ -416,6 +430,25 @@ impl<M: Manager> Drop for Draining<'_, M> {
     }
 }
 
+/// What a rotation opens its connection in.
+enum Room<M: Manager> {
+    Vacant(Reservation<Arc<Shared<M>>>),
+    /// Once this one is closed.
+    Taken(Lease<Arc<Shared<M>>>),
+}
+
+/// A rotation that waits for that.
+struct InLine<'p, M: Manager> {
+    shared: &'p Shared<M>,
+    terms: Arc<Terms>,
+}
+
+impl<M: Manager> Drop for InLine<'_, M> {
+    fn drop(&mut self) {
+        self.terms.get_out_of_line(self.shared);
+    }
+}
+
 /// A warm-up under way.
 struct WarmUp<'c>(&'c AtomicUsize);
 
@@ -497,7 +530,7 @@ impl<M: Manager> Shared<M> {
                 self.connect_succeeded();
                 drop(self.move_in(reservation, tenant));
             }
-            Some(Err(error)) => return Err(self.connect_failed(error).error),
+            Some(Err(error)) => return Err(self.warm_up_failed(error)),
         }
         self.changed();
         Ok(true)
@@ -514,8 +547,8 @@ impl<M: Manager> Shared<M> {
             // A panic in a connect is an outcome; what is left is one while its future was dropped.
             Err(panic) => {
                 let message = panic.to_string();
-                let failure = self.connect_failed(OperationError::Panicked { message });
-                Err(WarmUpError::Connect(failure.error))
+                let error = OperationError::Panicked { message };
+                Err(WarmUpError::Connect(self.warm_up_failed(error)))
             }
         }
     }
@@ -536,10 +569,14 @@ impl<M: Manager> Shared<M> {
         let taken = tokio::time::timeout(limit, self.take_first(caller)).await;
         let late = |_| Err(self.timed_out(Line::High, self.since(began), false));
         let taken = taken.unwrap_or_else(late);
-        let mut lease = taken.map_err(|error| match error {
+        let room = taken.map_err(|error| match error {
             AcquireError::Closed | AcquireError::Draining => RotateError::Closed,
             error => RotateError::NoRoom(error),
         })?;
+        let mut lease = match room {
+            Room::Vacant(reservation) => return Ok(reservation),
+            Room::Taken(lease) => lease,
+        };
         let mut trial = lease.begin(State::Closing);
         if let Some(tenant) = trial.take() {
             self.ends(&tenant, CloseReason::Invalidated);
@@ -555,27 +592,53 @@ impl<M: Manager> Shared<M> {
     }
 
     /// Takes the first connection that is to be had, before everybody who waits, to close it: nobody
-    /// acquires it, so no hook sees it.
+    /// acquires it, so no hook sees it. Or the first slot that is vacant, if nobody else has it filled.
     async fn take_first(
         self: &Arc<Self>,
         caller: &'static Location<'static>,
-    ) -> Result<Lease<Arc<Self>>, AcquireError<M::Error>> {
+    ) -> Result<Room<M>, AcquireError<M::Error>> {
         loop {
             let verdicts = self.connector.verdicts();
             let woken = {
                 let _waiting = self.about_to_wait(caller, Line::High)?;
-                wait(self, Line::High, usize::MAX).await
+                self.first_in_line().await
             };
             match woken {
                 Woken::Lease(lease) if lease.flags().has(Flags::LOOK) => {
                     if let Some(lease) = look_over(lease) {
-                        return Ok(lease);
+                        return Ok(Room::Taken(lease));
                     }
                 }
-                Woken::Lease(lease) => return Ok(lease),
-                Woken::Vacant(_) | Woken::LookAgain | Woken::LineFull => {
-                    self.why_woken(verdicts)?;
+                Woken::Lease(lease) => return Ok(Room::Taken(lease)),
+                Woken::Vacant(reservation) => return Ok(Room::Vacant(reservation)),
+                Woken::LookAgain | Woken::LineFull => self.why_woken(verdicts)?,
+            }
+        }
+    }
+
+    /// Waits before everybody else. No dial begins on account of that: what it opened would be closed, and
+    /// its failure be told to those who wait.
+    async fn first_in_line(self: &Arc<Self>) -> Woken<Arc<Self>> {
+        let now = tokio::time::Instant::now();
+        let terms = Arc::new(Terms::new(self.connector.rotations.clone(), now, false));
+        // Cancel: it gets out of line. Declared before the wait, so dropped after it.
+        let _place = InLine { shared: self, terms: terms.clone() };
+        terms.get_in_line();
+        let mut waiting = pin!(wait(self, Line::High, usize::MAX));
+        loop {
+            listener!(self.changed => changed);
+            let woken = poll_fn(|cx| {
+                if let Poll::Ready(woken) = terms.poll(waiting.as_mut(), cx) {
+                    return Poll::Ready(Some(woken));
                 }
+                // After listening. While it waits, a reserved slot is there for it too.
+                match reserve(self.clone()) {
+                    Some(reservation) => Poll::Ready(Some(Woken::Vacant(reservation))),
+                    None => Pin::new(&mut changed).poll(cx).map(|()| None),
+                }
+            });
+            if let Some(woken) = woken.await {
+                return woken;
             }
         }
     }

@@ -122,7 +122,8 @@ impl<M: Manager> PoolBuilder<M> {
         maintenance_interval: Duration = Duration::from_millis(200), " == Duration::from_millis(200)";
         /// While connecting fails and no connection is left that could come back, whoever would
         /// have to wait gets [`AcquireError::Unavailable`](crate::AcquireError::Unavailable) at
-        /// once. Default: `false`.
+        /// once; and until connecting works again the pool [goes on trying](Config::fail_fast) though
+        /// nobody waits. Default: `false`.
         fail_fast: bool = true, " == true";
         /// Finds out when everybody who holds a connection waits for another one, and ends the last
         /// wait with [`AcquireError::WouldDeadlock`](crate::AcquireError::WouldDeadlock). It makes

@@ -8,7 +8,7 @@
 //! | what | how |
 //! |---|---|
 //! | how many at once | `admitted`: 1 at first and after a failure; each success doubles it, up to `max_connecting` |
-//! | the last of the failing dials | stays as the prober: it tries again, with growing pauses, while a connection is wanted |
+//! | the last of the failing dials | stays as the prober: it tries again, with growing pauses, while a connection is wanted; a success elsewhere ends its pause |
 //! | connecting has failed and nothing is alive | the prober goes on though nobody waits, and if there is none, the reaper's next look begins one: a pool that calls itself down must find out that it is not, since whoever balances the load may send nobody there until then |
 //! | new connections that a hook rejects | the second in a row, and each after that, is followed by a pause like a failure |
 //! | an error that the manager calls permanent | is a verdict: no retry, not for the pool's own sake either (accounts get locked), and everybody who waits hears of it |
@@ -38,7 +38,7 @@ use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 /// The connector's state. Nothing of it is touched by an acquire or a release that hits.
 pub(super) struct Connector<E> {
@@ -48,6 +48,8 @@ pub(super) struct Connector<E> {
     admitted: AtomicUsize,
     /// Callers who wait, or are about to, and want nothing opened.
     pub(super) patients: Arc<AtomicUsize>,
+    /// Rotations that wait for room, or are about to: they open a connection of their own.
+    pub(super) rotations: Arc<AtomicUsize>,
     /// Warm-ups under way, that of a pool which is being built included.
     pub(super) warm_ups: AtomicUsize,
     /// Where they run: the runtime that the pool was built on, or, when that has ended, the one of
@@ -58,6 +60,8 @@ pub(super) struct Connector<E> {
     trouble: Mutex<Trouble<E>>,
     /// Verdicts so far; whoever waits reads this without the lock.
     verdicts: AtomicU64,
+    /// Notified when connecting works again: for dials that pause because it failed.
+    recovered: Event,
     /// Notified on close, and when they are to be given up: for dials that hang or pause.
     giving_up: Event,
     /// Notified on close.
@@ -82,7 +86,7 @@ impl Ground {
 struct Trouble<E> {
     /// The last failure, until a connect succeeds.
     last: Option<Arc<OperationError<E>>>,
-    /// There is no point in trying again on account of that one.
+    /// There is no point in trying again, on account of that one or of one that a rotation has met.
     permanent: bool,
     /// What the last failure ever said, and when.
     said: Option<(String, Instant)>,
@@ -149,6 +153,7 @@ impl<E> Connector<E> {
             dials: AtomicUsize::new(0),
             admitted: AtomicUsize::new(1),
             patients: Arc::default(),
+            rotations: Arc::default(),
             warm_ups: AtomicUsize::new(0),
             ground: Mutex::new(None),
             generations: AtomicU64::new(0),
@@ -162,6 +167,7 @@ impl<E> Connector<E> {
                 verdict: None,
             }),
             verdicts: AtomicU64::new(0),
+            recovered: Event::new(),
             giving_up: Event::new(),
             closing: Event::new(),
         }
@@ -184,9 +190,9 @@ impl<E> Connector<E> {
     pub(super) fn connecting(&self) -> Connecting {
         let trouble = lock(&self.trouble);
         match (&trouble.last, trouble.permanent) {
-            (None, _) => Connecting::Works,
+            (_, true) => Connecting::FailsForGood,
             (Some(_), false) => Connecting::Fails,
-            (Some(_), true) => Connecting::FailsForGood,
+            (None, false) => Connecting::Works,
         }
     }
 
@@ -255,9 +261,10 @@ impl<E> Connector<E> {
     fn succeeded(&self, most: usize) -> u32 {
         // Here and below, an error that nobody else has is dropped after the lock: what its drop does is
         // the manager's own affair, and may be to look at the pool.
-        let (failures, _last) = {
+        let (failures, last) = {
             let mut trouble = lock(&self.trouble);
             let failures = mem::take(&mut trouble.in_a_row);
+            trouble.permanent = false;
             if trouble.rejected > 0 {
                 // Whether this one is of any use is still to be seen.
                 return failures;
@@ -268,7 +275,16 @@ impl<E> Connector<E> {
         let double = |admitted: usize| Some(admitted.saturating_mul(2).min(most));
         let doubled = self.admitted.fetch_update(Ordering::SeqCst, Ordering::SeqCst, double);
         debug_assert!(doubled.is_ok(), "BUG: doubling cannot be refused");
+        if last.is_some() {
+            self.recovered.notify(usize::MAX.additional());
+        }
         failures
+    }
+
+    /// A rotation has failed for good. Nobody tries the same again unasked, but whoever waits does not
+    /// hear of it: the old connections may serve them.
+    pub(super) fn refused(&self) {
+        lock(&self.trouble).permanent = true;
     }
 
     /// A hook has rejected a new connection that nobody has used yet.
@@ -286,10 +302,35 @@ impl<E> Connector<E> {
 
     /// A new connection has been handed out.
     fn accepted(&self) {
-        let _last;
-        let mut trouble = lock(&self.trouble);
-        if mem::take(&mut trouble.rejected) > 0 && trouble.in_a_row == 0 {
-            _last = trouble.last.take();
+        let mut last = None;
+        {
+            let mut trouble = lock(&self.trouble);
+            if mem::take(&mut trouble.rejected) > 0 && trouble.in_a_row == 0 {
+                last = trouble.last.take();
+            }
+        }
+        if last.is_some() {
+            // What was opened is of use after all.
+            self.recovered.notify(usize::MAX.additional());
+        }
+    }
+
+    /// Awaits a pause after a failure, unless connecting works again before it is over.
+    async fn unless_recovered(&self, pause: impl Future<Output = ()>) {
+        let mut pause = pin!(pause);
+        loop {
+            listener!(self.recovered => recovered);
+            // After listening: a success either shows here or is heard of.
+            if self.connecting() == Connecting::Works {
+                return;
+            }
+            let over = poll_fn(|cx| match pause.as_mut().poll(cx) {
+                Poll::Ready(()) => Poll::Ready(true),
+                Poll::Pending => Pin::new(&mut recovered).poll(cx).map(|()| false),
+            });
+            if over.await {
+                return;
+            }
         }
     }
 
@@ -371,6 +412,14 @@ impl<M: Manager> Shared<M> {
         self.dial(ground, Self::wanted);
     }
 
+    /// The same for whoever wants connections. Before that, a pool that was built lazily keeps none idle.
+    pub(super) fn keep_idle(&self) {
+        if !self.keeps_idle.load(Ordering::Relaxed) {
+            self.keeps_idle.store(true, Ordering::Relaxed);
+        }
+        self.demand(Self::ground_or_current);
+    }
+
     /// The same for those who have no runtime to give: if the pool has none either, whoever waits brings
     /// one along.
     pub(super) fn demand_of_somebody(&self) {
@@ -410,7 +459,7 @@ impl<M: Manager> Shared<M> {
         }
     }
 
-    /// How many callers wait who would have a connection opened.
+    /// How many callers wait who would have a connection opened, or a slot to open one themselves.
     pub(super) fn unserved(&self) -> usize {
         // Ordering: SeqCst, partner: the decrement in `Terms::count_out`. A patient one that gets
         // out of line looks again after that.
@@ -420,7 +469,9 @@ impl<M: Manager> Shared<M> {
 
     /// How many connections are wanted that are not there.
     fn wanted(&self) -> usize {
-        self.unserved() + self.idle_wanted()
+        // Ordering: SeqCst, as in `unserved`.
+        let rotations = self.connector.rotations.load(Ordering::SeqCst);
+        self.unserved().saturating_sub(rotations) + self.idle_wanted()
     }
 
     /// How many connections are wanted for callers who may come, unless that fails for good: then it is
@@ -505,18 +556,23 @@ impl<M: Manager> Shared<M> {
         }
     }
 
+    /// Whether there is no point in trying again.
+    pub(super) fn is_permanent(&self, error: &OperationError<M::Error>) -> bool {
+        match error {
+            OperationError::Failed(error) => {
+                caught(|| self.manager.is_permanent(error)).unwrap_or(false)
+            }
+            OperationError::TimedOut { .. } | OperationError::Panicked { .. } => false,
+        }
+    }
+
     /// Takes note of a failed connect.
     pub(super) fn connect_failed(&self, error: OperationError<M::Error>) -> ConnectFailure<M> {
         self.totals.connect_failed();
         if let Some(told) = &self.on_connect {
             told(false);
         }
-        let permanent = match &error {
-            OperationError::Failed(error) => {
-                caught(|| self.manager.is_permanent(error)).unwrap_or(false)
-            }
-            OperationError::TimedOut { .. } | OperationError::Panicked { .. } => false,
-        };
+        let permanent = self.is_permanent(&error);
         self.connector.note(&error);
         let error = Arc::new(error);
         let hopeless = self.config.fail_fast && self.core.counts().alive() == 0;
@@ -530,6 +586,18 @@ impl<M: Manager> Shared<M> {
         self.tell_connect_failed(&error, permanent, in_a_row);
         self.changed();
         ConnectFailure { error, permanent, tell, in_a_row }
+    }
+
+    /// The same for a warm-up's, which has everybody who waits hear of a verdict.
+    pub(super) fn warm_up_failed(
+        &self,
+        error: OperationError<M::Error>,
+    ) -> Arc<OperationError<M::Error>> {
+        let failure = self.connect_failed(error);
+        if failure.tell {
+            self.core.nudge_all();
+        }
+        failure.error
     }
 
     /// A hook has rejected a connection, with an error or by a panic. `new`: nobody has used it yet.
@@ -627,7 +695,7 @@ impl<M: Manager> Dial<M> {
             let pause = shared.pause(rejections - 1).saturating_sub(ago);
             if !pause.is_zero() {
                 drop(reservation.take());
-                if !self.pauses(pause).await {
+                if !self.pauses(sleep(pause)).await {
                     return self.finish();
                 }
             }
@@ -659,23 +727,24 @@ impl<M: Manager> Dial<M> {
                 self.state = DialState::Gone;
                 return;
             }
-            if !self.pauses(shared.pause(failures)).await {
+            let pause = shared.connector.unless_recovered(sleep(shared.pause(failures)));
+            if !self.pauses(pause).await {
                 break;
             }
         }
         self.finish();
     }
 
-    /// Pauses for so long; answers whether to go on then.
-    async fn pauses(&self, pause: Duration) -> bool {
+    /// Pauses; answers whether to go on then.
+    async fn pauses(&self, pause: impl Future<Output = ()>) -> bool {
         let shared = &self.shared;
-        let pause = tokio::time::sleep(pause);
         // Cancel: nothing is held but the place among the dials.
         if shared.unless_given_up(pause).await.is_none() {
             return false;
         }
         // With `fail_fast` nobody waits, and it is the prober who finds out that the server is back.
-        shared.wanted_or_sought() > 0 || shared.config.fail_fast
+        shared.wanted_or_sought() > 0
+            || shared.config.fail_fast && shared.connector.connecting() == Connecting::Fails
     }
 }
 

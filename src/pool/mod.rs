@@ -110,7 +110,7 @@ pub(crate) struct Shared<M: Manager> {
     on_connect: Option<Box<OnConnect>>,
     connector: Connector<M::Error>,
     totals: Totals,
-    /// False until the first connections are open, or somebody waits for one.
+    /// False until the first connections are open, or somebody wants one.
     keeps_idle: AtomicBool,
     /// Connections that are being closed at the moment.
     closing: AtomicUsize,
@@ -220,16 +220,12 @@ impl<M: Manager> Keeper for Shared<M> {
     }
 
     fn parked(&self) {
-        // A pool that was built lazily keeps no idle connections before somebody wants one.
-        if !self.keeps_idle.load(Ordering::Relaxed) {
-            self.keeps_idle.store(true, Ordering::Relaxed);
-        }
-        self.demand(Self::ground_or_current);
+        self.keep_idle();
     }
 
     #[cold]
     fn dipped(&self) {
-        self.demand(Self::ground_or_current);
+        self.keep_idle();
     }
 
     fn flagged(&self) {

@@ -633,6 +633,9 @@ impl<M: Manager> Maintenance<'_, M> {
     /// due are done then, unless earlier ones were still under way at the look, and the next one has
     /// them done. Connections that have to go may still be closing.
     ///
+    /// The checks run on the pool's runtime. While nobody drives that, such as one of a single thread
+    /// outside `block_on`, this waits for them without a limit.
+    ///
     /// # Cancel safety
     ///
     /// The look is done at the first poll. Dropping the future only stops waiting for the checks.

@@ -1,8 +1,9 @@
-//! What is settled between an acquire that waits at several pools at once and its wait at one of them.
+//! What is settled between an acquire that waits at several pools at once and its wait at one of them; or
+//! between a rotation and its wait for room.
 //!
 //! The acquire alone changes the terms, between polls; the wait goes by them, and says what it is doing.
 //!
-//! Not here: who waits at several pools (`crate::cluster`).
+//! Not here: who waits at several pools (`crate::cluster`), and what a rotation is (`admin.rs`).
 
 #![cfg_attr(not(feature = "cluster"), allow(dead_code))]
 
@@ -23,7 +24,7 @@ pub(crate) struct Terms {
     patient: AtomicBool,
     /// It is in line, as far as it knows.
     in_line: AtomicBool,
-    /// How many patient ones are in line at the pool, or about to be.
+    /// How many patient ones of its kind are in line at the pool, or about to be.
     patients: Arc<AtomicUsize>,
     /// This is counted as one of them.
     counted: AtomicBool,
