@@ -915,6 +915,7 @@ async fn keepalives_that_are_out_of_range_keep_nobody_from_connecting() {
         let mut config: Config = server.url().parse().unwrap();
         let time = std::time::Duration::from_secs(time);
         config.keepalives_idle(time).keepalives_interval(time).keepalives_retries(retries);
+        config.tcp_user_timeout(time);
         let pool = pool_of(PostgresManager::new(config), 1).build().await.unwrap();
         drop(pool.acquire().await.unwrap());
         assert_eq!(pool.metrics().connect_failures, 0);

@@ -16,7 +16,7 @@ use millpond::{
 use std::collections::{BTreeMap, HashMap};
 use std::future::ready;
 use std::pin::pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak, mpsc};
 use std::task::Poll;
 use std::time::Duration;
@@ -1019,6 +1019,60 @@ async fn a_removed_node_is_gone_from_memory_once_its_threads_have_looked_again()
         drop(cluster);
         eventually("so have the others", || ended.load(Ordering::SeqCst) == 3).await;
     }
+}
+
+/// A holder may drop his guard under a lock, in a panic, anywhere.
+#[tokio::test]
+async fn the_drop_of_a_guard_ends_nothing_of_another_node() {
+    let cluster = Arc::new(Cluster::builder().build().unwrap());
+    let ended = Arc::new(AtomicUsize::new(0));
+    for key in ["gone", "b"] {
+        let manager = Parting { ended: ended.clone(), cluster: Weak::new() };
+        cluster.add_node(key, manager).unwrap();
+    }
+    drop(cluster.acquire("gone").await.unwrap());
+    let guard = cluster.acquire("b").await.unwrap();
+    cluster.remove_node("gone", SECOND).await.unwrap();
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    eventually("only this thread knows of the node", || tasks() <= 1).await;
+    drop(guard);
+    assert_eq!(ended.load(Ordering::SeqCst), 0);
+    drop(cluster.acquire("b").await.unwrap());
+    eventually("an acquire has ended it", || ended.load(Ordering::SeqCst) == 1).await;
+}
+
+#[tokio::test]
+async fn a_key_whose_hash_panics_keeps_no_connection_from_coming_back() {
+    static PANICS: AtomicBool = AtomicBool::new(false);
+
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    struct Moody(u8);
+
+    impl std::hash::Hash for Moody {
+        fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+            assert!(!PANICS.load(Ordering::SeqCst), "scripted panic of a key");
+            state.write_u8(self.0);
+        }
+    }
+
+    impl std::fmt::Display for Moody {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            self.0.fmt(f)
+        }
+    }
+
+    hush_scripted_panics();
+    let cluster = Cluster::<Moody, TestManager>::builder().build().unwrap();
+    let manager = TestManager::new();
+    cluster.add_node(Moody(0), TestManager::new()).unwrap();
+    cluster.add_node(Moody(1), manager.clone()).unwrap();
+    // The first of them that comes back is looked for.
+    let guard = cluster.acquire(&Moody(1)).await.unwrap();
+    PANICS.store(true, Ordering::SeqCst);
+    drop(guard);
+    PANICS.store(false, Ordering::SeqCst);
+    let idle = cluster.node_stats(&Moody(1)).unwrap().counts.idle;
+    assert_eq!((idle, manager.ledger.live()), (1, 1));
 }
 
 #[tokio::test]

@@ -318,21 +318,23 @@ async fn what_is_told_of_a_clusters_node_says_which_node_it_is_and_what_of_other
     assert_eq!(of_pool.iter().find(says), None);
 }
 
-/// Panics when it is told that a connection ends.
-struct Trips;
+/// Panics when it is told something that begins so.
+struct Trips(&'static str);
 
 impl<S: Subscriber> Layer<S> for Trips {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut fields = Fields::default();
         event.record(&mut fields);
-        assert!(!fields.0.starts_with("a connection ends"), "scripted panic of a listener");
+        assert!(!fields.0.starts_with(self.0), "scripted panic of a listener");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_listener_that_panics_costs_no_place() {
     hush_scripted_panics();
-    let listening = tracing::subscriber::set_default(tracing_subscriber::registry().with(Trips));
+    let listening = tracing::subscriber::set_default(
+        tracing_subscriber::registry().with(Trips("a connection ends")),
+    );
     let manager = TestManager::new();
     let pool = pool_of(&manager, 1).check(CheckPolicy::Always).build().await.unwrap();
     drop(pool.acquire().await.unwrap());
@@ -346,4 +348,31 @@ async fn a_listener_that_panics_costs_no_place() {
     assert_eq!((counts.vacant, counts.checking), (1, 0), "the place is there again");
     drop(pool.acquire().await.unwrap());
     assert_eq!(manager.ledger.opened(), 2);
+}
+
+/// An idle connection that was lent by way of a cluster keeps its pool in memory until it is closed.
+#[cfg(feature = "cluster")]
+#[tokio::test(start_paused = true)]
+async fn a_listener_that_panics_keeps_no_pool_that_was_closed() {
+    use millpond::cluster::Cluster;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    hush_scripted_panics();
+    for message in ["a connection ends", "the pool is"] {
+        let manager = TestManager::new();
+        let cluster = Cluster::<&str, TestManager>::builder().build().unwrap();
+        cluster.add_node("a", manager.clone()).unwrap();
+        let lent = [(); 3].map(|()| cluster.acquire("a"));
+        let mut held = Vec::new();
+        for acquire in lent {
+            held.push(acquire.await.unwrap());
+        }
+        drop(held);
+        let listener = tracing_subscriber::registry().with(Trips(message));
+        let listening = tracing::subscriber::set_default(listener);
+        drop(catch_unwind(AssertUnwindSafe(|| drop(cluster))));
+        drop(listening);
+        eventually("all are closed", || manager.ledger.live() == 0).await;
+        eventually("the pool has let go of its manager", || manager.handles() == 1).await;
+    }
 }

@@ -7,7 +7,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::LazyLock;
-#[cfg(any(feature = "tcp", feature = "postgres"))]
 use std::time::Duration;
 use tokio::net::{ToSocketAddrs, lookup_host};
 use tokio::runtime::{Builder, Runtime};
@@ -17,9 +16,12 @@ use tokio::runtime::{Builder, Runtime};
 /// A runtime does that on the threads that it keeps for calls that block. Those are limited in number, and
 /// whoever waits for a connection on one of them (`acquire_blocking` inside `spawn_blocking`) may have the
 /// last: the lookup would wait for its own waiter. So it is done on those of another runtime, which does
-/// nothing else, and has none while there is nothing to look up.
-static ELSEWHERE: LazyLock<io::Result<Runtime>> =
-    LazyLock::new(|| Builder::new_current_thread().thread_name("millpond-lookup").build());
+/// nothing else, and has none while there is nothing to look up: none is idle that a process that is forked
+/// would count on.
+static ELSEWHERE: LazyLock<io::Result<Runtime>> = LazyLock::new(|| {
+    let mut builder = Builder::new_current_thread();
+    builder.thread_name("millpond-lookup").thread_keep_alive(Duration::ZERO).build()
+});
 
 /// Does what [`lookup_host`] does; what is an address already needs no thread.
 pub(super) async fn lookup(

@@ -46,7 +46,12 @@ use std::sync::Arc;
 /// A connection that has an [`Opts::setup`] gets `COM_CHANGE_USER` instead, a new login that does the same,
 /// since the setup may rely on the database and the character set. So does one that has chosen a database
 /// where the [`Opts`] have none, and one to a server before MySQL 5.7.3 or MariaDB 10.2.4. Where the server
-/// no longer takes the password that it was opened with, it is closed.
+/// no longer takes the password that it was opened with, it is closed. The server counts such a login as one
+/// more connection of the user until it is through, and against his limit for an hour: where he may have
+/// just as many as the pool, each of these resets fails, and closes its connection.
+///
+/// A server that does not go by the character set of the login (`skip-character-set-client-handshake`) has
+/// its own on a new connection, and `utf8mb4` on one that was reset.
 ///
 /// **A reset also undoes what [`Hooks::after_connect`](crate::Hooks::after_connect) has set up**: variables,
 /// temporary tables, prepared statements. So it does what the server's own `init_connect` has set, which
@@ -171,9 +176,12 @@ impl Manager for MysqlManager {
 
     async fn connect(&self) -> Result<MysqlConnection, Error> {
         let mut opts = (self.opts)();
-        if opts.prefer_socket() && opts.socket().is_none() && !is_on_this_machine(&opts) {
+        if opts.socket().is_none() {
+            // Of a URL, mysql_async looks the name up on the thread of the task.
+            let prefers_socket = opts.prefer_socket() && is_on_this_machine(&opts);
             let host = host(&opts).to_owned();
-            opts = OptsBuilder::from_opts(opts).ip_or_hostname(host).prefer_socket(false).into();
+            let builder = OptsBuilder::from_opts(opts).ip_or_hostname(host);
+            opts = builder.prefer_socket(prefers_socket).into();
         }
         Ok(MysqlConnection { inner: Conn::new(opts.clone()).await?, opts })
     }
@@ -366,8 +374,10 @@ fn is_at_rest(connection: &mut Conn) -> bool {
     at_rest && QueryResult::<TextProtocol>::new(connection).is_empty()
 }
 
-/// The character set that mysql_async asks for when it logs in, of all servers that can be reset.
-const NAMES: &str = "SET NAMES utf8mb4 COLLATE utf8mb4_general_ci";
+/// The character set that mysql_async asks for when it logs in, of all servers that can be reset. It asks for
+/// this collation, too, and MySQL takes it; [MariaDB](https://mariadb.com/kb/en/comment-syntax/) passes the
+/// comment over, and takes the one that it has for the character set, as it does at the login.
+const NAMES: &str = "SET NAMES utf8mb4 /*!50703 COLLATE utf8mb4_general_ci */";
 
 /// What a server says to a login that it will not accept another time either, from the lists of
 /// [MySQL](https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html) and

@@ -26,7 +26,8 @@ use tokio::runtime::Handle;
 /// `WATCH` and `MULTI`, commands that wait such as `BLPOP`, `SELECT`, large values that would hold
 /// up the others.
 ///
-/// Connections are [`RedisConnection`]s. They notice what their user leaves behind.
+/// Connections are [`RedisConnection`]s. They notice what their user leaves behind. Names are looked up on a
+/// thread of Millpond's own, for which tokio's paused clock does not stand still.
 ///
 /// # What is checked
 ///

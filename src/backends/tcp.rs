@@ -21,7 +21,8 @@ use tokio::time::timeout;
 ///
 /// The address may be a name, as in `"cache.internal:6379"`: it is looked up for each connection, so
 /// new ones follow it to wherever it points. If it has several addresses, the next one is tried as soon as
-/// the one before has failed, or beside it once that has not answered for 250 ms.
+/// the one before has failed, or beside it once that has not answered for 250 ms. Names are looked up on a
+/// thread of Millpond's own, for which tokio's paused clock does not stand still.
 ///
 /// # What is checked
 ///

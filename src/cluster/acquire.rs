@@ -210,11 +210,12 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     ///
     /// # Cost
     ///
-    /// A hit allocates nothing, takes no lock, counts no reference and reads no clock; it looks the node up
-    /// in a table that changes never block. A key that is at the same address as last time is compared, not
-    /// hashed. A [`NodeHandle`] saves the look-up. A thread's first acquire of a node, and its first after a
-    /// change of the nodes, takes the new table over and allocates; so may the first release on a thread
-    /// that has not acquired here.
+    /// A hit allocates nothing, takes no lock and reads no clock; it looks the node up in a table that
+    /// changes never block. A key that is at the same address as last time is compared, not hashed. A
+    /// [`NodeHandle`] saves the look-up. A thread's first acquire of a node, and its first after a change of
+    /// the nodes, takes the new table over and allocates. A release counts no reference either, unless the
+    /// thread has not acquired from the cluster since that node was added: then it clones an `Arc` and drops
+    /// it.
     ///
     /// # Examples
     ///

@@ -95,7 +95,7 @@ impl<K: Hash + Eq + Clone + fmt::Display + Send + Sync + 'static> Key for K {}
 ///
 /// Each thread that acquires remembers which nodes there are until it finds, at its next acquire, that
 /// they have changed. So the manager of a node that was removed may be dropped later than its
-/// connections: with the cluster at the latest.
+/// connections: with the cluster at the latest, or with the last guard that is out then.
 pub struct Cluster<K: Key, M: Manager> {
     shared: Arc<Shared<K, M>>,
 }

@@ -12,6 +12,7 @@
 use super::Key;
 use super::node::{Member, Node};
 use crate::manager::Manager;
+use crate::panics::caught;
 use crate::pool::{self, Attempt, PooledBare, attempt};
 use arc_swap::{ArcSwap, Cache, Guard};
 use crossbeam_utils::CachePadded;
@@ -22,13 +23,10 @@ use std::hash::Hash;
 use std::panic::Location;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use thread_local::ThreadLocal;
 
 /// All nodes, by key and in the order in which they were added.
 pub(super) struct Table<K: Key, M: Manager> {
-    /// No other table of this process has it.
-    number: u64,
     /// The places of the nodes.
     by_key: HashMap<K, usize, foldhash::fast::RandomState>,
     nodes: Vec<Arc<Node<K, M>>>,
@@ -41,15 +39,13 @@ pub(super) struct Table<K: Key, M: Manager> {
 
 impl<K: Key, M: Manager> Table<K, M> {
     pub(super) fn new(nodes: Vec<Arc<Node<K, M>>>, closed: bool) -> Self {
-        static NUMBERS: AtomicU64 = AtomicU64::new(1);
-        let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
         let keys: Vec<K> = nodes.iter().map(|node| node.key().clone()).collect();
         let by_key = keys.iter().enumerate().map(|(place, key)| (key.clone(), place));
         let sums = nodes.iter().scan(0, |sum, node| {
             *sum += u64::from(node.options.weight);
             Some(*sum)
         });
-        Self { number, by_key: by_key.collect(), weights: sums.collect(), nodes, keys, closed }
+        Self { by_key: by_key.collect(), weights: sums.collect(), nodes, keys, closed }
     }
 
     pub(super) fn nodes(&self) -> &[Arc<Node<K, M>>] {
@@ -215,8 +211,8 @@ type PoolOf<K, M> = Arc<pool::Shared<Member<K, M>>>;
 /// What a thread has seen of the nodes.
 struct Seen<K: Key, M: Manager> {
     table: Cache<Swap<K, M>, Arc<Table<K, M>>>,
-    /// The number of the table that the pools are those of.
-    number: u64,
+    /// The table that the pools are those of.
+    known: Arc<Table<K, M>>,
     /// By place; those that the thread has been to.
     pools: Vec<Option<PoolOf<K, M>>>,
     places: Places,
@@ -247,9 +243,12 @@ impl Places {
 
 impl<K: Key, M: Manager> Seen<K, M> {
     fn new(table: &Swap<K, M>) -> Self {
-        let table = Cache::new(table.clone());
+        let mut table = Cache::new(table.clone());
+        let known = table.load().clone();
         let (places, returns) = <(Places, Places)>::default();
-        Self { table, number: 0, pools: Vec::new(), places, returns }
+        let mut pools = Vec::new();
+        forget(&mut pools, known.nodes.len());
+        Self { table, known, pools, places, returns }
     }
 
     #[inline(always)]
@@ -258,9 +257,9 @@ impl<K: Key, M: Manager> Seen<K, M> {
         find: impl FnOnce(&Table<K, M>, &mut Places) -> Option<usize>,
     ) -> Option<&PoolOf<K, M>> {
         let table = self.table.load();
-        if self.number != table.number {
+        if !Arc::ptr_eq(&self.known, table) {
             forget(&mut self.pools, table.nodes.len());
-            self.number = table.number;
+            self.known.clone_from(table);
         }
         let place = find(table, &mut self.places)?;
         match &mut self.pools[place] {
@@ -269,7 +268,9 @@ impl<K: Key, M: Manager> Seen<K, M> {
         }
     }
 
-    /// The thread's reference to the pool that a connection belongs to; none if that has been removed.
+    /// The thread's reference to the pool that a connection belongs to; none if that is of another table
+    /// than the thread has seen last. Which one there is now is looked at by an acquire alone: a release is
+    /// not to end what others have removed.
     #[inline(always)]
     fn pool_of(&mut self, pooled: &PooledBare<Member<K, M>>) -> Option<&PoolOf<K, M>> {
         let pool = pooled.pool();
@@ -282,16 +283,14 @@ impl<K: Key, M: Manager> Seen<K, M> {
 
     #[cold]
     fn look_for(&mut self, pool: &PoolOf<K, M>) -> Option<&PoolOf<K, M>> {
-        let mut place = None;
-        let known = self.pool(|table, _| {
-            place = table.place(pool.manager().key());
-            place
-        });
-        // Another pool may have taken its place.
-        known.filter(|known| Arc::ptr_eq(known, pool))?;
-        let place = place?;
+        // A key's hash may panic, and this is the end of a guard.
+        let place = caught(|| self.known.place(pool.manager().key())).ok()??;
+        if !self.known.nodes[place].pool.is_at(pool) {
+            return None;
+        }
         *self.returns.of(&**pool) = place;
-        self.pools[place].as_ref()
+        // There are none if what has been removed panicked at its end.
+        Some(self.pools.get_mut(place)?.get_or_insert_with(|| pool.clone()))
     }
 }
 

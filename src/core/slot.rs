@@ -97,8 +97,8 @@ pub(crate) struct Slot<K: Keeper> {
     /// Whom the slot belongs to, for a hand-off that nobody is left to receive.
     pub(super) keeper: Weak<K>,
     /// The same for a caller who has nothing but the slot: a [`BareLoan`](super::BareLoan). It comes with
-    /// the first of these and goes with the resource. So an idle slot may keep its keeper in memory, until
-    /// the core is closed and swept.
+    /// the first of these and is gone when the slot is vacant. So an idle slot may keep its keeper in
+    /// memory, until the core is closed and swept.
     pub(super) ticket: Option<Arc<K>>,
 }
 

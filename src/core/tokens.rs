@@ -437,7 +437,9 @@ impl<R: Deref<Target: Keeper>> Drop for Trial<R> {
 #[cold]
 pub fn sweep<K: Keeper>(keeper: &K) {
     while let Some(mut lease) = take_idle(keeper) {
-        keeper.retire(lease.begin(State::Closing));
+        // Whoever is told of one and panics must not keep the others: nobody comes for them later, and
+        // their tickets would keep the keeper.
+        drop(caught(|| keeper.retire(lease.begin(State::Closing))));
     }
 }
 

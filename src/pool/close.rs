@@ -97,7 +97,8 @@ impl<M: Manager> Shared<M> {
         let _ = self.phase.compare_exchange(OPEN, CLOSED, Ordering::SeqCst, Ordering::SeqCst);
         if self.core.close() {
             let draining = self.phase.load(Ordering::SeqCst) == DRAINING;
-            self.tell_shut(if draining { "being drained" } else { "closed" });
+            // What is idle has to go, whatever a listener does.
+            drop(caught(|| self.tell_shut(if draining { "being drained" } else { "closed" })));
         }
         self.connector.close();
         self.upkeep.notify();

@@ -482,6 +482,12 @@ impl<M: Manager> Pool<M> {
         attempt(&self.shared, caller)
     }
 
+    /// Whether this is a handle to that one.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn is_at(&self, shared: &Arc<Shared<M>>) -> bool {
+        Arc::ptr_eq(&self.shared, shared)
+    }
+
     /// The pool without its handle, which does not keep it open.
     #[cfg(feature = "cluster")]
     pub(crate) fn without_handle(&self) -> Arc<Shared<M>> {

@@ -289,6 +289,11 @@ impl TestManager {
         }))
     }
 
+    /// How many handles to it there are, this one included.
+    pub fn handles(&self) -> usize {
+        Arc::strong_count(&self.0)
+    }
+
     /// From now on all goes well.
     pub fn clear(&self) {
         for script in [&self.connect, &self.check, &self.reset, &self.close, &self.condition] {

@@ -209,11 +209,17 @@ impl Address {
                     socket.set_tcp_keepalive(&keepalive(config))?;
                 }
                 #[cfg(target_os = "linux")]
-                socket.set_tcp_user_timeout(config.get_tcp_user_timeout().copied())?;
+                socket.set_tcp_user_timeout(config.get_tcp_user_timeout().map(user_timeout))?;
                 Socket(Stream::Tcp(stream))
             }
         })
     }
+}
+
+/// The time nearest to this that the option may have: Linux refuses a longer one than 2^31 - 1 ms.
+#[cfg(target_os = "linux")]
+fn user_timeout(limit: &Duration) -> Duration {
+    (*limit).min(Duration::from_millis(i32::MAX as u64))
 }
 
 /// Where an attempt goes: to a name, whose addresses it asks for, or to one of those.

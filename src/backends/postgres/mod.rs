@@ -108,7 +108,8 @@ const GRACE: Duration = Duration::from_millis(20);
 /// of them up to the server's last word; or, if there is none, 2 s, as long as there is another place to go to. What has not
 /// answered is tried after all others for the next 30 s. All of it is a part of the *pool's*
 /// [`connect_timeout`](crate::PoolBuilder::connect_timeout), by default 5 s: a dial that is cut there goes
-/// on behind the place that has held it up, next time.
+/// on behind the place that has held it up, next time. Names are looked up on a thread of Millpond's own,
+/// for which tokio's paused clock does not stand still.
 ///
 /// A `COPY … FROM STDIN` that has failed costs a round trip in the background: the server may answer its
 /// end twice, and the pool makes sure that it does not, or closes the connection.
@@ -142,8 +143,8 @@ pub struct PostgresManager<T = NoTls> {
 impl PostgresManager {
     /// Opens connections by this configuration, without encryption.
     ///
-    /// Its times of keepalives count as 32,767 s, some 9 hours, if they are longer, and more than 127 probes
-    /// as that: Linux takes no more.
+    /// Its times of keepalives count as 32,767 s, some 9 hours, if they are longer, more than 127 probes as
+    /// that, and a `tcp_user_timeout` above 24 days as that: Linux takes no more.
     pub fn new(config: Config) -> Self {
         Self::with(move || config.clone())
     }
