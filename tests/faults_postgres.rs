@@ -176,6 +176,43 @@ async fn a_frozen_server_costs_an_acquire_its_deadline_and_a_check_its_own() {
     whole(&pool).await;
 }
 
+/// Nor has a server that does not answer to be asked for anything else.
+#[tokio::test]
+async fn what_has_not_answered_its_check_or_its_reset_keeps_no_place() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    for is_reset in [false, true] {
+        let builder = pool_of(PostgresManager::new(config(&server)), 1).check(CheckPolicy::Always);
+        let builder = builder.check_timeout(SECOND / 4).reset_timeout(SECOND / 4);
+        let pool =
+            builder.close_timeout(PATIENCE).acquire_timeout(3 * SECOND).build().await.unwrap();
+        let client = pool.acquire().await.unwrap();
+        server.freeze();
+        if is_reset {
+            let mut query = pin!(client.batch_execute("SELECT 1"));
+            assert!(poll_once(query.as_mut()).is_pending());
+        }
+        drop(client);
+        {
+            let mut acquire = pin!(pool.acquire());
+            let mut connects = pin!(eventually("the next one", || pool.counts().connecting == 1));
+            tokio::select! {
+                biased;
+                () = connects.as_mut() => {}
+                _ = acquire.as_mut() => panic!("the place was kept (reset: {is_reset})"),
+            }
+        }
+        server.thaw();
+        let metrics = whole(&pool).await;
+        assert_eq!(
+            (metrics.closed.failed_check, metrics.closed.failed_reset),
+            match is_reset {
+                false => (1, 0),
+                true => (0, 1),
+            }
+        );
+    }
+}
+
 // On one thread, where all of them wait before the first attempt begins.
 #[tokio::test]
 async fn a_wrong_password_is_tried_once_and_everybody_hears_of_it() {

@@ -163,7 +163,8 @@ impl<M: Manager> Pool<M> {
     /// # Errors
     ///
     /// - [`RotateError::Connect`], [`RotateError::Verify`], [`RotateError::NoRoom`]: the others go on
-    ///   as before.
+    ///   as before. But where connecting failed [for good](Manager::is_permanent), nothing is opened for
+    ///   `min_idle` or because nothing is open, until an acquire, a warm-up or another rotation succeeds.
     /// - [`RotateError::Closed`] if the pool is closed, before or meanwhile, which ends `verify` too;
     ///   [`RotateError::NoRuntime`] outside a tokio runtime.
     ///

@@ -6,6 +6,7 @@ use super::Error as ManagerError;
 use super::dial::{Address, Kept, Socket};
 use super::driver::Crank;
 use super::session::Session;
+use crate::pool::operation::has_timer;
 use std::collections::HashMap;
 use std::fmt;
 use std::mem;
@@ -42,6 +43,8 @@ pub struct Client {
     pub(super) statements: Statements,
     /// How many requests there had been when it was last known to be clean.
     pub(super) clean_at: u64,
+    /// The pool has asked last, by a check or a reset, and has not had its answer.
+    pub(super) asked: bool,
     /// It is to be one that takes writes.
     pub(super) must_write: bool,
     pub(super) config: Arc<Config>,
@@ -168,7 +171,8 @@ pub struct CancelToken {
 impl CancelToken {
     /// Asks the server to cancel the query that is running, on a connection for this alone, and waits
     /// until it has been told. Whether there was one, it does not say. All of that takes the
-    /// `connect_timeout` of the configuration at most; or, if there is none, 5 s.
+    /// `connect_timeout` of the configuration at most; or, if there is none, 5 s; on a runtime without a
+    /// timer, as long as it takes.
     ///
     /// `tls` is what encrypts the connection, as for [`PostgresManager::tls`](super::PostgresManager::tls),
     /// or [`NoTls`](tokio_postgres::NoTls).
@@ -196,6 +200,9 @@ impl CancelToken {
             kept.until_closed().await;
             Ok(())
         };
+        if !has_timer() {
+            return cancel.await;
+        }
         let late = |_| Err(ManagerError::no_answer(&self.address, limit));
         timeout(limit, cancel).await.unwrap_or_else(late)
     }

@@ -285,6 +285,7 @@ where
         let attributes = config.get_target_session_attrs();
         let client = Client {
             clean_at: session.requests(),
+            asked: false,
             must_write: attributes == TargetSessionAttrs::ReadWrite,
             client,
             session,
@@ -489,17 +490,21 @@ where
         }
         // First, so that whatever the end of the last answer, or of the driver, has changed is seen.
         let quiet = session.is_quiet();
+        let takes_no_writes = client.must_write && session.is_writable() == Some(false);
+        // What a holder has set for himself alone is undone by a reset, after which this is asked once more;
+        // but not by a query of the caller's own.
+        let may_be_his = self.reset_query.is_none() && self.is_touched(client);
         if client.has_ended() {
             Condition::Broken
         } else if !quiet || session.is_in_doubt() {
             Condition::Dirty
         } else if session.in_transaction() {
-            if self.mode == PoolMode::Statement { Condition::Broken } else { Condition::Dirty }
-        } else if self.is_touched(client) {
-            Condition::Dirty
-        } else if client.must_write && session.is_writable() == Some(false) {
-            // Not before: what a holder has set for himself alone is undone by a reset, after which this
-            // is asked once more.
+            match self.mode {
+                PoolMode::Statement if takes_no_writes => Condition::Outdated,
+                PoolMode::Statement => Condition::Broken,
+                PoolMode::Session | PoolMode::Transaction => Condition::Dirty,
+            }
+        } else if takes_no_writes && !may_be_his {
             Condition::Outdated
         } else if self.has_to_renew(client) {
             Condition::Dirty
@@ -509,10 +514,14 @@ where
     }
 
     async fn check(&self, client: &mut Client) -> Result<(), Error> {
-        Ok(client.client.check_connection().await?)
+        client.asked = true;
+        client.client.check_connection().await?;
+        client.asked = false;
+        Ok(())
     }
 
     async fn reset(&self, client: &mut Client) -> Result<(), Error> {
+        client.asked = true;
         self.settle(client).await?;
         if client.session.in_transaction() && self.mode == PoolMode::Statement {
             return Err(Error::OpenTransaction);
@@ -539,22 +548,32 @@ where
             return Err(Error::Closed);
         }
         client.clean_at = client.session.requests();
+        client.asked = false;
         Ok(())
     }
 
     async fn close(&self, client: Client) {
+        // To go on asking a server that does not answer would keep the place of the next connection.
+        let asked = client.asked;
         if timeout(GRACE, client.session.until_quiet()).await.is_err() {
-            // The server would go on with what nobody is to read. The driver would wait for the answers
-            // before it says goodbye, so it does not.
-            // Cancel: it is dropped all the same.
-            drop(self.cancel(&client).await);
+            if !asked {
+                // The server would go on with what nobody is to read. The driver would wait for the answers
+                // before it says goodbye, so it does not.
+                // Cancel: it is dropped all the same.
+                drop(self.cancel(&client).await);
+            }
             return;
         }
         let Client { client, mut driver, .. } = client;
         // The driver tells the server goodbye.
         drop(client);
         // Cancel: the task is aborted, and the socket closed. Its panic has been reported.
-        drop((&mut driver.0).await);
+        let goodbye = &mut driver.0;
+        if asked {
+            drop(timeout(GRACE, goodbye).await);
+        } else {
+            drop(goodbye.await);
+        }
     }
 
     fn is_permanent(&self, error: &Error) -> bool {
