@@ -217,3 +217,22 @@ fn whoever_is_turned_away_takes_no_wake_along() {
         station.assert_conserved();
     });
 }
+
+/// The only waiter leaves, one newcomer is turned away on its account, and another one comes.
+#[test]
+fn whoever_is_turned_away_takes_up_no_room_in_line() {
+    check(|| {
+        let (station, [held]) = Station::lent::<1>(1, IdleOrder::Recent, &Census::default());
+        let mut parked = Box::pin(station.acquire_in(Line::General, 1));
+        assert!(poll_once(parked.as_mut()).is_pending());
+        let newcomer = thread::spawn({
+            let station = station.clone();
+            move || poll_once(pin!(station.acquire_in(Line::General, 1))).is_pending()
+        });
+        drop(parked);
+        let waits = poll_once(pin!(station.acquire_in(Line::General, 1))).is_pending();
+        assert!(newcomer.join().unwrap() || waits, "both are turned away from an empty line");
+        drop(held);
+        station.assert_conserved();
+    });
+}

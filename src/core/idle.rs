@@ -168,7 +168,7 @@ pub(super) struct Walk {
 /// How many slots a ring has room for.
 ///
 /// A push to a ring waits for the pop of the same place one lap earlier. With room to spare that
-/// pop is long over. A small pool gives each ring twice what the whole pool has; in a large one the
+/// pop is long over. (Nothing like it helps a pop, which waits for a push of its place that is half done.) A small pool gives each ring twice what the whole pool has; in a large one the
 /// rings have that together, and a slot whose home ring is full goes to the next.
 fn room(capacity: usize, shards: usize) -> usize {
     const SMALL: usize = 128;
@@ -221,7 +221,8 @@ impl<K: Keeper> Stack<K> {
 
     fn push(&self, slot: Box<Slot<K>>) {
         let id = slot.id as usize;
-        // The pusher owns the slot, so nobody else touches its two entries.
+        // The pusher owns the slot, so nobody else writes its entries, but for `steal`, which marks the
+        // link. A pop that comes too late may still read `below`, and fails.
         let before = self.boxes[id].swap(Some(slot));
         debug_assert!(before.is_none(), "BUG: the slot was in the stack already");
         self.len.fetch_add(1, Ordering::Relaxed);
@@ -262,8 +263,9 @@ impl<K: Keeper> Stack<K> {
             let top = (head & ENTRY_MASK).checked_sub(1)?;
             let below = self.below[top as usize].load(Ordering::Relaxed);
             let new = next_head(head, u64::from(below));
-            // Ordering: SeqCst on success, which continues the release sequence of the pushes below
-            // it; Acquire on failure, as for the first load.
+            // Ordering: it continues the release sequence of the pushes below it, as any
+            // read-modify-write does, and SeqCst has all changes of the head in one order with them;
+            // Acquire on failure, as for the first load.
             match self.head.compare_exchange_weak(head, new, Ordering::SeqCst, Ordering::Acquire) {
                 Ok(_) => {
                     // Ordering: SeqCst, partners: the compare-exchanges in `push` and `steal`. A

@@ -40,7 +40,7 @@ use self::limit::Limit;
 use self::slot::{Cell, Slot};
 pub(crate) use self::waiters::offer_vacant;
 use self::waiters::{Control, Handoff};
-use crate::sync::{AtomicU32, BoxQueue, Ordering, publish_fence, thread_number};
+use crate::sync::{AtomicU32, AtomicU64, BoxQueue, Ordering, publish_fence, thread_number};
 use crossbeam_utils::CachePadded;
 use event_listener::{Event, IntoNotification};
 use std::fmt;
@@ -144,7 +144,8 @@ pub struct Core<K: Keeper> {
     vacant: BoxQueue<Slot<K>>,
     /// Vacant slots with the numbers below `reserved`.
     vacant_reserved: BoxQueue<Slot<K>>,
-    /// Slots that were on their way to a waiter who left; that one is about to mend it.
+    /// Slots that were on their way to a waiter who left; whoever leaves next mends them, that one at the
+    /// latest.
     strays: BoxQueue<Slot<K>>,
     limit: Limit<K>,
     reserved: usize,
@@ -182,8 +183,8 @@ struct Shard<K: Keeper> {
     event: Event<Handoff<K>>,
     /// How many of them nobody has woken yet; zero spares a look behind the event's mutex.
     listening: AtomicU32,
-    /// Hand-offs so far, which decide when one starts at another shard.
-    turn: AtomicU32,
+    /// Hand-offs to the general line so far, which decide when one starts at another shard.
+    turn: AtomicU64,
 }
 
 /// How many slots are in which state, counted in one pass: they always add up to the capacity.
@@ -360,9 +361,10 @@ impl<K: Keeper> Core<K> {
 
     /// Whether a reserved slot is vacant, and somebody waits who may have it.
     ///
-    /// None is filled while a general slot has to go, since reserved ones never do: there would be more
-    /// than the limit, and than there were when it was lowered (I2). Whoever lets the last of those
-    /// general slots go tells the keeper.
+    /// None is to be filled while a general slot has to go, since reserved ones never do: they would be
+    /// more than the limit for as long as that one lives. (A shrink that begins after this look counts
+    /// them with those that there were before it.) Whoever lets the last of those general slots go tells
+    /// the keeper.
     fn has_vacant_reserved(&self) -> bool {
         self.reserved > 0
             && self.shards[self.high()].listening.load(Ordering::Relaxed) > 0
@@ -476,7 +478,7 @@ impl<K: Keeper> Shard<K> {
             shelf: Shelf::new(order, capacity, shards),
             event,
             listening: AtomicU32::new(0),
-            turn: AtomicU32::new(0),
+            turn: AtomicU64::new(0),
         }
     }
 }

@@ -114,20 +114,29 @@ impl Control {
     /// A look after a slot has been put where others find it.
     #[inline(always)]
     pub(super) fn look(&self) -> Seen {
-        // Ordering: SeqCst, so that it does not run ahead of the put; partner: `count` and the
-        // waiter's search after it (I4).
+        // Ordering: SeqCst, partner: `count_below` and the waiter's search after it (I4). It does not run
+        // ahead of a put into a ring or a stack; of one into the hot cell it may, and there the swaps
+        // of that cell do the same: see `Shelf::put`.
         Seen(self.0.load(Ordering::SeqCst))
     }
 
     fn add(&self, what: u64) -> Seen {
         // Ordering: SeqCst, partner: `look`. The waiter's search comes after this in the order of
         // all SeqCst operations, so that either `look` counts the waiter or the search finds the
-        // slot (I4).
+        // slot, wherever that lies but in a hot cell (I4).
         Seen(self.0.fetch_add(what, Ordering::SeqCst).wrapping_add(what))
     }
 
     pub(super) fn count(&self) -> Seen {
         self.add(WAITER)
+    }
+
+    /// Counts a waiter if fewer than `most` are counted. One who is refused is never on the count, where
+    /// it would have the next one refused too.
+    fn count_below(&self, most: usize) -> bool {
+        let next = |word| (Seen(word).waiters() < most).then(|| word.wrapping_add(WAITER));
+        // Ordering: SeqCst, as in `add`.
+        self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next).is_ok()
     }
 
     /// Something has changed for slots that may be on their way to a shelf.
@@ -223,11 +232,11 @@ impl<'k, K: Keeper> Place<'k, K> {
             Line::General => core.home(),
             Line::High => core.high(),
         };
-        let seen = core.control.count();
+        if !core.control.count_below(most) {
+            return None;
+        }
         core.shards[shard].listening.fetch_add(1, Ordering::Relaxed);
-        let place = Self { keeper, shard, woken: false };
-        // One too many leaves like any other waiter.
-        (seen.waiters() <= most).then_some(place)
+        Some(Self { keeper, shard, woken: false })
     }
 
     /// Steps 3 and 4, once the waiter listens. False: the core is closed.
@@ -317,15 +326,15 @@ pub(super) fn wait_blocking<K: Keeper>(
     Ok(handoff.and_then(|handoff| place.leave(handoff)))
 }
 
-/// Every so many hand-offs of a shard, one starts at another shard, at each of them in turn, so that no
-/// shard starves (I9): of N shards, each is the first to be asked once in 8 (N - 1) hand-offs of any one
-/// shard.
+/// Every so many hand-offs of a shard to the general line, one starts at another shard, at each of them in
+/// turn, so that no shard starves (I9): of N shards, each is the first to be asked once in 8 (N - 1) of
+/// these hand-offs of any one shard.
 ///
 /// The knob between throughput and an even tail. On two noisy cores, 8 had 1.57 times the
 /// throughput of the best fair peer and 0.91 times its p99.9 of the wait (64 tasks on 8
 /// connections); 2 had 1.08 and 1.30 times. `cargo run --release -p millpond-tools --bin figures --
 /// waiting` measures it.
-const AWAY_EVERY: u32 = 8;
+const AWAY_EVERY: u64 = 8;
 
 /// Puts a released slot where it belongs.
 ///
@@ -409,8 +418,8 @@ fn settle<K: Keeper>(keeper: &K, home: usize, moved: Moved) {
 /// Gives idle slots to waiters until there are no more of the one or of the other; once the core is
 /// closed, ends them.
 ///
-/// Whoever puts a slot on a shelf or a waiter off the count calls this afterwards, unless the
-/// control word is quiet.
+/// Whoever puts a slot on a shelf, and a waiter that leaves, calls this afterwards, unless the control
+/// word is quiet.
 #[cold]
 pub(super) fn serve<K: Keeper>(keeper: &K, home: usize) {
     if serve_in_search(keeper, home) {
@@ -490,38 +499,55 @@ impl<K: Keeper> Core<K> {
 
     /// Gives a slot to the first waiter that nobody has woken yet; back if there is none.
     pub(super) fn hand_off(&self, home: usize, slot: Box<Slot<K>>) -> Result<(), Box<Slot<K>>> {
-        let most = if self.is_reserved(&slot) { 1 } else { usize::MAX };
+        let is_reserved = self.is_reserved(&slot);
         self.cell(&slot).forget_holder();
-        let mut slot = Some(slot);
-        for shard in iter::once(self.high()).chain(self.rotation(home)).take(most) {
-            let queue = &self.shards[shard];
-            if queue.listening.load(Ordering::Relaxed) == 0 {
-                continue;
-            }
-            // `additional`: without it the call is a no-op while an earlier listener has been
-            // woken and has not run yet. `relaxed`: the control word has been looked at with the
-            // ordering that this needs.
-            queue.event.notify(1.additional().relaxed().tag_with(|| {
-                self.send(shard, slot.take().map_or(Content::Nothing, Content::Slot))
-            }));
-            if slot.is_none() {
-                return Ok(());
+        let Err(mut slot) = self.hand_to(self.high(), slot) else { return Ok(()) };
+        if is_reserved {
+            return Err(slot);
+        }
+        // Not before: what the high line takes uses up no turn.
+        for shard in self.rotation(home) {
+            match self.hand_to(shard, slot) {
+                Ok(()) => return Ok(()),
+                Err(back) => slot = back,
             }
         }
+        Err(slot)
+    }
+
+    /// Gives a slot to the first waiter of a shard; back if there is none.
+    fn hand_to(&self, shard: usize, slot: Box<Slot<K>>) -> Result<(), Box<Slot<K>>> {
+        let queue = &self.shards[shard];
+        // Relaxed: the control word has been looked at with the ordering that this needs.
+        if queue.listening.load(Ordering::Relaxed) == 0 {
+            return Err(slot);
+        }
+        let mut slot = Some(slot);
+        // `additional`: without it the call is a no-op while an earlier listener has been woken and has
+        // not run yet. `relaxed`: as above.
+        let mut content = || slot.take().map_or(Content::Nothing, Content::Slot);
+        let handoff = 1.additional().relaxed().tag_with(|| self.send(shard, content()));
+        queue.event.notify(handoff);
         slot.map_or(Ok(()), Err)
     }
 
-    /// The shards in the order in which a hand-off from `home` tries them.
+    /// The shards of the general line in the order in which a hand-off from `home` tries them; counts it.
     fn rotation(&self, home: usize) -> impl Iterator<Item = usize> + use<K> {
         let shards = self.general();
         let mut first = home;
         if shards > 1 {
             let turn = self.shards[home].turn.fetch_add(1, Ordering::Relaxed);
             if turn % AWAY_EVERY == AWAY_EVERY - 1 {
-                let others = shards as u32 - 1;
+                let others = shards as u64 - 1;
                 first = home + 1 + (turn / AWAY_EVERY % others) as usize;
             }
         }
+        self.general_from(first)
+    }
+
+    /// The shards of the general line, one after the other.
+    fn general_from(&self, first: usize) -> impl Iterator<Item = usize> + use<K> {
+        let shards = self.general();
         (0..shards).map(move |step| (first + step) & (shards - 1))
     }
 
@@ -535,7 +561,12 @@ impl<K: Keeper> Core<K> {
 
     /// Tells the first waiter to look again.
     pub fn nudge(&self) {
-        for shard in iter::once(self.high()).chain(self.rotation(self.home())) {
+        // Ordering: SeqCst, partner: `arrive`. Whoever has parked, and has then seen the state of things
+        // from before what the caller announces, is counted here, and its share of `listening` is seen.
+        if self.control.look().waiters() == 0 {
+            return;
+        }
+        for shard in iter::once(self.high()).chain(self.general_from(self.home())) {
             let queue = &self.shards[shard];
             let word = || self.send(shard, Content::Word(self.keeper.clone()));
             if queue.listening.load(Ordering::Relaxed) > 0
@@ -631,7 +662,10 @@ impl<K: Keeper> Core<K> {
 mod tests {
     use super::*;
     use crate::core::{IdleOrder, Size};
+    use std::future::Future;
+    use std::pin::pin;
     use std::sync::Arc;
+    use std::task::{Context, Poll, Waker};
 
     struct Nobody(Core<Self>);
 
@@ -643,6 +677,35 @@ mod tests {
         }
 
         fn vacancy(&self) {}
+    }
+
+    #[test]
+    fn what_the_high_line_takes_or_is_refused_uses_up_no_turn() {
+        let size = Size { reserved: 1, ..Size::new(3, 2) };
+        let nobody = Arc::new_cyclic(|me| Nobody(Core::new(me, size, IdleOrder::Recent)));
+        let core = &nobody.0;
+        let turns = || core.shards[0].turn.load(Ordering::Relaxed);
+        let general = core.vacant.pop().expect("two are vacant");
+        let reserved = core.vacant_reserved.pop().expect("it is vacant");
+
+        let reserved = core.hand_off(0, reserved).expect_err("nobody waits");
+        let mut high = pin!(wait(&*nobody, Line::High, usize::MAX));
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(high.as_mut().poll(&mut cx).is_pending());
+        assert!(core.hand_off(0, general).is_ok());
+        assert_eq!(turns(), 0);
+        let Poll::Ready(Ok(Some(general))) = high.poll(&mut cx) else { panic!("it is not served") };
+        core.nudge();
+        assert_eq!(turns(), 0, "a word to look again is no hand-off");
+
+        let mut waiter = pin!(wait(&*nobody, Line::General, usize::MAX));
+        assert!(waiter.as_mut().poll(&mut cx).is_pending());
+        let reserved = core.hand_off(0, reserved).expect_err("it is for others");
+        assert_eq!(turns(), 0);
+        assert!(core.hand_off(0, general).is_ok());
+        assert_eq!(turns(), 1);
+        assert!(waiter.poll(&mut cx).is_ready());
+        drop(reserved);
     }
 
     #[test]

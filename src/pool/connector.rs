@@ -759,7 +759,8 @@ impl<M: Manager> Drop for Dial<M> {
             // those who have still to hear. It goes off the count though one of their wakers panics.
             drop(caught(|| shared.core.nudge_all()));
         }
-        // Ordering: SeqCst, partner: `admit` (I4).
+        // Ordering: SeqCst, partner: `admit`; whoever has found it admitted no further is found by `nudge`,
+        // or by the demand, after it (I4).
         shared.connector.dials.fetch_sub(1, Ordering::SeqCst);
         match state {
             // Refused: whoever has come since then has asked in vain so far.
