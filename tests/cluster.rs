@@ -3161,6 +3161,22 @@ async fn who_may_be_served_by_another_node_blocks_nobody() {
 }
 
 #[tokio::test]
+async fn under_a_cap_who_holds_a_connection_gets_another_as_long_as_more_can_come() {
+    for (most, can_come) in [(100, 4), (3, 3)] {
+        let pools = |pool: PoolBuilder<_>| pool.max_size(4).detect_deadlock(true);
+        let builder = builder().pools(pools).max_connections(most);
+        let (cluster, _managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+        let mut held = Vec::new();
+        for _ in 0..can_come {
+            held.push(cluster.acquire("a").await.unwrap());
+        }
+        let error = cluster.acquire("a").await.unwrap_err();
+        let ClusterError::Node(refusal) = &error else { panic!("{error}") };
+        assert!(matches!(refusal.source, AcquireError::WouldDeadlock(_)), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_node_that_is_tried_in_the_background_is_not_kept_open_by_that() {
     let builder = builder().pools(|pool| pool.max_size(4).connect_timeout(100 * SECOND));
     let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);

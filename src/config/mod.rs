@@ -238,7 +238,8 @@ pub struct Config {
     /// slower, and takes a connection to be held by the task that acquired it: a task that waits for
     /// several side by side (`join!`, `buffer_unordered`) and holds one of them already is told so
     /// although it would go on. Who waits for any node of a cluster, also if one alone is allowed at the
-    /// time, counts as one who will go on, since another node may come to serve. Default: `false`.
+    /// time, counts as one who will go on, since another node may come to serve; so does, under a cap over
+    /// all nodes, who waits for a node that the cap may let have more. Default: `false`.
     pub detect_deadlock: bool,
     /// Measures for how long connections are in use, for
     /// [`PoolMetrics::use_time`](crate::PoolMetrics::use_time). Each acquire and release leaves the
