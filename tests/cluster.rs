@@ -14,7 +14,7 @@ use millpond::{
     AcquireError, CheckPolicy, Condition, Health, Hooks, Manager, PoolBuilder, from_fn,
 };
 use std::collections::{BTreeMap, HashMap};
-use std::future::ready;
+use std::future::{pending, ready};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak, mpsc};
@@ -1407,8 +1407,11 @@ fn with_roles_of(
 ) -> (TestCluster, [TestManager; 2]) {
     let builder = builder.read_role(|connection: &mut Conn| {
         Box::pin(async move {
-            let marked = connection.server().mark.load(Ordering::SeqCst) == PRIMARY;
-            Ok(if marked { Role::Primary } else { Role::Replica })
+            match connection.server().mark.load(Ordering::SeqCst) {
+                PRIMARY => Ok(Role::Primary),
+                SILENT => pending().await,
+                _ => Ok(Role::Replica),
+            }
         })
     });
     let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
@@ -1420,6 +1423,8 @@ fn with_roles_of(
 
 /// The mark of a primary.
 const PRIMARY: usize = 1;
+/// The mark of a server that does not say what it is.
+const SILENT: usize = 2;
 
 fn become_primary(manager: &TestManager, primary: bool) {
     manager.ledger.mark.store(if primary { PRIMARY } else { 0 }, Ordering::SeqCst);
@@ -1535,6 +1540,50 @@ async fn who_is_to_ask_a_node_for_its_role_does_not_keep_it_open() {
     drop(cluster);
     let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
     eventually("no task is left", || tasks() == 0).await;
+}
+
+#[test]
+fn a_connection_whose_runtime_ends_while_it_is_asked_for_its_role_serves_nobody() {
+    let (cluster, managers) = with_roles([Role::Replica, Role::Replica]);
+    let one = runtime();
+    one.block_on(async {
+        drop(cluster.acquire("a").await.unwrap());
+        managers[0].ledger.mark.store(SILENT, Ordering::SeqCst);
+        let mut acquire = pin!(cluster.acquire_any(Policy::Primary));
+        assert!(poll_once(acquire.as_mut()).is_pending());
+        let counts = || cluster.node_stats("a").unwrap().counts;
+        eventually("it is being asked", || counts().in_use == 1).await;
+    });
+    drop(one);
+    become_primary(&managers[0], false);
+    let guard = runtime().block_on(cluster.acquire("a")).unwrap();
+    assert_eq!((guard.id, managers[0].ledger.dropped()), (2, 1));
+}
+
+#[test]
+fn a_connection_whose_runtime_ends_while_it_shows_that_its_node_is_back_serves_nobody() {
+    let (cluster, managers, _) = capped(3, 2, [("a", plain()), ("b", plain())]);
+    let one = paused();
+    one.block_on(async {
+        let of_a = cluster.acquire("a").await.unwrap();
+        managers[0].connect.always(Act::Error);
+        {
+            let mut second = pin!(cluster.acquire("a"));
+            assert!(poll_once(second.as_mut()).is_pending());
+            eventually("it is down", || !cluster.status().nodes[0].is_up).await;
+        }
+        // The spare one of a goes to b, so that a has room for no other.
+        let of_b = [cluster.acquire("b").await.unwrap(), cluster.acquire("b").await.unwrap()];
+        drop((of_a, of_b));
+        managers[0].check.always(Act::Never);
+        tokio::time::sleep(SECOND).await;
+        assert_eq!(cluster.acquire_any(Policy::RoundRobin).await.unwrap().node(), "b");
+        eventually("it is checked", || managers[0].check.running() == 1).await;
+    });
+    drop(one);
+    managers[0].clear();
+    let guard = runtime().block_on(cluster.acquire("a")).unwrap();
+    assert_eq!((guard.id, managers[0].ledger.dropped()), (2, 1));
 }
 
 #[tokio::test]
@@ -2448,6 +2497,12 @@ fn who_waits_under_a_cap_in_a_runtime_that_has_ended_waits_and_does_no_more() {
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// The same with a clock that goes on when nothing else does.
+fn paused() -> tokio::runtime::Runtime {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().start_paused(true).build().unwrap()
 }
 
 #[test]

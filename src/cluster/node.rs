@@ -13,11 +13,12 @@ use crate::core::Counts;
 use crate::error::ConfigError;
 use crate::manager::{Condition, Manager};
 use crate::metrics::Source;
-use crate::pool::{self, Attempt, Pool, attempt, has_timer};
+use crate::pool::{self, Attempt, Pool, PooledBare, attempt, has_timer};
 use event_listener::{Event, EventListener, IntoNotification};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::{Future, poll_fn};
+use std::ops::{Deref, DerefMut};
 use std::panic::Location;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
@@ -522,12 +523,12 @@ impl<K: Key, M: Manager> Node<K, M> {
                 }
             };
             drop(roving);
-            let Ok(mut connection) = acquired else { return };
-            // Cancel: nobody knows where the question has left the connection.
-            let role = tokio::time::timeout(limit, read_role(&mut connection)).await;
-            match role {
-                Ok(Ok(role)) => trying.0.set_role(role),
-                Ok(Err(_)) | Err(_) => connection.owned().discard(),
+            let Ok(connection) = acquired else { return };
+            let mut asked = Asked::new(connection);
+            // Cancel: `asked` closes the connection.
+            if let Ok(Ok(role)) = tokio::time::timeout(limit, read_role(&mut asked)).await {
+                asked.has_answered();
+                trying.0.set_role(role);
             }
         }));
     }
@@ -543,12 +544,52 @@ async fn check_one<K: Key, M: Manager>(
         Attempt::Hit(pooled) => Ok(pooled),
         Attempt::Miss(missed) => missed.wait(PATIENCE).await,
     };
-    let Ok(mut connection) = acquired else { return };
-    let check = pool.manager().check(&mut connection);
-    // Cancel: nobody knows where the check has left the connection.
-    match tokio::time::timeout(limit, check).await {
-        Ok(Ok(())) => pool.manager().state.connected(true),
-        Ok(Err(_)) | Err(_) => connection.owned().discard(),
+    let Ok(connection) = acquired else { return };
+    let mut asked = Asked::new(connection);
+    // Cancel: `asked` closes the connection.
+    let check = tokio::time::timeout(limit, pool.manager().check(&mut asked));
+    if let Ok(Ok(())) = check.await {
+        asked.has_answered();
+        pool.manager().state.connected(true);
+    }
+}
+
+/// A connection that is asked something. Nobody knows where a question has left it that fails, takes too long
+/// or ends with its runtime: it goes back only if it has answered, and is closed otherwise.
+struct Asked<K: Key, M: Manager> {
+    connection: PooledBare<Member<K, M>>,
+    answered: bool,
+}
+
+impl<K: Key, M: Manager> Asked<K, M> {
+    fn new(connection: PooledBare<Member<K, M>>) -> Self {
+        Self { connection, answered: false }
+    }
+
+    fn has_answered(mut self) {
+        self.answered = true;
+    }
+}
+
+impl<K: Key, M: Manager> Deref for Asked<K, M> {
+    type Target = M::Connection;
+
+    fn deref(&self) -> &M::Connection {
+        &self.connection
+    }
+}
+
+impl<K: Key, M: Manager> DerefMut for Asked<K, M> {
+    fn deref_mut(&mut self) -> &mut M::Connection {
+        &mut self.connection
+    }
+}
+
+impl<K: Key, M: Manager> Drop for Asked<K, M> {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.connection.owned().discard();
+        }
     }
 }
 
