@@ -2577,6 +2577,77 @@ fn a_cap_goes_on_for_others_though_the_runtime_ends_where_it_looks() {
     assert_eq!(whole.most_live(), 2);
 }
 
+#[test]
+fn a_node_is_tried_where_its_pool_lives_though_nobody_drives_the_runtime_of_who_passed_it_over() {
+    let (one, other) = (runtime(), runtime());
+    let (cluster, _managers) = {
+        let _in_it = one.enter();
+        cluster_of(builder(), [("a", plain()), ("b", plain())])
+    };
+    one.block_on(async { drop(cluster.acquire("b").await.unwrap()) });
+    let policy = first("a");
+    let guard = other.block_on(cluster.acquire_any(Policy::Rank(&policy))).unwrap();
+    assert_eq!(guard.node(), "b");
+    let idle = || cluster.node_stats("a").unwrap().counts.idle;
+    one.block_on(eventually("a is warm", || idle() == 1));
+}
+
+#[test]
+fn servers_are_asked_for_their_roles_though_nobody_drives_the_runtime_of_who_wants_to_know() {
+    let (one, other) = (runtime(), runtime());
+    let (cluster, managers) = {
+        let _in_it = one.enter();
+        with_roles([Role::Replica, Role::Replica])
+    };
+    one.block_on(async {
+        drop([cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap()]);
+    });
+    become_primary(&managers[1], true);
+    other.block_on(async {
+        assert!(poll_once(pin!(cluster.acquire_any(Policy::Primary))).is_pending());
+    });
+    let guard = one.block_on(cluster.acquire_any(Policy::Primary)).unwrap();
+    assert_eq!((guard.node().as_str(), guard.role()), ("b", Role::Primary));
+}
+
+#[test]
+fn a_cap_goes_on_though_nobody_drives_the_runtime_of_who_waited_first() {
+    let (one, other) = (runtime(), runtime());
+    let (cluster, managers, whole) = {
+        let _in_it = one.enter();
+        capped(2, 2, [("a", plain()), ("b", plain())])
+    };
+    let mut held = one.block_on(async {
+        [cluster.acquire("a").await.unwrap(), cluster.acquire("a").await.unwrap()].into_iter()
+    });
+    other.block_on(async { assert!(poll_once(pin!(cluster.acquire("b"))).is_pending()) });
+    one.block_on(async {
+        let mut acquire = pin!(cluster.acquire("b"));
+        assert!(poll_once(acquire.as_mut()).is_pending());
+        held.next();
+        assert_eq!(acquire.await.unwrap().node(), "b");
+        drop(held);
+        settled(&cluster, &managers).await;
+    });
+    assert_eq!(whole.most_live(), 2);
+}
+
+#[test]
+fn a_check_that_is_late_comes_to_its_end_though_nobody_drives_the_runtime_of_who_began_it() {
+    for (act, idle) in [(Act::Gated, 1), (Act::Never, 0)] {
+        let (one, other) = (paused(), paused());
+        let (cluster, managers) = one.block_on(warm_and_checked());
+        managers[0].check.always(act);
+        let policy = first("a");
+        let guard = other.block_on(cluster.acquire_any(Policy::Rank(&policy))).unwrap();
+        assert_eq!((guard.node().as_str(), managers[0].check.running()), ("b", 1));
+        managers[0].check.open(1);
+        let counts = || cluster.node_stats("a").unwrap().counts;
+        one.block_on(eventually("it is over", || counts().checking == 0));
+        assert_eq!(counts().idle, idle);
+    }
+}
+
 /// A cluster of three nodes whose connections are checked before each use, each with one that is idle.
 async fn warm_and_checked() -> (TestCluster, [TestManager; 3]) {
     let checks = |pool: PoolBuilder<_>| pool.max_size(1).check(CheckPolicy::Always);
