@@ -175,7 +175,8 @@ pub struct Config {
     /// They are no more than there is room for: those in use count towards `max_size` first, and
     /// [`reserved`](Self::reserved) slots are filled only for the callers they are kept for, and count
     /// for nobody else. While connecting fails for good, none is opened unasked; and a pool that was
-    /// [built lazily](crate::PoolBuilder::build_lazy) opens none before the first acquire or warm-up.
+    /// [built lazily](crate::PoolBuilder::build_lazy) opens none before the first acquire or warm-up. Under
+    /// a cap over all nodes of a cluster, the pool of a node has room only for what its callers have needed.
     pub min_idle: usize,
     /// How long an acquire waits, all in all; above zero. Default: 5 s.
     pub acquire_timeout: Duration,
