@@ -2,8 +2,8 @@
 //!
 //! Not here: any SQL but what brings a connection back to what it was.
 
-use super::host::lookup;
 use crate::manager::{Condition, Manager};
+use crate::names::lookup;
 use mysql_async::consts::StatusFlags;
 use mysql_async::prelude::Queryable;
 use mysql_async::{ChangeUserOpts, Conn, Connection, DriverError, Error, Opts, OptsBuilder};
