@@ -106,6 +106,14 @@ mod hooks;
 mod manager;
 #[cfg(feature = "tokio")]
 mod metrics;
+#[cfg(any(
+    feature = "cluster",
+    feature = "mysql",
+    feature = "postgres",
+    feature = "redis",
+    feature = "tcp"
+))]
+mod names;
 #[cfg(feature = "tokio")]
 mod pool;
 #[cfg(any(feature = "r2d2", feature = "sqlite"))]

@@ -875,6 +875,26 @@ async fn a_password_that_changes_is_asked_for_at_each_connect() {
     operator.disconnect().await.unwrap();
 }
 
+#[test]
+fn those_who_wait_on_all_of_the_runtimes_blocking_threads_get_their_connections() {
+    let Some(server) = server() else { return };
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(1).max_blocking_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        // A name has to be looked up, which blocks.
+        let opts = opts(server.address()).ip_or_hostname("localhost").user(Some("local"));
+        let manager = MysqlManager::new(opts.prefer_socket(false));
+        let pool = Pool::builder(manager).max_size(2).build().await.unwrap();
+        let waiting = [(); 2].map(|()| {
+            let pool = pool.clone();
+            tokio::task::spawn_blocking(move || drop(pool.acquire_blocking().unwrap()))
+        });
+        for waiting in waiting {
+            joined(waiting).await;
+        }
+    });
+}
+
 /// That socket would be another server's.
 #[tokio::test]
 async fn only_a_server_on_this_machine_is_asked_for_its_socket() {

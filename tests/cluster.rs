@@ -14,7 +14,7 @@ use millpond::{
     AcquireError, CheckPolicy, Condition, Health, Hooks, Manager, PoolBuilder, from_fn,
 };
 use std::collections::{BTreeMap, HashMap};
-use std::future::ready;
+use std::future::{pending, ready};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak, mpsc};
@@ -1407,8 +1407,11 @@ fn with_roles_of(
 ) -> (TestCluster, [TestManager; 2]) {
     let builder = builder.read_role(|connection: &mut Conn| {
         Box::pin(async move {
-            let marked = connection.server().mark.load(Ordering::SeqCst) == PRIMARY;
-            Ok(if marked { Role::Primary } else { Role::Replica })
+            match connection.server().mark.load(Ordering::SeqCst) {
+                PRIMARY => Ok(Role::Primary),
+                SILENT => pending().await,
+                _ => Ok(Role::Replica),
+            }
         })
     });
     let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
@@ -1420,6 +1423,8 @@ fn with_roles_of(
 
 /// The mark of a primary.
 const PRIMARY: usize = 1;
+/// The mark of a server that does not say what it is.
+const SILENT: usize = 2;
 
 fn become_primary(manager: &TestManager, primary: bool) {
     manager.ledger.mark.store(if primary { PRIMARY } else { 0 }, Ordering::SeqCst);
@@ -1535,6 +1540,50 @@ async fn who_is_to_ask_a_node_for_its_role_does_not_keep_it_open() {
     drop(cluster);
     let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
     eventually("no task is left", || tasks() == 0).await;
+}
+
+#[test]
+fn a_connection_whose_runtime_ends_while_it_is_asked_for_its_role_serves_nobody() {
+    let (cluster, managers) = with_roles([Role::Replica, Role::Replica]);
+    let one = runtime();
+    one.block_on(async {
+        drop(cluster.acquire("a").await.unwrap());
+        managers[0].ledger.mark.store(SILENT, Ordering::SeqCst);
+        let mut acquire = pin!(cluster.acquire_any(Policy::Primary));
+        assert!(poll_once(acquire.as_mut()).is_pending());
+        let counts = || cluster.node_stats("a").unwrap().counts;
+        eventually("it is being asked", || counts().in_use == 1).await;
+    });
+    drop(one);
+    become_primary(&managers[0], false);
+    let guard = runtime().block_on(cluster.acquire("a")).unwrap();
+    assert_eq!((guard.id, managers[0].ledger.dropped()), (2, 1));
+}
+
+#[test]
+fn a_connection_whose_runtime_ends_while_it_shows_that_its_node_is_back_serves_nobody() {
+    let (cluster, managers, _) = capped(3, 2, [("a", plain()), ("b", plain())]);
+    let one = paused();
+    one.block_on(async {
+        let of_a = cluster.acquire("a").await.unwrap();
+        managers[0].connect.always(Act::Error);
+        {
+            let mut second = pin!(cluster.acquire("a"));
+            assert!(poll_once(second.as_mut()).is_pending());
+            eventually("it is down", || !cluster.status().nodes[0].is_up).await;
+        }
+        // The spare one of a goes to b, so that a has room for no other.
+        let of_b = [cluster.acquire("b").await.unwrap(), cluster.acquire("b").await.unwrap()];
+        drop((of_a, of_b));
+        managers[0].check.always(Act::Never);
+        tokio::time::sleep(SECOND).await;
+        assert_eq!(cluster.acquire_any(Policy::RoundRobin).await.unwrap().node(), "b");
+        eventually("it is checked", || managers[0].check.running() == 1).await;
+    });
+    drop(one);
+    managers[0].clear();
+    let guard = runtime().block_on(cluster.acquire("a")).unwrap();
+    assert_eq!((guard.id, managers[0].ledger.dropped()), (2, 1));
 }
 
 #[tokio::test]
@@ -2450,6 +2499,12 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
+/// The same with a clock that goes on when nothing else does.
+fn paused() -> tokio::runtime::Runtime {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().start_paused(true).build().unwrap()
+}
+
 #[test]
 fn outside_a_runtime_who_may_go_anywhere_gets_what_is_idle_or_is_told() {
     for limit in [PATIENCE, Duration::MAX] {
@@ -2520,6 +2575,77 @@ fn a_cap_goes_on_for_others_though_the_runtime_ends_where_it_looks() {
         settled(&cluster, &managers).await;
     });
     assert_eq!(whole.most_live(), 2);
+}
+
+#[test]
+fn a_node_is_tried_where_its_pool_lives_though_nobody_drives_the_runtime_of_who_passed_it_over() {
+    let (one, other) = (runtime(), runtime());
+    let (cluster, _managers) = {
+        let _in_it = one.enter();
+        cluster_of(builder(), [("a", plain()), ("b", plain())])
+    };
+    one.block_on(async { drop(cluster.acquire("b").await.unwrap()) });
+    let policy = first("a");
+    let guard = other.block_on(cluster.acquire_any(Policy::Rank(&policy))).unwrap();
+    assert_eq!(guard.node(), "b");
+    let idle = || cluster.node_stats("a").unwrap().counts.idle;
+    one.block_on(eventually("a is warm", || idle() == 1));
+}
+
+#[test]
+fn servers_are_asked_for_their_roles_though_nobody_drives_the_runtime_of_who_wants_to_know() {
+    let (one, other) = (runtime(), runtime());
+    let (cluster, managers) = {
+        let _in_it = one.enter();
+        with_roles([Role::Replica, Role::Replica])
+    };
+    one.block_on(async {
+        drop([cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap()]);
+    });
+    become_primary(&managers[1], true);
+    other.block_on(async {
+        assert!(poll_once(pin!(cluster.acquire_any(Policy::Primary))).is_pending());
+    });
+    let guard = one.block_on(cluster.acquire_any(Policy::Primary)).unwrap();
+    assert_eq!((guard.node().as_str(), guard.role()), ("b", Role::Primary));
+}
+
+#[test]
+fn a_cap_goes_on_though_nobody_drives_the_runtime_of_who_waited_first() {
+    let (one, other) = (runtime(), runtime());
+    let (cluster, managers, whole) = {
+        let _in_it = one.enter();
+        capped(2, 2, [("a", plain()), ("b", plain())])
+    };
+    let mut held = one.block_on(async {
+        [cluster.acquire("a").await.unwrap(), cluster.acquire("a").await.unwrap()].into_iter()
+    });
+    other.block_on(async { assert!(poll_once(pin!(cluster.acquire("b"))).is_pending()) });
+    one.block_on(async {
+        let mut acquire = pin!(cluster.acquire("b"));
+        assert!(poll_once(acquire.as_mut()).is_pending());
+        held.next();
+        assert_eq!(acquire.await.unwrap().node(), "b");
+        drop(held);
+        settled(&cluster, &managers).await;
+    });
+    assert_eq!(whole.most_live(), 2);
+}
+
+#[test]
+fn a_check_that_is_late_comes_to_its_end_though_nobody_drives_the_runtime_of_who_began_it() {
+    for (act, idle) in [(Act::Gated, 1), (Act::Never, 0)] {
+        let (one, other) = (paused(), paused());
+        let (cluster, managers) = one.block_on(warm_and_checked());
+        managers[0].check.always(act);
+        let policy = first("a");
+        let guard = other.block_on(cluster.acquire_any(Policy::Rank(&policy))).unwrap();
+        assert_eq!((guard.node().as_str(), managers[0].check.running()), ("b", 1));
+        managers[0].check.open(1);
+        let counts = || cluster.node_stats("a").unwrap().counts;
+        one.block_on(eventually("it is over", || counts().checking == 0));
+        assert_eq!(counts().idle, idle);
+    }
 }
 
 /// A cluster of three nodes whose connections are checked before each use, each with one that is idle.
@@ -3158,6 +3284,22 @@ async fn who_may_be_served_by_another_node_blocks_nobody() {
     drop(elsewhere);
     assert_eq!(joined(anywhere).await.unwrap(), "b");
     joined(by_name).await.unwrap();
+}
+
+#[tokio::test]
+async fn under_a_cap_who_holds_a_connection_gets_another_as_long_as_more_can_come() {
+    for (most, can_come) in [(100, 4), (3, 3)] {
+        let pools = |pool: PoolBuilder<_>| pool.max_size(4).detect_deadlock(true);
+        let builder = builder().pools(pools).max_connections(most);
+        let (cluster, _managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+        let mut held = Vec::new();
+        for _ in 0..can_come {
+            held.push(cluster.acquire("a").await.unwrap());
+        }
+        let error = cluster.acquire("a").await.unwrap_err();
+        let ClusterError::Node(refusal) = &error else { panic!("{error}") };
+        assert!(matches!(refusal.source, AcquireError::WouldDeadlock(_)), "{error}");
+    }
 }
 
 #[tokio::test]

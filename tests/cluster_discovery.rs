@@ -1111,6 +1111,20 @@ async fn a_replica_that_becomes_the_primary_goes_from_one_watch_to_the_other() {
     }
 }
 
+#[test]
+fn a_name_is_looked_up_though_whoever_waits_for_it_has_all_of_the_runtimes_blocking_threads() {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.max_blocking_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (found, finds) = std::sync::mpsc::channel();
+        let waiting = tokio::task::spawn_blocking(move || finds.recv());
+        let mut dns = Dns::new("localhost:5432".parse().unwrap(), PATIENCE).unwrap();
+        let set = tokio::time::timeout(PATIENCE, dns.next()).await.expect("it is looked up");
+        found.send(set.unwrap().unwrap().len()).unwrap();
+        assert!(joined(waiting).await.unwrap() > 0);
+    });
+}
+
 #[tokio::test]
 async fn localhost_is_found_by_the_systems_resolver() {
     let mut dns = Dns::new("localhost:5432".parse().unwrap(), PATIENCE).unwrap();

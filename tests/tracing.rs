@@ -350,6 +350,44 @@ async fn a_listener_that_panics_costs_no_place() {
     assert_eq!(manager.ledger.opened(), 2);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_listener_that_panics_keeps_no_connection_that_is_to_go() {
+    hush_scripted_panics();
+    type Change = fn(&Pool<TestManager>);
+    let changes: [(Change, usize); 2] =
+        [(|pool| pool.resize(1).unwrap(), 1), (Pool::invalidate, 0)];
+    for (change, idle) in changes {
+        let manager = TestManager::new();
+        let pool = pool_of(&manager, 3).build().await.unwrap();
+        pool.warm_up(3).await.unwrap();
+        let listener = tracing_subscriber::registry().with(Trips("a connection ends"));
+        let listening = tracing::subscriber::set_default(listener);
+        change(&pool);
+        drop(listening);
+        assert_eq!(pool.counts().idle, idle);
+        eventually("the others are gone", || manager.ledger.live() == idle).await;
+    }
+}
+
+#[cfg(feature = "cluster")]
+#[tokio::test(start_paused = true)]
+async fn a_listener_that_panics_keeps_nobody_from_what_a_cap_gives_him() {
+    use millpond::cluster::Cluster;
+
+    hush_scripted_panics();
+    let builder = Cluster::<&str, TestManager>::builder().max_connections(2);
+    let cluster = builder.build().unwrap();
+    cluster.add_node("a", TestManager::new()).unwrap();
+    cluster.add_node("b", TestManager::new()).unwrap();
+    drop([cluster.acquire("a").await.unwrap(), cluster.acquire("a").await.unwrap()]);
+    let listener = tracing_subscriber::registry().with(Trips("a connection ends"));
+    let listening = tracing::subscriber::set_default(listener);
+    let guard = cluster.acquire("b").await.unwrap();
+    drop(listening);
+    assert_eq!(guard.node(), &"b");
+    assert_eq!(cluster.status().totals.counts.alive(), 2);
+}
+
 /// An idle connection that was lent by way of a cluster keeps its pool in memory until it is closed.
 #[cfg(feature = "cluster")]
 #[tokio::test(start_paused = true)]

@@ -16,7 +16,7 @@
 //!
 //! Managers that were written for other pools run in [`compat`](crate::compat).
 
-#[cfg(any(feature = "tcp", feature = "postgres", feature = "redis"))]
+#[cfg(any(feature = "tcp", feature = "postgres"))]
 mod host;
 #[cfg(any(feature = "tcp", all(unix, feature = "unix")))]
 mod socket;

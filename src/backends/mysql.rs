@@ -3,6 +3,7 @@
 //! Not here: any SQL but what brings a connection back to what it was.
 
 use crate::manager::{Condition, Manager};
+use crate::names::lookup;
 use mysql_async::consts::StatusFlags;
 use mysql_async::prelude::Queryable;
 use mysql_async::{ChangeUserOpts, Conn, Connection, DriverError, Error, Opts, OptsBuilder};
@@ -15,7 +16,8 @@ use std::sync::Arc;
 /// Opens connections to a MySQL or MariaDB server.
 ///
 /// Connections are [`MysqlConnection`]s, which deref to mysql_async's [`Conn`]. Its methods come from
-/// [`Queryable`].
+/// [`Queryable`]. Names are looked up on a thread of Millpond's own, for which tokio's paused clock does not
+/// stand still.
 ///
 /// # What is checked
 ///
@@ -177,10 +179,19 @@ impl Manager for MysqlManager {
     async fn connect(&self) -> Result<MysqlConnection, Error> {
         let mut opts = (self.opts)();
         if opts.socket().is_none() {
-            // Of a URL, mysql_async looks the name up on the thread of the task.
             let prefers_socket = opts.prefer_socket() && is_on_this_machine(&opts);
             let host = host(&opts).to_owned();
+            let addresses = match opts.resolved_ips() {
+                Some(addresses) => addresses.clone(),
+                // mysql_async would look the name up on one of the runtime's threads, or, that of a URL, on
+                // the task's. It is still the name that a certificate has to have.
+                None => {
+                    let addresses = lookup((host.as_str(), opts.tcp_port())).await?;
+                    addresses.map(|address| address.ip()).collect()
+                }
+            };
             let builder = OptsBuilder::from_opts(opts).ip_or_hostname(host);
+            let builder = builder.resolved_ips(Some(addresses));
             opts = builder.prefer_socket(prefers_socket).into();
         }
         Ok(MysqlConnection { inner: Conn::new(opts.clone()).await?, opts })

@@ -2,8 +2,8 @@
 //!
 //! Not here: publish and subscribe, which needs a connection for good, and clusters.
 
-use super::host::lookup;
 use crate::manager::{Condition, Manager};
+use crate::names::lookup;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::io::AsyncDNSResolver;
 use redis::{

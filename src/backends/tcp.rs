@@ -4,9 +4,10 @@
 //! go of one in the middle of an answer has it closed if the rest of the answer is there to be seen; who
 //! does not wait for an answer has to [discard](crate::Pooled::discard) it.
 
-use super::host::{keepalive_time, lookup};
+use super::host::keepalive_time;
 use super::socket;
 use crate::manager::{Condition, Manager};
+use crate::names::lookup;
 use socket2::{SockRef, TcpKeepalive};
 use std::future::{Future, poll_fn};
 use std::io::{self, ErrorKind};

@@ -45,7 +45,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::task;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 type Caller = &'static Location<'static>;
 
@@ -622,8 +622,8 @@ impl Word {
         }
         self.abandoned = Some(cap.when_abandoned());
         if !cluster.more_wanted() {
-            // Nor could anybody later on in this runtime, which has ended: whoever has another hears of
-            // it, and gives everybody what there is.
+            // Nor could anybody later on in this runtime, which has ended or has no timer: whoever has
+            // another hears of it, and gives everybody what there is.
             (self.given, self.abandoned) = (false, None);
             return;
         }
@@ -695,7 +695,14 @@ impl<K: Key, M: Manager> Runner<K, M> {
     fn leave(&mut self) {
         self.roving = None;
         let waiting = mem::replace(&mut self.waiting, Box::pin(pending()));
-        self.terms.leave(waiting);
+        if !self.terms.leave() {
+            return;
+        }
+        if let Some(ground) = self.node.pool.ground() {
+            // A check and a hook. Their own limits are timers of this runtime, which may be driven no more.
+            let longest = self.node.pool.config().check_timeout.saturating_mul(2);
+            ground.spawn(async move { drop(timeout(longest.min(FAR_FUTURE), waiting).await) });
+        }
     }
 }
 

@@ -62,6 +62,7 @@ impl<K: Key, M: Manager> Settings<K, M> {
             .name(&name)
             .cluster(which)
             .on_connect(move |succeeded| told.connected(succeeded))
+            .share_of(self.max_connections)
             .fail_fast(true)
             .acquire_timeout(self.acquire_timeout)
             .build_lazy()?;
@@ -173,6 +174,14 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
     /// Default: `None`.
     ///
     /// It costs a hit nothing. While somebody waits for more, it looks every 5 ms who could give.
+    ///
+    /// A node has room only for what its callers have needed, so its
+    /// [`min_idle`](crate::Config::min_idle) is kept within that: none is opened ahead of them, though
+    /// others leave some of the cap unused.
+    ///
+    /// A pool's [`detect_deadlock`](crate::Config::detect_deadlock) finds out when those who hold all
+    /// connections that its node may ever have wait for another one of it. Those who hold the connections of
+    /// several nodes and wait for each other run into their deadlines.
     ///
     /// # Examples
     ///

@@ -7,6 +7,7 @@ use super::endpoint::Endpoint;
 use super::node::NodeOptions;
 use crate::config::above_zero;
 use crate::error::ConfigError;
+use crate::names;
 use futures_core::Stream;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -46,7 +47,8 @@ type Filter = dyn Fn(&SocketAddr) -> bool + Send + Sync;
 ///
 /// # How it asks
 ///
-/// It asks the system's resolver ([`tokio::net::lookup_host`]), which knows `/etc/hosts`, search domains
+/// It asks the system's resolver (as [`tokio::net::lookup_host`] does, but on a thread of Millpond's own, for
+/// which tokio's paused clock does not stand still), which knows `/etc/hosts`, search domains
 /// and whatever else the system is set up with. It does not see how long an answer is valid (its TTL):
 /// `every` alone says how old an answer may be, on top of what the resolver itself remembers. Each pause
 /// between two lookups is up to a tenth shorter than `every`, at random, so that many processes that
@@ -109,7 +111,7 @@ impl Dns {
     pub fn new(endpoint: Endpoint, every: Duration) -> Result<Self, ConfigError> {
         above_zero("every", every)?;
         let lookup = |Endpoint { host, port }| -> Answer {
-            Box::pin(async move { Ok(tokio::net::lookup_host((host, port)).await?.collect()) })
+            Box::pin(async move { Ok(names::lookup((host, port)).await?.collect()) })
         };
         Ok(Self {
             endpoint,

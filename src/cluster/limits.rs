@@ -30,7 +30,7 @@
 //!
 //! Not here: what a pool does when its limit changes (`crate::core`).
 
-use super::node::{Member, Node, runtime};
+use super::node::{Member, Node};
 use super::{Key, Shared};
 use crate::manager::Manager;
 use crate::pool::Pool;
@@ -283,8 +283,9 @@ impl<K: Key, M: Manager> Change<K, M> {
     }
 }
 
-/// What tells that a pool that shrinks has changed, if somebody still starves.
-type Outcome = Option<Vec<EventListener>>;
+/// Who still starves, if anybody does: the pool of the first of them, and what tells that one that shrinks
+/// has changed.
+type Outcome<K, M> = Option<(Pool<Member<K, M>>, Vec<EventListener>)>;
 
 impl<K: Key, M: Manager> Cap<K, M> {
     pub(super) fn new(most: usize) -> Self {
@@ -325,8 +326,8 @@ impl<K: Key, M: Manager> Cap<K, M> {
     }
 
     /// Gives units to those who need some, as far as there are free ones, and has others let go of
-    /// theirs. If somebody still starves, answers with what tells that a pool that shrinks has changed.
-    fn balance(&self) -> Outcome {
+    /// theirs.
+    fn balance(&self) -> Outcome<K, M> {
         self.forget();
         loop {
             let (changes, outcome) = self.decide();
@@ -338,7 +339,7 @@ impl<K: Key, M: Manager> Cap<K, M> {
     }
 
     /// Changes limits until there is nothing to change; if there was nothing, answers as `balance`.
-    fn decide(&self) -> (Vec<Change<K, M>>, Outcome) {
+    fn decide(&self) -> (Vec<Change<K, M>>, Outcome<K, M>) {
         let mut shares = self.shares();
         let (mut changes, mut listeners) = (Vec::new(), Vec::new());
         loop {
@@ -389,7 +390,7 @@ impl<K: Key, M: Manager> Cap<K, M> {
                 // Once more, so that nothing that came back before that is missed.
                 continue;
             }
-            return (changes, Some(listeners));
+            return (changes, Some((shares[poorest].pool.clone(), listeners)));
         }
     }
 }
@@ -515,16 +516,24 @@ impl<K: Key, M: Manager> Shared<K, M> {
     }
 
     /// A caller is in line at a node, which may have too few units. False: somebody would have to look
-    /// after the cap, and cannot do so here, where the runtime has ended.
+    /// after the cap, and cannot, since neither the pool that needs units nor the caller has a runtime for
+    /// that.
     #[cold]
     pub(super) fn more_wanted(self: &Arc<Self>) -> bool {
         let Some(cap) = &self.cap else { return true };
-        if let Some(listeners) = cap.balance() {
+        while let Some((pool, listeners)) = cap.balance() {
             cap.wanted.notify(1.additional());
-            // Where there is no runtime, or none with a timer, nobody is to take this for an end.
-            let Some(runtime) = runtime() else { return true };
-            if let Some(collecting) = Collecting::begin(self, cap) {
-                return !runtime.spawn(collect(collecting, listeners)).is_finished();
+            // Not on the caller's runtime, which may be alive and be driven no more.
+            match pool.ground() {
+                Some(ground) => {
+                    if let Some(collecting) = Collecting::begin(self, cap) {
+                        ground.spawn(collect(collecting, listeners));
+                    }
+                    return true;
+                }
+                // It needs nothing any more.
+                None if pool.is_closed() => {}
+                None => return false,
             }
         }
         true
@@ -584,14 +593,14 @@ async fn collect<K: Key, M: Manager>(
         .await;
         let Some(cluster) = collecting.cluster.upgrade() else { return };
         let Some(cap) = &cluster.cap else { return };
-        if let Some(next) = cap.balance() {
+        if let Some((_, next)) = cap.balance() {
             listeners = next;
             continue;
         }
         collecting.is_over = true;
         drop(collecting);
         // Somebody may have wanted one after the last look and seen this task at work.
-        let Some(next) = cap.balance() else { return };
+        let Some((_, next)) = cap.balance() else { return };
         let Some(again) = Collecting::begin(&cluster, cap) else { return };
         (collecting, listeners) = (again, next);
     }

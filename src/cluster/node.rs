@@ -13,18 +13,18 @@ use crate::core::Counts;
 use crate::error::ConfigError;
 use crate::manager::{Condition, Manager};
 use crate::metrics::Source;
-use crate::pool::{self, Attempt, Pool, attempt, has_timer};
+use crate::pool::{self, Attempt, Pool, PooledBare, attempt};
 use event_listener::{Event, EventListener, IntoNotification};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::{Future, poll_fn};
+use std::ops::{Deref, DerefMut};
 use std::panic::Location;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::Duration;
-use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 /// How often a node that is down is tried again, for all who pass it over or wait for it.
@@ -244,13 +244,11 @@ impl<K> State<K> {
         }
     }
 
-    /// Whether a node that is down is to be tried again, which the caller does then, on the runtime that
-    /// it has.
-    fn is_due(&self) -> bool {
+    /// Whether a node that is down is to be tried again, which the caller does then, if he can.
+    fn is_due(&self, can: impl FnOnce() -> bool) -> bool {
         let tried_at = self.tried_at.load(Ordering::Relaxed);
         let now = self.now();
-        if u128::from(now.saturating_sub(tried_at)) < TRIED_AGAIN.as_nanos() || runtime().is_none()
-        {
+        if u128::from(now.saturating_sub(tried_at)) < TRIED_AGAIN.as_nanos() || !can() {
             return false;
         }
         // Of several at once, one does it.
@@ -423,11 +421,18 @@ impl<K: Key, M: Manager> Node<K, M> {
         part.max(0.05)
     }
 
+    /// Whether it is down, and it is time to try it again, which the caller does then.
+    fn is_due(&self) -> bool {
+        self.state.is_due(|| self.pool.ground().is_some())
+    }
+
     /// Opens one more connection in the background, if there is room and nobody does so already:
     /// because the node was passed over for want of an idle one, or to see whether it is back. If there
     /// is no room for another, one that it has can tell that as well.
     pub(super) fn try_in_background(self: &Arc<Self>) {
-        let Some(runtime) = runtime() else { return };
+        // All who pass the node over rely on this, so it is nothing for the runtime of one of them, which may
+        // be alive and be driven no more.
+        let Some(ground) = self.pool.ground() else { return };
         if self.state.trying.swap(true, Ordering::SeqCst) {
             return;
         }
@@ -435,7 +440,7 @@ impl<K: Key, M: Manager> Node<K, M> {
         // Whoever tries the node does not keep its pool open.
         let (pool, limit) = (self.pool.without_handle(), self.pool.config().check_timeout);
         let caller = Location::caller();
-        drop(runtime.spawn(async move {
+        ground.spawn(async move {
             until_it_may_have_one(&pool).await;
             let counts = pool.counts();
             let is_full = counts.vacant + counts.connecting == 0 && counts.alive() > 0;
@@ -445,14 +450,14 @@ impl<K: Key, M: Manager> Node<K, M> {
                 // The pool tells what comes of it.
                 drop(pool.open(counts.alive() + 1).await);
             }
-        }));
+        });
     }
 
     /// Sees whether a node is back that failed some time ago: whoever passes it over calls this, also if
     /// another serves him at once, since nobody else may ever go there.
     #[cold]
     pub(super) fn try_again(self: &Arc<Self>, cluster: &Arc<Shared<K, M>>) {
-        if self.state.is_due() {
+        if self.is_due() {
             cluster.passed_over(self);
             self.try_in_background();
         }
@@ -492,10 +497,11 @@ impl<K: Key, M: Manager> Node<K, M> {
     ) {
         let Some(read_role) = self.pool.manager().read_role.clone() else { return };
         // Without an idle connection this tries to open one, which for one who waits may go on and on.
-        if !self.is_up() && self.pool.counts().idle == 0 && !self.state.is_due() {
+        if !self.is_up() && self.pool.counts().idle == 0 && !self.is_due() {
             return;
         }
-        let Some(runtime) = runtime() else { return };
+        // As in `try_in_background`.
+        let Some(ground) = self.pool.ground() else { return };
         if self.state.trying.swap(true, Ordering::SeqCst) {
             return;
         }
@@ -504,7 +510,7 @@ impl<K: Key, M: Manager> Node<K, M> {
         // With a limit or without, whoever waits does not keep the pool open.
         let (pool, patience) = (self.pool.without_handle(), cluster.settings.acquire_timeout);
         let cluster = Arc::downgrade(cluster);
-        drop(runtime.spawn(async move {
+        ground.spawn(async move {
             let mut acquire = pin!(async {
                 match attempt(&pool, caller) {
                     Attempt::Hit(pooled) => Ok(pooled),
@@ -522,14 +528,14 @@ impl<K: Key, M: Manager> Node<K, M> {
                 }
             };
             drop(roving);
-            let Ok(mut connection) = acquired else { return };
-            // Cancel: nobody knows where the question has left the connection.
-            let role = tokio::time::timeout(limit, read_role(&mut connection)).await;
-            match role {
-                Ok(Ok(role)) => trying.0.set_role(role),
-                Ok(Err(_)) | Err(_) => connection.owned().discard(),
+            let Ok(connection) = acquired else { return };
+            let mut asked = Asked::new(connection);
+            // Cancel: `asked` closes the connection.
+            if let Ok(Ok(role)) = tokio::time::timeout(limit, read_role(&mut asked)).await {
+                asked.has_answered();
+                trying.0.set_role(role);
             }
-        }));
+        });
     }
 }
 
@@ -543,12 +549,52 @@ async fn check_one<K: Key, M: Manager>(
         Attempt::Hit(pooled) => Ok(pooled),
         Attempt::Miss(missed) => missed.wait(PATIENCE).await,
     };
-    let Ok(mut connection) = acquired else { return };
-    let check = pool.manager().check(&mut connection);
-    // Cancel: nobody knows where the check has left the connection.
-    match tokio::time::timeout(limit, check).await {
-        Ok(Ok(())) => pool.manager().state.connected(true),
-        Ok(Err(_)) | Err(_) => connection.owned().discard(),
+    let Ok(connection) = acquired else { return };
+    let mut asked = Asked::new(connection);
+    // Cancel: `asked` closes the connection.
+    let check = tokio::time::timeout(limit, pool.manager().check(&mut asked));
+    if let Ok(Ok(())) = check.await {
+        asked.has_answered();
+        pool.manager().state.connected(true);
+    }
+}
+
+/// A connection that is asked something. Nobody knows where a question has left it that fails, takes too long
+/// or ends with its runtime: it goes back only if it has answered, and is closed otherwise.
+struct Asked<K: Key, M: Manager> {
+    connection: PooledBare<Member<K, M>>,
+    answered: bool,
+}
+
+impl<K: Key, M: Manager> Asked<K, M> {
+    fn new(connection: PooledBare<Member<K, M>>) -> Self {
+        Self { connection, answered: false }
+    }
+
+    fn has_answered(mut self) {
+        self.answered = true;
+    }
+}
+
+impl<K: Key, M: Manager> Deref for Asked<K, M> {
+    type Target = M::Connection;
+
+    fn deref(&self) -> &M::Connection {
+        &self.connection
+    }
+}
+
+impl<K: Key, M: Manager> DerefMut for Asked<K, M> {
+    fn deref_mut(&mut self) -> &mut M::Connection {
+        &mut self.connection
+    }
+}
+
+impl<K: Key, M: Manager> Drop for Asked<K, M> {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.connection.owned().discard();
+        }
     }
 }
 
@@ -569,11 +615,6 @@ async fn until_it_may_have_one<K: Key, M: Manager>(pool: &Arc<pool::Shared<Membe
     };
     // An error: then there is none.
     drop(tokio::time::timeout(PATIENCE, one).await);
-}
-
-/// The runtime for what is done in the background, if there is one with a timer here.
-pub(super) fn runtime() -> Option<Handle> {
-    Handle::try_current().ok().filter(|_| has_timer())
 }
 
 /// Somebody for whom a node's pool is to open a connection, and who may be served elsewhere.

@@ -175,7 +175,8 @@ pub struct Config {
     /// They are no more than there is room for: those in use count towards `max_size` first, and
     /// [`reserved`](Self::reserved) slots are filled only for the callers they are kept for, and count
     /// for nobody else. While connecting fails for good, none is opened unasked; and a pool that was
-    /// [built lazily](crate::PoolBuilder::build_lazy) opens none before the first acquire or warm-up.
+    /// [built lazily](crate::PoolBuilder::build_lazy) opens none before the first acquire or warm-up. Under
+    /// a cap over all nodes of a cluster, the pool of a node has room only for what its callers have needed.
     pub min_idle: usize,
     /// How long an acquire waits, all in all; above zero. Default: 5 s.
     pub acquire_timeout: Duration,
@@ -238,7 +239,8 @@ pub struct Config {
     /// slower, and takes a connection to be held by the task that acquired it: a task that waits for
     /// several side by side (`join!`, `buffer_unordered`) and holds one of them already is told so
     /// although it would go on. Who waits for any node of a cluster, also if one alone is allowed at the
-    /// time, counts as one who will go on, since another node may come to serve. Default: `false`.
+    /// time, counts as one who will go on, since another node may come to serve; so does, under a cap over
+    /// all nodes, who waits for a node that the cap may let have more. Default: `false`.
     pub detect_deadlock: bool,
     /// Measures for how long connections are in use, for
     /// [`PoolMetrics::use_time`](crate::PoolMetrics::use_time). Each acquire and release leaves the

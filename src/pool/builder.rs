@@ -35,6 +35,8 @@ pub struct PoolBuilder<M: Manager> {
     reports: Option<Reports>,
     cluster: Option<Box<WhichNode>>,
     on_connect: Option<Box<OnConnect>>,
+    /// So many connections the pool shares with others.
+    share_of: Option<usize>,
     /// The idle timeout for a lifetime that is long enough, unless the user has chosen one.
     usual_idle_timeout: Option<Duration>,
 }
@@ -78,9 +80,9 @@ impl<M: Manager> PoolBuilder<M> {
     pub(super) fn new(manager: M) -> Self {
         let config = Config::default();
         let hooks = Hooks::new();
-        let (reports, cluster, on_connect) = (None, None, None);
+        let (reports, cluster, on_connect, share_of) = (None, None, None, None);
         let usual_idle_timeout = config.idle_timeout;
-        Self { manager, config, hooks, reports, cluster, on_connect, usual_idle_timeout }
+        Self { manager, config, hooks, reports, cluster, on_connect, share_of, usual_idle_timeout }
     }
 
     settings! {
@@ -325,6 +327,14 @@ impl<M: Manager> PoolBuilder<M> {
         self
     }
 
+    /// Of so many connections the pool and others have each what the others leave it: it gets more when
+    /// somebody waits, up to `max_size`.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn share_of(mut self, whole: Option<usize>) -> Self {
+        self.share_of = whole;
+        self
+    }
+
     /// Builds the pool and opens its first `min_idle` connections, on the runtime that polls this.
     ///
     /// # Errors
@@ -373,7 +383,7 @@ impl<M: Manager> PoolBuilder<M> {
     ///
     /// [`ConfigError`] if a setting is out of range.
     pub fn build_lazy(self) -> Result<Pool<M>, ConfigError> {
-        let Self { manager, config, hooks, reports, cluster, on_connect, .. } = self;
+        let Self { manager, config, hooks, reports, cluster, on_connect, share_of, .. } = self;
         config.validate()?;
         if let Some(reports) = &reports {
             above_zero("on_metrics", reports.interval)?;
@@ -413,7 +423,10 @@ impl<M: Manager> PoolBuilder<M> {
             memory: Mutex::new(Memory::new(capacity)),
             expiring: AtomicUsize::new(0),
             shedder: config.shed.map(Shedder::new),
-            detector: config.detect_deadlock.then(|| Detector::new(capacity, config.reserved.1)),
+            detector: config.detect_deadlock.then(|| {
+                let most = share_of.map(|whole| whole.min(config.max_size));
+                Detector::new(capacity, config.reserved.1, most)
+            }),
             config,
             me: me.clone(),
         });

@@ -79,7 +79,8 @@ impl<M: Manager> Shared<M> {
     /// Counts a connection that the pool lets go of.
     pub(super) fn ends(&self, tenant: &Tenant<M::Connection>, reason: CloseReason) {
         self.totals.closed(reason);
-        self.tell_ended(tenant, reason);
+        // What is told of its end must not get in the way of that, nor of the end of others.
+        drop(caught(|| self.tell_ended(tenant, reason)));
         self.totals.lived(nanos(tenant.created.elapsed()));
     }
 

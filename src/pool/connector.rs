@@ -70,14 +70,14 @@ pub(super) struct Connector<E> {
 
 /// A runtime for the pool's own tasks.
 #[derive(Clone)]
-pub(super) struct Ground {
+pub(crate) struct Ground {
     runtime: Handle,
     /// Tells it from those before and after it.
     generation: u64,
 }
 
 impl Ground {
-    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         drop(self.runtime.spawn(task));
     }
 }

@@ -34,6 +34,8 @@ pub(super) struct Detector {
     known: Mutex<Known>,
     /// So many slots, those with the lowest numbers, are for the high line only.
     reserved: usize,
+    /// The pool has what others leave it, which may become as many as this.
+    most: Option<usize>,
 }
 
 struct Known {
@@ -60,9 +62,9 @@ impl Waits {
 }
 
 impl Detector {
-    pub(super) fn new(capacity: usize, reserved: usize) -> Self {
+    pub(super) fn new(capacity: usize, reserved: usize, most: Option<usize>) -> Self {
         let known = Known { held: vec![None; capacity], waiting: HashMap::new() };
-        Self { known: Mutex::new(known), reserved }
+        Self { known: Mutex::new(known), reserved, most }
     }
 
     pub(super) fn lent(&self, slot: usize, site: Site) {
@@ -91,6 +93,7 @@ impl Detector {
         size: usize,
     ) -> Result<Waiting<'_>, Box<Deadlock>> {
         let party = Party::current();
+        let size = self.most.unwrap_or(size);
         let mut known = lock(&self.known);
         let Known { held, waiting } = &mut *known;
         if !held.iter().flatten().any(|(holder, _)| *holder == party) {

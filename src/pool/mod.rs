@@ -35,10 +35,10 @@ use self::acquire::{Ask, acquire_blocking_slow, acquire_slow};
 #[cfg(feature = "cluster")]
 pub(crate) use self::acquire::{Attempt, Missed, MissedHere, attempt, timer};
 use self::connector::Connector;
+#[cfg(feature = "cluster")]
+use self::connector::Ground;
 use self::deadlock::Detector;
 use self::life::{Record, Term};
-#[cfg(feature = "cluster")]
-pub(crate) use self::operation::has_timer;
 use self::reaper::{Memory, Upkeep};
 use self::report::Reports;
 use self::shed::Shedder;
@@ -696,6 +696,13 @@ impl<M: Manager> Pool<M> {
     #[cfg(feature = "cluster")]
     pub(crate) fn admitted(&self) -> usize {
         self.shared.connector.admitted()
+    }
+
+    /// Where something is done for the pool in the background: on its runtime, or on the caller's if that has
+    /// ended.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn ground(&self) -> Option<Ground> {
+        self.shared.ground_or_current()
     }
 
     /// Has a connection opened for a caller who waits here on these terms, if one is missing.

@@ -122,18 +122,11 @@ impl Terms {
         waiting.poll(&mut Context::from_waker(&self.clone().into()))
     }
 
-    /// The acquire has ended elsewhere. What is being checked for it is brought to its end on this
-    /// runtime, and given back: dropping it half-way would close the connection.
-    pub(crate) fn leave<F>(&self, waiting: F)
-    where
-        F: Future<Output: Send> + Send + 'static,
-    {
+    /// The acquire has ended elsewhere. Answers whether something is being checked for it: that is to be
+    /// brought to its end, and given back, since dropping it half-way would close the connection.
+    pub(crate) fn leave(&self) -> bool {
         self.left.store(true, Ordering::Relaxed);
-        if self.is_checking() {
-            if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-                drop(runtime.spawn(async move { drop(waiting.await) }));
-            }
-        }
+        self.is_checking()
     }
 }
 

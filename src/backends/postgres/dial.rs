@@ -4,7 +4,8 @@
 //! Not here: what is said over it (`mod.rs`).
 
 use super::Error;
-use crate::backends::host::{keepalive_time, lookup};
+use crate::backends::host::keepalive_time;
+use crate::names::lookup;
 use socket2::{SockRef, TcpKeepalive};
 use std::collections::VecDeque;
 use std::fmt;
