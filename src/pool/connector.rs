@@ -450,7 +450,7 @@ impl<M: Manager> Shared<M> {
             }
             let shared = self.arc();
             let generation = ground.generation;
-            let dial = Dial { shared: shared.clone(), generation, state: DialState::Unfinished };
+            let dial = Dial { shared: shared.clone(), generation, state: DialState::NotBegun };
             match reserve(shared) {
                 Some(reservation) => ground.spawn(dial.run(reservation)),
                 // Somebody was faster. Dropping the dial looks once more.
@@ -672,6 +672,8 @@ struct Dial<M: Manager> {
 #[derive(PartialEq)]
 enum DialState {
     /// Dropped like this, its runtime has ended.
+    NotBegun,
+    /// The same, unless it panics.
     Unfinished,
     Finished,
     /// A verdict: others must not try the same again on behalf of those who wait now.
@@ -686,6 +688,7 @@ impl<M: Manager> Dial<M> {
     }
 
     async fn run(mut self, first: Reservation<Arc<Shared<M>>>) {
+        self.state = DialState::Unfinished;
         let shared = self.shared.clone();
         let mut reservation = Some(first);
         let (rejections, ago) = shared.connector.rejections();
@@ -764,9 +767,11 @@ impl<M: Manager> Drop for Dial<M> {
         match state {
             // Refused: whoever has come since then has asked in vain so far.
             DialState::Finished | DialState::Refused => shared.demand_of_somebody(),
-            DialState::Unfinished => {
-                // A panic, such as one of a tracing subscriber, says nothing of the runtime.
-                if !thread::panicking() {
+            DialState::NotBegun | DialState::Unfinished => {
+                // A panic, such as one of a tracing subscriber, says nothing of the runtime. But one of
+                // whoever drops a runtime does not get into a dial that has not begun, and the next one
+                // that is begun there would be dropped at once as well, without end.
+                if *state == DialState::NotBegun || !thread::panicking() {
                     shared.connector.forget(*generation);
                 }
                 shared.core.nudge();
