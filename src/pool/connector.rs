@@ -470,8 +470,12 @@ impl<M: Manager> Shared<M> {
     /// How many connections are wanted that are not there.
     fn wanted(&self) -> usize {
         // Ordering: SeqCst, as in `unserved`.
-        let rotations = self.connector.rotations.load(Ordering::SeqCst);
-        self.unserved().saturating_sub(rotations) + self.idle_wanted()
+        match self.connector.rotations.load(Ordering::SeqCst) {
+            0 => self.unserved() + self.idle_wanted(),
+            // The next room is a rotation's, and not for what is only kept for callers who may come. When
+            // it has got out of line, it looks again.
+            rotations => self.unserved().saturating_sub(rotations),
+        }
     }
 
     /// How many connections are wanted for callers who may come, unless that fails for good: then it is
