@@ -191,6 +191,20 @@ async fn a_slot_that_is_reserved_is_no_room_for_a_replacement() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn those_that_come_of_age_together_stay_until_each_can_be_replaced() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).max_size(8).min_idle(4).max_lifetime(MINUTE).lifetime_jitter(0.9);
+    let pool = pool.build().await.unwrap();
+    pool.maintenance().pause();
+    sleep(MINUTE - SECOND).await;
+    manager.connect.always(Act::Never);
+    for _ in 0..4 {
+        pool.maintenance().run_once().await;
+        assert_eq!((pool.counts().idle, pool.counts().connecting), (4, 1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_replacement_that_cannot_be_opened_does_not_keep_the_old_one_for_ever() {
     let manager = TestManager::new();
     let pool =

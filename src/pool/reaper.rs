@@ -363,9 +363,10 @@ impl<M: Manager> Shared<M> {
                 continue;
             }
             let needed = !self.is_reserved(slot) && left <= self.config.min_idle;
-            if needed && now < term.hard && plan.expiring < room {
-                // It waits for its replacement, and keeps nobody from ending who is older.
-                plan.expiring += 1;
+            if needed && now < term.hard && room > 0 {
+                // It waits for its replacement, or for its turn to get one, and keeps nobody from ending
+                // who is older.
+                plan.expiring += usize::from(plan.expiring < room);
                 plan.more = true;
             } else if budget > 0 {
                 budget -= 1;
