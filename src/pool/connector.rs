@@ -8,7 +8,7 @@
 //! | what | how |
 //! |---|---|
 //! | how many at once | `admitted`: 1 at first and after a failure; each success doubles it, up to `max_connecting` |
-//! | the last of the failing dials | stays as the prober: it tries again, with growing pauses, while a connection is wanted; a success elsewhere ends its pause |
+//! | a dial fails | it stays as the prober, unless there is one: it tries again, with growing pauses, while a connection is wanted; a success elsewhere ends its pause |
 //! | connecting has failed and nothing is alive | the prober goes on though nobody waits, and if there is none, the reaper's next look begins one: a pool that calls itself down must find out that it is not, since whoever balances the load may send nobody there until then |
 //! | new connections that a hook rejects | the second in a row, and each after that, is followed by a pause like a failure |
 //! | an error that the manager calls permanent | is a verdict: no retry, not for the pool's own sake either (accounts get locked), and everybody who waits hears of it |
@@ -86,6 +86,8 @@ impl Ground {
 struct Trouble<E> {
     /// The last failure, until a connect succeeds.
     last: Option<Arc<OperationError<E>>>,
+    /// A dial is the prober: it pauses, or tries again after a pause.
+    probing: bool,
     /// There is no point in trying again, on account of that one or of one that a rotation has met.
     permanent: bool,
     /// What the last failure ever said, and when.
@@ -159,6 +161,7 @@ impl<E> Connector<E> {
             generations: AtomicU64::new(0),
             trouble: Mutex::new(Trouble {
                 last: None,
+                probing: false,
                 permanent: false,
                 said: None,
                 in_a_row: 0,
@@ -247,14 +250,22 @@ impl<E> Connector<E> {
             .is_ok()
     }
 
-    /// A failing dial leaves, unless it is the last one.
-    fn leave_to_others(&self) -> bool {
-        // Ordering: SeqCst, as in `admit`.
-        self.dials
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |dials| {
-                (dials > 1).then(|| dials - 1)
-            })
-            .is_ok()
+    /// A dial becomes the prober, unless another one is.
+    fn probe(&self) -> bool {
+        !mem::replace(&mut lock(&self.trouble).probing, true)
+    }
+
+    /// The same for one that has failed, and leaves if another one is: not to one that is merely under
+    /// way, which may hang.
+    fn probe_or_leave(&self) -> bool {
+        let mut trouble = lock(&self.trouble);
+        let probes = !mem::replace(&mut trouble.probing, true);
+        if !probes {
+            // Behind the lock, so before the prober's end, which looks for demand then.
+            // Ordering: SeqCst, as in `admit`.
+            self.dials.fetch_sub(1, Ordering::SeqCst);
+        }
+        probes
     }
 
     /// Takes note of a success; answers how many failures there had been before it.
@@ -450,7 +461,8 @@ impl<M: Manager> Shared<M> {
             }
             let shared = self.arc();
             let generation = ground.generation;
-            let dial = Dial { shared: shared.clone(), generation, state: DialState::NotBegun };
+            let state = DialState::NotBegun;
+            let dial = Dial { shared: shared.clone(), generation, state, probes: false };
             match reserve(shared) {
                 Some(reservation) => ground.spawn(dial.run(reservation)),
                 // Somebody was faster. Dropping the dial looks once more.
@@ -671,6 +683,8 @@ struct Dial<M: Manager> {
     shared: Arc<Shared<M>>,
     generation: u64,
     state: DialState,
+    /// It is the prober.
+    probes: bool,
 }
 
 #[derive(PartialEq)]
@@ -702,6 +716,7 @@ impl<M: Manager> Dial<M> {
             let pause = shared.pause(rejections - 1).saturating_sub(ago);
             if !pause.is_zero() {
                 drop(reservation.take());
+                self.probes = shared.connector.probe();
                 if !self.pauses(sleep(pause)).await {
                     return self.finish();
                 }
@@ -730,9 +745,12 @@ impl<M: Manager> Dial<M> {
                 }
             };
             drop(vacant);
-            if shared.connector.leave_to_others() {
-                self.state = DialState::Gone;
-                return;
+            if !self.probes {
+                self.probes = shared.connector.probe_or_leave();
+                if !self.probes {
+                    self.state = DialState::Gone;
+                    return;
+                }
             }
             let pause = shared.connector.unless_recovered(sleep(shared.pause(failures)));
             if !self.pauses(pause).await {
@@ -757,7 +775,7 @@ impl<M: Manager> Dial<M> {
 
 impl<M: Manager> Drop for Dial<M> {
     fn drop(&mut self) {
-        let Self { shared, generation, state } = self;
+        let Self { shared, generation, state, probes } = self;
         if *state == DialState::Gone {
             return;
         }
@@ -765,6 +783,9 @@ impl<M: Manager> Drop for Dial<M> {
             // While this one is on the count, so that those who hear of it first start no other one for
             // those who have still to hear. It goes off the count though one of their wakers panics.
             drop(caught(|| shared.core.nudge_all()));
+        }
+        if *probes {
+            lock(&shared.connector.trouble).probing = false;
         }
         // Ordering: SeqCst, partner: `admit` (I4).
         shared.connector.dials.fetch_sub(1, Ordering::SeqCst);
