@@ -207,7 +207,8 @@ impl<E> Connector<E> {
 
     /// The last failure, if a prober is trying again.
     pub(super) fn error_while_probing(&self) -> Option<Arc<OperationError<E>>> {
-        if self.dials.load(Ordering::SeqCst) == 0 { None } else { self.last_error() }
+        let trouble = lock(&self.trouble);
+        if trouble.probing { trouble.last.clone() } else { None }
     }
 
     /// How many dials there may be at the moment.
