@@ -38,6 +38,7 @@ use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 use tokio::runtime::Handle;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 /// The connector's state. Nothing of it is touched by an acquire or a release that hits.
@@ -79,6 +80,15 @@ pub(super) struct Ground {
 impl Ground {
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         drop(self.runtime.spawn(task));
+    }
+
+    /// The same for a task whose outcome somebody waits for.
+    pub(super) fn spawn_in<T: Send + 'static>(
+        &self,
+        tasks: &mut JoinSet<T>,
+        task: impl Future<Output = T> + Send + 'static,
+    ) {
+        tasks.spawn_on(task, &self.runtime);
     }
 }
 
