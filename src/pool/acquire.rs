@@ -229,8 +229,7 @@ where
                 return Err(AcquireError::NoRuntime);
             } else {
                 acquire.checks(ask, true);
-                // A check and a hook.
-                let longest = nanos(keeper.config.check_timeout.saturating_mul(2));
+                let longest = nanos(keeper.longest_preparation());
                 let prepared = if acquire.deadline.saturating_sub(keeper.now()) < longest {
                     prepare_in_a_hurry(lease, &acquire.is_late).await
                 } else {
@@ -574,12 +573,14 @@ impl<M: Manager> Drop for Begun<'_, M> {
             // The caller has gone, and what it began goes with it.
             return;
         }
-        let Some(ground) = self.pool.upgrade().and_then(|pool| pool.ground_or_current()) else {
-            return;
-        };
+        let Some(pool) = self.pool.upgrade() else { return };
+        let Some(ground) = pool.ground_or_current() else { return };
         let checks = self.checks;
+        // What bounds it so far is a timer of the caller's runtime, which nobody may drive any more.
+        let longest = pool.longest_preparation();
         ground.spawn(async move {
-            if let Ok(mut lease) = work.await {
+            // Cancel: dropping the work closes the connection.
+            if let Ok(Ok(mut lease)) = tokio::time::timeout(longest, work).await {
                 if checks {
                     lease.keeper().clone().has_checked(&mut lease);
                 }
@@ -811,6 +812,11 @@ pub(crate) fn runs_async_task() -> bool {
 }
 
 impl<M: Manager> Shared<M> {
+    /// How long a check and a hook may take.
+    fn longest_preparation(&self) -> Duration {
+        self.config.check_timeout.saturating_mul(2)
+    }
+
     /// An acquire that had to wait, for so long, has come to its end.
     pub(super) fn has_waited(&self, outcome: Outcome, waited: Duration) {
         self.totals.waited(outcome, nanos(waited));
