@@ -4,6 +4,7 @@
 
 #[cfg(feature = "cluster")]
 use super::Pool;
+use super::connector::Ground;
 use super::guard::end;
 #[cfg(feature = "cluster")]
 use super::guard::{Pooled, PooledBare, PooledOwned};
@@ -223,7 +224,11 @@ where
     loop {
         if let Some(lease) = unready.take() {
             if silent && lease.flags().has(Flags::CHECK) {
-                keeper.check_in_background(lease);
+                let Some(ground) = keeper.ground_or_current() else {
+                    // Nobody can check it. It goes back.
+                    return Err(AcquireError::NoRuntime);
+                };
+                keeper.check_in_background(lease, &ground);
             } else if acquire.deadline == u64::MAX && !has_timer() {
                 // What is done to it is bounded in time. It goes back.
                 return Err(AcquireError::NoRuntime);
@@ -642,8 +647,11 @@ where
             Found::Flagged(lease) => match welcome(lease, caller) {
                 Welcome::Given(loan) => return Ok(loan),
                 Welcome::Unready(lease) => {
+                    // It goes back if nobody can check it, or if only a hook awaits something.
                     if lease.flags().has(Flags::CHECK) {
-                        shared.check_in_background(lease);
+                        if let Some(ground) = shared.ground_or_current() {
+                            shared.check_in_background(lease, &ground);
+                        }
                     }
                     return Err(TryAcquireError::Empty);
                 }
@@ -712,11 +720,15 @@ where
     loop {
         let mut checking = false;
         if let Some(lease) = unready.take() {
+            let Some(ground) = keeper.ground_or_current() else {
+                // Nobody can prepare it. It goes back.
+                return Err(AcquireError::NoRuntime);
+            };
             if silent && lease.flags().has(Flags::CHECK) {
-                keeper.check_in_background(lease);
+                keeper.check_in_background(lease, &ground);
             } else {
                 checking = true;
-                match prepare_blocking(lease, deadline) {
+                match prepare_blocking(lease, &ground, deadline) {
                     Ok(_) if keeper.core.is_closed() => return Err(keeper.closed_error()),
                     Ok(lease) => {
                         if let Some(loan) = lend(lease, ask.caller) {
@@ -757,17 +769,16 @@ where
 
 /// As [`prepare`], on the pool's runtime: this thread may be unable to drive timers. A connection
 /// that is ready after the deadline goes back to the pool.
-fn prepare_blocking<M, R>(lease: Lease<R>, deadline: Option<Instant>) -> Result<Lease<R>, Unfit>
+fn prepare_blocking<M, R>(
+    lease: Lease<R>,
+    ground: &Ground,
+    deadline: Option<Instant>,
+) -> Result<Lease<R>, Unfit>
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,
 {
     let keeper = lease.keeper().clone();
-    let Some(ground) = keeper.ground_or_current() else {
-        // Nobody can prepare it.
-        end(lease, CloseReason::Abandoned);
-        return Err(Unfit::Failed);
-    };
     let lease = lease.with_keeper(keeper.arc());
     let (report, prepared) = mpsc::sync_channel(1);
     ground.spawn(async move {
@@ -924,19 +935,15 @@ impl<M: Manager> Shared<M> {
 
     /// Checks a connection on the pool's runtime; if it passes, it goes to whoever is first in
     /// line, and needs no other check until it has been used.
-    fn check_in_background<R>(&self, mut lease: Lease<R>)
+    fn check_in_background<R>(&self, mut lease: Lease<R>, ground: &Ground)
     where
         R: Deref<Target = Self> + Clone,
     {
         let trial = lease.begin(State::Checking).with_keeper(self.arc());
-        match self.ground_or_current() {
-            Some(ground) => ground.spawn(async move {
-                if let Ok(mut lease) = check(trial).await {
-                    lease.keeper().clone().has_checked(&mut lease);
-                }
-            }),
-            // Dropping the trial closes the connection: nobody can check it.
-            None => drop(trial),
-        }
+        ground.spawn(async move {
+            if let Ok(mut lease) = check(trial).await {
+                lease.keeper().clone().has_checked(&mut lease);
+            }
+        });
     }
 }
