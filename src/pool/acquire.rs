@@ -12,6 +12,7 @@ use super::life::{look_over, nanos};
 use super::operation::{bounded, has_timer};
 use super::terms::Terms;
 use super::{DRAINING, Shared, deadlock::Waiting};
+use crate::config::CheckPolicy;
 #[cfg(feature = "cluster")]
 use crate::core::try_acquire_bare;
 use crate::core::{
@@ -205,8 +206,8 @@ pub(super) const FAR_FUTURE: Duration = Duration::from_secs(1 << 30);
 
 /// Waits in line, and prepares what arrives, until something is fit for use.
 ///
-/// Once one has not answered its check in time, the others that are to be checked are checked in the
-/// background, all at the same time: if a server or a network has gone without a word, that takes
+/// Once one has not answered its check or the hook in time, the others are checked in the background, all
+/// at the same time, before a hook sees them: if a server or a network has gone without a word, that takes
 /// `check_timeout` once and not once for each idle connection, and a new one is opened meanwhile.
 async fn obtain<M, R>(
     keeper: &R,
@@ -222,8 +223,8 @@ where
     let mut most = if unready.is_some() { usize::MAX } else { ask.most_waiters(keeper) };
     let mut silent = false;
     loop {
-        if let Some(lease) = unready.take() {
-            if silent && lease.flags().has(Flags::CHECK) {
+        if let Some(mut lease) = unready.take() {
+            if silent && is_doubtful(&mut lease, acquire.began) {
                 let Some(ground) = keeper.ground_or_current() else {
                     // Nobody can check it. It goes back.
                     return Err(AcquireError::NoRuntime);
@@ -293,6 +294,18 @@ where
             Woken::LineFull => return Err(AcquireError::QueueFull),
         }
     }
+}
+
+/// Whether a connection is to be checked after another one has not answered an acquire that began then:
+/// if it was to be anyway, or if the policy has any checked at all and it has not answered since.
+fn is_doubtful<M, R>(lease: &mut Lease<R>, began: u64) -> bool
+where
+    M: Manager,
+    R: Deref<Target = Shared<M>> + Clone,
+{
+    let shared = lease.keeper().clone();
+    lease.flags().has(Flags::CHECK)
+        || shared.config.check != CheckPolicy::Never && !shared.has_answered_since(lease, began)
 }
 
 /// What an acquire by somebody who looks at several pools finds at once at this one.
@@ -719,12 +732,12 @@ where
     let mut silent = false;
     loop {
         let mut checking = false;
-        if let Some(lease) = unready.take() {
+        if let Some(mut lease) = unready.take() {
             let Some(ground) = keeper.ground_or_current() else {
                 // Nobody can prepare it. It goes back.
                 return Err(AcquireError::NoRuntime);
             };
-            if silent && lease.flags().has(Flags::CHECK) {
+            if silent && is_doubtful(&mut lease, began) {
                 keeper.check_in_background(lease, &ground);
             } else {
                 checking = true;

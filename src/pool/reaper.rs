@@ -444,6 +444,19 @@ impl<M: Manager> Shared<M> {
         (track.checked, track.passed) = (self.now(), passed);
     }
 
+    /// Whether a connection was opened since then, by the pool's clock, or has passed a check while it was
+    /// idle and has not been used after that.
+    pub(super) fn has_answered_since<R>(&self, lease: &mut Lease<R>, then: u64) -> bool
+    where
+        R: Deref<Target = Self> + Clone,
+    {
+        let (slot, uses) = (lease.number(), lease.uses());
+        let tenant = lease.resource_mut();
+        let track = &lock(&self.memory).tracks[slot];
+        let checked = track.passed == (tenant.id, uses) && track.checked >= then;
+        checked || self.moment(tenant.created) >= then
+    }
+
     /// Who holds a connection at the moment.
     pub(super) fn holders(&self) -> Vec<Holder> {
         let memory = lock(&self.memory);
