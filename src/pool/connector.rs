@@ -209,6 +209,11 @@ impl<E> Connector<E> {
         }
     }
 
+    /// Whether the last connect that was noted has succeeded.
+    fn last_succeeded(&self) -> bool {
+        lock(&self.trouble).in_a_row == 0
+    }
+
     /// The last failure ever.
     pub(super) fn last_failure(&self) -> Option<ConnectError> {
         let (message, when) = lock(&self.trouble).said.clone()?;
@@ -572,12 +577,27 @@ impl<M: Manager> Shared<M> {
         Ok(Tenant { connection, id, created, generation, term, uses_before, lent_at: 0, span })
     }
 
+    /// A connect has been told of before anybody else could see how it has ended, and has been noted since.
+    /// Of several at once, the one that was noted last has to be told last.
+    fn tell_again(&self) {
+        let Some(told) = &self.on_connect else { return };
+        loop {
+            let succeeded = self.connector.last_succeeded();
+            told(succeeded);
+            // After telling: what was read may have been out of date by then.
+            if self.connector.last_succeeded() == succeeded {
+                return;
+            }
+        }
+    }
+
     /// Takes note of a connect that has succeeded.
     pub(super) fn connect_succeeded(&self) {
         if let Some(told) = &self.on_connect {
             told(true);
         }
         let failures = self.connector.succeeded(self.config.max_connecting);
+        self.tell_again();
         if failures > 0 {
             self.tell_recovered(failures);
         }
@@ -610,6 +630,7 @@ impl<M: Manager> Shared<M> {
         };
         let tell = verdict.is_some();
         let in_a_row = self.connector.failed(error.clone(), verdict);
+        self.tell_again();
         self.tell_connect_failed(&error, permanent, in_a_row);
         self.changed();
         ConnectFailure { error, permanent, tell, in_a_row }
