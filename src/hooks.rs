@@ -146,6 +146,9 @@ impl<M: Manager> Hooks<M> {
     /// connection after the other, the pool pauses before it opens the next, as after a failed connect,
     /// and timeouts tell its error. `try_acquire`, which cannot wait for it, finds nothing in a pool with
     /// this hook.
+    ///
+    /// Once one connection has not answered it in time, the same acquire has others checked before it,
+    /// all at once, unless the policy is [`CheckPolicy::Never`](crate::CheckPolicy::Never).
     pub fn before_acquire(
         mut self,
         hook: impl for<'c> Fn(&'c mut M::Connection) -> HookFuture<'c, M::Error> + Send + Sync + 'static,

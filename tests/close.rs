@@ -9,6 +9,7 @@ use millpond::{
     AcquireError, CheckPolicy, Hooks, Pool, PoolBuilder, ReleaseError, TryAcquireError, from_fn,
 };
 use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::{Arc, LazyLock, Mutex, mpsc};
 use std::time::Duration;
@@ -545,6 +546,38 @@ fn one_static_pool_serves_a_hundred_runtimes_one_after_the_other() {
     let metrics = balanced_blocking(&POOL, &MANAGER.ledger);
     assert_eq!((metrics.acquires, metrics.waits.timed_out), (200, 0));
     assert_eq!(metrics.closed.discarded, metrics.closed.total());
+}
+
+/// Whoever holds a connection may be dropped before the reaper is, and `min_idle` is not kept any more.
+#[test]
+fn a_runtime_that_ends_with_a_panic_is_forgotten_by_the_first_dial_that_it_does_not_run() {
+    hush_scripted_panics();
+    let manager = TestManager::new();
+    must_end({
+        let manager = manager.clone();
+        move || {
+            let runtime = single();
+            let (give, given) = tokio::sync::oneshot::channel::<Pool<TestManager>>();
+            drop(runtime.spawn(async move {
+                let pool = given.await.unwrap();
+                let _held = pool.acquire().await.unwrap();
+                std::future::pending::<()>().await;
+            }));
+            let pool = runtime.block_on(pool_of(&manager, 2).min_idle(2).build()).unwrap();
+            give.send(pool.clone()).unwrap();
+            runtime.block_on(eventually("one is held", || pool.counts().in_use == 1));
+            let ended = catch_unwind(AssertUnwindSafe(move || {
+                let _runtime = runtime;
+                panic!("scripted end of a runtime");
+            }));
+            ended.unwrap_err();
+            single().block_on(async {
+                let _both = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+            });
+            let metrics = balanced_blocking(&pool, &manager.ledger);
+            assert_eq!((metrics.created, metrics.closed.holder_panicked), (3, 1));
+        }
+    });
 }
 
 #[test]

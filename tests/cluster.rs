@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::future::{pending, ready};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, Weak, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, Weak, mpsc};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -615,6 +615,52 @@ async fn a_node_that_is_down_is_tried_again_though_the_others_always_serve() {
         assert!(!cluster.status().nodes[1].is_up);
         comes_back_under_light_load(&cluster, "b", aim).await;
     }
+}
+
+/// Its first connect fails; it asks whether that is for good, and is told when to go on.
+struct HeldUp {
+    connects: AtomicUsize,
+    asks: mpsc::Sender<()>,
+    goes_on: Mutex<mpsc::Receiver<()>>,
+}
+
+impl Manager for HeldUp {
+    type Connection = ();
+    type Error = TestError;
+
+    async fn connect(&self) -> Result<(), TestError> {
+        match self.connects.fetch_add(1, Ordering::SeqCst) {
+            0 => Err(TestError { what: "connect", permanent: false }),
+            _ => Ok(()),
+        }
+    }
+
+    fn is_permanent(&self, _: &TestError) -> bool {
+        self.asks.send(()).unwrap();
+        self.goes_on.lock().unwrap().recv().unwrap();
+        false
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_is_down_if_its_pool_has_noted_a_failure_after_a_success() {
+    let (asks, asked) = mpsc::channel();
+    let (go_on, goes_on) = mpsc::channel();
+    let manager = HeldUp { connects: AtomicUsize::new(0), asks, goes_on: Mutex::new(goes_on) };
+    let builder = Cluster::builder().pools(|pool| pool.max_size(2)).acquire_timeout(PATIENCE);
+    let cluster = builder.build().unwrap();
+    cluster.add_node("a".to_owned(), manager).unwrap();
+    let fails = tokio::spawn({
+        let node = cluster.node("a").unwrap();
+        async move { node.warm_up(2).await }
+    });
+    asked.recv().unwrap();
+    // Another connect begins later, succeeds, and is noted first.
+    let _held = cluster.acquire("a").await.unwrap();
+    go_on.send(()).unwrap();
+    joined(fails).await.unwrap_err();
+    assert!(cluster.node_stats("a").unwrap().last_connect_error.is_some());
+    assert!(!cluster.status().nodes[0].is_up, "a failure is the last that its pool knows of");
 }
 
 #[tokio::test(start_paused = true)]

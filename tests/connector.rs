@@ -333,6 +333,23 @@ async fn concurrent_dials_that_all_fail_leave_one_prober() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_dial_that_fails_tries_again_though_another_one_hangs() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(4).connect_timeout(3_600 * SECOND);
+    let pool = pool.build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.connect.once(Act::Never);
+    manager.connect.once(Act::Error);
+    manager.connect.once(Act::Error);
+    let mut acquires = waiting(&pool, 2);
+    eventually("it has tried twice again", || manager.connect.calls() == 5).await;
+    let served = acquires.remove(0).await.unwrap();
+    assert_eq!((served.id, manager.connect.most_running()), (2, 2));
+    drop((held, served, acquires));
+    pool.close().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_number_of_connects_at_once_grows_1_2_4_up_to_max_connecting() {
     for failures in [0, 3] {
         let manager = TestManager::new();

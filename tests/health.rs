@@ -5,7 +5,7 @@
 mod support;
 use support::*;
 
-use millpond::{CheckPolicy, Pool, PoolBuilder, ReleaseError, TryAcquireError};
+use millpond::{AcquireError, CheckPolicy, Pool, PoolBuilder, ReleaseError, TryAcquireError};
 use std::pin::pin;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -440,6 +440,30 @@ fn try_acquire_outside_a_runtime_has_the_check_done_on_the_pools() {
     drop(pool.try_acquire().unwrap());
     assert_eq!(balanced_blocking(&pool, &manager.ledger).created, 1);
     assert_eq!(manager.check.calls(), 1);
+}
+
+#[test]
+fn where_no_runtime_is_left_to_check_a_connection_it_stays() {
+    let runtime = || {
+        let builder = &mut tokio::runtime::Builder::new_current_thread();
+        builder.enable_time().build().unwrap()
+    };
+    let manager = TestManager::new();
+    let pool = runtime().block_on(async {
+        let pool = always_checked(&manager, 2).build().await.unwrap();
+        used(&pool, 2).await;
+        pool
+    });
+    assert_eq!(pool.try_acquire().unwrap_err(), TryAcquireError::Empty);
+    let refused = join(std::thread::spawn({
+        let pool = pool.clone();
+        move || pool.acquire_blocking().map(drop)
+    }));
+    assert!(matches!(refused, Err(AcquireError::NoRuntime)), "{refused:?}");
+    assert_eq!((pool.counts().idle, manager.ledger.live()), (2, 2));
+    runtime().block_on(used(&pool, 2));
+    assert_eq!((manager.check.calls(), manager.connect.calls()), (2, 2));
+    balanced_blocking(&pool, &manager.ledger);
 }
 
 #[tokio::test]

@@ -393,6 +393,68 @@ async fn a_before_acquire_that_hangs_takes_as_long_as_a_check_may() {
     assert_eq!(began.elapsed(), 2 * SECOND);
 }
 
+/// A pool of eight that are idle, and whose hook gets no answer from those that are said to be dead.
+async fn dying(manager: &TestManager, dead: &Arc<AtomicUsize>) -> Pool<TestManager> {
+    let dead = dead.clone();
+    let hooks = Hooks::new().before_acquire(asynchronous(move |conn| {
+        acting(if conn.id <= dead.load(Ordering::SeqCst) { Act::Never } else { Act::Ok })
+    }));
+    let pool = pool_of(manager, 8).check_timeout(SECOND / 4);
+    let pool = pool.hooks(hooks).build_lazy().unwrap();
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        held.push(pool.acquire().await.unwrap());
+    }
+    // So the first is the one that is used last, and next.
+    held.into_iter().rev().for_each(drop);
+    pool
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crowd_that_does_not_answer_before_acquire_costs_an_acquire_one_check_timeout() {
+    let (manager, dead) = (TestManager::new(), Arc::default());
+    let pool = dying(&manager, &dead).await;
+    sleep(SECOND).await;
+    dead.store(8, Ordering::SeqCst);
+    manager.check.always(Act::Never);
+    manager.connect.always(Act::Slow(SECOND / 4));
+    let began = Instant::now();
+    let conn = pool.acquire_timeout(SECOND).await.unwrap();
+    assert_eq!((conn.id, began.elapsed()), (9, SECOND / 2), "a hook, and a connect");
+    drop(conn);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.rejected, metrics.closed.failed_check), (1, 7));
+    assert_eq!(metrics.checks, 7, "what is new is not checked");
+}
+
+#[tokio::test]
+async fn a_crowd_that_does_not_answer_before_acquire_costs_a_thread_one_check_timeout() {
+    let (manager, dead) = (TestManager::new(), Arc::default());
+    let pool = dying(&manager, &dead).await;
+    dead.store(8, Ordering::SeqCst);
+    manager.check.always(Act::Never);
+    let blocked = thread::spawn({
+        let pool = pool.clone();
+        move || pool.acquire_blocking().unwrap().id
+    });
+    eventually("the thread has ended", || blocked.is_finished()).await;
+    assert_eq!(join(blocked), 9);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.rejected, metrics.closed.failed_check), (1, 7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_passes_its_check_after_a_hook_had_no_answer_goes_to_the_same_acquire() {
+    let (manager, dead) = (TestManager::new(), Arc::default());
+    let pool = dying(&manager, &dead).await;
+    sleep(SECOND).await;
+    dead.store(7, Ordering::SeqCst);
+    manager.connect.always(Act::Never);
+    let conn = pool.acquire_timeout(10 * SECOND).await.unwrap();
+    assert_eq!(conn.id, 8);
+    assert!((1..=7).contains(&manager.check.calls()), "each is checked once at the most");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_panic_in_on_checkout_costs_one_connection_and_the_acquire_goes_on() {
     let act = once(Act::Panic);

@@ -713,6 +713,32 @@ async fn a_rotation_that_waits_for_room_opens_one_connection_and_has_nobody_else
     balanced(&pool, &manager.ledger).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn nothing_is_opened_for_min_idle_in_the_room_that_a_rotation_waits_for() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).min_idle(1).build().await.unwrap();
+    let held = pool.acquire().await.unwrap();
+    let mut rotation = pin!(pool.rotate(passes));
+    assert!(poll_once(rotation.as_mut()).is_pending());
+    held.discard();
+    turns().await;
+    rotation.await.unwrap();
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.created, metrics.closed.invalidated), (2, 0));
+    assert_eq!(metrics.counts.idle, 1);
+
+    // One that is cancelled leaves that room to it.
+    let held = pool.acquire().await.unwrap();
+    {
+        let mut rotation = pin!(pool.rotate(passes));
+        assert!(poll_once(rotation.as_mut()).is_pending());
+        held.discard();
+        turns().await;
+    }
+    eventually("one is idle", || pool.counts().idle == 1).await;
+    balanced(&pool, &manager.ledger).await;
+}
+
 /// Two slots, neither of which is vacant, and a rotation that has been served and is not polled.
 #[tokio::test(start_paused = true)]
 async fn a_rotation_that_is_not_polled_hides_nobody_who_waits() {

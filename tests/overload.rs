@@ -812,6 +812,25 @@ async fn a_permanent_error_is_told_as_such_with_fail_fast_too() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_failure_of_the_past_refuses_nobody_while_a_connect_that_may_go_well_is_under_way() {
+    let manager = TestManager::new();
+    manager.connect.once(Act::Permanent);
+    manager.connect.always(Act::Gated);
+    let pool = failing_fast(&manager, 4).build_lazy().unwrap();
+    assert!(matches!(pool.acquire().await, Err(AcquireError::Connect(_))));
+    let mut waiters: Vec<_> = (0..4).map(|_| Box::pin(pool.acquire())).collect();
+    for waiter in &mut waiters {
+        assert!(poll_once(waiter.as_mut()).is_pending());
+    }
+    eventually("one tries again", || manager.connect.running() == 1).await;
+    manager.connect.open(4);
+    for waiter in waiters {
+        drop(waiter.await.unwrap());
+    }
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_prober_of_fail_fast_goes_by_what_others_find_out_during_its_pause() {
     for (act, created) in [(Act::Permanent, 0), (Act::Ok, 1)] {
         let manager = TestManager::new();

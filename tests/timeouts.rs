@@ -596,6 +596,21 @@ async fn a_check_that_is_too_late_and_fails_closes_its_connection() {
     assert_eq!((metrics.closed.failed_check, metrics.closed.total()), (1, 1));
 }
 
+#[test]
+fn a_check_that_goes_on_is_bounded_though_the_runtime_of_its_caller_stands_still() {
+    let manager = TestManager::new();
+    let [own, callers] = [(); 2].map(|()| {
+        let builder = &mut tokio::runtime::Builder::new_current_thread();
+        builder.enable_time().start_paused(true).build().unwrap()
+    });
+    let pool = own.block_on(unchecked(&manager));
+    manager.check.once(Act::Never);
+    timeout_of(callers.block_on(pool.acquire_timeout(MILLISECOND)));
+    assert_eq!(pool.counts().checking, 1);
+    let metrics = own.block_on(balanced(&pool, &manager.ledger));
+    assert_eq!((metrics.closed.abandoned, metrics.closed.total()), (1, 1));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_caller_who_leaves_takes_a_check_along_however_short_its_limit() {
     let manager = TestManager::new();

@@ -10,10 +10,12 @@ mod support;
 
 use millpond::{
     AcquireError, CheckPolicy, Hooks, IdleOrder, Leak, Pool, PoolBuilder, Priority, Stage,
-    WarmUpError, WeakPool,
+    WarmUpError, WeakPool, from_fn,
 };
+use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, OnceLock};
+use std::thread;
 use std::time::Duration;
 use support::{Act, TestManager, eventually, poll_once};
 use tokio::time::{Instant, sleep, timeout};
@@ -188,6 +190,20 @@ async fn a_slot_that_is_reserved_is_no_room_for_a_replacement() {
     let ended: u64 = pools.iter().map(|pool| pool.metrics().closed.lifetime).sum();
     // Their ends lie somewhere in the second half of the minute.
     assert!((8..=32).contains(&ended), "{ended} of 40 after half of that");
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_that_come_of_age_together_stay_until_each_can_be_replaced() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).max_size(8).min_idle(4).max_lifetime(MINUTE).lifetime_jitter(0.9);
+    let pool = pool.build().await.unwrap();
+    pool.maintenance().pause();
+    sleep(MINUTE - SECOND).await;
+    manager.connect.always(Act::Never);
+    for _ in 0..4 {
+        pool.maintenance().run_once().await;
+        assert_eq!((pool.counts().idle, pool.counts().connecting), (4, 1));
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -815,6 +831,43 @@ fn warm_up_outside_a_runtime_is_an_error() {
     let pool = builder(&TestManager::new()).build_lazy().unwrap();
     let error = pollster::block_on(pool.warm_up(1)).unwrap_err();
     assert!(matches!(error, WarmUpError::NoRuntime), "{error:?}");
+}
+
+#[test]
+fn a_pool_without_a_runtime_goes_on_the_one_of_a_warm_up_or_a_rotation() {
+    for rotates in [false, true] {
+        let manager = TestManager::new();
+        let pool = builder(&manager).max_size(1).max_lifetime(MINUTE).build_lazy().unwrap();
+        let runtime = &mut tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            if rotates {
+                pool.rotate(|_| Box::pin(async { Ok(()) })).await.unwrap();
+            } else {
+                pool.warm_up(1).await.unwrap();
+            }
+            eventually("its time is up", || pool.metrics().closed.lifetime == 1).await;
+        });
+    }
+}
+
+/// The sockets of a runtime end with it.
+#[test]
+fn a_warm_up_on_another_runtime_opens_connections_on_the_pools() {
+    let name = || thread::current().name().map(String::from);
+    let manager = from_fn(move || async move { Ok::<_, Infallible>(name()) });
+    let own = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("the pool's")
+        .enable_time()
+        .build()
+        .unwrap();
+    let pool = own.block_on(async { Pool::builder(manager).max_size(2).build_lazy() }).unwrap();
+    let others = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    others.block_on(pool.warm_up(2)).unwrap();
+    for _ in 0..2 {
+        assert_eq!(pool.try_acquire().unwrap().detach().as_deref(), Some("the pool's"));
+    }
 }
 
 #[tokio::test(start_paused = true)]

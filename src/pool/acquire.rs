@@ -4,6 +4,7 @@
 
 #[cfg(feature = "cluster")]
 use super::Pool;
+use super::connector::Ground;
 use super::guard::end;
 #[cfg(feature = "cluster")]
 use super::guard::{Pooled, PooledBare, PooledOwned};
@@ -11,6 +12,7 @@ use super::life::{look_over, nanos};
 use super::operation::{bounded, has_timer};
 use super::terms::Terms;
 use super::{DRAINING, Shared, deadlock::Waiting};
+use crate::config::CheckPolicy;
 #[cfg(feature = "cluster")]
 use crate::core::try_acquire_bare;
 use crate::core::{
@@ -204,8 +206,8 @@ pub(super) const FAR_FUTURE: Duration = Duration::from_secs(1 << 30);
 
 /// Waits in line, and prepares what arrives, until something is fit for use.
 ///
-/// Once one has not answered its check in time, the others that are to be checked are checked in the
-/// background, all at the same time: if a server or a network has gone without a word, that takes
+/// Once one has not answered its check or the hook in time, the others are checked in the background, all
+/// at the same time, before a hook sees them: if a server or a network has gone without a word, that takes
 /// `check_timeout` once and not once for each idle connection, and a new one is opened meanwhile.
 async fn obtain<M, R>(
     keeper: &R,
@@ -221,16 +223,19 @@ where
     let mut most = if unready.is_some() { usize::MAX } else { ask.most_waiters(keeper) };
     let mut silent = false;
     loop {
-        if let Some(lease) = unready.take() {
-            if silent && lease.flags().has(Flags::CHECK) {
-                keeper.check_in_background(lease);
+        if let Some(mut lease) = unready.take() {
+            if silent && is_doubtful(&mut lease, acquire.began) {
+                let Some(ground) = keeper.ground_or_current() else {
+                    // Nobody can check it. It goes back.
+                    return Err(AcquireError::NoRuntime);
+                };
+                keeper.check_in_background(lease, &ground);
             } else if acquire.deadline == u64::MAX && !has_timer() {
                 // What is done to it is bounded in time. It goes back.
                 return Err(AcquireError::NoRuntime);
             } else {
                 acquire.checks(ask, true);
-                // A check and a hook.
-                let longest = nanos(keeper.config.check_timeout.saturating_mul(2));
+                let longest = nanos(keeper.longest_preparation());
                 let prepared = if acquire.deadline.saturating_sub(keeper.now()) < longest {
                     prepare_in_a_hurry(lease, &acquire.is_late).await
                 } else {
@@ -289,6 +294,18 @@ where
             Woken::LineFull => return Err(AcquireError::QueueFull),
         }
     }
+}
+
+/// Whether a connection is to be checked after another one has not answered an acquire that began then:
+/// if it was to be anyway, or if the policy has any checked at all and it has not answered since.
+fn is_doubtful<M, R>(lease: &mut Lease<R>, began: u64) -> bool
+where
+    M: Manager,
+    R: Deref<Target = Shared<M>> + Clone,
+{
+    let shared = lease.keeper().clone();
+    lease.flags().has(Flags::CHECK)
+        || shared.config.check != CheckPolicy::Never && !shared.has_answered_since(lease, began)
 }
 
 /// What an acquire by somebody who looks at several pools finds at once at this one.
@@ -574,12 +591,14 @@ impl<M: Manager> Drop for Begun<'_, M> {
             // The caller has gone, and what it began goes with it.
             return;
         }
-        let Some(ground) = self.pool.upgrade().and_then(|pool| pool.ground_or_current()) else {
-            return;
-        };
+        let Some(pool) = self.pool.upgrade() else { return };
+        let Some(ground) = pool.ground_or_current() else { return };
         let checks = self.checks;
+        // What bounds it so far is a timer of the caller's runtime, which nobody may drive any more.
+        let longest = pool.longest_preparation();
         ground.spawn(async move {
-            if let Ok(mut lease) = work.await {
+            // Cancel: dropping the work closes the connection.
+            if let Ok(Ok(mut lease)) = tokio::time::timeout(longest, work).await {
                 if checks {
                     lease.keeper().clone().has_checked(&mut lease);
                 }
@@ -641,8 +660,11 @@ where
             Found::Flagged(lease) => match welcome(lease, caller) {
                 Welcome::Given(loan) => return Ok(loan),
                 Welcome::Unready(lease) => {
+                    // It goes back if nobody can check it, or if only a hook awaits something.
                     if lease.flags().has(Flags::CHECK) {
-                        shared.check_in_background(lease);
+                        if let Some(ground) = shared.ground_or_current() {
+                            shared.check_in_background(lease, &ground);
+                        }
                     }
                     return Err(TryAcquireError::Empty);
                 }
@@ -710,12 +732,16 @@ where
     let mut silent = false;
     loop {
         let mut checking = false;
-        if let Some(lease) = unready.take() {
-            if silent && lease.flags().has(Flags::CHECK) {
-                keeper.check_in_background(lease);
+        if let Some(mut lease) = unready.take() {
+            let Some(ground) = keeper.ground_or_current() else {
+                // Nobody can prepare it. It goes back.
+                return Err(AcquireError::NoRuntime);
+            };
+            if silent && is_doubtful(&mut lease, began) {
+                keeper.check_in_background(lease, &ground);
             } else {
                 checking = true;
-                match prepare_blocking(lease, deadline) {
+                match prepare_blocking(lease, &ground, deadline) {
                     Ok(_) if keeper.core.is_closed() => return Err(keeper.closed_error()),
                     Ok(lease) => {
                         if let Some(loan) = lend(lease, ask.caller) {
@@ -756,17 +782,16 @@ where
 
 /// As [`prepare`], on the pool's runtime: this thread may be unable to drive timers. A connection
 /// that is ready after the deadline goes back to the pool.
-fn prepare_blocking<M, R>(lease: Lease<R>, deadline: Option<Instant>) -> Result<Lease<R>, Unfit>
+fn prepare_blocking<M, R>(
+    lease: Lease<R>,
+    ground: &Ground,
+    deadline: Option<Instant>,
+) -> Result<Lease<R>, Unfit>
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,
 {
     let keeper = lease.keeper().clone();
-    let Some(ground) = keeper.ground_or_current() else {
-        // Nobody can prepare it.
-        end(lease, CloseReason::Abandoned);
-        return Err(Unfit::Failed);
-    };
     let lease = lease.with_keeper(keeper.arc());
     let (report, prepared) = mpsc::sync_channel(1);
     ground.spawn(async move {
@@ -811,6 +836,11 @@ pub(crate) fn runs_async_task() -> bool {
 }
 
 impl<M: Manager> Shared<M> {
+    /// How long a check and a hook may take.
+    fn longest_preparation(&self) -> Duration {
+        self.config.check_timeout.saturating_mul(2)
+    }
+
     /// An acquire that had to wait, for so long, has come to its end.
     pub(super) fn has_waited(&self, outcome: Outcome, waited: Duration) {
         self.totals.waited(outcome, nanos(waited));
@@ -918,19 +948,15 @@ impl<M: Manager> Shared<M> {
 
     /// Checks a connection on the pool's runtime; if it passes, it goes to whoever is first in
     /// line, and needs no other check until it has been used.
-    fn check_in_background<R>(&self, mut lease: Lease<R>)
+    fn check_in_background<R>(&self, mut lease: Lease<R>, ground: &Ground)
     where
         R: Deref<Target = Self> + Clone,
     {
         let trial = lease.begin(State::Checking).with_keeper(self.arc());
-        match self.ground_or_current() {
-            Some(ground) => ground.spawn(async move {
-                if let Ok(mut lease) = check(trial).await {
-                    lease.keeper().clone().has_checked(&mut lease);
-                }
-            }),
-            // Dropping the trial closes the connection: nobody can check it.
-            None => drop(trial),
-        }
+        ground.spawn(async move {
+            if let Ok(mut lease) = check(trial).await {
+                lease.keeper().clone().has_checked(&mut lease);
+            }
+        });
     }
 }

@@ -120,12 +120,16 @@ impl<M: Manager> Pool<M> {
     /// than the pool may have: fewer if it is made smaller meanwhile, and without those that are
     /// [reserved](crate::PoolBuilder::reserved), which are opened for those who may have them.
     ///
+    /// They are opened on the pool's runtime. While nobody drives that, such as one of a single thread
+    /// outside `block_on`, this waits for them without a limit.
+    ///
     /// # Errors
     ///
     /// - [`WarmUpError::TooMany`] if `count` is above [`max_size`](Self::max_size).
     /// - [`WarmUpError::Connect`] as soon as one of them cannot be opened.
     /// - [`WarmUpError::Closed`] if the pool is closed, before or meanwhile.
-    /// - [`WarmUpError::NoRuntime`] outside a tokio runtime with a timer, or if it has ended.
+    /// - [`WarmUpError::NoRuntime`] outside a tokio runtime with a timer, or if it has ended, or the
+    ///   pool's own ends meanwhile.
     ///
     /// # Cancel safety
     ///
@@ -166,7 +170,7 @@ impl<M: Manager> Pool<M> {
     ///   as before. But where connecting failed [for good](Manager::is_permanent), nothing is opened for
     ///   `min_idle` or because nothing is open, until an acquire, a warm-up or another rotation succeeds.
     /// - [`RotateError::Closed`] if the pool is closed, before or meanwhile, which ends `verify` too;
-    ///   [`RotateError::NoRuntime`] outside a tokio runtime.
+    ///   [`RotateError::NoRuntime`] outside a tokio runtime, or on one that has ended.
     ///
     /// # Cancel safety
     ///
@@ -205,6 +209,10 @@ impl<M: Manager> Pool<M> {
                 return Err(RotateError::NoRuntime);
             }
             let shared = self.shared.clone();
+            // The connection is opened here, and whoever brings the first one brings the reaper.
+            if shared.ground_or_current().is_none() {
+                return Err(RotateError::NoRuntime);
+            }
             // Cancel: the reservation gives the slot back, with or without a connection.
             let reservation = shared.make_room(caller).await?;
             let connect = shared.connect(reservation.uses());
@@ -476,8 +484,8 @@ impl<M: Manager> Shared<M> {
         counts.alive() + counts.connecting == 0
     }
 
-    /// Opens connections on the caller's runtime until `count` are open, the first alone, so that a
-    /// wrong password is tried once.
+    /// Opens connections on the pool's runtime until `count` are open, the first alone, so that a wrong
+    /// password is tried once.
     pub(crate) async fn open(self: &Arc<Self>, count: usize) -> Result<(), WarmUpError<M::Error>> {
         let _under_way = WarmUp::begin(&self.connector.warm_ups);
         let mut opening: JoinSet<Opened<M>> = JoinSet::new();
@@ -495,8 +503,11 @@ impl<M: Manager> Shared<M> {
             let at_once = if one_is_open { self.config.max_connecting } else { 1 };
             // Those that others are opening count as well; if they fail, there is room again.
             if open + counts.connecting < count && opening.len() < at_once {
+                let Some(ground) = self.ground_or_current() else {
+                    return Err(WarmUpError::NoRuntime);
+                };
                 if let Some(reservation) = reserve(self.clone()) {
-                    opening.spawn(self.clone().open_one(reservation));
+                    ground.spawn_in(&mut opening, self.clone().open_one(reservation));
                     continue;
                 }
             }

@@ -8,7 +8,7 @@
 //! | what | how |
 //! |---|---|
 //! | how many at once | `admitted`: 1 at first and after a failure; each success doubles it, up to `max_connecting` |
-//! | the last of the failing dials | stays as the prober: it tries again, with growing pauses, while a connection is wanted; a success elsewhere ends its pause |
+//! | a dial fails | it stays as the prober, unless there is one: it tries again, with growing pauses, while a connection is wanted; a success elsewhere ends its pause |
 //! | connecting has failed and nothing is alive | the prober goes on though nobody waits, and if there is none, the reaper's next look begins one: a pool that calls itself down must find out that it is not, since whoever balances the load may send nobody there until then |
 //! | new connections that a hook rejects | the second in a row, and each after that, is followed by a pause like a failure |
 //! | an error that the manager calls permanent | is a verdict: no retry, not for the pool's own sake either (accounts get locked), and everybody who waits hears of it |
@@ -38,6 +38,7 @@ use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 use tokio::runtime::Handle;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 /// The connector's state. Nothing of it is touched by an acquire or a release that hits.
@@ -80,12 +81,23 @@ impl Ground {
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         drop(self.runtime.spawn(task));
     }
+
+    /// The same for a task whose outcome somebody waits for.
+    pub(super) fn spawn_in<T: Send + 'static>(
+        &self,
+        tasks: &mut JoinSet<T>,
+        task: impl Future<Output = T> + Send + 'static,
+    ) {
+        tasks.spawn_on(task, &self.runtime);
+    }
 }
 
 /// What is known of failures.
 struct Trouble<E> {
     /// The last failure, until a connect succeeds.
     last: Option<Arc<OperationError<E>>>,
+    /// A dial is the prober: it pauses, or tries again after a pause.
+    probing: bool,
     /// There is no point in trying again, on account of that one or of one that a rotation has met.
     permanent: bool,
     /// What the last failure ever said, and when.
@@ -159,6 +171,7 @@ impl<E> Connector<E> {
             generations: AtomicU64::new(0),
             trouble: Mutex::new(Trouble {
                 last: None,
+                probing: false,
                 permanent: false,
                 said: None,
                 in_a_row: 0,
@@ -196,6 +209,11 @@ impl<E> Connector<E> {
         }
     }
 
+    /// Whether the last connect that was noted has succeeded.
+    fn last_succeeded(&self) -> bool {
+        lock(&self.trouble).in_a_row == 0
+    }
+
     /// The last failure ever.
     pub(super) fn last_failure(&self) -> Option<ConnectError> {
         let (message, when) = lock(&self.trouble).said.clone()?;
@@ -204,7 +222,8 @@ impl<E> Connector<E> {
 
     /// The last failure, if a prober is trying again.
     pub(super) fn error_while_probing(&self) -> Option<Arc<OperationError<E>>> {
-        if self.dials.load(Ordering::SeqCst) == 0 { None } else { self.last_error() }
+        let trouble = lock(&self.trouble);
+        if trouble.probing { trouble.last.clone() } else { None }
     }
 
     /// How many dials there may be at the moment.
@@ -247,14 +266,22 @@ impl<E> Connector<E> {
             .is_ok()
     }
 
-    /// A failing dial leaves, unless it is the last one.
-    fn leave_to_others(&self) -> bool {
-        // Ordering: SeqCst, as in `admit`.
-        self.dials
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |dials| {
-                (dials > 1).then(|| dials - 1)
-            })
-            .is_ok()
+    /// A dial becomes the prober, unless another one is.
+    fn probe(&self) -> bool {
+        !mem::replace(&mut lock(&self.trouble).probing, true)
+    }
+
+    /// The same for one that has failed, and leaves if another one is: not to one that is merely under
+    /// way, which may hang.
+    fn probe_or_leave(&self) -> bool {
+        let mut trouble = lock(&self.trouble);
+        let probes = !mem::replace(&mut trouble.probing, true);
+        if !probes {
+            // Behind the lock, so before the prober's end, which looks for demand then.
+            // Ordering: SeqCst, as in `admit`.
+            self.dials.fetch_sub(1, Ordering::SeqCst);
+        }
+        probes
     }
 
     /// Takes note of a success; answers how many failures there had been before it.
@@ -450,7 +477,8 @@ impl<M: Manager> Shared<M> {
             }
             let shared = self.arc();
             let generation = ground.generation;
-            let dial = Dial { shared: shared.clone(), generation, state: DialState::Unfinished };
+            let state = DialState::NotBegun;
+            let dial = Dial { shared: shared.clone(), generation, state, probes: false };
             match reserve(shared) {
                 Some(reservation) => ground.spawn(dial.run(reservation)),
                 // Somebody was faster. Dropping the dial looks once more.
@@ -470,8 +498,12 @@ impl<M: Manager> Shared<M> {
     /// How many connections are wanted that are not there.
     fn wanted(&self) -> usize {
         // Ordering: SeqCst, as in `unserved`.
-        let rotations = self.connector.rotations.load(Ordering::SeqCst);
-        self.unserved().saturating_sub(rotations) + self.idle_wanted()
+        match self.connector.rotations.load(Ordering::SeqCst) {
+            0 => self.unserved() + self.idle_wanted(),
+            // The next room is a rotation's, and not for what is only kept for callers who may come. When
+            // it has got out of line, it looks again.
+            rotations => self.unserved().saturating_sub(rotations),
+        }
     }
 
     /// How many connections are wanted for callers who may come, unless that fails for good: then it is
@@ -545,12 +577,27 @@ impl<M: Manager> Shared<M> {
         Ok(Tenant { connection, id, created, generation, term, uses_before, lent_at: 0, span })
     }
 
+    /// A connect has been told of before anybody else could see how it has ended, and has been noted since.
+    /// Of several at once, the one that was noted last has to be told last.
+    fn tell_again(&self) {
+        let Some(told) = &self.on_connect else { return };
+        loop {
+            let succeeded = self.connector.last_succeeded();
+            told(succeeded);
+            // After telling: what was read may have been out of date by then.
+            if self.connector.last_succeeded() == succeeded {
+                return;
+            }
+        }
+    }
+
     /// Takes note of a connect that has succeeded.
     pub(super) fn connect_succeeded(&self) {
         if let Some(told) = &self.on_connect {
             told(true);
         }
         let failures = self.connector.succeeded(self.config.max_connecting);
+        self.tell_again();
         if failures > 0 {
             self.tell_recovered(failures);
         }
@@ -583,6 +630,7 @@ impl<M: Manager> Shared<M> {
         };
         let tell = verdict.is_some();
         let in_a_row = self.connector.failed(error.clone(), verdict);
+        self.tell_again();
         self.tell_connect_failed(&error, permanent, in_a_row);
         self.changed();
         ConnectFailure { error, permanent, tell, in_a_row }
@@ -667,11 +715,15 @@ struct Dial<M: Manager> {
     shared: Arc<Shared<M>>,
     generation: u64,
     state: DialState,
+    /// It is the prober.
+    probes: bool,
 }
 
 #[derive(PartialEq)]
 enum DialState {
     /// Dropped like this, its runtime has ended.
+    NotBegun,
+    /// The same, unless it panics.
     Unfinished,
     Finished,
     /// A verdict: others must not try the same again on behalf of those who wait now.
@@ -686,6 +738,7 @@ impl<M: Manager> Dial<M> {
     }
 
     async fn run(mut self, first: Reservation<Arc<Shared<M>>>) {
+        self.state = DialState::Unfinished;
         let shared = self.shared.clone();
         let mut reservation = Some(first);
         let (rejections, ago) = shared.connector.rejections();
@@ -695,6 +748,7 @@ impl<M: Manager> Dial<M> {
             let pause = shared.pause(rejections - 1).saturating_sub(ago);
             if !pause.is_zero() {
                 drop(reservation.take());
+                self.probes = shared.connector.probe();
                 if !self.pauses(sleep(pause)).await {
                     return self.finish();
                 }
@@ -723,9 +777,12 @@ impl<M: Manager> Dial<M> {
                 }
             };
             drop(vacant);
-            if shared.connector.leave_to_others() {
-                self.state = DialState::Gone;
-                return;
+            if !self.probes {
+                self.probes = shared.connector.probe_or_leave();
+                if !self.probes {
+                    self.state = DialState::Gone;
+                    return;
+                }
             }
             let pause = shared.connector.unless_recovered(sleep(shared.pause(failures)));
             if !self.pauses(pause).await {
@@ -750,7 +807,7 @@ impl<M: Manager> Dial<M> {
 
 impl<M: Manager> Drop for Dial<M> {
     fn drop(&mut self) {
-        let Self { shared, generation, state } = self;
+        let Self { shared, generation, state, probes } = self;
         if *state == DialState::Gone {
             return;
         }
@@ -759,15 +816,20 @@ impl<M: Manager> Drop for Dial<M> {
             // those who have still to hear. It goes off the count though one of their wakers panics.
             drop(caught(|| shared.core.nudge_all()));
         }
+        if *probes {
+            lock(&shared.connector.trouble).probing = false;
+        }
         // Ordering: SeqCst, partner: `admit`; whoever has found it admitted no further is found by `nudge`,
         // or by the demand, after it (I4).
         shared.connector.dials.fetch_sub(1, Ordering::SeqCst);
         match state {
             // Refused: whoever has come since then has asked in vain so far.
             DialState::Finished | DialState::Refused => shared.demand_of_somebody(),
-            DialState::Unfinished => {
-                // A panic, such as one of a tracing subscriber, says nothing of the runtime.
-                if !thread::panicking() {
+            DialState::NotBegun | DialState::Unfinished => {
+                // A panic, such as one of a tracing subscriber, says nothing of the runtime. But one of
+                // whoever drops a runtime does not get into a dial that has not begun, and the next one
+                // that is begun there would be dropped at once as well, without end.
+                if *state == DialState::NotBegun || !thread::panicking() {
                     shared.connector.forget(*generation);
                 }
                 shared.core.nudge();

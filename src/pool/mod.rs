@@ -106,7 +106,8 @@ pub(crate) struct Shared<M: Manager> {
     hooks: Hooks<M>,
     reports: Option<Reports>,
     cluster: Option<Box<WhichNode>>,
-    /// Is told of each connect whether it has succeeded, before anybody else is.
+    /// Is told of each connect whether it has succeeded, before anybody else is; and again when that has
+    /// been noted.
     on_connect: Option<Box<OnConnect>>,
     connector: Connector<M::Error>,
     totals: Totals,

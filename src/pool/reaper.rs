@@ -363,9 +363,10 @@ impl<M: Manager> Shared<M> {
                 continue;
             }
             let needed = !self.is_reserved(slot) && left <= self.config.min_idle;
-            if needed && now < term.hard && plan.expiring < room {
-                // It waits for its replacement, and keeps nobody from ending who is older.
-                plan.expiring += 1;
+            if needed && now < term.hard && room > 0 {
+                // It waits for its replacement, or for its turn to get one, and keeps nobody from ending
+                // who is older.
+                plan.expiring += usize::from(plan.expiring < room);
                 plan.more = true;
             } else if budget > 0 {
                 budget -= 1;
@@ -441,6 +442,19 @@ impl<M: Manager> Shared<M> {
         let passed = (lease.resource_mut().id, lease.uses());
         let track = &mut lock(&self.memory).tracks[lease.number()];
         (track.checked, track.passed) = (self.now(), passed);
+    }
+
+    /// Whether a connection was opened since then, by the pool's clock, or has passed a check while it was
+    /// idle and has not been used after that.
+    pub(super) fn has_answered_since<R>(&self, lease: &mut Lease<R>, then: u64) -> bool
+    where
+        R: Deref<Target = Self> + Clone,
+    {
+        let (slot, uses) = (lease.number(), lease.uses());
+        let tenant = lease.resource_mut();
+        let track = &lock(&self.memory).tracks[slot];
+        let checked = track.passed == (tenant.id, uses) && track.checked >= then;
+        checked || self.moment(tenant.created) >= then
     }
 
     /// Who holds a connection at the moment.
