@@ -45,7 +45,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::task;
-use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 type Caller = &'static Location<'static>;
 
@@ -695,13 +695,8 @@ impl<K: Key, M: Manager> Runner<K, M> {
     fn leave(&mut self) {
         self.roving = None;
         let waiting = mem::replace(&mut self.waiting, Box::pin(pending()));
-        if !self.terms.leave() {
-            return;
-        }
-        if let Some(ground) = self.node.pool.ground() {
-            // A check and a hook. Their own limits are timers of this runtime, which may be driven no more.
-            let longest = self.node.pool.config().check_timeout.saturating_mul(2);
-            ground.spawn(async move { drop(timeout(longest.min(FAR_FUTURE), waiting).await) });
+        if self.terms.leave() {
+            self.node.pool.bring_to_an_end(async move { drop(waiting.await) });
         }
     }
 }

@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::task;
 use tokio::task::coop::{RestoreOnPending, poll_proceed};
-use tokio::time::{Sleep, sleep_until};
+use tokio::time::{Sleep, sleep_until, timeout};
 
 type Caller = &'static Location<'static>;
 
@@ -592,13 +592,10 @@ impl<M: Manager> Drop for Begun<'_, M> {
             return;
         }
         let Some(pool) = self.pool.upgrade() else { return };
-        let Some(ground) = pool.ground_or_current() else { return };
         let checks = self.checks;
-        // What bounds it so far is a timer of the caller's runtime, which nobody may drive any more.
-        let longest = pool.longest_preparation();
-        ground.spawn(async move {
-            // Cancel: dropping the work closes the connection.
-            if let Ok(Ok(mut lease)) = tokio::time::timeout(longest, work).await {
+        // Cancel: dropping the work closes the connection.
+        pool.bring_to_an_end(async move {
+            if let Ok(mut lease) = work.await {
                 if checks {
                     lease.keeper().clone().has_checked(&mut lease);
                 }
@@ -839,6 +836,15 @@ impl<M: Manager> Shared<M> {
     /// How long a check and a hook may take.
     fn longest_preparation(&self) -> Duration {
         self.config.check_timeout.saturating_mul(2)
+    }
+
+    /// Goes on elsewhere with a check and a hook that a caller does not wait for any more, and drops them if
+    /// they take too long. What bounds them so far is a timer of the caller's runtime, which nobody may
+    /// drive any more.
+    pub(crate) fn bring_to_an_end(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let Some(ground) = self.ground_or_current() else { return };
+        let longest = self.longest_preparation();
+        ground.spawn(async move { drop(timeout(longest, work).await) });
     }
 
     /// An acquire that had to wait, for so long, has come to its end.

@@ -706,6 +706,12 @@ impl<M: Manager> Pool<M> {
         self.shared.ground_or_current()
     }
 
+    /// See [`Shared::bring_to_an_end`].
+    #[cfg(feature = "cluster")]
+    pub(crate) fn bring_to_an_end(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.shared.bring_to_an_end(work);
+    }
+
     /// Has a connection opened for a caller who waits here on these terms, if one is missing.
     #[cfg(feature = "cluster")]
     pub(crate) fn hurry(&self, terms: &Terms) {
