@@ -559,9 +559,15 @@ async fn a_crowd_of_dead_connections_costs_a_blocking_acquire_one_check_timeout(
     let pool = always_checked(&manager, 8).check_timeout(SECOND / 10).build_lazy().unwrap();
     used(&pool, 8).await;
     manager.check.always(Act::Never);
-    let thread_pool = pool.clone();
-    let id = on_a_thread(move || thread_pool.acquire_blocking_timeout(20 * SECOND).unwrap().id);
-    assert_eq!(id.await, 9);
+    manager.connect.always(Act::Gated);
+    let blocked = std::thread::spawn({
+        let pool = pool.clone();
+        move || pool.acquire_blocking_timeout(20 * SECOND).unwrap().id
+    });
+    eventually("all are checked", || manager.check.calls() == 8).await;
+    manager.connect.open(1);
+    eventually("the thread has ended", || blocked.is_finished()).await;
+    assert_eq!(join(blocked), 9);
     assert!(manager.check.most_running() >= 7, "one after the other: {:?}", pool.metrics());
     assert_eq!(balanced(&pool, &manager.ledger).await.closed.failed_check, 8);
 }

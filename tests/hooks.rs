@@ -433,10 +433,13 @@ async fn a_crowd_that_does_not_answer_before_acquire_costs_a_thread_one_check_ti
     let pool = dying(&manager, &dead).await;
     dead.store(8, Ordering::SeqCst);
     manager.check.always(Act::Never);
+    manager.connect.always(Act::Gated);
     let blocked = thread::spawn({
         let pool = pool.clone();
         move || pool.acquire_blocking().unwrap().id
     });
+    eventually("the others are checked", || manager.check.calls() == 7).await;
+    manager.connect.open(1);
     eventually("the thread has ended", || blocked.is_finished()).await;
     assert_eq!(join(blocked), 9);
     let metrics = balanced(&pool, &manager.ledger).await;
