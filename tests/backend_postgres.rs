@@ -259,6 +259,35 @@ async fn a_connection_that_is_closed_in_the_middle_of_a_query_has_it_cancelled_o
     assert_eq!((metrics.closed.discarded, metrics.closed.holder_panicked), (1, 1), "{metrics:?}");
 }
 
+#[tokio::test]
+async fn all_that_was_asked_at_once_and_given_up_is_cancelled_on_the_server() {
+    let Some(server) = server() else { return };
+    let pool = single(server).await;
+    let at_it = "SELECT count(*) FROM pg_stat_activity \
+                 WHERE query LIKE 'SELECT pg_sleep(604.%)' AND state = 'active'";
+    for discards in [false, true] {
+        let client = pool.acquire().await.unwrap();
+        let first = process(&client).await;
+        {
+            let ask = |sql: &'static str| Box::pin(client.batch_execute(sql));
+            let mut queries = ["SELECT pg_sleep(604.1)", "SELECT pg_sleep(604.2)"].map(ask);
+            for query in &mut queries {
+                assert!(poll_once(query.as_mut()).is_pending());
+            }
+            eventually("the server is at it", || server.run(at_it) == "1").await;
+        }
+        if discards {
+            client.discard();
+            eventually("the server has left them", || server.run(at_it) == "0").await;
+        } else {
+            drop(client);
+            assert_eq!(process(&pool.acquire().await.unwrap()).await, first);
+            assert_eq!(server.run(at_it), "0");
+        }
+    }
+    assert_eq!(at_rest(&pool).await.closed.discarded, 1);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_answer_reaches_the_wrong_request_while_a_fifth_of_them_is_given_up() {
     const OPERATIONS: usize = 100_000;

@@ -94,7 +94,8 @@ const GRACE: Duration = Duration::from_millis(20);
 /// future was dropped goes on, on the server and in the driver: its connection waits for it in the
 /// background, the server is asked to cancel it after 20 ms, and within `reset_timeout` it is either
 /// clean or closed. One that is closed in the middle of a query, as when its holder panics or discards it,
-/// has the server asked as well, within `close_timeout`.
+/// has the server asked as well, within `close_timeout`. Of several that were sent at once, each is
+/// cancelled when the server comes to it.
 ///
 /// With `target_session_attrs=read-write`, servers that take no writes are passed over; and when one
 /// says that it has stopped taking them (it does from PostgreSQL 14 on), the next release of a
@@ -313,12 +314,18 @@ where
     }
 
     /// Waits for what was given up to end; the server is asked to cancel what takes its time.
-    async fn settle(&self, client: &Client) -> Result<(), Error> {
-        if timeout(GRACE, client.session.until_quiet()).await.is_err() {
-            self.cancel(client).await?;
-            client.session.until_quiet().await;
+    async fn until_quiet(&self, client: &Client) -> Result<(), Error> {
+        // Several may have been asked at once, and a cancel ends the one that the server is at. Whether it
+        // takes another one shows in the answers: what cannot be cancelled is asked to end only once.
+        let mut cancelled_after = None;
+        while timeout(GRACE, client.session.until_quiet()).await.is_err() {
+            let answered = Some(client.session.answered());
+            if cancelled_after != answered {
+                cancelled_after = answered;
+                self.cancel(client).await?;
+            }
         }
-        if client.has_ended() { Err(Error::Closed) } else { Ok(()) }
+        Ok(())
     }
 
     async fn cancel(&self, client: &Client) -> Result<(), Error> {
@@ -522,7 +529,10 @@ where
 
     async fn reset(&self, client: &mut Client) -> Result<(), Error> {
         client.asked = true;
-        self.settle(client).await?;
+        self.until_quiet(client).await?;
+        if client.has_ended() {
+            return Err(Error::Closed);
+        }
         if client.session.in_transaction() && self.mode == PoolMode::Statement {
             return Err(Error::OpenTransaction);
         }
@@ -553,15 +563,16 @@ where
     }
 
     async fn close(&self, client: Client) {
-        // To go on asking a server that does not answer would keep the place of the next connection.
         let asked = client.asked;
-        if timeout(GRACE, client.session.until_quiet()).await.is_err() {
-            if !asked {
-                // The server would go on with what nobody is to read. The driver would wait for the answers
-                // before it says goodbye, so it does not.
-                // Cancel: it is dropped all the same.
-                drop(self.cancel(&client).await);
-            }
+        // Cancel: it is dropped all the same.
+        let is_quiet = match asked {
+            // To go on asking a server that does not answer would keep the place of the next connection.
+            true => timeout(GRACE, client.session.until_quiet()).await.is_ok(),
+            // The server would go on with what nobody is to read.
+            false => self.until_quiet(&client).await.is_ok(),
+        };
+        if !is_quiet {
+            // The driver would wait for the answers before it says goodbye.
             return;
         }
         let Client { client, mut driver, .. } = client;
