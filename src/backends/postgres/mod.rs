@@ -106,11 +106,11 @@ const GRACE: Duration = Duration::from_millis(20);
 ///
 /// Several hosts, and the addresses of each, are tried one after the other, as libpq does it. An attempt
 /// takes the `connect_timeout` of the configuration at most: the question for a host's addresses, and each
-/// of them up to the server's last word; or, if there is none, 2 s, as long as there is another place to go to. What has not
-/// answered is tried after all others for the next 30 s. All of it is a part of the *pool's*
-/// [`connect_timeout`](crate::PoolBuilder::connect_timeout), by default 5 s: a dial that is cut there goes
-/// on behind the place that has held it up, next time. Names are looked up on a thread of Millpond's own,
-/// for which tokio's paused clock does not stand still.
+/// of them up to the server's last word; or, if there is none, 2 s, as long as there is another place to go
+/// to that has not kept silent itself. What has not answered is tried after all others for the next 30 s.
+/// All of it is a part of the *pool's* [`connect_timeout`](crate::PoolBuilder::connect_timeout), by default
+/// 5 s: a dial that is cut there goes on behind the place that has held it up, next time. Names are looked
+/// up on a thread of Millpond's own, for which tokio's paused clock does not stand still.
 ///
 /// A `COPY … FROM STDIN` that has failed costs a round trip in the background: the server may answer its
 /// end twice, and the pool makes sure that it does not, or closes the connection.
