@@ -328,11 +328,12 @@ where
         Ok(())
     }
 
+    /// Asks the server to cancel what it is at, unless it has answered all before there is a way to ask.
     async fn cancel(&self, client: &Client) -> Result<(), Error> {
-        let token = client.cancel_token();
+        let (token, quiet) = (client.cancel_token(), client.session.until_quiet());
         match &self.tls {
-            None => token.cancel_query(NoTls).await,
-            Some(tls) => token.cancel_query(tls.clone()).await,
+            None => token.cancel_unless(quiet, NoTls).await,
+            Some(tls) => token.cancel_unless(quiet, tls.clone()).await,
         }
     }
 }
