@@ -767,6 +767,22 @@ async fn a_server_is_found_by_its_socket_and_behind_others_that_are_not_there() 
     assert_eq!(ask(&pool.acquire().await.unwrap(), sql).await, "f");
 }
 
+#[tokio::test]
+async fn a_server_out_of_reach_is_named_though_the_others_are_not_of_the_kind_that_is_wanted() {
+    let Some(server) = server() else { return };
+    let server = server.address();
+    for wanted in ["read-write&options=-c%20default_transaction_read_only=on", "read-only"] {
+        let url = format!(
+            "postgresql://millpond@127.0.0.1:1,{server}/millpond?target_session_attrs={wanted}"
+        );
+        let manager = PostgresManager::from_url(&url).unwrap();
+        let outcome = millpond::Manager::connect(&manager).await;
+        let Err(Error::Open { address, error }) = outcome else { panic!("{outcome:?}") };
+        assert_eq!(address, "127.0.0.1:1");
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+    }
+}
+
 /// Where connections are taken, and nobody ever says a word.
 fn silent() -> std::net::TcpListener {
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();

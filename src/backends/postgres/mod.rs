@@ -484,7 +484,11 @@ where
                     }
                 }
             };
-            last = Some(failed);
+            // One out of reach may be the one that is wanted, which another that is not says nothing of.
+            let says_little = matches!(failed, Error::ReadOnly | Error::ReadWrite);
+            if last.is_none() || !says_little {
+                last = Some(failed);
+            }
             course.failed(place);
         }
         Err(last.expect("BUG: a target without an outcome"))
