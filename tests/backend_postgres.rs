@@ -714,6 +714,17 @@ async fn a_password_that_is_missing_is_asked_for_once() {
     assert_eq!(pool.metrics().connect_failures, 1);
 }
 
+#[tokio::test]
+async fn channel_binding_that_cannot_be_had_is_asked_for_once() {
+    let Some(server) = server() else { return };
+    // Without encryption there is none.
+    let url = format!("{}?channel_binding=require", server.url());
+    let pool = pool_of(PostgresManager::from_url(&url).unwrap(), 1).build().await.unwrap();
+    let error = pool.acquire().await.map(drop).unwrap_err();
+    assert!(matches!(error, AcquireError::Connect(_)), "{error:?}");
+    assert_eq!(pool.metrics().connect_failures, 1);
+}
+
 // ---- the end ----
 
 #[tokio::test]

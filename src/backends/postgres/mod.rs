@@ -88,7 +88,7 @@ const GRACE: Duration = Duration::from_millis(20);
 /// | on release | is the connection closed; is a transaction open; is a request on its way; has the server stopped taking writes; has `DISCARD ALL` or `DEALLOCATE ALL` taken the driver's statements away, which closes it |
 /// | check | a `Sync`, the cheapest round trip that there is: no statement is run or logged |
 /// | reset | by [`PoolMode`] |
-/// | beyond retrying | wrong password, user or database; a configuration that cannot work |
+/// | beyond retrying | wrong password, user or database; no way to log in that both sides take, such as with `channel_binding=require` on a connection without TLS; a configuration that cannot work |
 ///
 /// How the state is known without asking: the manager reads along with the protocol. A query whose
 /// future was dropped goes on, on the server and in the driver: its connection waits for it in the
@@ -664,8 +664,12 @@ impl Error {
     fn is_permanent(&self) -> bool {
         match self {
             Self::Config(_) => return true,
-            // The driver does not tell it otherwise: no password, though the server asks for one.
-            Self::Postgres(error) if error.to_string() == "invalid configuration" => return true,
+            // The driver does not tell these otherwise: no password, though the server asks for one, and no
+            // way to log in that both sides know and the configuration allows.
+            Self::Postgres(error) => match &*error.to_string() {
+                "invalid configuration" | "authentication error" => return true,
+                _ => {}
+            },
             _ => {}
         }
         let permanent = [
