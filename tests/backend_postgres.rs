@@ -498,6 +498,18 @@ async fn a_query_of_ones_own_takes_the_place_of_what_the_mode_has() {
 }
 
 #[tokio::test]
+async fn a_query_of_ones_own_may_be_one_that_no_transaction_takes() {
+    let Some(server) = server() else { return };
+    server.run("CREATE PROCEDURE commits() LANGUAGE plpgsql AS 'BEGIN COMMIT; END'");
+    let pool = pool_of(manager(server).reset_query("CALL commits()"), 1).build().await.unwrap();
+    for leave in ["SELECT 1", "BEGIN"] {
+        pool.acquire().await.unwrap().batch_execute(leave).await.unwrap();
+        let metrics = at_rest(&pool).await;
+        assert_eq!((metrics.created, metrics.closed.total()), (1, 0), "after {leave}");
+    }
+}
+
+#[tokio::test]
 async fn a_reset_that_fails_closes_the_connection() {
     let Some(server) = server() else { return };
     let pool = pool_of(manager(server).reset_query("SELECT no_such_thing"), 1).build();

@@ -550,8 +550,14 @@ where
             (false, None) => {}
             (true, None) => client.client.batch_execute("ROLLBACK").await?,
             (false, Some(renew)) => client.client.batch_execute(renew).await?,
-            (true, Some(renew)) => {
+            (true, Some(renew)) if self.reset_query.is_none() => {
                 client.client.batch_execute(&format!("ROLLBACK; {renew}")).await?;
+            }
+            // What comes in one piece is in one transaction, and not everything may be: a `CALL` of what
+            // commits may not.
+            (true, Some(renew)) => {
+                client.client.batch_execute("ROLLBACK").await?;
+                client.client.batch_execute(renew).await?;
             }
         }
         // The driver may still be busy with the end of the answer.
