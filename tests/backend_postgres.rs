@@ -259,6 +259,35 @@ async fn a_connection_that_is_closed_in_the_middle_of_a_query_has_it_cancelled_o
     assert_eq!((metrics.closed.discarded, metrics.closed.holder_panicked), (1, 1), "{metrics:?}");
 }
 
+#[tokio::test]
+async fn all_that_was_asked_at_once_and_given_up_is_cancelled_on_the_server() {
+    let Some(server) = server() else { return };
+    let pool = single(server).await;
+    let at_it = "SELECT count(*) FROM pg_stat_activity \
+                 WHERE query LIKE 'SELECT pg_sleep(604.%)' AND state = 'active'";
+    for discards in [false, true] {
+        let client = pool.acquire().await.unwrap();
+        let first = process(&client).await;
+        {
+            let ask = |sql: &'static str| Box::pin(client.batch_execute(sql));
+            let mut queries = ["SELECT pg_sleep(604.1)", "SELECT pg_sleep(604.2)"].map(ask);
+            for query in &mut queries {
+                assert!(poll_once(query.as_mut()).is_pending());
+            }
+            eventually("the server is at it", || server.run(at_it) == "1").await;
+        }
+        if discards {
+            client.discard();
+            eventually("the server has left them", || server.run(at_it) == "0").await;
+        } else {
+            drop(client);
+            assert_eq!(process(&pool.acquire().await.unwrap()).await, first);
+            assert_eq!(server.run(at_it), "0");
+        }
+    }
+    assert_eq!(at_rest(&pool).await.closed.discarded, 1);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_answer_reaches_the_wrong_request_while_a_fifth_of_them_is_given_up() {
     const OPERATIONS: usize = 100_000;
@@ -466,6 +495,18 @@ async fn a_query_of_ones_own_takes_the_place_of_what_the_mode_has() {
     assert!(is_outside(&client).await);
     drop(client);
     assert_eq!(at_rest(&pool).await.resets, 2, "once for each of those who sent something");
+}
+
+#[tokio::test]
+async fn a_query_of_ones_own_may_be_one_that_no_transaction_takes() {
+    let Some(server) = server() else { return };
+    server.run("CREATE PROCEDURE commits() LANGUAGE plpgsql AS 'BEGIN COMMIT; END'");
+    let pool = pool_of(manager(server).reset_query("CALL commits()"), 1).build().await.unwrap();
+    for leave in ["SELECT 1", "BEGIN"] {
+        pool.acquire().await.unwrap().batch_execute(leave).await.unwrap();
+        let metrics = at_rest(&pool).await;
+        assert_eq!((metrics.created, metrics.closed.total()), (1, 0), "after {leave}");
+    }
 }
 
 #[tokio::test]
@@ -685,6 +726,17 @@ async fn a_password_that_is_missing_is_asked_for_once() {
     assert_eq!(pool.metrics().connect_failures, 1);
 }
 
+#[tokio::test]
+async fn channel_binding_that_cannot_be_had_is_asked_for_once() {
+    let Some(server) = server() else { return };
+    // Without encryption there is none.
+    let url = format!("{}?channel_binding=require", server.url());
+    let pool = pool_of(PostgresManager::from_url(&url).unwrap(), 1).build().await.unwrap();
+    let error = pool.acquire().await.map(drop).unwrap_err();
+    assert!(matches!(error, AcquireError::Connect(_)), "{error:?}");
+    assert_eq!(pool.metrics().connect_failures, 1);
+}
+
 // ---- the end ----
 
 #[tokio::test]
@@ -736,6 +788,22 @@ async fn a_server_is_found_by_its_socket_and_behind_others_that_are_not_there() 
     );
     let pool = pool_of(PostgresManager::from_url(&url).unwrap(), 1).build().await.unwrap();
     assert_eq!(ask(&pool.acquire().await.unwrap(), sql).await, "f");
+}
+
+#[tokio::test]
+async fn a_server_out_of_reach_is_named_though_the_others_are_not_of_the_kind_that_is_wanted() {
+    let Some(server) = server() else { return };
+    let server = server.address();
+    for wanted in ["read-write&options=-c%20default_transaction_read_only=on", "read-only"] {
+        let url = format!(
+            "postgresql://millpond@127.0.0.1:1,{server}/millpond?target_session_attrs={wanted}"
+        );
+        let manager = PostgresManager::from_url(&url).unwrap();
+        let outcome = millpond::Manager::connect(&manager).await;
+        let Err(Error::Open { address, error }) = outcome else { panic!("{outcome:?}") };
+        assert_eq!(address, "127.0.0.1:1");
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+    }
 }
 
 /// Where connections are taken, and nobody ever says a word.

@@ -526,3 +526,31 @@ async fn a_query_that_is_given_up_on_a_dead_network_is_closed_within_the_time_fo
     drop(client);
     assert_eq!(whole(&pool).await.closed.failed_reset, 1);
 }
+
+#[tokio::test]
+async fn a_query_that_ends_by_itself_does_not_wait_for_the_connection_that_is_to_cancel_it() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    // The way there has room for one connection, and for one more that nobody takes. Whoever comes then
+    // hears nothing.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let way = socket.listen(0).unwrap();
+    let (address, there) = (way.local_addr().unwrap(), server.address());
+    let url = format!("postgresql://millpond@{address}/millpond");
+    let manager = PostgresManager::from_url(&url).unwrap();
+    let pool = pool_of(manager, 1).reset_timeout(PATIENCE).build().await.unwrap();
+    let (client, ()) = tokio::join!(pool.acquire(), async {
+        let (mut here, _) = way.accept().await.unwrap();
+        let mut there = tokio::net::TcpStream::connect(there).await.unwrap();
+        tokio::spawn(async move { tokio::io::copy_bidirectional(&mut here, &mut there).await });
+    });
+    let client = client.unwrap();
+    let _nobody = tokio::net::TcpStream::connect(address).await.unwrap();
+    {
+        let mut query = pin!(client.batch_execute("SELECT pg_sleep(0.5)"));
+        assert!(poll_once(query.as_mut()).is_pending());
+    }
+    drop(client);
+    let metrics = at_rest(&pool).await;
+    assert_eq!((metrics.resets, metrics.closed.total()), (1, 0), "{metrics:?}");
+}

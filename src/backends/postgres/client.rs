@@ -9,9 +9,12 @@ use super::session::Session;
 use crate::pool::operation::has_timer;
 use std::collections::HashMap;
 use std::fmt;
+use std::future::{Future, pending, poll_fn};
 use std::mem;
 use std::ops::{Deref, DerefMut};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
@@ -113,7 +116,8 @@ impl Client {
     /// Forgets the statements that were prepared with [`prepare_cached`](Self::prepare_cached), such
     /// as after the tables that they read have changed.
     pub fn clear_statements(&self) {
-        self.statements.lock().entries.clear();
+        // They end outside the lock, as each asks the driver.
+        drop(mem::take(&mut self.statements.lock().entries));
     }
 
     /// How many statements are cached.
@@ -185,13 +189,26 @@ impl CancelToken {
     /// # Cancel safety
     ///
     /// The query may be cancelled all the same, also after that: the next one may be hit.
-    pub async fn cancel_query<T>(&self, mut tls: T) -> Result<(), ManagerError>
+    pub async fn cancel_query<T>(&self, tls: T) -> Result<(), ManagerError>
+    where
+        T: MakeTlsConnect<Socket>,
+    {
+        self.cancel_unless(pending(), tls).await
+    }
+
+    /// The same, unless there is no need for it any more by the time that a socket is open.
+    pub(super) async fn cancel_unless<T>(
+        &self,
+        needless: impl Future<Output = ()>,
+        mut tls: T,
+    ) -> Result<(), ManagerError>
     where
         T: MakeTlsConnect<Socket>,
     {
         let limit = self.config.get_connect_timeout().copied().unwrap_or(CANCEL);
         let cancel = async {
-            let socket = self.address.open(&self.config).await;
+            let socket = unless(needless, self.address.open(&self.config)).await;
+            let Some(socket) = socket else { return Ok(()) };
             let kept = Kept::new(socket.map_err(|error| ManagerError::open(&self.address, error))?);
             let tls = tls.make_tls_connect(self.hostname.as_deref().unwrap_or(""));
             let tls = tls.map_err(|error| ManagerError::Tls(error.into()))?;
@@ -206,6 +223,16 @@ impl CancelToken {
         let late = |_| Err(ManagerError::no_answer(&self.address, limit));
         timeout(limit, cancel).await.unwrap_or_else(late)
     }
+}
+
+/// What comes of `wanted`, or nothing if it is needless by then.
+async fn unless<F: Future>(needless: impl Future<Output = ()>, wanted: F) -> Option<F::Output> {
+    let (mut needless, mut wanted) = (pin!(needless), pin!(wanted));
+    poll_fn(|cx| match needless.as_mut().poll(cx) {
+        Poll::Ready(()) => Poll::Ready(None),
+        Poll::Pending => wanted.as_mut().poll(cx).map(Some),
+    })
+    .await
 }
 
 impl fmt::Debug for CancelToken {

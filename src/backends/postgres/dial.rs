@@ -319,8 +319,8 @@ pub(super) struct Course<'s> {
 }
 
 impl<'s> Course<'s> {
-    /// How long an attempt takes at most while there are other places to go to, unless the configuration
-    /// says: two of them fit into the `connect_timeout` of a pool, by default.
+    /// How long an attempt takes at most while there are other places to go to that have not been silent,
+    /// unless the configuration says: two of them fit into the `connect_timeout` of a pool, by default.
     const SHARE: Duration = Duration::from_secs(2);
 
     pub(super) fn new(silence: &'s Silence, config: &Config, targets: Vec<Target>) -> Self {
@@ -354,7 +354,9 @@ impl<'s> Course<'s> {
             let longest = silent.min_by_key(|(_, (since, _))| *since)?.0;
             Some(self.then.remove(longest).1)
         })?;
-        let is_last = self.first.is_empty() && self.then.is_empty();
+        // It is not cut short for the sake of those in `then`: where all take longer than that, none would
+        // ever be reached.
+        let is_last = self.first.is_empty();
         Some((place, self.limit.or((!is_last).then_some(Self::SHARE))))
     }
 
@@ -461,5 +463,41 @@ impl AsyncWrite for Socket {
 impl fmt::Debug for Socket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Socket")
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// An attempt to which no answer comes.
+    fn silent(course: &Course<'_>, place: &Place) {
+        drop(Attempt { silence: course.silence, place, is_answered: false });
+    }
+
+    #[test]
+    fn an_attempt_is_cut_short_only_for_a_place_that_has_not_been_silent() {
+        let (silence, config) = (Silence::default(), Config::new());
+        let target = Target::new("db", 5432);
+        let course = || Course::new(&silence, &config, vec![target.clone()]);
+        let addresses = [1, 2].map(|last| Address::Tcp(([192, 0, 2, last], 5432).into()));
+        let mut first = course();
+        let (name, limit) = first.next().expect("its name");
+        assert_eq!((name.address, limit), (None, None));
+        first.add_addresses(&target, addresses.to_vec());
+        let (place, limit) = first.next().expect("one of its addresses");
+        assert_eq!((place.address.as_ref(), limit), (Some(&addresses[0]), Some(Course::SHARE)));
+        silent(&first, &place);
+        first.failed(place);
+        let (place, limit) = first.next().expect("the other one");
+        assert_eq!((place.address.as_ref(), limit), (Some(&addresses[1]), None));
+        // The pool has lost its patience.
+        silent(&first, &place);
+
+        let mut second = course();
+        second.next().expect("its name");
+        second.add_addresses(&target, addresses.to_vec());
+        let (place, limit) = second.next().expect("one of its addresses");
+        assert_eq!((place.address.as_ref(), limit), (Some(&addresses[0]), None));
     }
 }

@@ -88,13 +88,14 @@ const GRACE: Duration = Duration::from_millis(20);
 /// | on release | is the connection closed; is a transaction open; is a request on its way; has the server stopped taking writes; has `DISCARD ALL` or `DEALLOCATE ALL` taken the driver's statements away, which closes it |
 /// | check | a `Sync`, the cheapest round trip that there is: no statement is run or logged |
 /// | reset | by [`PoolMode`] |
-/// | beyond retrying | wrong password, user or database; a configuration that cannot work |
+/// | beyond retrying | wrong password, user or database; no way to log in that both sides take, such as with `channel_binding=require` on a connection without TLS; a configuration that cannot work |
 ///
 /// How the state is known without asking: the manager reads along with the protocol. A query whose
 /// future was dropped goes on, on the server and in the driver: its connection waits for it in the
 /// background, the server is asked to cancel it after 20 ms, and within `reset_timeout` it is either
 /// clean or closed. One that is closed in the middle of a query, as when its holder panics or discards it,
-/// has the server asked as well, within `close_timeout`.
+/// has the server asked as well, within `close_timeout`. Of several that were sent at once, each is
+/// cancelled when the server comes to it.
 ///
 /// With `target_session_attrs=read-write`, servers that take no writes are passed over; and when one
 /// says that it has stopped taking them (it does from PostgreSQL 14 on), the next release of a
@@ -105,11 +106,11 @@ const GRACE: Duration = Duration::from_millis(20);
 ///
 /// Several hosts, and the addresses of each, are tried one after the other, as libpq does it. An attempt
 /// takes the `connect_timeout` of the configuration at most: the question for a host's addresses, and each
-/// of them up to the server's last word; or, if there is none, 2 s, as long as there is another place to go to. What has not
-/// answered is tried after all others for the next 30 s. All of it is a part of the *pool's*
-/// [`connect_timeout`](crate::PoolBuilder::connect_timeout), by default 5 s: a dial that is cut there goes
-/// on behind the place that has held it up, next time. Names are looked up on a thread of Millpond's own,
-/// for which tokio's paused clock does not stand still.
+/// of them up to the server's last word; or, if there is none, 2 s, as long as there is another place to go
+/// to that has not kept silent itself. What has not answered is tried after all others for the next 30 s.
+/// All of it is a part of the *pool's* [`connect_timeout`](crate::PoolBuilder::connect_timeout), by default
+/// 5 s: a dial that is cut there goes on behind the place that has held it up, next time. Names are looked
+/// up on a thread of Millpond's own, for which tokio's paused clock does not stand still.
 ///
 /// A `COPY … FROM STDIN` that has failed costs a round trip in the background: the server may answer its
 /// end twice, and the pool makes sure that it does not, or closes the connection.
@@ -313,19 +314,26 @@ where
     }
 
     /// Waits for what was given up to end; the server is asked to cancel what takes its time.
-    async fn settle(&self, client: &Client) -> Result<(), Error> {
-        if timeout(GRACE, client.session.until_quiet()).await.is_err() {
-            self.cancel(client).await?;
-            client.session.until_quiet().await;
+    async fn until_quiet(&self, client: &Client) -> Result<(), Error> {
+        // Several may have been asked at once, and a cancel ends the one that the server is at. Whether it
+        // takes another one shows in the answers: what cannot be cancelled is asked to end only once.
+        let mut cancelled_after = None;
+        while timeout(GRACE, client.session.until_quiet()).await.is_err() {
+            let answered = Some(client.session.answered());
+            if cancelled_after != answered {
+                cancelled_after = answered;
+                self.cancel(client).await?;
+            }
         }
-        if client.has_ended() { Err(Error::Closed) } else { Ok(()) }
+        Ok(())
     }
 
+    /// Asks the server to cancel what it is at, unless it has answered all before there is a way to ask.
     async fn cancel(&self, client: &Client) -> Result<(), Error> {
-        let token = client.cancel_token();
+        let (token, quiet) = (client.cancel_token(), client.session.until_quiet());
         match &self.tls {
-            None => token.cancel_query(NoTls).await,
-            Some(tls) => token.cancel_query(tls.clone()).await,
+            None => token.cancel_unless(quiet, NoTls).await,
+            Some(tls) => token.cancel_unless(quiet, tls.clone()).await,
         }
     }
 }
@@ -476,7 +484,11 @@ where
                     }
                 }
             };
-            last = Some(failed);
+            // One out of reach may be the one that is wanted, which another that is not says nothing of.
+            let says_little = matches!(failed, Error::ReadOnly | Error::ReadWrite);
+            if last.is_none() || !says_little {
+                last = Some(failed);
+            }
             course.failed(place);
         }
         Err(last.expect("BUG: a target without an outcome"))
@@ -522,7 +534,10 @@ where
 
     async fn reset(&self, client: &mut Client) -> Result<(), Error> {
         client.asked = true;
-        self.settle(client).await?;
+        self.until_quiet(client).await?;
+        if client.has_ended() {
+            return Err(Error::Closed);
+        }
         if client.session.in_transaction() && self.mode == PoolMode::Statement {
             return Err(Error::OpenTransaction);
         }
@@ -535,8 +550,14 @@ where
             (false, None) => {}
             (true, None) => client.client.batch_execute("ROLLBACK").await?,
             (false, Some(renew)) => client.client.batch_execute(renew).await?,
-            (true, Some(renew)) => {
+            (true, Some(renew)) if self.reset_query.is_none() => {
                 client.client.batch_execute(&format!("ROLLBACK; {renew}")).await?;
+            }
+            // What comes in one piece is in one transaction, and not everything may be: a `CALL` of what
+            // commits may not.
+            (true, Some(renew)) => {
+                client.client.batch_execute("ROLLBACK").await?;
+                client.client.batch_execute(renew).await?;
             }
         }
         // The driver may still be busy with the end of the answer.
@@ -553,15 +574,16 @@ where
     }
 
     async fn close(&self, client: Client) {
-        // To go on asking a server that does not answer would keep the place of the next connection.
         let asked = client.asked;
-        if timeout(GRACE, client.session.until_quiet()).await.is_err() {
-            if !asked {
-                // The server would go on with what nobody is to read. The driver would wait for the answers
-                // before it says goodbye, so it does not.
-                // Cancel: it is dropped all the same.
-                drop(self.cancel(&client).await);
-            }
+        // Cancel: it is dropped all the same.
+        let is_quiet = match asked {
+            // To go on asking a server that does not answer would keep the place of the next connection.
+            true => timeout(GRACE, client.session.until_quiet()).await.is_ok(),
+            // The server would go on with what nobody is to read.
+            false => self.until_quiet(&client).await.is_ok(),
+        };
+        if !is_quiet {
+            // The driver would wait for the answers before it says goodbye.
             return;
         }
         let Client { client, mut driver, .. } = client;
@@ -648,8 +670,12 @@ impl Error {
     fn is_permanent(&self) -> bool {
         match self {
             Self::Config(_) => return true,
-            // The driver does not tell it otherwise: no password, though the server asks for one.
-            Self::Postgres(error) if error.to_string() == "invalid configuration" => return true,
+            // The driver does not tell these otherwise: no password, though the server asks for one, and no
+            // way to log in that both sides know and the configuration allows.
+            Self::Postgres(error) => match &*error.to_string() {
+                "invalid configuration" | "authentication error" => return true,
+                _ => {}
+            },
             _ => {}
         }
         let permanent = [

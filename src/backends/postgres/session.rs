@@ -98,6 +98,12 @@ impl Session {
         self.unanswered.load(Ordering::Relaxed)
     }
 
+    /// What tells whether an answer has ended since: it is another number then. It may be another one even
+    /// if none has.
+    pub(super) fn answered(&self) -> u64 {
+        self.requests().wrapping_sub(self.unanswered().into())
+    }
+
     /// Whether a transaction is open, failed ones included. Says nothing unless the session is quiet.
     pub(super) fn in_transaction(&self) -> bool {
         matches!(self.status.load(Ordering::Relaxed), b'T' | b'E')
