@@ -446,6 +446,39 @@ async fn a_crowd_that_does_not_answer_before_acquire_costs_a_thread_one_check_ti
     assert_eq!((metrics.closed.rejected, metrics.closed.failed_check), (1, 7));
 }
 
+/// Others are served in between, so that it has been used by the time that it comes back.
+#[tokio::test(start_paused = true)]
+async fn what_has_passed_its_check_is_not_checked_again_for_the_same_acquire() {
+    let (manager, dead) = (TestManager::new(), Arc::default());
+    let pool = dying(&manager, &dead).await;
+    let first = pool.acquire().await.unwrap();
+    let mut held = Vec::new();
+    for _ in 0..7 {
+        held.push(pool.acquire().await.unwrap());
+    }
+    drop(first);
+    sleep(SECOND).await;
+    dead.store(1, Ordering::SeqCst);
+    manager.connect.always(Act::Gated);
+    let mut acquire = pin!(pool.acquire_timeout(20 * SECOND));
+    assert!(poll_once(acquire.as_mut()).is_pending(), "the hook has no answer");
+    // The hook's time is up, and it waits; the other one does so behind it.
+    assert!(tokio::time::timeout(SECOND, acquire.as_mut()).await.is_err());
+    let mut other = Box::pin({
+        let pool = pool.clone();
+        async move { pool.acquire_owned_timeout(20 * SECOND).await.map(drop) }
+    });
+    assert!(poll_once(other.as_mut()).is_pending());
+    let other = tokio::spawn(other);
+    held.pop();
+    let served = acquire.await.unwrap();
+    other.await.unwrap().unwrap();
+    assert_eq!(manager.check.calls(), 1);
+    manager.connect.open(1);
+    drop((served, held));
+    balanced(&pool, &manager.ledger).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_passes_its_check_after_a_hook_had_no_answer_goes_to_the_same_acquire() {
     let (manager, dead) = (TestManager::new(), Arc::default());

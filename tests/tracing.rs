@@ -8,7 +8,8 @@ use support::*;
 
 use millpond::{AcquireError, CheckPolicy, Pool, PoolBuilder};
 use std::fmt::{Debug, Write};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::task::Poll;
 use std::time::Duration;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id};
@@ -327,6 +328,37 @@ impl<S: Subscriber> Layer<S> for Trips {
         event.record(&mut fields);
         assert!(!fields.0.starts_with(self.0), "scripted panic of a listener");
     }
+}
+
+/// Asks a pool for a connection when it is told that connecting fails, and writes down whether that is
+/// refused at once.
+#[derive(Clone, Default)]
+struct Asks(Arc<OnceLock<Pool<TestManager>>>, Arc<Mutex<Vec<bool>>>);
+
+impl<S: Subscriber> Layer<S> for Asks {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        if fields.0.starts_with("cannot connect") {
+            let answer = poll_once(std::pin::pin!(self.0.get().unwrap().acquire()));
+            let refused = matches!(answer, Poll::Ready(Err(AcquireError::Unavailable(_))));
+            self.1.lock().unwrap().push(refused);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_hears_first_that_nothing_can_be_reached_is_refused_as_others_are() {
+    let asks = Asks::default();
+    let _listening =
+        tracing::subscriber::set_default(tracing_subscriber::registry().with(asks.clone()));
+    let manager = TestManager::new();
+    manager.connect.always(Act::Error);
+    let pool = pool_of(&manager, 1).fail_fast(true).build_lazy().unwrap();
+    asks.0.set(pool.clone()).unwrap();
+    let error = pool.acquire().await.map(drop).unwrap_err();
+    assert!(matches!(error, AcquireError::Unavailable(_)), "{error:?}");
+    assert_eq!(*asks.1.lock().unwrap(), [true]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,7 +9,7 @@ use mysql_async::prelude::Queryable;
 use mysql_async::{ChangeUserOpts, Conn, Connection, DriverError, Error, Opts, OptsBuilder};
 use mysql_async::{QueryResult, Row, ServerError, TextProtocol, TxOpts, UrlError};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
@@ -182,16 +182,13 @@ impl Manager for MysqlManager {
             let prefers_socket = opts.prefer_socket() && is_on_this_machine(&opts);
             let host = host(&opts).to_owned();
             let addresses = match opts.resolved_ips() {
-                Some(addresses) => addresses.clone(),
+                Some(addresses) => Some(addresses.clone()),
                 // mysql_async would look the name up on one of the runtime's threads, or, that of a URL, on
                 // the task's. It is still the name that a certificate has to have.
-                None => {
-                    let addresses = lookup((host.as_str(), opts.tcp_port())).await?;
-                    addresses.map(|address| address.ip()).collect()
-                }
+                None => bare(lookup((host.as_str(), opts.tcp_port())).await?),
             };
             let builder = OptsBuilder::from_opts(opts).ip_or_hostname(host);
-            let builder = builder.resolved_ips(Some(addresses));
+            let builder = builder.resolved_ips(addresses);
             opts = builder.prefer_socket(prefers_socket).into();
         }
         Ok(MysqlConnection { inner: Conn::new(opts.clone()).await?, opts })
@@ -371,6 +368,16 @@ fn is_on_this_machine(opts: &Opts) -> bool {
     host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
+/// The addresses alone, if that is all that there is to them: those of IPv6 that are good on one link only
+/// come with the number of that link.
+fn bare(addresses: impl Iterator<Item = SocketAddr>) -> Option<Vec<IpAddr>> {
+    let is_bare = |address: &SocketAddr| match address {
+        SocketAddr::V4(_) => true,
+        SocketAddr::V6(address) => address.scope_id() == 0,
+    };
+    addresses.map(|address| is_bare(&address).then(|| address.ip())).collect()
+}
+
 /// What the server said last of the session; nothing after an error, which has no flags.
 fn flags(connection: &Conn) -> StatusFlags {
     connection.last_ok_packet().map_or(StatusFlags::empty(), |packet| packet.status_flags())
@@ -408,3 +415,18 @@ const REFUSALS: [u16; 13] = [
     3159, // ER_SECURE_TRANSPORT_REQUIRED
     4151, // ER_ACCOUNT_HAS_BEEN_LOCKED of MariaDB
 ];
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::net::SocketAddrV6;
+
+    #[test]
+    fn an_address_that_is_good_on_one_link_only_does_not_lose_its_link() {
+        let near =
+            |scope| SocketAddr::V6(SocketAddrV6::new("fe80::1".parse().unwrap(), 3306, 0, scope));
+        let far = SocketAddr::from(([192, 0, 2, 1], 3306));
+        assert_eq!(bare([far, near(0)].into_iter()), Some(vec![far.ip(), near(0).ip()]));
+        assert_eq!(bare([far, near(2)].into_iter()), None);
+    }
+}

@@ -840,7 +840,8 @@ impl<M: Manager> Shared<M> {
 
     /// Goes on elsewhere with a check and a hook that a caller does not wait for any more, and drops them if
     /// they take too long. What bounds them so far is a timer of the caller's runtime, which nobody may
-    /// drive any more.
+    /// drive any more; if that runtime ends meanwhile, tokio has them end with a panic, which costs the
+    /// connection.
     pub(crate) fn bring_to_an_end(&self, work: impl Future<Output = ()> + Send + 'static) {
         let Some(ground) = self.ground_or_current() else { return };
         let longest = self.longest_preparation();

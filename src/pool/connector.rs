@@ -223,7 +223,7 @@ impl<E> Connector<E> {
     /// The last failure, if a prober is trying again.
     pub(super) fn error_while_probing(&self) -> Option<Arc<OperationError<E>>> {
         let trouble = lock(&self.trouble);
-        if trouble.probing { trouble.last.clone() } else { None }
+        if trouble.probing && !trouble.permanent { trouble.last.clone() } else { None }
     }
 
     /// How many dials there may be at the moment.
@@ -367,12 +367,22 @@ impl<E> Connector<E> {
         (trouble.rejected, trouble.rejected_at.elapsed())
     }
 
-    /// Notes a failure, and the verdict on it; answers how many there have been in a row.
-    fn failed(&self, error: Arc<OperationError<E>>, verdict: Option<Verdict<E>>) -> u32 {
+    /// Notes a failure, and the verdict on it; answers how many there have been in a row. A dial that is to
+    /// try again becomes the prober in the same step, unless another one is: so nobody who hears of the
+    /// failure finds that it is not followed up.
+    fn failed(
+        &self,
+        error: Arc<OperationError<E>>,
+        verdict: Option<Verdict<E>>,
+        probes: Option<&mut bool>,
+    ) -> u32 {
         self.admitted.store(1, Ordering::SeqCst);
         let (_last, _verdict);
         let mut trouble = lock(&self.trouble);
         trouble.permanent = matches!(verdict, Some(Verdict::Permanent(_)));
+        if let Some(probes) = probes.filter(|_| !trouble.permanent) {
+            *probes |= !mem::replace(&mut trouble.probing, true);
+        }
         if verdict.is_some() {
             _verdict = mem::replace(&mut trouble.verdict, verdict);
             // Ordering: Release, partner: the load in `verdicts`; whoever sees the count finds the
@@ -613,8 +623,12 @@ impl<M: Manager> Shared<M> {
         }
     }
 
-    /// Takes note of a failed connect.
-    pub(super) fn connect_failed(&self, error: OperationError<M::Error>) -> ConnectFailure<M> {
+    /// Takes note of a failed connect. `probes`: it is a dial's, which is, or may become, the prober.
+    pub(super) fn connect_failed(
+        &self,
+        error: OperationError<M::Error>,
+        probes: Option<&mut bool>,
+    ) -> ConnectFailure<M> {
         self.totals.connect_failed();
         if let Some(told) = &self.on_connect {
             told(false);
@@ -629,7 +643,7 @@ impl<M: Manager> Shared<M> {
             (false, false) => None,
         };
         let tell = verdict.is_some();
-        let in_a_row = self.connector.failed(error.clone(), verdict);
+        let in_a_row = self.connector.failed(error.clone(), verdict, probes);
         self.tell_again();
         self.tell_connect_failed(&error, permanent, in_a_row);
         self.changed();
@@ -641,7 +655,7 @@ impl<M: Manager> Shared<M> {
         &self,
         error: OperationError<M::Error>,
     ) -> Arc<OperationError<M::Error>> {
-        let failure = self.connect_failed(error);
+        let failure = self.connect_failed(error, None);
         if failure.tell {
             self.core.nudge_all();
         }
@@ -765,7 +779,7 @@ impl<M: Manager> Dial<M> {
                     break;
                 }
                 Some(Err(error)) => {
-                    let failure = shared.connect_failed(error);
+                    let failure = shared.connect_failed(error, Some(&mut self.probes));
                     if failure.permanent {
                         self.state = DialState::Refused;
                         return;

@@ -105,6 +105,8 @@ struct Track {
     checked: u64,
     /// Which connection that was, and after how many uses.
     passed: (u64, u64),
+    /// Which connection last passed a check, used since or not, and when.
+    answered: (u64, u64),
     site: Option<&'static Location<'static>>,
     /// Somebody holds it.
     held: bool,
@@ -131,6 +133,7 @@ impl Track {
             since: now,
             checked: now,
             passed: self.passed,
+            answered: self.answered,
             site: seen.holder,
             held: lent,
             reported: false,
@@ -439,22 +442,21 @@ impl<M: Manager> Shared<M> {
     where
         R: Deref<Target = Self> + Clone,
     {
-        let passed = (lease.resource_mut().id, lease.uses());
+        let (id, now) = (lease.resource_mut().id, self.now());
         let track = &mut lock(&self.memory).tracks[lease.number()];
-        (track.checked, track.passed) = (self.now(), passed);
+        (track.checked, track.passed, track.answered) = (now, (id, lease.uses()), (id, now));
     }
 
-    /// Whether a connection was opened since then, by the pool's clock, or has passed a check while it was
-    /// idle and has not been used after that.
+    /// Whether a connection was opened since then, by the pool's clock, or has passed a check in the
+    /// background.
     pub(super) fn has_answered_since<R>(&self, lease: &mut Lease<R>, then: u64) -> bool
     where
         R: Deref<Target = Self> + Clone,
     {
-        let (slot, uses) = (lease.number(), lease.uses());
+        let slot = lease.number();
         let tenant = lease.resource_mut();
-        let track = &lock(&self.memory).tracks[slot];
-        let checked = track.passed == (tenant.id, uses) && track.checked >= then;
-        checked || self.moment(tenant.created) >= then
+        let (connection, when) = lock(&self.memory).tracks[slot].answered;
+        (connection == tenant.id && when >= then) || self.moment(tenant.created) >= then
     }
 
     /// Who holds a connection at the moment.
