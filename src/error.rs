@@ -204,7 +204,7 @@ mod managed {
     #[derive(Debug)]
     #[non_exhaustive]
     pub enum BuildError<E> {
-        /// A setting is out of its range.
+        /// A setting is out of its range. It says what that error says, and has no source.
         Config(ConfigError),
         /// One of the first `min_idle` connections could not be opened.
         Connect(Arc<OperationError<E>>),
@@ -219,7 +219,7 @@ mod managed {
     impl<E> fmt::Display for BuildError<E> {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str(match self {
-                Self::Config(_) => "invalid configuration",
+                Self::Config(error) => return fmt::Display::fmt(error, f),
                 Self::Connect(_) => "cannot open the first connections",
                 Self::NoRuntime => {
                     "no tokio runtime here: call build inside one, or build_lazy, or build_blocking"
@@ -235,9 +235,8 @@ mod managed {
     impl<E: Error + 'static> Error for BuildError<E> {
         fn source(&self) -> Option<&(dyn Error + 'static)> {
             match self {
-                Self::Config(error) => Some(error),
                 Self::Connect(error) => Some(&**error),
-                Self::NoRuntime | Self::NoTimer => None,
+                Self::Config(_) | Self::NoRuntime | Self::NoTimer => None,
                 Self::Thread(error) => Some(error),
             }
         }
