@@ -337,7 +337,8 @@ async fn a_monitor_lists_pools_by_name_as_long_as_they_are_there() {
     let error = monitor.add(&pool_of(&other, 1).build_lazy().unwrap()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "there is a pool called orders already: give each its own with PoolBuilder::name"
+        "there is something called orders already: \
+         give each pool and cluster its own name with its builder's `name`"
     );
     let carts = Pool::builder(other).name("carts").build_lazy().unwrap();
     monitor.clone().add(&carts).unwrap();

@@ -117,7 +117,9 @@ pub trait Group: Send + Sync {
 
 /// Two sources of a monitor would have the same name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there is a pool called {name} already: give each its own with PoolBuilder::name")]
+#[error(
+    "there is something called {name} already: give each pool and cluster its own name with its builder's `name`"
+)]
 pub struct DuplicateName {
     /// The name.
     pub name: String,
