@@ -258,7 +258,10 @@ impl<C> fmt::Debug for PgWiredManager<C> {
 fn is_permanent(error: &PgWireError) -> bool {
     match error {
         PgWireError::Pg(error) => matches!(&*error.code, "28P01" | "28000" | "3D000"),
-        PgWireError::Io(error) => error.kind() == ErrorKind::InvalidInput,
+        // The system says the same of one address of several, which another lookup may not have.
+        PgWireError::Io(error) => {
+            error.kind() == ErrorKind::InvalidInput && error.raw_os_error().is_none()
+        }
         _ => false,
     }
 }
