@@ -213,6 +213,13 @@ fn drive<M: Manager>(
 }
 
 impl<M: Manager> Pool<M> {
+    /// A handle to a pool that may have ended since its thread was asked for.
+    fn upgraded(driver: Arc<Driver>, pool: Option<AsyncPool<M>>) -> Option<Self> {
+        // Whoever comes too late may be the last to let go of the thread.
+        let mut driver = Unawaited(Some(driver));
+        Some(Self { pool: pool?, driver: driver.0.take()? })
+    }
+
     /// What answers with a handle to look at the pool by, as long as there is another: itself, it keeps
     /// neither the pool nor its thread.
     pub(crate) fn weak(&self) -> impl Fn() -> Option<Look<M>> + Send + Sync + use<M> {
@@ -586,7 +593,7 @@ impl<M: Manager> WeakPool<M> {
     pub fn upgrade(&self) -> Option<Pool<M>> {
         // The driver first: a pool without its thread would be of no use.
         let driver = self.driver.upgrade()?;
-        Some(Pool { pool: self.pool.upgrade()?, driver })
+        Pool::upgraded(driver, self.pool.upgrade())
     }
 }
 
@@ -652,19 +659,34 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_look_that_is_the_last_to_let_go_of_a_pool_does_not_wait_for_its_end() {
+    /// A pool with one idle connection, what allows that to be closed, and what tells that it is.
+    fn slow() -> (Pool<Slow>, oneshot::Sender<()>, mpsc::Receiver<()>) {
         let (allow, allowed) = oneshot::channel();
         let (closed, is_closed) = mpsc::channel();
         let pool = AsyncPool::builder(Slow { allowed: Mutex::new(Some(allowed)), closed });
         let pool = pool.max_size(1).min_idle(1).close_timeout(Duration::from_secs(20));
-        let pool = pool.build_blocking().expect("it connects");
+        (pool.build_blocking().expect("it connects"), allow, is_closed)
+    }
+
+    #[test]
+    fn a_look_that_is_the_last_to_let_go_of_a_pool_does_not_wait_for_its_end() {
+        let (pool, allow, is_closed) = slow();
         let weak = pool.weak();
         let look = weak().expect("it is there");
         drop(pool);
         assert_eq!(look.status().metrics.counts.idle, 1);
         drop(look);
         assert!(weak().is_none());
+        allow.send(()).expect("it is still closing");
+        is_closed.recv().expect("it is closed as ever");
+    }
+
+    #[test]
+    fn an_upgrade_that_comes_too_late_does_not_wait_for_the_pools_end() {
+        let (Pool { pool, driver }, allow, is_closed) = slow();
+        drop(pool);
+        // It has the driver, which its last handle lets go of now.
+        assert!(Pool::<Slow>::upgraded(driver, None).is_none());
         allow.send(()).expect("it is still closing");
         is_closed.recv().expect("it is closed as ever");
     }
