@@ -709,8 +709,13 @@ impl<M: Manager> Pool<M> {
 
     /// An acquire that is to be counted here has waited for so long, here or elsewhere.
     #[cfg(feature = "cluster")]
-    pub(crate) fn has_waited(&self, outcome: Outcome, waited: Duration) {
-        self.shared.has_waited(outcome, waited);
+    pub(crate) fn has_waited(
+        &self,
+        site: &'static Location<'static>,
+        outcome: Outcome,
+        waited: Duration,
+    ) {
+        self.shared.has_waited(site, outcome, waited);
     }
 
     /// How many acquires there have been. Costs one pass over all slots.
