@@ -249,6 +249,27 @@ mod managed {
     }
 
     /// Why an acquire failed.
+    ///
+    /// Only [`Timeout`](Self::Timeout) names the pool: whoever is turned away is to cost the pool next to
+    /// nothing. Where an error goes further than those who know which pool they have asked, put its
+    /// [`name`](crate::Config::name) beside the error, and of [`QueueFull`](Self::QueueFull) its
+    /// [`max_waiters`](crate::Config::max_waiters), as in the example. A cluster's errors name the node.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{Pool, from_fn};
+    /// # use std::convert::Infallible;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
+    /// let pool = Pool::builder(manager).name("orders").build().await?;
+    /// pool.close().await;
+    /// let named = |error| format!("{}: {error}", pool.config().name);
+    /// let refused = pool.acquire().await.map(drop).map_err(named);
+    /// assert_eq!(refused, Err("orders: the pool is closed".to_owned()));
+    /// # Ok(()) }
+    /// ```
     #[derive(Debug)]
     #[non_exhaustive]
     pub enum AcquireError<E> {
