@@ -102,8 +102,6 @@ async fn main() -> ExitCode {
         cause = error.source();
     }
     eprintln!("error: {sentence}");
-    eprintln!(
-        "Is a Redis server running at {url}? To start one: redis-server --port 6399 --save ''"
-    );
+    eprintln!("Is a Redis server running there? To start one: redis-server --port 6399 --save ''");
     ExitCode::FAILURE
 }

@@ -23,7 +23,7 @@ use std::future::Future;
 use std::io;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::Duration;
@@ -32,8 +32,10 @@ use tokio::runtime::{Builder, Handle, Runtime};
 /// A pool of connections for threads, with a runtime of its own.
 ///
 /// Made by [`PoolBuilder::build_blocking`]. A clone is another handle to the same pool. When the
-/// last handle is dropped, idle connections are closed and the runtime's thread ends; that takes
-/// `close_timeout` at the most.
+/// last handle is dropped, idle connections are closed; that takes `close_timeout` at the most. The
+/// runtime's thread ends then, or once those are closed that are still in use, with an
+/// [owned guard](Self::acquire_owned): drivers work on that runtime. It does not wait for what was
+/// [detached](crate::Pooled::detach): such a connection is of use while the pool is.
 ///
 /// Most hooks run on that thread. One that calls back into the pool is never kept waiting there, or
 /// nothing would go on that it could wait for: what would wait fails with an error `WouldBlock`, and
@@ -64,6 +66,8 @@ struct Driver {
     stop: Arc<Stop>,
     runtime: Handle,
     thread: Option<JoinHandle<()>>,
+    /// Says that the thread goes on, for the sake of connections that are in use.
+    goes_on: Mutex<mpsc::Receiver<()>>,
 }
 
 impl Driver {
@@ -146,7 +150,11 @@ impl Drop for Driver {
         self.stop.stop();
         if let Some(thread) = self.thread.take() {
             // The last handle may be dropped by one of the pool's own tasks.
-            if thread.thread().id() != thread::current().id() {
+            if thread.thread().id() == thread::current().id() {
+                return;
+            }
+            let goes_on = self.goes_on.get_mut().unwrap_or_else(PoisonError::into_inner);
+            if goes_on.recv().is_err() {
                 // A panic of that thread has been reported, and there is nothing left to save.
                 drop(thread.join());
             }
@@ -166,6 +174,7 @@ impl<M: Manager> PoolBuilder<M> {
     /// - [`BuildError::Thread`] if the system refuses a thread or what a runtime needs.
     pub fn build_blocking(self) -> Result<Pool<M>, BuildError<M::Error>> {
         let (report, built) = mpsc::channel();
+        let (go_on, goes_on) = mpsc::channel();
         let stop = Arc::new(Stop::default());
         let runtime = Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(BuildError::Thread)?;
@@ -174,13 +183,14 @@ impl<M: Manager> PoolBuilder<M> {
         let drive = {
             let stop = stop.clone();
             move || {
-                drive(&runtime, self, &stop, &report);
+                drive(&runtime, self, &stop, &report, go_on);
                 // Not a drop, which would wait for blocking calls that the pool has given up.
                 runtime.shutdown_background();
             }
         };
         let thread = thread.spawn(drive).map_err(BuildError::Thread)?;
-        let driver = Arc::new(Driver { stop, runtime: handle, thread: Some(thread) });
+        let (thread, goes_on) = (Some(thread), Mutex::new(goes_on));
+        let driver = Arc::new(Driver { stop, runtime: handle, thread, goes_on });
         match built.recv() {
             Ok(built) => Ok(Pool { pool: built?, driver }),
             Err(_) => Err(BuildError::Thread(io::Error::other("the pool's thread panicked"))),
@@ -194,25 +204,39 @@ fn drive<M: Manager>(
     builder: PoolBuilder<M>,
     stop: &Stop,
     report: &mpsc::Sender<Result<AsyncPool<M>, BuildError<M::Error>>>,
+    go_on: mpsc::Sender<()>,
 ) {
     runtime.block_on(async {
-        let (built, all_closed) = match builder.build_or_close().await {
+        let (built, ending) = match builder.build_or_close().await {
             Ok(pool) => {
-                let all_closed = pool.when_all_closed();
-                (Ok(pool), Some(all_closed))
+                let ending = pool.ending();
+                (Ok(pool), Some(ending))
             }
             Err(error) => (Err(error), None),
         };
         // The one who waits for this is gone only if it panicked.
         drop(report.send(built));
-        if let Some(all_closed) = all_closed {
+        if let Some(ending) = ending {
             stop.stopped().await;
-            all_closed.await;
+            ending.all_closed().await;
+            if ending.is_held_up() {
+                // The last handle is not to wait for those who hold connections. It need not be waiting.
+                let _ = go_on.send(());
+                ending.not_held_up().await;
+                ending.all_closed().await;
+            }
         }
     });
 }
 
 impl<M: Manager> Pool<M> {
+    /// A handle to a pool that may have ended since its thread was asked for.
+    fn upgraded(driver: Arc<Driver>, pool: Option<AsyncPool<M>>) -> Option<Self> {
+        // Whoever comes too late may be the last to let go of the thread.
+        let mut driver = Unawaited(Some(driver));
+        Some(Self { pool: pool?, driver: driver.0.take()? })
+    }
+
     /// What answers with a handle to look at the pool by, as long as there is another: itself, it keeps
     /// neither the pool nor its thread.
     pub(crate) fn weak(&self) -> impl Fn() -> Option<Look<M>> + Send + Sync + use<M> {
@@ -586,7 +610,7 @@ impl<M: Manager> WeakPool<M> {
     pub fn upgrade(&self) -> Option<Pool<M>> {
         // The driver first: a pool without its thread would be of no use.
         let driver = self.driver.upgrade()?;
-        Some(Pool { pool: self.pool.upgrade()?, driver })
+        Pool::upgraded(driver, self.pool.upgrade())
     }
 }
 
@@ -624,7 +648,6 @@ impl<M: Manager> fmt::Debug for Pool<M> {
 mod tests {
     use super::*;
     use std::convert::Infallible;
-    use std::sync::Mutex;
     use tokio::sync::oneshot;
 
     /// Its connections say that they are closed, once that is allowed.
@@ -652,19 +675,34 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_look_that_is_the_last_to_let_go_of_a_pool_does_not_wait_for_its_end() {
+    /// A pool with one idle connection, what allows that to be closed, and what tells that it is.
+    fn slow() -> (Pool<Slow>, oneshot::Sender<()>, mpsc::Receiver<()>) {
         let (allow, allowed) = oneshot::channel();
         let (closed, is_closed) = mpsc::channel();
         let pool = AsyncPool::builder(Slow { allowed: Mutex::new(Some(allowed)), closed });
         let pool = pool.max_size(1).min_idle(1).close_timeout(Duration::from_secs(20));
-        let pool = pool.build_blocking().expect("it connects");
+        (pool.build_blocking().expect("it connects"), allow, is_closed)
+    }
+
+    #[test]
+    fn a_look_that_is_the_last_to_let_go_of_a_pool_does_not_wait_for_its_end() {
+        let (pool, allow, is_closed) = slow();
         let weak = pool.weak();
         let look = weak().expect("it is there");
         drop(pool);
         assert_eq!(look.status().metrics.counts.idle, 1);
         drop(look);
         assert!(weak().is_none());
+        allow.send(()).expect("it is still closing");
+        is_closed.recv().expect("it is closed as ever");
+    }
+
+    #[test]
+    fn an_upgrade_that_comes_too_late_does_not_wait_for_the_pools_end() {
+        let (Pool { pool, driver }, allow, is_closed) = slow();
+        drop(pool);
+        // It has the driver, which its last handle lets go of now.
+        assert!(Pool::<Slow>::upgraded(driver, None).is_none());
         allow.send(()).expect("it is still closing");
         is_closed.recv().expect("it is closed as ever");
     }

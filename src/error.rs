@@ -204,7 +204,7 @@ mod managed {
     #[derive(Debug)]
     #[non_exhaustive]
     pub enum BuildError<E> {
-        /// A setting is out of its range.
+        /// A setting is out of its range. It says what that error says, and has no source.
         Config(ConfigError),
         /// One of the first `min_idle` connections could not be opened.
         Connect(Arc<OperationError<E>>),
@@ -219,7 +219,7 @@ mod managed {
     impl<E> fmt::Display for BuildError<E> {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str(match self {
-                Self::Config(_) => "invalid configuration",
+                Self::Config(error) => return fmt::Display::fmt(error, f),
                 Self::Connect(_) => "cannot open the first connections",
                 Self::NoRuntime => {
                     "no tokio runtime here: call build inside one, or build_lazy, or build_blocking"
@@ -235,9 +235,8 @@ mod managed {
     impl<E: Error + 'static> Error for BuildError<E> {
         fn source(&self) -> Option<&(dyn Error + 'static)> {
             match self {
-                Self::Config(error) => Some(error),
                 Self::Connect(error) => Some(&**error),
-                Self::NoRuntime | Self::NoTimer => None,
+                Self::Config(_) | Self::NoRuntime | Self::NoTimer => None,
                 Self::Thread(error) => Some(error),
             }
         }
@@ -250,6 +249,27 @@ mod managed {
     }
 
     /// Why an acquire failed.
+    ///
+    /// Only [`Timeout`](Self::Timeout) names the pool: whoever is turned away is to cost the pool next to
+    /// nothing. Where an error goes further than those who know which pool they have asked, put its
+    /// [`name`](crate::Config::name) beside the error, and of [`QueueFull`](Self::QueueFull) its
+    /// [`max_waiters`](crate::Config::max_waiters), as in the example. A cluster's errors name the node.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{Pool, from_fn};
+    /// # use std::convert::Infallible;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
+    /// let pool = Pool::builder(manager).name("orders").build().await?;
+    /// pool.close().await;
+    /// let named = |error| format!("{}: {error}", pool.config().name);
+    /// let refused = pool.acquire().await.map(drop).map_err(named);
+    /// assert_eq!(refused, Err("orders: the pool is closed".to_owned()));
+    /// # Ok(()) }
+    /// ```
     #[derive(Debug)]
     #[non_exhaustive]
     pub enum AcquireError<E> {

@@ -72,7 +72,8 @@
 //! | trace | the span `use` of a connection in somebody's hands, if `Config::trace_uses` asks for it |
 //!
 //! Each has the field `pool`, the pool's name; at a cluster's node also `cluster` and `node`; and, where there
-//! is one, `connection`, its number.
+//! is one, `connection`, its number. The spans, and the warning of a slow acquire, have `site`: where it was
+//! called.
 //!
 //! # How to read the code
 //!

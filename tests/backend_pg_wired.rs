@@ -691,6 +691,16 @@ async fn a_password_that_changes_is_asked_for_at_each_connect() {
     rotates(&server, &password, manager().raw()).await;
 }
 
+/// EINVAL is what it says to one address of several, as to one of a link whose number is missing.
+#[test]
+fn what_the_system_says_to_one_address_is_not_permanent() {
+    let of_system = || std::io::Error::from_raw_os_error(22);
+    assert_eq!(of_system().kind(), std::io::ErrorKind::InvalidInput);
+    let manager = || PgWiredManager::from_url("postgresql://localhost").unwrap();
+    assert!(!manager().is_permanent(&PgWireError::Io(of_system())));
+    assert!(!manager().raw().is_permanent(&PgWireError::Io(of_system())));
+}
+
 #[test]
 fn a_manager_shows_no_password() {
     let manager = PgWiredManager::from_url("postgresql://me:secret@host").unwrap();

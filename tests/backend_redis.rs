@@ -549,6 +549,40 @@ async fn a_user_who_may_not_ping_is_served() {
 // Servers that are not well.
 
 #[tokio::test]
+async fn a_server_that_cannot_save_its_data_serves_those_who_read() {
+    let Some(server) = Redis::start(&[]) else { return };
+    let pool = Pool::builder(manager(&server.url())).max_size(1).check(CheckPolicy::Always);
+    let pool = pool.build().await.unwrap();
+    let mut connection = pool.acquire().await.unwrap();
+    connection.set::<_, _, ()>("kept", 7).await.unwrap();
+    // A folder is in the place of the file.
+    std::fs::create_dir(server.socket().with_file_name("dump.rdb")).unwrap();
+    let save = cmd("CONFIG").arg("SET").arg("save").arg("3600 1").take();
+    save.exec_async(&mut *connection).await.unwrap();
+    run(&mut connection, &["BGSAVE"]).await;
+    let refused = async {
+        loop {
+            if let Err(error) = connection.set::<_, _, ()>("kept", 7).await {
+                return error;
+            }
+        }
+    };
+    let error = tokio::time::timeout(PATIENCE, refused).await.unwrap();
+    assert_eq!(error.code(), Some("MISCONF"), "{error}");
+    assert!(given_up_after(1, connection.get::<_, ()>("kept")).await.is_none());
+    let first = connection.info().id;
+    drop(connection);
+    // It is reset and checked, and then another one is opened.
+    let mut connection = pool.acquire().await.unwrap();
+    assert_eq!(connection.get::<_, u32>("kept").await.unwrap(), 7);
+    assert_eq!(connection.info().id, first);
+    connection.discard();
+    assert_eq!(pool.acquire().await.unwrap().get::<_, u32>("kept").await.unwrap(), 7);
+    let metrics = pool.metrics();
+    assert_eq!((metrics.created, metrics.resets), (2, 1), "{metrics:?}");
+}
+
+#[tokio::test]
 async fn a_server_that_is_loading_is_waited_for() {
     let Some(server) = Redis::start(&["--enable-debug-command", "yes"]) else { return };
     let operator = one(&server.url()).await.acquire_owned().await.unwrap();

@@ -10,8 +10,9 @@ mod support;
 use millpond::blocking::WeakPool;
 use millpond::{
     AcquireError, BuildError, CheckPolicy, Hooks, Monitor, OperationError, Pool, PoolBuilder,
-    RotateError, TryAcquireError, WarmUpError,
+    RotateError, TryAcquireError, WarmUpError, from_fn,
 };
+use std::convert::Infallible;
 use std::error::Error;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
@@ -302,14 +303,49 @@ fn a_weak_handle_keeps_nothing_open() {
 }
 
 #[test]
-fn an_owned_guard_outlives_the_pool_and_its_runtime() {
+fn an_owned_guard_outlives_the_pool_and_is_closed_as_ever() {
     let manager = TestManager::new();
-    let pool = builder(&manager).build_blocking().unwrap();
+    let pool = builder(&manager).max_size(2).min_idle(2).build_blocking().unwrap();
     let guard = pool.acquire_owned().unwrap();
     drop(pool);
-    assert_eq!((guard.info().uses, manager.ledger.live()), (1, 1));
+    // The last handle waits for what was idle alone.
+    assert_eq!((guard.info().uses, manager.ledger.live(), manager.close.calls()), (1, 1, 1));
     drop(guard);
-    assert_eq!(manager.ledger.live(), 0);
+    eventually_blocking("it is closed", || manager.ledger.live() == 0);
+    assert_eq!(manager.close.calls(), 2);
+}
+
+#[test]
+fn what_an_owned_guard_needs_of_the_runtime_goes_on_until_it_is_given_back() {
+    /// Drivers do their work in tasks of the runtime that they were connected on.
+    type Asks = tokio::sync::mpsc::Sender<mpsc::Sender<u32>>;
+    let (runs, has_ended) = mpsc::channel::<()>();
+    let runs = Mutex::new(runs);
+    let manager = from_fn(move || {
+        let runs = runs.lock().unwrap().clone();
+        let (asks, mut asked) = tokio::sync::mpsc::channel::<mpsc::Sender<u32>>(1);
+        tokio::spawn(async move {
+            while let Some(answer) = asked.recv().await {
+                answer.send(7).unwrap();
+            }
+        });
+        // Nothing but the end of the runtime ends this one.
+        tokio::spawn(async move {
+            std::future::pending::<()>().await;
+            drop(runs);
+        });
+        async { Ok::<Asks, Infallible>(asks) }
+    });
+    let pool = Pool::builder(manager).max_size(1).build_blocking().unwrap();
+    let guard = pool.acquire_owned().unwrap();
+    drop(pool);
+    let (answer, answered) = mpsc::channel();
+    guard.blocking_send(answer).unwrap();
+    assert_eq!(answered.recv(), Ok(7));
+    assert_eq!(has_ended.try_recv(), Err(mpsc::TryRecvError::Empty));
+    drop(guard);
+    // The manager has another sender of this, and goes with the pool.
+    assert_eq!(has_ended.recv_timeout(PATIENCE), Err(mpsc::RecvTimeoutError::Disconnected));
 }
 
 #[test]

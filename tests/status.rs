@@ -337,7 +337,8 @@ async fn a_monitor_lists_pools_by_name_as_long_as_they_are_there() {
     let error = monitor.add(&pool_of(&other, 1).build_lazy().unwrap()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "there is a pool called orders already: give each its own with PoolBuilder::name"
+        "there is something called orders already: \
+         give each pool and cluster its own name with its builder's `name`"
     );
     let carts = Pool::builder(other).name("carts").build_lazy().unwrap();
     monitor.clone().add(&carts).unwrap();
@@ -620,6 +621,8 @@ fn shedding_in_text_is_switched_on_by_a_time_or_by_asking_for_reports() {
 fn what_is_left_out_follows_what_is_there() {
     let config: Config = toml::from_str("max_lifetime = \"1m\"\nbackoff = \"10s\"").unwrap();
     assert_eq!((config.idle_timeout, config.backoff_max), (Some(60 * SECOND), 10 * SECOND));
+    let config: Config = toml::from_str("backoff_max = \"40ms\"").unwrap();
+    assert_eq!((config.backoff, config.backoff_max), (SECOND / 25, SECOND / 25));
     let config: Config = toml::from_str("shed_target = \"20ms\"").unwrap();
     let shed = config.shed.unwrap();
     assert_eq!((shed.interval, shed.report_only), (SECOND / 10, false));

@@ -195,10 +195,11 @@ async fn leaks_and_slow_acquires_are_warnings() {
     let quick = notes.take();
     assert!(!quick.iter().any(|note| note.starts_with("WARN")), "{quick:#?}");
     pool.acquire_timeout(3 * SECOND).await.map(drop).unwrap_err();
+    let line = line!() - 1;
     has(
         &notes.take(),
-        "WARN a slow acquire pool=orders waited=3s outcome=TimedOut",
-        "1 of 1 in use",
+        &format!("WARN a slow acquire pool=orders site=tests/tracing.rs:{line}:"),
+        "waited=3s outcome=TimedOut counts=1 of 1 in use",
     );
     tokio::time::sleep(10 * SECOND).await;
     let told = notes.take();
@@ -317,6 +318,25 @@ async fn what_is_told_of_a_clusters_node_says_which_node_it_is_and_what_of_other
     assert_eq!(of_pool.len(), told.len(), "the same is told of it: {of_pool:#?}");
     let says = |note: &&String| note.contains("cluster=") || note.contains("node=");
     assert_eq!(of_pool.iter().find(says), None);
+}
+
+#[cfg(feature = "cluster")]
+#[tokio::test(start_paused = true)]
+async fn a_slow_acquire_of_a_cluster_says_where_it_was_asked_for() {
+    use millpond::cluster::{Cluster, Policy};
+
+    let (notes, _listening) = listen();
+    let builder = Cluster::builder().name("shop").acquire_timeout(3 * SECOND);
+    let builder = builder.pools(|pool| pool.max_size(1).slow_acquire(SECOND));
+    let cluster: Cluster<String, TestManager> = builder.build().unwrap();
+    cluster.add_node("a".to_owned(), TestManager::new()).unwrap();
+    let _held = cluster.acquire("a").await.unwrap();
+    notes.take();
+    let slow = |line: u32| format!("site=tests/tracing.rs:{line}:");
+    cluster.acquire("a").await.map(drop).unwrap_err();
+    has(&notes.take(), "WARN a slow acquire pool=shop/a", &slow(line!() - 1));
+    cluster.acquire_any(Policy::RoundRobin).await.map(drop).unwrap_err();
+    has(&notes.take(), "WARN a slow acquire pool=shop/a", &slow(line!() - 1));
 }
 
 /// Panics when it is told something that begins so.

@@ -263,6 +263,29 @@ async fn a_node_tells_its_cluster_and_the_role_that_it_has_now() {
     }
 }
 
+#[cfg(feature = "cluster")]
+#[tokio::test(start_paused = true)]
+async fn a_group_is_told_of_with_its_pools_and_the_health_that_a_probe_goes_by() {
+    use millpond::cluster::Cluster;
+    let monitor = Monitor::new();
+    let (_, _plain) = watched(&monitor, "plain", 1);
+    let cluster = Cluster::builder().name("shop").build().unwrap();
+    cluster.show_to(&monitor).unwrap();
+    let app = web::router(&monitor);
+    let mut viewer = Viewer::of(&app).await;
+    let none = json!({
+        "name": "shop", "health": "down", "reasons": ["there are no nodes"], "pools": [],
+    });
+    for told in [status(&app).await, viewer.next().await.unwrap()] {
+        assert_eq!(told["groups"], json!([none]));
+    }
+    cluster.add_node("db1", TestManager::new()).unwrap();
+    let one = json!({ "name": "shop", "health": "healthy", "reasons": [], "pools": ["shop/db1"] });
+    for told in [status(&app).await, viewer.next().await.unwrap()] {
+        assert_eq!(told["groups"], json!([one]));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn metrics_are_those_that_the_exporter_tells() {
     let monitor = Monitor::new();

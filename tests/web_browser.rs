@@ -567,7 +567,7 @@ async fn eventually_acquired(cluster: &TestCluster, node: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nodes_come_and_go_and_their_cluster_with_the_last_of_them() {
+async fn nodes_come_and_go_and_their_cluster_stays() {
     let Some(browser) = Browser::start() else { return };
     let monitor = Monitor::new();
     let (cluster, []) = watched_cluster(&monitor, "shop", []);
@@ -575,7 +575,11 @@ async fn nodes_come_and_go_and_their_cluster_with_the_last_of_them() {
     let window = Window::open(&browser).await;
     window.goto(&service).await;
     window.next_figures().await;
-    assert_eq!(window.value("document.querySelector('#nothing').hidden").await, false);
+    // Nobody can be served, as a probe is told.
+    let none = json!(["shop", "down there are no nodes", "0 of 0", "0", "–", ""]);
+    assert_eq!(window.value(OVERVIEW).await, json!([none]));
+    assert_eq!(window.value("document.querySelector('#nothing').hidden").await, true);
+    assert!(window.client.title().await.unwrap().starts_with("(1 down) Pools"));
     let headings = "[...document.querySelectorAll('#overview tbody th')].map((heading) => heading.textContent).join('; ')";
     let titles =
         "[...document.querySelectorAll('.pool h2')].map((title) => title.textContent).join('; ')";
@@ -599,11 +603,18 @@ async fn nodes_come_and_go_and_their_cluster_with_the_last_of_them() {
     assert_eq!(window.value(&format!("{OVERVIEW}[0][1]")).await, "healthy 1 of 1 node up");
     assert_eq!(window.value(hidden).await, false);
     remove("db2").await;
-    window.until(&format!("{headings} === 'plain'")).await;
+    window.until(&format!("{headings} === 'plain; shop'")).await;
     assert_eq!(window.value(titles).await, "plain");
-    assert_eq!(window.value("document.querySelectorAll('#overview tbody').length").await, 1);
+    assert_eq!(window.value(&format!("{OVERVIEW}[1]")).await, none);
+    let said = "shop/db2 is gone. shop is down, there are no nodes";
+    assert_eq!(window.text("#changes").await, said);
     add("db3");
     window.until(&format!("{headings} === 'shop; db3 role unknown; plain'")).await;
+    let title = window.client.title().await.unwrap();
+    assert!(title.starts_with("Pools"), "{title}");
+    drop(cluster);
+    window.until(&format!("{headings} === 'plain'")).await;
+    assert_eq!(window.value("document.querySelectorAll('#overview tbody').length").await, 1);
     silent(&window.complaints().await);
 }
 

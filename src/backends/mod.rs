@@ -15,6 +15,38 @@
 //! same for all of them. They are as good a start as any for a manager of your own.
 //!
 //! Managers that were written for other pools run in [`compat`](crate::compat).
+//!
+//! # Examples
+//!
+//! A function that names the type it wants takes `&mut guard`. One that takes any type with a trait wants
+//! the library's own: `&mut *guard`, or `&mut **guard` where the backend has a type around it.
+//!
+#![cfg_attr(all(feature = "postgres", feature = "redis"), doc = "```no_run")]
+#![cfg_attr(not(all(feature = "postgres", feature = "redis")), doc = "```ignore")]
+//! use millpond::Pool;
+//! use millpond::backends::{postgres::PostgresManager, redis::RedisManager};
+//! use tokio_postgres::{Client, GenericClient};
+//!
+//! async fn named(client: &mut Client) -> Result<(), tokio_postgres::Error> {
+//!     client.transaction().await?.commit().await
+//! }
+//!
+//! async fn any(client: &mut impl GenericClient) -> Result<(), tokio_postgres::Error> {
+//!     client.batch_execute("SELECT 1").await
+//! }
+//!
+//! # async fn example(
+//! #     pool: Pool<PostgresManager>,
+//! #     cache: Pool<RedisManager>,
+//! # ) -> Result<(), Box<dyn std::error::Error>> {
+//! let mut guard = pool.acquire().await?;
+//! named(&mut guard).await?;
+//! any(&mut **guard).await?;
+//!
+//! let mut guard = cache.acquire().await?; // a `RedisConnection`, which is a `ConnectionLike`
+//! redis::cmd("PING").exec_async(&mut *guard).await?;
+//! # Ok(()) }
+//! ```
 
 #[cfg(any(feature = "tcp", feature = "postgres"))]
 mod host;

@@ -206,6 +206,10 @@ impl PgWiredManager {
 
     /// Opens raw connections instead.
     ///
+    /// pg-wired looks the server's name up on a thread that the program's runtime keeps for calls that
+    /// block. If all of these wait for connections, in `acquire_blocking`, none is opened before one of them
+    /// gives up; that of an address needs no thread. A [`Connection`] is opened on a runtime of its own.
+    ///
     /// Whoever drops the future of a `send_raw` half-way should
     /// [`discard`](crate::Pooled::discard) the connection: what the pool asks next is taken for the rest
     /// of a message that was sent in part. In nearly all cases the server then refuses it and ends the
@@ -258,7 +262,10 @@ impl<C> fmt::Debug for PgWiredManager<C> {
 fn is_permanent(error: &PgWireError) -> bool {
     match error {
         PgWireError::Pg(error) => matches!(&*error.code, "28P01" | "28000" | "3D000"),
-        PgWireError::Io(error) => error.kind() == ErrorKind::InvalidInput,
+        // The system says the same of one address of several, which another lookup may not have.
+        PgWireError::Io(error) => {
+            error.kind() == ErrorKind::InvalidInput && error.raw_os_error().is_none()
+        }
         _ => false,
     }
 }

@@ -44,7 +44,8 @@ use tokio::runtime::Handle;
 ///
 /// Only commands that pass through the connection are seen: what a module's commands or a proxy do
 /// to it is not. To check one, the pool sends `PING` with a number and wants that number back; so no
-/// answer to an earlier command passes for it.
+/// answer to an earlier command passes for it. `NOPERM` and `MISCONF` will do as well: a user who may not
+/// ask, and a server that cannot save its data and answers only those who read.
 ///
 /// # What is reset
 ///
@@ -390,8 +391,9 @@ impl RedisConnection {
         }
         match pong {
             Value::BulkString(pong) if pong == number.as_bytes() => Ok(()),
-            // A user who may not ask has been answered.
-            Value::ServerError(error) if error.kind() == Some(ServerErrorKind::NoPerm) => Ok(()),
+            // A user who may not ask has been answered, and so has everybody where the server cannot
+            // save its data: it refuses this as it does what writes, and serves whoever reads.
+            Value::ServerError(error) if matches!(error.code(), "NOPERM" | "MISCONF") => Ok(()),
             Value::ServerError(error) => Err(error.into()),
             _ => Err((ErrorKind::UnexpectedReturnType, "PING got another command's answer").into()),
         }

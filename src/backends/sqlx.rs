@@ -42,15 +42,16 @@ type IsPermanent = Box<dyn Fn(&Error) -> bool + Send + Sync>;
 /// - The `ROLLBACK` of a dropped `Transaction` is sent now and not when somebody uses the connection
 ///   next, so its locks are free at once; and the answers to abandoned queries are read and thrown
 ///   away.
-/// - PostgreSQL and MySQL are asked for a column with a name of the pool's own, with a `SELECT 1 AS …`,
-///   and the connection is closed if that is not what comes. For sqlx loses count of the answers after a
+/// - PostgreSQL and MySQL are asked for a column with a name of the pool's own, with a `SELECT 1 AS …` or,
+///   of MySQL, a number, and the connection is closed if that is not what comes. For sqlx loses count of the answers after a
 ///   `COPY` of PostgreSQL that fails or is dropped half-way, and after a `ping` or `prepare` of MySQL that
 ///   is; sqlx's own pool hands such a connection on, and from then on each of its users gets the answer to
 ///   the last one's query. sqlx logs this query as it does the user's.
 /// - PostgreSQL, MySQL and SQLite are then asked whether a transaction is open, with one `SELECT 1`. If it
 ///   is (a `begin` dropped half-way, or a `BEGIN` among the user's queries), it is rolled back. sqlx's own
 ///   pool hands such a connection on. Other databases are pinged.
-/// - Whatever is behind sqlx's `Any` is asked both.
+/// - Whatever is behind sqlx's `Any` is asked both, the first as PostgreSQL is. MySQL takes each for another
+///   statement then: in its `performance_schema`, they fill the table of digests.
 /// - A connection that reports an error meanwhile, such as that of an abandoned query or of a failed
 ///   transaction that sqlx did not begin, is closed.
 ///
@@ -153,15 +154,27 @@ impl<DB: Database> SqlxManager<DB> {
     }
 }
 
+/// A query that nobody else asks, and the name of the column that answers it.
+///
+/// MySQL calls a column what the query asks for, and its performance schema knows a statement by what is
+/// left of it without the numbers: with a name of its own, each release would take up another of the
+/// places that there are for statements, until there are none for those of others.
+fn question(database: &str) -> (String, String) {
+    let number = fastrand::u64(..);
+    match database {
+        "MySQL" => (format!("SELECT {number}"), number.to_string()),
+        _ => (format!("SELECT 1 AS millpond_{number:x}"), format!("millpond_{number:x}")),
+    }
+}
+
 /// Asks for something that nobody else has asked for, and compares: so no answer to an earlier query is
 /// under way. It goes by the name of a column, which can be read whatever types the database has.
 async fn confirm<DB: Database>(connection: &mut DB::Connection) -> Result<(), Error>
 where
     for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
 {
-    let name = format!("millpond_{:x}", fastrand::u64(..));
-    let question = AssertSqlSafe(format!("SELECT 1 AS {name}"));
-    let rows = raw_sql(question).fetch_all(&mut *connection).await?;
+    let (question, name) = question(DB::NAME);
+    let rows = raw_sql(AssertSqlSafe(question)).fetch_all(&mut *connection).await?;
     match rows.first().map(Row::columns) {
         Some([column]) if column.name() == name => Ok(()),
         _ => Err(Error::Protocol("the server answered another query than the pool's".to_owned())),
@@ -311,6 +324,21 @@ mod tests {
         fn kind(&self) -> ErrorKind {
             ErrorKind::Other
         }
+    }
+
+    /// Its performance schema counts statements by what is left of them without numbers and texts, and has
+    /// room for so many only.
+    #[test]
+    fn mysql_is_asked_the_same_statement_each_time_but_for_a_number() {
+        let digest = |question: String| question.replace(|char: char| char.is_ascii_digit(), "");
+        for _ in 0..20 {
+            let (sql, column) = question("MySQL");
+            assert_eq!(sql, format!("SELECT {column}"));
+            assert_eq!(digest(sql), "SELECT ");
+            let (sql, column) = question("PostgreSQL");
+            assert_eq!(sql, format!("SELECT 1 AS {column}"));
+        }
+        assert_ne!(question("MySQL"), question("MySQL"));
     }
 
     #[test]

@@ -532,7 +532,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
                             let attempt = node.pool.attempt(caller);
                             if matches!(attempt, Attempt::Hit(_)) {
                                 // It was not there at once.
-                                node.pool.has_waited(Outcome::Served, began.elapsed());
+                                node.pool.has_waited(caller, Outcome::Served, began.elapsed());
                             }
                             attempt
                         }),
@@ -903,7 +903,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             // Where none may be used it waits nowhere, and is to be seen all the same.
             let table = self.cluster.table.load();
             if let Some(node) = self.counted_at.as_ref().or(table.nodes().first()) {
-                node.pool.has_waited(outcome, self.began.elapsed());
+                node.pool.has_waited(self.caller, outcome, self.began.elapsed());
             }
         }
     }

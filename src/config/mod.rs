@@ -92,8 +92,8 @@ impl Shed {
 /// on, and so does asking for reports; what is not said then is 5 ms, 100 ms and `false`.
 ///
 /// What is left out has its default, or makes way for what is there: an `idle_timeout` is no longer than
-/// `max_lifetime`, a `backoff_max` no shorter than `backoff`, and a shed interval no shorter than the
-/// target. A key or value that is wrong is an error that names it, and the rule. Of what is no setting
+/// `max_lifetime`, a `backoff_max` no shorter than `backoff`, a `backoff` no longer than `backoff_max`, and
+/// so are the times of shedding, of which the target is the shorter one. A key or value that is wrong is an error that names it, and the rule. Of what is no setting
 /// it does not tell the value, which may be a secret; but the `toml` crate's own errors quote a line of
 /// the file, which [`message`](https://docs.rs/toml/latest/toml/de/struct.Error.html#method.message) does
 /// not.
@@ -194,7 +194,7 @@ pub struct Config {
     /// The pause after a failed connect is random, up to this; each further failure doubles it.
     /// Above zero, at most `backoff_max`. Default: 50 ms.
     pub backoff: Duration,
-    /// The most that the pause grows to. Default: 2 s.
+    /// The most that the pause grows to; above zero. Default: 2 s.
     pub backoff_max: Duration,
     /// When a connection is checked before it is handed out. Default: if it has been idle for 5 s.
     pub check: CheckPolicy,
@@ -350,6 +350,7 @@ impl Config {
             ("check_timeout", self.check_timeout),
             ("reset_timeout", self.reset_timeout),
             ("close_timeout", self.close_timeout),
+            ("backoff_max", self.backoff_max),
             ("backoff", self.backoff),
             ("maintenance_interval", self.maintenance_interval),
         ];

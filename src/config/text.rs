@@ -337,6 +337,8 @@ impl Made {
         }
         if !self.has("backoff_max") {
             self.config.backoff_max = self.config.backoff_max.max(self.config.backoff);
+        } else if !self.has("backoff") {
+            self.config.backoff = self.config.backoff.min(self.config.backoff_max);
         }
         let (target, interval) = (self.has("shed_target"), self.has("shed_interval"));
         if let Some(shed) = &mut self.config.shed {
@@ -512,9 +514,11 @@ mod tests {
         assert_eq!(error, "POOL_RESERVED is 4, but it must be below max_size, which is 4");
         let error = from_env(&[("POOL_SHED_INTERVAL", "0s")]).expect_err("no time").to_string();
         assert_eq!(error, "POOL_SHED_INTERVAL is 0ns, but it must be above zero");
-        // No variable says what is wrong here.
-        let error = from_env(&[("POOL_BACKOFF_MAX", "1ms")]).expect_err("too short").to_string();
-        assert_eq!(error, "backoff is 50ms, but it must be at most backoff_max, which is 1ms");
+        let error = from_env(&[("POOL_BACKOFF_MAX", "0s")]).expect_err("no time").to_string();
+        assert_eq!(error, "POOL_BACKOFF_MAX is 0ns, but it must be above zero");
+        let error = from_env(&[("POOL_BACKOFF_MAX", "1ms"), ("POOL_BACKOFF", "2ms")]);
+        let error = error.expect_err("too short").to_string();
+        assert_eq!(error, "POOL_BACKOFF is 2ms, but it must be at most backoff_max, which is 1ms");
     }
 
     #[test]

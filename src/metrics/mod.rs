@@ -16,11 +16,13 @@ pub use self::histogram::Histogram;
 pub(crate) use self::histogram::of as histogram_of;
 #[cfg(feature = "axum")]
 pub(crate) use self::monitor::Report;
+#[cfg(any(feature = "metrics", feature = "opentelemetry", feature = "axum"))]
+pub(crate) use self::monitor::SourceId;
+#[cfg(any(feature = "metrics", feature = "opentelemetry"))]
+pub(crate) use self::monitor::look_at;
 #[cfg(feature = "cluster")]
 pub(crate) use self::monitor::watched;
 pub use self::monitor::{DuplicateName, Group, Monitor, Source};
-#[cfg(any(feature = "metrics", feature = "opentelemetry", feature = "axum"))]
-pub(crate) use self::monitor::{SourceId, look_at};
 pub use self::status::{ClusterNode, Health, PoolStatus};
 pub(crate) use self::status::{Connecting, Signs};
 

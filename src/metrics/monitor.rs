@@ -117,7 +117,9 @@ pub trait Group: Send + Sync {
 
 /// Two sources of a monitor would have the same name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there is a pool called {name} already: give each its own with PoolBuilder::name")]
+#[error(
+    "there is something called {name} already: give each pool and cluster its own name with its builder's `name`"
+)]
 pub struct DuplicateName {
     /// The name.
     pub name: String,
@@ -127,9 +129,11 @@ pub struct DuplicateName {
 pub(crate) struct Report {
     pub(crate) name: String,
     pub(crate) health: Health,
-    /// Those of a group.
+    #[cfg_attr(not(feature = "axum"), allow(dead_code, reason = "only the status page asks"))]
+    pub(crate) is_group: bool,
+    /// Those of a group, or the one that it is.
     #[cfg_attr(not(feature = "axum"), allow(dead_code, reason = "only the status page has lines"))]
-    pub(crate) pools: Vec<PoolStatus>,
+    pub(crate) pools: Vec<(Arc<dyn Source>, PoolStatus)>,
 }
 
 impl Monitor {
@@ -272,19 +276,26 @@ impl Monitor {
         self.reports().into_iter().map(|report| (report.name, report.health)).collect()
     }
 
-    /// The same, with the pools of the groups.
+    /// The same, with the pools.
     pub(crate) fn reports(&self) -> Vec<Report> {
         let reports = self.entries().into_iter().filter_map(|entry| {
-            let (health, pools) = match &entry.what {
-                What::One(source) => (source.status()?.health, Vec::new()),
-                What::Many(group) => {
-                    let sources = group.sources()?;
-                    let pools = sources.iter().filter_map(|source| look_at(&**source));
-                    let pools: Vec<PoolStatus> = pools.collect();
-                    (group.health(&pools), pools)
+            let name = entry.name.clone();
+            match &entry.what {
+                What::One(source) => {
+                    let status = look_at(&**source)?;
+                    let health = status.health.clone();
+                    let pools = vec![(source.clone(), status)];
+                    Some(Report { name, health, is_group: false, pools })
                 }
-            };
-            Some(Report { name: entry.name.clone(), health, pools })
+                What::Many(group) => {
+                    let sources = group.sources()?.into_iter();
+                    let looks = sources.filter_map(|source| Some((look_at(&*source)?, source)));
+                    let (statuses, sources): (Vec<_>, Vec<_>) = looks.unzip();
+                    let health = group.health(&statuses);
+                    let pools = sources.into_iter().zip(statuses).collect();
+                    Some(Report { name, health, is_group: true, pools })
+                }
+            }
         });
         reports.collect()
     }

@@ -85,7 +85,7 @@ where
         },
         Found::Nothing => None,
     };
-    let wait = Wait::begin(&keeper, limit, ask.terms);
+    let wait = Wait::begin(&keeper, ask.caller, limit, ask.terms);
     if keeper.core.is_closed() {
         return wait.end(Err(keeper.closed_error()));
     }
@@ -138,6 +138,7 @@ pub(crate) fn timer(deadline: tokio::time::Instant) -> Option<Sleep> {
 /// several pools: that is one acquire, which counts itself once.
 struct Wait<'k, M: Manager> {
     keeper: &'k Shared<M>,
+    caller: Caller,
     /// By the pool's clock.
     began: u64,
     /// The same.
@@ -150,7 +151,12 @@ struct Wait<'k, M: Manager> {
 }
 
 impl<'k, M: Manager> Wait<'k, M> {
-    fn begin(keeper: &'k Shared<M>, limit: Duration, terms: Option<&Terms>) -> Self {
+    fn begin(
+        keeper: &'k Shared<M>,
+        caller: Caller,
+        limit: Duration,
+        terms: Option<&Terms>,
+    ) -> Self {
         // Cancel: if nothing else comes, that is the outcome.
         let (began, outcome) = match terms {
             None => (keeper.now(), Some(Outcome::Cancelled)),
@@ -158,7 +164,7 @@ impl<'k, M: Manager> Wait<'k, M> {
         };
         let deadline = began.saturating_add(nanos(limit));
         let no = || AtomicBool::new(false);
-        Self { keeper, began, deadline, outcome, checking: no(), is_late: no() }
+        Self { keeper, caller, began, deadline, outcome, checking: no(), is_late: no() }
     }
 
     /// Whether a connection is being checked for it.
@@ -196,7 +202,7 @@ impl<E> From<&AcquireError<E>> for Outcome {
 impl<M: Manager> Drop for Wait<'_, M> {
     fn drop(&mut self) {
         if let Some(outcome) = self.outcome {
-            self.keeper.has_waited(outcome, self.keeper.since(self.began));
+            self.keeper.has_waited(self.caller, outcome, self.keeper.since(self.began));
         }
     }
 }
@@ -699,7 +705,7 @@ where
         },
         Found::Nothing => None,
     };
-    let wait = Wait::begin(keeper, limit, None);
+    let wait = Wait::begin(keeper, ask.caller, limit, None);
     let served = keeper.in_span_blocking(ask.caller, || {
         acquire_blocking_waiting(keeper, ask, limit, unready, wait.began)
     });
@@ -849,9 +855,9 @@ impl<M: Manager> Shared<M> {
     }
 
     /// An acquire that had to wait, for so long, has come to its end.
-    pub(super) fn has_waited(&self, outcome: Outcome, waited: Duration) {
+    pub(super) fn has_waited(&self, caller: Caller, outcome: Outcome, waited: Duration) {
         self.totals.waited(outcome, nanos(waited));
-        self.tell_waited(outcome, waited);
+        self.tell_waited(caller, outcome, waited);
     }
 
     /// A waiter was woken without a connection: because the pool was closed, because of a verdict

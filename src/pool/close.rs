@@ -55,6 +55,34 @@ impl<M: Manager> Closing<M> {
     }
 }
 
+/// How far a pool has come with its end, for whoever keeps the runtime going that it needs for it.
+pub(crate) struct Ending<M: Manager>(pub(super) Arc<Shared<M>>);
+
+impl<M: Manager> Ending<M> {
+    /// Completes when no connection is being closed, or after `close_timeout`.
+    pub(crate) async fn all_closed(&self) {
+        self.0.all_closed().await;
+    }
+
+    /// Whether there are connections that are not being closed yet: somebody holds them, or they are
+    /// being reset.
+    pub(crate) fn is_held_up(&self) -> bool {
+        let counts = self.0.core.counts();
+        counts.alive() + counts.connecting > counts.closing
+    }
+
+    /// Completes when there are none: while somebody holds one, that may take any time.
+    pub(crate) async fn not_held_up(&self) {
+        loop {
+            listener!(self.0.changed => changed);
+            if !self.is_held_up() {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
 impl<M: Manager> Shared<M> {
     /// Closes a connection in the background, or, where no runtime is left, drops it here.
     pub(super) fn close_connection<R>(&self, mut trial: Trial<R>, reason: CloseReason)

@@ -25,6 +25,7 @@ mod trace;
 
 pub use self::admin::DrainReport;
 pub use self::builder::PoolBuilder;
+pub(crate) use self::close::Ending;
 #[cfg(feature = "cluster")]
 pub(crate) use self::guard::PooledBare;
 pub use self::guard::{ConnectionInfo, ConnectionState, Pooled, PooledOwned};
@@ -722,8 +723,13 @@ impl<M: Manager> Pool<M> {
 
     /// An acquire that is to be counted here has waited for so long, here or elsewhere.
     #[cfg(feature = "cluster")]
-    pub(crate) fn has_waited(&self, outcome: Outcome, waited: Duration) {
-        self.shared.has_waited(outcome, waited);
+    pub(crate) fn has_waited(
+        &self,
+        site: &'static Location<'static>,
+        outcome: Outcome,
+        waited: Duration,
+    ) {
+        self.shared.has_waited(site, outcome, waited);
     }
 
     /// How many acquires there have been. Costs one pass over all slots.
@@ -749,11 +755,9 @@ impl<M: Manager> Pool<M> {
         self.shared.shut();
     }
 
-    /// Completes when no connection is being closed, or after `close_timeout`; does not keep the
-    /// pool open.
-    pub(crate) fn when_all_closed(&self) -> impl Future<Output = ()> + use<M> {
-        let shared = self.shared.clone();
-        async move { shared.all_closed().await }
+    /// What tells how far the pool has come with its end; does not keep the pool open.
+    pub(crate) fn ending(&self) -> Ending<M> {
+        Ending(self.shared.clone())
     }
 
     /// Whether the pool is closed. `true` stays true; `false` may be out of date at once.

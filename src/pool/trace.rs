@@ -161,10 +161,16 @@ impl<M: Manager> Shared<M> {
     }
 
     /// An acquire has waited.
-    pub(super) fn tell_waited(&self, outcome: Outcome, waited: Duration) {
+    pub(super) fn tell_waited(
+        &self,
+        site: &'static Location<'static>,
+        outcome: Outcome,
+        waited: Duration,
+    ) {
         #[cfg(feature = "tracing")]
         if self.config.slow_acquire.is_some_and(|limit| waited > limit) {
-            tell!(warn, self, ?waited, ?outcome, counts = %self.core.counts(), "a slow acquire");
+            let counts = self.core.counts();
+            tell!(warn, self, %site, ?waited, ?outcome, %counts, "a slow acquire");
         }
     }
 

@@ -9,7 +9,7 @@
 
 use crate::config::Config;
 use crate::metrics::{
-    ClusterNode, Health, Histogram, Monitor, PoolMetrics, PoolStatus, Source, SourceId, look_at,
+    ClusterNode, Health, Histogram, Monitor, PoolMetrics, PoolStatus, Report, Source, SourceId,
 };
 use crate::pool::Holder;
 use axum::body::Bytes;
@@ -33,7 +33,19 @@ pub(super) struct Figures {
     millpond: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     interval_seconds: Option<f64>,
+    groups: Vec<Group>,
     pools: Vec<Pool>,
+}
+
+/// Pools that were added together. Where one stands for another, how all of them are does not follow
+/// from how each is; nor do those show that there are none.
+#[derive(Serialize)]
+struct Group {
+    name: String,
+    health: Health,
+    reasons: Vec<String>,
+    /// Their names.
+    pools: Vec<String>,
 }
 
 /// One pool.
@@ -67,10 +79,13 @@ struct Recent {
 
 impl Figures {
     pub(super) fn of(monitor: &Monitor) -> Self {
+        let reports = monitor.reports();
+        let groups = reports.iter().filter(|report| report.is_group);
         Self {
             millpond: env!("CARGO_PKG_VERSION"),
             interval_seconds: None,
-            pools: monitor.listed().iter().filter_map(Pool::of).collect(),
+            groups: groups.map(Group::of).collect(),
+            pools: reports.into_iter().flat_map(|report| report.pools).map(Pool::of).collect(),
         }
     }
 
@@ -79,13 +94,25 @@ impl Figures {
     }
 }
 
+impl Group {
+    fn of(report: &Report) -> Self {
+        let Report { name, health, pools, .. } = report;
+        Self {
+            name: name.clone(),
+            reasons: health.reasons().to_vec(),
+            health: health.clone(),
+            pools: pools.iter().map(|(_, status)| status.config.name.to_string()).collect(),
+        }
+    }
+}
+
 impl Pool {
-    fn of(source: &Arc<dyn Source>) -> Option<Self> {
-        let PoolStatus { health, max_size, metrics, config, cluster } = look_at(&**source)?;
+    fn of((source, status): (Arc<dyn Source>, PoolStatus)) -> Self {
+        let PoolStatus { health, max_size, metrics, config, cluster } = status;
         let mut holders = source.holders();
         holders.sort_by_key(|holder| std::cmp::Reverse(holder.held));
-        Some(Self {
-            id: SourceId::of(source),
+        Self {
+            id: SourceId::of(&source),
             name: config.name.to_string(),
             cluster,
             reasons: health.reasons().to_vec(),
@@ -95,7 +122,7 @@ impl Pool {
             holders,
             config,
             recent: None,
-        })
+        }
     }
 }
 

@@ -13,9 +13,9 @@
 //! serve is up, though a node of it is down, and one without nodes is down. The lines of its nodes follow
 //! its own.
 //!
-//! Pools of one [cluster](crate::ClusterNode) stand together on the page, under a row that says how many
-//! of the nodes are up, how the cluster is (down if all of them are, degraded if one is not healthy) and
-//! what their figures come to. An acquire that any of several nodes may serve waits at each of them, and
+//! Pools of one [cluster](crate::ClusterNode), or of another group, stand together on the page, under a
+//! row that says how many of the nodes are up, how the cluster is (as `/health` has it) and what their
+//! figures come to. It is there though there are no nodes. An acquire that any of several nodes may serve waits at each of them, and
 //! so counts there. A role that changes is shown, and said to those who have the page read to them, as a
 //! change of health is.
 //!
@@ -51,7 +51,8 @@
 //! `name`, `cluster`, `health` (`healthy`, `degraded`, `down`), `reasons`, `max_size`, `metrics` (the
 //! fields of [`PoolMetrics`](crate::PoolMetrics)), `holders`, longest first, and `config`. Times are in
 //! seconds. `cluster` is `null`, or for a node of one its `name`, the `node`'s key and the node's `role`
-//! (`primary`, `replica`, `unknown`).
+//! (`primary`, `replica`, `unknown`). Beside `pools` there are `groups`, a list of the clusters and other
+//! [groups](crate::Group), in which each has `name`, `health`, `reasons` and the names of its `pools`.
 //! Events have `interval_seconds` besides, and each pool in them `recent`: `acquires_per_second`,
 //! `failed_acquires` and `acquire_wait` over the last ten intervals, which take some `seconds`; it is
 //! missing in the first event. They have no more than 20 holders. Whoever reads this should pass over names that it does not know: more may come.
@@ -89,7 +90,7 @@ const PAGE: &str = include_str!("page.html");
 /// What the page may do: run its own script, wear its own style, ask its own server. The hashes are
 /// those of what is in `page.html`; a test tells what they have to be.
 const POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-ydj7AkjgHP0QbrYU5hoWnM+WVX39xTAHtv1eE10za4c='; \
+    script-src 'sha256-W8ALI7UQRlQENvg1zea15cpGWk6kNWn65UgrgqsOPaE='; \
     style-src 'sha256-dYxcf1GK+0UfYwxJPifenzMoDRaBriFjFvhmN7RIT/U='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
     require-trusted-types-for 'script'; trusted-types 'none'";
@@ -219,9 +220,9 @@ async fn health(State(site): State<Site>) -> Response {
     let reports = site.feed.monitor().reports();
     let is_up = reports.iter().all(|report| report.health.is_up());
     let mut lines = String::new();
-    for Report { name, health, pools } in &reports {
+    for Report { name, health, is_group, pools } in &reports {
         tell(&mut lines, name, health);
-        for PoolStatus { config, health, .. } in pools {
+        for (_, PoolStatus { config, health, .. }) in pools.iter().filter(|_| *is_group) {
             tell(&mut lines, &config.name, health);
         }
     }
