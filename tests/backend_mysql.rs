@@ -884,7 +884,8 @@ fn those_who_wait_on_all_of_the_runtimes_blocking_threads_get_their_connections(
         // A name has to be looked up, which blocks.
         let opts = opts(server.address()).ip_or_hostname("localhost").user(Some("local"));
         let manager = MysqlManager::new(opts.prefer_socket(false));
-        let pool = Pool::builder(manager).max_size(2).build().await.unwrap();
+        let pool = Pool::builder(manager).max_size(2).acquire_timeout(PATIENCE / 2);
+        let pool = pool.build().await.unwrap();
         let waiting = [(); 2].map(|()| {
             let pool = pool.clone();
             tokio::task::spawn_blocking(move || drop(pool.acquire_blocking().unwrap()))

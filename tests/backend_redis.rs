@@ -552,6 +552,7 @@ async fn a_user_who_may_not_ping_is_served() {
 async fn a_server_that_cannot_save_its_data_serves_those_who_read() {
     let Some(server) = Redis::start(&[]) else { return };
     let pool = Pool::builder(manager(&server.url())).max_size(1).check(CheckPolicy::Always);
+    let pool = pool.reset_timeout(PATIENCE).check_timeout(PATIENCE).acquire_timeout(PATIENCE);
     let pool = pool.build().await.unwrap();
     let mut connection = pool.acquire().await.unwrap();
     connection.set::<_, _, ()>("kept", 7).await.unwrap();

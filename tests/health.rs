@@ -556,7 +556,7 @@ async fn a_crowd_of_dead_connections_costs_an_acquire_one_check_timeout() {
 #[tokio::test]
 async fn a_crowd_of_dead_connections_costs_a_blocking_acquire_one_check_timeout() {
     let manager = TestManager::new();
-    let pool = always_checked(&manager, 8).check_timeout(SECOND / 10).build_lazy().unwrap();
+    let pool = always_checked(&manager, 8).check_timeout(SECOND / 2).build_lazy().unwrap();
     used(&pool, 8).await;
     manager.check.always(Act::Never);
     manager.connect.always(Act::Gated);

@@ -17,7 +17,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
-use support::{Act, TestManager, eventually, poll_once};
+use support::{Act, TestManager, eventually, eventually_blocking, poll_once};
 use tokio::time::{Instant, sleep, timeout};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -865,6 +865,7 @@ fn a_warm_up_on_another_runtime_opens_connections_on_the_pools() {
     let pool = own.block_on(async { Pool::builder(manager).max_size(2).build_lazy() }).unwrap();
     let others = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     others.block_on(pool.warm_up(2)).unwrap();
+    eventually_blocking("both are idle", || pool.counts().idle == 2);
     for _ in 0..2 {
         assert_eq!(pool.try_acquire().unwrap().detach().as_deref(), Some("the pool's"));
     }
