@@ -262,7 +262,8 @@ async fn a_connection_that_is_closed_in_the_middle_of_a_query_has_it_cancelled_o
 #[tokio::test]
 async fn all_that_was_asked_at_once_and_given_up_is_cancelled_on_the_server() {
     let Some(server) = server() else { return };
-    let pool = single(server).await;
+    let pool = pool_of(manager(server), 1).reset_timeout(PATIENCE / 2).close_timeout(PATIENCE / 2);
+    let pool = pool.build().await.unwrap();
     let at_it = "SELECT count(*) FROM pg_stat_activity \
                  WHERE query LIKE 'SELECT pg_sleep(604.%)' AND state = 'active'";
     for discards in [false, true] {

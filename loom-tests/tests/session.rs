@@ -129,7 +129,7 @@ mod postgres {
             let answers = self.line.answers.swap(0, AcqRel);
             if answers > 0 {
                 self.unanswered -= answers;
-                self.session.set_status(b'T');
+                self.session.answered(b'T');
                 self.session.publish_unanswered(self.unanswered);
             }
             let requests = self.line.requests.swap(0, AcqRel);

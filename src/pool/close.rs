@@ -64,11 +64,10 @@ impl<M: Manager> Ending<M> {
         self.0.all_closed().await;
     }
 
-    /// Whether there are connections that are not being closed yet: somebody holds them, or they are
-    /// being reset.
+    /// Whether there are connections, in whatever state: somebody holds them, or they are being reset, or
+    /// closed.
     pub(crate) fn is_held_up(&self) -> bool {
-        let counts = self.0.core.counts();
-        counts.alive() + counts.connecting > counts.closing
+        !self.0.is_empty()
     }
 
     /// Completes when there are none: while somebody holds one, that may take any time.

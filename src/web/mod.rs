@@ -90,7 +90,7 @@ const PAGE: &str = include_str!("page.html");
 /// What the page may do: run its own script, wear its own style, ask its own server. The hashes are
 /// those of what is in `page.html`; a test tells what they have to be.
 const POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-W8ALI7UQRlQENvg1zea15cpGWk6kNWn65UgrgqsOPaE='; \
+    script-src 'sha256-j7CG0jNlfL1uITsJmDOREkkD5lX3xHei9lUaIR3eUZQ='; \
     style-src 'sha256-dYxcf1GK+0UfYwxJPifenzMoDRaBriFjFvhmN7RIT/U='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
     require-trusted-types-for 'script'; trusted-types 'none'";

@@ -319,8 +319,9 @@ pub(super) struct Course<'s> {
 }
 
 impl<'s> Course<'s> {
-    /// How long an attempt takes at most while there are other places to go to that have not been silent,
-    /// unless the configuration says: two of them fit into the `connect_timeout` of a pool, by default.
+    /// How long an attempt takes at most, at a place that has not been silent, while there are others that
+    /// have not had a turn, unless the configuration says: two of them fit into the `connect_timeout` of a
+    /// pool, by default.
     const SHARE: Duration = Duration::from_secs(2);
 
     pub(super) fn new(silence: &'s Silence, config: &Config, targets: Vec<Target>) -> Self {
@@ -349,15 +350,16 @@ impl<'s> Course<'s> {
 
     /// The next place, and how long an attempt there may take.
     pub(super) fn next(&mut self) -> Option<(Place, Option<Duration>)> {
-        let place = self.first.pop_front().or_else(|| {
+        let Some(place) = self.first.pop_front() else {
             let silent = self.then.iter().enumerate();
             let longest = silent.min_by_key(|(_, (since, _))| *since)?.0;
-            Some(self.then.remove(longest).1)
-        })?;
-        // It is not cut short for the sake of those in `then`: where all take longer than that, none would
-        // ever be reached.
-        let is_last = self.first.is_empty();
-        Some((place, self.limit.or((!is_last).then_some(Self::SHARE))))
+            // Not cut short: where all take longer than that, none would ever be reached.
+            return Some((self.then.remove(longest).1, self.limit));
+        };
+        // Those that it has tried have had their turn.
+        let untried = |(_, other): &(Instant, Place)| !self.over.contains(other);
+        let others = !self.first.is_empty() || self.then.iter().any(untried);
+        Some((place, self.limit.or(others.then_some(Self::SHARE))))
     }
 
     /// An attempt has come to nothing. If it was cut short for the sake of others, and they do not serve
@@ -476,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn an_attempt_is_cut_short_only_for_a_place_that_has_not_been_silent() {
+    fn an_attempt_is_cut_short_only_for_a_place_that_has_not_had_a_turn() {
         let (silence, config) = (Silence::default(), Config::new());
         let target = Target::new("db", 5432);
         let course = || Course::new(&silence, &config, vec![target.clone()]);
@@ -499,5 +501,23 @@ mod tests {
         second.add_addresses(&target, addresses.to_vec());
         let (place, limit) = second.next().expect("one of its addresses");
         assert_eq!((place.address.as_ref(), limit), (Some(&addresses[0]), None));
+    }
+
+    #[test]
+    fn an_attempt_is_cut_short_for_a_place_that_has_been_silent_and_may_be_back() {
+        let (silence, config) = (Silence::default(), Config::new());
+        let [a, b] = [1, 2].map(|last| {
+            let address = Some(Address::Tcp(([192, 0, 2, last], 5432).into()));
+            Place { target: Target::new("db", 5432), address }
+        });
+        let mut course = Course::new(&silence, &config, Vec::new());
+        silent(&course, &a);
+        course.add(vec![a.clone(), b.clone()]);
+        let Some((place, limit)) = course.next() else { panic!("there are two") };
+        assert_eq!((place == b, limit), (true, Some(Course::SHARE)));
+        silent(&course, &place);
+        course.failed(place);
+        let Some((place, limit)) = course.next() else { panic!("there is another one") };
+        assert_eq!((place == a, limit), (true, None));
     }
 }

@@ -79,6 +79,9 @@ const NEW_SESSION: &str = "\
 /// sooner than that, and a cancel costs a connection.
 const GRACE: Duration = Duration::from_millis(20);
 
+/// After so many times that, it is asked once more, since a cancel may be lost.
+const CANCELLED_AGAIN: u32 = 10;
+
 /// Opens connections to PostgreSQL.
 ///
 /// # What is checked, reset and permanent
@@ -92,10 +95,10 @@ const GRACE: Duration = Duration::from_millis(20);
 ///
 /// How the state is known without asking: the manager reads along with the protocol. A query whose
 /// future was dropped goes on, on the server and in the driver: its connection waits for it in the
-/// background, the server is asked to cancel it after 20 ms, and within `reset_timeout` it is either
-/// clean or closed. One that is closed in the middle of a query, as when its holder panics or discards it,
-/// has the server asked as well, within `close_timeout`. Of several that were sent at once, each is
-/// cancelled when the server comes to it.
+/// background, the server is asked to cancel it after 20 ms, and again at times, and within
+/// `reset_timeout` it is either clean or closed. One that is closed in the middle of a query, as when its
+/// holder panics or discards it, has the server asked as well, within `close_timeout`. Of several that were
+/// sent at once, each is cancelled when the server comes to it.
 ///
 /// With `target_session_attrs=read-write`, servers that take no writes are passed over; and when one
 /// says that it has stopped taking them (it does from PostgreSQL 14 on), the next release of a
@@ -107,7 +110,8 @@ const GRACE: Duration = Duration::from_millis(20);
 /// Several hosts, and the addresses of each, are tried one after the other, as libpq does it. An attempt
 /// takes the `connect_timeout` of the configuration at most: the question for a host's addresses, and each
 /// of them up to the server's last word; or, if there is none, 2 s, as long as there is another place to go
-/// to that has not kept silent itself. What has not answered is tried after all others for the next 30 s.
+/// to that has not had a turn. What has not answered is tried after all others for the next 30 s, and not cut
+/// short then.
 /// All of it is a part of the *pool's* [`connect_timeout`](crate::PoolBuilder::connect_timeout), by default
 /// 5 s: a dial that is cut there goes on behind the place that has held it up, next time. Names are looked
 /// up on a thread of Millpond's own, for which tokio's paused clock does not stand still.
@@ -316,12 +320,16 @@ where
     /// Waits for what was given up to end; the server is asked to cancel what takes its time.
     async fn until_quiet(&self, client: &Client) -> Result<(), Error> {
         // Several may have been asked at once, and a cancel ends the one that the server is at. Whether it
-        // takes another one shows in the answers: what cannot be cancelled is asked to end only once.
+        // takes another one shows in the answers. One that comes while the server is between two of them
+        // is lost, hence once more at times; but not at each turn, for what cannot be cancelled.
         let mut cancelled_after = None;
-        while timeout(GRACE, client.session.until_quiet()).await.is_err() {
-            let answered = Some(client.session.answered());
-            if cancelled_after != answered {
-                cancelled_after = answered;
+        for turn in 0_u32.. {
+            if timeout(GRACE, client.session.until_quiet()).await.is_ok() {
+                break;
+            }
+            let answers = Some(client.session.answers());
+            if cancelled_after != answers || turn % CANCELLED_AGAIN == 0 {
+                cancelled_after = answers;
                 self.cancel(client).await?;
             }
         }

@@ -35,7 +35,9 @@ pub(super) struct Session {
     unanswered: AtomicU32,
     /// Requests so far that may have changed something.
     requests: AtomicU64,
-    /// The status that the last answer ended with, as in the protocol; 0 before the first.
+    /// Answers that have ended.
+    answers: AtomicU64,
+    /// The status that the last of them ended with, as in the protocol; 0 before the first.
     status: AtomicU8,
     /// The server takes no writes: [`NO`], [`YES`], or 0 if it has not said so.
     standby: AtomicU8,
@@ -65,6 +67,7 @@ impl Session {
             task: OnceLock::new(),
             unanswered: AtomicU32::new(0),
             requests: AtomicU64::new(0),
+            answers: AtomicU64::new(0),
             status: AtomicU8::new(0),
             standby: AtomicU8::new(0),
             read_only: AtomicU8::new(0),
@@ -98,10 +101,9 @@ impl Session {
         self.unanswered.load(Ordering::Relaxed)
     }
 
-    /// What tells whether an answer has ended since: it is another number then. It may be another one even
-    /// if none has.
-    pub(super) fn answered(&self) -> u64 {
-        self.requests().wrapping_sub(self.unanswered().into())
+    /// How many answers have ended.
+    pub(super) fn answers(&self) -> u64 {
+        self.answers.load(Ordering::Relaxed)
     }
 
     /// Whether a transaction is open, failed ones included. Says nothing unless the session is quiet.
@@ -273,8 +275,10 @@ impl Session {
 
     /// An answer has ended with this status.
     #[inline]
-    pub(super) fn set_status(&self, status: u8) {
+    pub(super) fn answered(&self, status: u8) {
         self.status.store(status, Ordering::Relaxed);
+        // Nobody else writes it.
+        self.answers.store(self.answers.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
     /// The driver and the server do not agree any more: on which answer is the next, or on which

@@ -300,7 +300,7 @@ impl<S> Tap<S> {
                 }
                 (requests.copying, requests.synced) = (false, false);
                 let status = body.first().copied().unwrap_or_default();
-                self.session.set_status(status);
+                self.session.answered(status);
             }
             // `CopyInResponse`, `CopyBothResponse`: from here on the server ignores a `Sync` until
             // the data have ended, so one that was sent along with the statement is lost.
