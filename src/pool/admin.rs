@@ -479,7 +479,7 @@ type Opened<M> = Result<bool, Arc<OperationError<<M as Manager>::Error>>>;
 
 impl<M: Manager> Shared<M> {
     /// Whether no connection is alive or being opened.
-    pub(super) fn is_empty(&self) -> bool {
+    fn is_empty(&self) -> bool {
         let counts = self.core.counts();
         counts.alive() + counts.connecting == 0
     }

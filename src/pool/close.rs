@@ -64,10 +64,14 @@ impl<M: Manager> Ending<M> {
         self.0.all_closed().await;
     }
 
-    /// Whether there are connections, in whatever state: somebody holds them, or they are being reset, or
-    /// closed.
+    /// Whether there are connections that nobody has begun to close: somebody holds them, or they are being
+    /// reset.
     pub(crate) fn is_held_up(&self) -> bool {
-        !self.0.is_empty()
+        // First: one that has been closed since is in neither of the two. And not by its state, which says
+        // that it is being closed a little before there is anything to wait for.
+        let closing = self.0.closing.load(Ordering::SeqCst);
+        let counts = self.0.core.counts();
+        counts.alive() + counts.connecting > closing
     }
 
     /// Completes when there are none: while somebody holds one, that may take any time.

@@ -101,12 +101,10 @@ struct Track {
     connection: u64,
     /// When it was first seen like this, by the pool's clock.
     since: u64,
-    /// When its connection last passed a check while it was idle.
+    /// When a connection last passed a check here while it was idle.
     checked: u64,
     /// Which connection that was, and after how many uses.
     passed: (u64, u64),
-    /// Which connection last passed a check, used since or not, and when.
-    answered: (u64, u64),
     site: Option<&'static Location<'static>>,
     /// Somebody holds it.
     held: bool,
@@ -131,9 +129,8 @@ impl Track {
             uses: seen.uses,
             connection,
             since: now,
-            checked: now,
+            checked: self.checked,
             passed: self.passed,
-            answered: self.answered,
             site: seen.holder,
             held: lent,
             reported: false,
@@ -442,21 +439,22 @@ impl<M: Manager> Shared<M> {
     where
         R: Deref<Target = Self> + Clone,
     {
-        let (id, now) = (lease.resource_mut().id, self.now());
+        let passed = (lease.resource_mut().id, lease.uses());
         let track = &mut lock(&self.memory).tracks[lease.number()];
-        (track.checked, track.passed, track.answered) = (now, (id, lease.uses()), (id, now));
+        (track.checked, track.passed) = (self.now(), passed);
     }
 
     /// Whether a connection was opened since then, by the pool's clock, or has passed a check in the
-    /// background.
+    /// background, used since or not.
     pub(super) fn has_answered_since<R>(&self, lease: &mut Lease<R>, then: u64) -> bool
     where
         R: Deref<Target = Self> + Clone,
     {
         let slot = lease.number();
         let tenant = lease.resource_mut();
-        let (connection, when) = lock(&self.memory).tracks[slot].answered;
-        (connection == tenant.id && when >= then) || self.moment(tenant.created) >= then
+        let track = &lock(&self.memory).tracks[slot];
+        let checked = track.passed.0 == tenant.id && track.checked >= then;
+        checked || self.moment(tenant.created) >= then
     }
 
     /// Who holds a connection at the moment.
