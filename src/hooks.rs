@@ -83,7 +83,7 @@ pub struct Hooks<M: Manager> {
 pub enum Leak {
     /// It has been held for too long, and is still out. Told once for each time it is acquired.
     Held(Holder),
-    /// It has come back after all; `held` says when.
+    /// It has come back after all, or was detached; `held` says when.
     Returned(Holder),
 }
 
@@ -193,7 +193,7 @@ impl<M: Manager> Hooks<M> {
     }
 
     /// Told of each connection that is held for longer than `leak_after`, and once more when it
-    /// comes back; both to the reaper's resolution.
+    /// comes back or is detached, unless the pool is closed by then; both to the reaper's resolution.
     pub fn on_leak(mut self, hook: impl Fn(&Leak) + Send + Sync + 'static) -> Self {
         self.on_leak = Some(Box::new(hook));
         self

@@ -238,6 +238,28 @@ async fn a_pool_that_is_used_up_held_for_too_long_or_left_alone_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_kept_for_others_does_not_hide_that_everything_else_is_used_up() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 4).reserved(Priority::High, 2).build_lazy().unwrap();
+    let held = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    assert_eq!(pool.status().health, Health::Healthy, "nobody waits");
+    let mut waiter = pin!(pool.acquire_timeout(Duration::MAX));
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    let used_up = "2 connections are in use, all but what is reserved, and 1 wait for one";
+    degraded(&pool.status(), &[used_up]);
+    // One that is reserved and idle.
+    drop(pool.acquire_with(Priority::High).await.unwrap());
+    degraded(&pool.status(), &[used_up]);
+    // One of the reserved is in use as well, and the other one is still to be had.
+    let high = pool.acquire_with(Priority::High).await.unwrap();
+    let used_up = "3 connections are in use, all but what is reserved, and 1 wait for one";
+    degraded(&pool.status(), &[used_up]);
+    drop((high, held));
+    drop(waiter.await.unwrap());
+    assert_eq!(pool.status().health, Health::Healthy);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pool_that_is_closed_or_being_drained_is_down() {
     let manager = TestManager::new();
     let pool = pool_of(&manager, 1).build_lazy().unwrap();

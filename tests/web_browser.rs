@@ -567,6 +567,27 @@ async fn eventually_acquired(cluster: &TestCluster, node: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_may_have_no_connection_for_now_is_drawn_as_any_other() {
+    let Some(browser) = Browser::start() else { return };
+    let monitor = Monitor::new();
+    let cluster: TestCluster = Cluster::builder().name("shop").max_connections(1).build().unwrap();
+    cluster.show_to(&monitor).unwrap();
+    for node in ["db1", "db2"] {
+        cluster.add_node(node.to_owned(), TestManager::new()).unwrap();
+    }
+    let _held = cluster.acquire("db1").await.unwrap();
+    let idle = &cluster.status().nodes[1].pool;
+    assert_eq!(idle.max_size, 0, "the other one has all that there may be");
+    let service = Service::start(&monitor);
+    let window = Window::open(&browser).await;
+    window.goto(&service).await;
+    window.next_figures().await;
+    let lines = "[...document.querySelectorAll('.history .line')].every((line) => /^M[-\\d. ML]+$/.test(line.getAttribute('d')))";
+    assert_eq!(window.value(lines).await, true);
+    silent(&window.complaints().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nodes_come_and_go_and_their_cluster_stays() {
     let Some(browser) = Browser::start() else { return };
     let monitor = Monitor::new();

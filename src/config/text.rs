@@ -21,7 +21,8 @@ type Wrong = &'static str;
 
 const TIME: Wrong = "must be a time, such as \"30s\" or \"5m\"";
 const TIME_OR_NEVER: Wrong = "must be a time, such as \"30s\" or \"5m\", or \"never\"";
-const TIME_OUT_OF_RANGE: Wrong = "must be at most 584554530872 years, and whole nanoseconds";
+const TIME_OUT_OF_RANGE: Wrong = "must be at most 584554530872 years, and whole nanoseconds; \
+    with a fraction of an hour or more, whole seconds";
 const COUNT: Wrong = "must be a whole number, from 0";
 const COUNT_OR_NONE: Wrong = "must be a whole number, from 0, or \"none\"";
 const SWITCH: Wrong = "must be true or false";
@@ -571,6 +572,7 @@ mod tests {
             "584554530873years",
             "99999999999999999999ns",
             "0.5ns",
+            "1.333h",
         ] {
             assert_eq!(time(text), Err(TIME_OUT_OF_RANGE), "{text}");
             assert_eq!(time_or_never(text), Err(TIME_OUT_OF_RANGE), "{text}");

@@ -49,7 +49,7 @@
 //! | `millpond_checks_total` | counter | | checks, whether they succeeded or not |
 //! | `millpond_resets_total` | counter | | resets that succeeded |
 //! | `millpond_leaks_total` | counter | | connections held for longer than [`leak_after`](crate::Config::leak_after) |
-//! | `millpond_late_returns_total` | counter | | those of them that came back |
+//! | `millpond_late_returns_total` | counter | | those of them that came back, or were detached, while the pool was open |
 //! | `millpond_acquire_wait_seconds` | histogram | | how long acquires waited that got a connection |
 //! | `millpond_connect_seconds` | histogram | | how long connects took that succeeded |
 //! | `millpond_connection_lifetime_seconds` | histogram | | how old connections became |

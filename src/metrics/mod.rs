@@ -286,7 +286,7 @@ pub struct PoolMetrics {
     pub checks: u64,
     /// Connections that were held for longer than `leak_after`.
     pub leaks: u64,
-    /// Those of them that came back after all.
+    /// Those of them that came back after all, or were detached, while the pool was open.
     pub late_returns: u64,
     /// Acquires that were [turned away](crate::Shed) because they had waited too long, or would have
     /// been.

@@ -129,6 +129,8 @@ pub(crate) struct Signs {
     pub(crate) all_are_rejected: bool,
     pub(crate) maintenance_is_paused: bool,
     pub(crate) max_size: usize,
+    /// Places of those for callers with priority alone that are vacant, or have an idle connection.
+    pub(crate) kept: usize,
 }
 
 impl PoolStatus {
@@ -168,9 +170,15 @@ fn health(signs: &Signs, metrics: &PoolMetrics, config: &Config) -> Health {
     }
     // Under a cap over several pools one may have room for none, and whoever waits there waits for its
     // turn: that there is nothing in use is nothing wrong.
-    if counts.waiters > 0 && counts.in_use >= signs.max_size.max(1) {
+    let used_up = counts.in_use > 0 && counts.in_use + signs.kept >= signs.max_size;
+    if counts.waiters > 0 && used_up {
         let (waiters, in_use) = (counts.waiters, counts.in_use);
-        reasons.push(format!("all {in_use} connections are in use, and {waiters} wait for one"));
+        reasons.push(if signs.kept == 0 {
+            format!("all {in_use} connections are in use, and {waiters} wait for one")
+        } else {
+            let all = "all but what is reserved";
+            format!("{in_use} connections are in use, {all}, and {waiters} wait for one")
+        });
     }
     let late = |held: &Duration| config.leak_after.is_some_and(|limit| *held >= limit);
     if let Some(holder) = metrics.oldest_holder.filter(|holder| late(&holder.held)) {

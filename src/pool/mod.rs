@@ -46,7 +46,7 @@ use self::shed::Shedder;
 #[cfg(feature = "cluster")]
 pub(crate) use self::terms::Terms;
 use crate::config::{Config, Priority};
-use crate::core::{Core, Counts, Doubt, Flags, Found, Keeper, Lease, Line, Trial};
+use crate::core::{Core, Counts, Doubt, Flags, Found, Keeper, Lease, Line, State, Trial};
 use crate::core::{try_acquire as look, try_acquire_owned};
 use crate::error::{AcquireError, TryAcquireError};
 use crate::hooks::Hooks;
@@ -847,6 +847,7 @@ impl<M: Manager> Pool<M> {
             all_are_rejected: rejections > 0,
             maintenance_is_paused: self.maintenance().is_paused(),
             max_size: shared.core.limit(),
+            kept: shared.reserved_in(State::Vacant) + shared.reserved_in(State::Idle),
         };
         let cluster = shared.cluster.as_ref().map(|which| which());
         PoolStatus::new(&signs, metrics, shared.config.clone(), cluster)
