@@ -8,18 +8,23 @@
 //! within the rounds, and in brackets between what they would be, in 19 cases of 20, if rounds were
 //! taken for ever; `cargo bench --bench databases -- ROUNDS` takes more than 60 of them, or fewer.
 //!
+//! One contestant is Millpond with the manager below, which does as little with a connection as the peers
+//! do: what lies between it and Millpond with `PostgresManager` is what it takes to know whether a
+//! connection that comes back is clean.
+//!
 //! The server has the larger part of the time. What the client's process takes for each statement, in
 //! the program and in the kernel for it, stands beside the throughput.
 
 use bb8_postgres::PostgresConnectionManager;
-use millpond::Pool;
 use millpond::backends::postgres::PostgresManager;
+use millpond::{Condition, Manager, Pool};
 use millpond_bench::{Rounds, run_time, worker_runtime};
 use std::future::Future;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tokio_postgres::{Config, NoTls};
+use tokio_postgres::{Client, Config, Error, NoTls};
 
 #[path = "../../tests/support/servers/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "the tests use more of it")]
@@ -38,13 +43,14 @@ const ROUNDS: usize = 60;
 const WINDOW: Duration = Duration::from_millis(150);
 
 /// The channel waits without a deadline, bb8 with one; Millpond and deadpool in both ways.
-const NAMES: [&str; 6] = [
+const NAMES: [&str; 7] = [
     "bare channel",
     "millpond",
     "deadpool-postgres",
     "millpond, 5 s deadline",
     "deadpool-postgres, 5 s deadline",
     "bb8-postgres, 30 s deadline",
+    "millpond, connections not looked at",
 ];
 
 /// One statement, one round trip: by the method that a user of this connection gets who types the same.
@@ -111,8 +117,39 @@ async fn through_channel(config: Config, load: Load) -> Sample {
     .await
 }
 
-async fn through_millpond(config: Config, load: Load, limit: Duration) -> Sample {
-    let manager = PostgresManager::new(config);
+/// Opens connections, and does not look at them any further.
+struct Blind(Config);
+
+/// As the driver's library has it.
+struct Bare(Client);
+
+impl Deref for Bare {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.0
+    }
+}
+
+impl Manager for Blind {
+    type Connection = Bare;
+    type Error = Error;
+
+    async fn connect(&self) -> Result<Bare, Error> {
+        let (client, connection) = self.0.connect(NoTls).await?;
+        tokio::spawn(connection);
+        Ok(Bare(client))
+    }
+
+    fn condition(&self, client: &mut Bare) -> Condition {
+        if client.is_closed() { Condition::Broken } else { Condition::Clean }
+    }
+}
+
+async fn through_millpond<M: Manager>(manager: M, load: Load, limit: Duration) -> Sample
+where
+    M::Connection: Deref<Target = Client>,
+{
     let pool = Pool::builder(manager).max_size(load.connections).min_idle(load.connections);
     let pool = pool.acquire_timeout(limit).build().await.expect("the server is there");
     let mine = pool.clone();
@@ -178,11 +215,15 @@ fn compare(config: &Config, load: Load, rounds: usize) {
         worker_runtime().block_on(async {
             match who {
                 0 => through_channel(config, load).await,
-                1 => through_millpond(config, load, Duration::MAX).await,
+                1 => through_millpond(PostgresManager::new(config), load, Duration::MAX).await,
                 2 => through_deadpool(config, load, None).await,
-                3 => through_millpond(config, load, Duration::from_secs(5)).await,
+                3 => {
+                    let manager = PostgresManager::new(config);
+                    through_millpond(manager, load, Duration::from_secs(5)).await
+                }
                 4 => through_deadpool(config, load, Some(Duration::from_secs(5))).await,
-                _ => through_bb8(config, load).await,
+                5 => through_bb8(config, load).await,
+                _ => through_millpond(Blind(config), load, Duration::MAX).await,
             }
         })
     });
