@@ -879,6 +879,22 @@ async fn a_call_that_was_given_up_does_not_keep_the_log_out_of_the_file() {
     assert_eq!(file.rows(), 2);
 }
 
+#[tokio::test]
+async fn a_close_of_a_database_that_is_given_up_leaves_neither_pool_open() {
+    let file = File::new();
+    let database = SqliteDatabase::open(file.manager(), 1).await.unwrap();
+    drop(database.readers().acquire().await.unwrap());
+    eventually("a reader is idle", || database.readers().counts().idle == 1).await;
+    let mut close = Box::pin(database.close());
+    assert!(poll_once(close.as_mut()).is_pending(), "the reader is being closed");
+    assert!(!database.writer().is_closed(), "the writer goes last");
+    drop(close);
+    for pool in [database.readers(), database.writer()] {
+        assert!(pool.is_closed());
+        assert!(matches!(pool.acquire().await, Err(AcquireError::Closed)));
+    }
+}
+
 #[test]
 fn a_database_that_is_dropped_without_a_runtime_leaves_no_log() {
     let file = File::new();

@@ -750,10 +750,22 @@ impl SqliteDatabase {
     ///
     /// # Cancel safety
     ///
-    /// As [`Pool::close`].
+    /// The readers' pool is closed at the first poll. Dropping the future closes the writer's as well, and
+    /// only stops waiting.
     pub async fn close(&self) {
+        /// Closes a pool, however its time comes.
+        struct Shuts<'p>(&'p Pool<SqliteManager>);
+
+        impl Drop for Shuts<'_> {
+            fn drop(&mut self) {
+                self.0.shut();
+            }
+        }
+
+        // Cancel: the writer's pool does not stay open because nobody waits for the readers any more.
+        let writer = Shuts(&self.writer);
         self.readers.close().await;
-        self.writer.close().await;
+        writer.0.close().await;
     }
 }
 
