@@ -867,6 +867,9 @@ async fn a_call_that_was_given_up_does_not_keep_the_log_out_of_the_file() {
         writer.call(|db| insert(db, 1)).await.unwrap();
         give_up_in_the_middle(&mut writer, |db| count_for_ever(db)).await;
         writer.release().await.unwrap();
+        let mut reader = database.readers().acquire().await.unwrap();
+        reader.call(|db| rows(db)).await.unwrap();
+        drop(reader);
         assert!(log.exists());
         if dropped {
             drop(database);
@@ -893,6 +896,23 @@ async fn a_close_of_a_database_that_is_given_up_leaves_neither_pool_open() {
         assert!(pool.is_closed());
         assert!(matches!(pool.acquire().await, Err(AcquireError::Closed)));
     }
+}
+
+#[tokio::test]
+async fn the_writer_of_a_database_that_is_dropped_outlives_its_readers() {
+    let file = File::new();
+    let database = SqliteDatabase::open(file.manager(), 1).await.unwrap();
+    database.writer().acquire().await.unwrap().call(|db| insert(db, 1)).await.unwrap();
+    let mut reader = database.readers().acquire_owned().await.unwrap();
+    assert_eq!(reader.call(|db| rows(db)).await, Ok(1));
+    let writer = database.writer().downgrade();
+    drop(database);
+    assert!(writer.upgrade().is_some(), "a reader is open");
+    drop(reader);
+    let log = file.path.with_extension("db-wal");
+    eventually("the log is in the file", || !log.exists()).await;
+    assert!(writer.upgrade().is_none());
+    assert_eq!(file.rows(), 1);
 }
 
 #[test]
