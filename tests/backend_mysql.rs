@@ -7,7 +7,9 @@ mod support;
 use support::*;
 
 use millpond::backends::mysql::{MysqlConnection, MysqlManager, MysqlReset};
-use millpond::{AcquireError, CheckPolicy, Hooks, OperationError, Pool, RotateError, Stage};
+use millpond::{
+    AcquireError, CheckPolicy, Hooks, Manager, OperationError, Pool, RotateError, Stage,
+};
 use mysql_async::prelude::{Query, Queryable};
 use mysql_async::{ChangeUserOpts, Conn, Error, Opts, OptsBuilder, Row, TxOpts};
 use std::error::Error as _;
@@ -804,6 +806,27 @@ async fn an_ipv6_address_in_a_url_is_one() {
     let pool = Pool::builder(MysqlManager::from_url(&url).unwrap()).max_size(1);
     let pool = pool.build().await.unwrap();
     echo(&mut pool.acquire().await.unwrap()).await.unwrap();
+}
+
+/// As with an IPv6 address where only IPv4 leads anywhere: mysql_async tries the next when one has failed,
+/// and this one does not in the time that an attempt has.
+#[tokio::test]
+async fn an_address_that_leads_nowhere_costs_one_attempt() {
+    let Some(server) = server() else { return };
+    let nowhere = Nowhere::at(([127, 0, 0, 2], server.address().port())).await;
+    let addresses = vec![nowhere.address().ip(), server.address().ip()];
+    let manager = MysqlManager::new(opts(server.address()).resolved_ips(Some(addresses)));
+    // Two whose time is up are no more than one: the next of two addresses is not the first again.
+    let mut attempts = [(); 2].map(|()| Box::pin(manager.connect()));
+    for attempt in &mut attempts {
+        assert!(poll_once(attempt.as_mut()).is_pending());
+    }
+    drop(attempts);
+    // What leads somewhere comes first from then on.
+    for _ in 0..2 {
+        let connected = tokio::time::timeout(PATIENCE, manager.connect()).await;
+        echo(&mut connected.expect("it leads nowhere").unwrap()).await.unwrap();
+    }
 }
 
 #[tokio::test]

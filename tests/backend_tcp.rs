@@ -9,7 +9,6 @@ use support::*;
 use millpond::backends::tcp::TcpManager;
 use millpond::backends::unix::UnixManager;
 use millpond::{AcquireError, CheckPolicy, Manager, OperationError, Pool};
-use socket2::{Domain, Socket, Type};
 use std::io::{Error, ErrorKind, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -262,15 +261,8 @@ async fn a_server_that_is_not_there_yet_is_tried_again() {
 /// As with an IPv6 address where only IPv4 leads anywhere.
 #[tokio::test]
 async fn an_address_that_leads_nowhere_keeps_nobody_from_the_next() {
-    // One whose line is full, and that lets nobody in.
-    let full = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    full.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-    full.listen(0).unwrap();
-    let nowhere = full.local_addr().unwrap().as_socket().unwrap();
-    let mut line = Vec::new();
-    while let Ok(stream) = tokio::time::timeout(SECOND, TcpStream::connect(nowhere)).await {
-        line.push(stream.unwrap());
-    }
+    let full = Nowhere::at(([127, 0, 0, 1], 0)).await;
+    let nowhere = full.address();
     let refused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     for addresses in [vec![nowhere, echo_server().await], vec![refused, echo_server().await]] {
         let manager = TcpManager::new(&*addresses.leak());

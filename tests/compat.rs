@@ -798,16 +798,18 @@ async fn an_r2d2_customizer_has_each_connection_first_and_last_where_it_may_bloc
     assert_eq!(say(&pool).await, 4);
     manager.open(1);
     eventually("that one is released", || manager.live() == 1).await;
-    // A detached one is its user's.
+    // A detached one is its user's, once that takes it out; if it is dropped, it is the customizer's.
     let detached = pool.acquire().await.unwrap().detach();
     assert_eq!(r2d2::Connection::into_inner(detached).number, 4);
-    // And that of a pool that is closed.
     assert_eq!(say(&pool).await, 5);
+    drop(pool.acquire().await.unwrap().detach());
+    // And that of a pool that is closed.
+    assert_eq!(say(&pool).await, 6);
     pool.close().await;
     eventually("all are dropped", || manager.live() == 0).await;
     let told = customizer.told.lock().unwrap().clone();
     let of = |number| told.iter().filter(move |told| told.1 == number).map(|told| told.0);
-    for number in [2, 3, 5] {
+    for number in [2, 3, 5, 6] {
         assert!(of(number).eq(["opened", "released"]), "{number}: {told:?}");
     }
     assert!(of(4).eq(["opened"]) && of(1).next().is_none(), "{told:?}");

@@ -12,12 +12,18 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Opens connections to a MySQL or MariaDB server.
 ///
 /// Connections are [`MysqlConnection`]s, which deref to mysql_async's [`Conn`]. Its methods come from
 /// [`Queryable`]. Names are looked up on a thread of Millpond's own, for which tokio's paused clock does not
 /// stand still.
+///
+/// If a host has several addresses, mysql_async tries the next one when the one before has failed. One that
+/// leads nowhere does not fail within the pool's `connect_timeout`: it costs that attempt, and the next one
+/// begins with the next address. Those after it do, too, until one comes to nothing. But if there is an IPv6
+/// address that is good on one link only, every attempt begins with the first.
 ///
 /// # What is checked
 ///
@@ -97,6 +103,7 @@ pub struct MysqlManager {
     opts: Arc<dyn Fn() -> Opts + Send + Sync>,
     reset: MysqlReset,
     verify: bool,
+    turn: Arc<AtomicUsize>,
 }
 
 /// When a released connection gets a
@@ -147,7 +154,12 @@ impl MysqlManager {
     /// passwords that change. After a change, [`Pool::rotate`](crate::Pool::rotate) replaces the
     /// connections there are.
     pub fn with(opts: impl Fn() -> Opts + Send + Sync + 'static) -> Self {
-        Self { opts: Arc::new(opts), reset: MysqlReset::default(), verify: true }
+        Self {
+            opts: Arc::new(opts),
+            reset: MysqlReset::default(),
+            verify: true,
+            turn: Arc::default(),
+        }
     }
 
     /// When a released connection is reset. Default: [`MysqlReset::IfDirty`].
@@ -178,20 +190,27 @@ impl Manager for MysqlManager {
 
     async fn connect(&self) -> Result<MysqlConnection, Error> {
         let mut opts = (self.opts)();
+        // Cancel: the next attempt begins with the next address.
+        let turn = Turn::begin(&self.turn);
         if opts.socket().is_none() {
             let prefers_socket = opts.prefer_socket() && is_on_this_machine(&opts);
             let host = host(&opts).to_owned();
-            let addresses = match opts.resolved_ips() {
+            let mut addresses = match opts.resolved_ips() {
                 Some(addresses) => Some(addresses.clone()),
                 // mysql_async would look the name up on one of the runtime's threads, or, that of a URL, on
                 // the task's. It is still the name that a certificate has to have.
                 None => bare(lookup((host.as_str(), opts.tcp_port())).await?),
             };
+            if let Some(addresses) = &mut addresses {
+                turn.choose(addresses);
+            }
             let builder = OptsBuilder::from_opts(opts).ip_or_hostname(host);
             let builder = builder.resolved_ips(addresses);
             opts = builder.prefer_socket(prefers_socket).into();
         }
-        Ok(MysqlConnection { inner: Conn::new(opts.clone()).await?, opts })
+        let connection = Conn::new(opts.clone()).await?;
+        turn.succeeds();
+        Ok(MysqlConnection { inner: connection, opts })
     }
 
     fn condition(&self, connection: &mut MysqlConnection) -> Condition {
@@ -331,6 +350,43 @@ impl<'a> From<&'a mut MysqlConnection> for Connection<'a, 'static> {
 impl fmt::Debug for MysqlConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MysqlConnection").field("id", &self.inner.id()).finish_non_exhaustive()
+    }
+}
+
+/// An attempt to connect: which address comes first, and, unless it succeeds, that it is another one's turn.
+///
+/// mysql_async would begin each attempt with the first, and go on to the next only when that has failed: it
+/// does not, if it leads nowhere, before the pool ends the attempt.
+struct Turn<'m> {
+    first: usize,
+    // `None` once it has succeeded.
+    next: Option<&'m AtomicUsize>,
+}
+
+impl<'m> Turn<'m> {
+    fn begin(next: &'m AtomicUsize) -> Self {
+        Self { first: next.load(Ordering::Relaxed), next: Some(next) }
+    }
+
+    /// Puts the address first whose turn it is.
+    fn choose(&self, addresses: &mut [IpAddr]) {
+        if let Some(first) = self.first.checked_rem(addresses.len()) {
+            addresses.rotate_left(first);
+        }
+    }
+
+    /// The next attempt begins with the same address.
+    fn succeeds(mut self) {
+        self.next = None;
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let Some(next) = self.next else { return };
+        // Of several that began with the same address, only the first to fail passes the turn on.
+        let second = self.first.wrapping_add(1);
+        let _ = next.compare_exchange(self.first, second, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
 

@@ -110,6 +110,10 @@ pub struct Options {
 impl Options {
     /// Connections to the server at `address`, as `"localhost:5432"`, which is looked up for each
     /// connection. Without a password; TLS as pg-wired prefers.
+    ///
+    /// If a name has several addresses, pg-wired tries the next one when the one before has failed. One that
+    /// leads nowhere does not fail within the pool's `connect_timeout`, and every attempt begins with the
+    /// first. Without TLS, which needs the name, the address of the server serves in its place.
     pub fn new(
         address: impl Into<String>,
         user: impl Into<String>,

@@ -87,6 +87,8 @@ pub struct SqliteManager {
     statement_cache_capacity: usize,
     on_open: Option<Arc<Init>>,
     init: Option<Arc<Init>>,
+    /// Of readers: the pool that stays open until they are closed.
+    _writer: Option<Pool<Self>>,
 }
 
 /// How long what is done to open a connection waits for a lock: less than a pool's `connect_timeout`, so
@@ -111,6 +113,7 @@ impl SqliteManager {
             statement_cache_capacity: 16,
             on_open: None,
             init: None,
+            _writer: None,
         }
     }
 
@@ -674,6 +677,9 @@ impl Patience {
 /// [write-ahead log](https://www.sqlite.org/wal.html). Other processes are locked out for as long as
 /// a statement or transaction of the writer takes, as ever.
 ///
+/// Each pool is closed with its last handle, but the writer's not before all readers are: the last
+/// connection to close writes the rest of the log into the file, which readers cannot.
+///
 /// # Examples
 ///
 /// ```
@@ -693,8 +699,7 @@ impl Patience {
 /// ```
 #[derive(Clone, Debug)]
 pub struct SqliteDatabase {
-    // The order of the fields is the order in which they are dropped: the last connection to close writes
-    // the rest of the log into the file, which readers cannot.
+    // Their manager has a handle of the writer's pool.
     readers: Pool<SqliteManager>,
     writer: Pool<SqliteManager>,
 }
@@ -728,7 +733,8 @@ impl SqliteDatabase {
         let writer = settings(Pool::builder(manager.clone().wal(true).read_only(false)));
         // It goes first: readers can neither create the file nor give it a log.
         let writer = writer.part("writer").max_size(1).min_idle(1).build().await?;
-        let reading = settings(Pool::builder(manager.read_only(true)));
+        let reading = SqliteManager { _writer: Some(writer.clone()), ..manager.read_only(true) };
+        let reading = settings(Pool::builder(reading));
         let readers = reading.part("readers").max_size(readers).build().await?;
         Ok(Self { readers, writer })
     }
@@ -750,10 +756,22 @@ impl SqliteDatabase {
     ///
     /// # Cancel safety
     ///
-    /// As [`Pool::close`].
+    /// The readers' pool is closed at the first poll. Dropping the future closes the writer's as well, and
+    /// only stops waiting.
     pub async fn close(&self) {
+        /// Closes a pool, however its time comes.
+        struct Shuts<'p>(&'p Pool<SqliteManager>);
+
+        impl Drop for Shuts<'_> {
+            fn drop(&mut self) {
+                self.0.shut();
+            }
+        }
+
+        // Cancel: the writer's pool does not stay open because nobody waits for the readers any more.
+        let writer = Shuts(&self.writer);
         self.readers.close().await;
-        self.writer.close().await;
+        writer.0.close().await;
     }
 }
 

@@ -28,6 +28,10 @@ type IsPermanent = Box<dyn Fn(&Error) -> bool + Send + Sync>;
 /// `sqlx::query("…").fetch_one(&mut *connection)`, `connection.begin()`. The driver and the runtime
 /// are features of the user's `sqlx` 0.9, such as `postgres` and `runtime-tokio`.
 ///
+/// If a host has several addresses, sqlx tries the next one when the one before has failed. One that leads
+/// nowhere does not fail within the pool's `connect_timeout`, and every attempt begins with the first.
+/// Without TLS, which needs the name, the address of the server serves in its place.
+///
 /// # What is checked
 ///
 /// [`check`](Manager::check) is sqlx's `ping`, one round trip.

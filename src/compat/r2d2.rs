@@ -28,7 +28,7 @@ use std::thread;
 /// | `is_valid` | with `test_on_check_out`, its default, before each use | [`check`](Manager::check): by default if it has been idle for 5 s, and as a keepalive; within `check_timeout` |
 /// | `has_broken` | a connection is released | [`condition`](Manager::condition), on the thread that releases it: broken or clean |
 /// | `CustomizeConnection::on_acquire` | a connection has been opened | with `connect`, within the same limit; see [`customizer`](Self::customizer) |
-/// | `CustomizeConnection::on_release` | a connection leaves the pool | in the place of its drop |
+/// | `CustomizeConnection::on_release` | a connection leaves the pool | in the place of its drop; see [`customizer`](Self::customizer) |
 ///
 /// `.check(CheckPolicy::Always)` on the pool's builder is `test_on_check_out`.
 ///
@@ -238,9 +238,10 @@ impl<M: ManageConnection, E> Adapter<M, E> {
         Self { parts, permanent: Permanent(None) }
     }
 
-    /// Has a customizer that was written for r2d2 set up each new connection, and take each that leaves
-    /// the pool: however it leaves, but for [`detach`](crate::Pooled::detach). Both may block. What
-    /// [`Hooks`](crate::Hooks) does runs on threads of tasks, and must not. Default: none.
+    /// Has a customizer that was written for r2d2 set up each new connection, and take each in the end:
+    /// also one that is [detached](crate::Pooled::detach), when it is dropped, unless
+    /// [`Connection::into_inner`] takes it out. Both may block. What [`Hooks`](crate::Hooks) does runs on
+    /// threads of tasks, and must not. Default: none.
     ///
     /// # Examples
     ///

@@ -1,12 +1,18 @@
-//! What the tests of backends share: futures that are given up, and pools whose books balance.
+//! What the tests of backends share: futures that are given up, pools whose books balance, and an address
+//! that leads nowhere.
 //!
 //! Not here: any backend.
 
 use super::eventually;
 use millpond::{AcquireError, Manager, OperationError, Pool, PoolMetrics};
+use socket2::{Domain, Socket, Type};
 use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::task::Poll;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 /// Polls a future up to `times` times, letting others run in between, and then drops it. Answers
 /// with its output if it was done by then.
@@ -85,5 +91,31 @@ pub fn refusal<T, E: std::error::Error>(
         Err(AcquireError::Connect(error)) => error,
         Err(error) => panic!("{error:?} is not permanent"),
         Ok(_) => panic!("it is not refused"),
+    }
+}
+
+/// Somebody who listens, whose line is full, and who lets nobody in: whoever connects waits for ever.
+pub struct Nowhere {
+    listener: Socket,
+    line: Vec<TcpStream>,
+}
+
+impl Nowhere {
+    /// At this address, or, for port 0, at any port.
+    pub async fn at(address: impl Into<SocketAddr>) -> Self {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        listener.bind(&address.into().into()).unwrap();
+        listener.listen(0).unwrap();
+        let mut nowhere = Self { listener, line: Vec::new() };
+        let address = nowhere.address();
+        let second = Duration::from_secs(1);
+        while let Ok(stream) = timeout(second, TcpStream::connect(address)).await {
+            nowhere.line.push(stream.unwrap());
+        }
+        nowhere
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.listener.local_addr().unwrap().as_socket().unwrap()
     }
 }

@@ -20,7 +20,7 @@ mod proxy;
 mod servers;
 
 #[cfg(feature = "tokio")]
-pub use self::backends::{at_rest, given_up_after, given_up_at_wake, is_whole, refusal};
+pub use self::backends::{Nowhere, at_rest, given_up_after, given_up_at_wake, is_whole, refusal};
 #[cfg(feature = "tokio")]
 pub use self::books::{balanced, balanced_blocking, hush_scripted_panics};
 #[cfg(feature = "tokio")]

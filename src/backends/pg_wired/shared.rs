@@ -30,6 +30,10 @@ const GRACE: Duration = Duration::from_millis(20);
 /// answered with one round trip. Dropping the future of one does not take it back; it is answered in
 /// its turn, and the answer thrown away.
 ///
+/// Requests are made inside a tokio runtime with a timer, since pg-wired gives each a time limit: on a plain
+/// thread, such as one that uses a [`blocking::Pool`](crate::blocking::Pool), they panic. There,
+/// [`Runtime::block_on`](tokio::runtime::Runtime::block_on) of a runtime of the program's own runs them.
+///
 /// The receiver of notifications can be taken once in a connection's life. Whoever takes it should
 /// [`detach`](crate::Pooled::detach) or [`discard`](crate::Pooled::discard) the connection in the end. It may
 /// still hold what came for a `LISTEN` of an earlier user: no reset empties it.
