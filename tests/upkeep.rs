@@ -534,6 +534,19 @@ async fn a_keepalive_spares_the_check_before_use() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_keepalive_of_long_ago_does_not_spare_the_check_before_each_use() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).keepalive_interval(MINUTE).check(CheckPolicy::Always);
+    let pool = pool.build_lazy().unwrap();
+    drop(pool.acquire().await.unwrap());
+    sleep(MINUTE + 3 * SECOND).await;
+    assert_eq!(manager.check.calls(), 1, "to keep it alive");
+    sleep(MINUTE / 2).await;
+    drop(pool.acquire().await.unwrap());
+    assert_eq!(manager.check.calls(), 2, "before its use");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_keepalive_that_is_slow_is_not_joined_by_the_next_look() {
     let manager = TestManager::new();
     manager.check.always(Act::Slow(3 * SECOND));

@@ -17,16 +17,21 @@ pub enum CheckPolicy {
     /// Never: a dead connection shows when it is used, or in [`condition`](crate::Manager::condition).
     Never,
     /// Every time: one call of [`check`](crate::Manager::check) for each acquire. One that was opened
-    /// less than a `maintenance_interval` ago and has not been used counts as checked.
+    /// less than a `maintenance_interval` ago and has not been used counts as checked; so does one that
+    /// has passed a check in the background, such as a keepalive, since its last use and not longer than
+    /// 5 s ago, or up to one `maintenance_interval` longer.
     Always,
     /// When it has been idle for this long, or up to one `maintenance_interval` longer: the reaper
     /// measures, so that an acquire need not read the clock. Above zero.
     IfIdleFor(Duration),
 }
 
+/// For how long a connection that is idle passes for alive, where nobody says otherwise.
+pub(crate) const ALIVE_FOR: Duration = Duration::from_secs(5);
+
 impl Default for CheckPolicy {
     fn default() -> Self {
-        Self::IfIdleFor(Duration::from_secs(5))
+        Self::IfIdleFor(ALIVE_FOR)
     }
 }
 

@@ -10,7 +10,7 @@
 //! | past its lifetime, idle, and needed for `min_idle` | its replacement is opened first |
 //! | idle for `idle_timeout` | ended, as long as `min_idle` are left |
 //! | as many idle at every look for `idle_timeout` | so many are ended: with [`IdleOrder::Recent`] and [`IdleOrder::Fifo`] the load goes round, and none ever looks idle |
-//! | idle for [`CheckPolicy::IfIdleFor`], or unused with [`CheckPolicy::Always`] | flagged for a check before its next use |
+//! | idle for [`CheckPolicy::IfIdleFor`], or unused with [`CheckPolicy::Always`], or not used for 5 s since it passed a check | flagged for a check before its next use |
 //! | idle and unchecked for `keepalive_interval` | checked, one after the other |
 //! | held for `leak_after` | reported |
 //! | down, and nobody is connecting | one connect is begun, unless the last one failed for good |
@@ -21,7 +21,7 @@ use super::acquire::check;
 use super::guard::end;
 use super::life::{Term, look_over, nanos};
 use super::{Pool, Shared, lock};
-use crate::config::{CheckPolicy, above_zero};
+use crate::config::{ALIVE_FOR, CheckPolicy, above_zero};
 use crate::core::{Flags, Glimpse, IdleOrder, Lease, Search, State};
 use crate::error::ConfigError;
 use crate::hooks::Leak;
@@ -296,7 +296,9 @@ impl<M: Manager> Shared<M> {
             CheckPolicy::IfIdleFor(limit) => nanos(limit),
             // Its release has flagged it, unless it has never been used.
             CheckPolicy::Always if track.passed != (track.connection, track.uses) => 0,
-            CheckPolicy::Always => u64::MAX,
+            // Whoever only tries has it checked, and is to find it when he comes again; a keepalive of long
+            // ago says nothing.
+            CheckPolicy::Always => nanos(ALIVE_FOR),
             CheckPolicy::Never => u64::MAX,
         };
         if unchecked >= limit && !seen.flags.has(Flags::CHECK) {
