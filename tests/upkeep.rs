@@ -671,6 +671,25 @@ async fn the_interval_can_be_changed_and_not_to_zero() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn whoever_resumes_or_times_maintenance_again_and_again_does_not_put_off_its_look() {
+    let changes: [fn(&Pool<TestManager>); 2] = [
+        |pool| pool.maintenance().resume(),
+        |pool| pool.maintenance().set_interval(SECOND).unwrap(),
+    ];
+    for change in changes {
+        let manager = TestManager::new();
+        let pool = builder(&manager).max_lifetime(MINUTE).lifetime_jitter(0.0).build_lazy();
+        let pool = pool.unwrap();
+        pool.warm_up(1).await.unwrap();
+        for _ in 0..124 {
+            sleep(SECOND / 2).await;
+            change(&pool);
+        }
+        assert_eq!(pool.metrics().closed.lifetime, 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_leak_is_told_once_and_once_more_when_it_comes_back() {
     let told = Arc::new(Mutex::new(Vec::new()));
     let hooks = Hooks::new().on_leak({

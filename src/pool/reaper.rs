@@ -17,7 +17,7 @@
 //!
 //! Not here: how a connection is ended (`close.rs`, `life.rs`).
 
-use super::acquire::check;
+use super::acquire::{FAR_FUTURE, check};
 use super::guard::end;
 use super::life::{Term, look_over, nanos};
 use super::{Pool, Shared, lock};
@@ -39,6 +39,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// When the reaper looks.
 pub(super) struct Upkeep {
@@ -534,7 +535,7 @@ impl<M: Manager> Reaper<M> {
     }
 
     pub(super) async fn run(self) {
-        let mut more = false;
+        let (mut more, mut last) = (false, Instant::now());
         loop {
             listener!(self.upkeep.changed => changed);
             if self.open().is_none() {
@@ -548,7 +549,8 @@ impl<M: Manager> Reaper<M> {
             if more {
                 wait = wait.min(SECOND);
             }
-            let mut sleep = pin!(tokio::time::sleep(wait));
+            // From the last look on, or whoever changes something now and then would put it off for good.
+            let mut sleep = pin!(tokio::time::sleep_until(last + wait.min(FAR_FUTURE)));
             let slept = poll_fn(|cx| {
                 if Pin::new(&mut changed).poll(cx).is_ready() {
                     return Poll::Ready(false);
@@ -558,6 +560,7 @@ impl<M: Manager> Reaper<M> {
             // Cancel: nothing is held here.
             if slept.await {
                 more = self.open().is_some_and(|shared| shared.tick());
+                last = Instant::now();
             }
         }
     }
