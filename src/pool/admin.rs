@@ -161,8 +161,9 @@ impl<M: Manager> Pool<M> {
     /// connect the new way already, for instance because it reads a `watch` channel.
     ///
     /// If the pool is full, one connection makes room: an idle one, or the first that comes back or ends
-    /// within `acquire_timeout`. That is no acquire: no hook of one sees it, and it is not counted as
-    /// one. `verify` may take `check_timeout`.
+    /// within `acquire_timeout`; so does one that was being opened and is refused, `fail_fast` or not. That
+    /// is no acquire: no hook of one sees it, and it is not counted as one. `verify` may take
+    /// `check_timeout`.
     ///
     /// # Errors
     ///
@@ -610,9 +611,8 @@ impl<M: Manager> Shared<M> {
         caller: &'static Location<'static>,
     ) -> Result<Room<M>, AcquireError<M::Error>> {
         loop {
-            let verdicts = self.connector.verdicts();
             let woken = {
-                let _waiting = self.about_to_wait(caller, Line::High)?;
+                let _waiting = self.may_wait(caller, Line::High)?;
                 self.first_in_line().await
             };
             match woken {
@@ -623,7 +623,12 @@ impl<M: Manager> Shared<M> {
                 }
                 Woken::Lease(lease) => return Ok(Room::Taken(lease)),
                 Woken::Vacant(reservation) => return Ok(Room::Vacant(reservation)),
-                Woken::LookAgain | Woken::LineFull => self.why_woken(verdicts)?,
+                Woken::LookAgain | Woken::LineFull if self.core.is_closed() => {
+                    return Err(self.closed_error());
+                }
+                // Nothing that was begun before says how its own connect will end, and one that was refused
+                // makes room for it.
+                Woken::LookAgain | Woken::LineFull => {}
             }
         }
     }
