@@ -789,6 +789,27 @@ async fn two_warm_ups_at_once_open_no_more_than_one_of_them_would() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_warm_up_beside_dials_begins_no_more_connects_than_there_may_be() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).max_connecting(2).build_lazy().unwrap();
+    let _held = pool.acquire().await.unwrap();
+    manager.connect.always(Act::Gated);
+    let mut waiters = [(); 2].map(|()| Box::pin(pool.acquire_timeout(Duration::MAX)));
+    for waiter in &mut waiters {
+        assert!(poll_once(waiter.as_mut()).is_pending());
+    }
+    eventually("two dials are under way", || manager.connect.running() == 2).await;
+    let mut warm_up = pin!(pool.warm_up(8));
+    assert!(poll_once(warm_up.as_mut()).is_pending());
+    for _ in 0..64 {
+        tokio::task::yield_now().await;
+    }
+    manager.connect.open(7);
+    timeout(MINUTE, warm_up).await.expect("it hears of that").unwrap();
+    assert_eq!((pool.counts().alive(), manager.connect.most_running()), (8, 2));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_warm_up_is_over_when_a_dial_has_opened_what_it_asks_for() {
     let manager = TestManager::new();
     manager.connect.once(Act::Gated);

@@ -194,7 +194,10 @@ pub struct Config {
     /// How long closing a connection may take; above zero. Default: 1 s.
     pub close_timeout: Duration,
     /// The most connects at the same time, at least 1. The first connect, and the first after a
-    /// failed one, go alone; each that succeeds doubles the number up to this. Default: 4.
+    /// failed one, go alone; each that succeeds doubles the number up to this. A
+    /// [warm-up](crate::Pool::warm_up) looks how many others connect, but what is begun for callers, or by
+    /// another warm-up, while it connects may come on top; so may the connect of a
+    /// [rotation](crate::Pool::rotate). Default: 4.
     pub max_connecting: usize,
     /// The pause after a failed connect is random, up to this; each further failure doubles it.
     /// Above zero, at most `backoff_max`. Default: 50 ms.

@@ -501,9 +501,10 @@ impl<M: Manager> Shared<M> {
             if open >= count.min(self.within_reach()) {
                 return Ok(());
             }
-            let at_once = if one_is_open { self.config.max_connecting } else { 1 };
+            let has_turn = one_is_open || opening.is_empty();
             // Those that others are opening count as well; if they fail, there is room again.
-            if open + counts.connecting < count && opening.len() < at_once {
+            let has_room = counts.connecting < self.config.max_connecting;
+            if open + counts.connecting < count && has_turn && has_room {
                 let Some(ground) = self.ground_or_current() else {
                     return Err(WarmUpError::NoRuntime);
                 };
