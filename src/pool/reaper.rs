@@ -6,7 +6,7 @@
 //!
 //! | finding | what follows |
 //! |---|---|
-//! | past its lifetime | ended: an idle one here, one in use when it comes back; at most a twentieth of the pool each second |
+//! | past its lifetime | ended: an idle one here, one in use when it comes back; at most a twentieth of the pool each second, unless a resize to less has all of them looked over |
 //! | past its lifetime, idle, and needed for `min_idle` | its replacement is opened first |
 //! | idle for `idle_timeout` | ended, as long as `min_idle` are left |
 //! | as many idle at every look for `idle_timeout` | so many are ended: with [`IdleOrder::Recent`] and [`IdleOrder::Fifo`] the load goes round, and none ever looks idle |
@@ -620,7 +620,8 @@ impl<M: Manager> Maintenance<'_, M> {
     }
 
     /// Looks again, one interval from now at the latest. What has become due meanwhile is not done
-    /// all at once: connections past their lifetime end at a twentieth of the pool each second.
+    /// all at once: connections past their lifetime end at a twentieth of the pool each second, unless the
+    /// pool is [resized](Pool::resize) to less, which ends them at once.
     pub fn resume(&self) {
         self.upkeep().paused.store(false, Ordering::SeqCst);
         self.upkeep().notify();
