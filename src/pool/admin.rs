@@ -63,7 +63,7 @@ impl<M: Manager> Pool<M> {
     /// connections now, and as many of those in use as are still too many when they come back; until
     /// then there are more than the new limit, but never more than the limit and those that were out. It
     /// also ends at once what is past its `max_lifetime` less its jitter.
-    /// On a closed pool it changes nothing that could be seen.
+    /// A closed pool stays closed, and opens nothing.
     ///
     /// # Errors
     ///
