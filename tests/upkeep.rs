@@ -655,6 +655,19 @@ async fn a_look_can_be_had_by_hand_while_maintenance_is_paused() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn maintenance_that_is_resumed_looks_again_by_itself() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).max_lifetime(MINUTE).lifetime_jitter(0.0).build_lazy().unwrap();
+    pool.warm_up(1).await.unwrap();
+    pool.maintenance().pause();
+    sleep(10 * MINUTE).await;
+    assert_eq!(pool.metrics().closed.total(), 0, "a pause");
+    pool.maintenance().resume();
+    sleep(2 * SECOND).await;
+    assert_eq!(pool.metrics().closed.lifetime, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_interval_can_be_changed_and_not_to_zero() {
     let manager = TestManager::new();
     let pool = builder(&manager).max_lifetime(MINUTE).lifetime_jitter(0.0).build().await.unwrap();
