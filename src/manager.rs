@@ -118,7 +118,9 @@ pub enum Condition {
     /// Anybody may use it next.
     Clean,
     /// Anybody may use it next, once a [`check`](Manager::check) has passed: it is checked before it
-    /// is handed out, whatever the pool's [`CheckPolicy`](crate::CheckPolicy) says.
+    /// is handed out, whatever the pool's [`CheckPolicy`](crate::CheckPolicy) says. If one in the
+    /// background does that, such as a keepalive, the policy says for how long: with
+    /// [`Never`](crate::CheckPolicy::Never) until that use, however late.
     Unchecked,
     /// Something is left over, such as an open transaction: reset it first.
     Dirty,

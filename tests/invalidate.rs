@@ -713,6 +713,37 @@ async fn a_rotation_that_waits_for_room_opens_one_connection_and_has_nobody_else
     balanced(&pool, &manager.ledger).await;
 }
 
+/// Such as one with credentials that are good no more.
+#[tokio::test(start_paused = true)]
+async fn a_rotation_that_waits_for_room_takes_that_of_a_connect_that_is_refused() {
+    for (fail_fast, by_warm_up) in [(false, false), (false, true), (true, false), (true, true)] {
+        let manager = TestManager::new();
+        let pool = pool_of(&manager, 1).fail_fast(fail_fast).build_lazy().unwrap();
+        manager.connect.once(Act::Gated);
+        let old = tokio::spawn({
+            let pool = pool.clone();
+            async move {
+                match by_warm_up {
+                    true => pool.warm_up(1).await.is_ok(),
+                    false => pool.acquire().await.is_ok(),
+                }
+            }
+        });
+        eventually("it is being opened", || manager.connect.running() == 1).await;
+        let mut rotation = pin!(pool.rotate(passes));
+        assert!(poll_once(rotation.as_mut()).is_pending());
+        if fail_fast {
+            manager.connect.refuse();
+        } else {
+            manager.connect.refuse_for_good();
+        }
+        let rotated = rotation.await;
+        assert!(rotated.is_ok(), "{fail_fast}, {by_warm_up}: {rotated:?}");
+        assert!(!old.await.unwrap(), "whoever waits for it hears of it");
+        assert_eq!(balanced(&pool, &manager.ledger).await.counts.idle, 1);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn nothing_is_opened_for_min_idle_in_the_room_that_a_rotation_waits_for() {
     let manager = TestManager::new();

@@ -421,6 +421,25 @@ async fn a_listener_that_panics_keeps_no_connection_that_is_to_go() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_listener_that_panics_when_it_hears_of_a_leak_does_not_end_upkeep() {
+    hush_scripted_panics();
+    for message in ["held for too long", "came back late"] {
+        let listener = tracing_subscriber::registry().with(Trips(message));
+        let _listening = tracing::subscriber::set_default(listener);
+        let manager = TestManager::new();
+        let pool = pool_of(&manager, 1).leak_after(5 * SECOND).max_lifetime(60 * SECOND);
+        let pool = pool.idle_timeout(30 * SECOND).build().await.unwrap();
+        let held = pool.acquire().await.unwrap();
+        tokio::time::sleep(10 * SECOND).await;
+        drop(held);
+        tokio::time::sleep(40 * SECOND).await;
+        let metrics = pool.metrics();
+        assert_eq!((metrics.leaks, metrics.late_returns), (1, 1), "{message}");
+        assert_eq!(metrics.closed.idle, 1, "{message}");
+    }
+}
+
 #[cfg(feature = "cluster")]
 #[tokio::test(start_paused = true)]
 async fn a_listener_that_panics_keeps_nobody_from_what_a_cap_gives_him() {

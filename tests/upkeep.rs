@@ -534,6 +534,19 @@ async fn a_keepalive_spares_the_check_before_use() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_keepalive_of_long_ago_does_not_spare_the_check_before_each_use() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).keepalive_interval(MINUTE).check(CheckPolicy::Always);
+    let pool = pool.build_lazy().unwrap();
+    drop(pool.acquire().await.unwrap());
+    sleep(MINUTE + 3 * SECOND).await;
+    assert_eq!(manager.check.calls(), 1, "to keep it alive");
+    sleep(MINUTE / 2).await;
+    drop(pool.acquire().await.unwrap());
+    assert_eq!(manager.check.calls(), 2, "before its use");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_keepalive_that_is_slow_is_not_joined_by_the_next_look() {
     let manager = TestManager::new();
     manager.check.always(Act::Slow(3 * SECOND));
@@ -642,6 +655,19 @@ async fn a_look_can_be_had_by_hand_while_maintenance_is_paused() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn maintenance_that_is_resumed_looks_again_by_itself() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).max_lifetime(MINUTE).lifetime_jitter(0.0).build_lazy().unwrap();
+    pool.warm_up(1).await.unwrap();
+    pool.maintenance().pause();
+    sleep(10 * MINUTE).await;
+    assert_eq!(pool.metrics().closed.total(), 0, "a pause");
+    pool.maintenance().resume();
+    sleep(2 * SECOND).await;
+    assert_eq!(pool.metrics().closed.lifetime, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_interval_can_be_changed_and_not_to_zero() {
     let manager = TestManager::new();
     let pool = builder(&manager).max_lifetime(MINUTE).lifetime_jitter(0.0).build().await.unwrap();
@@ -655,6 +681,25 @@ async fn the_interval_can_be_changed_and_not_to_zero() {
     assert_eq!(pool.metrics().closed.lifetime, 1);
     let error = pool.maintenance().set_interval(Duration::ZERO).unwrap_err();
     assert_eq!(error.to_string(), "maintenance_interval is 0ns, but it must be above zero");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_resumes_or_times_maintenance_again_and_again_does_not_put_off_its_look() {
+    let changes: [fn(&Pool<TestManager>); 2] = [
+        |pool| pool.maintenance().resume(),
+        |pool| pool.maintenance().set_interval(SECOND).unwrap(),
+    ];
+    for change in changes {
+        let manager = TestManager::new();
+        let pool = builder(&manager).max_lifetime(MINUTE).lifetime_jitter(0.0).build_lazy();
+        let pool = pool.unwrap();
+        pool.warm_up(1).await.unwrap();
+        for _ in 0..124 {
+            sleep(SECOND / 2).await;
+            change(&pool);
+        }
+        assert_eq!(pool.metrics().closed.lifetime, 1);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -754,6 +799,27 @@ async fn two_warm_ups_at_once_open_no_more_than_one_of_them_would() {
     one.unwrap();
     other.unwrap();
     assert_eq!((pool.metrics().created, pool.metrics().counts.idle), (3, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_warm_up_beside_dials_begins_no_more_connects_than_there_may_be() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).max_connecting(2).build_lazy().unwrap();
+    let _held = pool.acquire().await.unwrap();
+    manager.connect.always(Act::Gated);
+    let mut waiters = [(); 2].map(|()| Box::pin(pool.acquire_timeout(Duration::MAX)));
+    for waiter in &mut waiters {
+        assert!(poll_once(waiter.as_mut()).is_pending());
+    }
+    eventually("two dials are under way", || manager.connect.running() == 2).await;
+    let mut warm_up = pin!(pool.warm_up(8));
+    assert!(poll_once(warm_up.as_mut()).is_pending());
+    for _ in 0..64 {
+        tokio::task::yield_now().await;
+    }
+    manager.connect.open(7);
+    timeout(MINUTE, warm_up).await.expect("it hears of that").unwrap();
+    assert_eq!((pool.counts().alive(), manager.connect.most_running()), (8, 2));
 }
 
 #[tokio::test(start_paused = true)]

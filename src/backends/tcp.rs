@@ -31,7 +31,9 @@ use tokio::time::timeout;
 /// peer has neither closed it nor sent anything that nobody has read. When it is released also that its
 /// user has not shut it down, nor left a write half-way while there was no room for it. These are one or
 /// two system calls, and no round trip. They do not find a peer that is gone without a word;
-/// [`keepalive`](Self::keepalive) does, in time.
+/// [`keepalive`](Self::keepalive) does, in time. An acquire does not look again if the pool has in the
+/// background, since the last use and no longer ago than the [`CheckPolicy`](crate::CheckPolicy) allows:
+/// 5 s by default and with `Always`, any time with `Never`.
 ///
 /// # What cannot be seen
 ///

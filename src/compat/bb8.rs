@@ -16,7 +16,8 @@ use std::fmt;
 /// | `is_valid` | with `test_on_check_out`, its default, before each use | [`check`](Manager::check): by default if it has been idle for 5 s, and as a keepalive; within `check_timeout` |
 /// | `has_broken` | a connection is released | [`condition`](Manager::condition): broken or clean |
 ///
-/// `.check(CheckPolicy::Always)` on the pool's builder is `test_on_check_out`.
+/// `.check(CheckPolicy::Always)` on the pool's builder is `test_on_check_out`, but for what was checked in
+/// the background no more than some [5 s](crate::CheckPolicy::Always) ago.
 ///
 /// A connection is closed by dropping it, as in bb8. One whose `is_valid` has failed, was given up
 /// at its time limit or was dropped half-way, because its caller was, is closed as well.

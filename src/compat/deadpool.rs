@@ -29,7 +29,8 @@ use std::time::Instant;
 /// deadpool leaves idle objects alone; here they are recycled each `keepalive_interval` as well, and
 /// counted in [`Metrics`]. An object that has been recycled in the background since its last use, as a
 /// keepalive or because another had not answered in time, is recycled again by the acquire that follows
-/// only if that was longer ago than the [`CheckPolicy`](crate::CheckPolicy) allows.
+/// only if that was longer ago than the [`CheckPolicy`](crate::CheckPolicy) allows: 5 s with `Always`, and
+/// any time with `Never`.
 /// `.keepalive_interval(None)` on the pool's builder stops keepalives. An object that was opened ahead of
 /// its first use, for `min_idle`, is recycled before it once it has been idle for as long.
 ///

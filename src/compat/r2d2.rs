@@ -30,7 +30,8 @@ use std::thread;
 /// | `CustomizeConnection::on_acquire` | a connection has been opened | with `connect`, within the same limit; see [`customizer`](Self::customizer) |
 /// | `CustomizeConnection::on_release` | a connection leaves the pool | in the place of its drop; see [`customizer`](Self::customizer) |
 ///
-/// `.check(CheckPolicy::Always)` on the pool's builder is `test_on_check_out`.
+/// `.check(CheckPolicy::Always)` on the pool's builder is `test_on_check_out`, but for what was checked in
+/// the background no more than some [5 s](crate::CheckPolicy::Always) ago.
 ///
 /// # Where the calls run
 ///

@@ -17,16 +17,21 @@ pub enum CheckPolicy {
     /// Never: a dead connection shows when it is used, or in [`condition`](crate::Manager::condition).
     Never,
     /// Every time: one call of [`check`](crate::Manager::check) for each acquire. One that was opened
-    /// less than a `maintenance_interval` ago and has not been used counts as checked.
+    /// less than a `maintenance_interval` ago and has not been used counts as checked; so does one that
+    /// has passed a check in the background, such as a keepalive, since its last use and not longer than
+    /// 5 s ago, or up to one `maintenance_interval` longer.
     Always,
     /// When it has been idle for this long, or up to one `maintenance_interval` longer: the reaper
     /// measures, so that an acquire need not read the clock. Above zero.
     IfIdleFor(Duration),
 }
 
+/// For how long a connection that is idle passes for alive, where nobody says otherwise.
+pub(crate) const ALIVE_FOR: Duration = Duration::from_secs(5);
+
 impl Default for CheckPolicy {
     fn default() -> Self {
-        Self::IfIdleFor(Duration::from_secs(5))
+        Self::IfIdleFor(ALIVE_FOR)
     }
 }
 
@@ -189,7 +194,10 @@ pub struct Config {
     /// How long closing a connection may take; above zero. Default: 1 s.
     pub close_timeout: Duration,
     /// The most connects at the same time, at least 1. The first connect, and the first after a
-    /// failed one, go alone; each that succeeds doubles the number up to this. Default: 4.
+    /// failed one, go alone; each that succeeds doubles the number up to this. A
+    /// [warm-up](crate::Pool::warm_up) looks how many others connect, but what is begun for callers, or by
+    /// another warm-up, while it connects may come on top; so may the connect of a
+    /// [rotation](crate::Pool::rotate). Default: 4.
     pub max_connecting: usize,
     /// The pause after a failed connect is random, up to this; each further failure doubles it.
     /// Above zero, at most `backoff_max`. Default: 50 ms.

@@ -872,14 +872,14 @@ impl<M: Manager> Shared<M> {
         }
     }
 
-    fn closed_error(&self) -> AcquireError<M::Error> {
+    pub(super) fn closed_error(&self) -> AcquireError<M::Error> {
         match self.phase.load(Ordering::SeqCst) {
             DRAINING => AcquireError::Draining,
             _ => AcquireError::Closed,
         }
     }
 
-    /// Whether a caller may wait, for as long as the answer lives.
+    /// Whether a caller may wait for a connection, for as long as the answer lives.
     pub(super) fn about_to_wait(
         &self,
         caller: Caller,
@@ -890,6 +890,15 @@ impl<M: Manager> Shared<M> {
                 return Err(AcquireError::Unavailable(error));
             }
         }
+        self.may_wait(caller, line)
+    }
+
+    /// The same for one who waits for room, whether connecting works or not.
+    pub(super) fn may_wait(
+        &self,
+        caller: Caller,
+        line: Line,
+    ) -> Result<Option<Waiting<'_>>, AcquireError<M::Error>> {
         let Some(detector) = &self.detector else { return Ok(None) };
         let waiting = detector.wait(caller, line, self.core.limit());
         waiting.map(Some).map_err(AcquireError::WouldDeadlock)

@@ -61,8 +61,9 @@ impl<M: Manager> Pool<M> {
     ///
     /// A larger pool opens connections for those who wait, at once. A smaller one closes idle
     /// connections now, and as many of those in use as are still too many when they come back; until
-    /// then there are more than the new limit, but never more than the limit and those that were out.
-    /// On a closed pool it changes nothing that could be seen.
+    /// then there are more than the new limit, but never more than the limit and those that were out. It
+    /// also ends at once what is past its `max_lifetime` less its jitter.
+    /// A closed pool stays closed, and opens nothing.
     ///
     /// # Errors
     ///
@@ -161,8 +162,9 @@ impl<M: Manager> Pool<M> {
     /// connect the new way already, for instance because it reads a `watch` channel.
     ///
     /// If the pool is full, one connection makes room: an idle one, or the first that comes back or ends
-    /// within `acquire_timeout`. That is no acquire: no hook of one sees it, and it is not counted as
-    /// one. `verify` may take `check_timeout`.
+    /// within `acquire_timeout`; so does one that was being opened and is refused, `fail_fast` or not. That
+    /// is no acquire: no hook of one sees it, and it is not counted as one. `verify` may take
+    /// `check_timeout`.
     ///
     /// # Errors
     ///
@@ -500,9 +502,10 @@ impl<M: Manager> Shared<M> {
             if open >= count.min(self.within_reach()) {
                 return Ok(());
             }
-            let at_once = if one_is_open { self.config.max_connecting } else { 1 };
+            let has_turn = one_is_open || opening.is_empty();
             // Those that others are opening count as well; if they fail, there is room again.
-            if open + counts.connecting < count && opening.len() < at_once {
+            let has_room = counts.connecting < self.config.max_connecting;
+            if open + counts.connecting < count && has_turn && has_room {
                 let Some(ground) = self.ground_or_current() else {
                     return Err(WarmUpError::NoRuntime);
                 };
@@ -610,9 +613,8 @@ impl<M: Manager> Shared<M> {
         caller: &'static Location<'static>,
     ) -> Result<Room<M>, AcquireError<M::Error>> {
         loop {
-            let verdicts = self.connector.verdicts();
             let woken = {
-                let _waiting = self.about_to_wait(caller, Line::High)?;
+                let _waiting = self.may_wait(caller, Line::High)?;
                 self.first_in_line().await
             };
             match woken {
@@ -623,7 +625,12 @@ impl<M: Manager> Shared<M> {
                 }
                 Woken::Lease(lease) => return Ok(Room::Taken(lease)),
                 Woken::Vacant(reservation) => return Ok(Room::Vacant(reservation)),
-                Woken::LookAgain | Woken::LineFull => self.why_woken(verdicts)?,
+                Woken::LookAgain | Woken::LineFull if self.core.is_closed() => {
+                    return Err(self.closed_error());
+                }
+                // Nothing that was begun before says how its own connect will end, and one that was refused
+                // makes room for it.
+                Woken::LookAgain | Woken::LineFull => {}
             }
         }
     }

@@ -104,7 +104,7 @@ impl<M: Manager> PoolBuilder<M> {
         reset_timeout: Duration = Duration::from_secs(2), " == Duration::from_secs(2)";
         /// How long closing a connection may take; above zero. Default: 1 s.
         close_timeout: Duration = Duration::from_secs(2), " == Duration::from_secs(2)";
-        /// The most connects at the same time, at least 1. Default: 4.
+        /// The most connects at the same time, at least 1; see [`Config::max_connecting`]. Default: 4.
         max_connecting: usize = 8, " == 8";
         /// The largest size that the pool can be [resized](Pool::resize) to: `max_size` to
         /// 1,048,576. Default: `max_size`.

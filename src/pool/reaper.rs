@@ -6,27 +6,28 @@
 //!
 //! | finding | what follows |
 //! |---|---|
-//! | past its lifetime | ended: an idle one here, one in use when it comes back; at most a twentieth of the pool each second |
+//! | past its lifetime | ended: an idle one here, one in use when it comes back; at most a twentieth of the pool each second, unless a resize to less has all of them looked over |
 //! | past its lifetime, idle, and needed for `min_idle` | its replacement is opened first |
 //! | idle for `idle_timeout` | ended, as long as `min_idle` are left |
 //! | as many idle at every look for `idle_timeout` | so many are ended: with [`IdleOrder::Recent`] and [`IdleOrder::Fifo`] the load goes round, and none ever looks idle |
-//! | idle for [`CheckPolicy::IfIdleFor`], or unused with [`CheckPolicy::Always`] | flagged for a check before its next use |
+//! | idle for [`CheckPolicy::IfIdleFor`], or unused with [`CheckPolicy::Always`], or not used for 5 s since it passed a check | flagged for a check before its next use |
 //! | idle and unchecked for `keepalive_interval` | checked, one after the other |
 //! | held for `leak_after` | reported |
 //! | down, and nobody is connecting | one connect is begun, unless the last one failed for good |
 //!
 //! Not here: how a connection is ended (`close.rs`, `life.rs`).
 
-use super::acquire::check;
+use super::acquire::{FAR_FUTURE, check};
 use super::guard::end;
 use super::life::{Term, look_over, nanos};
 use super::{Pool, Shared, lock};
-use crate::config::{CheckPolicy, above_zero};
+use crate::config::{ALIVE_FOR, CheckPolicy, above_zero};
 use crate::core::{Flags, Glimpse, IdleOrder, Lease, Search, State};
 use crate::error::ConfigError;
 use crate::hooks::Leak;
 use crate::manager::Manager;
 use crate::metrics::CloseReason;
+use crate::panics::caught;
 use event_listener::{Event, IntoNotification, listener};
 use std::cell::Cell;
 use std::fmt;
@@ -39,6 +40,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// When the reaper looks.
 pub(super) struct Upkeep {
@@ -218,7 +220,8 @@ impl<M: Manager> Shared<M> {
                 Leak::Held(_) => self.totals.leaked(),
                 Leak::Returned(_) => self.totals.came_back_late(),
             }
-            self.tell_leak(leak);
+            // A listener that panics ends nothing else that the look has found.
+            drop(caught(|| self.tell_leak(leak)));
             self.hooks.leaked(leak);
         }
         self.retire(&mut ends, surplus);
@@ -296,7 +299,9 @@ impl<M: Manager> Shared<M> {
             CheckPolicy::IfIdleFor(limit) => nanos(limit),
             // Its release has flagged it, unless it has never been used.
             CheckPolicy::Always if track.passed != (track.connection, track.uses) => 0,
-            CheckPolicy::Always => u64::MAX,
+            // Whoever only tries has it checked, and is to find it when he comes again; a keepalive of long
+            // ago says nothing.
+            CheckPolicy::Always => nanos(ALIVE_FOR),
             CheckPolicy::Never => u64::MAX,
         };
         if unchecked >= limit && !seen.flags.has(Flags::CHECK) {
@@ -532,7 +537,7 @@ impl<M: Manager> Reaper<M> {
     }
 
     pub(super) async fn run(self) {
-        let mut more = false;
+        let (mut more, mut last) = (false, Instant::now());
         loop {
             listener!(self.upkeep.changed => changed);
             if self.open().is_none() {
@@ -546,7 +551,8 @@ impl<M: Manager> Reaper<M> {
             if more {
                 wait = wait.min(SECOND);
             }
-            let mut sleep = pin!(tokio::time::sleep(wait));
+            // From the last look on, or whoever changes something now and then would put it off for good.
+            let mut sleep = pin!(tokio::time::sleep_until(last + wait.min(FAR_FUTURE)));
             let slept = poll_fn(|cx| {
                 if Pin::new(&mut changed).poll(cx).is_ready() {
                     return Poll::Ready(false);
@@ -556,6 +562,7 @@ impl<M: Manager> Reaper<M> {
             // Cancel: nothing is held here.
             if slept.await {
                 more = self.open().is_some_and(|shared| shared.tick());
+                last = Instant::now();
             }
         }
     }
@@ -613,7 +620,8 @@ impl<M: Manager> Maintenance<'_, M> {
     }
 
     /// Looks again, one interval from now at the latest. What has become due meanwhile is not done
-    /// all at once: connections past their lifetime end at a twentieth of the pool each second.
+    /// all at once: connections past their lifetime end at a twentieth of the pool each second, unless the
+    /// pool is [resized](Pool::resize) to less, which ends them at once.
     pub fn resume(&self) {
         self.upkeep().paused.store(false, Ordering::SeqCst);
         self.upkeep().notify();

@@ -14,7 +14,7 @@ use millpond::{Condition, Manager};
 use std::collections::VecDeque;
 use std::future::pending;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -33,7 +33,8 @@ pub enum Act {
     Permanent,
     /// Succeeds after this long.
     Slow(Duration),
-    /// Succeeds when the test calls [`Script::open`], fails when it calls [`Script::refuse`].
+    /// Succeeds when the test calls [`Script::open`], fails when it calls [`Script::refuse`] or
+    /// [`Script::refuse_for_good`].
     Gated,
     /// Never completes.
     Never,
@@ -50,6 +51,8 @@ pub struct Script {
     running: AtomicUsize,
     most_running: AtomicUsize,
     gate: Semaphore,
+    /// What it refuses is permanent.
+    for_good: AtomicBool,
 }
 
 impl Script {
@@ -61,6 +64,7 @@ impl Script {
             running: AtomicUsize::new(0),
             most_running: AtomicUsize::new(0),
             gate: Semaphore::new(0),
+            for_good: AtomicBool::new(false),
         }
     }
 
@@ -88,6 +92,12 @@ impl Script {
     /// Has all gated calls fail, those that wait now and those to come.
     pub fn refuse(&self) {
         self.gate.close();
+    }
+
+    /// The same with an error that `is_permanent`.
+    pub fn refuse_for_good(&self) {
+        self.for_good.store(true, Ordering::SeqCst);
+        self.refuse();
     }
 
     /// How many calls have begun.
@@ -122,7 +132,10 @@ impl Script {
             Act::Slow(time) => tokio::time::sleep(time).await,
             Act::Gated => match self.gate.acquire().await {
                 Ok(permit) => permit.forget(),
-                Err(_) => return Err(TestError { what, permanent: false }),
+                Err(_) => {
+                    let permanent = self.for_good.load(Ordering::SeqCst);
+                    return Err(TestError { what, permanent });
+                }
             },
             Act::Never => pending().await,
             Act::Panic => panic!("scripted panic in {what}"),
