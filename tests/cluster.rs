@@ -912,6 +912,31 @@ async fn a_full_line_is_no_failure_of_the_node() {
     settled(&cluster, &managers).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn whoever_was_refused_and_is_in_line_by_now_waits_on_though_no_node_may_serve() {
+    let builder = builder().pools(|pool| pool.max_size(1).max_waiters(1));
+    let (cluster, managers) = cluster_of(builder, [("a", replica()), ("b", replica())]);
+    let held = [cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap()];
+    let waiters = || ["a", "b"].map(|key| cluster.node_stats(key).unwrap().counts.waiters);
+    let mut acquire = pin!(cluster.acquire_any(Policy::Replica));
+    {
+        let mut by_name = pin!(cluster.acquire("a"));
+        assert!(poll_once(by_name.as_mut()).is_pending());
+        assert!(poll_once(acquire.as_mut()).is_pending());
+        assert_eq!(waiters(), [1, 1], "it is refused at a");
+    }
+    assert!(timeout(SECOND, acquire.as_mut()).await.is_err(), "all are in use");
+    assert_eq!(waiters(), [1, 1], "it is in line at a");
+    cluster.set_options("a", primary()).unwrap();
+    cluster.set_options("b", primary()).unwrap();
+    let served = timeout(SECOND, acquire.as_mut()).await.map(|served| served.map(drop));
+    assert!(served.is_err(), "{served:?}");
+    cluster.set_options("a", replica()).unwrap();
+    drop(held);
+    assert_eq!(acquire.await.unwrap().node(), "a");
+    settled(&cluster, &managers).await;
+}
+
 #[tokio::test]
 async fn whoever_waits_for_a_node_that_is_removed_is_told_and_others_are_not_disturbed() {
     let builder = builder().pools(|pool| pool.max_size(1));

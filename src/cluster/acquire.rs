@@ -714,7 +714,7 @@ struct Race<'a, K: Key, M: Manager> {
     picked: Option<Arc<Node<K, M>>>,
     /// In the order in which it has come to them.
     runners: Vec<Runner<K, M>>,
-    /// Those that have failed since the last change.
+    /// Those that have failed since the last change or pause.
     out: Vec<Arc<Node<K, M>>>,
     /// Those where connecting has failed for good. This acquire has nothing opened there any more, unless
     /// somebody else has succeeded since.
@@ -733,7 +733,7 @@ struct Race<'a, K: Key, M: Manager> {
     /// answered yet says the right one.
     asked: bool,
     unanswered: Vec<EventListener>,
-    /// The last refusal.
+    /// The last refusal since then.
     refusal: Option<(K, AcquireError<M::Error>)>,
     /// Where it is counted: where it is served, or else where it has waited first.
     counted_at: Option<Arc<Node<K, M>>>,
@@ -859,14 +859,14 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                 Event::LookAgain => {}
                 Event::Changed => {
                     changed = self.cluster.changed.listen();
-                    self.out.clear();
+                    self.forget_refusals();
                 }
                 Event::Quiet if Instant::now() < quiet_at => {}
                 Event::Quiet => {
                     // Also if nothing has begun by then.
                     quiet_at = Instant::now() + pause;
                     self.dials += 1;
-                    self.out.clear();
+                    self.forget_refusals();
                     self.look_further();
                     self.ask_the_others();
                 }
@@ -982,6 +982,12 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             self.have_some_opened(&order, &table);
         }
         Ok(None)
+    }
+
+    /// All that have failed are looked at again, so what they said does not hold any more.
+    fn forget_refusals(&mut self) {
+        self.out.clear();
+        self.refusal = None;
     }
 
     /// Whether a node has refused because connecting has failed for good just now, or because it did so
