@@ -3358,6 +3358,33 @@ async fn who_may_be_served_by_another_node_blocks_nobody() {
 }
 
 #[tokio::test]
+async fn who_may_be_served_by_another_node_is_not_stuck_though_all_others_wait_already() {
+    let builder = builder().pools(|pool| pool.max_size(2).detect_deadlock(true));
+    let (cluster, _managers) = cluster_of(builder, [("a", replica()), ("b", primary())]);
+    let counts = |cluster: &TestCluster| cluster.node_stats("a").unwrap().counts;
+    let by_name = tokio::spawn({
+        let cluster = cluster.clone();
+        async move {
+            let _one = cluster.acquire("a").await.unwrap();
+            eventually("the other has one", || counts(&cluster).in_use == 2).await;
+            cluster.acquire("a").await.map(drop)
+        }
+    });
+    let anywhere = tokio::spawn({
+        let cluster = cluster.clone();
+        async move {
+            let _other = cluster.acquire("a").await.unwrap();
+            eventually("the one waits", || counts(&cluster).waiters == 1).await;
+            cluster.acquire_any(Policy::Replica).await.map(|guard| guard.node().clone())
+        }
+    });
+    eventually("both wait", || counts(&cluster).waiters == 2 || anywhere.is_finished()).await;
+    cluster.set_options("b", replica()).unwrap();
+    assert_eq!(joined(anywhere).await.unwrap(), "b");
+    joined(by_name).await.unwrap();
+}
+
+#[tokio::test]
 async fn under_a_cap_who_holds_a_connection_gets_another_as_long_as_more_can_come() {
     for (most, can_come) in [(100, 4), (3, 3)] {
         let pools = |pool: PoolBuilder<_>| pool.max_size(4).detect_deadlock(true);

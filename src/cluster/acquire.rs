@@ -1052,12 +1052,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             self.asked = fail_fast;
         }
         if let Some((key, source)) = self.refusal.take_if(|(_, error)| {
-            matches!(
-                error,
-                AcquireError::QueueFull
-                    | AcquireError::Shed { .. }
-                    | AcquireError::WouldDeadlock(_)
-            )
+            matches!(error, AcquireError::QueueFull | AcquireError::Shed { .. })
         }) {
             return Err(ClusterError::of_node(key, source));
         }
