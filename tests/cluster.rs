@@ -18,7 +18,7 @@ use std::future::{pending, ready};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak, mpsc};
-use std::task::Poll;
+use std::task::{Poll, Wake};
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -661,6 +661,38 @@ async fn a_node_is_down_if_its_pool_has_noted_a_failure_after_a_success() {
     joined(fails).await.unwrap_err();
     assert!(cluster.node_stats("a").unwrap().last_connect_error.is_some());
     assert!(!cluster.status().nodes[0].is_up, "a failure is the last that its pool knows of");
+}
+
+/// Asks for a connection of `a` as soon as it is woken while that is up.
+struct Asks {
+    cluster: TestCluster,
+    /// Whether it was refused.
+    refused: OnceLock<bool>,
+}
+
+impl Wake for Asks {
+    fn wake(self: Arc<Self>) {
+        if self.cluster.status().nodes[0].is_up {
+            self.refused.get_or_init(|| {
+                let answer = poll_once(pin!(self.cluster.acquire("a")));
+                matches!(answer, Poll::Ready(Err(_)))
+            });
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_is_back_refuses_nobody_any_more() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain())]);
+    managers[0].connect.once(Act::Error);
+    cluster.acquire("a").await.unwrap_err();
+    let asks = Arc::new(Asks { cluster: cluster.clone(), refused: OnceLock::new() });
+    let mut acquire = pin!(cluster.acquire_any(Policy::RoundRobin));
+    assert!(poll_with(acquire.as_mut(), &asks.clone().into()).is_pending());
+    eventually("a is back", || asks.refused.get().is_some()).await;
+    assert_eq!(asks.refused.get(), Some(&false));
+    drop(acquire.await.unwrap());
+    settled(&cluster, &managers).await;
 }
 
 #[tokio::test(start_paused = true)]
