@@ -2681,6 +2681,30 @@ fn a_cap_goes_on_for_others_though_the_runtime_ends_where_it_looks() {
 }
 
 #[test]
+fn a_cap_sees_who_is_in_line_once_more_after_he_has_looked_again_in_vain() {
+    let (cluster, managers, whole) = capped(1, 1, [("a", plain()), ("b", plain())]);
+    let one = runtime();
+    one.block_on(async {
+        cluster.acquire("a").await.unwrap().discard();
+        settled(&cluster, &managers).await;
+    });
+    paused().block_on(async {
+        let mut acquire = pin!(cluster.acquire("a"));
+        assert!(poll_once(acquire.as_mut()).is_pending());
+        // It is to be opened where nobody opens it, for more than a turn, so that the unit may go elsewhere.
+        tokio::time::sleep(200 * MILLISECOND).await;
+        one.shutdown_background();
+        // It is to look again, and until it does, the cap sees nobody who waits for a.
+        let held = cluster.acquire("b").await.unwrap();
+        assert!(poll_once(acquire.as_mut()).is_pending());
+        drop(held);
+        assert_eq!(timeout(SECOND, acquire).await.expect("in time").unwrap().node(), "a");
+        settled(&cluster, &managers).await;
+    });
+    assert_eq!(whole.most_live(), 1);
+}
+
+#[test]
 fn a_node_is_tried_where_its_pool_lives_though_nobody_drives_the_runtime_of_who_passed_it_over() {
     let (one, other) = (runtime(), runtime());
     let (cluster, _managers) = {

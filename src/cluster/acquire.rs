@@ -552,7 +552,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
         }
     }
 
-    /// Waits, and tells the cap once it is in line. Not an async function, which would have room for its
+    /// Waits, and tells the cap whenever it may have got in line. Not an async function, which would have room for its
     /// arguments twice.
     pub(super) fn in_line<F: Future>(
         self: &Arc<Self>,
@@ -606,10 +606,11 @@ impl<K: Key, M: Manager> Shared<K, M> {
 /// A limit that no clock overflows at: some 30 years.
 const FAR_FUTURE: Duration = Duration::from_secs(1 << 30);
 
-/// What somebody in line tells the cap: once, and again whenever nobody looks after the cap any more.
+/// What somebody in line tells the cap: whenever he is polled, since he may have looked again in vain, and
+/// the cap have taken him for gone meanwhile; so he has himself polled once nobody looks after the cap any
+/// more.
 #[derive(Default)]
 struct Word {
-    given: bool,
     /// Completes when nobody does.
     abandoned: Option<EventListener>,
 }
@@ -617,25 +618,18 @@ struct Word {
 impl Word {
     fn poll<K: Key, M: Manager>(&mut self, cluster: &Arc<Shared<K, M>>, cx: &mut Context<'_>) {
         let Some(cap) = &cluster.cap else { return };
-        if self.given && !self.is_void(cx) {
-            return;
-        }
-        self.abandoned = Some(cap.when_abandoned());
+        let mut abandoned = self.abandoned.take().unwrap_or_else(|| cap.when_abandoned());
         if !cluster.more_wanted() {
             // Nor could anybody later on in this runtime, which has ended or has no timer: whoever has
             // another hears of it, and gives everybody what there is.
-            (self.given, self.abandoned) = (false, None);
             return;
         }
-        self.given = !self.is_void(cx);
-        if !self.given {
-            // Whoever looked after it has ceased to at this moment.
+        if Pin::new(&mut abandoned).poll(cx).is_ready() {
+            // Whoever looked after it may have ceased to at this moment.
             cx.waker().wake_by_ref();
+            return;
         }
-    }
-
-    fn is_void(&mut self, cx: &mut Context<'_>) -> bool {
-        self.abandoned.as_mut().is_some_and(|abandoned| Pin::new(abandoned).poll(cx).is_ready())
+        self.abandoned = Some(abandoned);
     }
 }
 
