@@ -18,7 +18,7 @@ use std::future::{pending, ready};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak, mpsc};
-use std::task::Poll;
+use std::task::{Poll, Wake};
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -663,6 +663,38 @@ async fn a_node_is_down_if_its_pool_has_noted_a_failure_after_a_success() {
     assert!(!cluster.status().nodes[0].is_up, "a failure is the last that its pool knows of");
 }
 
+/// Asks for a connection of `a` as soon as it is woken while that is up.
+struct Asks {
+    cluster: TestCluster,
+    /// Whether it was refused.
+    refused: OnceLock<bool>,
+}
+
+impl Wake for Asks {
+    fn wake(self: Arc<Self>) {
+        if self.cluster.status().nodes[0].is_up {
+            self.refused.get_or_init(|| {
+                let answer = poll_once(pin!(self.cluster.acquire("a")));
+                matches!(answer, Poll::Ready(Err(_)))
+            });
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_is_back_refuses_nobody_any_more() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain())]);
+    managers[0].connect.once(Act::Error);
+    cluster.acquire("a").await.unwrap_err();
+    let asks = Arc::new(Asks { cluster: cluster.clone(), refused: OnceLock::new() });
+    let mut acquire = pin!(cluster.acquire_any(Policy::RoundRobin));
+    assert!(poll_with(acquire.as_mut(), &asks.clone().into()).is_pending());
+    eventually("a is back", || asks.refused.get().is_some()).await;
+    assert_eq!(asks.refused.get(), Some(&false));
+    drop(acquire.await.unwrap());
+    settled(&cluster, &managers).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_node_whose_new_connections_fail_in_a_hook_is_down() {
     hush_scripted_panics();
@@ -909,6 +941,31 @@ async fn a_full_line_is_no_failure_of_the_node() {
     assert!(cluster.status().nodes[0].is_up);
     drop(held);
     drop(waits.await.unwrap());
+    settled(&cluster, &managers).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_was_refused_and_is_in_line_by_now_waits_on_though_no_node_may_serve() {
+    let builder = builder().pools(|pool| pool.max_size(1).max_waiters(1));
+    let (cluster, managers) = cluster_of(builder, [("a", replica()), ("b", replica())]);
+    let held = [cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap()];
+    let waiters = || ["a", "b"].map(|key| cluster.node_stats(key).unwrap().counts.waiters);
+    let mut acquire = pin!(cluster.acquire_any(Policy::Replica));
+    {
+        let mut by_name = pin!(cluster.acquire("a"));
+        assert!(poll_once(by_name.as_mut()).is_pending());
+        assert!(poll_once(acquire.as_mut()).is_pending());
+        assert_eq!(waiters(), [1, 1], "it is refused at a");
+    }
+    assert!(timeout(SECOND, acquire.as_mut()).await.is_err(), "all are in use");
+    assert_eq!(waiters(), [1, 1], "it is in line at a");
+    cluster.set_options("a", primary()).unwrap();
+    cluster.set_options("b", primary()).unwrap();
+    let served = timeout(SECOND, acquire.as_mut()).await.map(|served| served.map(drop));
+    assert!(served.is_err(), "{served:?}");
+    cluster.set_options("a", replica()).unwrap();
+    drop(held);
+    assert_eq!(acquire.await.unwrap().node(), "a");
     settled(&cluster, &managers).await;
 }
 
@@ -2624,6 +2681,30 @@ fn a_cap_goes_on_for_others_though_the_runtime_ends_where_it_looks() {
 }
 
 #[test]
+fn a_cap_sees_who_is_in_line_once_more_after_he_has_looked_again_in_vain() {
+    let (cluster, managers, whole) = capped(1, 1, [("a", plain()), ("b", plain())]);
+    let one = runtime();
+    one.block_on(async {
+        cluster.acquire("a").await.unwrap().discard();
+        settled(&cluster, &managers).await;
+    });
+    paused().block_on(async {
+        let mut acquire = pin!(cluster.acquire("a"));
+        assert!(poll_once(acquire.as_mut()).is_pending());
+        // It is to be opened where nobody opens it, for more than a turn, so that the unit may go elsewhere.
+        tokio::time::sleep(200 * MILLISECOND).await;
+        one.shutdown_background();
+        // It is to look again, and until it does, the cap sees nobody who waits for a.
+        let held = cluster.acquire("b").await.unwrap();
+        assert!(poll_once(acquire.as_mut()).is_pending());
+        drop(held);
+        assert_eq!(timeout(SECOND, acquire).await.expect("in time").unwrap().node(), "a");
+        settled(&cluster, &managers).await;
+    });
+    assert_eq!(whole.most_live(), 1);
+}
+
+#[test]
 fn a_node_is_tried_where_its_pool_lives_though_nobody_drives_the_runtime_of_who_passed_it_over() {
     let (one, other) = (runtime(), runtime());
     let (cluster, _managers) = {
@@ -3328,6 +3409,33 @@ async fn who_may_be_served_by_another_node_blocks_nobody() {
     });
     eventually("both wait", || counts(&cluster).waiters == 2 || by_name.is_finished()).await;
     drop(elsewhere);
+    assert_eq!(joined(anywhere).await.unwrap(), "b");
+    joined(by_name).await.unwrap();
+}
+
+#[tokio::test]
+async fn who_may_be_served_by_another_node_is_not_stuck_though_all_others_wait_already() {
+    let builder = builder().pools(|pool| pool.max_size(2).detect_deadlock(true));
+    let (cluster, _managers) = cluster_of(builder, [("a", replica()), ("b", primary())]);
+    let counts = |cluster: &TestCluster| cluster.node_stats("a").unwrap().counts;
+    let by_name = tokio::spawn({
+        let cluster = cluster.clone();
+        async move {
+            let _one = cluster.acquire("a").await.unwrap();
+            eventually("the other has one", || counts(&cluster).in_use == 2).await;
+            cluster.acquire("a").await.map(drop)
+        }
+    });
+    let anywhere = tokio::spawn({
+        let cluster = cluster.clone();
+        async move {
+            let _other = cluster.acquire("a").await.unwrap();
+            eventually("the one waits", || counts(&cluster).waiters == 1).await;
+            cluster.acquire_any(Policy::Replica).await.map(|guard| guard.node().clone())
+        }
+    });
+    eventually("both wait", || counts(&cluster).waiters == 2 || anywhere.is_finished()).await;
+    cluster.set_options("b", replica()).unwrap();
     assert_eq!(joined(anywhere).await.unwrap(), "b");
     joined(by_name).await.unwrap();
 }

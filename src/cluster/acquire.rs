@@ -552,7 +552,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
         }
     }
 
-    /// Waits, and tells the cap once it is in line. Not an async function, which would have room for its
+    /// Waits, and tells the cap whenever it may have got in line. Not an async function, which would have room for its
     /// arguments twice.
     pub(super) fn in_line<F: Future>(
         self: &Arc<Self>,
@@ -606,10 +606,11 @@ impl<K: Key, M: Manager> Shared<K, M> {
 /// A limit that no clock overflows at: some 30 years.
 const FAR_FUTURE: Duration = Duration::from_secs(1 << 30);
 
-/// What somebody in line tells the cap: once, and again whenever nobody looks after the cap any more.
+/// What somebody in line tells the cap: whenever he is polled, since he may have looked again in vain, and
+/// the cap have taken him for gone meanwhile; so he has himself polled once nobody looks after the cap any
+/// more.
 #[derive(Default)]
 struct Word {
-    given: bool,
     /// Completes when nobody does.
     abandoned: Option<EventListener>,
 }
@@ -617,25 +618,18 @@ struct Word {
 impl Word {
     fn poll<K: Key, M: Manager>(&mut self, cluster: &Arc<Shared<K, M>>, cx: &mut Context<'_>) {
         let Some(cap) = &cluster.cap else { return };
-        if self.given && !self.is_void(cx) {
-            return;
-        }
-        self.abandoned = Some(cap.when_abandoned());
+        let mut abandoned = self.abandoned.take().unwrap_or_else(|| cap.when_abandoned());
         if !cluster.more_wanted() {
             // Nor could anybody later on in this runtime, which has ended or has no timer: whoever has
             // another hears of it, and gives everybody what there is.
-            (self.given, self.abandoned) = (false, None);
             return;
         }
-        self.given = !self.is_void(cx);
-        if !self.given {
-            // Whoever looked after it has ceased to at this moment.
+        if Pin::new(&mut abandoned).poll(cx).is_ready() {
+            // Whoever looked after it may have ceased to at this moment.
             cx.waker().wake_by_ref();
+            return;
         }
-    }
-
-    fn is_void(&mut self, cx: &mut Context<'_>) -> bool {
-        self.abandoned.as_mut().is_some_and(|abandoned| Pin::new(abandoned).poll(cx).is_ready())
+        self.abandoned = Some(abandoned);
     }
 }
 
@@ -714,7 +708,7 @@ struct Race<'a, K: Key, M: Manager> {
     picked: Option<Arc<Node<K, M>>>,
     /// In the order in which it has come to them.
     runners: Vec<Runner<K, M>>,
-    /// Those that have failed since the last change.
+    /// Those that have failed since the last change or pause.
     out: Vec<Arc<Node<K, M>>>,
     /// Those where connecting has failed for good. This acquire has nothing opened there any more, unless
     /// somebody else has succeeded since.
@@ -733,7 +727,7 @@ struct Race<'a, K: Key, M: Manager> {
     /// answered yet says the right one.
     asked: bool,
     unanswered: Vec<EventListener>,
-    /// The last refusal.
+    /// The last refusal since then.
     refusal: Option<(K, AcquireError<M::Error>)>,
     /// Where it is counted: where it is served, or else where it has waited first.
     counted_at: Option<Arc<Node<K, M>>>,
@@ -859,14 +853,14 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                 Event::LookAgain => {}
                 Event::Changed => {
                     changed = self.cluster.changed.listen();
-                    self.out.clear();
+                    self.forget_refusals();
                 }
                 Event::Quiet if Instant::now() < quiet_at => {}
                 Event::Quiet => {
                     // Also if nothing has begun by then.
                     quiet_at = Instant::now() + pause;
                     self.dials += 1;
-                    self.out.clear();
+                    self.forget_refusals();
                     self.look_further();
                     self.ask_the_others();
                 }
@@ -984,6 +978,12 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
         Ok(None)
     }
 
+    /// All that have failed are looked at again, so what they said does not hold any more.
+    fn forget_refusals(&mut self) {
+        self.out.clear();
+        self.refusal = None;
+    }
+
     /// Whether a node has refused because connecting has failed for good just now, or because it did so
     /// before and somebody else is trying again already: one attempt is enough for both. Not if it is up
     /// again, for whatever reason.
@@ -1046,12 +1046,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             self.asked = fail_fast;
         }
         if let Some((key, source)) = self.refusal.take_if(|(_, error)| {
-            matches!(
-                error,
-                AcquireError::QueueFull
-                    | AcquireError::Shed { .. }
-                    | AcquireError::WouldDeadlock(_)
-            )
+            matches!(error, AcquireError::QueueFull | AcquireError::Shed { .. })
         }) {
             return Err(ClusterError::of_node(key, source));
         }

@@ -517,16 +517,15 @@ impl<K: Key, M: Manager> Node<K, M> {
                     Attempt::Miss(missed) => missed.wait(patience).await,
                 }
             });
-            let acquired = match poll_fn(|cx| Poll::Ready(acquire.as_mut().poll(cx))).await {
-                Poll::Ready(acquired) => acquired,
-                Poll::Pending => {
-                    // It is in line, where the cap sees it.
-                    if let Some(cluster) = cluster.upgrade() {
-                        cluster.more_wanted();
-                    }
-                    acquire.await
+            let acquired = poll_fn(|cx| {
+                let acquired = acquire.as_mut().poll(cx);
+                if let (Poll::Pending, Some(cluster)) = (&acquired, cluster.upgrade()) {
+                    // It is in line, perhaps once more, where the cap sees it.
+                    cluster.more_wanted();
                 }
-            };
+                acquired
+            });
+            let acquired = acquired.await;
             drop(roving);
             let Ok(connection) = acquired else { return };
             let mut asked = Asked::new(connection);

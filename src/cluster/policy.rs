@@ -26,7 +26,8 @@ pub type Rank<'f, K> = dyn Fn(&NodeView<'_, K>) -> Option<f64> + Sync + 'f;
 pub enum Policy<'f, K> {
     /// All nodes, by turns and by their weights.
     RoundRobin,
-    /// All nodes: of two that are drawn by weight, the one of which fewer connections are in use.
+    /// All nodes: of two that are drawn by weight, the one less in use: with fewer connections in use and
+    /// callers in line, both together, for its weight.
     ///
     /// Costs one pass over all slots of both. (M. Mitzenmacher, The Power of Two Choices in
     /// Randomized Load Balancing, 2001.)

@@ -273,9 +273,11 @@ where
             return Err(keeper.give_up(AcquireError::NoRuntime));
         }
         let woken = {
-            let waiting = keeper.about_to_wait(ask.caller, ask.line)?;
-            // Who may be served by another pool as well is not stuck here.
-            let _waiting = waiting.filter(|_| ask.terms.is_none());
+            let _waiting = match ask.terms {
+                None => keeper.about_to_wait(ask.caller, ask.line)?,
+                // Who may be served by another pool as well is not stuck here.
+                Some(_) => keeper.may_wait().map(|()| None)?,
+            };
             if let Some(terms) = ask.terms {
                 terms.get_in_line();
             }
@@ -885,16 +887,22 @@ impl<M: Manager> Shared<M> {
         caller: Caller,
         line: Line,
     ) -> Result<Option<Waiting<'_>>, AcquireError<M::Error>> {
+        self.may_wait()?;
+        self.is_not_stuck(caller, line)
+    }
+
+    /// The same as far as connecting is concerned.
+    fn may_wait(&self) -> Result<(), AcquireError<M::Error>> {
         if self.config.fail_fast && self.core.counts().alive() == 0 {
             if let Some(error) = self.connector.error_while_probing() {
                 return Err(AcquireError::Unavailable(error));
             }
         }
-        self.may_wait(caller, line)
+        Ok(())
     }
 
-    /// The same for one who waits for room, whether connecting works or not.
-    pub(super) fn may_wait(
+    /// The same as far as those are concerned who hold connections.
+    pub(super) fn is_not_stuck(
         &self,
         caller: Caller,
         line: Line,

@@ -614,7 +614,7 @@ impl<M: Manager> Shared<M> {
     ) -> Result<Room<M>, AcquireError<M::Error>> {
         loop {
             let woken = {
-                let _waiting = self.may_wait(caller, Line::High)?;
+                let _waiting = self.is_not_stuck(caller, Line::High)?;
                 self.first_in_line().await
             };
             match woken {

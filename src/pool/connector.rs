@@ -587,8 +587,7 @@ impl<M: Manager> Shared<M> {
         Ok(Tenant { connection, id, created, generation, term, uses_before, lent_at: 0, span })
     }
 
-    /// A connect has been told of before anybody else could see how it has ended, and has been noted since.
-    /// Of several at once, the one that was noted last has to be told last.
+    /// A connect has been noted. Of several at once, the one that was noted last has to be told last.
     fn tell_again(&self) {
         let Some(told) = &self.on_connect else { return };
         loop {
@@ -603,9 +602,7 @@ impl<M: Manager> Shared<M> {
 
     /// Takes note of a connect that has succeeded.
     pub(super) fn connect_succeeded(&self) {
-        if let Some(told) = &self.on_connect {
-            told(true);
-        }
+        // First, so that whoever comes because he hears of it is not refused any more.
         let failures = self.connector.succeeded(self.config.max_connecting);
         self.tell_again();
         if failures > 0 {
@@ -631,6 +628,7 @@ impl<M: Manager> Shared<M> {
     ) -> ConnectFailure<M> {
         self.totals.connect_failed();
         if let Some(told) = &self.on_connect {
+            // First, so that whoever is refused does not come again because nobody has heard of it.
             told(false);
         }
         let permanent = self.is_permanent(&error);
