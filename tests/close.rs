@@ -6,7 +6,8 @@ mod support;
 use support::*;
 
 use millpond::{
-    AcquireError, CheckPolicy, Hooks, Pool, PoolBuilder, ReleaseError, TryAcquireError, from_fn,
+    AcquireError, CheckPolicy, Hooks, Pool, PoolBuilder, Priority, ReleaseError, TryAcquireError,
+    from_fn,
 };
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -804,6 +805,44 @@ fn an_acquire_with_nothing_idle_outside_any_runtime_says_so() {
 
     // It is none the worse for it.
     drop(single().block_on(pool.acquire()).unwrap());
+}
+
+#[test]
+fn whoever_may_have_a_reserved_connection_and_nobody_to_open_it_is_told_so() {
+    let manager = TestManager::new();
+    let runtime = single();
+    let pool = pool_of(&manager, 2).reserved(Priority::High, 1).min_idle(1);
+    let pool = runtime.block_on(pool.acquire_timeout(SECOND).build()).unwrap();
+    let _held = pool.try_acquire().unwrap();
+    drop(runtime);
+    let refused = pool.acquire_blocking_with(Priority::High);
+    assert!(matches!(refused, Err(AcquireError::NoRuntime)), "{refused:?}");
+    // For everybody else there is no room.
+    let refused = pool.acquire_blocking_timeout(SECOND / 20);
+    assert!(matches!(refused, Err(AcquireError::Timeout(_))), "{refused:?}");
+}
+
+#[test]
+fn whoever_waits_for_a_reserved_connection_when_the_pools_runtime_ends_is_told_so() {
+    let manager = TestManager::new();
+    let refused = must_end(move || {
+        let runtime = multi();
+        let pool = pool_of(&manager, 2).reserved(Priority::High, 1).min_idle(1);
+        let pool = runtime.block_on(pool.acquire_timeout(Duration::MAX).build()).unwrap();
+        let _held = pool.try_acquire().unwrap();
+        manager.connect.always(Act::Never);
+        let waiter = std::thread::spawn({
+            let pool = pool.clone();
+            move || {
+                let timerless = Builder::new_current_thread().build().unwrap();
+                timerless.block_on(async { pool.acquire_with(Priority::High).await.map(drop) })
+            }
+        });
+        eventually_blocking("the pool dials", || manager.connect.running() == 1);
+        drop(runtime);
+        join(waiter)
+    });
+    assert!(matches!(refused, Err(AcquireError::NoRuntime)), "{refused:?}");
 }
 
 #[tokio::test]

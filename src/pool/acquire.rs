@@ -269,7 +269,10 @@ where
         let verdicts = keeper.connector.verdicts();
         // Without a deadline it may be on a runtime without a timer, and the pool's own have ended since.
         let may_lack_timer = acquire.deadline == u64::MAX;
-        if may_lack_timer && keeper.core.has_vacant() && keeper.ground_or_current().is_none() {
+        if may_lack_timer
+            && keeper.core.has_vacant_for(ask.line)
+            && keeper.ground_or_current().is_none()
+        {
             return Err(keeper.give_up(AcquireError::NoRuntime));
         }
         let woken = {
@@ -760,7 +763,7 @@ where
             return Err(keeper.give_up(late));
         }
         let verdicts = keeper.connector.verdicts();
-        if keeper.core.has_vacant() && keeper.ground_or_current().is_none() {
+        if keeper.core.has_vacant_for(ask.line) && keeper.ground_or_current().is_none() {
             return Err(keeper.give_up(AcquireError::NoRuntime));
         }
         let woken = {
