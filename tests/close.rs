@@ -12,6 +12,7 @@ use millpond::{
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, mpsc};
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
@@ -843,6 +844,47 @@ fn whoever_waits_for_a_reserved_connection_when_the_pools_runtime_ends_is_told_s
         join(waiter)
     });
     assert!(matches!(refused, Err(AcquireError::NoRuntime)), "{refused:?}");
+}
+
+/// Has a thread acquire while `end` is done, some time after it has begun.
+fn refused_while(pool: &Pool<TestManager>, after: usize, end: impl FnOnce()) {
+    let begun = Arc::new(AtomicBool::new(false));
+    let thread = std::thread::spawn({
+        let (pool, begun) = (pool.clone(), begun.clone());
+        move || {
+            begun.store(true, Ordering::SeqCst);
+            pool.acquire_blocking().map(drop)
+        }
+    });
+    while !begun.load(Ordering::SeqCst) {
+        std::hint::spin_loop();
+    }
+    (0..after).for_each(|_| std::hint::spin_loop());
+    end();
+    let refused = join(thread);
+    assert!(matches!(refused, Err(AcquireError::NoRuntime)), "{after}: {refused:?}");
+}
+
+#[test]
+fn a_thread_that_parks_while_the_pools_runtime_ends_is_told_so() {
+    for round in 0..1000 {
+        let (manager, runtime) = (TestManager::new(), single());
+        let pool = pool_of(&manager, 1).acquire_timeout(Duration::MAX);
+        let pool = runtime.block_on(pool.build()).unwrap();
+        refused_while(&pool, round, || drop(runtime));
+    }
+}
+
+#[test]
+fn a_thread_that_parks_while_the_only_connection_goes_is_told_that_nobody_opens_another() {
+    for round in 0..2000 {
+        let (manager, runtime) = (TestManager::new(), single());
+        let pool = pool_of(&manager, 1).acquire_timeout(Duration::MAX);
+        let pool = runtime.block_on(pool.build()).unwrap();
+        let held = runtime.block_on(pool.acquire_owned()).unwrap();
+        drop(runtime);
+        refused_while(&pool, round, || drop(held.detach()));
+    }
 }
 
 #[tokio::test]

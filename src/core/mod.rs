@@ -77,8 +77,9 @@ pub trait Keeper: Sized {
     /// is dropped: it must neither block nor panic.
     fn vacancy(&self);
 
-    /// The caller has just parked, and a slot may be vacant.
-    fn parked(&self) {
+    /// The caller has just parked in this line, and a slot may be vacant.
+    fn parked(&self, line: Line) {
+        let _ = line;
         self.vacancy();
     }
 

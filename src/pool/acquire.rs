@@ -267,14 +267,6 @@ where
             return Err(AcquireError::Closed);
         }
         let verdicts = keeper.connector.verdicts();
-        // Without a deadline it may be on a runtime without a timer, and the pool's own have ended since.
-        let may_lack_timer = acquire.deadline == u64::MAX;
-        if may_lack_timer
-            && keeper.core.has_vacant_for(ask.line)
-            && keeper.ground_or_current().is_none()
-        {
-            return Err(keeper.give_up(AcquireError::NoRuntime));
-        }
         let woken = {
             let waiting = keeper.about_to_wait(ask.caller, ask.line)?;
             // Who may be served by another pool as well is not stuck here.
@@ -299,7 +291,7 @@ where
                 }
             }
             // Vacant slots are the connector's; dropping this one tells it.
-            Woken::Vacant(_) | Woken::LookAgain => keeper.why_woken(verdicts)?,
+            Woken::Vacant(_) | Woken::LookAgain => keeper.why_woken(ask.line, verdicts)?,
             Woken::LineFull => return Err(AcquireError::QueueFull),
         }
     }
@@ -763,9 +755,6 @@ where
             return Err(keeper.give_up(late));
         }
         let verdicts = keeper.connector.verdicts();
-        if keeper.core.has_vacant_for(ask.line) && keeper.ground_or_current().is_none() {
-            return Err(keeper.give_up(AcquireError::NoRuntime));
-        }
         let woken = {
             let _waiting = keeper.about_to_wait(ask.caller, ask.line)?;
             wait_blocking(keeper, ask.line, most, deadline)
@@ -780,7 +769,7 @@ where
                     Welcome::Gone => {}
                 }
             }
-            Woken::Vacant(_) | Woken::LookAgain => keeper.why_woken(verdicts)?,
+            Woken::Vacant(_) | Woken::LookAgain => keeper.why_woken(ask.line, verdicts)?,
             Woken::LineFull => return Err(AcquireError::QueueFull),
         }
     }
@@ -864,15 +853,23 @@ impl<M: Manager> Shared<M> {
     }
 
     /// A waiter was woken without a connection: because the pool was closed, because of a verdict
-    /// since there were `verdicts`, or for nothing that concerns it.
-    pub(super) fn why_woken(&self, verdicts: u64) -> Result<(), AcquireError<M::Error>> {
+    /// since there were `verdicts`, because a slot is vacant and there is no runtime to fill it on, unless
+    /// the waiter brings one along, or for nothing that concerns it.
+    pub(super) fn why_woken(
+        &self,
+        line: Line,
+        verdicts: u64,
+    ) -> Result<(), AcquireError<M::Error>> {
         if self.core.is_closed() {
             return Err(self.closed_error());
         }
-        match self.connector.verdict_since(verdicts) {
-            Some(verdict) => Err(self.give_up(verdict.into())),
-            None => Ok(()),
+        if let Some(verdict) = self.connector.verdict_since(verdicts) {
+            return Err(self.give_up(verdict.into()));
         }
+        if self.core.has_vacant_for(line) && self.ground_or_current().is_none() {
+            return Err(self.give_up(AcquireError::NoRuntime));
+        }
+        Ok(())
     }
 
     fn closed_error(&self) -> AcquireError<M::Error> {

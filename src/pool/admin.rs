@@ -583,6 +583,7 @@ impl<M: Manager> Shared<M> {
         let taken = taken.unwrap_or_else(late);
         let room = taken.map_err(|error| match error {
             AcquireError::Closed | AcquireError::Draining => RotateError::Closed,
+            AcquireError::NoRuntime => RotateError::NoRuntime,
             error => RotateError::NoRoom(error),
         })?;
         let mut lease = match room {
@@ -623,7 +624,7 @@ impl<M: Manager> Shared<M> {
                 }
                 Woken::Lease(lease) => return Ok(Room::Taken(lease)),
                 Woken::Vacant(reservation) => return Ok(Room::Vacant(reservation)),
-                Woken::LookAgain | Woken::LineFull => self.why_woken(verdicts)?,
+                Woken::LookAgain | Woken::LineFull => self.why_woken(Line::High, verdicts)?,
             }
         }
     }

@@ -221,8 +221,12 @@ impl<M: Manager> Keeper for Shared<M> {
         self.demand_of_somebody();
     }
 
-    fn parked(&self) {
-        self.keep_idle();
+    fn parked(&self, line: Line) {
+        // Whoever looked before it was in line would not be told of a slot that becomes vacant after that look,
+        // nor that the runtime has ended (I4).
+        if !self.keep_idle() && self.core.has_vacant_for(line) {
+            self.core.nudge();
+        }
     }
 
     #[cold]
