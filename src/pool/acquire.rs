@@ -98,11 +98,8 @@ where
         let obtain = obtain(&keeper, &ask, unready, &wait);
         let mut obtain = pin!(keeper.in_span(ask.caller, obtain));
         if limit == Duration::MAX {
-            if keeper.ground().is_some() || has_timer() {
-                Some(obtain.await)
-            } else {
-                Some(Err(AcquireError::NoRuntime))
-            }
+            // Without a timer it may wait for what comes back. If one is to be opened, it is told so in line.
+            Some(obtain.await)
         } else {
             let began = keeper.began + Duration::from_nanos(wait.began);
             let mut timer = pin!(timer(began + limit.min(FAR_FUTURE)));

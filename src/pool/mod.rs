@@ -285,7 +285,9 @@ impl<M: Manager> Pool<M> {
     /// - [`AcquireError::Unavailable`], [`AcquireError::QueueFull`], [`AcquireError::Shed`] and
     ///   [`AcquireError::WouldDeadlock`] only if the settings `fail_fast`, `max_waiters`, `shed` and
     ///   `detect_deadlock` ask for them.
-    /// - [`AcquireError::NoRuntime`] if it has to wait and there is no tokio runtime with a timer.
+    /// - [`AcquireError::NoRuntime`] if it has to wait and there is no tokio runtime with a timer. On one
+    ///   without, an acquire without a deadline waits all the same for what comes back, as a blocking one does
+    ///   outside any, and fails like this only if a connection has to be opened or checked.
     ///
     /// # Cancel safety
     ///
