@@ -437,6 +437,23 @@ fn a_runtime_that_has_ended_is_none() {
 }
 
 #[test]
+fn an_acquire_that_waits_on_a_runtime_that_has_ended_is_a_clear_error() {
+    let manager = TestManager::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let pool = runtime.block_on(builder(&manager).max_size(1).min_idle(1).build()).unwrap();
+    let handle = runtime.handle().clone();
+    drop(runtime);
+    let held = pool.try_acquire().unwrap();
+    // It might come back, but nobody would say when it is time to give up.
+    let error = handle.block_on(pool.acquire()).unwrap_err();
+    assert!(matches!(error, AcquireError::NoRuntime), "{error:?}");
+    held.discard();
+    let error = handle.block_on(pool.acquire()).unwrap_err();
+    assert!(matches!(error, AcquireError::NoRuntime), "{error:?}");
+    assert_eq!(pool.counts().waiters, 0);
+}
+
+#[test]
 fn an_acquire_that_needs_a_runtime_and_has_none_is_a_clear_error() {
     let manager = TestManager::new();
     let pool = builder(&manager).build_lazy().unwrap();

@@ -22,6 +22,7 @@ use crate::core::{
 use crate::error::{AcquireError, OperationError, Stage, Timeout, TryAcquireError};
 use crate::manager::Manager;
 use crate::metrics::{CloseReason, Outcome};
+use crate::panics::caught;
 use std::future::{Future, poll_fn};
 use std::ops::Deref;
 use std::panic::{Location, catch_unwind};
@@ -111,7 +112,10 @@ where
                 };
                 match obtain.as_mut().poll(cx) {
                     Poll::Ready(obtained) => Poll::Ready(Some(obtained)),
-                    Poll::Pending => timer.poll(cx).map(|()| None),
+                    Poll::Pending => match poll_timer(timer, cx) {
+                        None => Poll::Ready(Some(Err(AcquireError::NoRuntime))),
+                        Some(polled) => polled.map(|()| None),
+                    },
                 }
             });
             let served = before_deadline.await;
@@ -129,6 +133,11 @@ where
 /// `None` on a runtime without a timer, of which tokio tells by a panic.
 pub(crate) fn timer(deadline: tokio::time::Instant) -> Option<Sleep> {
     catch_unwind(|| sleep_until(deadline)).ok()
+}
+
+/// `None` on a runtime that has ended, of which tokio tells in the same way.
+pub(crate) fn poll_timer(timer: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Option<Poll<()>> {
+    caught(|| timer.poll(cx)).ok()
 }
 
 /// An acquire that did not find what it wanted at once. However it ends is counted, unless it waits at
