@@ -293,7 +293,8 @@ mod managed {
         Draining,
         /// The pool is closed.
         Closed,
-        /// No connection is idle, and there is no tokio runtime with a timer to open one or to wait on.
+        /// No connection is idle, and there is no tokio runtime with a timer to open one or to wait on. Who
+        /// waits without a deadline, or blocks its thread, needs none for a connection that comes back.
         NoRuntime,
         /// A blocking acquire would have blocked a thread that runs asynchronous tasks.
         WouldBlock,

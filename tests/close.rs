@@ -6,11 +6,13 @@ mod support;
 use support::*;
 
 use millpond::{
-    AcquireError, CheckPolicy, Hooks, Pool, PoolBuilder, ReleaseError, TryAcquireError, from_fn,
+    AcquireError, CheckPolicy, Hooks, Pool, PoolBuilder, Priority, ReleaseError, TryAcquireError,
+    from_fn,
 };
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, mpsc};
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
@@ -804,6 +806,85 @@ fn an_acquire_with_nothing_idle_outside_any_runtime_says_so() {
 
     // It is none the worse for it.
     drop(single().block_on(pool.acquire()).unwrap());
+}
+
+#[test]
+fn whoever_may_have_a_reserved_connection_and_nobody_to_open_it_is_told_so() {
+    let manager = TestManager::new();
+    let runtime = single();
+    let pool = pool_of(&manager, 2).reserved(Priority::High, 1).min_idle(1);
+    let pool = runtime.block_on(pool.acquire_timeout(SECOND).build()).unwrap();
+    let _held = pool.try_acquire().unwrap();
+    drop(runtime);
+    let refused = pool.acquire_blocking_with(Priority::High);
+    assert!(matches!(refused, Err(AcquireError::NoRuntime)), "{refused:?}");
+    // For everybody else there is no room.
+    let refused = pool.acquire_blocking_timeout(SECOND / 20);
+    assert!(matches!(refused, Err(AcquireError::Timeout(_))), "{refused:?}");
+}
+
+#[test]
+fn whoever_waits_for_a_reserved_connection_when_the_pools_runtime_ends_is_told_so() {
+    let manager = TestManager::new();
+    let refused = must_end(move || {
+        let runtime = multi();
+        let pool = pool_of(&manager, 2).reserved(Priority::High, 1).min_idle(1);
+        let pool = runtime.block_on(pool.acquire_timeout(Duration::MAX).build()).unwrap();
+        let _held = pool.try_acquire().unwrap();
+        manager.connect.always(Act::Never);
+        let waiter = std::thread::spawn({
+            let pool = pool.clone();
+            move || {
+                let timerless = Builder::new_current_thread().build().unwrap();
+                timerless.block_on(async { pool.acquire_with(Priority::High).await.map(drop) })
+            }
+        });
+        eventually_blocking("the pool dials", || manager.connect.running() == 1);
+        drop(runtime);
+        join(waiter)
+    });
+    assert!(matches!(refused, Err(AcquireError::NoRuntime)), "{refused:?}");
+}
+
+/// Has a thread acquire while `end` is done, some time after it has begun.
+fn refused_while(pool: &Pool<TestManager>, after: usize, end: impl FnOnce()) {
+    let begun = Arc::new(AtomicBool::new(false));
+    let thread = std::thread::spawn({
+        let (pool, begun) = (pool.clone(), begun.clone());
+        move || {
+            begun.store(true, Ordering::SeqCst);
+            pool.acquire_blocking().map(drop)
+        }
+    });
+    while !begun.load(Ordering::SeqCst) {
+        std::hint::spin_loop();
+    }
+    (0..after).for_each(|_| std::hint::spin_loop());
+    end();
+    let refused = join(thread);
+    assert!(matches!(refused, Err(AcquireError::NoRuntime)), "{after}: {refused:?}");
+}
+
+#[test]
+fn a_thread_that_parks_while_the_pools_runtime_ends_is_told_so() {
+    for round in 0..1000 {
+        let (manager, runtime) = (TestManager::new(), single());
+        let pool = pool_of(&manager, 1).acquire_timeout(Duration::MAX);
+        let pool = runtime.block_on(pool.build()).unwrap();
+        refused_while(&pool, round, || drop(runtime));
+    }
+}
+
+#[test]
+fn a_thread_that_parks_while_the_only_connection_goes_is_told_that_nobody_opens_another() {
+    for round in 0..2000 {
+        let (manager, runtime) = (TestManager::new(), single());
+        let pool = pool_of(&manager, 1).acquire_timeout(Duration::MAX);
+        let pool = runtime.block_on(pool.build()).unwrap();
+        let held = runtime.block_on(pool.acquire_owned()).unwrap();
+        drop(runtime);
+        refused_while(&pool, round, || drop(held.detach()));
+    }
 }
 
 #[tokio::test]

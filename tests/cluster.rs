@@ -3365,6 +3365,28 @@ fn without_a_timer_who_may_go_anywhere_gets_what_is_idle_or_is_told() {
 }
 
 #[test]
+fn on_a_runtime_that_has_ended_who_may_go_anywhere_gets_what_is_idle_or_is_told() {
+    for limit in [PATIENCE, Duration::MAX] {
+        let builder = builder().pools(|pool| pool.max_size(1)).acquire_timeout(limit);
+        let (cluster, _managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+        let ended = runtime();
+        ended.block_on(async { drop(cluster.acquire("b").await.unwrap()) });
+        let a = ended.block_on(cluster.acquire("a")).unwrap();
+        let handle = ended.handle().clone();
+        drop(ended);
+        let policy = first("a");
+        let any = || handle.block_on(cluster.acquire_any(Policy::Rank(&policy)));
+        let b = any().unwrap();
+        assert_eq!(b.node(), "b", "a has none that is idle");
+        // One might come back, but nobody would say when it is time to look further.
+        let error = any().unwrap_err();
+        let ClusterError::Node(refusal) = &error else { panic!("{error}") };
+        assert!(matches!(refusal.source, AcquireError::NoRuntime), "{error}");
+        drop((a, b));
+    }
+}
+
+#[test]
 fn without_a_timer_who_waits_under_a_cap_is_not_woken_for_nothing() {
     let builder = builder().max_connections(1).acquire_timeout(Duration::MAX);
     let (cluster, _managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);

@@ -396,6 +396,31 @@ fn a_runtime_without_a_timer_does_not_become_the_pools() {
 }
 
 #[test]
+fn without_a_timer_or_a_deadline_an_acquire_waits_for_what_comes_back() {
+    let manager = TestManager::new();
+    let with = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let pool = with.block_on(builder(&manager).max_size(1).min_idle(1).build()).unwrap();
+    drop(with);
+    let held = pool.try_acquire().unwrap();
+    let without = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let mut acquire = pin!(pool.acquire_timeout(Duration::MAX));
+    {
+        let _entered = without.enter();
+        assert!(poll_once(acquire.as_mut()).is_pending());
+    }
+    drop(held);
+    drop(without.block_on(acquire).expect("it has come back"));
+    // Once nothing can come back, it is told so.
+    let held = pool.try_acquire().unwrap();
+    let mut acquire = pin!(pool.acquire_timeout(Duration::MAX));
+    let _entered = without.enter();
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    held.discard();
+    let Poll::Ready(answer) = poll_once(acquire.as_mut()) else { panic!("it is not told") };
+    assert!(matches!(answer, Err(AcquireError::NoRuntime)), "{answer:?}");
+}
+
+#[test]
 fn a_runtime_that_has_ended_is_none() {
     let manager = TestManager::new();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
@@ -409,6 +434,23 @@ fn a_runtime_that_has_ended_is_none() {
     assert!(matches!(error, WarmUpError::NoRuntime), "{error:?}");
     assert_eq!((manager.connect.calls(), pool.metrics().connect_failures), (0, 0));
     assert_eq!(pool.counts().vacant, pool.max_size());
+}
+
+#[test]
+fn an_acquire_that_waits_on_a_runtime_that_has_ended_is_a_clear_error() {
+    let manager = TestManager::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let pool = runtime.block_on(builder(&manager).max_size(1).min_idle(1).build()).unwrap();
+    let handle = runtime.handle().clone();
+    drop(runtime);
+    let held = pool.try_acquire().unwrap();
+    // It might come back, but nobody would say when it is time to give up.
+    let error = handle.block_on(pool.acquire()).unwrap_err();
+    assert!(matches!(error, AcquireError::NoRuntime), "{error:?}");
+    held.discard();
+    let error = handle.block_on(pool.acquire()).unwrap_err();
+    assert!(matches!(error, AcquireError::NoRuntime), "{error:?}");
+    assert_eq!(pool.counts().waiters, 0);
 }
 
 #[test]

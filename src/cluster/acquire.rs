@@ -30,7 +30,7 @@ use super::{Cluster, Key, Shared};
 use crate::error::{AcquireError, ReleaseError};
 use crate::manager::Manager;
 use crate::metrics::Outcome;
-use crate::pool::{Attempt, ConnectionInfo, Missed, Pooled, PooledBare, Terms, timer};
+use crate::pool::{Attempt, ConnectionInfo, Missed, Pooled, PooledBare, Terms, poll_timer, timer};
 use event_listener::EventListener;
 use std::borrow::Borrow;
 use std::fmt;
@@ -747,6 +747,8 @@ enum Event<K: Key, M: Manager> {
     Quiet,
     /// The deadline has passed.
     Late,
+    /// The runtime that it waits on has ended.
+    Ended,
 }
 
 impl<'a, K: Key, M: Manager> Race<'a, K, M> {
@@ -792,10 +794,15 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             // Nobody could check it. It goes back.
             self.out.push(self.runners.remove(index).node);
         }
+        Err(self.without_runtime())
+    }
+
+    #[cold]
+    fn without_runtime(&self) -> ClusterError<K, M::Error> {
         let nodes = self.runners.iter().map(|runner| &runner.node);
         match nodes.chain(&self.out).next() {
-            Some(node) => Err(ClusterError::of_node(node.key().clone(), AcquireError::NoRuntime)),
-            None => Err(ClusterError::Unavailable(self.unserved())),
+            Some(node) => ClusterError::of_node(node.key().clone(), AcquireError::NoRuntime),
+            None => ClusterError::Unavailable(self.unserved()),
         }
     }
 
@@ -867,6 +874,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                 Event::Late => {
                     break Err(ClusterError::Timeout(self.unserved()));
                 }
+                Event::Ended => break Err(self.without_runtime()),
             }
         };
         self.count(served.as_ref().map_or_else(Self::outcome, |_| Outcome::Served));
@@ -1172,11 +1180,16 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                 return Poll::Ready(Event::Changed);
             }
             if let Some(late) = late.as_mut().as_pin_mut() {
-                if late.poll(cx).is_ready() {
-                    return Poll::Ready(Event::Late);
+                match poll_timer(late, cx) {
+                    None => return Poll::Ready(Event::Ended),
+                    Some(Poll::Ready(())) => return Poll::Ready(Event::Late),
+                    Some(Poll::Pending) => {}
                 }
             }
-            quiet.as_mut().poll(cx).map(|()| Event::Quiet)
+            match poll_timer(quiet.as_mut(), cx) {
+                None => Poll::Ready(Event::Ended),
+                Some(polled) => polled.map(|()| Event::Quiet),
+            }
         })
         .await
     }

@@ -77,8 +77,9 @@ pub trait Keeper: Sized {
     /// is dropped: it must neither block nor panic.
     fn vacancy(&self);
 
-    /// The caller has just parked, and a slot may be vacant.
-    fn parked(&self) {
+    /// The caller has just parked in this line, and a slot may be vacant.
+    fn parked(&self, line: Line) {
+        let _ = line;
         self.vacancy();
     }
 
@@ -356,27 +357,36 @@ impl<K: Keeper> Core<K> {
     /// False: whoever makes one vacant from now on sees the waiters that were counted before. True:
     /// somebody may have taken it since.
     pub fn has_vacant(&self) -> bool {
-        !self.vacant.is_empty() || self.has_vacant_reserved()
+        !self.vacant.is_empty() || self.is_reserved_wanted()
+    }
+
+    /// The same of a slot that somebody in this line may have, who need not be in line yet.
+    pub fn has_vacant_for(&self, line: Line) -> bool {
+        !self.vacant.is_empty() || line == Line::High && self.has_vacant_reserved()
     }
 
     /// Whether a reserved slot is vacant, and somebody waits who may have it.
+    fn is_reserved_wanted(&self) -> bool {
+        self.reserved > 0
+            && self.shards[self.high()].listening.load(Ordering::Relaxed) > 0
+            && self.has_vacant_reserved()
+    }
+
+    /// Whether a reserved slot is vacant.
     ///
     /// None is to be filled while a general slot has to go, since reserved ones never do: they would be
     /// more than the limit for as long as that one lives. (A shrink that begins after this look counts
     /// them with those that there were before it.) Whoever lets the last of those general slots go tells
     /// the keeper.
     fn has_vacant_reserved(&self) -> bool {
-        self.reserved > 0
-            && self.shards[self.high()].listening.load(Ordering::Relaxed) > 0
-            && !self.vacant_reserved.is_empty()
-            && !self.limit.is_exceeded()
+        !self.vacant_reserved.is_empty() && !self.limit.is_exceeded()
     }
 
     /// Takes a vacant slot, a reserved one only if somebody waits who may have it.
     fn take_vacant(&self) -> Option<Box<Slot<K>>> {
         self.vacant
             .pop()
-            .or_else(|| self.has_vacant_reserved().then(|| self.vacant_reserved.pop()).flatten())
+            .or_else(|| self.is_reserved_wanted().then(|| self.vacant_reserved.pop()).flatten())
     }
 
     /// Puts a slot among the vacant ones, or, if it is one too many, among the spare ones.

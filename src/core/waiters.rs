@@ -240,13 +240,13 @@ impl<'k, K: Keeper> Place<'k, K> {
     }
 
     /// Steps 3 and 4, once the waiter listens. False: the core is closed.
-    fn arrive(&self) -> bool {
+    fn arrive(&self, line: Line) -> bool {
         let core = self.keeper.core();
         if core.control.arrive().is_closed() {
             return false;
         }
         serve(self.keeper, core.home());
-        self.keeper.parked();
+        self.keeper.parked(line);
         true
     }
 
@@ -298,7 +298,7 @@ pub(super) async fn wait<K: Keeper>(
     // Declared before the listener, so dropped after it.
     let place = Place::take(keeper, line, most).ok_or(LineFull)?;
     listener!(keeper.core().shards[place.shard].event => listener);
-    if !place.arrive() {
+    if !place.arrive(line) {
         return Ok(None);
     }
     // Cancel: `Handoff` and `Place` put everything right.
@@ -316,7 +316,7 @@ pub(super) fn wait_blocking<K: Keeper>(
 ) -> Result<Option<Box<Slot<K>>>, LineFull> {
     let place = Place::take(keeper, line, most).ok_or(LineFull)?;
     listener!(keeper.core().shards[place.shard].event => listener);
-    if !place.arrive() {
+    if !place.arrive(line) {
         return Ok(None);
     }
     let handoff = match deadline {

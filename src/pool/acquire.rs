@@ -22,6 +22,7 @@ use crate::core::{
 use crate::error::{AcquireError, OperationError, Stage, Timeout, TryAcquireError};
 use crate::manager::Manager;
 use crate::metrics::{CloseReason, Outcome};
+use crate::panics::caught;
 use std::future::{Future, poll_fn};
 use std::ops::Deref;
 use std::panic::{Location, catch_unwind};
@@ -98,11 +99,8 @@ where
         let obtain = obtain(&keeper, &ask, unready, &wait);
         let mut obtain = pin!(keeper.in_span(ask.caller, obtain));
         if limit == Duration::MAX {
-            if keeper.ground().is_some() || has_timer() {
-                Some(obtain.await)
-            } else {
-                Some(Err(AcquireError::NoRuntime))
-            }
+            // Without a timer it may wait for what comes back. If one is to be opened, it is told so in line.
+            Some(obtain.await)
         } else {
             let began = keeper.began + Duration::from_nanos(wait.began);
             let mut timer = pin!(timer(began + limit.min(FAR_FUTURE)));
@@ -114,7 +112,10 @@ where
                 };
                 match obtain.as_mut().poll(cx) {
                     Poll::Ready(obtained) => Poll::Ready(Some(obtained)),
-                    Poll::Pending => timer.poll(cx).map(|()| None),
+                    Poll::Pending => match poll_timer(timer, cx) {
+                        None => Poll::Ready(Some(Err(AcquireError::NoRuntime))),
+                        Some(polled) => polled.map(|()| None),
+                    },
                 }
             });
             let served = before_deadline.await;
@@ -132,6 +133,11 @@ where
 /// `None` on a runtime without a timer, of which tokio tells by a panic.
 pub(crate) fn timer(deadline: tokio::time::Instant) -> Option<Sleep> {
     catch_unwind(|| sleep_until(deadline)).ok()
+}
+
+/// `None` on a runtime that has ended, of which tokio tells in the same way.
+pub(crate) fn poll_timer(timer: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Option<Poll<()>> {
+    caught(|| timer.poll(cx)).ok()
 }
 
 /// An acquire that did not find what it wanted at once. However it ends is counted, unless it waits at
@@ -267,11 +273,6 @@ where
             return Err(AcquireError::Closed);
         }
         let verdicts = keeper.connector.verdicts();
-        // Without a deadline it may be on a runtime without a timer, and the pool's own have ended since.
-        let may_lack_timer = acquire.deadline == u64::MAX;
-        if may_lack_timer && keeper.core.has_vacant() && keeper.ground_or_current().is_none() {
-            return Err(keeper.give_up(AcquireError::NoRuntime));
-        }
         let woken = {
             let _waiting = match ask.terms {
                 None => keeper.about_to_wait(ask.caller, ask.line)?,
@@ -298,7 +299,7 @@ where
                 }
             }
             // Vacant slots are the connector's; dropping this one tells it.
-            Woken::Vacant(_) | Woken::LookAgain => keeper.why_woken(verdicts)?,
+            Woken::Vacant(_) | Woken::LookAgain => keeper.why_woken(ask.line, verdicts)?,
             Woken::LineFull => return Err(AcquireError::QueueFull),
         }
     }
@@ -762,9 +763,6 @@ where
             return Err(keeper.give_up(late));
         }
         let verdicts = keeper.connector.verdicts();
-        if keeper.core.has_vacant() && keeper.ground_or_current().is_none() {
-            return Err(keeper.give_up(AcquireError::NoRuntime));
-        }
         let woken = {
             let _waiting = keeper.about_to_wait(ask.caller, ask.line)?;
             wait_blocking(keeper, ask.line, most, deadline)
@@ -779,7 +777,7 @@ where
                     Welcome::Gone => {}
                 }
             }
-            Woken::Vacant(_) | Woken::LookAgain => keeper.why_woken(verdicts)?,
+            Woken::Vacant(_) | Woken::LookAgain => keeper.why_woken(ask.line, verdicts)?,
             Woken::LineFull => return Err(AcquireError::QueueFull),
         }
     }
@@ -863,15 +861,28 @@ impl<M: Manager> Shared<M> {
     }
 
     /// A waiter was woken without a connection: because the pool was closed, because of a verdict
-    /// since there were `verdicts`, or for nothing that concerns it.
-    pub(super) fn why_woken(&self, verdicts: u64) -> Result<(), AcquireError<M::Error>> {
+    /// since there were `verdicts`, because a slot is vacant and there is no runtime to fill it on, unless
+    /// the waiter brings one along, or for nothing that concerns it.
+    pub(super) fn why_woken(
+        &self,
+        line: Line,
+        verdicts: u64,
+    ) -> Result<(), AcquireError<M::Error>> {
+        match self.connector.verdict_since(verdicts) {
+            Some(verdict) if !self.core.is_closed() => Err(self.give_up(verdict.into())),
+            _ => self.look_again(line),
+        }
+    }
+
+    /// The same for one whom no verdict concerns.
+    pub(super) fn look_again(&self, line: Line) -> Result<(), AcquireError<M::Error>> {
         if self.core.is_closed() {
             return Err(self.closed_error());
         }
-        match self.connector.verdict_since(verdicts) {
-            Some(verdict) => Err(self.give_up(verdict.into())),
-            None => Ok(()),
+        if self.core.has_vacant_for(line) && self.ground_or_current().is_none() {
+            return Err(self.give_up(AcquireError::NoRuntime));
         }
+        Ok(())
     }
 
     pub(super) fn closed_error(&self) -> AcquireError<M::Error> {

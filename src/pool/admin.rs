@@ -586,6 +586,7 @@ impl<M: Manager> Shared<M> {
         let taken = taken.unwrap_or_else(late);
         let room = taken.map_err(|error| match error {
             AcquireError::Closed | AcquireError::Draining => RotateError::Closed,
+            AcquireError::NoRuntime => RotateError::NoRuntime,
             error => RotateError::NoRoom(error),
         })?;
         let mut lease = match room {
@@ -625,12 +626,9 @@ impl<M: Manager> Shared<M> {
                 }
                 Woken::Lease(lease) => return Ok(Room::Taken(lease)),
                 Woken::Vacant(reservation) => return Ok(Room::Vacant(reservation)),
-                Woken::LookAgain | Woken::LineFull if self.core.is_closed() => {
-                    return Err(self.closed_error());
-                }
-                // Nothing that was begun before says how its own connect will end, and one that was refused
-                // makes room for it.
-                Woken::LookAgain | Woken::LineFull => {}
+                // No verdict: nothing that was begun before says how its own connect will end, and one that
+                // was refused makes room for it.
+                Woken::LookAgain | Woken::LineFull => self.look_again(Line::High)?,
             }
         }
     }

@@ -12,7 +12,7 @@
 //! | connecting has failed and nothing is alive | the prober goes on though nobody waits, and if there is none, the reaper's next look begins one: a pool that calls itself down must find out that it is not, since whoever balances the load may send nobody there until then |
 //! | new connections that a hook rejects | the second in a row, and each after that, is followed by a pause like a failure |
 //! | an error that the manager calls permanent | is a verdict: no retry, not for the pool's own sake either (accounts get locked), and everybody who waits hears of it |
-//! | the runtime ends | the reaper, its task, is dropped and forgets it; a dial that is dropped has a waiter look again, which starts the next one on its own runtime |
+//! | the runtime ends | the reaper, its task, is dropped and forgets it; a dial that is dropped has a waiter look again, and so has whoever parks beside a vacant slot when there is none; that one starts the next dial on its own runtime, or is refused |
 //!
 //! Not here: who gets the connection (`core`), checks and resets (`acquire.rs`, `guard.rs`).
 
@@ -444,17 +444,17 @@ impl<M: Manager> Shared<M> {
     ///
     /// Called by whoever parks, and by whoever makes a slot vacant; `ground` says where the next
     /// dial runs. It is asked each time: a runtime that has ended drops the dial at once, and is
-    /// forgotten.
-    pub(super) fn demand(&self, ground: fn(&Self) -> Option<Ground>) {
-        self.dial(ground, Self::wanted);
+    /// forgotten. Answers false if there is none, though connections are wanted.
+    pub(super) fn demand(&self, ground: fn(&Self) -> Option<Ground>) -> bool {
+        self.dial(ground, Self::wanted)
     }
 
     /// The same for whoever wants connections. Before that, a pool that was built lazily keeps none idle.
-    pub(super) fn keep_idle(&self) {
+    pub(super) fn keep_idle(&self) -> bool {
         if !self.keeps_idle.load(Ordering::Relaxed) {
             self.keeps_idle.store(true, Ordering::Relaxed);
         }
-        self.demand(Self::ground_or_current);
+        self.demand(Self::ground_or_current)
     }
 
     /// The same for those who have no runtime to give: if the pool has none either, whoever waits brings
@@ -473,17 +473,17 @@ impl<M: Manager> Shared<M> {
         self.dial(Self::ground, Self::wanted_or_sought);
     }
 
-    fn dial(&self, ground: fn(&Self) -> Option<Ground>, wanted: fn(&Self) -> usize) {
+    fn dial(&self, ground: fn(&Self) -> Option<Ground>, wanted: fn(&Self) -> usize) -> bool {
         while !self.core.is_closed() && self.core.has_vacant() {
             // Asked first: whoever takes an idle connection when few are left comes by here, and has no
             // lock to wait for unless there is something to do.
             let wanted = wanted(self);
             if wanted == 0 {
-                return;
+                break;
             }
-            let Some(ground) = ground(self) else { return };
+            let Some(ground) = ground(self) else { return false };
             if !self.connector.admit(wanted) {
-                return;
+                break;
             }
             let shared = self.arc();
             let generation = ground.generation;
@@ -495,6 +495,7 @@ impl<M: Manager> Shared<M> {
                 None => dial.finish(),
             }
         }
+        true
     }
 
     /// How many callers wait who would have a connection opened, or a slot to open one themselves.

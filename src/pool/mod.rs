@@ -34,7 +34,7 @@ pub use self::reaper::{Holder, Maintenance};
 pub(crate) use self::acquire::runs_async_task;
 use self::acquire::{Ask, acquire_blocking_slow, acquire_slow};
 #[cfg(feature = "cluster")]
-pub(crate) use self::acquire::{Attempt, Missed, MissedHere, attempt, timer};
+pub(crate) use self::acquire::{Attempt, Missed, MissedHere, attempt, poll_timer, timer};
 use self::connector::Connector;
 #[cfg(feature = "cluster")]
 use self::connector::Ground;
@@ -221,8 +221,12 @@ impl<M: Manager> Keeper for Shared<M> {
         self.demand_of_somebody();
     }
 
-    fn parked(&self) {
-        self.keep_idle();
+    fn parked(&self, line: Line) {
+        // Whoever looked before it was in line would not be told of a slot that becomes vacant after that look,
+        // nor that the runtime has ended (I4).
+        if !self.keep_idle() && self.core.has_vacant_for(line) {
+            self.core.nudge();
+        }
     }
 
     #[cold]
@@ -281,7 +285,9 @@ impl<M: Manager> Pool<M> {
     /// - [`AcquireError::Unavailable`], [`AcquireError::QueueFull`], [`AcquireError::Shed`] and
     ///   [`AcquireError::WouldDeadlock`] only if the settings `fail_fast`, `max_waiters`, `shed` and
     ///   `detect_deadlock` ask for them.
-    /// - [`AcquireError::NoRuntime`] if it has to wait and there is no tokio runtime with a timer.
+    /// - [`AcquireError::NoRuntime`] if it has to wait and there is no tokio runtime with a timer. On one
+    ///   without, an acquire without a deadline waits all the same for what comes back, as a blocking one does
+    ///   outside any, and fails like this only if a connection has to be opened or checked.
     ///
     /// # Cancel safety
     ///
