@@ -12,7 +12,7 @@ use millpond::backends::postgres::{Error, PoolMode, PostgresManager};
 use millpond::{AcquireError, OperationError, Pool, PoolBuilder, PoolMetrics, Pooled};
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, mpsc};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Config, IsolationLevel, NoTls};
@@ -602,6 +602,42 @@ async fn a_statement_is_prepared_once_however_many_ask_for_it_at_once() {
     assert_eq!(client.cached_statements(), 3, "types make a difference");
     client.clear_statements();
     assert_eq!(ask(&client, prepared).await, "0");
+}
+
+/// The end of a statement asks the driver, whose buffer belongs to whoever writes a request.
+#[tokio::test]
+async fn nobody_waits_for_the_cache_while_cleared_statements_end() {
+    let Some(server) = server() else { return };
+    let pool = single(server).await;
+    let client = pool.acquire().await.unwrap();
+    let statement = client.prepare("SELECT $1::int4").await.unwrap();
+    client.prepare_cached("VALUES ('cleared')").await.unwrap();
+    let (begins, begun) = mpsc::channel();
+    let (goes_on, go_on) = mpsc::channel();
+    let (finds, found) = mpsc::channel();
+    let client: &millpond::backends::postgres::Client = &client;
+    let found = std::thread::scope(|threads| {
+        threads.spawn(move || {
+            let values = [41].iter().map(|value: &i32| {
+                begins.send(()).unwrap();
+                go_on.recv().unwrap();
+                value
+            });
+            drop(poll_once(pin!(client.query_raw(&statement, values))));
+        });
+        begun.recv_timeout(PATIENCE).unwrap();
+        threads.spawn(|| client.clear_statements());
+        threads.spawn(move || {
+            while client.cached_statements() > 0 {
+                std::thread::yield_now();
+            }
+            finds.send(()).unwrap();
+        });
+        let found = found.recv_timeout(PATIENCE);
+        goes_on.send(()).unwrap();
+        found
+    });
+    found.expect("whoever looks into the cache waits for the driver");
 }
 
 #[tokio::test]

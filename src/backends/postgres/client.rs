@@ -116,8 +116,9 @@ impl Client {
     /// Forgets the statements that were prepared with [`prepare_cached`](Self::prepare_cached), such
     /// as after the tables that they read have changed.
     pub fn clear_statements(&self) {
+        let cleared = mem::take(&mut self.statements.lock().entries);
         // They end outside the lock, as each asks the driver.
-        drop(mem::take(&mut self.statements.lock().entries));
+        drop(cleared);
     }
 
     /// How many statements are cached.
