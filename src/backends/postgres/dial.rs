@@ -241,25 +241,42 @@ impl fmt::Display for Place {
     }
 }
 
-/// The places from which no answer has come lately, neither a good one nor a bad one. They are tried
-/// after all others, since a dial has no more time than its pool gives it.
+/// The places from which no answer has come lately, neither a good one nor a bad one. Those that have
+/// been waited for long enough are silent: they are tried after all others, since a dial has no more time
+/// than its pool gives it.
 #[derive(Default)]
-pub(super) struct Silence(Mutex<Vec<(Place, Instant)>>);
+pub(super) struct Silence(Mutex<Vec<Unanswered>>);
+
+/// A place that has not answered since it was asked.
+struct Unanswered {
+    place: Place,
+    /// For how long dials have waited for it: the time of several at once counts once.
+    waited: Duration,
+    /// When the last of them was given up.
+    until: Instant,
+    is_silent: bool,
+}
 
 impl Silence {
     /// For how long that is remembered. Then it is one dial, as a rule, that finds it out again.
     const REMEMBERED: Duration = Duration::from_secs(30);
 
+    /// How long a place is waited for before it counts as silent. A dial may be given up at once, which
+    /// says nothing of its place; one after the other may be, in a pool that gives them less than this.
+    const ENOUGH: Duration = Duration::from_millis(250);
+
     /// The present ones.
-    fn all(&self) -> MutexGuard<'_, Vec<(Place, Instant)>> {
+    fn all(&self) -> MutexGuard<'_, Vec<Unanswered>> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|(_, since)| since.elapsed() < Self::REMEMBERED);
+        all.retain(|other| other.until.elapsed() < Self::REMEMBERED);
         all
     }
 
-    /// Since when there has been none from this place, if that is so.
+    /// Since when this place is silent, if it is.
     fn since(&self, place: &Place) -> Option<Instant> {
-        self.all().iter().find(|(other, _)| other == place).map(|(_, since)| *since)
+        let all = self.all();
+        let silent = all.iter().find(|other| other.is_silent && other.place == *place)?;
+        Some(silent.until)
     }
 
     /// Waits for what comes of an attempt, and for no longer than `limit`.
@@ -270,7 +287,14 @@ impl Silence {
         attempt: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
         // Cancel: whoever has lost patience is told no less than that there was no answer.
-        let waiting = Attempt { silence: self, place, is_answered: false };
+        let waiting = Attempt {
+            silence: self,
+            place,
+            since: Instant::now(),
+            // Who has had all the time that the configuration gives has had enough of it.
+            enough: limit.map_or(Self::ENOUGH, |limit| limit.min(Self::ENOUGH)),
+            is_answered: false,
+        };
         let answer = match limit {
             None => attempt.await,
             Some(limit) => {
@@ -286,6 +310,9 @@ impl Silence {
 struct Attempt<'s> {
     silence: &'s Silence,
     place: &'s Place,
+    since: Instant,
+    /// How long its place is waited for, by this one and those before, until it is silent.
+    enough: Duration,
     is_answered: bool,
 }
 
@@ -298,10 +325,19 @@ impl Attempt<'_> {
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         let mut all = self.silence.all();
-        all.retain(|(other, _)| other != self.place);
-        if !self.is_answered {
-            all.push((self.place.clone(), Instant::now()));
+        let known = all.iter().position(|other| other.place == *self.place);
+        let known = known.map(|index| all.swap_remove(index));
+        if self.is_answered {
+            return;
         }
+        let (mut waited, mut from, mut is_silent) = (Duration::ZERO, self.since, false);
+        if let Some(known) = known {
+            (waited, from, is_silent) = (known.waited, from.max(known.until), known.is_silent);
+        }
+        let until = Instant::now();
+        waited += until.duration_since(from);
+        is_silent |= waited >= self.enough;
+        all.push(Unanswered { place: self.place.clone(), waited, until, is_silent });
     }
 }
 
@@ -471,10 +507,12 @@ impl fmt::Debug for Socket {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use std::future::pending;
 
     /// An attempt to which no answer comes.
     fn silent(course: &Course<'_>, place: &Place) {
-        drop(Attempt { silence: course.silence, place, is_answered: false });
+        let (since, enough) = (Instant::now(), Duration::ZERO);
+        drop(Attempt { silence: course.silence, place, since, enough, is_answered: false });
     }
 
     #[test]
@@ -519,5 +557,45 @@ mod tests {
         course.failed(place);
         let Some((place, limit)) = course.next() else { panic!("there is another one") };
         assert_eq!((place == a, limit), (true, None));
+    }
+
+    /// A place that answers nobody, asked by a dial that is given up after so long.
+    async fn given_up_after(silence: &Silence, place: &Place, limit: Option<Duration>, wait: u64) {
+        let attempt = silence.until_answer(place, limit, pending::<Result<(), Error>>());
+        drop(timeout(Duration::from_millis(wait), attempt).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dial_that_is_given_up_soon_says_nothing_of_its_place() {
+        let silence = Silence::default();
+        let place = Place { target: Target::new("db", 5432), address: None };
+        // Nor do several at the same time.
+        tokio::join!(
+            given_up_after(&silence, &place, None, 100),
+            given_up_after(&silence, &place, Some(Course::SHARE), 100),
+            given_up_after(&silence, &place, None, 100),
+        );
+        assert_eq!(silence.since(&place), None);
+        given_up_after(&silence, &place, None, 300).await;
+        assert_eq!(silence.since(&place), Some(Instant::now()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn dials_of_a_pool_with_little_time_find_out_that_a_place_is_silent() {
+        let silence = Silence::default();
+        let place = Place { target: Target::new("db", 5432), address: None };
+        for _ in 0..3 {
+            assert_eq!(silence.since(&place), None);
+            given_up_after(&silence, &place, None, 100).await;
+        }
+        assert_eq!(silence.since(&place), Some(Instant::now()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_that_has_had_the_time_of_the_configuration_is_silent() {
+        let silence = Silence::default();
+        let place = Place { target: Target::new("db", 5432), address: None };
+        given_up_after(&silence, &place, Some(Duration::from_millis(10)), 100).await;
+        assert!(silence.since(&place).is_some());
     }
 }

@@ -111,7 +111,8 @@ const CANCELLED_AGAIN: u32 = 10;
 /// takes the `connect_timeout` of the configuration at most: the question for a host's addresses, and each
 /// of them up to the server's last word; or, if there is none, 2 s, as long as there is another place to go
 /// to that has not had a turn. What has not answered is tried after all others for the next 30 s, and not cut
-/// short then. So a server that takes longer than 2 s to let anybody in had better have a `connect_timeout`.
+/// short then; also if dials to it were given up before that, once they have waited for 250 ms in all. So a
+/// server that takes longer than 2 s to let anybody in had better have a `connect_timeout`.
 /// All of it is a part of the *pool's* [`connect_timeout`](crate::PoolBuilder::connect_timeout), by default
 /// 5 s: a dial that is cut there goes on behind the place that has held it up, next time. Names are looked
 /// up on a thread of Millpond's own, for which tokio's paused clock does not stand still.
