@@ -260,6 +260,31 @@ async fn a_connection_that_is_closed_in_the_middle_of_a_query_has_it_cancelled_o
 }
 
 #[tokio::test]
+async fn a_reset_that_is_cut_leaves_what_was_given_up_to_the_close() {
+    let Some(server) = server() else { return };
+    let at_it = "SELECT count(*) FROM pg_stat_activity \
+                 WHERE query LIKE 'SELECT pg_sleep(605.%)' AND state = 'active'";
+    // Before the server is asked to cancel anything; and when it has left some of several.
+    for (limit, count) in [(15, 1), (100, 10)] {
+        let limit = std::time::Duration::from_millis(limit);
+        let pool = pool_of(manager(server), 1).reset_timeout(limit).close_timeout(PATIENCE);
+        let pool = pool.build().await.unwrap();
+        let client = pool.acquire().await.unwrap();
+        {
+            let ask = |_| Box::pin(client.batch_execute("SELECT pg_sleep(605.1)"));
+            for query in &mut (0..count).map(ask).collect::<Vec<_>>() {
+                assert!(poll_once(query.as_mut()).is_pending());
+            }
+            eventually("the server is at it", || server.run(at_it) == "1").await;
+        }
+        drop(client);
+        let closed = || server.run(at_it) == "0" && pool.metrics().closed.total() == 1;
+        eventually("the server has left them", closed).await;
+        assert_eq!(at_rest(&pool).await.closed.failed_reset, 1);
+    }
+}
+
+#[tokio::test]
 async fn all_that_was_asked_at_once_and_given_up_is_cancelled_on_the_server() {
     let Some(server) = server() else { return };
     let pool = pool_of(manager(server), 1).reset_timeout(PATIENCE / 2).close_timeout(PATIENCE / 2);

@@ -46,8 +46,8 @@ pub struct Client {
     pub(super) statements: Statements,
     /// How many requests there had been when it was last known to be clean.
     pub(super) clean_at: u64,
-    /// The pool has asked last, by a check or a reset, and has not had its answer.
-    pub(super) asked: bool,
+    /// How many answers had ended when the pool asked last, by a check, a reset or a cancel that is not over.
+    pub(super) asked: Option<u64>,
     /// It is to be one that takes writes.
     pub(super) must_write: bool,
     pub(super) config: Arc<Config>,
