@@ -945,7 +945,8 @@ async fn a_host_that_was_cut_short_has_another_turn_if_the_others_do_not_serve()
 #[tokio::test]
 async fn a_configuration_that_cannot_work_is_tried_once_and_names_what_is_wrong() {
     let require = "postgresql://millpond@127.0.0.1/millpond?sslmode=require";
-    for (url, said) in [
+    let read = |url| PostgresManager::from_url(url).unwrap();
+    let by_url = [
         ("user=millpond", "host is , but it must be given, or hostaddr"),
         ("host=a,b port=1,2,3 user=millpond", "port is 1,2,3, but it must be one, or as many as"),
         (
@@ -953,8 +954,19 @@ async fn a_configuration_that_cannot_work_is_tried_once_and_names_what_is_wrong(
             "hostaddr is 127.0.0.1, but it must be as many",
         ),
         (require, "sslmode is require, but it needs a TLS connector"),
-    ] {
-        let pool = pool_of(PostgresManager::from_url(url).unwrap(), 1).build().await.unwrap();
+        ("postgresql://millpond@a,,b/millpond", "host is :5432, but it must have a name before"),
+        (
+            "host=a,b port=1,0 user=millpond",
+            "port is b:0, but it must be a host and, after a colon",
+        ),
+        ("hostaddr=::1 port=0 user=millpond", "port is [::1]:0, but it must be a host and, after"),
+        ("host=a port=0 user=millpond password=hush", "port is that of number 1 (not shown beside"),
+    ];
+    let by_url = by_url.map(|(url, said)| (read(url), said));
+    let alone = [("", 5432, "host is :5432, but it must"), ("a", 0, "port is a:0, but it must")];
+    let alone = alone.map(|(host, port, said)| (read("user=millpond").only(host, port), said));
+    for (manager, said) in by_url.into_iter().chain(alone) {
+        let pool = pool_of(manager, 1).build().await.unwrap();
         let error = pool.acquire().await.map(drop).unwrap_err();
         let AcquireError::Connect(error) = error else { panic!("{error}") };
         assert!(error.to_string().starts_with(said), "{error}");

@@ -40,21 +40,23 @@ enum Stream {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Target {
     host: Host,
-    pub(super) port: u16,
+    port: u16,
     /// The name on the server's certificate.
     pub(super) hostname: Option<String>,
 }
 
 /// By its name if it has one, as it is written in a configuration.
-#[cfg(feature = "cluster")]
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let host = match (&self.hostname, &self.host) {
-            (Some(name), _) | (None, Host::Tcp(name)) => name.clone(),
+        let port = self.port;
+        match (&self.hostname, &self.host) {
+            (Some(name), _) | (None, Host::Tcp(name)) => match name.contains(':') {
+                true => write!(f, "[{name}]:{port}"),
+                false => write!(f, "{name}:{port}"),
+            },
             #[cfg(unix)]
-            (None, Host::Unix(folder)) => return write!(f, "{}:{}", folder.display(), self.port),
-        };
-        fmt::Display::fmt(&crate::cluster::Endpoint::new(host, self.port), f)
+            (None, Host::Unix(folder)) => write!(f, "{}:{port}", folder.display()),
+        }
     }
 }
 
@@ -76,12 +78,15 @@ impl fmt::Display for Address {
     }
 }
 
+/// What a port must be.
+pub(super) const PORT: &str = "must be a host and, after a colon, a number from 1 to 65535";
+
 /// The hosts of a configuration, in the order in which they are to be tried.
 ///
 /// # Errors
 ///
-/// If there are none, if one has a character that shows that it is something else, or if the numbers of
-/// hosts, addresses and ports do not fit together.
+/// If there are none, if one has no name or no port, or a character that shows that it is something else,
+/// or if the numbers of hosts, addresses and ports do not fit together.
 pub(super) fn targets(config: &Config) -> Result<Vec<Target>, Error> {
     let (hosts, addresses) = (config.get_hosts(), config.get_hostaddrs());
     let count = hosts.len().max(addresses.len());
@@ -122,7 +127,8 @@ pub(super) fn targets(config: &Config) -> Result<Vec<Target>, Error> {
             host: address.or(host.cloned()).expect("BUG: a host that is not there"),
         }
     };
-    let mut targets: Vec<Target> = (0..count).map(target).collect();
+    let target = |index| target(index).reachable(config, index);
+    let mut targets = (0..count).map(target).collect::<Result<Vec<_>, _>>()?;
     if config.get_load_balance_hosts() == LoadBalanceHosts::Random {
         fastrand::shuffle(&mut targets);
     }
@@ -169,11 +175,19 @@ impl Target {
         crate::cluster::Endpoint::new(host, self.port)
     }
 
-    /// Whether there is a port only.
-    #[cfg(feature = "cluster")]
-    pub(super) fn is_nameless(&self) -> bool {
-        matches!(&self.host, Host::Tcp(name) if name.is_empty())
+    /// Itself, which is the host of this number in a configuration, or an error if there is nothing that
+    /// could be connected to.
+    pub(super) fn reachable(self, config: &Config, index: usize) -> Result<Self, Error> {
+        let refused = |field, rule| Err(Error::config(field, shown(config, index, &self), rule));
+        if matches!(&self.host, Host::Tcp(name) if name.is_empty()) {
+            return refused("host", "must have a name before the colon");
+        }
+        if self.port == 0 {
+            return refused("port", PORT);
+        }
+        Ok(self)
     }
+
     /// The addresses of this host, in the order in which they are to be tried.
     pub(super) async fn addresses(&self, config: &Config) -> Result<Vec<Address>, Error> {
         let name = match &self.host {

@@ -491,7 +491,7 @@ where
         }
         let config = Arc::new(config);
         let targets = match &self.only {
-            Some(target) => vec![target.clone()],
+            Some(target) => vec![target.clone().reachable(&config, 0)?],
             None => targets(&config)?,
         };
         let mut course = Course::new(&self.silence, &config, targets);
