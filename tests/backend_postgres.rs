@@ -8,12 +8,14 @@
 mod support;
 use support::*;
 
-use millpond::backends::postgres::{Error, PoolMode, PostgresManager};
+use millpond::backends::postgres::{Error, PoolMode, PostgresManager, Socket};
 use millpond::{AcquireError, OperationError, Pool, PoolBuilder, PoolMetrics, Pooled};
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock, mpsc};
+use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Config, IsolationLevel, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -1046,6 +1048,71 @@ async fn an_encrypted_session_is_read_along_with_inside_the_encryption() {
     drop(client);
     let metrics = at_rest(&pool).await;
     assert_eq!((metrics.created, metrics.closed.total(), metrics.resets), (1, 0, 2));
+}
+
+/// Takes an address that has no name for `localhost`, as connectors do that do not look at names.
+#[derive(Clone)]
+struct Careless(MakeRustlsConnect);
+
+impl MakeTlsConnect<Socket> for Careless {
+    type Stream = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
+    type TlsConnect = <MakeRustlsConnect as MakeTlsConnect<Socket>>::TlsConnect;
+    type Error = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Error;
+
+    fn make_tls_connect(&mut self, name: &str) -> Result<Self::TlsConnect, Self::Error> {
+        let name = if name.is_empty() { "localhost" } else { name };
+        MakeTlsConnect::<Socket>::make_tls_connect(&mut self.0, name)
+    }
+}
+
+/// An address of the server, and no name.
+fn nameless(server: &Postgres) -> Config {
+    let mut config: Config = "user=millpond dbname=millpond".parse().unwrap();
+    config.hostaddr(server.address().ip()).port(server.address().port());
+    config
+}
+
+#[tokio::test]
+async fn nothing_is_encrypted_for_a_host_without_a_name_to_check_its_certificate_by() {
+    let Some((server, connector)) = encrypted() else { return };
+    let mut empty = nameless(&server);
+    empty.host("");
+    for config in [nameless(&server), empty] {
+        for mode in [SslMode::Prefer, SslMode::Require] {
+            let mut config = config.clone();
+            config.ssl_mode(mode);
+            let manager = PostgresManager::new(config).tls(Careless(connector.clone()));
+            let error = millpond::Manager::connect(&manager).await.map(drop).unwrap_err();
+            let cause = std::error::Error::source(&error).unwrap();
+            assert!(cause.to_string().starts_with("host is , but it must be"), "{error}: {cause}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_host_without_a_name_serves_where_nothing_is_encrypted() {
+    let Some((certified, connector)) = encrypted() else { return };
+    let Some(server) = server() else { return };
+    let mut by_socket: Config = "user=millpond dbname=millpond".parse().unwrap();
+    by_socket.host_path(certified.socket_folder()).port(certified.address().port());
+    for (server, config) in [(server, nameless(server)), (&certified, by_socket)] {
+        let manager = PostgresManager::new(config).tls(Careless(connector.clone()));
+        let pool = Pool::builder(manager).max_size(1).acquire_timeout(PATIENCE);
+        let pool = pool.reset_timeout(PATIENCE).build().await.unwrap();
+        let client = pool.acquire().await.unwrap();
+        {
+            let mut query = pin!(client.batch_execute("SELECT pg_sleep(606)"));
+            assert!(poll_once(query.as_mut()).is_pending());
+            let at_it =
+                "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(606)'";
+            eventually("the server is at it", || server.run(at_it) == "1").await;
+        }
+        drop(client);
+        // It is cancelled in the same way.
+        pool.acquire().await.unwrap().batch_execute("SELECT 1").await.unwrap();
+        let metrics = at_rest(&pool).await;
+        assert_eq!((metrics.created, metrics.closed.total()), (1, 0));
+    }
 }
 
 /// More than the system can express is the most that it can, and none at all its own.

@@ -3,7 +3,7 @@
 //! Not here: whether it is clean (`session.rs`, `mod.rs`).
 
 use super::Error as ManagerError;
-use super::dial::{Address, Kept, Socket};
+use super::dial::{Address, Kept, Nameless, Socket};
 use super::driver::Crank;
 use super::session::Session;
 use crate::pool::operation::has_timer;
@@ -211,9 +211,14 @@ impl CancelToken {
             let socket = unless(needless, self.address.open(&self.config)).await;
             let Some(socket) = socket else { return Ok(()) };
             let kept = Kept::new(socket.map_err(|error| ManagerError::open(&self.address, error))?);
-            let tls = tls.make_tls_connect(self.hostname.as_deref().unwrap_or(""));
-            let tls = tls.map_err(|error| ManagerError::Tls(error.into()))?;
-            self.token.cancel_query_raw(kept.handle(), tls).await?;
+            match &self.hostname {
+                None => self.token.cancel_query_raw(kept.handle(), Nameless).await?,
+                Some(name) => {
+                    let tls = tls.make_tls_connect(name);
+                    let tls = tls.map_err(|error| ManagerError::Tls(error.into()))?;
+                    self.token.cancel_query_raw(kept.handle(), tls).await?;
+                }
+            }
             // Its end says that the server has passed it on: what came later would hit another query.
             kept.until_closed().await;
             Ok(())

@@ -5,18 +5,19 @@
 
 use super::Error;
 use crate::backends::host::keepalive_time;
+use crate::error::ConfigError;
 use crate::names::lookup;
 use socket2::{SockRef, TcpKeepalive};
 use std::collections::VecDeque;
 use std::fmt;
-use std::future::{Future, poll_fn};
+use std::future::{Future, Ready, poll_fn, ready};
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 #[cfg(unix)]
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -25,6 +26,7 @@ use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout};
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, LoadBalanceHosts};
+use tokio_postgres::tls::{NoTlsStream, TlsConnect};
 
 /// A socket to the server, TCP or Unix: what TLS connectors are given.
 pub struct Socket(Stream);
@@ -36,12 +38,28 @@ enum Stream {
     Kept(Kept),
 }
 
+/// Encrypts nothing, for want of a name to check the server's certificate by: for a host that has none,
+/// which serves as long as its server does not encrypt either.
+pub(super) struct Nameless;
+
+impl<S> TlsConnect<S> for Nameless {
+    type Stream = NoTlsStream;
+    type Error = ConfigError;
+    type Future = Ready<Result<NoTlsStream, ConfigError>>;
+
+    fn connect(self, _: S) -> Self::Future {
+        let rule =
+            "must be given, hostaddr or not, where TLS is used: the certificate is checked by it";
+        ready(Err(ConfigError::new("host", "", rule)))
+    }
+}
+
 /// One of the hosts of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Target {
     host: Host,
     port: u16,
-    /// The name on the server's certificate.
+    /// The name on the server's certificate, if there is one.
     pub(super) hostname: Option<String>,
 }
 
@@ -121,7 +139,7 @@ pub(super) fn targets(config: &Config) -> Result<Vec<Target>, Error> {
         Target {
             port: ports.get(index).or(ports.first()).copied().unwrap_or(5432),
             hostname: match host {
-                Some(Host::Tcp(name)) => Some(name.clone()),
+                Some(Host::Tcp(name)) if !name.is_empty() => Some(name.clone()),
                 _ => None,
             },
             host: address.or(host.cloned()).expect("BUG: a host that is not there"),
@@ -459,7 +477,7 @@ impl Kept {
             let mut bytes = [0; 64];
             loop {
                 let mut buffer = ReadBuf::new(&mut bytes);
-                let read = ready!(Pin::new(&mut socket).poll_read(cx, &mut buffer));
+                let read = std::task::ready!(Pin::new(&mut socket).poll_read(cx, &mut buffer));
                 if read.is_err() || buffer.filled().is_empty() {
                     return Poll::Ready(());
                 }

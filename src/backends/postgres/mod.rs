@@ -20,7 +20,7 @@ pub use self::cluster::{PostgresNodes, read_role};
 pub use self::dial::Socket;
 
 use self::client::{DriverTask, Statements};
-use self::dial::{Address, Course, Silence, Target, targets};
+use self::dial::{Address, Course, Nameless, Silence, Target, targets};
 use self::driver::{Crank, Driver};
 use self::session::Session;
 use self::tap::{Tap, TapInside};
@@ -186,7 +186,8 @@ impl PostgresManager {
     }
 
     /// Encrypts with this connector, such as the crates tokio-postgres-rustls and
-    /// postgres-native-tls have, as far as the configuration's `sslmode` asks for it.
+    /// postgres-native-tls have, as far as the configuration's `sslmode` asks for it. A server that encrypts
+    /// must have a name, which its certificate is checked by: `hostaddr` alone leads to those that do not.
     pub fn tls<T: MakeTlsConnect<Socket>>(self, connector: T) -> PostgresManager<T> {
         let Self { config, mode, reset_query, reset_always, statement_cache, only, .. } = self;
         let (tls, silence) = (Some(connector), Silence::default());
@@ -282,10 +283,12 @@ where
         let socket = socket.map_err(|error| Error::open(&address, error))?;
         let session = Arc::new(Session::new());
         let tap = Tap::new(socket, session.clone());
-        let Started { client, driver, crank } = match &self.tls {
-            None => Started::new(config.connect_raw(tap, NoTls).await?, &session),
-            Some(_) => {
-                let tls = TapInside(self.connector(target.hostname.as_deref())?);
+        let Started { client, driver, crank } = match (&self.tls, &target.hostname) {
+            (None, _) => Started::new(config.connect_raw(tap, NoTls).await?, &session),
+            (Some(_), None) => Started::new(config.connect_raw(tap, Nameless).await?, &session),
+            (Some(tls), Some(name)) => {
+                let tls = tls.clone().make_tls_connect(name);
+                let tls = TapInside(tls.map_err(|error| Error::Tls(error.into()))?);
                 Started::new(config.connect_raw(tap, tls).await?, &session)
             }
         };
@@ -312,11 +315,6 @@ where
             TargetSessionAttrs::ReadOnly if writable => Err(Error::ReadWrite),
             _ => Ok(client),
         }
-    }
-
-    fn connector(&self, hostname: Option<&str>) -> Result<T::TlsConnect, Error> {
-        let mut tls = self.tls.clone().expect("BUG: no connector");
-        tls.make_tls_connect(hostname.unwrap_or("")).map_err(|error| Error::Tls(error.into()))
     }
 
     /// Waits for what was given up to end; the server is asked to cancel what takes its time.
