@@ -8,12 +8,14 @@
 mod support;
 use support::*;
 
-use millpond::backends::postgres::{Error, PoolMode, PostgresManager};
+use millpond::backends::postgres::{Error, PoolMode, PostgresManager, Socket};
 use millpond::{AcquireError, OperationError, Pool, PoolBuilder, PoolMetrics, Pooled};
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, mpsc};
+use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Config, IsolationLevel, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -260,6 +262,31 @@ async fn a_connection_that_is_closed_in_the_middle_of_a_query_has_it_cancelled_o
 }
 
 #[tokio::test]
+async fn a_reset_that_is_cut_leaves_what_was_given_up_to_the_close() {
+    let Some(server) = server() else { return };
+    let at_it = "SELECT count(*) FROM pg_stat_activity \
+                 WHERE query LIKE 'SELECT pg_sleep(605.%)' AND state = 'active'";
+    // Before the server is asked to cancel anything; and when it has left some of several.
+    for (limit, count) in [(15, 1), (100, 10)] {
+        let limit = std::time::Duration::from_millis(limit);
+        let pool = pool_of(manager(server), 1).reset_timeout(limit).close_timeout(PATIENCE);
+        let pool = pool.build().await.unwrap();
+        let client = pool.acquire().await.unwrap();
+        {
+            let ask = |_| Box::pin(client.batch_execute("SELECT pg_sleep(605.1)"));
+            for query in &mut (0..count).map(ask).collect::<Vec<_>>() {
+                assert!(poll_once(query.as_mut()).is_pending());
+            }
+            eventually("the server is at it", || server.run(at_it) == "1").await;
+        }
+        drop(client);
+        let closed = || server.run(at_it) == "0" && pool.metrics().closed.total() == 1;
+        eventually("the server has left them", closed).await;
+        assert_eq!(at_rest(&pool).await.closed.failed_reset, 1);
+    }
+}
+
+#[tokio::test]
 async fn all_that_was_asked_at_once_and_given_up_is_cancelled_on_the_server() {
     let Some(server) = server() else { return };
     let pool = pool_of(manager(server), 1).reset_timeout(PATIENCE / 2).close_timeout(PATIENCE / 2);
@@ -375,20 +402,19 @@ const CHANGES: [(&str, &str, &str); 7] = [
         "SELECT count(*) FROM pg_cursors WHERE name = 'mine'",
         "0",
     ),
-    ("SET SESSION AUTHORIZATION DEFAULT; SET ROLE NONE", "SELECT current_user::text", "millpond"),
+    ("SET ROLE other", "SELECT current_user::text", "millpond"),
 ];
 
 #[tokio::test]
 async fn in_session_mode_the_next_user_finds_a_new_session() {
     let Some(server) = server() else { return };
+    server.run("CREATE ROLE other; GRANT other TO millpond");
     let pool = pool_of(manager(server).mode(PoolMode::Session), 1).build().await.unwrap();
     let first = process(&pool.acquire().await.unwrap()).await;
     for (change, seen, expected) in CHANGES {
         let client = pool.acquire().await.unwrap();
         client.batch_execute(change).await.unwrap();
-        if change.starts_with("SET search") {
-            assert_ne!(ask(&client, seen).await, expected);
-        }
+        assert_ne!(ask(&client, seen).await, expected, "{change} changes nothing");
         drop(client);
         let client = pool.acquire().await.unwrap();
         assert_eq!(ask(&client, seen).await, expected, "after {change}");
@@ -602,6 +628,42 @@ async fn a_statement_is_prepared_once_however_many_ask_for_it_at_once() {
     assert_eq!(client.cached_statements(), 3, "types make a difference");
     client.clear_statements();
     assert_eq!(ask(&client, prepared).await, "0");
+}
+
+/// The end of a statement asks the driver, whose buffer belongs to whoever writes a request.
+#[tokio::test]
+async fn nobody_waits_for_the_cache_while_cleared_statements_end() {
+    let Some(server) = server() else { return };
+    let pool = single(server).await;
+    let client = pool.acquire().await.unwrap();
+    let statement = client.prepare("SELECT $1::int4").await.unwrap();
+    client.prepare_cached("VALUES ('cleared')").await.unwrap();
+    let (begins, begun) = mpsc::channel();
+    let (goes_on, go_on) = mpsc::channel();
+    let (finds, found) = mpsc::channel();
+    let client: &millpond::backends::postgres::Client = &client;
+    let found = std::thread::scope(|threads| {
+        threads.spawn(move || {
+            let values = [41].iter().map(|value: &i32| {
+                begins.send(()).unwrap();
+                go_on.recv().unwrap();
+                value
+            });
+            drop(poll_once(pin!(client.query_raw(&statement, values))));
+        });
+        begun.recv_timeout(PATIENCE).unwrap();
+        threads.spawn(|| client.clear_statements());
+        threads.spawn(move || {
+            while client.cached_statements() > 0 {
+                std::thread::yield_now();
+            }
+            finds.send(()).unwrap();
+        });
+        let found = found.recv_timeout(PATIENCE);
+        goes_on.send(()).unwrap();
+        found
+    });
+    found.expect("whoever looks into the cache waits for the driver");
 }
 
 #[tokio::test]
@@ -884,7 +946,8 @@ async fn a_host_that_was_cut_short_has_another_turn_if_the_others_do_not_serve()
 #[tokio::test]
 async fn a_configuration_that_cannot_work_is_tried_once_and_names_what_is_wrong() {
     let require = "postgresql://millpond@127.0.0.1/millpond?sslmode=require";
-    for (url, said) in [
+    let read = |url| PostgresManager::from_url(url).unwrap();
+    let by_url = [
         ("user=millpond", "host is , but it must be given, or hostaddr"),
         ("host=a,b port=1,2,3 user=millpond", "port is 1,2,3, but it must be one, or as many as"),
         (
@@ -892,8 +955,19 @@ async fn a_configuration_that_cannot_work_is_tried_once_and_names_what_is_wrong(
             "hostaddr is 127.0.0.1, but it must be as many",
         ),
         (require, "sslmode is require, but it needs a TLS connector"),
-    ] {
-        let pool = pool_of(PostgresManager::from_url(url).unwrap(), 1).build().await.unwrap();
+        ("postgresql://millpond@a,,b/millpond", "host is :5432, but it must have a name before"),
+        (
+            "host=a,b port=1,0 user=millpond",
+            "port is b:0, but it must be a host and, after a colon",
+        ),
+        ("hostaddr=::1 port=0 user=millpond", "port is [::1]:0, but it must be a host and, after"),
+        ("host=a port=0 user=millpond password=hush", "port is that of number 1 (not shown beside"),
+    ];
+    let by_url = by_url.map(|(url, said)| (read(url), said));
+    let alone = [("", 5432, "host is :5432, but it must"), ("a", 0, "port is a:0, but it must")];
+    let alone = alone.map(|(host, port, said)| (read("user=millpond").only(host, port), said));
+    for (manager, said) in by_url.into_iter().chain(alone) {
+        let pool = pool_of(manager, 1).build().await.unwrap();
         let error = pool.acquire().await.map(drop).unwrap_err();
         let AcquireError::Connect(error) = error else { panic!("{error}") };
         assert!(error.to_string().starts_with(said), "{error}");
@@ -974,6 +1048,71 @@ async fn an_encrypted_session_is_read_along_with_inside_the_encryption() {
     drop(client);
     let metrics = at_rest(&pool).await;
     assert_eq!((metrics.created, metrics.closed.total(), metrics.resets), (1, 0, 2));
+}
+
+/// Takes an address that has no name for `localhost`, as connectors do that do not look at names.
+#[derive(Clone)]
+struct Careless(MakeRustlsConnect);
+
+impl MakeTlsConnect<Socket> for Careless {
+    type Stream = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
+    type TlsConnect = <MakeRustlsConnect as MakeTlsConnect<Socket>>::TlsConnect;
+    type Error = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Error;
+
+    fn make_tls_connect(&mut self, name: &str) -> Result<Self::TlsConnect, Self::Error> {
+        let name = if name.is_empty() { "localhost" } else { name };
+        MakeTlsConnect::<Socket>::make_tls_connect(&mut self.0, name)
+    }
+}
+
+/// An address of the server, and no name.
+fn nameless(server: &Postgres) -> Config {
+    let mut config: Config = "user=millpond dbname=millpond".parse().unwrap();
+    config.hostaddr(server.address().ip()).port(server.address().port());
+    config
+}
+
+#[tokio::test]
+async fn nothing_is_encrypted_for_a_host_without_a_name_to_check_its_certificate_by() {
+    let Some((server, connector)) = encrypted() else { return };
+    let mut empty = nameless(&server);
+    empty.host("");
+    for config in [nameless(&server), empty] {
+        for mode in [SslMode::Prefer, SslMode::Require] {
+            let mut config = config.clone();
+            config.ssl_mode(mode);
+            let manager = PostgresManager::new(config).tls(Careless(connector.clone()));
+            let error = millpond::Manager::connect(&manager).await.map(drop).unwrap_err();
+            let cause = std::error::Error::source(&error).unwrap();
+            assert!(cause.to_string().starts_with("host is , but it must be"), "{error}: {cause}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_host_without_a_name_serves_where_nothing_is_encrypted() {
+    let Some((certified, connector)) = encrypted() else { return };
+    let Some(server) = server() else { return };
+    let mut by_socket: Config = "user=millpond dbname=millpond".parse().unwrap();
+    by_socket.host_path(certified.socket_folder()).port(certified.address().port());
+    for (server, config) in [(server, nameless(server)), (&certified, by_socket)] {
+        let manager = PostgresManager::new(config).tls(Careless(connector.clone()));
+        let pool = Pool::builder(manager).max_size(1).acquire_timeout(PATIENCE);
+        let pool = pool.reset_timeout(PATIENCE).build().await.unwrap();
+        let client = pool.acquire().await.unwrap();
+        {
+            let mut query = pin!(client.batch_execute("SELECT pg_sleep(606)"));
+            assert!(poll_once(query.as_mut()).is_pending());
+            let at_it =
+                "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(606)'";
+            eventually("the server is at it", || server.run(at_it) == "1").await;
+        }
+        drop(client);
+        // It is cancelled in the same way.
+        pool.acquire().await.unwrap().batch_execute("SELECT 1").await.unwrap();
+        let metrics = at_rest(&pool).await;
+        assert_eq!((metrics.created, metrics.closed.total()), (1, 0));
+    }
 }
 
 /// More than the system can express is the most that it can, and none at all its own.

@@ -3,7 +3,7 @@
 //! Not here: whether it is clean (`session.rs`, `mod.rs`).
 
 use super::Error as ManagerError;
-use super::dial::{Address, Kept, Socket};
+use super::dial::{Address, Kept, Nameless, Socket};
 use super::driver::Crank;
 use super::session::Session;
 use crate::pool::operation::has_timer;
@@ -46,8 +46,8 @@ pub struct Client {
     pub(super) statements: Statements,
     /// How many requests there had been when it was last known to be clean.
     pub(super) clean_at: u64,
-    /// The pool has asked last, by a check or a reset, and has not had its answer.
-    pub(super) asked: bool,
+    /// How many answers had ended when the pool asked last, by a check, a reset or a cancel that is not over.
+    pub(super) asked: Option<u64>,
     /// It is to be one that takes writes.
     pub(super) must_write: bool,
     pub(super) config: Arc<Config>,
@@ -116,8 +116,9 @@ impl Client {
     /// Forgets the statements that were prepared with [`prepare_cached`](Self::prepare_cached), such
     /// as after the tables that they read have changed.
     pub fn clear_statements(&self) {
+        let cleared = mem::take(&mut self.statements.lock().entries);
         // They end outside the lock, as each asks the driver.
-        drop(mem::take(&mut self.statements.lock().entries));
+        drop(cleared);
     }
 
     /// How many statements are cached.
@@ -210,9 +211,14 @@ impl CancelToken {
             let socket = unless(needless, self.address.open(&self.config)).await;
             let Some(socket) = socket else { return Ok(()) };
             let kept = Kept::new(socket.map_err(|error| ManagerError::open(&self.address, error))?);
-            let tls = tls.make_tls_connect(self.hostname.as_deref().unwrap_or(""));
-            let tls = tls.map_err(|error| ManagerError::Tls(error.into()))?;
-            self.token.cancel_query_raw(kept.handle(), tls).await?;
+            match &self.hostname {
+                None => self.token.cancel_query_raw(kept.handle(), Nameless).await?,
+                Some(name) => {
+                    let tls = tls.make_tls_connect(name);
+                    let tls = tls.map_err(|error| ManagerError::Tls(error.into()))?;
+                    self.token.cancel_query_raw(kept.handle(), tls).await?;
+                }
+            }
             // Its end says that the server has passed it on: what came later would hit another query.
             kept.until_closed().await;
             Ok(())

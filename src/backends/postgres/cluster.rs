@@ -3,7 +3,7 @@
 //! Not here: which node an acquire goes to (`crate::cluster`), and what is done on its connections
 //! (`mod.rs`).
 
-use super::dial::{Target, numbered, shown, targets};
+use super::dial::{PORT, Target, numbered, shown, targets};
 use super::{Client, Error, PostgresManager, first_value, no_password_in_path, unreadable};
 use crate::cluster::{Cluster, ClusterBuilder, Endpoint, NodeError, Policy, Role, RoleFuture};
 use crate::manager::Manager;
@@ -90,9 +90,6 @@ pub struct PostgresNodes {
     nodes: Vec<(String, Target)>,
 }
 
-/// What a port must be.
-const PORT: &str = "must be a host and, after a colon, a number from 1 to 65535";
-
 impl PostgresNodes {
     /// The servers that this configuration names.
     ///
@@ -106,16 +103,10 @@ impl PostgresNodes {
         let targets = targets(&in_order)?;
         let nodes: Vec<_> = targets.into_iter().map(|node| (node.to_string(), node)).collect();
         let mut seen = HashSet::new();
-        for (index, (key, target)) in nodes.iter().enumerate() {
-            let key_shown = shown(&config, index, key);
-            if target.is_nameless() {
-                return Err(Error::config("host", key_shown, "must have a name before the colon"));
-            }
-            if target.port == 0 {
-                return Err(Error::config("port", key_shown, PORT));
-            }
+        for (index, (key, _)) in nodes.iter().enumerate() {
             if !seen.insert(key) {
-                return Err(Error::config("host", key_shown, "must be named once, not twice"));
+                let key = shown(&config, index, key);
+                return Err(Error::config("host", key, "must be named once, not twice"));
             }
         }
         Ok(Self { config, nodes })

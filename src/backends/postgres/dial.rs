@@ -5,18 +5,19 @@
 
 use super::Error;
 use crate::backends::host::keepalive_time;
+use crate::error::ConfigError;
 use crate::names::lookup;
 use socket2::{SockRef, TcpKeepalive};
 use std::collections::VecDeque;
 use std::fmt;
-use std::future::{Future, poll_fn};
+use std::future::{Future, Ready, poll_fn, ready};
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 #[cfg(unix)]
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -25,6 +26,7 @@ use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout};
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, LoadBalanceHosts};
+use tokio_postgres::tls::{NoTlsStream, TlsConnect};
 
 /// A socket to the server, TCP or Unix: what TLS connectors are given.
 pub struct Socket(Stream);
@@ -36,25 +38,43 @@ enum Stream {
     Kept(Kept),
 }
 
+/// Encrypts nothing, for want of a name to check the server's certificate by: for a host that has none,
+/// which serves as long as its server does not encrypt either.
+pub(super) struct Nameless;
+
+impl<S> TlsConnect<S> for Nameless {
+    type Stream = NoTlsStream;
+    type Error = ConfigError;
+    type Future = Ready<Result<NoTlsStream, ConfigError>>;
+
+    fn connect(self, _: S) -> Self::Future {
+        let rule =
+            "must be given, hostaddr or not, where TLS is used: the certificate is checked by it";
+        ready(Err(ConfigError::new("host", "", rule)))
+    }
+}
+
 /// One of the hosts of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Target {
     host: Host,
-    pub(super) port: u16,
-    /// The name on the server's certificate.
+    port: u16,
+    /// The name on the server's certificate, if there is one.
     pub(super) hostname: Option<String>,
 }
 
 /// By its name if it has one, as it is written in a configuration.
-#[cfg(feature = "cluster")]
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let host = match (&self.hostname, &self.host) {
-            (Some(name), _) | (None, Host::Tcp(name)) => name.clone(),
+        let port = self.port;
+        match (&self.hostname, &self.host) {
+            (Some(name), _) | (None, Host::Tcp(name)) => match name.contains(':') {
+                true => write!(f, "[{name}]:{port}"),
+                false => write!(f, "{name}:{port}"),
+            },
             #[cfg(unix)]
-            (None, Host::Unix(folder)) => return write!(f, "{}:{}", folder.display(), self.port),
-        };
-        fmt::Display::fmt(&crate::cluster::Endpoint::new(host, self.port), f)
+            (None, Host::Unix(folder)) => write!(f, "{}:{port}", folder.display()),
+        }
     }
 }
 
@@ -76,12 +96,15 @@ impl fmt::Display for Address {
     }
 }
 
+/// What a port must be.
+pub(super) const PORT: &str = "must be a host and, after a colon, a number from 1 to 65535";
+
 /// The hosts of a configuration, in the order in which they are to be tried.
 ///
 /// # Errors
 ///
-/// If there are none, if one has a character that shows that it is something else, or if the numbers of
-/// hosts, addresses and ports do not fit together.
+/// If there are none, if one has no name or no port, or a character that shows that it is something else,
+/// or if the numbers of hosts, addresses and ports do not fit together.
 pub(super) fn targets(config: &Config) -> Result<Vec<Target>, Error> {
     let (hosts, addresses) = (config.get_hosts(), config.get_hostaddrs());
     let count = hosts.len().max(addresses.len());
@@ -116,13 +139,14 @@ pub(super) fn targets(config: &Config) -> Result<Vec<Target>, Error> {
         Target {
             port: ports.get(index).or(ports.first()).copied().unwrap_or(5432),
             hostname: match host {
-                Some(Host::Tcp(name)) => Some(name.clone()),
+                Some(Host::Tcp(name)) if !name.is_empty() => Some(name.clone()),
                 _ => None,
             },
             host: address.or(host.cloned()).expect("BUG: a host that is not there"),
         }
     };
-    let mut targets: Vec<Target> = (0..count).map(target).collect();
+    let target = |index| target(index).reachable(config, index);
+    let mut targets = (0..count).map(target).collect::<Result<Vec<_>, _>>()?;
     if config.get_load_balance_hosts() == LoadBalanceHosts::Random {
         fastrand::shuffle(&mut targets);
     }
@@ -169,11 +193,19 @@ impl Target {
         crate::cluster::Endpoint::new(host, self.port)
     }
 
-    /// Whether there is a port only.
-    #[cfg(feature = "cluster")]
-    pub(super) fn is_nameless(&self) -> bool {
-        matches!(&self.host, Host::Tcp(name) if name.is_empty())
+    /// Itself, which is the host of this number in a configuration, or an error if there is nothing that
+    /// could be connected to.
+    pub(super) fn reachable(self, config: &Config, index: usize) -> Result<Self, Error> {
+        let refused = |field, rule| Err(Error::config(field, shown(config, index, &self), rule));
+        if matches!(&self.host, Host::Tcp(name) if name.is_empty()) {
+            return refused("host", "must have a name before the colon");
+        }
+        if self.port == 0 {
+            return refused("port", PORT);
+        }
+        Ok(self)
     }
+
     /// The addresses of this host, in the order in which they are to be tried.
     pub(super) async fn addresses(&self, config: &Config) -> Result<Vec<Address>, Error> {
         let name = match &self.host {
@@ -241,25 +273,42 @@ impl fmt::Display for Place {
     }
 }
 
-/// The places from which no answer has come lately, neither a good one nor a bad one. They are tried
-/// after all others, since a dial has no more time than its pool gives it.
+/// The places from which no answer has come lately, neither a good one nor a bad one. Those that have
+/// been waited for long enough are silent: they are tried after all others, since a dial has no more time
+/// than its pool gives it.
 #[derive(Default)]
-pub(super) struct Silence(Mutex<Vec<(Place, Instant)>>);
+pub(super) struct Silence(Mutex<Vec<Unanswered>>);
+
+/// A place that has not answered since it was asked.
+struct Unanswered {
+    place: Place,
+    /// For how long dials have waited for it: the time of several at once counts once.
+    waited: Duration,
+    /// When the last of them was given up.
+    until: Instant,
+    is_silent: bool,
+}
 
 impl Silence {
     /// For how long that is remembered. Then it is one dial, as a rule, that finds it out again.
     const REMEMBERED: Duration = Duration::from_secs(30);
 
+    /// How long a place is waited for before it counts as silent. A dial may be given up at once, which
+    /// says nothing of its place; one after the other may be, in a pool that gives them less than this.
+    const ENOUGH: Duration = Duration::from_millis(250);
+
     /// The present ones.
-    fn all(&self) -> MutexGuard<'_, Vec<(Place, Instant)>> {
+    fn all(&self) -> MutexGuard<'_, Vec<Unanswered>> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|(_, since)| since.elapsed() < Self::REMEMBERED);
+        all.retain(|other| other.until.elapsed() < Self::REMEMBERED);
         all
     }
 
-    /// Since when there has been none from this place, if that is so.
+    /// Since when this place is silent, if it is.
     fn since(&self, place: &Place) -> Option<Instant> {
-        self.all().iter().find(|(other, _)| other == place).map(|(_, since)| *since)
+        let all = self.all();
+        let silent = all.iter().find(|other| other.is_silent && other.place == *place)?;
+        Some(silent.until)
     }
 
     /// Waits for what comes of an attempt, and for no longer than `limit`.
@@ -270,7 +319,14 @@ impl Silence {
         attempt: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
         // Cancel: whoever has lost patience is told no less than that there was no answer.
-        let waiting = Attempt { silence: self, place, is_answered: false };
+        let waiting = Attempt {
+            silence: self,
+            place,
+            since: Instant::now(),
+            // Who has had all the time that the configuration gives has had enough of it.
+            enough: limit.map_or(Self::ENOUGH, |limit| limit.min(Self::ENOUGH)),
+            is_answered: false,
+        };
         let answer = match limit {
             None => attempt.await,
             Some(limit) => {
@@ -286,6 +342,9 @@ impl Silence {
 struct Attempt<'s> {
     silence: &'s Silence,
     place: &'s Place,
+    since: Instant,
+    /// How long its place is waited for, by this one and those before, until it is silent.
+    enough: Duration,
     is_answered: bool,
 }
 
@@ -298,10 +357,19 @@ impl Attempt<'_> {
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         let mut all = self.silence.all();
-        all.retain(|(other, _)| other != self.place);
-        if !self.is_answered {
-            all.push((self.place.clone(), Instant::now()));
+        let known = all.iter().position(|other| other.place == *self.place);
+        let known = known.map(|index| all.swap_remove(index));
+        if self.is_answered {
+            return;
         }
+        let (mut waited, mut from, mut is_silent) = (Duration::ZERO, self.since, false);
+        if let Some(known) = known {
+            (waited, from, is_silent) = (known.waited, from.max(known.until), known.is_silent);
+        }
+        let until = Instant::now();
+        waited += until.duration_since(from);
+        is_silent |= waited >= self.enough;
+        all.push(Unanswered { place: self.place.clone(), waited, until, is_silent });
     }
 }
 
@@ -409,7 +477,7 @@ impl Kept {
             let mut bytes = [0; 64];
             loop {
                 let mut buffer = ReadBuf::new(&mut bytes);
-                let read = ready!(Pin::new(&mut socket).poll_read(cx, &mut buffer));
+                let read = std::task::ready!(Pin::new(&mut socket).poll_read(cx, &mut buffer));
                 if read.is_err() || buffer.filled().is_empty() {
                     return Poll::Ready(());
                 }
@@ -471,10 +539,12 @@ impl fmt::Debug for Socket {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use std::future::pending;
 
     /// An attempt to which no answer comes.
     fn silent(course: &Course<'_>, place: &Place) {
-        drop(Attempt { silence: course.silence, place, is_answered: false });
+        let (since, enough) = (Instant::now(), Duration::ZERO);
+        drop(Attempt { silence: course.silence, place, since, enough, is_answered: false });
     }
 
     #[test]
@@ -519,5 +589,45 @@ mod tests {
         course.failed(place);
         let Some((place, limit)) = course.next() else { panic!("there is another one") };
         assert_eq!((place == a, limit), (true, None));
+    }
+
+    /// A place that answers nobody, asked by a dial that is given up after so long.
+    async fn given_up_after(silence: &Silence, place: &Place, limit: Option<Duration>, wait: u64) {
+        let attempt = silence.until_answer(place, limit, pending::<Result<(), Error>>());
+        drop(timeout(Duration::from_millis(wait), attempt).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dial_that_is_given_up_soon_says_nothing_of_its_place() {
+        let silence = Silence::default();
+        let place = Place { target: Target::new("db", 5432), address: None };
+        // Nor do several at the same time.
+        tokio::join!(
+            given_up_after(&silence, &place, None, 100),
+            given_up_after(&silence, &place, Some(Course::SHARE), 100),
+            given_up_after(&silence, &place, None, 100),
+        );
+        assert_eq!(silence.since(&place), None);
+        given_up_after(&silence, &place, None, 300).await;
+        assert_eq!(silence.since(&place), Some(Instant::now()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn dials_of_a_pool_with_little_time_find_out_that_a_place_is_silent() {
+        let silence = Silence::default();
+        let place = Place { target: Target::new("db", 5432), address: None };
+        for _ in 0..3 {
+            assert_eq!(silence.since(&place), None);
+            given_up_after(&silence, &place, None, 100).await;
+        }
+        assert_eq!(silence.since(&place), Some(Instant::now()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_that_has_had_the_time_of_the_configuration_is_silent() {
+        let silence = Silence::default();
+        let place = Place { target: Target::new("db", 5432), address: None };
+        given_up_after(&silence, &place, Some(Duration::from_millis(10)), 100).await;
+        assert!(silence.since(&place).is_some());
     }
 }

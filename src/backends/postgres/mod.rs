@@ -20,7 +20,7 @@ pub use self::cluster::{PostgresNodes, read_role};
 pub use self::dial::Socket;
 
 use self::client::{DriverTask, Statements};
-use self::dial::{Address, Course, Silence, Target, targets};
+use self::dial::{Address, Course, Nameless, Silence, Target, targets};
 use self::driver::{Crank, Driver};
 use self::session::Session;
 use self::tap::{Tap, TapInside};
@@ -30,6 +30,7 @@ use std::any::TypeId;
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -111,7 +112,8 @@ const CANCELLED_AGAIN: u32 = 10;
 /// takes the `connect_timeout` of the configuration at most: the question for a host's addresses, and each
 /// of them up to the server's last word; or, if there is none, 2 s, as long as there is another place to go
 /// to that has not had a turn. What has not answered is tried after all others for the next 30 s, and not cut
-/// short then. So a server that takes longer than 2 s to let anybody in had better have a `connect_timeout`.
+/// short then; also if dials to it were given up before that, once they have waited for 250 ms in all. So a
+/// server that takes longer than 2 s to let anybody in had better have a `connect_timeout`.
 /// All of it is a part of the *pool's* [`connect_timeout`](crate::PoolBuilder::connect_timeout), by default
 /// 5 s: a dial that is cut there goes on behind the place that has held it up, next time. Names are looked
 /// up on a thread of Millpond's own, for which tokio's paused clock does not stand still.
@@ -184,7 +186,8 @@ impl PostgresManager {
     }
 
     /// Encrypts with this connector, such as the crates tokio-postgres-rustls and
-    /// postgres-native-tls have, as far as the configuration's `sslmode` asks for it.
+    /// postgres-native-tls have, as far as the configuration's `sslmode` asks for it. A server that encrypts
+    /// must have a name, which its certificate is checked by: `hostaddr` alone leads to those that do not.
     pub fn tls<T: MakeTlsConnect<Socket>>(self, connector: T) -> PostgresManager<T> {
         let Self { config, mode, reset_query, reset_always, statement_cache, only, .. } = self;
         let (tls, silence) = (Some(connector), Silence::default());
@@ -280,17 +283,19 @@ where
         let socket = socket.map_err(|error| Error::open(&address, error))?;
         let session = Arc::new(Session::new());
         let tap = Tap::new(socket, session.clone());
-        let Started { client, driver, crank } = match &self.tls {
-            None => Started::new(config.connect_raw(tap, NoTls).await?, &session),
-            Some(_) => {
-                let tls = TapInside(self.connector(target.hostname.as_deref())?);
+        let Started { client, driver, crank } = match (&self.tls, &target.hostname) {
+            (None, _) => Started::new(config.connect_raw(tap, NoTls).await?, &session),
+            (Some(_), None) => Started::new(config.connect_raw(tap, Nameless).await?, &session),
+            (Some(tls), Some(name)) => {
+                let tls = tls.clone().make_tls_connect(name);
+                let tls = TapInside(tls.map_err(|error| Error::Tls(error.into()))?);
                 Started::new(config.connect_raw(tap, tls).await?, &session)
             }
         };
         let attributes = config.get_target_session_attrs();
         let client = Client {
             clean_at: session.requests(),
-            asked: false,
+            asked: None,
             must_write: attributes == TargetSessionAttrs::ReadWrite,
             client,
             session,
@@ -312,13 +317,8 @@ where
         }
     }
 
-    fn connector(&self, hostname: Option<&str>) -> Result<T::TlsConnect, Error> {
-        let mut tls = self.tls.clone().expect("BUG: no connector");
-        tls.make_tls_connect(hostname.unwrap_or("")).map_err(|error| Error::Tls(error.into()))
-    }
-
     /// Waits for what was given up to end; the server is asked to cancel what takes its time.
-    async fn until_quiet(&self, client: &Client) -> Result<(), Error> {
+    async fn until_quiet(&self, client: &mut Client) -> Result<(), Error> {
         // Several may have been asked at once, and a cancel ends the one that the server is at. Whether it
         // takes another one shows in the answers. One that comes while the server is between two of them
         // is lost, hence once more at times; but not at each turn, for what cannot be cancelled.
@@ -330,15 +330,23 @@ where
             let answers = Some(client.session.answers());
             if cancelled_after != answers || turn % CANCELLED_AGAIN == 0 {
                 cancelled_after = answers;
-                self.cancel(client).await?;
+                let session = client.session.clone();
+                let mut cancel = pin!(self.cancel(client.cancel_token(), &session));
+                // One that is not sent in that time is taken for sent: the server is out of reach.
+                let soon = timeout(GRACE, cancel.as_mut()).await;
+                client.asked = answers;
+                match soon {
+                    Ok(outcome) => outcome?,
+                    Err(_) => cancel.await?,
+                }
             }
         }
         Ok(())
     }
 
     /// Asks the server to cancel what it is at, unless it has answered all before there is a way to ask.
-    async fn cancel(&self, client: &Client) -> Result<(), Error> {
-        let (token, quiet) = (client.cancel_token(), client.session.until_quiet());
+    async fn cancel(&self, token: CancelToken, session: &Session) -> Result<(), Error> {
+        let quiet = session.until_quiet();
         match &self.tls {
             None => token.cancel_unless(quiet, NoTls).await,
             Some(tls) => token.cancel_unless(quiet, tls.clone()).await,
@@ -352,9 +360,26 @@ impl Client {
         self.client.is_closed() || self.session.is_lost()
     }
 
+    /// The pool asks something now.
+    fn begin_to_ask(&mut self) {
+        self.asked = Some(self.session.answers());
+    }
+
+    /// Whether the pool has asked last, and the server has not answered anything since.
+    fn owes_the_pool(&self) -> bool {
+        self.asked == Some(self.session.answers())
+    }
+
+    /// Runs what the pool asks for.
+    async fn run(&mut self, sql: &str) -> Result<(), Error> {
+        self.begin_to_ask();
+        Ok(self.client.batch_execute(sql).await?)
+    }
+
     /// Asks something that nobody else asks. If another answer is still to come, the driver gives it to
     /// this question, and the connection is of no use.
-    async fn clear_doubt(&self) -> Result<(), Error> {
+    async fn clear_doubt(&mut self) -> Result<(), Error> {
+        self.begin_to_ask();
         let number = fastrand::u64(..).to_string();
         // In a transaction that has failed, the server answers nothing else before.
         let first = if self.session.in_transaction() { "ROLLBACK; " } else { "" };
@@ -464,7 +489,7 @@ where
         }
         let config = Arc::new(config);
         let targets = match &self.only {
-            Some(target) => vec![target.clone()],
+            Some(target) => vec![target.clone().reachable(&config, 0)?],
             None => targets(&config)?,
         };
         let mut course = Course::new(&self.silence, &config, targets);
@@ -534,14 +559,13 @@ where
     }
 
     async fn check(&self, client: &mut Client) -> Result<(), Error> {
-        client.asked = true;
+        client.begin_to_ask();
         client.client.check_connection().await?;
-        client.asked = false;
+        client.asked = None;
         Ok(())
     }
 
     async fn reset(&self, client: &mut Client) -> Result<(), Error> {
-        client.asked = true;
         self.until_quiet(client).await?;
         if client.has_ended() {
             return Err(Error::Closed);
@@ -556,16 +580,16 @@ where
         let renew = if self.has_to_renew(client) { self.session_query() } else { None };
         match (open, renew) {
             (false, None) => {}
-            (true, None) => client.client.batch_execute("ROLLBACK").await?,
-            (false, Some(renew)) => client.client.batch_execute(renew).await?,
+            (true, None) => client.run("ROLLBACK").await?,
+            (false, Some(renew)) => client.run(renew).await?,
             (true, Some(renew)) if self.reset_query.is_none() => {
-                client.client.batch_execute(&format!("ROLLBACK; {renew}")).await?;
+                client.run(&format!("ROLLBACK; {renew}")).await?;
             }
             // What comes in one piece is in one transaction, and not everything may be: a `CALL` of what
             // commits may not.
             (true, Some(renew)) => {
-                client.client.batch_execute("ROLLBACK").await?;
-                client.client.batch_execute(renew).await?;
+                client.run("ROLLBACK").await?;
+                client.run(renew).await?;
             }
         }
         // The driver may still be busy with the end of the answer.
@@ -577,18 +601,18 @@ where
             return Err(Error::Closed);
         }
         client.clean_at = client.session.requests();
-        client.asked = false;
+        client.asked = None;
         Ok(())
     }
 
-    async fn close(&self, client: Client) {
-        let asked = client.asked;
+    async fn close(&self, mut client: Client) {
+        let asked = client.owes_the_pool();
         // Cancel: it is dropped all the same.
         let is_quiet = match asked {
             // To go on asking a server that does not answer would keep the place of the next connection.
             true => timeout(GRACE, client.session.until_quiet()).await.is_ok(),
             // The server would go on with what nobody is to read.
-            false => self.until_quiet(&client).await.is_ok(),
+            false => self.until_quiet(&mut client).await.is_ok(),
         };
         if !is_quiet {
             // The driver would wait for the answers before it says goodbye.

@@ -14,8 +14,10 @@
 //! Whoever asks for something puts it into the driver's queue first and calls second; a run reads
 //! `calls` first and empties the queue second. So while both are the same, nothing is in the queue that
 //! was asked for before. (One asker is not counted: the second of two at the same moment, who finds that
-//! the first has taken the waker and has still to call. It would have to give up at once what it asks for,
-//! and release within those nanoseconds, to be missed.)
+//! the first has taken the waker and has still to call. That takes nanoseconds, or as long as the first is
+//! preempted there; and it may be a stranger, such as the last `Row` of an earlier holder, whose statement
+//! ends where it is dropped. To be missed, the second would have to give up at once what it asks for, and
+//! release within that time.)
 //!
 //! Not here: what is done about it (`mod.rs`), and what the bytes mean (`tap.rs`).
 
