@@ -644,10 +644,9 @@ async fn nobody_waits_for_the_cache_while_cleared_statements_end() {
     let client: &millpond::backends::postgres::Client = &client;
     let found = std::thread::scope(|threads| {
         threads.spawn(move || {
-            let values = [41].iter().map(|value: &i32| {
+            let values = [41].iter().inspect(|_| {
                 begins.send(()).unwrap();
                 go_on.recv().unwrap();
-                value
             });
             drop(poll_once(pin!(client.query_raw(&statement, values))));
         });
