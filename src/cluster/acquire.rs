@@ -552,8 +552,8 @@ impl<K: Key, M: Manager> Shared<K, M> {
         }
     }
 
-    /// Waits, and tells the cap whenever it may have got in line. Not an async function, which would have room for its
-    /// arguments twice.
+    /// Waits, and tells the cap whenever it may have got in line. Not an async function, which would have
+    /// room for its arguments twice.
     pub(super) fn in_line<F: Future>(
         self: &Arc<Self>,
         mut waiting: Pin<&mut F>,
