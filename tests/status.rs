@@ -154,7 +154,7 @@ async fn a_pool_that_is_refused_for_good_says_so_and_tries_only_when_it_is_asked
     assert_eq!(
         pool.status().health.to_string(),
         "down: connecting fails for good: scripted connect error; it is tried again only when \
-         somebody acquires or warms up"
+         somebody has to wait for one more, or for a warm-up or a rotation"
     );
     manager.clear();
     pool.warm_up(1).await.unwrap();
@@ -260,6 +260,48 @@ async fn what_is_kept_for_others_does_not_hide_that_everything_else_is_used_up()
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pool_whose_connections_are_made_ready_between_two_users_is_used_up_all_the_same() {
+    let manager = TestManager::new();
+    manager.condition.always(Act::Slow(SECOND)); // dirty
+    manager.reset.always(Act::Gated);
+    let pool = pool_of(&manager, 2).build_lazy().unwrap();
+    let [a, b] = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    let mut waiter = pin!(pool.acquire_timeout(Duration::MAX));
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    degraded(&pool.status(), &["all 2 connections are in use, and 1 wait for one"]);
+    drop(a);
+    eventually("it is being reset", || pool.counts().resetting == 1).await;
+    let being_reset = "all 2 connections are in use or being made ready, and 1 wait for one";
+    degraded(&pool.status(), &[being_reset]);
+    drop(b);
+    eventually("so is the other one", || pool.counts().resetting == 2).await;
+    degraded(&pool.status(), &[being_reset]);
+    manager.reset.open(2);
+    drop(waiter.await.unwrap());
+    manager.reset.open(1);
+    eventually("all are idle", || pool.counts().idle == 2).await;
+    assert_eq!(pool.status().health, Health::Healthy);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_is_refused_for_good_says_what_it_takes_to_be_tried_again() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 3).min_idle(2).build().await.unwrap();
+    manager.connect.always(Act::Permanent);
+    pool.rotate(|_| Box::pin(async { Ok(()) })).await.unwrap_err();
+    manager.connect.always(Act::Ok);
+    let refused = "connecting fails for good: scripted connect error; it is tried again only when \
+                   somebody has to wait for one more, or for a warm-up or a rotation";
+    degraded(&pool.status(), &[refused]);
+    // Neither needs another connection.
+    drop(pool.acquire().await.unwrap());
+    pool.warm_up(2).await.unwrap();
+    degraded(&pool.status(), &[refused]);
+    pool.warm_up(3).await.unwrap();
+    assert_eq!(pool.status().health, Health::Healthy);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pool_that_is_closed_or_being_drained_is_down() {
     let manager = TestManager::new();
     let pool = pool_of(&manager, 1).build_lazy().unwrap();
@@ -313,7 +355,7 @@ async fn a_status_is_a_table_whose_columns_are_aligned() {
     assert!(rows.iter().all(|row| row.starts_with("  ") && row.as_bytes()[14] == b' '), "{table}");
     for what in [
         "  connections  1 of 2 in use, 0 idle",
-        "  acquires     2 in all, 3 had to wait; p50 0,",
+        "  acquires     2 served, 2 of them after a wait; p50 0,",
         "  in vain      1 timed out",
         "  connects     2 opened",
         "  last error   ",
@@ -554,7 +596,15 @@ fn what_is_wrong_with_a_file_is_told_by_key_value_and_rule() {
     for (toml, said) in [
         ("max_sise = 3", "max_sise is set, but it is no setting; there are name, max_size"),
         ("max_size = -3", "max_size is \"-3\", but it must be a whole number"),
-        ("max_size = 99999999999999999999", "max_size"),
+        (
+            "max_size = 99999999999999999999",
+            "max_size is \"99999999999999999999\", but it must be at most",
+        ),
+        (
+            "max_waiters = 99999999999999999999",
+            "max_waiters is \"99999999999999999999\", but it must be at most",
+        ),
+        ("max_size = -99999999999999999999", "but it must be a whole number, from 0"),
         ("max_size = 1.5", "max_size is \"1.5\", but it must be a whole number"),
         ("acquire_timeout = 5", "acquire_timeout is \"5\", but it must be a time, such as"),
         ("acquire_timeout = \"-5s\"", "acquire_timeout is \"-5s\", but it must be a time"),

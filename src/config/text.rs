@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use std::env;
 use std::ffi::OsString;
 use std::fmt;
+use std::num::{IntErrorKind, ParseIntError};
 use std::time::Duration;
 
 /// What is wrong with a value, to be told with its key or variable.
@@ -25,6 +26,10 @@ const TIME_OUT_OF_RANGE: Wrong = "must be at most 584554530872 years, and whole 
     with a fraction of an hour or more, whole seconds";
 const COUNT: Wrong = "must be a whole number, from 0";
 const COUNT_OR_NONE: Wrong = "must be a whole number, from 0, or \"none\"";
+#[cfg(target_pointer_width = "64")]
+const COUNT_OUT_OF_RANGE: Wrong = "must be at most 18446744073709551615";
+#[cfg(not(target_pointer_width = "64"))]
+const COUNT_OUT_OF_RANGE: Wrong = "must be at most 4294967295";
 const SWITCH: Wrong = "must be true or false";
 
 fn time(text: &str) -> Result<Duration, Wrong> {
@@ -74,11 +79,19 @@ fn time_or_never(text: &str) -> Result<Option<Duration>, Wrong> {
 }
 
 fn count(text: &str) -> Result<usize, Wrong> {
-    text.parse().map_err(|_| COUNT)
+    count_or(text, COUNT)
+}
+
+/// A count, or what is wrong with the text if it is none.
+fn count_or(text: &str, wrong: Wrong) -> Result<usize, Wrong> {
+    text.parse().map_err(|error: ParseIntError| match error.kind() {
+        IntErrorKind::PosOverflow => COUNT_OUT_OF_RANGE,
+        _ => wrong,
+    })
 }
 
 fn count_or_none(text: &str) -> Result<Option<usize>, Wrong> {
-    if is_none(text) { Ok(None) } else { text.parse().map(Some).map_err(|_| COUNT_OR_NONE) }
+    if is_none(text) { Ok(None) } else { count_or(text, COUNT_OR_NONE).map(Some) }
 }
 
 fn switch(text: &str) -> Result<bool, Wrong> {
@@ -381,6 +394,15 @@ impl<'de> Visitor<'de> for Scalar {
     }
 
     fn visit_u64<E: de::Error>(self, value: u64) -> Result<Value, E> {
+        Ok(Value(value.to_string()))
+    }
+
+    /// What TOML has for a number that is too large for the others.
+    fn visit_i128<E: de::Error>(self, value: i128) -> Result<Value, E> {
+        Ok(Value(value.to_string()))
+    }
+
+    fn visit_u128<E: de::Error>(self, value: u128) -> Result<Value, E> {
         Ok(Value(value.to_string()))
     }
 

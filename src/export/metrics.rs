@@ -7,7 +7,7 @@
 //! |---|---|
 //! | gauge | sets it; to 0 at the first flush after its pool is gone, since a recorder cannot be told to forget one |
 //! | counter | increases it by what has come since the last flush |
-//! | histogram | records the times that have come since the last flush, each at the middle of its bucket (3.2 % off at most) |
+//! | histogram | records the times that have come since the last flush, each at the middle of its bucket (3.2 % off at most; longer ones than 2 h count as that) |
 //!
 //! Counters are increased and not set, since a pool may be followed by another one of its name: a
 //! counter that is set would stand still until the new pool has caught up with the old one. The first

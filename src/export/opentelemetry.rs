@@ -35,7 +35,7 @@
 //! The API has no histogram that is read, nor one that takes a value many times. Recording each
 //! acquire as it happens would cost a hit more than the hit itself. So the pool counts times as ever,
 //! and a *flush* records what has come since the last one, each time at the middle of its bucket (3.2 %
-//! off at most):
+//! off at most; longer ones than 2 h count as that):
 //!
 //! - An acquire that did not wait is not recorded: `wait_time` tells of those that waited, and
 //!   `millpond.acquires` counts all of them.

@@ -160,8 +160,8 @@ fn health(signs: &Signs, metrics: &PoolMetrics, config: &Config) -> Health {
             Connecting::Works => {}
             Connecting::Fails => reasons.push(format!("connecting fails: {why}")),
             Connecting::FailsForGood => reasons.push(format!(
-                "connecting fails for good: {why}; it is tried again only when somebody acquires or \
-                 warms up"
+                "connecting fails for good: {why}; it is tried again only when somebody has to wait \
+                 for one more, or for a warm-up or a rotation"
             )),
         }
     }
@@ -170,14 +170,17 @@ fn health(signs: &Signs, metrics: &PoolMetrics, config: &Config) -> Health {
     }
     // Under a cap over several pools one may have room for none, and whoever waits there waits for its
     // turn: that there is nothing in use is nothing wrong.
-    let used_up = counts.in_use > 0 && counts.in_use + signs.kept >= signs.max_size;
+    let busy = counts.alive() - counts.idle;
+    let used_up = busy > 0 && busy + signs.kept >= signs.max_size;
     if counts.waiters > 0 && used_up {
-        let (waiters, in_use) = (counts.waiters, counts.in_use);
+        let waiters = counts.waiters;
+        // Being reset, checked or closed.
+        let or = if busy > counts.in_use { " or being made ready" } else { "" };
         reasons.push(if signs.kept == 0 {
-            format!("all {in_use} connections are in use, and {waiters} wait for one")
+            format!("all {busy} connections are in use{or}, and {waiters} wait for one")
         } else {
             let all = "all but what is reserved";
-            format!("{in_use} connections are in use, {all}, and {waiters} wait for one")
+            format!("{busy} connections are in use{or}, {all}, and {waiters} wait for one")
         });
     }
     let late = |held: &Duration| config.leak_after.is_some_and(|limit| *held >= limit);
@@ -206,9 +209,9 @@ impl fmt::Display for PoolStatus {
         row(
             "acquires",
             format_args!(
-                "{} in all, {} had to wait; p50 {}, p99 {}, p99.9 {}",
+                "{} served, {} of them after a wait; p50 {}, p99 {}, p99.9 {}",
                 metrics.acquires,
-                metrics.waits.total(),
+                metrics.waits.served,
                 times(0.5),
                 times(0.99),
                 times(0.999),

@@ -170,7 +170,8 @@ impl<M: Manager> Pool<M> {
     ///
     /// - [`RotateError::Connect`], [`RotateError::Verify`], [`RotateError::NoRoom`]: the others go on
     ///   as before. But where connecting failed [for good](Manager::is_permanent), nothing is opened for
-    ///   `min_idle` or because nothing is open, until an acquire, a warm-up or another rotation succeeds.
+    ///   `min_idle` or because nothing is open, until one is opened for somebody who has to wait, for a
+    ///   warm-up to more than there are, or for another rotation.
     /// - [`RotateError::Closed`] if the pool is closed, before or meanwhile, which ends `verify` too;
     ///   [`RotateError::NoRuntime`] outside a tokio runtime, or on one that has ended.
     ///

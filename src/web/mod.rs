@@ -51,12 +51,13 @@
 //! `/status` is an object with `millpond`, the crate's version, and `pools`, a list in which each has
 //! `name`, `cluster`, `health` (`healthy`, `degraded`, `down`), `reasons`, `max_size`, `metrics` (the
 //! fields of [`PoolMetrics`](crate::PoolMetrics)), `holders`, longest first, and `config`. Times are in
-//! seconds. `cluster` is `null`, or for a node of one its `name`, the `node`'s key and the node's `role`
-//! (`primary`, `replica`, `unknown`). Beside `pools` there are `groups`, a list of the clusters and other
+//! seconds, but those of `config` are as in a file. `cluster` is `null`, or for a node of one its `name`,
+//! the `node`'s key and the node's `role` (`primary`, `replica`, `unknown`). Beside `pools` there are `groups`, a list of the clusters and other
 //! [groups](crate::Group), in which each has `name`, `health`, `reasons` and the names of its `pools`.
 //! Events have `interval_seconds` besides, and each pool in them `recent`: `acquires_per_second`,
 //! `failed_acquires` and `acquire_wait` over the last ten intervals, which take some `seconds`; it is
-//! missing in the first event. They have no more than 20 holders. Whoever reads this should pass over names that it does not know: more may come.
+//! missing in the first event. They have no more than 20 holders. Whoever reads this should pass over
+//! names that it does not know: more may come.
 //!
 //! # Cost
 //!
