@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 /// A pool of objects that are already there: buffers, parsers, scratch space, handles.
 ///
 /// It needs no runtime: [`acquire`](Self::acquire) works on any executor, and
-/// [`acquire_blocking`](Self::acquire_blocking) on any thread. Both wait in one line, first come,
-/// first served. A clone is another handle to the same pool. When the last handle is dropped, the
+/// [`acquire_blocking`](Self::acquire_blocking) on any thread. Both wait in the same line, first come,
+/// first served, of which each [shard](ObjectPoolBuilder::shards) has one. A clone is another handle to the same pool. When the last handle is dropped, the
 /// pool is [closed](Self::close); guards that are still out go on working, and drop their objects when
 /// they are dropped.
 ///
@@ -352,6 +352,9 @@ impl<T> ObjectPool<T> {
     }
 
     /// Acquires an object, blocking the thread while it waits in line.
+    ///
+    /// Not for asynchronous tasks: the thread that it blocks may be the one that would run the task which
+    /// holds the object, and then it waits for good. They have [`acquire`](Self::acquire).
     ///
     /// # Errors
     ///

@@ -479,6 +479,23 @@ fn the_orders_are_what_they_say() {
 }
 
 #[test]
+fn with_one_shard_an_order_is_the_same_whichever_threads_release() {
+    for (order, expected) in [
+        (IdleOrder::Recent, [3, 3, 3, 3]),
+        (IdleOrder::Fifo, [0, 1, 2, 3]),
+        (IdleOrder::Lifo, [3, 3, 3, 3]),
+    ] {
+        let pool = ObjectPool::builder(4).order(order).shards(1).build_from(0..4).unwrap();
+        let mut held: Vec<_> = (0..4).map(|_| pool.try_acquire().unwrap()).collect();
+        held.sort_by_key(|number| **number);
+        for object in held {
+            thread::scope(|scope| scope.spawn(|| drop(object)).join().unwrap());
+        }
+        assert_eq!([(); 4].map(|()| *pool.try_acquire().unwrap()), expected, "{order:?}");
+    }
+}
+
+#[test]
 fn a_pool_of_one_object_serves_all_who_come() {
     for order in ORDERS {
         let pool = ObjectPool::builder(1).order(order).build(|| 0_u64).unwrap();

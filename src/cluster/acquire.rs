@@ -130,7 +130,7 @@ impl<'c, K: Key, M: Manager> ClusterGuard<'c, K, M> {
     ///
     /// # Errors
     ///
-    /// As [`Pooled::release`](crate::Pooled::release).
+    /// As [`Pooled::release`](crate::Pooled::release); so is its cancel safety.
     pub async fn release(mut self) -> Result<(), ReleaseError<M::Error>> {
         self.pooled.owned().release().await
     }

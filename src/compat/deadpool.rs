@@ -36,7 +36,7 @@ use std::time::Instant;
 ///
 /// | deadpool | here |
 /// |---|---|
-/// | `Timeouts { wait, create, recycle }`, none by default | `acquire_timeout`, `connect_timeout`, `check_timeout` |
+/// | `Timeouts { wait, create, recycle }`, none by default, one after the other | `acquire_timeout`, which is over all three together; `connect_timeout`, `check_timeout` |
 /// | `Object::take` | [`detach`](crate::Pooled::detach), then [`Connection::into_inner`] |
 /// | `Object::metrics` | [`Connection::metrics`] |
 /// | hook `post_create` | [`after_connect`](crate::Hooks::after_connect) |

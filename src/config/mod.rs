@@ -39,7 +39,7 @@ impl Default for CheckPolicy {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Priority {
-    /// First come, first served.
+    /// First come, first served; where there are several [shards](Config::shards), in each of them.
     #[default]
     Normal,
     /// Before everybody who waits with [`Priority::Normal`], and with the reserved connections to
@@ -182,6 +182,9 @@ pub struct Config {
     /// for nobody else. While connecting fails for good, none is opened unasked; and a pool that was
     /// [built lazily](crate::PoolBuilder::build_lazy) opens none before the first acquire or warm-up. Under
     /// a cap over all nodes of a cluster, the pool of a node has room only for what its callers have needed.
+    ///
+    /// A hit that leaves fewer idle than this has the missing ones opened, which takes a look at all slots,
+    /// a lock and a task; while they cannot be opened, each such hit looks again.
     pub min_idle: usize,
     /// How long an acquire waits, all in all; above zero. Default: 5 s.
     pub acquire_timeout: Duration,

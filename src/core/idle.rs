@@ -8,6 +8,11 @@ use crate::sync::{AtomicU32, AtomicU64, BoxCell, BoxQueue, Ordering, empty_fence
 use crossbeam_utils::CachePadded;
 
 /// In which order idle connections are handed out.
+///
+/// It is that of one shard: a thread takes from among those that were released on its own shard, and looks at
+/// others' only where none of those is idle. It is that of the whole pool with
+/// [`shards(1)`](crate::PoolBuilder::shards), such as where [`Fifo`](Self::Fifo) is to take all
+/// servers behind one address in turn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum IdleOrder {

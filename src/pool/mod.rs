@@ -299,7 +299,9 @@ impl<M: Manager> Pool<M> {
     /// # Cost
     ///
     /// A hit allocates nothing, takes no lock and reads no clock (P1, P2, P3); nor does it yield to
-    /// the runtime. A wait creates one timer and allocates nothing.
+    /// the runtime. It does what a setting asks it for, such as [`time_use`](PoolBuilder::time_use), or
+    /// [`min_idle`](PoolBuilder::min_idle) where too few are left idle. A wait creates one timer and
+    /// allocates nothing.
     ///
     /// # Examples
     ///
@@ -343,7 +345,8 @@ impl<M: Manager> Pool<M> {
     ///
     /// # Errors
     ///
-    /// As [`acquire`](Self::acquire); so are its cancel safety and its cost.
+    /// As [`acquire`](Self::acquire); so are its cancel safety and its cost. A reserved connection costs what
+    /// one costs that is waited for, idle or not: a timer and a place in line.
     ///
     /// # Examples
     ///
@@ -665,8 +668,8 @@ impl<M: Manager> Pool<M> {
 
     /// Closes the pool for good: everyone who waits gets [`AcquireError::Closed`], so does whoever
     /// comes later, and idle connections are closed. Returns when they are, or after
-    /// `close_timeout`; outside a tokio runtime, at once. Connections that are in use are not waited for; each is closed when its
-    /// guard is dropped. May be called again, and by several tasks at once.
+    /// `close_timeout`; outside a tokio runtime, at once. Connections that are in use are not waited for;
+    /// each is closed when its guard is dropped. May be called again, and by several tasks at once.
     ///
     /// # Cancel safety
     ///
