@@ -8,7 +8,8 @@ use support::*;
 
 use millpond::backends::sqlite::{SqliteConnection, SqliteDatabase, SqliteManager};
 use millpond::{
-    AcquireError, BuildError, CheckPolicy, Manager, Monitor, OperationError, Pool, Stage,
+    AcquireError, BuildError, CheckPolicy, Manager, Monitor, OperationError, Pool, PoolBuilder,
+    Stage,
 };
 use rusqlite::{Connection, ErrorCode, TransactionBehavior, ffi};
 use std::error::Error;
@@ -878,6 +879,24 @@ async fn a_call_that_was_given_up_does_not_keep_the_log_out_of_the_file() {
         }
     }
     assert_eq!(file.rows(), 2);
+}
+
+#[tokio::test]
+async fn the_writer_of_a_database_that_is_closed_outlives_readers_that_come_back_meanwhile() {
+    let file = File::new();
+    let log = file.path.with_extension("db-wal");
+    for (leave, late) in [("BEGIN", false), ("BEGIN", true), ("SELECT 1", true)] {
+        let settings = |pool: PoolBuilder<_>| pool.reset_timeout(PATIENCE).close_timeout(PATIENCE);
+        let database = SqliteDatabase::open_with(file.manager(), 1, settings).await.unwrap();
+        database.writer().acquire().await.unwrap().call(|db| insert(db, 1)).await.unwrap();
+        let mut reader = database.readers().acquire_owned().await.unwrap();
+        reader.call(move |db| db.execute_batch(leave)).await.unwrap();
+        // Unless it is late, it is being reset when the close begins.
+        let reader = late.then_some(reader);
+        tokio::join!(database.close(), async { drop(reader) });
+        assert!(!log.exists(), "it is in the file, after {leave}");
+    }
+    assert_eq!(file.rows(), 3);
 }
 
 #[tokio::test]
