@@ -15,6 +15,7 @@ use rusqlite::{Connection, ErrorCode, TransactionBehavior, ffi};
 use std::error::Error;
 use std::fs;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -285,8 +286,6 @@ async fn a_statement_that_nobody_waits_for_any_more_is_interrupted() {
     let first = mark(&mut pool.acquire().await.unwrap()).await;
     let mut connection = pool.acquire().await.unwrap();
     give_up_in_the_middle(&mut connection, |db| count_for_ever(db)).await;
-    let error = connection.in_place().unwrap_err();
-    assert_eq!(error.sqlite_error_code(), Some(ErrorCode::ApiMisuse), "it is not over");
     drop(connection);
     assert_eq!(mark(&mut pool.acquire().await.unwrap()).await, first);
     // An interrupt between two statements is lost, so there are more.
@@ -309,6 +308,34 @@ async fn a_statement_that_nobody_waits_for_any_more_is_interrupted() {
     drop(connection);
     let metrics = at_rest(&pool).await;
     assert_eq!((metrics.created, metrics.resets), (1, 3), "{metrics:?}");
+}
+
+#[tokio::test]
+async fn a_connection_is_in_its_place_again_once_a_call_that_was_given_up_is_over() {
+    hush_scripted_panics();
+    let file = File::new();
+    for (panics, code) in [(false, None), (true, Some(ErrorCode::OperationAborted))] {
+        let mut connection = file.manager().connect().await.unwrap();
+        let (release, released) = mpsc::channel::<()>();
+        give_up_in_the_middle(&mut connection, move |_| {
+            released.recv().unwrap_err();
+            assert!(!panics, "scripted in a call");
+            Ok(())
+        })
+        .await;
+        let mut told = || match connection.in_place() {
+            Ok(db) => rows(db).err().map(|error| panic!("it was left alone: {error}")),
+            Err(error) => error.sqlite_error_code(),
+        };
+        assert_eq!(told(), Some(ErrorCode::ApiMisuse), "it is not over");
+        drop(release);
+        // Also in a task that has done as much as it may at once.
+        while tokio::task::coop::has_budget_remaining() {
+            assert!(poll_once(pin!(tokio::task::coop::consume_budget())).is_ready());
+        }
+        eventually_blocking("it is over", || told() != Some(ErrorCode::ApiMisuse));
+        assert_eq!(told(), code);
+    }
 }
 
 #[tokio::test]

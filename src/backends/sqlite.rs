@@ -12,13 +12,17 @@ use rusqlite::{Connection, Error, ErrorCode, OpenFlags, ffi};
 use std::cell::RefCell;
 use std::fmt;
 use std::fs;
+use std::future::Future;
 use std::mem;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::task::{Context, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
+use tokio::task::unconstrained;
 
 /// Opens connections to an SQLite file.
 ///
@@ -474,6 +478,13 @@ impl SqliteConnection {
     /// # Ok(()) }
     /// ```
     pub fn in_place(&mut self) -> rusqlite::Result<&mut Connection> {
+        {
+            // Whether a call that was given up is over, nobody else asks. Unconstrained, since a task that has
+            // done much is told of nothing otherwise.
+            let home = pin!(unconstrained(self.comes_home()));
+            // The panic of such a call is not for this caller, and the panic hook has seen it.
+            drop(home.poll(&mut Context::from_waker(Waker::noop())));
+        }
         match &mut self.place {
             Place::Here(connection) => Ok(connection),
             Place::Away(_) => {
