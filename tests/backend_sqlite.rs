@@ -884,6 +884,19 @@ async fn many_writers_wait_in_line_and_none_is_told_that_the_file_is_locked() {
 }
 
 #[tokio::test]
+async fn a_connection_that_is_dropped_in_the_middle_of_a_call_leaves_no_log() {
+    let file = File::new();
+    let log = file.path.with_extension("db-wal");
+    let mut connection = file.manager().connect().await.unwrap();
+    assert_eq!(connection.call(|db| insert(db, 1)).await, Ok(1));
+    give_up_in_the_middle(&mut connection, |db| count_for_ever(db)).await;
+    assert!(log.exists());
+    drop(connection);
+    eventually("the log is in the file", || !log.exists()).await;
+    assert_eq!(file.rows(), 1);
+}
+
+#[tokio::test]
 async fn a_call_that_was_given_up_does_not_keep_the_log_out_of_the_file() {
     let file = File::new();
     let log = file.path.with_extension("db-wal");

@@ -225,7 +225,7 @@ impl SqliteManager {
             chosen => Duration::from_millis(chosen.into()),
         };
         connection.busy_timeout(busy_timeout)?;
-        Ok(Opened { connection, busy_timeout, file })
+        Ok(Opened { connection: Ends(connection), busy_timeout, file })
     }
 
     /// Sets all but `init`.
@@ -283,8 +283,8 @@ impl Manager for SqliteManager {
         match &connection.place {
             Place::Lost => Condition::Broken,
             Place::Away(_) => Condition::Dirty,
-            Place::Here(here) if here.is_busy() => Condition::Broken,
-            Place::Here(here) if here.is_autocommit() => Condition::Clean,
+            Place::Here(Ends(here)) if here.is_busy() => Condition::Broken,
+            Place::Here(Ends(here)) if here.is_autocommit() => Condition::Clean,
             Place::Here(_) => Condition::Dirty,
         }
     }
@@ -316,7 +316,7 @@ impl Manager for SqliteManager {
             return;
         }
         if let Place::Here(here) = mem::replace(&mut connection.place, Place::Lost) {
-            drop(Call::begin(move || end(here)).await);
+            drop(Call::begin(move || drop(here)).await);
         }
     }
 
@@ -360,7 +360,7 @@ impl fmt::Debug for SqliteManager {
 
 /// What opening a connection comes to.
 struct Opened {
-    connection: Connection,
+    connection: Ends,
     busy_timeout: Duration,
     file: Option<Arc<File>>,
 }
@@ -374,16 +374,27 @@ pub struct SqliteConnection {
 
 /// Where the connection is.
 enum Place {
-    Here(Connection),
+    Here(Ends),
     /// A call works on it, or did when it was given up.
     Away(Errand),
     /// It went down with a call that panicked, or there was no thread for it.
     Lost,
 }
 
+/// A connection, which dropping this closes, wherever it has got to. That blocks: the last one to close may
+/// write all of the log into the file.
+struct Ends(Connection);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        // An interrupt that came when its call was over would keep it from that. A statement takes it away.
+        drop(self.0.execute_batch("SELECT 1"));
+    }
+}
+
 /// A call that has the connection. Dropping it before its end gives it up.
 struct Errand {
-    call: Call<Connection>,
+    call: Call<Ends>,
     reins: Arc<Reins>,
     chased: bool,
 }
@@ -486,7 +497,7 @@ impl SqliteConnection {
             drop(home.poll(&mut Context::from_waker(Waker::noop())));
         }
         match &mut self.place {
-            Place::Here(connection) => Ok(connection),
+            Place::Here(Ends(connection)) => Ok(connection),
             Place::Away(_) => {
                 Err(failure(ffi::SQLITE_MISUSE, "a call that was given up is not over yet"))
             }
@@ -500,7 +511,7 @@ impl SqliteConnection {
             return;
         };
         let reins = Arc::new(Reins {
-            interrupt: connection.get_interrupt_handle(),
+            interrupt: connection.0.get_interrupt_handle(),
             given_up: Arc::default(),
             over: Mutex::new(false),
             ended: Condvar::new(),
@@ -509,7 +520,7 @@ impl SqliteConnection {
         let call = Call::begin(move || {
             // Ordering: Relaxed; nothing else is told by it.
             if !errand.0.given_up.load(Ordering::Relaxed) {
-                Patience::new(limit, errand.0.given_up.clone()).during(&mut connection, work);
+                Patience::new(limit, errand.0.given_up.clone()).during(&mut connection.0, work);
             }
             drop(errand);
             connection
@@ -554,7 +565,7 @@ impl SqliteConnection {
 impl Drop for SqliteConnection {
     fn drop(&mut self) {
         if let Place::Here(connection) = mem::replace(&mut self.place, Place::Lost) {
-            threads::aside(move || end(connection));
+            threads::aside(move || drop(connection));
         }
     }
 }
@@ -562,7 +573,7 @@ impl Drop for SqliteConnection {
 impl fmt::Debug for SqliteConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let place = match &self.place {
-            Place::Here(connection) => return fmt::Debug::fmt(connection, f),
+            Place::Here(Ends(connection)) => return fmt::Debug::fmt(connection, f),
             Place::Away(_) => "Away",
             Place::Lost => "Lost",
         };
@@ -795,13 +806,6 @@ impl SqliteDatabase {
         drop(self.readers.drain(reset_timeout.saturating_add(*close_timeout)).await);
         writer.0.close().await;
     }
-}
-
-/// Closes a connection. Blocks: the last one to close may write all of the log into the file.
-fn end(connection: Connection) {
-    // An interrupt that came when its call was over would keep it from that. A statement takes it away.
-    drop(connection.execute_batch("SELECT 1"));
-    drop(connection);
 }
 
 const GONE: &str = "the connection is gone, with a call that panicked or had no thread";
