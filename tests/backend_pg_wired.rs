@@ -702,6 +702,17 @@ fn what_the_system_says_to_one_address_is_not_permanent() {
 }
 
 #[test]
+fn a_manager_of_raw_connections_shows_that_all_are_asked_and_none_is_discarded() {
+    for chosen in [true, false] {
+        let manager = PgWiredManager::from_url("postgresql://localhost").unwrap();
+        let raw = manager.verify_on_release(chosen).discard_session(chosen).raw();
+        let shown = format!("{raw:?}");
+        let acts = "verify_on_release: true, discard_session: false";
+        assert!(shown.contains(acts), "{chosen}: {shown}");
+    }
+}
+
+#[test]
 fn a_manager_shows_no_password() {
     let manager = PgWiredManager::from_url("postgresql://me:secret@host").unwrap();
     let shown = format!("{manager:?}");
