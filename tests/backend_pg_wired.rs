@@ -599,10 +599,15 @@ async fn a_connection_that_is_dropped_unclosed_leaves_nothing_at_the_server() {
         drop(cut_after(polls, pool.manager().connect()).await);
         eventually("the server has seen it off", one_left).await;
     }
-    // One that is given up when it has come to its end, which nobody has seen.
+    // One that is given up when it has come to its end, which nobody has seen. It is opened on another
+    // thread, and may come to it before it has been polled.
+    let proxy = Proxy::start(server.address());
+    proxy.freeze();
+    let manager = manager_behind(&proxy);
     let (wakes, waker) = Wakes::new();
-    let mut connect = Box::pin(pool.manager().connect());
+    let mut connect = Box::pin(manager.connect());
     assert!(poll_with(connect.as_mut(), &waker).is_pending());
+    proxy.thaw();
     eventually("it is open", || wakes.count() > 0).await;
     drop(connect);
     eventually("the server has seen it off", one_left).await;
@@ -699,6 +704,17 @@ fn what_the_system_says_to_one_address_is_not_permanent() {
     let manager = || PgWiredManager::from_url("postgresql://localhost").unwrap();
     assert!(!manager().is_permanent(&PgWireError::Io(of_system())));
     assert!(!manager().raw().is_permanent(&PgWireError::Io(of_system())));
+}
+
+#[test]
+fn a_manager_of_raw_connections_shows_that_all_are_asked_and_none_is_discarded() {
+    for chosen in [true, false] {
+        let manager = PgWiredManager::from_url("postgresql://localhost").unwrap();
+        let raw = manager.verify_on_release(chosen).discard_session(chosen).raw();
+        let shown = format!("{raw:?}");
+        let acts = "verify_on_release: true, discard_session: false";
+        assert!(shown.contains(acts), "{chosen}: {shown}");
+    }
 }
 
 #[test]

@@ -8,12 +8,14 @@ use support::*;
 
 use millpond::backends::sqlite::{SqliteConnection, SqliteDatabase, SqliteManager};
 use millpond::{
-    AcquireError, BuildError, CheckPolicy, Manager, Monitor, OperationError, Pool, Stage,
+    AcquireError, BuildError, CheckPolicy, Manager, Monitor, OperationError, Pool, PoolBuilder,
+    Stage,
 };
 use rusqlite::{Connection, ErrorCode, TransactionBehavior, ffi};
 use std::error::Error;
 use std::fs;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -284,8 +286,6 @@ async fn a_statement_that_nobody_waits_for_any_more_is_interrupted() {
     let first = mark(&mut pool.acquire().await.unwrap()).await;
     let mut connection = pool.acquire().await.unwrap();
     give_up_in_the_middle(&mut connection, |db| count_for_ever(db)).await;
-    let error = connection.in_place().unwrap_err();
-    assert_eq!(error.sqlite_error_code(), Some(ErrorCode::ApiMisuse), "it is not over");
     drop(connection);
     assert_eq!(mark(&mut pool.acquire().await.unwrap()).await, first);
     // An interrupt between two statements is lost, so there are more.
@@ -308,6 +308,34 @@ async fn a_statement_that_nobody_waits_for_any_more_is_interrupted() {
     drop(connection);
     let metrics = at_rest(&pool).await;
     assert_eq!((metrics.created, metrics.resets), (1, 3), "{metrics:?}");
+}
+
+#[tokio::test]
+async fn a_connection_is_in_its_place_again_once_a_call_that_was_given_up_is_over() {
+    hush_scripted_panics();
+    let file = File::new();
+    for (panics, code) in [(false, None), (true, Some(ErrorCode::OperationAborted))] {
+        let mut connection = file.manager().connect().await.unwrap();
+        let (release, released) = mpsc::channel::<()>();
+        give_up_in_the_middle(&mut connection, move |_| {
+            released.recv().unwrap_err();
+            assert!(!panics, "scripted in a call");
+            Ok(())
+        })
+        .await;
+        let mut told = || match connection.in_place() {
+            Ok(db) => rows(db).err().map(|error| panic!("it was left alone: {error}")),
+            Err(error) => error.sqlite_error_code(),
+        };
+        assert_eq!(told(), Some(ErrorCode::ApiMisuse), "it is not over");
+        drop(release);
+        // Also in a task that has done as much as it may at once.
+        while tokio::task::coop::has_budget_remaining() {
+            assert!(poll_once(pin!(tokio::task::coop::consume_budget())).is_ready());
+        }
+        eventually_blocking("it is over", || told() != Some(ErrorCode::ApiMisuse));
+        assert_eq!(told(), code);
+    }
 }
 
 #[tokio::test]
@@ -856,6 +884,19 @@ async fn many_writers_wait_in_line_and_none_is_told_that_the_file_is_locked() {
 }
 
 #[tokio::test]
+async fn a_connection_that_is_dropped_in_the_middle_of_a_call_leaves_no_log() {
+    let file = File::new();
+    let log = file.path.with_extension("db-wal");
+    let mut connection = file.manager().connect().await.unwrap();
+    assert_eq!(connection.call(|db| insert(db, 1)).await, Ok(1));
+    give_up_in_the_middle(&mut connection, |db| count_for_ever(db)).await;
+    assert!(log.exists());
+    drop(connection);
+    eventually("the log is in the file", || !log.exists()).await;
+    assert_eq!(file.rows(), 1);
+}
+
+#[tokio::test]
 async fn a_call_that_was_given_up_does_not_keep_the_log_out_of_the_file() {
     let file = File::new();
     let log = file.path.with_extension("db-wal");
@@ -878,6 +919,24 @@ async fn a_call_that_was_given_up_does_not_keep_the_log_out_of_the_file() {
         }
     }
     assert_eq!(file.rows(), 2);
+}
+
+#[tokio::test]
+async fn the_writer_of_a_database_that_is_closed_outlives_readers_that_come_back_meanwhile() {
+    let file = File::new();
+    let log = file.path.with_extension("db-wal");
+    for (leave, late) in [("BEGIN", false), ("BEGIN", true), ("SELECT 1", true)] {
+        let settings = |pool: PoolBuilder<_>| pool.reset_timeout(PATIENCE).close_timeout(PATIENCE);
+        let database = SqliteDatabase::open_with(file.manager(), 1, settings).await.unwrap();
+        database.writer().acquire().await.unwrap().call(|db| insert(db, 1)).await.unwrap();
+        let mut reader = database.readers().acquire_owned().await.unwrap();
+        reader.call(move |db| db.execute_batch(leave)).await.unwrap();
+        // Unless it is late, it is being reset when the close begins.
+        let reader = late.then_some(reader);
+        tokio::join!(database.close(), async { drop(reader) });
+        assert!(!log.exists(), "it is in the file, after {leave}");
+    }
+    assert_eq!(file.rows(), 3);
 }
 
 #[tokio::test]

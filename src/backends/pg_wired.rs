@@ -208,7 +208,9 @@ impl PgWiredManager {
         }
     }
 
-    /// Opens raw connections instead.
+    /// Opens raw connections instead. As nothing is known of these, whatever
+    /// [`verify_on_release`](Self::verify_on_release) and [`discard_session`](Self::discard_session) say,
+    /// every one that comes back is asked, and none loses its session.
     ///
     /// pg-wired looks the server's name up on a thread that the program's runtime keeps for calls that
     /// block. If all of these wait for connections, in `acquire_blocking`, none is opened before one of them
@@ -220,17 +222,17 @@ impl PgWiredManager {
     /// connection. But a statement of which only the last two bytes are missing is run, with an `S` in
     /// the place of its last character.
     pub fn raw(self) -> PgWiredManager<WireConn> {
-        let Self { options, discard, .. } = self;
         PgWiredManager {
-            options,
+            options: self.options,
             verify: true,
-            discard,
+            discard: false,
             grounds: Grounds::default(),
             opens: PhantomData,
         }
     }
 
-    /// Whether every connection that comes back is asked whether it is clean. Default: `true`.
+    /// Whether every connection that comes back is asked whether it is clean; a [raw](Self::raw) one always
+    /// is. Default: `true`.
     ///
     /// With `false` only one that pg-wired knows to have been in a transaction, or that is marked, is
     /// asked; releasing any other is a hit. That is for programs that never drop the future of a query
@@ -246,7 +248,8 @@ impl PgWiredManager {
 
     /// Whether a connection that has been in a transaction, or whose user has called
     /// `mark_state_mutated`, loses all that belongs to its session (`DISCARD ALL`), what a hook has set
-    /// up included, and its cached statements. With `false` an open transaction is rolled back, and that is all. Default: `true`.
+    /// up included, and its cached statements. With `false`, and of a [raw](Self::raw) connection always, an
+    /// open transaction is rolled back, and that is all. Default: `true`.
     pub fn discard_session(mut self, discard: bool) -> Self {
         self.discard = discard;
         self

@@ -3,6 +3,7 @@
 //!
 //! Not here: databases in memory, which belong to one connection each.
 
+use crate::config::Config;
 use crate::error::BuildError;
 use crate::manager::{Condition, Manager};
 use crate::pool::{Pool, PoolBuilder};
@@ -11,13 +12,17 @@ use rusqlite::{Connection, Error, ErrorCode, OpenFlags, ffi};
 use std::cell::RefCell;
 use std::fmt;
 use std::fs;
+use std::future::Future;
 use std::mem;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::task::{Context, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
+use tokio::task::unconstrained;
 
 /// Opens connections to an SQLite file.
 ///
@@ -220,7 +225,7 @@ impl SqliteManager {
             chosen => Duration::from_millis(chosen.into()),
         };
         connection.busy_timeout(busy_timeout)?;
-        Ok(Opened { connection, busy_timeout, file })
+        Ok(Opened { connection: Ends(connection), busy_timeout, file })
     }
 
     /// Sets all but `init`.
@@ -278,8 +283,8 @@ impl Manager for SqliteManager {
         match &connection.place {
             Place::Lost => Condition::Broken,
             Place::Away(_) => Condition::Dirty,
-            Place::Here(here) if here.is_busy() => Condition::Broken,
-            Place::Here(here) if here.is_autocommit() => Condition::Clean,
+            Place::Here(Ends(here)) if here.is_busy() => Condition::Broken,
+            Place::Here(Ends(here)) if here.is_autocommit() => Condition::Clean,
             Place::Here(_) => Condition::Dirty,
         }
     }
@@ -311,7 +316,7 @@ impl Manager for SqliteManager {
             return;
         }
         if let Place::Here(here) = mem::replace(&mut connection.place, Place::Lost) {
-            drop(Call::begin(move || end(here)).await);
+            drop(Call::begin(move || drop(here)).await);
         }
     }
 
@@ -355,7 +360,7 @@ impl fmt::Debug for SqliteManager {
 
 /// What opening a connection comes to.
 struct Opened {
-    connection: Connection,
+    connection: Ends,
     busy_timeout: Duration,
     file: Option<Arc<File>>,
 }
@@ -369,16 +374,27 @@ pub struct SqliteConnection {
 
 /// Where the connection is.
 enum Place {
-    Here(Connection),
+    Here(Ends),
     /// A call works on it, or did when it was given up.
     Away(Errand),
     /// It went down with a call that panicked, or there was no thread for it.
     Lost,
 }
 
+/// A connection, which dropping this closes, wherever it has got to. That blocks: the last one to close may
+/// write all of the log into the file.
+struct Ends(Connection);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        // An interrupt that came when its call was over would keep it from that. A statement takes it away.
+        drop(self.0.execute_batch("SELECT 1"));
+    }
+}
+
 /// A call that has the connection. Dropping it before its end gives it up.
 struct Errand {
-    call: Call<Connection>,
+    call: Call<Ends>,
     reins: Arc<Reins>,
     chased: bool,
 }
@@ -473,8 +489,15 @@ impl SqliteConnection {
     /// # Ok(()) }
     /// ```
     pub fn in_place(&mut self) -> rusqlite::Result<&mut Connection> {
+        {
+            // Whether a call that was given up is over, nobody else asks. Unconstrained, since a task that has
+            // done much is told of nothing otherwise.
+            let home = pin!(unconstrained(self.comes_home()));
+            // The panic of such a call is not for this caller, and the panic hook has seen it.
+            drop(home.poll(&mut Context::from_waker(Waker::noop())));
+        }
         match &mut self.place {
-            Place::Here(connection) => Ok(connection),
+            Place::Here(Ends(connection)) => Ok(connection),
             Place::Away(_) => {
                 Err(failure(ffi::SQLITE_MISUSE, "a call that was given up is not over yet"))
             }
@@ -488,7 +511,7 @@ impl SqliteConnection {
             return;
         };
         let reins = Arc::new(Reins {
-            interrupt: connection.get_interrupt_handle(),
+            interrupt: connection.0.get_interrupt_handle(),
             given_up: Arc::default(),
             over: Mutex::new(false),
             ended: Condvar::new(),
@@ -497,7 +520,7 @@ impl SqliteConnection {
         let call = Call::begin(move || {
             // Ordering: Relaxed; nothing else is told by it.
             if !errand.0.given_up.load(Ordering::Relaxed) {
-                Patience::new(limit, errand.0.given_up.clone()).during(&mut connection, work);
+                Patience::new(limit, errand.0.given_up.clone()).during(&mut connection.0, work);
             }
             drop(errand);
             connection
@@ -542,7 +565,7 @@ impl SqliteConnection {
 impl Drop for SqliteConnection {
     fn drop(&mut self) {
         if let Place::Here(connection) = mem::replace(&mut self.place, Place::Lost) {
-            threads::aside(move || end(connection));
+            threads::aside(move || drop(connection));
         }
     }
 }
@@ -550,7 +573,7 @@ impl Drop for SqliteConnection {
 impl fmt::Debug for SqliteConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let place = match &self.place {
-            Place::Here(connection) => return fmt::Debug::fmt(connection, f),
+            Place::Here(Ends(connection)) => return fmt::Debug::fmt(connection, f),
             Place::Away(_) => "Away",
             Place::Lost => "Lost",
         };
@@ -752,7 +775,14 @@ impl SqliteDatabase {
     }
 
     /// Closes both pools, the writer's last: closing the last connection to a file writes the rest of
-    /// the log into it.
+    /// the log into it. So the writer waits for readers that are being reset or in use, for the readers'
+    /// `reset_timeout` and `close_timeout` together at the most; outside a tokio runtime, and on one
+    /// without a timer, for none.
+    ///
+    /// The log stays beside the file if a reader is open for longer: in use, or where a call goes on that
+    /// did not end in time. So it may if one is being opened when this is called. Nothing is lost while the
+    /// log is there. [`Pool::drain`] of the readers, before this, waits for as long as it is told to, and
+    /// says who holds them.
     ///
     /// # Cancel safety
     ///
@@ -771,15 +801,11 @@ impl SqliteDatabase {
         // Cancel: the writer's pool does not stay open because nobody waits for the readers any more.
         let writer = Shuts(&self.writer);
         self.readers.close().await;
+        // That waits for none in use, nor for one that is being reset.
+        let Config { reset_timeout, close_timeout, .. } = self.readers.config();
+        drop(self.readers.drain(reset_timeout.saturating_add(*close_timeout)).await);
         writer.0.close().await;
     }
-}
-
-/// Closes a connection. Blocks: the last one to close may write all of the log into the file.
-fn end(connection: Connection) {
-    // An interrupt that came when its call was over would keep it from that. A statement takes it away.
-    drop(connection.execute_batch("SELECT 1"));
-    drop(connection);
 }
 
 const GONE: &str = "the connection is gone, with a call that panicked or had no thread";
