@@ -2946,6 +2946,29 @@ async fn the_wait_for_a_node_that_was_not_the_first_has_begun_with_the_acquire()
 }
 
 #[tokio::test]
+async fn who_waits_is_not_served_by_a_node_that_he_would_not_choose_any_more() {
+    let builder = builder().pools(|pool| pool.max_size(1));
+    let (cluster, _managers) = cluster_of(builder, [("a", plain())]);
+    let near = |node: &NodeView<'_, String>| node.label("zone").map(|_| 0.0);
+    for (policy, fit, unfit) in [
+        (Policy::Primary, primary(), replica()),
+        (Policy::Replica, replica(), primary()),
+        (Policy::Rank(&near), plain().label("zone", "x"), plain()),
+    ] {
+        cluster.set_options("a", fit.clone()).unwrap();
+        let held = cluster.acquire("a").await.unwrap();
+        let mut acquire = pin!(cluster.acquire_any(policy));
+        assert!(poll_once(acquire.as_mut()).is_pending());
+        cluster.set_options("a", unfit).unwrap();
+        // It is handed to him before he has heard of the change.
+        drop(held);
+        assert!(poll_once(acquire.as_mut()).is_pending(), "{policy:?}");
+        cluster.set_options("a", fit).unwrap();
+        drop(acquire.await.unwrap());
+    }
+}
+
+#[tokio::test]
 async fn new_options_leave_everybody_his_place_in_line() {
     let builder = builder().pools(|pool| pool.max_size(1).shards(1));
     let (cluster, _managers) = cluster_of(builder, [("a", plain())]);

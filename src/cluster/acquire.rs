@@ -838,11 +838,15 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                 Event::Answer(index, Ok(pooled)) => {
                     let node = self.runners.remove(index).node;
                     let table = self.cluster.table.load();
-                    if self.aim.allows(&self.cluster.choice(&table), &node) {
+                    // By the options that it has now; one that has been removed meanwhile has those that it had.
+                    let is_same = |other: &&Arc<Node<K, M>>| other.pool.is(&node.pool);
+                    let by_now = table.nodes().iter().find(is_same).unwrap_or(&node);
+                    if self.aim.allows(&self.cluster.choice(&table), by_now) {
                         self.counted_at = Some(node);
                         break Ok(pooled);
                     }
-                    // What was learned when it was opened: the server has another role. Back it goes.
+                    // Its options are others, or the server has another role, which was learned when this
+                    // was opened. Back it goes.
                 }
                 Event::Answer(index, Err(error)) => {
                     let Runner { node, .. } = self.runners.remove(index);
