@@ -1203,5 +1203,8 @@ impl<K: Key, M: Manager> Drop for Race<'_, K, M> {
     fn drop(&mut self) {
         // Cancel: whatever else has ended it has been counted.
         self.count(Outcome::Cancelled);
+        // Half-way out of a line it may have hidden somebody else there from the cap.
+        self.runners.clear();
+        self.cluster.more_wanted();
     }
 }
