@@ -1340,6 +1340,27 @@ async fn a_closed_cluster_says_so_to_all_and_closes_everything() {
     assert!(matches!(cluster.status().health, Health::Down(_)));
 }
 
+#[test]
+fn a_cluster_whose_connections_do_not_close_keeps_nobody_waiting_for_longer_than_one_pool() {
+    let (one, other) = (runtime(), paused());
+    let builder = builder().pools(|pool| pool.close_timeout(SECOND));
+    let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
+    let (cluster, managers) = one.block_on(async {
+        let (cluster, managers) = cluster_of(builder, nodes);
+        for key in ["a", "b", "c"] {
+            drop(cluster.acquire(key).await.unwrap());
+        }
+        (cluster, managers)
+    });
+    // Nobody drives the runtime that they would be closed on.
+    other.block_on(async {
+        let began = tokio::time::Instant::now();
+        cluster.close().await;
+        assert_eq!(began.elapsed(), SECOND);
+    });
+    assert_eq!(managers.map(|manager| manager.ledger.live()), [1; 3]);
+}
+
 /// A connection on loan keeps its pool in memory, and an idle one that comes back keeps it for the next.
 #[tokio::test]
 async fn nothing_of_a_cluster_that_is_gone_stays_in_memory() {
