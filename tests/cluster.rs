@@ -3308,6 +3308,60 @@ async fn an_acquire_that_is_refused_again_and_again_is_counted_once() {
     assert_eq!((waits().closed, waits().failures()), (1, 3), "{:?}", waits());
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_a_cluster_asks_its_servers_is_not_counted_as_a_wait() {
+    let builder = builder().acquire_timeout(3 * SECOND);
+    let (cluster, managers) = with_roles_of(builder, [Role::Replica, Role::Replica]);
+    for manager in &managers {
+        manager.connect.always(Act::Permanent);
+    }
+    let acquire = cluster.acquire_any(Policy::Primary).await;
+    assert!(matches!(acquire, Err(ClusterError::Timeout(_))));
+    // By then nobody waits any more to ask one.
+    tokio::time::sleep(10 * SECOND).await;
+    let waits = || cluster.status().totals.waits;
+    assert_eq!((waits().timed_out, waits().total()), (1, 1), "{:?}", waits());
+}
+
+#[tokio::test(start_paused = true)]
+async fn nor_is_the_wait_for_a_connection_that_may_show_that_its_node_is_back() {
+    let (cluster, managers, _) = capped(3, 2, [("a", plain()), ("b", plain())]);
+    let _held = cluster.acquire("a").await.unwrap();
+    managers[0].connect.always(Act::Error);
+    {
+        let mut second = pin!(cluster.acquire("a"));
+        assert!(poll_once(second.as_mut()).is_pending());
+        eventually("it is down", || !cluster.status().nodes[0].is_up).await;
+    }
+    // The spare one of a goes to b, so that a has room for no other.
+    drop([cluster.acquire("b").await.unwrap(), cluster.acquire("b").await.unwrap()]);
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(cluster.acquire_any(Policy::RoundRobin).await.unwrap().node(), "b");
+    let a = || cluster.node_stats("a").unwrap();
+    eventually("it waits for the one that is out", || a().counts.waiters == 1).await;
+    eventually("it has given up", || a().counts.waiters == 0).await;
+    assert_eq!((a().waits.cancelled, a().waits.failures()), (1, 1), "{:?}", a().waits);
+}
+
+/// If the callers of a node keep its line full, it would never be known to be the primary now.
+#[tokio::test]
+async fn a_full_line_keeps_no_server_from_being_asked_for_its_role() {
+    let builder = builder().pools(|pool| pool.max_size(1).max_waiters(1));
+    let (cluster, managers) = with_roles_of(builder, [Role::Replica, Role::Replica]);
+    let held = cluster.acquire("a").await.unwrap();
+    let mut waits = pin!(cluster.acquire("a"));
+    assert!(poll_once(waits.as_mut()).is_pending());
+    become_primary(&managers[0], true);
+    let mut acquire = pin!(cluster.acquire_any(Policy::Primary));
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    let a = || cluster.node_stats("a").unwrap();
+    eventually("it is to be asked", || a().counts.waiters == 2).await;
+    drop(held);
+    drop(waits.await.unwrap());
+    assert_eq!(acquire.await.unwrap().node(), "a");
+    assert_eq!(a().waits.failures(), 0);
+}
+
 #[tokio::test]
 async fn an_acquire_that_is_refused_at_once_is_counted_as_that() {
     let builder = builder().pools(|pool| pool.max_size(1).max_waiters(1));

@@ -514,7 +514,7 @@ impl<K: Key, M: Manager> Node<K, M> {
             let mut acquire = pin!(async {
                 match attempt(&pool, caller) {
                     Attempt::Hit(pooled) => Ok(pooled),
-                    Attempt::Miss(missed) => missed.wait(patience).await,
+                    Attempt::Miss(missed) => missed.wait_to_ask(patience).await,
                 }
             });
             let acquired = poll_fn(|cx| {
@@ -546,7 +546,7 @@ async fn check_one<K: Key, M: Manager>(
 ) {
     let acquired = match attempt(pool, caller) {
         Attempt::Hit(pooled) => Ok(pooled),
-        Attempt::Miss(missed) => missed.wait(PATIENCE).await,
+        Attempt::Miss(missed) => missed.wait_to_ask(PATIENCE).await,
     };
     let Ok(connection) = acquired else { return };
     let mut asked = Asked::new(connection);
