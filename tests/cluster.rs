@@ -3412,6 +3412,39 @@ async fn who_has_waited_for_a_node_that_is_replaced_is_seen_to_have_waited() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_waits_on_for_what_replaces_his_node_has_waited_since_he_began() {
+    let builder = builder().pools(|pool| pool.max_size(1)).acquire_timeout(3 * SECOND);
+    let (cluster, _managers) = cluster_of(builder, [("a", plain())]);
+    let waits = || cluster.node_stats("a").unwrap().waits;
+    let slow = Act::Slow(500 * MILLISECOND);
+    for (connect, limit) in [(slow, 3 * SECOND), (Act::Never, 3 * SECOND), (Act::Never, SECOND)] {
+        let _held = cluster.acquire("a").await.unwrap();
+        let mut acquire = Box::pin(cluster.acquire("a"));
+        assert!(timeout(SECOND, acquire.as_mut()).await.is_err());
+        let manager = TestManager::new();
+        manager.connect.always(connect);
+        drop(cluster.replace("a", manager, Duration::ZERO).await.unwrap());
+        let ended = timeout(limit, acquire.as_mut()).await;
+        drop(acquire);
+        match ended {
+            Ok(Ok(_guard)) => {
+                let a = cluster.node_stats("a").unwrap();
+                assert_eq!((a.waits.served, a.waits.failures()), (1, 0));
+                assert!(a.acquire_wait.max() >= Some(1_400 * MILLISECOND), "{:?}", a.acquire_wait);
+            }
+            Ok(Err(ClusterError::Node(refusal))) => {
+                assert_eq!((waits().timed_out, waits().total()), (1, 1));
+                let AcquireError::Timeout(timeout) = refusal.source else { panic!("{refusal}") };
+                assert_eq!(timeout.waited(), 3 * SECOND);
+            }
+            Ok(Err(error)) => panic!("{error}"),
+            Err(_) => assert_eq!((waits().cancelled, waits().total()), (1, 1)),
+        }
+        drop(cluster.replace("a", TestManager::new(), Duration::ZERO).await.unwrap());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_never_wants_the_next_node_tried_may_say_so() {
     let never = || builder().try_next_after(Duration::MAX);
     let (cluster, _managers) = cluster_of(never(), [("a", plain())]);

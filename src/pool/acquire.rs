@@ -54,10 +54,10 @@ pub(super) struct Ask<'t> {
 /// Who counts an acquire that had to wait, however it ends.
 #[cfg_attr(not(feature = "cluster"), allow(dead_code))]
 #[derive(Clone, Copy, PartialEq)]
-pub(super) enum Counted {
+pub(crate) enum Counted {
     /// The pool.
     Here,
-    /// Whoever waits at several pools: for him it is one acquire.
+    /// Whoever waits at several pools, or at one after the other: for him it is one acquire.
     Elsewhere,
     /// Nobody: it is a question of the cluster's own, for which no line is too long.
     Never,
@@ -399,16 +399,7 @@ impl<M: Manager> Missed<M> {
     }
 
     /// Goes on as any acquire does, for `limit` at the most.
-    pub(crate) fn wait(self, limit: Duration) -> impl Future<Output = Served<M>> {
-        self.wait_counted(limit, Counted::Here)
-    }
-
-    /// The same for a question that is no acquire.
-    pub(crate) fn wait_to_ask(self, limit: Duration) -> impl Future<Output = Served<M>> {
-        self.wait_counted(limit, Counted::Never)
-    }
-
-    async fn wait_counted(self, limit: Duration, counted: Counted) -> Served<M> {
+    pub(crate) async fn wait(self, limit: Duration, counted: Counted) -> Served<M> {
         let Self { keeper, found, caller } = self;
         let ask = Ask { limit: Some(limit), counted, ..Ask::new(caller) };
         acquire_slow(keeper, ask, found).await.map(|loan| PooledOwned::new(loan).into())
