@@ -1340,6 +1340,27 @@ async fn a_closed_cluster_says_so_to_all_and_closes_everything() {
     assert!(matches!(cluster.status().health, Health::Down(_)));
 }
 
+#[test]
+fn a_cluster_whose_connections_do_not_close_keeps_nobody_waiting_for_longer_than_one_pool() {
+    let (one, other) = (runtime(), paused());
+    let builder = builder().pools(|pool| pool.close_timeout(SECOND));
+    let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
+    let (cluster, managers) = one.block_on(async {
+        let (cluster, managers) = cluster_of(builder, nodes);
+        for key in ["a", "b", "c"] {
+            drop(cluster.acquire(key).await.unwrap());
+        }
+        (cluster, managers)
+    });
+    // Nobody drives the runtime that they would be closed on.
+    other.block_on(async {
+        let began = tokio::time::Instant::now();
+        cluster.close().await;
+        assert_eq!(began.elapsed(), SECOND);
+    });
+    assert_eq!(managers.map(|manager| manager.ledger.live()), [1; 3]);
+}
+
 /// A connection on loan keeps its pool in memory, and an idle one that comes back keeps it for the next.
 #[tokio::test]
 async fn nothing_of_a_cluster_that_is_gone_stays_in_memory() {
@@ -2946,6 +2967,29 @@ async fn the_wait_for_a_node_that_was_not_the_first_has_begun_with_the_acquire()
 }
 
 #[tokio::test]
+async fn who_waits_is_not_served_by_a_node_that_he_would_not_choose_any_more() {
+    let builder = builder().pools(|pool| pool.max_size(1));
+    let (cluster, _managers) = cluster_of(builder, [("a", plain())]);
+    let near = |node: &NodeView<'_, String>| node.label("zone").map(|_| 0.0);
+    for (policy, fit, unfit) in [
+        (Policy::Primary, primary(), replica()),
+        (Policy::Replica, replica(), primary()),
+        (Policy::Rank(&near), plain().label("zone", "x"), plain()),
+    ] {
+        cluster.set_options("a", fit.clone()).unwrap();
+        let held = cluster.acquire("a").await.unwrap();
+        let mut acquire = pin!(cluster.acquire_any(policy));
+        assert!(poll_once(acquire.as_mut()).is_pending());
+        cluster.set_options("a", unfit).unwrap();
+        // It is handed to him before he has heard of the change.
+        drop(held);
+        assert!(poll_once(acquire.as_mut()).is_pending(), "{policy:?}");
+        cluster.set_options("a", fit).unwrap();
+        drop(acquire.await.unwrap());
+    }
+}
+
+#[tokio::test]
 async fn new_options_leave_everybody_his_place_in_line() {
     let builder = builder().pools(|pool| pool.max_size(1).shards(1));
     let (cluster, _managers) = cluster_of(builder, [("a", plain())]);
@@ -3264,6 +3308,60 @@ async fn an_acquire_that_is_refused_again_and_again_is_counted_once() {
     assert_eq!((waits().closed, waits().failures()), (1, 3), "{:?}", waits());
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_a_cluster_asks_its_servers_is_not_counted_as_a_wait() {
+    let builder = builder().acquire_timeout(3 * SECOND);
+    let (cluster, managers) = with_roles_of(builder, [Role::Replica, Role::Replica]);
+    for manager in &managers {
+        manager.connect.always(Act::Permanent);
+    }
+    let acquire = cluster.acquire_any(Policy::Primary).await;
+    assert!(matches!(acquire, Err(ClusterError::Timeout(_))));
+    // By then nobody waits any more to ask one.
+    tokio::time::sleep(10 * SECOND).await;
+    let waits = || cluster.status().totals.waits;
+    assert_eq!((waits().timed_out, waits().total()), (1, 1), "{:?}", waits());
+}
+
+#[tokio::test(start_paused = true)]
+async fn nor_is_the_wait_for_a_connection_that_may_show_that_its_node_is_back() {
+    let (cluster, managers, _) = capped(3, 2, [("a", plain()), ("b", plain())]);
+    let _held = cluster.acquire("a").await.unwrap();
+    managers[0].connect.always(Act::Error);
+    {
+        let mut second = pin!(cluster.acquire("a"));
+        assert!(poll_once(second.as_mut()).is_pending());
+        eventually("it is down", || !cluster.status().nodes[0].is_up).await;
+    }
+    // The spare one of a goes to b, so that a has room for no other.
+    drop([cluster.acquire("b").await.unwrap(), cluster.acquire("b").await.unwrap()]);
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(cluster.acquire_any(Policy::RoundRobin).await.unwrap().node(), "b");
+    let a = || cluster.node_stats("a").unwrap();
+    eventually("it waits for the one that is out", || a().counts.waiters == 1).await;
+    eventually("it has given up", || a().counts.waiters == 0).await;
+    assert_eq!((a().waits.cancelled, a().waits.failures()), (1, 1), "{:?}", a().waits);
+}
+
+/// If the callers of a node keep its line full, it would never be known to be the primary now.
+#[tokio::test]
+async fn a_full_line_keeps_no_server_from_being_asked_for_its_role() {
+    let builder = builder().pools(|pool| pool.max_size(1).max_waiters(1));
+    let (cluster, managers) = with_roles_of(builder, [Role::Replica, Role::Replica]);
+    let held = cluster.acquire("a").await.unwrap();
+    let mut waits = pin!(cluster.acquire("a"));
+    assert!(poll_once(waits.as_mut()).is_pending());
+    become_primary(&managers[0], true);
+    let mut acquire = pin!(cluster.acquire_any(Policy::Primary));
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    let a = || cluster.node_stats("a").unwrap();
+    eventually("it is to be asked", || a().counts.waiters == 2).await;
+    drop(held);
+    drop(waits.await.unwrap());
+    assert_eq!(acquire.await.unwrap().node(), "a");
+    assert_eq!(a().waits.failures(), 0);
+}
+
 #[tokio::test]
 async fn an_acquire_that_is_refused_at_once_is_counted_as_that() {
     let builder = builder().pools(|pool| pool.max_size(1).max_waiters(1));
@@ -3311,6 +3409,39 @@ async fn who_has_waited_for_a_node_that_is_replaced_is_seen_to_have_waited() {
     let a = cluster.node_stats("a").unwrap();
     assert_eq!(a.waits.served, 1);
     assert!(a.acquire_wait.max() >= Some(900 * MILLISECOND), "{:?}", a.acquire_wait.max());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_on_for_what_replaces_his_node_has_waited_since_he_began() {
+    let builder = builder().pools(|pool| pool.max_size(1)).acquire_timeout(3 * SECOND);
+    let (cluster, _managers) = cluster_of(builder, [("a", plain())]);
+    let waits = || cluster.node_stats("a").unwrap().waits;
+    let slow = Act::Slow(500 * MILLISECOND);
+    for (connect, limit) in [(slow, 3 * SECOND), (Act::Never, 3 * SECOND), (Act::Never, SECOND)] {
+        let _held = cluster.acquire("a").await.unwrap();
+        let mut acquire = Box::pin(cluster.acquire("a"));
+        assert!(timeout(SECOND, acquire.as_mut()).await.is_err());
+        let manager = TestManager::new();
+        manager.connect.always(connect);
+        drop(cluster.replace("a", manager, Duration::ZERO).await.unwrap());
+        let ended = timeout(limit, acquire.as_mut()).await;
+        drop(acquire);
+        match ended {
+            Ok(Ok(_guard)) => {
+                let a = cluster.node_stats("a").unwrap();
+                assert_eq!((a.waits.served, a.waits.failures()), (1, 0));
+                assert!(a.acquire_wait.max() >= Some(1_400 * MILLISECOND), "{:?}", a.acquire_wait);
+            }
+            Ok(Err(ClusterError::Node(refusal))) => {
+                assert_eq!((waits().timed_out, waits().total()), (1, 1));
+                let AcquireError::Timeout(timeout) = refusal.source else { panic!("{refusal}") };
+                assert_eq!(timeout.waited(), 3 * SECOND);
+            }
+            Ok(Err(error)) => panic!("{error}"),
+            Err(_) => assert_eq!((waits().cancelled, waits().total()), (1, 1)),
+        }
+        drop(cluster.replace("a", TestManager::new(), Duration::ZERO).await.unwrap());
+    }
 }
 
 #[tokio::test(start_paused = true)]

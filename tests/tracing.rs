@@ -459,6 +459,67 @@ async fn a_listener_that_panics_keeps_nobody_from_what_a_cap_gives_him() {
     assert_eq!(cluster.status().totals.counts.alive(), 2);
 }
 
+/// Does this whenever an acquire that waits is left, be it for good or until it is woken.
+#[cfg(feature = "cluster")]
+struct WhenLeft<F>(F);
+
+#[cfg(feature = "cluster")]
+impl<S: Subscriber, F: Fn() + 'static> Layer<S> for WhenLeft<F> {
+    fn on_exit(&self, _: &Id, _: Context<'_, S>) {
+        (self.0)();
+    }
+}
+
+/// Half-way out of a line, somebody is not in it any more and is still taken for one for whom nothing is
+/// to be opened. A listener holds him up just there until the cap has looked.
+#[cfg(feature = "cluster")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn under_a_cap_who_gives_up_waiting_at_several_nodes_hides_nobody_else_who_waits() {
+    use millpond::cluster::{Cluster, NodeView, Policy};
+    use std::pin::pin;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    let builder = Cluster::<String, TestManager>::builder().pools(|pool| pool.max_size(1));
+    let cluster = builder.max_connections(1).acquire_timeout(PATIENCE).build().unwrap();
+    cluster.add_node("a".to_owned(), TestManager::new()).unwrap();
+    cluster.add_node("b".to_owned(), TestManager::new()).unwrap();
+    let held = cluster.acquire("a").await.unwrap();
+    let named = tokio::spawn({
+        let cluster = cluster.clone();
+        async move { cluster.acquire("b").await.map(drop) }
+    });
+    let pools = {
+        let cluster = cluster.clone();
+        move || cluster.status().nodes.into_iter().map(|node| node.pool).collect::<Vec<_>>()
+    };
+    eventually("a is to give its connection", || pools()[0].max_size == 0).await;
+    // One of them looks after the cap.
+    let runtime = tokio::runtime::Handle::current().metrics();
+    let tasks = runtime.num_alive_tasks();
+    let gives_up = Arc::new(AtomicBool::new(false));
+    let left = {
+        let (pools, gives_up) = (pools.clone(), gives_up.clone());
+        move || {
+            if gives_up.load(Ordering::SeqCst) && pools()[1].metrics.counts.waiters == 1 {
+                eventually_blocking("the cap lets a keep it", || {
+                    pools()[0].max_size == 1 && runtime.num_alive_tasks() < tasks
+                });
+            }
+        }
+    };
+    let listener = tracing_subscriber::registry().with(WhenLeft(left));
+    let listening = tracing::subscriber::set_default(listener);
+    {
+        let rank = |node: &NodeView<'_, String>| Some(f64::from(u8::from(node.key() == "b")));
+        let mut anywhere = pin!(cluster.acquire_any(Policy::Rank(&rank)));
+        assert!(poll_once(anywhere.as_mut()).is_pending());
+        gives_up.store(true, Ordering::SeqCst);
+    }
+    drop(listening);
+    drop(held);
+    joined(named).await.unwrap();
+}
+
 /// An idle connection that was lent by way of a cluster keeps its pool in memory until it is closed.
 #[cfg(feature = "cluster")]
 #[tokio::test(start_paused = true)]

@@ -30,7 +30,9 @@ use super::{Cluster, Key, Shared};
 use crate::error::{AcquireError, ReleaseError};
 use crate::manager::Manager;
 use crate::metrics::Outcome;
-use crate::pool::{Attempt, ConnectionInfo, Missed, Pooled, PooledBare, Terms, poll_timer, timer};
+use crate::pool::{
+    Attempt, ConnectionInfo, Counted, Missed, Pooled, PooledBare, Terms, poll_timer, timer,
+};
 use event_listener::EventListener;
 use std::borrow::Borrow;
 use std::fmt;
@@ -515,12 +517,18 @@ impl<K: Key, M: Manager> Shared<K, M> {
     {
         let began = Instant::now();
         let limit = self.settings.acquire_timeout;
+        let mut again: Option<Again<K, M>> = None;
         loop {
             let node = missed.manager().key().clone();
             let left =
                 if limit == Duration::MAX { limit } else { limit.saturating_sub(began.elapsed()) };
-            let mut waiting = pin!(missed.wait(left));
-            match self.in_line(waiting.as_mut()).await {
+            let counted = again.as_ref().map_or(Counted::Here, |_| Counted::Elsewhere);
+            let mut waiting = pin!(missed.wait(left, counted));
+            let served = self.in_line(waiting.as_mut()).await;
+            if let Some(again) = &mut again {
+                again.outcome = served.as_ref().map_or_else(Outcome::from, |_| Outcome::Served);
+            }
+            match served {
                 Ok(pooled) => return Ok(ClusterGuard::new(pooled, &self.table)),
                 Err(AcquireError::Closed | AcquireError::Draining) => {
                     // Whoever closes a node has taken it out of the table first.
@@ -530,10 +538,13 @@ impl<K: Key, M: Manager> Shared<K, M> {
                         }
                         table => table.get(key).map(|node| {
                             let attempt = node.pool.attempt(caller);
-                            if matches!(attempt, Attempt::Hit(_)) {
+                            let outcome = match attempt {
                                 // It was not there at once.
-                                node.pool.has_waited(caller, Outcome::Served, began.elapsed());
-                            }
+                                Attempt::Hit(_) => Outcome::Served,
+                                // Cancel: if nothing else comes, that is the outcome.
+                                Attempt::Miss(_) => Outcome::Cancelled,
+                            };
+                            again = Some(Again { node: node.clone(), caller, began, outcome });
                             attempt
                         }),
                     };
@@ -547,7 +558,12 @@ impl<K: Key, M: Manager> Shared<K, M> {
                         }
                     }
                 }
-                Err(source) => return Err(ClusterError::of_node(node, source)),
+                Err(mut source) => {
+                    if let (Some(_), AcquireError::Timeout(timeout)) = (&again, &mut source) {
+                        timeout.waited = began.elapsed();
+                    }
+                    return Err(ClusterError::of_node(node, source));
+                }
             }
         }
     }
@@ -600,6 +616,20 @@ impl<K: Key, M: Manager> Shared<K, M> {
             waited: began.elapsed(),
             nodes: self.table.load().nodes().iter().map(|node| NodeReport::new(node)).collect(),
         })
+    }
+}
+
+/// An acquire whose node has been replaced: what is in its place now counts all of the wait.
+struct Again<K: Key, M: Manager> {
+    node: Arc<Node<K, M>>,
+    caller: Caller,
+    began: Instant,
+    outcome: Outcome,
+}
+
+impl<K: Key, M: Manager> Drop for Again<K, M> {
+    fn drop(&mut self) {
+        self.node.pool.has_waited(self.caller, self.outcome, self.began.elapsed());
     }
 }
 
@@ -838,11 +868,15 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                 Event::Answer(index, Ok(pooled)) => {
                     let node = self.runners.remove(index).node;
                     let table = self.cluster.table.load();
-                    if self.aim.allows(&self.cluster.choice(&table), &node) {
+                    // By the options that it has now; one that has been removed meanwhile has those that it had.
+                    let is_same = |other: &&Arc<Node<K, M>>| other.pool.is(&node.pool);
+                    let by_now = table.nodes().iter().find(is_same).unwrap_or(&node);
+                    if self.aim.allows(&self.cluster.choice(&table), by_now) {
                         self.counted_at = Some(node);
                         break Ok(pooled);
                     }
-                    // What was learned when it was opened: the server has another role. Back it goes.
+                    // Its options are others, or the server has another role, which was learned when this
+                    // was opened. Back it goes.
                 }
                 Event::Answer(index, Err(error)) => {
                     let Runner { node, .. } = self.runners.remove(index);
@@ -1199,5 +1233,8 @@ impl<K: Key, M: Manager> Drop for Race<'_, K, M> {
     fn drop(&mut self) {
         // Cancel: whatever else has ended it has been counted.
         self.count(Outcome::Cancelled);
+        // Half-way out of a line it may have hidden somebody else there from the cap.
+        self.runners.clear();
+        self.cluster.more_wanted();
     }
 }

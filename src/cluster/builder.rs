@@ -131,6 +131,10 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
     /// `check_timeout`; if it fails, so has the connect or the check. Default: nothing, and the roles
     /// are those of the nodes' options.
     ///
+    /// Where no connection is idle, what asks waits in line like everybody else, one at each node, and also
+    /// if the line is full. It is one of those that `max_waiters` are compared with then, but not one of the
+    /// acquires that [waited](crate::Waits).
+    ///
     /// # Examples
     ///
     /// ```

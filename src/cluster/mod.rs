@@ -78,8 +78,10 @@ use crate::pool::DrainReport;
 use event_listener::{Event, IntoNotification};
 use std::borrow::Borrow;
 use std::fmt;
+use std::future::{Future, poll_fn};
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::Poll;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -462,8 +464,9 @@ impl<K: Key, M: Manager> Cluster<K, M> {
         self.shared.table.load().closed
     }
 
-    /// Closes the cluster for good, and all its pools as [`Pool::close`](crate::Pool::close) does.
-    /// May be called again, and by several tasks at once.
+    /// Closes the cluster for good, and all its pools as [`Pool::close`](crate::Pool::close) does, all of
+    /// them together: it takes `close_timeout` at the most, however many nodes there are. May be called
+    /// again, and by several tasks at once.
     ///
     /// # Cancel safety
     ///
@@ -473,11 +476,14 @@ impl<K: Key, M: Manager> Cluster<K, M> {
         // An error: it is closed already.
         drop(self.shared.change(closed));
         let table = self.shared.table.load_full();
-        // All of them are closed before the first is waited for.
-        table.nodes().iter().for_each(|node| node.pool.shut());
-        for node in table.nodes() {
-            node.pool.close().await;
-        }
+        let mut closing: Vec<_> =
+            table.nodes().iter().map(|node| Box::pin(node.pool.close())).collect();
+        // One after the other, each might take its whole `close_timeout`.
+        poll_fn(|cx| {
+            closing.retain_mut(|pool| pool.as_mut().poll(cx).is_pending());
+            if closing.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
 }
 

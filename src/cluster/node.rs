@@ -13,7 +13,7 @@ use crate::core::Counts;
 use crate::error::ConfigError;
 use crate::manager::{Condition, Manager};
 use crate::metrics::Source;
-use crate::pool::{self, Attempt, Pool, PooledBare, attempt};
+use crate::pool::{self, Attempt, Counted, Pool, PooledBare, attempt};
 use event_listener::{Event, EventListener, IntoNotification};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -514,7 +514,7 @@ impl<K: Key, M: Manager> Node<K, M> {
             let mut acquire = pin!(async {
                 match attempt(&pool, caller) {
                     Attempt::Hit(pooled) => Ok(pooled),
-                    Attempt::Miss(missed) => missed.wait(patience).await,
+                    Attempt::Miss(missed) => missed.wait(patience, Counted::Never).await,
                 }
             });
             let acquired = poll_fn(|cx| {
@@ -546,7 +546,7 @@ async fn check_one<K: Key, M: Manager>(
 ) {
     let acquired = match attempt(pool, caller) {
         Attempt::Hit(pooled) => Ok(pooled),
-        Attempt::Miss(missed) => missed.wait(PATIENCE).await,
+        Attempt::Miss(missed) => missed.wait(PATIENCE, Counted::Never).await,
     };
     let Ok(connection) = acquired else { return };
     let mut asked = Asked::new(connection);

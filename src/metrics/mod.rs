@@ -266,7 +266,8 @@ impl Totals {
 pub struct PoolMetrics {
     /// Connections by state, and waiters.
     pub counts: Counts,
-    /// Acquires that got a connection.
+    /// Acquires that got a connection. What a cluster does to ask a server for its role, or whether it is
+    /// back, counts as one.
     pub acquires: u64,
     /// Acquires that had to wait, by how they ended.
     pub waits: Waits,
@@ -332,9 +333,9 @@ impl PoolMetrics {
 
 /// Acquires that had to wait, by how they ended.
 ///
-/// One that found a connection idle and fit for use is not among them, nor is a `try_acquire`. One that
-/// waits at several nodes of a cluster is counted at one of them; what a node refuses is its failure,
-/// though another one may serve.
+/// One that found a connection idle and fit for use is not among them, nor is a `try_acquire`, nor what a
+/// cluster does to ask a server for its role, or whether it is back. One that waits at several nodes of a
+/// cluster is counted at one of them; what a node refuses is its failure, though another one may serve.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]

@@ -48,16 +48,30 @@ pub(super) struct Ask<'t> {
     pub(super) line: Line,
     /// On which terms it waits at several pools at once.
     pub(super) terms: Option<&'t Terms>,
+    pub(super) counted: Counted,
+}
+
+/// Who counts an acquire that had to wait, however it ends.
+#[cfg_attr(not(feature = "cluster"), allow(dead_code))]
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Counted {
+    /// The pool.
+    Here,
+    /// Whoever waits at several pools, or at one after the other: for him it is one acquire.
+    Elsewhere,
+    /// Nobody: it is a question of the cluster's own, for which no line is too long.
+    Never,
 }
 
 impl Ask<'_> {
     pub(super) fn new(caller: Caller) -> Self {
-        Self { caller, limit: None, line: Line::General, terms: None }
+        Self { caller, limit: None, line: Line::General, terms: None, counted: Counted::Here }
     }
 
     /// How many may wait before it.
     fn most_waiters<M: Manager>(&self, shared: &Shared<M>) -> usize {
         match self.line {
+            _ if self.counted == Counted::Never => usize::MAX,
             Line::General => shared.config.max_waiters.unwrap_or(usize::MAX),
             Line::High => usize::MAX,
         }
@@ -86,7 +100,7 @@ where
         },
         Found::Nothing => None,
     };
-    let wait = Wait::begin(&keeper, ask.caller, limit, ask.terms);
+    let wait = Wait::begin(&keeper, &ask, limit);
     if keeper.core.is_closed() {
         return wait.end(Err(keeper.closed_error()));
     }
@@ -140,8 +154,8 @@ pub(crate) fn poll_timer(timer: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Option
     caught(|| timer.poll(cx)).ok()
 }
 
-/// An acquire that did not find what it wanted at once. However it ends is counted, unless it waits at
-/// several pools: that is one acquire, which counts itself once.
+/// An acquire that did not find what it wanted at once. However it ends is counted, if it is to be counted
+/// here.
 struct Wait<'k, M: Manager> {
     keeper: &'k Shared<M>,
     caller: Caller,
@@ -157,18 +171,14 @@ struct Wait<'k, M: Manager> {
 }
 
 impl<'k, M: Manager> Wait<'k, M> {
-    fn begin(
-        keeper: &'k Shared<M>,
-        caller: Caller,
-        limit: Duration,
-        terms: Option<&Terms>,
-    ) -> Self {
-        // Cancel: if nothing else comes, that is the outcome.
-        let (began, outcome) = match terms {
-            None => (keeper.now(), Some(Outcome::Cancelled)),
-            Some(terms) => (keeper.moment(terms.began()), None),
+    fn begin(keeper: &'k Shared<M>, ask: &Ask<'_>, limit: Duration) -> Self {
+        let began = match ask.terms {
+            None => keeper.now(),
+            Some(terms) => keeper.moment(terms.began()),
         };
-        let deadline = began.saturating_add(nanos(limit));
+        // Cancel: if nothing else comes, that is the outcome.
+        let outcome = (ask.counted == Counted::Here).then_some(Outcome::Cancelled);
+        let (caller, deadline) = (ask.caller, began.saturating_add(nanos(limit)));
         let no = || AtomicBool::new(false);
         Self { keeper, caller, began, deadline, outcome, checking: no(), is_late: no() }
     }
@@ -389,9 +399,9 @@ impl<M: Manager> Missed<M> {
     }
 
     /// Goes on as any acquire does, for `limit` at the most.
-    pub(crate) async fn wait(self, limit: Duration) -> Served<M> {
+    pub(crate) async fn wait(self, limit: Duration, counted: Counted) -> Served<M> {
         let Self { keeper, found, caller } = self;
-        let ask = Ask { limit: Some(limit), ..Ask::new(caller) };
+        let ask = Ask { limit: Some(limit), counted, ..Ask::new(caller) };
         acquire_slow(keeper, ask, found).await.map(|loan| PooledOwned::new(loan).into())
     }
 
@@ -409,7 +419,7 @@ impl<M: Manager> Missed<M> {
             let patient = patient;
             let Self { keeper, found, caller } = self;
             let (limit, terms) = (Some(Duration::MAX), Some(&*patient.terms));
-            let ask = Ask { limit, terms, ..Ask::new(caller) };
+            let ask = Ask { limit, terms, counted: Counted::Elsewhere, ..Ask::new(caller) };
             acquire_slow(keeper, ask, found).await.map(|loan| PooledOwned::new(loan).into())
         };
         (terms, waiting)
@@ -708,7 +718,7 @@ where
         },
         Found::Nothing => None,
     };
-    let wait = Wait::begin(keeper, ask.caller, limit, None);
+    let wait = Wait::begin(keeper, &ask, limit);
     let served = keeper.in_span_blocking(ask.caller, || {
         acquire_blocking_waiting(keeper, ask, limit, unready, wait.began)
     });

@@ -34,7 +34,7 @@ pub use self::reaper::{Holder, Maintenance};
 pub(crate) use self::acquire::runs_async_task;
 use self::acquire::{Ask, acquire_blocking_slow, acquire_slow};
 #[cfg(feature = "cluster")]
-pub(crate) use self::acquire::{Attempt, Missed, MissedHere, attempt, poll_timer, timer};
+pub(crate) use self::acquire::{Attempt, Counted, Missed, MissedHere, attempt, poll_timer, timer};
 use self::connector::Connector;
 #[cfg(feature = "cluster")]
 use self::connector::Ground;
