@@ -286,6 +286,61 @@ async fn a_reset_that_is_cut_leaves_what_was_given_up_to_the_close() {
     }
 }
 
+/// On a network that takes longer than 20 ms to answer a cancel, and between two of them.
+#[tokio::test]
+async fn a_reset_that_is_cut_before_a_cancel_is_answered_leaves_those_behind_it_to_the_close() {
+    let Some(server) = server() else { return };
+    let proxy = Proxy::start(server.address());
+    let url = format!("postgresql://millpond@{}/millpond", proxy.address());
+    let limit = std::time::Duration::from_millis(50);
+    let pool = pool_of(PostgresManager::from_url(&url).unwrap(), 1).reset_timeout(limit);
+    let pool = pool.close_timeout(PATIENCE).build().await.unwrap();
+    let at_it = "SELECT count(*) FROM pg_stat_activity \
+                 WHERE query LIKE 'SELECT pg_sleep(607.%)' AND state = 'active'";
+    let client = pool.acquire().await.unwrap();
+    {
+        let ask = |sql: &'static str| Box::pin(client.batch_execute(sql));
+        let mut queries = ["SELECT pg_sleep(607.1)", "SELECT pg_sleep(607.2)"].map(ask);
+        for query in &mut queries {
+            assert!(poll_once(query.as_mut()).is_pending());
+        }
+        eventually("the server is at it", || server.run(at_it) == "1").await;
+    }
+    proxy.delay(std::time::Duration::from_millis(40));
+    drop(client);
+    let closed = || server.run(at_it) == "0" && pool.counts().closing == 0;
+    eventually("the server has left them", closed).await;
+    assert_eq!(at_rest(&pool).await.closed.failed_reset, 1);
+}
+
+#[tokio::test]
+async fn a_cancel_that_fails_is_sent_again_by_the_close() {
+    let Some(server) = server() else { return };
+    let (port, folder) = (server.address().port(), server.socket_folder());
+    let name = format!(".s.PGSQL.{port}");
+    // Another way to the server's socket, which may be missing.
+    let ways = folder.join("ways");
+    std::fs::create_dir(&ways).unwrap();
+    let way = || std::os::unix::fs::symlink(folder.join(&name), ways.join(&name)).unwrap();
+    way();
+    let mut config = Config::new();
+    config.host_path(&ways).port(port).user("millpond").dbname("millpond");
+    let manager = PostgresManager::new(config);
+    let mut client = millpond::Manager::connect(&manager).await.unwrap();
+    let at_it = "SELECT count(*) FROM pg_stat_activity \
+                 WHERE query = 'SELECT pg_sleep(608)' AND state = 'active'";
+    {
+        let mut query = pin!(client.batch_execute("SELECT pg_sleep(608)"));
+        assert!(poll_once(query.as_mut()).is_pending());
+        eventually("the server is at it", || server.run(at_it) == "1").await;
+    }
+    std::fs::remove_file(ways.join(&name)).unwrap();
+    millpond::Manager::reset(&manager, &mut client).await.unwrap_err();
+    way();
+    millpond::Manager::close(&manager, client).await;
+    eventually("the server has left it", || server.run(at_it) == "0").await;
+}
+
 #[tokio::test]
 async fn all_that_was_asked_at_once_and_given_up_is_cancelled_on_the_server() {
     let Some(server) = server() else { return };
@@ -1047,6 +1102,33 @@ async fn an_encrypted_session_is_read_along_with_inside_the_encryption() {
     drop(client);
     let metrics = at_rest(&pool).await;
     assert_eq!((metrics.created, metrics.closed.total(), metrics.resets), (1, 0, 2));
+}
+
+#[tokio::test]
+async fn a_cancel_that_a_cut_reset_has_not_sent_yet_is_left_to_the_close() {
+    let Some((server, connector)) = encrypted() else { return };
+    let proxy = Proxy::start(server.address());
+    let port = proxy.address().port();
+    let url = format!("postgresql://millpond@localhost:{port}/millpond?sslmode=require");
+    let manager = PostgresManager::from_url(&url).unwrap().tls(connector);
+    let limit = std::time::Duration::from_millis(100);
+    let pool = Pool::builder(manager).max_size(1).acquire_timeout(PATIENCE).reset_timeout(limit);
+    let pool = pool.close_timeout(PATIENCE).build().await.unwrap();
+    let at_it = "SELECT count(*) FROM pg_stat_activity \
+                 WHERE query = 'SELECT pg_sleep(609)' AND state = 'active'";
+    let client = pool.acquire().await.unwrap();
+    {
+        let mut query = pin!(client.batch_execute("SELECT pg_sleep(609)"));
+        assert!(poll_once(query.as_mut()).is_pending());
+        eventually("the server is at it", || server.run(at_it) == "1").await;
+    }
+    // A cancel gets no further than the first question, which is whether the server encrypts.
+    proxy.freeze();
+    drop(client);
+    eventually("the reset is cut", || pool.metrics().closed.failed_reset == 1).await;
+    proxy.thaw();
+    eventually("the server has left it", || server.run(at_it) == "0").await;
+    at_rest(&pool).await;
 }
 
 /// Takes an address that has no name for `localhost`, as connectors do that do not look at names.

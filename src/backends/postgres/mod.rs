@@ -30,7 +30,6 @@ use std::any::TypeId;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -330,26 +329,26 @@ where
             let answers = Some(client.session.answers());
             if cancelled_after != answers || turn % CANCELLED_AGAIN == 0 {
                 cancelled_after = answers;
-                let session = client.session.clone();
-                let mut cancel = pin!(self.cancel(client.cancel_token(), &session));
-                // One that is not sent in that time is taken for sent: the server is out of reach.
-                let soon = timeout(GRACE, cancel.as_mut()).await;
-                client.asked = answers;
-                match soon {
-                    Ok(outcome) => outcome?,
-                    Err(_) => cancel.await?,
-                }
+                let (token, session) = (client.cancel_token(), client.session.clone());
+                // Not before: what has not been sent is still to be, should this be dropped.
+                let sent = || client.asked = Some(session.answers());
+                self.cancel(token, &session, sent).await?;
             }
         }
         Ok(())
     }
 
     /// Asks the server to cancel what it is at, unless it has answered all before there is a way to ask.
-    async fn cancel(&self, token: CancelToken, session: &Session) -> Result<(), Error> {
+    async fn cancel(
+        &self,
+        token: CancelToken,
+        session: &Session,
+        sent: impl FnOnce(),
+    ) -> Result<(), Error> {
         let quiet = session.until_quiet();
         match &self.tls {
-            None => token.cancel_unless(quiet, NoTls).await,
-            Some(tls) => token.cancel_unless(quiet, tls.clone()).await,
+            None => token.cancel_unless(quiet, NoTls, sent).await,
+            Some(tls) => token.cancel_unless(quiet, tls.clone(), sent).await,
         }
     }
 }
@@ -606,24 +605,32 @@ where
     }
 
     async fn close(&self, mut client: Client) {
-        let asked = client.owes_the_pool();
-        // Cancel: it is dropped all the same.
-        let is_quiet = match asked {
-            // To go on asking a server that does not answer would keep the place of the next connection.
-            true => timeout(GRACE, client.session.until_quiet()).await.is_ok(),
+        // To go on asking a server that does not answer would keep the place of the next connection. It is
+        // worth more patience if it would go on with something else behind that.
+        let turns = if client.session.unanswered() > 1 { CANCELLED_AGAIN } else { 1 };
+        let mut is_quiet = false;
+        for _ in 0..turns {
+            if is_quiet || !client.owes_the_pool() {
+                break;
+            }
+            // Cancel: it is dropped all the same.
+            is_quiet = timeout(GRACE, client.session.until_quiet()).await.is_ok();
+        }
+        if !is_quiet && !client.owes_the_pool() {
             // The server would go on with what nobody is to read.
-            false => self.until_quiet(&mut client).await.is_ok(),
-        };
+            is_quiet = self.until_quiet(&mut client).await.is_ok();
+        }
         if !is_quiet {
             // The driver would wait for the answers before it says goodbye.
             return;
         }
+        let owes = client.owes_the_pool();
         let Client { client, mut driver, .. } = client;
         // The driver tells the server goodbye.
         drop(client);
         // Cancel: the task is aborted, and the socket closed. Its panic has been reported.
         let goodbye = &mut driver.0;
-        if asked {
+        if owes {
             drop(timeout(GRACE, goodbye).await);
         } else {
             drop(goodbye.await);
