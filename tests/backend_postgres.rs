@@ -1159,15 +1159,47 @@ async fn nothing_is_encrypted_for_a_host_without_a_name_to_check_its_certificate
     let mut empty = nameless(&server);
     empty.host("");
     for config in [nameless(&server), empty] {
-        for mode in [SslMode::Prefer, SslMode::Require] {
-            let mut config = config.clone();
-            config.ssl_mode(mode);
-            let manager = PostgresManager::new(config).tls(Careless(connector.clone()));
-            let error = millpond::Manager::connect(&manager).await.map(drop).unwrap_err();
-            let cause = std::error::Error::source(&error).unwrap();
-            assert!(cause.to_string().starts_with("host is , but it must be"), "{error}: {cause}");
-        }
+        let manager = PostgresManager::new(config).tls(Careless(connector.clone()));
+        let error = millpond::Manager::connect(&manager).await.map(drop).unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap();
+        assert!(cause.to_string().starts_with("host is , but it must be"), "{error}: {cause}");
     }
+}
+
+#[tokio::test]
+async fn a_configuration_that_no_tls_connector_can_serve_is_tried_once_and_names_what_is_wrong() {
+    let Some((server, connector)) = encrypted() else { return };
+    let port = server.address().port();
+    let direct = format!("postgresql://millpond@localhost:{port}/millpond?sslnegotiation=direct");
+    let mut by_socket: Config = "user=millpond dbname=millpond".parse().unwrap();
+    by_socket.host_path(server.socket_folder()).port(port);
+    let mut by_address = nameless(&server);
+    for config in [&mut by_socket, &mut by_address] {
+        config.ssl_mode(SslMode::Require);
+    }
+    let socket = format!("host is {}:{port}", server.socket_folder().display());
+    let address = format!("host is {}", server.address());
+    let direct = PostgresManager::from_url(&direct).unwrap();
+    for (manager, said) in [
+        (direct, "sslnegotiation is direct, but it needs sslmode=require".to_owned()),
+        (PostgresManager::new(by_socket.clone()), format!("{socket}, but it must have a name")),
+        (PostgresManager::new(by_address.clone()), format!("{address}, but it must have a name")),
+        (
+            PostgresManager::new(by_socket.password("hush").clone()),
+            "host is that of number 1 (not shown beside a password), but".to_owned(),
+        ),
+    ] {
+        let manager = manager.tls(Careless(connector.clone()));
+        let error = millpond::Manager::connect(&manager).await.map(drop).unwrap_err();
+        assert!(millpond::Manager::is_permanent(&manager, &error), "{error:?}");
+        assert!(error.to_string().starts_with(&said), "{error}");
+    }
+    // One that can be encrypted is enough.
+    let mut second: Config = "user=millpond dbname=millpond sslmode=require".parse().unwrap();
+    second.host_path(server.socket_folder()).host("localhost").port(port);
+    let manager = PostgresManager::new(second).tls(connector);
+    let client = millpond::Manager::connect(&manager).await.unwrap();
+    client.batch_execute("SELECT 1").await.unwrap();
 }
 
 #[tokio::test]

@@ -25,7 +25,7 @@ use tokio::net::TcpStream;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout};
 use tokio_postgres::Config;
-use tokio_postgres::config::{Host, LoadBalanceHosts};
+use tokio_postgres::config::{Host, LoadBalanceHosts, SslMode, SslNegotiation};
 use tokio_postgres::tls::{NoTlsStream, TlsConnect};
 
 /// A socket to the server, TCP or Unix: what TLS connectors are given.
@@ -151,6 +151,26 @@ pub(super) fn targets(config: &Config) -> Result<Vec<Target>, Error> {
         fastrand::shuffle(&mut targets);
     }
     Ok(targets)
+}
+
+/// Looks whether any of these hosts can be connected to by a TLS connector, whatever its server does.
+///
+/// # Errors
+///
+/// If the driver does not begin to encrypt as the configuration says, or if all have to be encrypted and
+/// none has a name.
+pub(super) fn encryptable(config: &Config, targets: &[Target]) -> Result<(), Error> {
+    let (mode, negotiation) = (config.get_ssl_mode(), config.get_ssl_negotiation());
+    if mode == SslMode::Prefer && negotiation == SslNegotiation::Direct {
+        return Err(Error::config("sslnegotiation", "direct", "needs sslmode=require"));
+    }
+    let nameless = |target: &Target| target.hostname.is_none();
+    if mode == SslMode::Require && targets.iter().all(nameless) {
+        let rule = "must have a name where sslmode is require: the certificate is checked by it, and a \
+                    Unix socket is never encrypted";
+        return Err(Error::config("host", shown(config, 0, &targets[0]), rule));
+    }
+    Ok(())
 }
 
 /// A host for an error; by its number where there is a password, since what stands there may be a part of

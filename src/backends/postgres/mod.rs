@@ -20,7 +20,7 @@ pub use self::cluster::{PostgresNodes, read_role};
 pub use self::dial::Socket;
 
 use self::client::{DriverTask, Statements};
-use self::dial::{Address, Course, Nameless, Silence, Target, targets};
+use self::dial::{Address, Course, Nameless, Silence, Target, encryptable, targets};
 use self::driver::{Crank, Driver};
 use self::session::Session;
 use self::tap::{Tap, TapInside};
@@ -186,7 +186,9 @@ impl PostgresManager {
 
     /// Encrypts with this connector, such as the crates tokio-postgres-rustls and
     /// postgres-native-tls have, as far as the configuration's `sslmode` asks for it. A server that encrypts
-    /// must have a name, which its certificate is checked by: `hostaddr` alone leads to those that do not.
+    /// must have a name, which its certificate is checked by: `hostaddr` alone leads to those that do not, and
+    /// so does a Unix socket. `sslmode=require` with nothing but such hosts is refused, and so is
+    /// `sslnegotiation=direct` without `sslmode=require`.
     pub fn tls<T: MakeTlsConnect<Socket>>(self, connector: T) -> PostgresManager<T> {
         let Self { config, mode, reset_query, reset_always, statement_cache, only, .. } = self;
         let (tls, silence) = (Some(connector), Silence::default());
@@ -491,6 +493,9 @@ where
             Some(target) => vec![target.clone().reachable(&config, 0)?],
             None => targets(&config)?,
         };
+        if !self.is_plain() {
+            encryptable(&config, &targets)?;
+        }
         let mut course = Course::new(&self.silence, &config, targets);
         let mut last = None;
         while let Some((place, limit)) = course.next() {
