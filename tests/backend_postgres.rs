@@ -641,6 +641,24 @@ async fn a_holder_who_makes_his_own_session_read_only_costs_nobody_a_connection(
     }
 }
 
+/// Since it may be one that a server refuses which takes no writes: then nobody would hear of that.
+#[tokio::test]
+async fn where_a_query_of_ones_own_resets_a_session_that_is_read_only_costs_the_pool_all_of_its_age()
+ {
+    let Some(server) = server() else { return };
+    server.run("CREATE TABLE resets (what int); GRANT ALL ON resets TO PUBLIC");
+    let url = format!("{}?target_session_attrs=read-write", server.url());
+    let manager = PostgresManager::from_url(&url).unwrap();
+    let manager = manager.mode(PoolMode::Session).reset_query("INSERT INTO resets VALUES (1)");
+    let pool = pool_of(manager, 3).build().await.unwrap();
+    let clients = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    let read_only = "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY";
+    clients[0].batch_execute(read_only).await.unwrap();
+    drop(clients);
+    let metrics = at_rest(&pool).await;
+    assert_eq!((metrics.closed.invalidated, metrics.closed.total()), (2, 2), "{metrics:?}");
+}
+
 #[tokio::test]
 async fn in_statement_mode_a_connection_with_an_open_transaction_is_closed() {
     let Some(server) = server() else { return };

@@ -104,8 +104,9 @@ const CANCELLED_AGAIN: u32 = 10;
 /// says that it has stopped taking them (it does from PostgreSQL 14 on), the next release of a
 /// connection to it has the pool [invalidate](crate::Pool::invalidate) all that are as old. A holder who
 /// sets `default_transaction_read_only` for his session has the server say the same, and costs the pool as
-/// much, unless a reset undoes it: it does in [`PoolMode::Session`], and what was set in a transaction that
-/// was left open ends with that.
+/// much, unless it ends with a transaction that was left open, or the reset of [`PoolMode::Session`] undoes it.
+/// A [`reset_query`](Self::reset_query) in the place of that is not taken to do so: it may be one that a server
+/// refuses which takes no writes.
 ///
 /// Several hosts, and the addresses of each, are tried one after the other, as libpq does it. An attempt
 /// takes the `connect_timeout` of the configuration at most: the question for a host's addresses, and each
@@ -214,7 +215,9 @@ impl<T> PostgresManager<T> {
 
     /// Runs this when a connection comes back on which anything has been sent, instead of what the
     /// mode has for that. A transaction has been rolled back before. It must not take away what the driver
-    /// has prepared, as `DISCARD ALL` and `DEALLOCATE ALL` do: that fails, and closes the connection.
+    /// has prepared, as `DISCARD ALL` and `DEALLOCATE ALL` do: that fails, and closes the connection. With
+    /// `target_session_attrs=read-write`, a session that has become read-only is closed without it, and the pool
+    /// invalidated.
     pub fn reset_query(mut self, query: impl Into<String>) -> Self {
         self.reset_query = Some(query.into());
         self
@@ -540,8 +543,8 @@ where
         // First, so that whatever the end of the last answer, or of the driver, has changed is seen.
         let quiet = session.is_quiet();
         let takes_no_writes = client.must_write && session.is_writable() == Some(false);
-        // What a holder has set for himself alone is undone by a reset, after which this is asked once more;
-        // but not by a query of the caller's own.
+        // What a holder has set for himself alone is undone by a reset, after which this is asked once more.
+        // A query of the caller's own may fail instead, where the server takes no writes: nobody would hear.
         let may_be_his = self.reset_query.is_none() && self.is_touched(client);
         if client.has_ended() {
             Condition::Broken
