@@ -286,6 +286,61 @@ async fn a_reset_that_is_cut_leaves_what_was_given_up_to_the_close() {
     }
 }
 
+/// On a network that takes longer than 20 ms to answer a cancel, and between two of them.
+#[tokio::test]
+async fn a_reset_that_is_cut_before_a_cancel_is_answered_leaves_those_behind_it_to_the_close() {
+    let Some(server) = server() else { return };
+    let proxy = Proxy::start(server.address());
+    let url = format!("postgresql://millpond@{}/millpond", proxy.address());
+    let limit = std::time::Duration::from_millis(50);
+    let pool = pool_of(PostgresManager::from_url(&url).unwrap(), 1).reset_timeout(limit);
+    let pool = pool.close_timeout(PATIENCE).build().await.unwrap();
+    let at_it = "SELECT count(*) FROM pg_stat_activity \
+                 WHERE query LIKE 'SELECT pg_sleep(607.%)' AND state = 'active'";
+    let client = pool.acquire().await.unwrap();
+    {
+        let ask = |sql: &'static str| Box::pin(client.batch_execute(sql));
+        let mut queries = ["SELECT pg_sleep(607.1)", "SELECT pg_sleep(607.2)"].map(ask);
+        for query in &mut queries {
+            assert!(poll_once(query.as_mut()).is_pending());
+        }
+        eventually("the server is at it", || server.run(at_it) == "1").await;
+    }
+    proxy.delay(std::time::Duration::from_millis(40));
+    drop(client);
+    let closed = || server.run(at_it) == "0" && pool.counts().closing == 0;
+    eventually("the server has left them", closed).await;
+    assert_eq!(at_rest(&pool).await.closed.failed_reset, 1);
+}
+
+#[tokio::test]
+async fn a_cancel_that_fails_is_sent_again_by_the_close() {
+    let Some(server) = server() else { return };
+    let (port, folder) = (server.address().port(), server.socket_folder());
+    let name = format!(".s.PGSQL.{port}");
+    // Another way to the server's socket, which may be missing.
+    let ways = folder.join("ways");
+    std::fs::create_dir(&ways).unwrap();
+    let way = || std::os::unix::fs::symlink(folder.join(&name), ways.join(&name)).unwrap();
+    way();
+    let mut config = Config::new();
+    config.host_path(&ways).port(port).user("millpond").dbname("millpond");
+    let manager = PostgresManager::new(config);
+    let mut client = millpond::Manager::connect(&manager).await.unwrap();
+    let at_it = "SELECT count(*) FROM pg_stat_activity \
+                 WHERE query = 'SELECT pg_sleep(608)' AND state = 'active'";
+    {
+        let mut query = pin!(client.batch_execute("SELECT pg_sleep(608)"));
+        assert!(poll_once(query.as_mut()).is_pending());
+        eventually("the server is at it", || server.run(at_it) == "1").await;
+    }
+    std::fs::remove_file(ways.join(&name)).unwrap();
+    millpond::Manager::reset(&manager, &mut client).await.unwrap_err();
+    way();
+    millpond::Manager::close(&manager, client).await;
+    eventually("the server has left it", || server.run(at_it) == "0").await;
+}
+
 #[tokio::test]
 async fn all_that_was_asked_at_once_and_given_up_is_cancelled_on_the_server() {
     let Some(server) = server() else { return };
@@ -584,6 +639,24 @@ async fn a_holder_who_makes_his_own_session_read_only_costs_nobody_a_connection(
         assert!(processes.iter().all(|now| *now == processes[0]), "{mode:?}: {processes:?}");
         assert_eq!(pool.metrics().closed.total(), 0, "{mode:?}");
     }
+}
+
+/// Since it may be one that a server refuses which takes no writes: then nobody would hear of that.
+#[tokio::test]
+async fn where_a_query_of_ones_own_resets_a_session_that_is_read_only_costs_the_pool_all_of_its_age()
+ {
+    let Some(server) = server() else { return };
+    server.run("CREATE TABLE resets (what int); GRANT ALL ON resets TO PUBLIC");
+    let url = format!("{}?target_session_attrs=read-write", server.url());
+    let manager = PostgresManager::from_url(&url).unwrap();
+    let manager = manager.mode(PoolMode::Session).reset_query("INSERT INTO resets VALUES (1)");
+    let pool = pool_of(manager, 3).build().await.unwrap();
+    let clients = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    let read_only = "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY";
+    clients[0].batch_execute(read_only).await.unwrap();
+    drop(clients);
+    let metrics = at_rest(&pool).await;
+    assert_eq!((metrics.closed.invalidated, metrics.closed.total()), (2, 2), "{metrics:?}");
 }
 
 #[tokio::test]
@@ -1049,6 +1122,33 @@ async fn an_encrypted_session_is_read_along_with_inside_the_encryption() {
     assert_eq!((metrics.created, metrics.closed.total(), metrics.resets), (1, 0, 2));
 }
 
+#[tokio::test]
+async fn a_cancel_that_a_cut_reset_has_not_sent_yet_is_left_to_the_close() {
+    let Some((server, connector)) = encrypted() else { return };
+    let proxy = Proxy::start(server.address());
+    let port = proxy.address().port();
+    let url = format!("postgresql://millpond@localhost:{port}/millpond?sslmode=require");
+    let manager = PostgresManager::from_url(&url).unwrap().tls(connector);
+    let limit = std::time::Duration::from_millis(100);
+    let pool = Pool::builder(manager).max_size(1).acquire_timeout(PATIENCE).reset_timeout(limit);
+    let pool = pool.close_timeout(PATIENCE).build().await.unwrap();
+    let at_it = "SELECT count(*) FROM pg_stat_activity \
+                 WHERE query = 'SELECT pg_sleep(609)' AND state = 'active'";
+    let client = pool.acquire().await.unwrap();
+    {
+        let mut query = pin!(client.batch_execute("SELECT pg_sleep(609)"));
+        assert!(poll_once(query.as_mut()).is_pending());
+        eventually("the server is at it", || server.run(at_it) == "1").await;
+    }
+    // A cancel gets no further than the first question, which is whether the server encrypts.
+    proxy.freeze();
+    drop(client);
+    eventually("the reset is cut", || pool.metrics().closed.failed_reset == 1).await;
+    proxy.thaw();
+    eventually("the server has left it", || server.run(at_it) == "0").await;
+    at_rest(&pool).await;
+}
+
 /// Takes an address that has no name for `localhost`, as connectors do that do not look at names.
 #[derive(Clone)]
 struct Careless(MakeRustlsConnect);
@@ -1077,15 +1177,47 @@ async fn nothing_is_encrypted_for_a_host_without_a_name_to_check_its_certificate
     let mut empty = nameless(&server);
     empty.host("");
     for config in [nameless(&server), empty] {
-        for mode in [SslMode::Prefer, SslMode::Require] {
-            let mut config = config.clone();
-            config.ssl_mode(mode);
-            let manager = PostgresManager::new(config).tls(Careless(connector.clone()));
-            let error = millpond::Manager::connect(&manager).await.map(drop).unwrap_err();
-            let cause = std::error::Error::source(&error).unwrap();
-            assert!(cause.to_string().starts_with("host is , but it must be"), "{error}: {cause}");
-        }
+        let manager = PostgresManager::new(config).tls(Careless(connector.clone()));
+        let error = millpond::Manager::connect(&manager).await.map(drop).unwrap_err();
+        let cause = std::error::Error::source(&error).unwrap();
+        assert!(cause.to_string().starts_with("host is , but it must be"), "{error}: {cause}");
     }
+}
+
+#[tokio::test]
+async fn a_configuration_that_no_tls_connector_can_serve_is_tried_once_and_names_what_is_wrong() {
+    let Some((server, connector)) = encrypted() else { return };
+    let port = server.address().port();
+    let direct = format!("postgresql://millpond@localhost:{port}/millpond?sslnegotiation=direct");
+    let mut by_socket: Config = "user=millpond dbname=millpond".parse().unwrap();
+    by_socket.host_path(server.socket_folder()).port(port);
+    let mut by_address = nameless(&server);
+    for config in [&mut by_socket, &mut by_address] {
+        config.ssl_mode(SslMode::Require);
+    }
+    let socket = format!("host is {}:{port}", server.socket_folder().display());
+    let address = format!("host is {}", server.address());
+    let direct = PostgresManager::from_url(&direct).unwrap();
+    for (manager, said) in [
+        (direct, "sslnegotiation is direct, but it needs sslmode=require".to_owned()),
+        (PostgresManager::new(by_socket.clone()), format!("{socket}, but it must have a name")),
+        (PostgresManager::new(by_address.clone()), format!("{address}, but it must have a name")),
+        (
+            PostgresManager::new(by_socket.password("hush").clone()),
+            "host is that of number 1 (not shown beside a password), but".to_owned(),
+        ),
+    ] {
+        let manager = manager.tls(Careless(connector.clone()));
+        let error = millpond::Manager::connect(&manager).await.map(drop).unwrap_err();
+        assert!(millpond::Manager::is_permanent(&manager, &error), "{error:?}");
+        assert!(error.to_string().starts_with(&said), "{error}");
+    }
+    // One that can be encrypted is enough.
+    let mut second: Config = "user=millpond dbname=millpond sslmode=require".parse().unwrap();
+    second.host_path(server.socket_folder()).host("localhost").port(port);
+    let manager = PostgresManager::new(second).tls(connector);
+    let client = millpond::Manager::connect(&manager).await.unwrap();
+    client.batch_execute("SELECT 1").await.unwrap();
 }
 
 #[tokio::test]

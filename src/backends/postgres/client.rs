@@ -194,14 +194,16 @@ impl CancelToken {
     where
         T: MakeTlsConnect<Socket>,
     {
-        self.cancel_unless(pending(), tls).await
+        self.cancel_unless(pending(), tls, || ()).await
     }
 
-    /// The same, unless there is no need for it any more by the time that a socket is open.
+    /// The same, unless there is no need for it any more by the time that a socket is open; `sent` is told
+    /// once all has been written.
     pub(super) async fn cancel_unless<T>(
         &self,
         needless: impl Future<Output = ()>,
         mut tls: T,
+        sent: impl FnOnce(),
     ) -> Result<(), ManagerError>
     where
         T: MakeTlsConnect<Socket>,
@@ -219,6 +221,7 @@ impl CancelToken {
                     self.token.cancel_query_raw(kept.handle(), tls).await?;
                 }
             }
+            sent();
             // Its end says that the server has passed it on: what came later would hit another query.
             kept.until_closed().await;
             Ok(())

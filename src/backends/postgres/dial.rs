@@ -25,7 +25,7 @@ use tokio::net::TcpStream;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout};
 use tokio_postgres::Config;
-use tokio_postgres::config::{Host, LoadBalanceHosts};
+use tokio_postgres::config::{Host, LoadBalanceHosts, SslMode, SslNegotiation};
 use tokio_postgres::tls::{NoTlsStream, TlsConnect};
 
 /// A socket to the server, TCP or Unix: what TLS connectors are given.
@@ -153,6 +153,26 @@ pub(super) fn targets(config: &Config) -> Result<Vec<Target>, Error> {
     Ok(targets)
 }
 
+/// Looks whether any of these hosts can be connected to by a TLS connector, whatever its server does.
+///
+/// # Errors
+///
+/// If the driver does not begin to encrypt as the configuration says, or if all have to be encrypted and
+/// none has a name.
+pub(super) fn encryptable(config: &Config, targets: &[Target]) -> Result<(), Error> {
+    let (mode, negotiation) = (config.get_ssl_mode(), config.get_ssl_negotiation());
+    if mode == SslMode::Prefer && negotiation == SslNegotiation::Direct {
+        return Err(Error::config("sslnegotiation", "direct", "needs sslmode=require"));
+    }
+    let nameless = |target: &Target| target.hostname.is_none();
+    if mode == SslMode::Require && targets.iter().all(nameless) {
+        let rule = "must have a name where sslmode is require: the certificate is checked by it, and a \
+                    Unix socket is never encrypted";
+        return Err(Error::config("host", shown(config, 0, &targets[0]), rule));
+    }
+    Ok(())
+}
+
 /// A host for an error; by its number where there is a password, since what stands there may be a part of
 /// one that is not written as it should be.
 pub(super) fn shown(config: &Config, index: usize, host: impl fmt::Display) -> String {
@@ -273,19 +293,21 @@ impl fmt::Display for Place {
     }
 }
 
-/// The places from which no answer has come lately, neither a good one nor a bad one. Those that have
-/// been waited for long enough are silent: they are tried after all others, since a dial has no more time
-/// than its pool gives it.
+/// The places that dials have been to lately. Those from which no answer has come, neither a good one nor
+/// a bad one, though they have been waited for long enough, are silent: they are tried after all others,
+/// since a dial has no more time than its pool gives it.
 #[derive(Default)]
-pub(super) struct Silence(Mutex<Vec<Unanswered>>);
+pub(super) struct Silence(Mutex<Vec<Visited>>);
 
-/// A place that has not answered since it was asked.
-struct Unanswered {
+/// A place that has answered, or has not.
+struct Visited {
     place: Place,
-    /// For how long dials have waited for it: the time of several at once counts once.
+    /// For how long dials have waited for it since its last answer: the time of several at once counts once.
     waited: Duration,
-    /// When the last of them was given up.
+    /// When it answered, or the last of them was given up.
     until: Instant,
+    /// Which of the two.
+    has_answered: bool,
     is_silent: bool,
 }
 
@@ -298,7 +320,7 @@ impl Silence {
     const ENOUGH: Duration = Duration::from_millis(250);
 
     /// The present ones.
-    fn all(&self) -> MutexGuard<'_, Vec<Unanswered>> {
+    fn all(&self) -> MutexGuard<'_, Vec<Visited>> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|other| other.until.elapsed() < Self::REMEMBERED);
         all
@@ -309,6 +331,13 @@ impl Silence {
         let all = self.all();
         let silent = all.iter().find(|other| other.is_silent && other.place == *place)?;
         Some(silent.until)
+    }
+
+    /// When the last attempt at this place ended, if that was no answer.
+    fn given_up_at(&self, place: &Place) -> Option<Instant> {
+        let all = self.all();
+        let given_up = all.iter().find(|other| !other.has_answered && other.place == *place)?;
+        Some(given_up.until)
     }
 
     /// Waits for what comes of an attempt, and for no longer than `limit`.
@@ -359,17 +388,18 @@ impl Drop for Attempt<'_> {
         let mut all = self.silence.all();
         let known = all.iter().position(|other| other.place == *self.place);
         let known = known.map(|index| all.swap_remove(index));
-        if self.is_answered {
-            return;
+        let (until, has_answered) = (Instant::now(), self.is_answered);
+        let (mut waited, mut is_silent) = (Duration::ZERO, false);
+        if !has_answered {
+            let mut from = self.since;
+            if let Some(known) = known {
+                // It may have answered another one since this one came.
+                (waited, from, is_silent) = (known.waited, from.max(known.until), known.is_silent);
+            }
+            waited += until.duration_since(from);
+            is_silent |= waited >= self.enough;
         }
-        let (mut waited, mut from, mut is_silent) = (Duration::ZERO, self.since, false);
-        if let Some(known) = known {
-            (waited, from, is_silent) = (known.waited, from.max(known.until), known.is_silent);
-        }
-        let until = Instant::now();
-        waited += until.duration_since(from);
-        is_silent |= waited >= self.enough;
-        all.push(Unanswered { place: self.place.clone(), waited, until, is_silent });
+        all.push(Visited { place: self.place.clone(), waited, until, has_answered, is_silent });
     }
 }
 
@@ -434,7 +464,7 @@ impl<'s> Course<'s> {
     /// either, it has another turn.
     pub(super) fn failed(&mut self, place: Place) {
         if self.limit.is_none() && !self.over.contains(&place) {
-            if let Some(since) = self.silence.since(&place) {
+            if let Some(since) = self.silence.given_up_at(&place) {
                 self.over.push(place.clone());
                 self.then.push((since, place));
             }
@@ -621,6 +651,45 @@ mod tests {
             given_up_after(&silence, &place, None, 100).await;
         }
         assert_eq!(silence.since(&place), Some(Instant::now()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_that_has_answered_since_a_dial_came_is_not_silent_for_that_dial() {
+        let silence = Silence::default();
+        let place = Place { target: Target::new("db", 5432), address: None };
+        let answered = async {
+            tokio::time::sleep(Duration::from_millis(1_900)).await;
+            silence.until_answer(&place, None, ready(Ok(()))).await.expect("an answer");
+        };
+        tokio::join!(given_up_after(&silence, &place, None, 2_000), answered);
+        assert_eq!(silence.since(&place), None);
+        // What others wait counts from its last answer on.
+        given_up_after(&silence, &place, None, 200).await;
+        assert_eq!(silence.since(&place), Some(Instant::now()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attempt_that_was_cut_short_has_another_turn_though_its_place_has_answered_others() {
+        let (silence, config) = (Silence::default(), Config::new());
+        let mut course = Course::new(&silence, &config, Vec::new());
+        let [a, b] =
+            ["a", "b"].map(|name| Place { target: Target::new(name, 5432), address: None });
+        course.add(vec![a, b]);
+        let (a, limit) = course.next().expect("the first");
+        let answered = async {
+            tokio::time::sleep(Duration::from_millis(1_900)).await;
+            silence.until_answer(&a, None, ready(Ok(()))).await.expect("an answer");
+        };
+        let attempt = silence.until_answer(&a, limit, pending::<Result<(), Error>>());
+        tokio::join!(async { drop(attempt.await) }, answered);
+        course.failed(a.clone());
+        let (b, limit) = course.next().expect("the second");
+        let refused = ready(Err::<(), _>(Error::Closed));
+        drop(silence.until_answer(&b, limit, refused).await);
+        course.failed(b);
+        let Some((place, limit)) = course.next() else { panic!("another turn") };
+        assert_eq!((place == a, limit), (true, None));
+        assert!(course.next().is_none(), "who has refused it has no other turn");
     }
 
     #[tokio::test(start_paused = true)]

@@ -20,7 +20,7 @@ pub use self::cluster::{PostgresNodes, read_role};
 pub use self::dial::Socket;
 
 use self::client::{DriverTask, Statements};
-use self::dial::{Address, Course, Nameless, Silence, Target, targets};
+use self::dial::{Address, Course, Nameless, Silence, Target, encryptable, targets};
 use self::driver::{Crank, Driver};
 use self::session::Session;
 use self::tap::{Tap, TapInside};
@@ -30,7 +30,6 @@ use std::any::TypeId;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -105,8 +104,9 @@ const CANCELLED_AGAIN: u32 = 10;
 /// says that it has stopped taking them (it does from PostgreSQL 14 on), the next release of a
 /// connection to it has the pool [invalidate](crate::Pool::invalidate) all that are as old. A holder who
 /// sets `default_transaction_read_only` for his session has the server say the same, and costs the pool as
-/// much, unless a reset undoes it: it does in [`PoolMode::Session`], and what was set in a transaction that
-/// was left open ends with that.
+/// much, unless it ends with a transaction that was left open, or the reset of [`PoolMode::Session`] undoes it.
+/// A [`reset_query`](Self::reset_query) in the place of that is not taken to do so: it may be one that a server
+/// refuses which takes no writes.
 ///
 /// Several hosts, and the addresses of each, are tried one after the other, as libpq does it. An attempt
 /// takes the `connect_timeout` of the configuration at most: the question for a host's addresses, and each
@@ -187,7 +187,9 @@ impl PostgresManager {
 
     /// Encrypts with this connector, such as the crates tokio-postgres-rustls and
     /// postgres-native-tls have, as far as the configuration's `sslmode` asks for it. A server that encrypts
-    /// must have a name, which its certificate is checked by: `hostaddr` alone leads to those that do not.
+    /// must have a name, which its certificate is checked by: `hostaddr` alone leads to those that do not, and
+    /// so does a Unix socket. `sslmode=require` with nothing but such hosts is refused, and so is
+    /// `sslnegotiation=direct` without `sslmode=require`.
     pub fn tls<T: MakeTlsConnect<Socket>>(self, connector: T) -> PostgresManager<T> {
         let Self { config, mode, reset_query, reset_always, statement_cache, only, .. } = self;
         let (tls, silence) = (Some(connector), Silence::default());
@@ -213,7 +215,9 @@ impl<T> PostgresManager<T> {
 
     /// Runs this when a connection comes back on which anything has been sent, instead of what the
     /// mode has for that. A transaction has been rolled back before. It must not take away what the driver
-    /// has prepared, as `DISCARD ALL` and `DEALLOCATE ALL` do: that fails, and closes the connection.
+    /// has prepared, as `DISCARD ALL` and `DEALLOCATE ALL` do: that fails, and closes the connection. With
+    /// `target_session_attrs=read-write`, a session that has become read-only is closed without it, and the pool
+    /// invalidated.
     pub fn reset_query(mut self, query: impl Into<String>) -> Self {
         self.reset_query = Some(query.into());
         self
@@ -330,26 +334,26 @@ where
             let answers = Some(client.session.answers());
             if cancelled_after != answers || turn % CANCELLED_AGAIN == 0 {
                 cancelled_after = answers;
-                let session = client.session.clone();
-                let mut cancel = pin!(self.cancel(client.cancel_token(), &session));
-                // One that is not sent in that time is taken for sent: the server is out of reach.
-                let soon = timeout(GRACE, cancel.as_mut()).await;
-                client.asked = answers;
-                match soon {
-                    Ok(outcome) => outcome?,
-                    Err(_) => cancel.await?,
-                }
+                let (token, session) = (client.cancel_token(), client.session.clone());
+                // Not before: what has not been sent is still to be, should this be dropped.
+                let sent = || client.asked = Some(session.answers());
+                self.cancel(token, &session, sent).await?;
             }
         }
         Ok(())
     }
 
     /// Asks the server to cancel what it is at, unless it has answered all before there is a way to ask.
-    async fn cancel(&self, token: CancelToken, session: &Session) -> Result<(), Error> {
+    async fn cancel(
+        &self,
+        token: CancelToken,
+        session: &Session,
+        sent: impl FnOnce(),
+    ) -> Result<(), Error> {
         let quiet = session.until_quiet();
         match &self.tls {
-            None => token.cancel_unless(quiet, NoTls).await,
-            Some(tls) => token.cancel_unless(quiet, tls.clone()).await,
+            None => token.cancel_unless(quiet, NoTls, sent).await,
+            Some(tls) => token.cancel_unless(quiet, tls.clone(), sent).await,
         }
     }
 }
@@ -492,6 +496,9 @@ where
             Some(target) => vec![target.clone().reachable(&config, 0)?],
             None => targets(&config)?,
         };
+        if !self.is_plain() {
+            encryptable(&config, &targets)?;
+        }
         let mut course = Course::new(&self.silence, &config, targets);
         let mut last = None;
         while let Some((place, limit)) = course.next() {
@@ -536,8 +543,8 @@ where
         // First, so that whatever the end of the last answer, or of the driver, has changed is seen.
         let quiet = session.is_quiet();
         let takes_no_writes = client.must_write && session.is_writable() == Some(false);
-        // What a holder has set for himself alone is undone by a reset, after which this is asked once more;
-        // but not by a query of the caller's own.
+        // What a holder has set for himself alone is undone by a reset, after which this is asked once more.
+        // A query of the caller's own may fail instead, where the server takes no writes: nobody would hear.
         let may_be_his = self.reset_query.is_none() && self.is_touched(client);
         if client.has_ended() {
             Condition::Broken
@@ -606,24 +613,32 @@ where
     }
 
     async fn close(&self, mut client: Client) {
-        let asked = client.owes_the_pool();
-        // Cancel: it is dropped all the same.
-        let is_quiet = match asked {
-            // To go on asking a server that does not answer would keep the place of the next connection.
-            true => timeout(GRACE, client.session.until_quiet()).await.is_ok(),
+        // To go on asking a server that does not answer would keep the place of the next connection. It is
+        // worth more patience if it would go on with something else behind that.
+        let turns = if client.session.unanswered() > 1 { CANCELLED_AGAIN } else { 1 };
+        let mut is_quiet = false;
+        for _ in 0..turns {
+            if is_quiet || !client.owes_the_pool() {
+                break;
+            }
+            // Cancel: it is dropped all the same.
+            is_quiet = timeout(GRACE, client.session.until_quiet()).await.is_ok();
+        }
+        if !is_quiet && !client.owes_the_pool() {
             // The server would go on with what nobody is to read.
-            false => self.until_quiet(&mut client).await.is_ok(),
-        };
+            is_quiet = self.until_quiet(&mut client).await.is_ok();
+        }
         if !is_quiet {
             // The driver would wait for the answers before it says goodbye.
             return;
         }
+        let owes = client.owes_the_pool();
         let Client { client, mut driver, .. } = client;
         // The driver tells the server goodbye.
         drop(client);
         // Cancel: the task is aborted, and the socket closed. Its panic has been reported.
         let goodbye = &mut driver.0;
-        if asked {
+        if owes {
             drop(timeout(GRACE, goodbye).await);
         } else {
             drop(goodbye.await);
