@@ -12,7 +12,7 @@
 //! | connecting has failed and nothing is alive | the prober goes on though nobody waits, and if there is none, the reaper's next look begins one: a pool that calls itself down must find out that it is not, since whoever balances the load may send nobody there until then |
 //! | new connections that a hook rejects | the second in a row, and each after that, is followed by a pause like a failure |
 //! | an error that the manager calls permanent | is a verdict: no retry, not for the pool's own sake either (accounts get locked), and everybody who waits hears of it |
-//! | the runtime ends | the reaper, its task, is dropped and forgets it; a dial that is dropped has a waiter look again, and so has whoever parks beside a vacant slot when there is none; that one starts the next dial on its own runtime, or is refused |
+//! | the runtime ends | the reaper, its task, is dropped and forgets it; a dial that is dropped has a waiter look again, and so has whoever parks beside a vacant slot, or makes one vacant, when there is none; that one starts the next dial on its own runtime, or is refused |
 //!
 //! Not here: who gets the connection (`core`), checks and resets (`acquire.rs`, `guard.rs`).
 
@@ -460,11 +460,8 @@ impl<M: Manager> Shared<M> {
     /// The same for those who have no runtime to give: if the pool has none either, whoever waits brings
     /// one along.
     pub(super) fn demand_of_somebody(&self) {
-        if self.core.has_vacant() {
-            if self.ground().is_none() {
-                self.core.nudge();
-            }
-            self.demand(Self::ground);
+        if self.core.has_vacant() && !self.demand(Self::ground) {
+            self.core.nudge();
         }
     }
 
