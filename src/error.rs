@@ -423,7 +423,7 @@ mod managed {
         /// The pool is closed.
         #[error("the pool is closed")]
         Closed,
-        /// There is no tokio runtime with a timer here.
+        /// There is no tokio runtime here that has a timer and has not ended.
         #[error("no tokio runtime with a timer here to open a connection on")]
         NoRuntime,
         /// A [`blocking::Pool`](crate::blocking::Pool) would have blocked a thread that runs
@@ -544,7 +544,7 @@ mod managed {
         /// Resetting it failed.
         #[error("the connection cannot be reset")]
         Reset(#[source] OperationError<E>),
-        /// It is dirty, and there is no tokio runtime with a timer here to reset it on.
+        /// It is dirty, and there is no tokio runtime here that has a timer and has not ended.
         #[error(
             "the connection is dirty, and there is no tokio runtime with a timer here to wait for its reset"
         )]

@@ -457,6 +457,30 @@ fn a_blocking_acquire_while_its_runtime_ends_is_told_that_there_is_none() {
     }
 }
 
+/// Acquires when it is dropped, and says how that went.
+struct LastWish(Pool<TestManager>, mpsc::Sender<Result<(), AcquireError<TestError>>>);
+
+impl Drop for LastWish {
+    fn drop(&mut self) {
+        drop(self.1.send(self.0.acquire_blocking().map(drop)));
+    }
+}
+
+/// The tasks of a runtime go before its timer does; one that begins by then is dropped at once.
+#[test]
+fn a_blocking_acquire_by_a_task_that_goes_with_its_runtime_is_told_that_there_is_none() {
+    let said = must_end(|| {
+        let pool = pool_of(&TestManager::new(), 1).build_lazy().expect("in range");
+        let (say, said) = mpsc::channel();
+        let wish = LastWish(pool, say);
+        let runtime = single();
+        drop(runtime.spawn(async move { drop(wish) }));
+        drop(runtime);
+        said.recv().expect("it has been said")
+    });
+    assert!(matches!(said, Err(AcquireError::NoRuntime)), "{said:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_passes_its_check_after_the_end_is_nobodys() {
     for drains in [false, true] {

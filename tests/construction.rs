@@ -6,15 +6,18 @@ mod support;
 
 use millpond::{
     AcquireError, BuildError, CheckPolicy, Config, ConfigError, IdleOrder, OperationError, Pool,
-    PoolBuilder, Pooled, PooledOwned, Stage, WarmUpError, WeakPool, from_fn,
+    PoolBuilder, Pooled, PooledOwned, ReleaseError, RotateError, Stage, WarmUpError, WeakPool,
+    from_fn,
 };
 use std::error::Error;
+use std::future::ready;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 use support::{Act, TestError, TestManager, eventually, join, poll_once};
+use tokio::runtime::{Handle, Runtime};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -420,20 +423,68 @@ fn without_a_timer_or_a_deadline_an_acquire_waits_for_what_comes_back() {
     assert!(matches!(answer, Err(AcquireError::NoRuntime)), "{answer:?}");
 }
 
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime")
+}
+
+/// A runtime that has ended.
+fn ended() -> Handle {
+    runtime().handle().clone()
+}
+
 #[test]
 fn a_runtime_that_has_ended_is_none() {
     let manager = TestManager::new();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    let handle = runtime.handle().clone();
-    drop(runtime);
-    let _entered = handle.enter();
-    let error = pollster::block_on(builder(&manager).min_idle(1).build()).unwrap_err();
-    assert!(matches!(error, BuildError::NoRuntime), "{error:?}");
+    let ended = ended();
+    let _entered = ended.enter();
+    for min_idle in [0, 1] {
+        let error = pollster::block_on(builder(&manager).min_idle(min_idle).build()).unwrap_err();
+        assert!(matches!(error, BuildError::NoRuntime), "{error:?}");
+    }
     let pool = builder(&manager).build_lazy().unwrap();
     let error = pollster::block_on(pool.warm_up(1)).unwrap_err();
     assert!(matches!(error, WarmUpError::NoRuntime), "{error:?}");
     assert_eq!((manager.connect.calls(), pool.metrics().connect_failures), (0, 0));
     assert_eq!(pool.counts().vacant, pool.max_size());
+}
+
+#[test]
+fn a_rotation_on_a_runtime_that_has_ended_is_a_clear_error() {
+    for is_full in [false, true] {
+        let (manager, runtime) = (TestManager::new(), runtime());
+        let pool = builder(&manager).max_size(1).min_idle(usize::from(is_full));
+        let pool = runtime.block_on(pool.build()).unwrap();
+        let _held = pool.try_acquire();
+        manager.connect.once(Act::Slow(SECOND));
+        let rotated = ended().block_on(pool.rotate(|_| Box::pin(ready(Ok(())))));
+        assert!(matches!(rotated, Err(RotateError::NoRuntime)), "{is_full}: {rotated:?}");
+        let metrics = pool.metrics();
+        assert_eq!((metrics.connect_failures, metrics.counts.waiters), (0, 0));
+    }
+}
+
+#[test]
+fn drain_and_close_do_not_wait_on_a_runtime_that_has_ended() {
+    let (manager, runtime) = (TestManager::new(), runtime());
+    let pool = runtime.block_on(builder(&manager).min_idle(2).build()).unwrap();
+    let _held = pool.try_acquire().unwrap();
+    assert_eq!(ended().block_on(pool.drain(SECOND)).still_out.len(), 1);
+    let pool = runtime.block_on(builder(&manager).min_idle(2).build()).unwrap();
+    ended().block_on(pool.close());
+    assert_eq!(pool.counts().closing, 2, "on the pool's own runtime, which nobody drives");
+}
+
+#[test]
+fn a_release_on_a_runtime_that_has_ended_has_the_pools_own_reset_the_connection() {
+    let (manager, runtime) = (TestManager::new(), runtime());
+    let pool = runtime.block_on(builder(&manager).min_idle(1).build()).unwrap();
+    let held = pool.try_acquire().unwrap();
+    manager.condition.once(Act::Slow(Duration::ZERO)); // dirty
+    manager.reset.once(Act::Slow(SECOND / 100));
+    let released = ended().block_on(held.release());
+    assert!(matches!(released, Err(ReleaseError::NoRuntime)), "{released:?}");
+    runtime.block_on(eventually("it is idle", || pool.counts().idle == 1));
+    assert_eq!(manager.reset.calls(), 1);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::guard::end;
 #[cfg(feature = "cluster")]
 use super::guard::{Pooled, PooledBare, PooledOwned};
 use super::life::{look_over, nanos};
-use super::operation::{bounded, has_timer};
+use super::operation::{bounded, has_timer, poll_timer, timer};
 use super::terms::Terms;
 use super::{DRAINING, Shared, deadlock::Waiting};
 use crate::config::CheckPolicy;
@@ -22,10 +22,9 @@ use crate::core::{
 use crate::error::{AcquireError, OperationError, Stage, Timeout, TryAcquireError};
 use crate::manager::Manager;
 use crate::metrics::{CloseReason, Outcome};
-use crate::panics::caught;
 use std::future::{Future, poll_fn};
 use std::ops::Deref;
-use std::panic::{Location, catch_unwind};
+use std::panic::Location;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -35,7 +34,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::task;
 use tokio::task::coop::{RestoreOnPending, poll_proceed};
-use tokio::time::{Sleep, sleep_until, timeout};
+use tokio::time::timeout;
 
 type Caller = &'static Location<'static>;
 
@@ -128,16 +127,6 @@ where
         Err(keeper.timed_out(ask.line, keeper.since(wait.began), checking))
     });
     wait.end(served)
-}
-
-/// `None` on a runtime without a timer, of which tokio tells by a panic.
-pub(crate) fn timer(deadline: tokio::time::Instant) -> Option<Sleep> {
-    catch_unwind(|| sleep_until(deadline)).ok()
-}
-
-/// `None` on a runtime that has ended, of which tokio tells in the same way.
-pub(crate) fn poll_timer(timer: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Option<Poll<()>> {
-    caught(|| timer.poll(cx)).ok()
 }
 
 /// An acquire that did not find what it wanted at once. However it ends is counted, unless it waits at

@@ -34,12 +34,14 @@ pub use self::reaper::{Holder, Maintenance};
 pub(crate) use self::acquire::runs_async_task;
 use self::acquire::{Ask, acquire_blocking_slow, acquire_slow};
 #[cfg(feature = "cluster")]
-pub(crate) use self::acquire::{Attempt, Missed, MissedHere, attempt, poll_timer, timer};
+pub(crate) use self::acquire::{Attempt, Missed, MissedHere, attempt};
 use self::connector::Connector;
 #[cfg(feature = "cluster")]
 use self::connector::Ground;
 use self::deadlock::Detector;
 use self::life::{Record, Term};
+#[cfg(feature = "cluster")]
+pub(crate) use self::operation::{poll_timer, timer};
 use self::reaper::{Memory, Upkeep};
 use self::report::Reports;
 use self::shed::Shedder;
@@ -665,8 +667,9 @@ impl<M: Manager> Pool<M> {
 
     /// Closes the pool for good: everyone who waits gets [`AcquireError::Closed`], so does whoever
     /// comes later, and idle connections are closed. Returns when they are, or after
-    /// `close_timeout`; outside a tokio runtime, at once. Connections that are in use are not waited for; each is closed when its
-    /// guard is dropped. May be called again, and by several tasks at once.
+    /// `close_timeout`; outside a tokio runtime, or on one without a timer or that has ended, at once.
+    /// Connections that are in use are not waited for; each is closed when its guard is dropped. May be
+    /// called again, and by several tasks at once.
     ///
     /// # Cancel safety
     ///
