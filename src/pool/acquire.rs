@@ -103,18 +103,26 @@ where
         } else {
             let began = keeper.began + Duration::from_nanos(wait.began);
             let mut timer = pin!(timer(began + limit.min(FAR_FUTURE)));
+            let mut has_begun = false;
             // Cancel: `obtain` is dropped at the deadline as it would be by its caller, but that a check
             // under way goes on. Polled where it stands: `tokio::time::timeout_at` would move it.
             let before_deadline = poll_fn(move |cx| {
-                let Some(timer) = timer.as_mut().as_pin_mut() else {
+                let Some(mut timer) = timer.as_mut().as_pin_mut() else {
                     return Poll::Ready(Some(Err(AcquireError::NoRuntime)));
                 };
-                match obtain.as_mut().poll(cx) {
-                    Poll::Ready(obtained) => Poll::Ready(Some(obtained)),
-                    Poll::Pending => match poll_timer(timer, cx) {
-                        None => Poll::Ready(Some(Err(AcquireError::NoRuntime))),
-                        Some(polled) => polled.map(|()| None),
-                    },
+                // Before `obtain` begins: on a runtime that has ended, one connection after the other would fail
+                // its check. That the time is up is heeded only after it, and the timer is polled once.
+                let first = if has_begun { None } else { Some(poll_timer(timer.as_mut(), cx)) };
+                has_begun = true;
+                if first == Some(None) {
+                    return Poll::Ready(Some(Err(AcquireError::NoRuntime)));
+                }
+                if let Poll::Ready(obtained) = obtain.as_mut().poll(cx) {
+                    return Poll::Ready(Some(obtained));
+                }
+                match first.unwrap_or_else(|| poll_timer(timer, cx)) {
+                    None => Poll::Ready(Some(Err(AcquireError::NoRuntime))),
+                    Some(polled) => polled.map(|()| None),
                 }
             });
             let served = before_deadline.await;
