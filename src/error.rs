@@ -277,8 +277,8 @@ mod managed {
         Timeout(Box<Timeout<E>>),
         /// Connecting failed in a way that the manager calls permanent.
         Connect(Arc<OperationError<E>>),
-        /// Connecting fails, no connection is left, and the pool is set to `fail_fast`. It goes on
-        /// trying by itself.
+        /// Connecting fails, no connection is left that could come back to the caller, and the pool is set to
+        /// `fail_fast`. It goes on trying by itself.
         Unavailable(Arc<OperationError<E>>),
         /// As many callers wait as `max_waiters` allows.
         QueueFull,

@@ -785,8 +785,10 @@ async fn fail_fast_waits_for_connections_that_are_in_use() {
     let held = pool.acquire().await.unwrap();
     manager.connect.always(Act::Error);
     let mut waiter = pin!(pool.acquire());
-    assert!(poll_once(waiter.as_mut()).is_pending());
+    let (wakes, waker) = Wakes::new();
+    assert!(poll_with(waiter.as_mut(), &waker).is_pending());
     sleep(10 * SECOND).await;
+    assert_eq!(wakes.count(), 0, "it keeps its place in line");
     assert!(poll_once(waiter.as_mut()).is_pending(), "one may come back");
     drop(held);
     let held = waiter.await.unwrap();
@@ -797,6 +799,37 @@ async fn fail_fast_waits_for_connections_that_are_in_use() {
     let began = Instant::now();
     assert!(matches!(waiter.await, Err(AcquireError::Unavailable(_))));
     assert!(began.elapsed() <= SECOND, "a pause of the prober's");
+}
+
+#[tokio::test(start_paused = true)]
+async fn fail_fast_refuses_whoever_may_have_none_of_the_connections_that_are_left() {
+    let manager = TestManager::new();
+    let pool = failing_fast(&manager, 2).reserved(Priority::High, 1).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let reserved = pool.acquire_with(Priority::High).await.unwrap();
+    manager.connect.always(Act::Error);
+    let mut high = pin!(pool.acquire_with(Priority::High));
+    assert!(poll_once(high.as_mut()).is_pending());
+    let mut waiter = pin!(pool.acquire());
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    held.discard();
+    let error = waiter.await.map(drop).unwrap_err();
+    assert!(matches!(error, AcquireError::Unavailable(_)), "{error:?}");
+    let Poll::Ready(answer) = poll_once(pin!(pool.acquire())) else { panic!("it waits") };
+    assert!(matches!(answer, Err(AcquireError::Unavailable(_))), "{answer:?}");
+    // The one that is left may come back to others.
+    for _ in 0..10 {
+        sleep(SECOND / 10).await;
+        assert!(poll_once(high.as_mut()).is_pending());
+    }
+    drop(reserved);
+    let reserved = high.await.expect("it has come back");
+    // And once that one is gone, they are told as well.
+    let mut high = pin!(pool.acquire_with(Priority::High));
+    assert!(poll_once(high.as_mut()).is_pending());
+    reserved.discard();
+    let error = high.await.map(drop).unwrap_err();
+    assert!(matches!(error, AcquireError::Unavailable(_)), "{error:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@
 
 #[cfg(feature = "cluster")]
 use super::Pool;
-use super::connector::Ground;
+use super::connector::{Ground, Verdict};
 use super::guard::end;
 #[cfg(feature = "cluster")]
 use super::guard::{Pooled, PooledBare, PooledOwned};
@@ -23,7 +23,7 @@ use crate::error::{AcquireError, OperationError, Stage, Timeout, TryAcquireError
 use crate::manager::Manager;
 use crate::metrics::{CloseReason, Outcome};
 use std::future::{Future, poll_fn};
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::panic::Location;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -274,7 +274,7 @@ where
             let _waiting = match ask.terms {
                 None => keeper.about_to_wait(ask.caller, ask.line)?,
                 // Who may be served by another pool as well is not stuck here.
-                Some(_) => keeper.may_wait().map(|()| None)?,
+                Some(_) => keeper.may_wait(ask.line).map(|()| None)?,
             };
             if let Some(terms) = ask.terms {
                 terms.get_in_line();
@@ -866,6 +866,8 @@ impl<M: Manager> Shared<M> {
         verdicts: u64,
     ) -> Result<(), AcquireError<M::Error>> {
         match self.connector.verdict_since(verdicts) {
+            // One that is left may come back to those in this line.
+            Some(Verdict::Down(_)) if self.has_alive_for(line) => self.look_again(line),
             Some(verdict) if !self.core.is_closed() => Err(self.give_up(verdict.into())),
             _ => self.look_again(line),
         }
@@ -895,13 +897,13 @@ impl<M: Manager> Shared<M> {
         caller: Caller,
         line: Line,
     ) -> Result<Option<Waiting<'_>>, AcquireError<M::Error>> {
-        self.may_wait()?;
+        self.may_wait(line)?;
         self.is_not_stuck(caller, line)
     }
 
     /// The same as far as connecting is concerned.
-    fn may_wait(&self) -> Result<(), AcquireError<M::Error>> {
-        if self.config.fail_fast && self.core.counts().alive() == 0 {
+    fn may_wait(&self, line: Line) -> Result<(), AcquireError<M::Error>> {
+        if self.config.fail_fast && !self.has_alive_for(line) {
             if let Some(error) = self.connector.error_while_probing() {
                 return Err(AcquireError::Unavailable(error));
             }
@@ -971,17 +973,28 @@ impl<M: Manager> Shared<M> {
     /// Whether a connection could be opened, or is being opened, for those who wait in this line. If
     /// not, a failure to connect, of whenever that was, has nothing to do with their wait.
     fn could_open_for(&self, line: Line) -> bool {
-        let reserved = match line {
-            Line::General => self.config.reserved.1,
-            Line::High => 0,
-        };
         // What is checked may be new, and the last new ones have been rejected.
         let (rejections, _) = self.connector.rejections();
-        (reserved..self.core.capacity()).any(|slot| match self.core.glimpse(slot).state {
+        self.slots_for(line).any(|slot| match self.core.glimpse(slot).state {
             State::Vacant | State::Connecting | State::Closing => true,
             State::Checking => rejections > 0,
             State::InUse | State::Idle | State::Resetting | State::Spare => false,
         })
+    }
+
+    /// Whether a connection is alive that may come back to those who wait in this line.
+    pub(super) fn has_alive_for(&self, line: Line) -> bool {
+        let is_empty = |state| matches!(state, State::Vacant | State::Connecting | State::Spare);
+        self.slots_for(line).any(|slot| !is_empty(self.core.glimpse(slot).state))
+    }
+
+    /// The slots whose connections those who wait in this line may have.
+    fn slots_for(&self, line: Line) -> Range<usize> {
+        let reserved = match line {
+            Line::General => self.config.reserved.1,
+            Line::High => 0,
+        };
+        reserved..self.core.capacity()
     }
 
     /// Checks a connection on the pool's runtime; if it passes, it goes to whoever is first in

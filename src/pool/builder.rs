@@ -122,7 +122,7 @@ impl<M: Manager> PoolBuilder<M> {
         /// How often the reaper looks; above zero. It is the resolution of all times that it
         /// measures. Default: 1 s.
         maintenance_interval: Duration = Duration::from_millis(200), " == Duration::from_millis(200)";
-        /// While connecting fails and no connection is left that could come back, whoever would
+        /// While connecting fails and no connection is left that could come back to him, whoever would
         /// have to wait gets [`AcquireError::Unavailable`](crate::AcquireError::Unavailable) at
         /// once; and until connecting works again the pool [goes on trying](Config::fail_fast) though
         /// nobody waits. Default: `false`.

@@ -20,7 +20,7 @@ use super::operation::{bounded, has_timer};
 use super::reaper::Reaper;
 use super::report::Reporter;
 use super::{Shared, Tenant, life::nanos, lock, trace::no_span};
-use crate::core::{Reservation, State, reserve};
+use crate::core::{Line, Reservation, State, reserve};
 use crate::error::{AcquireError, OperationError};
 use crate::hooks::Hooks;
 use crate::manager::Manager;
@@ -116,7 +116,7 @@ struct Trouble<E> {
 pub(super) enum Verdict<E> {
     /// There is no point in trying again.
     Permanent(Arc<OperationError<E>>),
-    /// The pool tries again, but nobody is to wait for it.
+    /// The pool tries again, but nobody is to wait for it to whom no connection may come back.
     Down(Arc<OperationError<E>>),
 }
 
@@ -632,7 +632,8 @@ impl<M: Manager> Shared<M> {
         let permanent = self.is_permanent(&error);
         self.connector.note(&error);
         let error = Arc::new(error);
-        let hopeless = self.config.fail_fast && self.core.counts().alive() == 0;
+        // For callers with priority one may be left, of which they see to it.
+        let hopeless = self.config.fail_fast && !self.has_alive_for(Line::General);
         let verdict = match (permanent, hopeless) {
             (true, _) => Some(Verdict::Permanent(error.clone())),
             (false, true) => Some(Verdict::Down(error.clone())),
