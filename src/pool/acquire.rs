@@ -902,7 +902,7 @@ impl<M: Manager> Shared<M> {
     }
 
     /// The same as far as connecting is concerned.
-    fn may_wait(&self, line: Line) -> Result<(), AcquireError<M::Error>> {
+    pub(super) fn may_wait(&self, line: Line) -> Result<(), AcquireError<M::Error>> {
         if self.config.fail_fast && !self.has_alive_for(line) {
             if let Some(error) = self.connector.error_while_probing() {
                 return Err(AcquireError::Unavailable(error));

@@ -503,6 +503,12 @@ impl<M: Manager> Shared<M> {
         self.core.waiters().saturating_sub(patients)
     }
 
+    /// Whether others wait than rotations.
+    pub(super) fn has_callers(&self) -> bool {
+        // Ordering: SeqCst, as in `unserved`. A rotation is on this count before it is in line.
+        self.core.waiters() > self.connector.rotations.load(Ordering::SeqCst)
+    }
+
     /// How many connections are wanted that are not there.
     fn wanted(&self) -> usize {
         // Ordering: SeqCst, as in `unserved`.
