@@ -293,8 +293,9 @@ mod managed {
         Draining,
         /// The pool is closed.
         Closed,
-        /// No connection is idle, and there is no tokio runtime with a timer to open one or to wait on. Who
-        /// waits without a deadline, or blocks its thread, needs none for a connection that comes back.
+        /// No connection is ready, and there is no tokio runtime with a timer to open or check one or to wait
+        /// on. Who waits without a deadline, or blocks its thread, needs none for a connection that comes
+        /// back.
         NoRuntime,
         /// A blocking acquire would have blocked a thread that runs asynchronous tasks.
         WouldBlock,
@@ -318,7 +319,7 @@ mod managed {
                 Self::Draining => "the pool is being drained",
                 Self::Closed => "the pool is closed",
                 Self::NoRuntime => {
-                    "no connection is idle, and no tokio runtime with a timer to open one on: \
+                    "no connection is ready, and no tokio runtime with a timer to open or check one on: \
                      acquire inside one that has enable_time, or use blocking::Pool"
                 }
                 Self::WouldBlock => {

@@ -400,27 +400,38 @@ fn a_runtime_without_a_timer_does_not_become_the_pools() {
 
 #[test]
 fn without_a_timer_or_a_deadline_an_acquire_waits_for_what_comes_back() {
-    let manager = TestManager::new();
-    let with = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    let pool = with.block_on(builder(&manager).max_size(1).min_idle(1).build()).unwrap();
-    drop(with);
-    let held = pool.try_acquire().unwrap();
     let without = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let mut acquire = pin!(pool.acquire_timeout(Duration::MAX));
-    {
-        let _entered = without.enter();
+    for is_outside in [false, true] {
+        let manager = TestManager::new();
+        let pool = runtime().block_on(builder(&manager).max_size(1).min_idle(1).build()).unwrap();
+        let _entered = (!is_outside).then(|| without.enter());
+        let held = pool.try_acquire().unwrap();
+        let mut acquire = pin!(pool.acquire_timeout(Duration::MAX));
         assert!(poll_once(acquire.as_mut()).is_pending());
+        drop(held);
+        let Poll::Ready(answer) = poll_once(acquire.as_mut()) else { panic!("it has come back") };
+        // Once nothing can come back, it is told so.
+        let held = answer.unwrap();
+        let mut acquire = pin!(pool.acquire_timeout(Duration::MAX));
+        assert!(poll_once(acquire.as_mut()).is_pending());
+        held.discard();
+        let Poll::Ready(answer) = poll_once(acquire.as_mut()) else { panic!("it is not told") };
+        assert!(matches!(answer, Err(AcquireError::NoRuntime)), "{answer:?}");
     }
-    drop(held);
-    drop(without.block_on(acquire).expect("it has come back"));
-    // Once nothing can come back, it is told so.
-    let held = pool.try_acquire().unwrap();
-    let mut acquire = pin!(pool.acquire_timeout(Duration::MAX));
-    let _entered = without.enter();
-    assert!(poll_once(acquire.as_mut()).is_pending());
-    held.discard();
-    let Poll::Ready(answer) = poll_once(acquire.as_mut()) else { panic!("it is not told") };
+}
+
+#[test]
+fn outside_any_runtime_an_acquire_without_a_deadline_has_the_pools_own_open_what_it_needs() {
+    let own = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build();
+    let own = own.unwrap();
+    let manager = TestManager::new();
+    let pool = own.block_on(async { builder(&manager).check(CheckPolicy::Always).build_lazy() });
+    let pool = pool.unwrap();
+    drop(pollster::block_on(pool.acquire_timeout(Duration::MAX)).expect("it is opened"));
+    // But what is bounded in time is done by the caller.
+    let answer = pollster::block_on(pool.acquire_timeout(Duration::MAX)).map(drop);
     assert!(matches!(answer, Err(AcquireError::NoRuntime)), "{answer:?}");
+    assert_eq!((pool.counts().idle, manager.check.calls()), (1, 0));
 }
 
 fn runtime() -> Runtime {
@@ -534,8 +545,10 @@ fn an_acquire_that_needs_a_runtime_and_has_none_is_a_clear_error() {
     let pool = builder(&manager).build_lazy().unwrap();
     let error = pollster::block_on(pool.acquire()).unwrap_err();
     assert!(matches!(error, AcquireError::NoRuntime), "{error:?}");
-    let error = pollster::block_on(pool.acquire_timeout(SECOND)).unwrap_err();
-    assert!(matches!(error, AcquireError::NoRuntime), "{error:?}");
+    for limit in [SECOND, Duration::MAX] {
+        let error = pollster::block_on(pool.acquire_timeout(limit)).unwrap_err();
+        assert!(matches!(error, AcquireError::NoRuntime), "{error:?}");
+    }
     let error = pollster::block_on(pool.acquire_owned()).unwrap_err();
     assert!(matches!(error, AcquireError::NoRuntime), "{error:?}");
     let error = pool.acquire_blocking().unwrap_err();

@@ -89,15 +89,16 @@ where
     if keeper.core.is_closed() {
         return wait.end(Err(keeper.closed_error()));
     }
-    // The second question takes a reference to the runtime that all its threads share, so it is
+    // The last question takes a reference to the runtime that all its threads share, so it is
     // asked only outside tasks.
-    if task::try_id().is_none() && Handle::try_current().is_err() {
+    let has_deadline = limit < Duration::MAX;
+    if has_deadline && task::try_id().is_none() && Handle::try_current().is_err() {
         return wait.end(Err(AcquireError::NoRuntime));
     }
     let served = {
         let obtain = obtain(&keeper, &ask, unready, &wait);
         let mut obtain = pin!(keeper.in_span(ask.caller, obtain));
-        if limit == Duration::MAX {
+        if !has_deadline {
             // Without a timer it may wait for what comes back. If one is to be opened, it is told so in line.
             Some(obtain.await)
         } else {

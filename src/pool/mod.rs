@@ -291,9 +291,10 @@ impl<M: Manager> Pool<M> {
     /// - [`AcquireError::Unavailable`], [`AcquireError::QueueFull`], [`AcquireError::Shed`] and
     ///   [`AcquireError::WouldDeadlock`] only if the settings `fail_fast`, `max_waiters`, `shed` and
     ///   `detect_deadlock` ask for them.
-    /// - [`AcquireError::NoRuntime`] if it has to wait and there is no tokio runtime with a timer. On one
-    ///   without, an acquire without a deadline waits all the same for what comes back, as a blocking one does
-    ///   outside any, and fails like this only if a connection has to be opened or checked.
+    /// - [`AcquireError::NoRuntime`] if it has to wait and there is no tokio runtime with a timer, or it has
+    ///   ended. Without one, an acquire without a deadline waits all the same for what comes back or the
+    ///   pool's own runtime opens, as a blocking one does, and fails like this only if a connection has to
+    ///   be checked first, or to be opened and that runtime has ended too.
     ///
     /// # Cancel safety
     ///
