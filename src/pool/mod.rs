@@ -717,7 +717,7 @@ impl<M: Manager> Pool<M> {
     /// Where something is done for the pool in the background: on its runtime, or on the caller's if that has
     /// ended.
     #[cfg(feature = "cluster")]
-    pub(crate) fn ground(&self) -> Option<Ground> {
+    pub(crate) fn ground_or_current(&self) -> Option<Ground> {
         self.shared.ground_or_current()
     }
 
