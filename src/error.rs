@@ -277,8 +277,8 @@ mod managed {
         Timeout(Box<Timeout<E>>),
         /// Connecting failed in a way that the manager calls permanent.
         Connect(Arc<OperationError<E>>),
-        /// Connecting fails, no connection is left, and the pool is set to `fail_fast`. It goes on
-        /// trying by itself.
+        /// Connecting fails, no connection is left that could come back to the caller, and the pool is set to
+        /// `fail_fast`. It goes on trying by itself.
         Unavailable(Arc<OperationError<E>>),
         /// As many callers wait as `max_waiters` allows.
         QueueFull,
@@ -293,8 +293,9 @@ mod managed {
         Draining,
         /// The pool is closed.
         Closed,
-        /// No connection is idle, and there is no tokio runtime with a timer to open one or to wait on. Who
-        /// waits without a deadline, or blocks its thread, needs none for a connection that comes back.
+        /// No connection is ready, and there is no tokio runtime with a timer to open or check one or to wait
+        /// on. Who waits without a deadline, or blocks its thread, needs none for a connection that comes
+        /// back.
         NoRuntime,
         /// A blocking acquire would have blocked a thread that runs asynchronous tasks.
         WouldBlock,
@@ -318,7 +319,7 @@ mod managed {
                 Self::Draining => "the pool is being drained",
                 Self::Closed => "the pool is closed",
                 Self::NoRuntime => {
-                    "no connection is idle, and no tokio runtime with a timer to open one on: \
+                    "no connection is ready, and no tokio runtime with a timer to open or check one on: \
                      acquire inside one that has enable_time, or use blocking::Pool"
                 }
                 Self::WouldBlock => {
@@ -423,7 +424,7 @@ mod managed {
         /// The pool is closed.
         #[error("the pool is closed")]
         Closed,
-        /// There is no tokio runtime with a timer here.
+        /// There is no tokio runtime here that has a timer and has not ended.
         #[error("no tokio runtime with a timer here to open a connection on")]
         NoRuntime,
         /// A [`blocking::Pool`](crate::blocking::Pool) would have blocked a thread that runs
@@ -544,7 +545,7 @@ mod managed {
         /// Resetting it failed.
         #[error("the connection cannot be reset")]
         Reset(#[source] OperationError<E>),
-        /// It is dirty, and there is no tokio runtime with a timer here to reset it on.
+        /// It is dirty, and there is no tokio runtime here that has a timer and has not ended.
         #[error(
             "the connection is dirty, and there is no tokio runtime with a timer here to wait for its reset"
         )]

@@ -457,6 +457,30 @@ fn a_blocking_acquire_while_its_runtime_ends_is_told_that_there_is_none() {
     }
 }
 
+/// Acquires when it is dropped, and says how that went.
+struct LastWish(Pool<TestManager>, mpsc::Sender<Result<(), AcquireError<TestError>>>);
+
+impl Drop for LastWish {
+    fn drop(&mut self) {
+        drop(self.1.send(self.0.acquire_blocking().map(drop)));
+    }
+}
+
+/// The tasks of a runtime go before its timer does; one that begins by then is dropped at once.
+#[test]
+fn a_blocking_acquire_by_a_task_that_goes_with_its_runtime_is_told_that_there_is_none() {
+    let said = must_end(|| {
+        let pool = pool_of(&TestManager::new(), 1).build_lazy().expect("in range");
+        let (say, said) = mpsc::channel();
+        let wish = LastWish(pool, say);
+        let runtime = single();
+        drop(runtime.spawn(async move { drop(wish) }));
+        drop(runtime);
+        said.recv().expect("it has been said")
+    });
+    assert!(matches!(said, Err(AcquireError::NoRuntime)), "{said:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_passes_its_check_after_the_end_is_nobodys() {
     for drains in [false, true] {
@@ -846,14 +870,18 @@ fn whoever_waits_for_a_reserved_connection_when_the_pools_runtime_ends_is_told_s
     assert!(matches!(refused, Err(AcquireError::NoRuntime)), "{refused:?}");
 }
 
-/// Has a thread acquire while `end` is done, some time after it has begun.
-fn refused_while(pool: &Pool<TestManager>, after: usize, end: impl FnOnce()) {
+/// Has a thread do `work` while `end` is done, some time after it has begun.
+fn meanwhile<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+    after: usize,
+    end: impl FnOnce(),
+) -> T {
     let begun = Arc::new(AtomicBool::new(false));
     let thread = std::thread::spawn({
-        let (pool, begun) = (pool.clone(), begun.clone());
+        let begun = begun.clone();
         move || {
             begun.store(true, Ordering::SeqCst);
-            pool.acquire_blocking().map(drop)
+            work()
         }
     });
     while !begun.load(Ordering::SeqCst) {
@@ -861,7 +889,16 @@ fn refused_while(pool: &Pool<TestManager>, after: usize, end: impl FnOnce()) {
     }
     (0..after).for_each(|_| std::hint::spin_loop());
     end();
-    let refused = join(thread);
+    join(thread)
+}
+
+/// Has a thread acquire meanwhile.
+fn refused_while(pool: &Pool<TestManager>, after: usize, end: impl FnOnce()) {
+    let acquire = {
+        let pool = pool.clone();
+        move || pool.acquire_blocking().map(drop)
+    };
+    let refused = meanwhile(acquire, after, end);
     assert!(matches!(refused, Err(AcquireError::NoRuntime)), "{after}: {refused:?}");
 }
 
@@ -884,6 +921,20 @@ fn a_thread_that_parks_while_the_only_connection_goes_is_told_that_nobody_opens_
         let held = runtime.block_on(pool.acquire_owned()).unwrap();
         drop(runtime);
         refused_while(&pool, round, || drop(held.detach()));
+    }
+}
+
+#[test]
+fn a_thread_that_waits_while_the_only_connection_and_the_pools_runtime_go_is_told_so() {
+    for round in 0..2000 {
+        let (manager, runtime) = (TestManager::new(), single());
+        let pool = pool_of(&manager, 1).acquire_timeout(Duration::MAX);
+        let pool = runtime.block_on(pool.build()).unwrap();
+        let held = runtime.block_on(pool.acquire_owned()).unwrap();
+        refused_while(&pool, 0, || {
+            eventually_blocking("it waits", || pool.counts().waiters == 1);
+            meanwhile(move || drop(runtime), round, || drop(held.detach()));
+        });
     }
 }
 

@@ -5,16 +5,19 @@
 mod support;
 
 use millpond::{
-    AcquireError, BuildError, CheckPolicy, Config, ConfigError, IdleOrder, OperationError, Pool,
-    PoolBuilder, Pooled, PooledOwned, Stage, WarmUpError, WeakPool, from_fn,
+    AcquireError, BuildError, CheckPolicy, Config, ConfigError, Hooks, IdleOrder, OperationError,
+    Pool, PoolBuilder, Pooled, PooledOwned, ReleaseError, RotateError, Stage, WarmUpError,
+    WeakPool, from_fn,
 };
 use std::error::Error;
+use std::future::ready;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 use support::{Act, TestError, TestManager, eventually, join, poll_once};
+use tokio::runtime::{Handle, Runtime};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -397,43 +400,102 @@ fn a_runtime_without_a_timer_does_not_become_the_pools() {
 
 #[test]
 fn without_a_timer_or_a_deadline_an_acquire_waits_for_what_comes_back() {
-    let manager = TestManager::new();
-    let with = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    let pool = with.block_on(builder(&manager).max_size(1).min_idle(1).build()).unwrap();
-    drop(with);
-    let held = pool.try_acquire().unwrap();
     let without = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let mut acquire = pin!(pool.acquire_timeout(Duration::MAX));
-    {
-        let _entered = without.enter();
+    for is_outside in [false, true] {
+        let manager = TestManager::new();
+        let pool = runtime().block_on(builder(&manager).max_size(1).min_idle(1).build()).unwrap();
+        let _entered = (!is_outside).then(|| without.enter());
+        let held = pool.try_acquire().unwrap();
+        let mut acquire = pin!(pool.acquire_timeout(Duration::MAX));
         assert!(poll_once(acquire.as_mut()).is_pending());
+        drop(held);
+        let Poll::Ready(answer) = poll_once(acquire.as_mut()) else { panic!("it has come back") };
+        // Once nothing can come back, it is told so.
+        let held = answer.unwrap();
+        let mut acquire = pin!(pool.acquire_timeout(Duration::MAX));
+        assert!(poll_once(acquire.as_mut()).is_pending());
+        held.discard();
+        let Poll::Ready(answer) = poll_once(acquire.as_mut()) else { panic!("it is not told") };
+        assert!(matches!(answer, Err(AcquireError::NoRuntime)), "{answer:?}");
     }
-    drop(held);
-    drop(without.block_on(acquire).expect("it has come back"));
-    // Once nothing can come back, it is told so.
-    let held = pool.try_acquire().unwrap();
-    let mut acquire = pin!(pool.acquire_timeout(Duration::MAX));
-    let _entered = without.enter();
-    assert!(poll_once(acquire.as_mut()).is_pending());
-    held.discard();
-    let Poll::Ready(answer) = poll_once(acquire.as_mut()) else { panic!("it is not told") };
+}
+
+#[test]
+fn outside_any_runtime_an_acquire_without_a_deadline_has_the_pools_own_open_what_it_needs() {
+    let own = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build();
+    let own = own.unwrap();
+    let manager = TestManager::new();
+    let pool = own.block_on(async { builder(&manager).check(CheckPolicy::Always).build_lazy() });
+    let pool = pool.unwrap();
+    drop(pollster::block_on(pool.acquire_timeout(Duration::MAX)).expect("it is opened"));
+    // But what is bounded in time is done by the caller.
+    let answer = pollster::block_on(pool.acquire_timeout(Duration::MAX)).map(drop);
     assert!(matches!(answer, Err(AcquireError::NoRuntime)), "{answer:?}");
+    assert_eq!((pool.counts().idle, manager.check.calls()), (1, 0));
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime")
+}
+
+/// A runtime that has ended.
+fn ended() -> Handle {
+    runtime().handle().clone()
 }
 
 #[test]
 fn a_runtime_that_has_ended_is_none() {
     let manager = TestManager::new();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    let handle = runtime.handle().clone();
-    drop(runtime);
-    let _entered = handle.enter();
-    let error = pollster::block_on(builder(&manager).min_idle(1).build()).unwrap_err();
-    assert!(matches!(error, BuildError::NoRuntime), "{error:?}");
+    let ended = ended();
+    let _entered = ended.enter();
+    for min_idle in [0, 1] {
+        let error = pollster::block_on(builder(&manager).min_idle(min_idle).build()).unwrap_err();
+        assert!(matches!(error, BuildError::NoRuntime), "{error:?}");
+    }
     let pool = builder(&manager).build_lazy().unwrap();
     let error = pollster::block_on(pool.warm_up(1)).unwrap_err();
     assert!(matches!(error, WarmUpError::NoRuntime), "{error:?}");
     assert_eq!((manager.connect.calls(), pool.metrics().connect_failures), (0, 0));
     assert_eq!(pool.counts().vacant, pool.max_size());
+}
+
+#[test]
+fn a_rotation_on_a_runtime_that_has_ended_is_a_clear_error() {
+    for is_full in [false, true] {
+        let (manager, runtime) = (TestManager::new(), runtime());
+        let pool = builder(&manager).max_size(1).min_idle(usize::from(is_full));
+        let pool = runtime.block_on(pool.build()).unwrap();
+        let _held = pool.try_acquire();
+        manager.connect.once(Act::Slow(SECOND));
+        let rotated = ended().block_on(pool.rotate(|_| Box::pin(ready(Ok(())))));
+        assert!(matches!(rotated, Err(RotateError::NoRuntime)), "{is_full}: {rotated:?}");
+        let metrics = pool.metrics();
+        assert_eq!((metrics.connect_failures, metrics.counts.waiters), (0, 0));
+    }
+}
+
+#[test]
+fn drain_and_close_do_not_wait_on_a_runtime_that_has_ended() {
+    let (manager, runtime) = (TestManager::new(), runtime());
+    let pool = runtime.block_on(builder(&manager).min_idle(2).build()).unwrap();
+    let _held = pool.try_acquire().unwrap();
+    assert_eq!(ended().block_on(pool.drain(SECOND)).still_out.len(), 1);
+    let pool = runtime.block_on(builder(&manager).min_idle(2).build()).unwrap();
+    ended().block_on(pool.close());
+    assert_eq!(pool.counts().closing, 2, "on the pool's own runtime, which nobody drives");
+}
+
+#[test]
+fn a_release_on_a_runtime_that_has_ended_has_the_pools_own_reset_the_connection() {
+    let (manager, runtime) = (TestManager::new(), runtime());
+    let pool = runtime.block_on(builder(&manager).min_idle(1).build()).unwrap();
+    let held = pool.try_acquire().unwrap();
+    manager.condition.once(Act::Slow(Duration::ZERO)); // dirty
+    manager.reset.once(Act::Slow(SECOND / 100));
+    let released = ended().block_on(held.release());
+    assert!(matches!(released, Err(ReleaseError::NoRuntime)), "{released:?}");
+    runtime.block_on(eventually("it is idle", || pool.counts().idle == 1));
+    assert_eq!(manager.reset.calls(), 1);
 }
 
 #[test]
@@ -454,13 +516,39 @@ fn an_acquire_that_waits_on_a_runtime_that_has_ended_is_a_clear_error() {
 }
 
 #[test]
+fn an_acquire_on_a_runtime_that_has_ended_costs_no_connection_that_is_to_be_checked_or_prepared() {
+    for limit in [Duration::ZERO, SECOND, Duration::MAX] {
+        for check in [CheckPolicy::Always, CheckPolicy::Never] {
+            let (manager, runtime) = (TestManager::new(), runtime());
+            let hooks = Hooks::new().before_acquire(|_| {
+                Box::pin(async {
+                    tokio::time::sleep(SECOND / 100).await;
+                    Ok(())
+                })
+            });
+            let pool = builder(&manager).check(check).hooks(hooks).max_size(2).min_idle(2);
+            let pool = runtime.block_on(pool.build()).unwrap();
+            runtime.block_on(async { drop([pool.acquire().await, pool.acquire().await]) });
+            manager.check.always(Act::Slow(SECOND / 100));
+            let error = ended().block_on(pool.acquire_timeout(limit)).map(drop).unwrap_err();
+            assert!(matches!(error, AcquireError::NoRuntime), "{limit:?}: {error:?}");
+            let metrics = pool.metrics();
+            assert_eq!((metrics.counts.idle, metrics.closed.total()), (2, 0), "{limit:?}");
+            drop(runtime.block_on(pool.acquire()).expect("it is as fit as before"));
+        }
+    }
+}
+
+#[test]
 fn an_acquire_that_needs_a_runtime_and_has_none_is_a_clear_error() {
     let manager = TestManager::new();
     let pool = builder(&manager).build_lazy().unwrap();
     let error = pollster::block_on(pool.acquire()).unwrap_err();
     assert!(matches!(error, AcquireError::NoRuntime), "{error:?}");
-    let error = pollster::block_on(pool.acquire_timeout(SECOND)).unwrap_err();
-    assert!(matches!(error, AcquireError::NoRuntime), "{error:?}");
+    for limit in [SECOND, Duration::MAX] {
+        let error = pollster::block_on(pool.acquire_timeout(limit)).unwrap_err();
+        assert!(matches!(error, AcquireError::NoRuntime), "{error:?}");
+    }
     let error = pollster::block_on(pool.acquire_owned()).unwrap_err();
     assert!(matches!(error, AcquireError::NoRuntime), "{error:?}");
     let error = pool.acquire_blocking().unwrap_err();
@@ -663,4 +751,4 @@ fn a_guard_is_two_words_and_the_acquire_futures_stay_small() {
 
 /// The largest of them when this was written, without optimisation or with; most of it is two
 /// timers and a listener, and with the feature `tracing` the span of the wait.
-const LARGEST_FUTURE: usize = if cfg!(feature = "tracing") { 872 } else { 832 };
+const LARGEST_FUTURE: usize = if cfg!(feature = "tracing") { 880 } else { 840 };

@@ -12,6 +12,7 @@ use millpond::{
 };
 use std::collections::VecDeque;
 use std::error::Error;
+use std::future::ready;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, OnceLock};
@@ -785,8 +786,10 @@ async fn fail_fast_waits_for_connections_that_are_in_use() {
     let held = pool.acquire().await.unwrap();
     manager.connect.always(Act::Error);
     let mut waiter = pin!(pool.acquire());
-    assert!(poll_once(waiter.as_mut()).is_pending());
+    let (wakes, waker) = Wakes::new();
+    assert!(poll_with(waiter.as_mut(), &waker).is_pending());
     sleep(10 * SECOND).await;
+    assert_eq!(wakes.count(), 0, "it keeps its place in line");
     assert!(poll_once(waiter.as_mut()).is_pending(), "one may come back");
     drop(held);
     let held = waiter.await.unwrap();
@@ -797,6 +800,89 @@ async fn fail_fast_waits_for_connections_that_are_in_use() {
     let began = Instant::now();
     assert!(matches!(waiter.await, Err(AcquireError::Unavailable(_))));
     assert!(began.elapsed() <= SECOND, "a pause of the prober's");
+}
+
+#[test]
+fn fail_fast_refuses_a_thread_that_begins_to_wait_just_when_an_attempt_fails() {
+    for round in 0..3000 {
+        let manager = TestManager::new();
+        manager.connect.always(Act::Error);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        // The second attempt does not come.
+        let pool = failing_fast(&manager, 1).backoff(Duration::MAX, Duration::MAX);
+        let pool = pool.acquire_timeout(Duration::MAX);
+        let pool = runtime.block_on(async { pool.build_lazy() }).unwrap();
+        let begun = Arc::new(AtomicBool::new(false));
+        let thread = thread::spawn({
+            let (pool, begun) = (pool.clone(), begun.clone());
+            move || {
+                begun.store(true, Ordering::SeqCst);
+                (0..round % 300 * 10).for_each(|_| std::hint::spin_loop());
+                pool.acquire_blocking().map(drop)
+            }
+        });
+        while !begun.load(Ordering::SeqCst) {
+            std::hint::spin_loop();
+        }
+        let refused = [runtime.block_on(pool.acquire()).map(drop), join(thread)];
+        for refused in refused {
+            let is_refused = matches!(refused, Err(AcquireError::Unavailable(_)));
+            assert!(is_refused, "{round}: {refused:?}");
+        }
+    }
+}
+
+#[test]
+fn with_fail_fast_a_rotation_waits_for_the_room_of_an_attempt_while_others_are_refused() {
+    let rotation = thread::spawn(|| {
+        let manager = TestManager::new();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let pool = failing_fast(&manager, 1).build_lazy().unwrap();
+            manager.connect.once(Act::Error);
+            manager.connect.once(Act::Gated);
+            assert!(matches!(pool.acquire().await, Err(AcquireError::Unavailable(_))));
+            eventually("it tries again", || manager.connect.running() == 1).await;
+            let mut rotation = pin!(pool.rotate(|_| Box::pin(ready(Ok(())))));
+            assert!(poll_once(rotation.as_mut()).is_pending());
+            let Poll::Ready(answer) = poll_once(pin!(pool.acquire())) else { panic!("it waits") };
+            assert!(matches!(answer, Err(AcquireError::Unavailable(_))), "{answer:?}");
+            manager.connect.refuse();
+            rotation.await.unwrap();
+        });
+    });
+    join(rotation);
+}
+
+#[tokio::test(start_paused = true)]
+async fn fail_fast_refuses_whoever_may_have_none_of_the_connections_that_are_left() {
+    let manager = TestManager::new();
+    let pool = failing_fast(&manager, 2).reserved(Priority::High, 1).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let reserved = pool.acquire_with(Priority::High).await.unwrap();
+    manager.connect.always(Act::Error);
+    let mut high = pin!(pool.acquire_with(Priority::High));
+    assert!(poll_once(high.as_mut()).is_pending());
+    let mut waiter = pin!(pool.acquire());
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    held.discard();
+    let error = waiter.await.map(drop).unwrap_err();
+    assert!(matches!(error, AcquireError::Unavailable(_)), "{error:?}");
+    let Poll::Ready(answer) = poll_once(pin!(pool.acquire())) else { panic!("it waits") };
+    assert!(matches!(answer, Err(AcquireError::Unavailable(_))), "{answer:?}");
+    // The one that is left may come back to others.
+    for _ in 0..10 {
+        sleep(SECOND / 10).await;
+        assert!(poll_once(high.as_mut()).is_pending());
+    }
+    drop(reserved);
+    let reserved = high.await.expect("it has come back");
+    // And once that one is gone, they are told as well.
+    let mut high = pin!(pool.acquire_with(Priority::High));
+    assert!(poll_once(high.as_mut()).is_pending());
+    reserved.discard();
+    let error = high.await.map(drop).unwrap_err();
+    assert!(matches!(error, AcquireError::Unavailable(_)), "{error:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -524,7 +524,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
         while let Some((pool, listeners)) = cap.balance() {
             cap.wanted.notify(1.additional());
             // Not on the caller's runtime, which may be alive and be driven no more.
-            match pool.ground() {
+            match pool.ground_or_current() {
                 Some(ground) => {
                     if let Some(collecting) = Collecting::begin(self, cap) {
                         ground.spawn(collect(collecting, listeners));

@@ -423,7 +423,7 @@ impl<K: Key, M: Manager> Node<K, M> {
 
     /// Whether it is down, and it is time to try it again, which the caller does then.
     fn is_due(&self) -> bool {
-        self.state.is_due(|| self.pool.ground().is_some())
+        self.state.is_due(|| self.pool.ground_or_current().is_some())
     }
 
     /// Opens one more connection in the background, if there is room and nobody does so already:
@@ -432,7 +432,7 @@ impl<K: Key, M: Manager> Node<K, M> {
     pub(super) fn try_in_background(self: &Arc<Self>) {
         // All who pass the node over rely on this, so it is nothing for the runtime of one of them, which may
         // be alive and be driven no more.
-        let Some(ground) = self.pool.ground() else { return };
+        let Some(ground) = self.pool.ground_or_current() else { return };
         if self.state.trying.swap(true, Ordering::SeqCst) {
             return;
         }
@@ -501,7 +501,7 @@ impl<K: Key, M: Manager> Node<K, M> {
             return;
         }
         // As in `try_in_background`.
-        let Some(ground) = self.pool.ground() else { return };
+        let Some(ground) = self.pool.ground_or_current() else { return };
         if self.state.trying.swap(true, Ordering::SeqCst) {
             return;
         }

@@ -238,7 +238,7 @@ pub struct Config {
     pub reserved: (Priority, usize),
     /// Turns callers away who have waited too long. Default: `None`.
     pub shed: Option<Shed>,
-    /// While connecting fails and no connection is left that could come back, whoever would have to
+    /// While connecting fails and no connection is left that could come back to him, whoever would have to
     /// wait gets [`AcquireError::Unavailable`](crate::AcquireError::Unavailable) at once. Default:
     /// `false`: they wait until their deadlines.
     ///

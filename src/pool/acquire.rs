@@ -4,12 +4,12 @@
 
 #[cfg(feature = "cluster")]
 use super::Pool;
-use super::connector::Ground;
+use super::connector::{Ground, Verdict};
 use super::guard::end;
 #[cfg(feature = "cluster")]
 use super::guard::{Pooled, PooledBare, PooledOwned};
 use super::life::{look_over, nanos};
-use super::operation::{bounded, has_timer};
+use super::operation::{bounded, has_timer, poll_timer, timer};
 use super::terms::Terms;
 use super::{DRAINING, Shared, deadlock::Waiting};
 use crate::config::CheckPolicy;
@@ -22,10 +22,9 @@ use crate::core::{
 use crate::error::{AcquireError, OperationError, Stage, Timeout, TryAcquireError};
 use crate::manager::Manager;
 use crate::metrics::{CloseReason, Outcome};
-use crate::panics::caught;
 use std::future::{Future, poll_fn};
-use std::ops::Deref;
-use std::panic::{Location, catch_unwind};
+use std::ops::{Deref, Range};
+use std::panic::Location;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -35,7 +34,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::task;
 use tokio::task::coop::{RestoreOnPending, poll_proceed};
-use tokio::time::{Sleep, sleep_until, timeout};
+use tokio::time::timeout;
 
 type Caller = &'static Location<'static>;
 
@@ -104,32 +103,41 @@ where
     if keeper.core.is_closed() {
         return wait.end(Err(keeper.closed_error()));
     }
-    // The second question takes a reference to the runtime that all its threads share, so it is
+    // The last question takes a reference to the runtime that all its threads share, so it is
     // asked only outside tasks.
-    if task::try_id().is_none() && Handle::try_current().is_err() {
+    let has_deadline = limit < Duration::MAX;
+    if has_deadline && task::try_id().is_none() && Handle::try_current().is_err() {
         return wait.end(Err(AcquireError::NoRuntime));
     }
     let served = {
         let obtain = obtain(&keeper, &ask, unready, &wait);
         let mut obtain = pin!(keeper.in_span(ask.caller, obtain));
-        if limit == Duration::MAX {
+        if !has_deadline {
             // Without a timer it may wait for what comes back. If one is to be opened, it is told so in line.
             Some(obtain.await)
         } else {
             let began = keeper.began + Duration::from_nanos(wait.began);
             let mut timer = pin!(timer(began + limit.min(FAR_FUTURE)));
+            let mut has_begun = false;
             // Cancel: `obtain` is dropped at the deadline as it would be by its caller, but that a check
             // under way goes on. Polled where it stands: `tokio::time::timeout_at` would move it.
             let before_deadline = poll_fn(move |cx| {
-                let Some(timer) = timer.as_mut().as_pin_mut() else {
+                let Some(mut timer) = timer.as_mut().as_pin_mut() else {
                     return Poll::Ready(Some(Err(AcquireError::NoRuntime)));
                 };
-                match obtain.as_mut().poll(cx) {
-                    Poll::Ready(obtained) => Poll::Ready(Some(obtained)),
-                    Poll::Pending => match poll_timer(timer, cx) {
-                        None => Poll::Ready(Some(Err(AcquireError::NoRuntime))),
-                        Some(polled) => polled.map(|()| None),
-                    },
+                // Before `obtain` begins: on a runtime that has ended, one connection after the other would fail
+                // its check. That the time is up is heeded only after it, and the timer is polled once.
+                let first = if has_begun { None } else { Some(poll_timer(timer.as_mut(), cx)) };
+                has_begun = true;
+                if first == Some(None) {
+                    return Poll::Ready(Some(Err(AcquireError::NoRuntime)));
+                }
+                if let Poll::Ready(obtained) = obtain.as_mut().poll(cx) {
+                    return Poll::Ready(Some(obtained));
+                }
+                match first.unwrap_or_else(|| poll_timer(timer, cx)) {
+                    None => Poll::Ready(Some(Err(AcquireError::NoRuntime))),
+                    Some(polled) => polled.map(|()| None),
                 }
             });
             let served = before_deadline.await;
@@ -142,16 +150,6 @@ where
         Err(keeper.timed_out(ask.line, keeper.since(wait.began), checking))
     });
     wait.end(served)
-}
-
-/// `None` on a runtime without a timer, of which tokio tells by a panic.
-pub(crate) fn timer(deadline: tokio::time::Instant) -> Option<Sleep> {
-    catch_unwind(|| sleep_until(deadline)).ok()
-}
-
-/// `None` on a runtime that has ended, of which tokio tells in the same way.
-pub(crate) fn poll_timer(timer: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Option<Poll<()>> {
-    caught(|| timer.poll(cx)).ok()
 }
 
 /// An acquire that did not find what it wanted at once. However it ends is counted, if it is to be counted
@@ -287,7 +285,7 @@ where
             let _waiting = match ask.terms {
                 None => keeper.about_to_wait(ask.caller, ask.line)?,
                 // Who may be served by another pool as well is not stuck here.
-                Some(_) => keeper.may_wait().map(|()| None)?,
+                Some(_) => keeper.may_wait(ask.line).map(|()| None)?,
             };
             if let Some(terms) = ask.terms {
                 terms.get_in_line();
@@ -879,6 +877,8 @@ impl<M: Manager> Shared<M> {
         verdicts: u64,
     ) -> Result<(), AcquireError<M::Error>> {
         match self.connector.verdict_since(verdicts) {
+            // One that is left may come back to those in this line.
+            Some(Verdict::Down(_)) if self.has_alive_for(line) => self.look_again(line),
             Some(verdict) if !self.core.is_closed() => Err(self.give_up(verdict.into())),
             _ => self.look_again(line),
         }
@@ -908,13 +908,13 @@ impl<M: Manager> Shared<M> {
         caller: Caller,
         line: Line,
     ) -> Result<Option<Waiting<'_>>, AcquireError<M::Error>> {
-        self.may_wait()?;
+        self.may_wait(line)?;
         self.is_not_stuck(caller, line)
     }
 
     /// The same as far as connecting is concerned.
-    fn may_wait(&self) -> Result<(), AcquireError<M::Error>> {
-        if self.config.fail_fast && self.core.counts().alive() == 0 {
+    pub(super) fn may_wait(&self, line: Line) -> Result<(), AcquireError<M::Error>> {
+        if self.config.fail_fast && !self.has_alive_for(line) {
             if let Some(error) = self.connector.error_while_probing() {
                 return Err(AcquireError::Unavailable(error));
             }
@@ -984,17 +984,28 @@ impl<M: Manager> Shared<M> {
     /// Whether a connection could be opened, or is being opened, for those who wait in this line. If
     /// not, a failure to connect, of whenever that was, has nothing to do with their wait.
     fn could_open_for(&self, line: Line) -> bool {
-        let reserved = match line {
-            Line::General => self.config.reserved.1,
-            Line::High => 0,
-        };
         // What is checked may be new, and the last new ones have been rejected.
         let (rejections, _) = self.connector.rejections();
-        (reserved..self.core.capacity()).any(|slot| match self.core.glimpse(slot).state {
+        self.slots_for(line).any(|slot| match self.core.glimpse(slot).state {
             State::Vacant | State::Connecting | State::Closing => true,
             State::Checking => rejections > 0,
             State::InUse | State::Idle | State::Resetting | State::Spare => false,
         })
+    }
+
+    /// Whether a connection is alive that may come back to those who wait in this line.
+    pub(super) fn has_alive_for(&self, line: Line) -> bool {
+        let is_empty = |state| matches!(state, State::Vacant | State::Connecting | State::Spare);
+        self.slots_for(line).any(|slot| !is_empty(self.core.glimpse(slot).state))
+    }
+
+    /// The slots whose connections those who wait in this line may have.
+    fn slots_for(&self, line: Line) -> Range<usize> {
+        let reserved = match line {
+            Line::General => self.config.reserved.1,
+            Line::High => 0,
+        };
+        reserved..self.core.capacity()
     }
 
     /// Checks a connection on the pool's runtime; if it passes, it goes to whoever is first in

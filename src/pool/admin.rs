@@ -173,7 +173,7 @@ impl<M: Manager> Pool<M> {
     ///   `min_idle` or because nothing is open, until one is opened for somebody who has to wait, for a
     ///   warm-up to more than there are, or for another rotation.
     /// - [`RotateError::Closed`] if the pool is closed, before or meanwhile, which ends `verify` too;
-    ///   [`RotateError::NoRuntime`] outside a tokio runtime, or on one that has ended.
+    ///   [`RotateError::NoRuntime`] outside a tokio runtime with a timer, or on one that has ended.
     ///
     /// # Cancel safety
     ///
@@ -352,7 +352,7 @@ impl<M: Manager> Pool<M> {
     /// [`AcquireError::Draining`](crate::AcquireError::Draining), afterwards
     /// [`AcquireError::Closed`](crate::AcquireError::Closed). May be called again, and by several
     /// tasks at once: it is being drained until the last of them is done. Outside a tokio runtime, and
-    /// on one without a timer, it does not wait.
+    /// on one without a timer or that has ended, it does not wait.
     ///
     /// # Cancel safety
     ///

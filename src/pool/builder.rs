@@ -5,7 +5,7 @@
 use super::connector::Connector;
 use super::deadlock::Detector;
 use super::life::Record;
-use super::operation::has_timer;
+use super::operation::{has_timer, timer};
 use super::reaper::{Memory, Upkeep};
 use super::report::Reports;
 use super::shed::Shedder;
@@ -122,7 +122,7 @@ impl<M: Manager> PoolBuilder<M> {
         /// How often the reaper looks; above zero. It is the resolution of all times that it
         /// measures. Default: 1 s.
         maintenance_interval: Duration = Duration::from_millis(200), " == Duration::from_millis(200)";
-        /// While connecting fails and no connection is left that could come back, whoever would
+        /// While connecting fails and no connection is left that could come back to him, whoever would
         /// have to wait gets [`AcquireError::Unavailable`](crate::AcquireError::Unavailable) at
         /// once; and until connecting works again the pool [goes on trying](Config::fail_fast) though
         /// nobody waits. Default: `false`.
@@ -349,13 +349,18 @@ impl<M: Manager> PoolBuilder<M> {
     ///
     /// Dropping the future drops the pool and whatever has been opened.
     pub async fn build(self) -> Result<Pool<M>, BuildError<M::Error>> {
-        if Handle::try_current().is_err() {
+        let refusal = if Handle::try_current().is_err() {
+            Some(BuildError::NoRuntime)
+        } else if timer(Instant::now()).is_none() {
+            Some(BuildError::NoTimer)
+        } else if !has_timer() {
+            Some(BuildError::NoRuntime)
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
             self.config.validate()?;
-            return Err(BuildError::NoRuntime);
-        }
-        if !has_timer() {
-            self.config.validate()?;
-            return Err(BuildError::NoTimer);
+            return Err(refusal);
         }
         let pool = self.build_lazy()?;
         pool.shared.open_first().await?;

@@ -12,7 +12,7 @@
 //! | connecting has failed and nothing is alive | the prober goes on though nobody waits, and if there is none, the reaper's next look begins one: a pool that calls itself down must find out that it is not, since whoever balances the load may send nobody there until then |
 //! | new connections that a hook rejects | the second in a row, and each after that, is followed by a pause like a failure |
 //! | an error that the manager calls permanent | is a verdict: no retry, not for the pool's own sake either (accounts get locked), and everybody who waits hears of it |
-//! | the runtime ends | the reaper, its task, is dropped and forgets it; a dial that is dropped has a waiter look again, and so has whoever parks beside a vacant slot when there is none; that one starts the next dial on its own runtime, or is refused |
+//! | the runtime ends | the reaper, its task, is dropped and forgets it; a dial that is dropped has a waiter look again, and so has whoever parks beside a vacant slot, or makes one vacant, when there is none; that one starts the next dial on its own runtime, or is refused |
 //!
 //! Not here: who gets the connection (`core`), checks and resets (`acquire.rs`, `guard.rs`).
 
@@ -20,7 +20,7 @@ use super::operation::{bounded, has_timer};
 use super::reaper::Reaper;
 use super::report::Reporter;
 use super::{Shared, Tenant, life::nanos, lock, trace::no_span};
-use crate::core::{Reservation, State, reserve};
+use crate::core::{Line, Reservation, State, reserve};
 use crate::error::{AcquireError, OperationError};
 use crate::hooks::Hooks;
 use crate::manager::Manager;
@@ -116,7 +116,7 @@ struct Trouble<E> {
 pub(super) enum Verdict<E> {
     /// There is no point in trying again.
     Permanent(Arc<OperationError<E>>),
-    /// The pool tries again, but nobody is to wait for it.
+    /// The pool tries again, but nobody is to wait for it to whom no connection may come back.
     Down(Arc<OperationError<E>>),
 }
 
@@ -460,11 +460,8 @@ impl<M: Manager> Shared<M> {
     /// The same for those who have no runtime to give: if the pool has none either, whoever waits brings
     /// one along.
     pub(super) fn demand_of_somebody(&self) {
-        if self.core.has_vacant() {
-            if self.ground().is_none() {
-                self.core.nudge();
-            }
-            self.demand(Self::ground);
+        if self.core.has_vacant() && !self.demand(Self::ground) {
+            self.core.nudge();
         }
     }
 
@@ -504,6 +501,12 @@ impl<M: Manager> Shared<M> {
         // out of line looks again after that.
         let patients = self.connector.patients.load(Ordering::SeqCst);
         self.core.waiters().saturating_sub(patients)
+    }
+
+    /// Whether others wait than rotations.
+    pub(super) fn has_callers(&self) -> bool {
+        // Ordering: SeqCst, as in `unserved`. A rotation is on this count before it is in line.
+        self.core.waiters() > self.connector.rotations.load(Ordering::SeqCst)
     }
 
     /// How many connections are wanted that are not there.
@@ -635,7 +638,8 @@ impl<M: Manager> Shared<M> {
         let permanent = self.is_permanent(&error);
         self.connector.note(&error);
         let error = Arc::new(error);
-        let hopeless = self.config.fail_fast && self.core.counts().alive() == 0;
+        // For callers with priority one may be left, of which they see to it.
+        let hopeless = self.config.fail_fast && !self.has_alive_for(Line::General);
         let verdict = match (permanent, hopeless) {
             (true, _) => Some(Verdict::Permanent(error.clone())),
             (false, true) => Some(Verdict::Down(error.clone())),

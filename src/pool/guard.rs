@@ -135,7 +135,7 @@ macro_rules! pooled {
             /// - [`ReleaseError::Reset`] if the reset failed, panicked or took too long: it is
             ///   closed.
             /// - [`ReleaseError::NoRuntime`] if it is dirty and there is no tokio runtime with a timer
-            ///   here: it is reset in the background, as by a drop.
+            ///   here, or it has ended: it is reset in the background, as by a drop.
             ///
             /// # Cancel safety
             ///

@@ -34,12 +34,14 @@ pub use self::reaper::{Holder, Maintenance};
 pub(crate) use self::acquire::runs_async_task;
 use self::acquire::{Ask, acquire_blocking_slow, acquire_slow};
 #[cfg(feature = "cluster")]
-pub(crate) use self::acquire::{Attempt, Counted, Missed, MissedHere, attempt, poll_timer, timer};
+pub(crate) use self::acquire::{Attempt, Counted, Missed, MissedHere, attempt};
 use self::connector::Connector;
 #[cfg(feature = "cluster")]
 use self::connector::Ground;
 use self::deadlock::Detector;
 use self::life::{Record, Term};
+#[cfg(feature = "cluster")]
+pub(crate) use self::operation::{poll_timer, timer};
 use self::reaper::{Memory, Upkeep};
 use self::report::Reports;
 use self::shed::Shedder;
@@ -227,6 +229,10 @@ impl<M: Manager> Keeper for Shared<M> {
         if !self.keep_idle() && self.core.has_vacant_for(line) {
             self.core.nudge();
         }
+        // Nor of a failure after which nobody is to wait; but a rotation waits all the same.
+        if self.may_wait(line).is_err() && self.has_callers() {
+            self.core.nudge_all();
+        }
     }
 
     #[cold]
@@ -285,9 +291,10 @@ impl<M: Manager> Pool<M> {
     /// - [`AcquireError::Unavailable`], [`AcquireError::QueueFull`], [`AcquireError::Shed`] and
     ///   [`AcquireError::WouldDeadlock`] only if the settings `fail_fast`, `max_waiters`, `shed` and
     ///   `detect_deadlock` ask for them.
-    /// - [`AcquireError::NoRuntime`] if it has to wait and there is no tokio runtime with a timer. On one
-    ///   without, an acquire without a deadline waits all the same for what comes back, as a blocking one does
-    ///   outside any, and fails like this only if a connection has to be opened or checked.
+    /// - [`AcquireError::NoRuntime`] if it has to wait and there is no tokio runtime with a timer, or it has
+    ///   ended. Without one, an acquire without a deadline waits all the same for what comes back or the
+    ///   pool's own runtime opens, as a blocking one does, and fails like this only if a connection has to
+    ///   be checked first, or to be opened and that runtime has ended too.
     ///
     /// # Cancel safety
     ///
@@ -668,8 +675,9 @@ impl<M: Manager> Pool<M> {
 
     /// Closes the pool for good: everyone who waits gets [`AcquireError::Closed`], so does whoever
     /// comes later, and idle connections are closed. Returns when they are, or after
-    /// `close_timeout`; outside a tokio runtime, at once. Connections that are in use are not waited for;
-    /// each is closed when its guard is dropped. May be called again, and by several tasks at once.
+    /// `close_timeout`; outside a tokio runtime, or on one without a timer or that has ended, at once.
+    /// Connections that are in use are not waited for; each is closed when its guard is dropped. May be
+    /// called again, and by several tasks at once.
     ///
     /// # Cancel safety
     ///
@@ -712,7 +720,7 @@ impl<M: Manager> Pool<M> {
     /// Where something is done for the pool in the background: on its runtime, or on the caller's if that has
     /// ended.
     #[cfg(feature = "cluster")]
-    pub(crate) fn ground(&self) -> Option<Ground> {
+    pub(crate) fn ground_or_current(&self) -> Option<Ground> {
         self.shared.ground_or_current()
     }
 

@@ -5,10 +5,11 @@
 use crate::error::OperationError;
 use crate::panics::caught;
 use std::future::{Future, poll_fn};
-use std::pin::pin;
-use std::task::Poll;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::runtime::Handle;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 /// Awaits `operation` for `limit` at the most, and turns a panic into an error. What panics while it
 /// is dropped goes no further either.
@@ -36,9 +37,22 @@ pub(super) async fn bounded<T, E>(
     .await
 }
 
-/// Whether this is a tokio runtime that has a timer, without which nothing here can be bounded.
+/// Whether this is a tokio runtime that has a timer and has not ended, without which nothing here can be
+/// bounded. It takes a lock of the runtime's.
 pub(crate) fn has_timer() -> bool {
-    // Tokio tells of a timer that is missing by nothing but a panic, which the panic hook reports, so
-    // this is asked only where the pool would panic otherwise.
-    Handle::try_current().is_ok() && caught(|| drop(tokio::time::sleep(Duration::ZERO))).is_ok()
+    // Tokio tells of what is missing by nothing but a panic, which the panic hook reports, so this is
+    // asked only where the pool would panic otherwise.
+    let mut cx = Context::from_waker(Waker::noop());
+    let goes = |timer| poll_timer(pin!(timer), &mut cx).is_some();
+    Handle::try_current().is_ok() && timer(Instant::now()).is_some_and(goes)
+}
+
+/// `None` on a runtime without a timer, of which tokio tells by a panic.
+pub(crate) fn timer(deadline: Instant) -> Option<Sleep> {
+    caught(|| sleep_until(deadline)).ok()
+}
+
+/// `None` on a runtime that has ended, of which tokio tells in the same way.
+pub(crate) fn poll_timer(timer: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Option<Poll<()>> {
+    caught(|| timer.poll(cx)).ok()
 }
