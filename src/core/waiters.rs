@@ -41,6 +41,9 @@
 //! undoes the count and lays the slot among the strays. Then [`Place`] takes the waiter off the
 //! count, releases the strays and serves the others (I7).
 //!
+//! A waiter that finds the core closed when it comes for its slot puts the slot back, and it goes the
+//! way of what is idle (I8).
+//!
 //! # Alerts
 //!
 //! Whoever raises a flag of slots that may be idle (a connection is too old, the pool is to shrink)
@@ -253,7 +256,13 @@ impl<'k, K: Keeper> Place<'k, K> {
     /// Step 5 is over.
     fn leave(mut self, handoff: Handoff<K>) -> Option<Box<Slot<K>>> {
         self.woken = true;
-        handoff.receive()
+        let slot = handoff.receive()?;
+        if self.keeper.core().is_closed() {
+            // It was on its way before the close, and nobody is served after that (I8).
+            mend(self.keeper, slot);
+            return None;
+        }
+        Some(slot)
     }
 }
 
