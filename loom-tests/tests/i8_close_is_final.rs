@@ -186,7 +186,7 @@ fn whoever_looks_after_a_close_is_refused_what_came_before_it() {
     }
 }
 
-/// An object is added, and another detached, just when the pool is closed.
+/// An object is added just when the pool is closed.
 ///
 /// Mutant seen to be caught: "a closed core still gives rights to fill".
 #[test]
