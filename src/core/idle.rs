@@ -22,7 +22,9 @@ pub enum IdleOrder {
     Recent,
     /// The connection that has been idle longest first: the load spreads over all of them.
     Fifo,
-    /// The connection released last first, for good: under falling load the rest stays untouched.
+    /// The connection released last first, for good: under falling load the rest stays untouched. If one
+    /// was ended while it lay idle, the connection that takes its place in the pool may once lie where that
+    /// one lay, whenever it was released.
     /// Each shard then takes 16 bytes for every slot of the pool (the other orders take 32, all shards
     /// together), which many slots in [many shards](crate::ObjectPoolBuilder::shards) will feel.
     Lifo,
