@@ -79,7 +79,7 @@ impl<K: Keeper> Shelf<K> {
             Rest::Ring(ring) => ring.push(slot)?,
             Rest::Stack(stack) => stack.push(slot),
         }
-        // A waiter need not touch any location that this slot went through, so it needs the fence.
+        // Whoever looks for it need not touch any location that this slot went through.
         publish_fence();
         Ok(())
     }

@@ -494,9 +494,10 @@ impl<K: Keeper> Core<K> {
     /// without having seen its flag looks again. The caller searches the shelves next.
     pub fn alert(&self) {
         self.control.alert();
-        // Ordering: SeqCst, partner: `publish_fence` after a stack's push. The search looks at a
-        // stack's links without claiming any; either it sees the push, or the look after the push
-        // sees the alert (I3: no flagged slot is left).
+        // Ordering: SeqCst, partner: `publish_fence` after a push. The search looks at a stack's links
+        // without claiming any, and a search that puts a slot back into a ring or a stack looks at its
+        // flags without comparing the control word. Either ours sees the push, or the look after the
+        // push sees the alert or the flags, so no flagged slot is left (`flags_seen`).
         empty_fence();
     }
 
