@@ -36,26 +36,30 @@ pub(crate) trait Keyed {
     fn key(&self) -> usize;
 }
 
-/// Orders a push to a queue before the SeqCst load of the control word that follows it.
+/// Orders a push to a queue or a stack before the loads that follow it.
 ///
-/// Its partner is whatever says that a queue or a stack is empty: the SeqCst loads of
-/// `ArrayQueue::is_empty`, the fence in its `pop`, and [`empty_fence`]. On x86-64
-/// the push's locked instruction is a full fence already and the load after it is SeqCst, so
-/// nothing is left to do there; a real fence would cost 5 ns on each release.
+/// A load of the control word, or of the balance, is SeqCst, and so are the push's claim of its place and
+/// what whoever waits or resizes does: these need no fence. (In the models they do, which know SeqCst only
+/// of fences.) One load that follows is not, nor does it compare the control word: a search that has put
+/// a slot back looks whether it is flagged. On x86-64 the push's locked instruction is a full fence
+/// already, so nothing is left to do there; a real fence would cost 5 ns on each release.
 #[inline]
 pub(crate) fn publish_fence() {
-    // Ordering: SeqCst, partner: those loads and fences. Without it I4 falls: the releaser reads a
-    // control word from before the waiter counted itself, the waiter a queue from before the push.
+    // Ordering: SeqCst, partner: the fence in `Core::alert`. Without it a flag is missed: the search that
+    // puts a slot back reads flags from before they were raised, and whoever raised them looks at a
+    // shelf from before the push. In the models, I4 and I8 fall in the same way.
     #[cfg(loom)]
     loom::sync::atomic::fence(Ordering::SeqCst);
     #[cfg(all(not(loom), not(target_arch = "x86_64")))]
     std::sync::atomic::fence(Ordering::SeqCst);
 }
 
-/// Orders a failed look at a stack before the answer "empty"; the partner of [`publish_fence`].
+/// Orders what the caller has done, such as to count itself, before its next look at a shelf, after
+/// which it may say that the shelf is empty.
 #[inline]
 pub(crate) fn empty_fence() {
-    // Ordering: SeqCst, partner: `publish_fence`; I4, as there.
+    // Ordering: SeqCst, partner: for the pop of a stack the compare-exchange in its `push` and the look at
+    // the control word after it (I4); for an alert `publish_fence`.
     #[cfg(loom)]
     loom::sync::atomic::fence(Ordering::SeqCst);
     #[cfg(not(loom))]

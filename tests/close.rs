@@ -504,6 +504,30 @@ async fn a_connection_that_passes_its_check_after_the_end_is_nobodys() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn whoever_was_served_before_the_end_and_comes_for_it_after_that_is_refused() {
+    for drains in [false, true] {
+        let manager = TestManager::new();
+        let pool = pool_of(&manager, 1).build_lazy().expect("in range");
+        let held = pool.acquire().await.expect("nothing fails");
+        let mut acquire = pin!(pool.acquire());
+        assert!(poll_once(acquire.as_mut()).is_pending());
+        drop(held);
+        assert_eq!(pool.counts().waiters, 0, "it is served");
+        if drains {
+            let drained = async { drop(pool.drain(10 * SECOND).await) };
+            let ((), acquired) = tokio::join!(drained, acquire);
+            assert!(matches!(acquired, Err(AcquireError::Draining)), "{acquired:?}");
+        } else {
+            pool.close().await;
+            let acquired = acquire.await;
+            assert!(matches!(acquired, Err(AcquireError::Closed)), "{acquired:?}");
+        }
+        let metrics = balanced(&pool, &manager.ledger).await;
+        assert_eq!((metrics.acquires, metrics.waits.closed, manager.ledger.live()), (1, 1, 0));
+    }
+}
+
 #[test]
 fn guards_dropped_after_the_runtime_is_gone_neither_panic_nor_hang() {
     let manager = TestManager::new();

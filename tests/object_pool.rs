@@ -802,6 +802,27 @@ fn close_ends_every_waiter_async_and_blocking() {
 }
 
 #[test]
+fn whoever_was_served_before_a_close_and_comes_for_it_after_that_is_refused() {
+    for detaches in [false, true] {
+        let (pool, tally) = pool_of(1);
+        let held = pool.try_acquire().unwrap();
+        let mut waiter = pin!(pool.acquire());
+        assert!(poll_once(waiter.as_mut()).is_pending());
+        if detaches {
+            // It is to make one for the place.
+            drop(held.detach());
+        } else {
+            drop(held);
+        }
+        assert_eq!(pool.counts().waiters, 0, "it is served");
+        pool.close();
+        assert!(matches!(now(waiter), Err(AcquireObjectError::Closed)));
+        assert_eq!((tally.made(), tally.live()), (1, 0));
+        assert_counts(&pool, (1, 0, 0, 0));
+    }
+}
+
+#[test]
 fn closing_beside_acquires_releases_and_adds_drops_every_object_once() {
     for round in 0..60 {
         let tally = Tally::default();

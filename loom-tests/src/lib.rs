@@ -226,9 +226,6 @@ pub struct Station {
     failures: std::sync::atomic::AtomicUsize,
     /// Resources of an earlier one are too old.
     era: AtomicUsize,
-    /// It has been told to search for flagged slots. As in the pool, which has a task for it, that
-    /// happens later: at the end of the model.
-    told: std::sync::atomic::AtomicBool,
 }
 
 impl Station {
@@ -260,7 +257,6 @@ impl Station {
             census: census.clone(),
             failures: failures.into(),
             era: AtomicUsize::new(0),
-            told: false.into(),
         })
     }
 
@@ -369,7 +365,25 @@ impl Station {
     fn look_over(&self) {
         let mut search = Search::new(self);
         while let Some(lease) = search.next(|_| false) {
-            Self::doubt(lease, Doubt::Flagged);
+            if let Some(lease) = Self::examine(lease) {
+                search.restore(lease);
+            }
+        }
+    }
+
+    /// Looks at a connection that is flagged; ends it if it has to go.
+    fn examine<R: Deref<Target = Self> + Clone>(mut lease: Lease<R>) -> Option<Lease<R>> {
+        lease.lower(Flags::LOOK);
+        if !lease.keeper().is_new(lease.resource()) {
+            drop(lease.begin(State::Closing));
+            return None;
+        }
+        match lease.begin_leaving() {
+            Some(trial) => {
+                drop(trial);
+                None
+            }
+            None => Some(lease),
         }
     }
 
@@ -424,9 +438,6 @@ impl Station {
     /// If a slot is lost, if there are more or fewer in service than there are to be, if an idle one
     /// is flagged or too old, or if somebody still counts as a waiter.
     pub fn assert_conserved(self: &Arc<Self>) {
-        if self.told.swap(false, Relaxed) {
-            self.look_over();
-        }
         let counts = self.core.counts();
         assert_eq!(counts.waiters, 0, "somebody still counts as a waiter");
         assert_eq!(counts.idle + counts.vacant, counts.in_service(), "I3: not all is at rest");
@@ -458,16 +469,12 @@ impl Keeper for Station {
     }
 
     fn flagged(&self) {
-        self.told.store(true, Relaxed);
+        // At once, as the pool does it. A search at the end would find what one that comes too early misses.
+        self.look_over();
     }
 
-    fn doubt<R: Deref<Target = Self> + Clone>(mut lease: Lease<R>, _: Doubt) {
-        lease.lower(Flags::LOOK);
-        if !lease.keeper().is_new(lease.resource()) {
-            drop(lease.begin(State::Closing));
-        } else if let Some(trial) = lease.begin_leaving() {
-            drop(trial);
-        }
+    fn doubt<R: Deref<Target = Self> + Clone>(lease: Lease<R>, _: Doubt) {
+        drop(Self::examine(lease));
     }
 
     fn vacancy(&self) {

@@ -1,8 +1,8 @@
-//! Flags are seen: once somebody has flagged slots, alerted and searched, no slot lies idle with its
-//! flag up, unless the keeper has been told to search.
+//! Flags are seen: once somebody has flagged slots, alerted and searched, and whoever was told to search
+//! has done that too, no slot lies idle with its flag up.
 //!
 //! The flagged connections are too old, or one too many. The station's law at the end looks at each
-//! idle slot; being told to search stands for the pool's own task, which does it later.
+//! idle slot. Like the pool, it searches as soon as it is told to, inside the release that tells it.
 
 #![cfg(loom)]
 
@@ -81,7 +81,7 @@ fn a_slot_displaced_beside_an_invalidation_is_seen() {
 /// search is on its way to it.
 ///
 /// Mutants seen to be caught: "a release does not look at what it displaces", "no fence
-/// after the alert".
+/// after the alert", "a search begins before what was displaced is on its shelf".
 #[test]
 fn a_slot_displaced_before_a_search_comes_to_it_is_seen() {
     for order in ORDERS {

@@ -4,12 +4,9 @@
 
 #![cfg(loom)]
 
-use loom::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use millpond::model::State;
 use millpond::{IdleOrder, ObjectPool};
-use millpond_loom::{
-    Census, Station, acquire, assert_conserved, block_on, check, set_home, thread, waiter,
-};
+use millpond_loom::{Census, Station, acquire, assert_conserved, check, set_home, thread, waiter};
 
 /// The holder's object fails its reset, while another waits to make a new one in its place.
 ///
@@ -62,27 +59,31 @@ fn connectors_that_race_share_one_right() {
     });
 }
 
-/// An object is detached and another one added, while a third caller waits.
+/// An object is detached and another one added just when somebody parks, who gets that one or makes a
+/// third.
 #[test]
 fn a_detached_place_is_filled_once() {
     check(|| {
         let census = Census::default();
-        let pool = millpond_loom::making_pool(1, 1, &census);
+        // The one that is detached, the one to be added and the one that is made may all be alive.
+        let born = {
+            let census = census.clone();
+            move || census.born(3)
+        };
+        let pool = ObjectPool::builder(1).shards(1).build(born.clone()).unwrap();
         let held = acquire(&pool);
-        let added = std::sync::Arc::new(AtomicBool::new(false));
+        let other = waiter(&pool, 0);
         let adder = thread::spawn({
-            let (pool, census, added) = (pool.clone(), census.clone(), added.clone());
-            // Two are alive at the most: the detached one is out of the pool.
-            move || added.store(pool.add(census.born(3)).is_ok(), Relaxed)
+            let pool = pool.clone();
+            move || pool.add(born()).is_ok()
         });
         // It leaves the pool, and ends at once.
         drop(held.detach());
-        adder.join().unwrap();
-        let made = block_on(pool.acquire());
-        if added.load(Relaxed) {
-            drop(made);
-            assert_conserved(&pool, 1);
-        }
-        assert_eq!(pool.counts().capacity(), 1);
+        let added = adder.join().unwrap();
+        let kept = other.join().unwrap();
+        assert_eq!(census.ever(), if added { 2 } else { 3 });
+        assert_eq!(census.alive(), 1, "I2: the place is filled twice");
+        drop(kept);
+        assert_conserved(&pool, 1);
     });
 }

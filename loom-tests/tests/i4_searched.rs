@@ -161,7 +161,8 @@ fn a_stolen_slot_that_comes_back_is_not_lost() {
     });
 }
 
-/// Two slots lie in the stack and somebody has parked who wants the stolen one.
+/// Of two slots one was hot and is taken, and the other is stolen from the stack just when somebody parks,
+/// who can only get that one.
 #[test]
 fn a_stolen_slot_that_comes_back_finds_whoever_parks_meanwhile() {
     check(|| {
@@ -195,7 +196,7 @@ fn a_slot_is_stolen_before_it_is_linked() {
     });
 }
 
-/// A walk that ends everything beside a waiter that leaves.
+/// A walk that wants nothing beside a waiter that leaves.
 #[test]
 fn a_search_beside_a_cancelled_waiter_loses_nothing() {
     check(|| {

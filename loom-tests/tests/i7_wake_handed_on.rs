@@ -7,12 +7,13 @@
 #![cfg(loom)]
 
 use millpond::IdleOrder;
-use millpond::model::Line;
+use millpond::model::{Line, Woken, wait};
 use millpond_loom::{
-    Census, Station, acquire, assert_conserved, block_on, check, making_pool, poll_once, pool_of,
-    set_home, thread, waiter,
+    Census, Station, acquire, assert_conserved, check, making_pool, poll_once, pool_of, set_home,
+    thread, waiter,
 };
 use std::pin::pin;
+use std::task::Poll;
 
 /// A release beside a quitter and a waiter, in one shard and in two.
 ///
@@ -94,9 +95,7 @@ fn a_failed_connect_beside_a_cancelled_waiter_is_tried_again() {
         });
         let quitter = thread::spawn({
             let station = station.clone();
-            move || {
-                drop(poll_once(pin!(millpond::model::wait(&station, Line::General, usize::MAX))))
-            }
+            move || drop(poll_once(pin!(wait(&station, Line::General, usize::MAX))))
         });
         drop(reservation);
         quitter.join().unwrap();
@@ -105,16 +104,17 @@ fn a_failed_connect_beside_a_cancelled_waiter_is_tried_again() {
     });
 }
 
-/// The word to look again is sent just when its waiter leaves, and somebody has parked behind that one
-/// or nobody has.
+/// The word to look again is sent just when its waiter leaves, and somebody has parked behind that one,
+/// who hears it, or nobody has.
 ///
-/// Mutant seen to be caught: "the word to look again is lost on the way".
+/// Mutants seen to be caught: "the word to look again is lost on the way", "nobody is told to look
+/// again".
 #[test]
 fn a_cancelled_waiter_takes_no_word_to_look_again_along() {
     for is_followed in [false, true] {
         check(move || {
             let (station, [held]) = Station::lent::<1>(1, IdleOrder::Recent, &Census::default());
-            let mut next = pin!(station.acquire_in(Line::General, usize::MAX));
+            let mut next = pin!(wait(&station, Line::General, usize::MAX));
             let sender;
             {
                 let mut quitter = pin!(station.acquire_in(Line::General, usize::MAX));
@@ -127,9 +127,12 @@ fn a_cancelled_waiter_takes_no_word_to_look_again_along() {
                     move || station.nudge()
                 });
             }
-            drop(held);
-            drop(block_on(next));
             sender.join().unwrap();
+            if is_followed {
+                let heard = matches!(poll_once(next), Poll::Ready(Woken::LookAgain));
+                assert!(heard, "I7: the word is lost");
+            }
+            drop(held);
             station.assert_conserved();
         });
     }

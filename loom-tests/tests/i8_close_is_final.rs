@@ -160,7 +160,33 @@ fn a_waiter_beside_a_release_and_a_close_ends_either_way() {
     }
 }
 
-/// An object is added, and another detached, just when the pool is closed.
+/// An object or a vacant place comes to somebody who has parked, who looks only after the close.
+///
+/// Mutant seen to be caught: "who comes after the close is served what came before it".
+#[test]
+fn whoever_looks_after_a_close_is_refused_what_came_before_it() {
+    for detaches in [false, true] {
+        check(move || {
+            let census = Census::default();
+            let pool = making_pool(1, 1, &census);
+            let held = acquire(&pool);
+            let parked_pool = pool.clone();
+            let mut parked = pin!(parked_pool.acquire());
+            assert!(poll_once(parked.as_mut()).is_pending());
+            let other = thread::spawn(move || match detaches {
+                true => drop(held.detach()),
+                false => drop(held),
+            });
+            pool.close();
+            let ended = block_on(parked);
+            assert!(matches!(ended, Err(AcquireObjectError::Closed)), "I8: served after the close");
+            other.join().unwrap();
+            assert_final(&pool, &census);
+        });
+    }
+}
+
+/// An object is added just when the pool is closed.
 ///
 /// Mutant seen to be caught: "a closed core still gives rights to fill".
 #[test]

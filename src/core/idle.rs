@@ -22,7 +22,9 @@ pub enum IdleOrder {
     Recent,
     /// The connection that has been idle longest first: the load spreads over all of them.
     Fifo,
-    /// The connection released last first, for good: under falling load the rest stays untouched.
+    /// The connection released last first, for good: under falling load the rest stays untouched. If one
+    /// was ended while it lay idle, the connection that takes its place in the pool may once lie where that
+    /// one lay, whenever it was released.
     /// Each shard then takes 16 bytes for every slot of the pool (the other orders take 32, all shards
     /// together), which many slots in [many shards](crate::ObjectPoolBuilder::shards) will feel.
     Lifo,
@@ -77,7 +79,7 @@ impl<K: Keeper> Shelf<K> {
             Rest::Ring(ring) => ring.push(slot)?,
             Rest::Stack(stack) => stack.push(slot),
         }
-        // A waiter need not touch any location that this slot went through, so it needs the fence.
+        // Whoever looks for it need not touch any location that this slot went through.
         publish_fence();
         Ok(())
     }

@@ -115,8 +115,8 @@ impl<K: Keeper> Core<K> {
         self.limit.balance().limit as usize
     }
 
-    /// Changes how many slots are to be in service, from 1 to the capacity, and more than are
-    /// reserved; answers how many there were to be before.
+    /// Changes how many slots are to be in service, up to the capacity, and more than are reserved or,
+    /// where none is, down to none at all; answers how many there were to be before.
     ///
     /// Waiters are to be told of vacant slots afterwards: after a shrink too, since one that is made
     /// up for meanwhile gives back slots that a waiter may have looked for. After a shrink, whoever

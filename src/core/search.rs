@@ -88,6 +88,8 @@ impl<R: Deref<Target: Keeper>> Search<R> {
         } else {
             core.put_behind(self.shard, slot)
         };
+        // Relaxed, and no control word is compared: `publish_fence` after the push stands between, and in
+        // the hot cell the swaps, as in `Shelf::put`.
         self.again |= core.has_flagged(moved);
     }
 

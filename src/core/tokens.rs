@@ -44,7 +44,7 @@ fn vacate<K: Keeper>(keeper: &K, slot: Box<Slot<K>>) {
     keeper.vacancy();
 }
 
-/// Puts a slot back that was on its way to somebody who has left.
+/// Puts a slot back that was on its way to somebody who has left, or who came for it after the close.
 #[cold]
 pub(super) fn mend<K: Keeper>(keeper: &K, slot: Box<Slot<K>>) {
     if slot.resource.is_some() {

@@ -41,6 +41,9 @@
 //! undoes the count and lays the slot among the strays. Then [`Place`] takes the waiter off the
 //! count, releases the strays and serves the others (I7).
 //!
+//! A waiter that finds the core closed when it comes for its slot puts the slot back, and it goes the
+//! way of what is idle (I8).
+//!
 //! # Alerts
 //!
 //! Whoever raises a flag of slots that may be idle (a connection is too old, the pool is to shrink)
@@ -253,7 +256,13 @@ impl<'k, K: Keeper> Place<'k, K> {
     /// Step 5 is over.
     fn leave(mut self, handoff: Handoff<K>) -> Option<Box<Slot<K>>> {
         self.woken = true;
-        handoff.receive()
+        let slot = handoff.receive()?;
+        if self.keeper.core().is_closed() {
+            // It was on its way before the close, and nobody is served after that (I8).
+            mend(self.keeper, slot);
+            return None;
+        }
+        Some(slot)
     }
 }
 
@@ -485,9 +494,10 @@ impl<K: Keeper> Core<K> {
     /// without having seen its flag looks again. The caller searches the shelves next.
     pub fn alert(&self) {
         self.control.alert();
-        // Ordering: SeqCst, partner: `publish_fence` after a stack's push. The search looks at a
-        // stack's links without claiming any; either it sees the push, or the look after the push
-        // sees the alert (I3: no flagged slot is left).
+        // Ordering: SeqCst, partner: `publish_fence` after a push. The search looks at a stack's links
+        // without claiming any, and a search that puts a slot back into a ring or a stack looks at its
+        // flags without comparing the control word. Either ours sees the push, or the look after the
+        // push sees the alert or the flags, so no flagged slot is left (`flags_seen`).
         empty_fence();
     }
 

@@ -19,9 +19,9 @@ pub(super) struct Name {
 /// What the next poll of an acquire that has been woken will say.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Fate {
-    /// It gets the resource in this slot, if that is still fit for use.
+    /// It gets the resource in this slot, if that is still fit for use and the pool open.
     Served(Slot),
-    /// It makes one for this slot.
+    /// It makes one for this slot, if the pool is open.
     Makes(Slot),
     Refused(Refusal),
 }
@@ -368,6 +368,10 @@ impl Model {
     pub(super) fn hear(&mut self, name: Name) -> Option<Result<u64, Refusal>> {
         loop {
             match self.fates.remove(&name)? {
+                fate @ (Fate::Served(_) | Fate::Makes(_)) if self.is_closed() => {
+                    self.hand_back(fate);
+                    self.fates.insert(name, Fate::Refused(Refusal::Closed));
+                }
                 Fate::Served(slot) => {
                     let checked = self.kind == Kind::Managed && self.slots[slot].unchecked;
                     if checked && self.fault(slot).is_none() {
@@ -377,9 +381,6 @@ impl Model {
                     if !self.make_fit(slot) {
                         // It waits on, behind the others.
                         self.wait(name);
-                    } else if checked && self.is_closed() {
-                        self.give(slot);
-                        self.fates.insert(name, Fate::Refused(Refusal::Closed));
                     } else {
                         return self.lend(slot).map(Ok);
                     }
@@ -436,15 +437,22 @@ impl Model {
                 return fate;
             }
         }
+        if let Some(fate) = fate {
+            self.hand_back(fate);
+        }
+        fate
+    }
+
+    /// Nobody comes for what was on its way.
+    fn hand_back(&mut self, fate: Fate) {
         match fate {
-            Some(Fate::Served(slot)) => self.give(slot),
-            Some(Fate::Makes(slot)) => {
+            Fate::Served(slot) => self.give(slot),
+            Fate::Makes(slot) => {
                 self.making -= 1;
                 self.put_vacant(slot);
             }
-            Some(Fate::Refused(_)) | None => {}
+            Fate::Refused(_) => {}
         }
-        fate
     }
 
     /// The first in line goes to its end.
