@@ -474,14 +474,24 @@ async fn a_stale_connection_that_fails_its_check_is_replaced_within_the_same_acq
     assert_eq!((conn.id, pool.metrics().closed.failed_check), (4, 3));
 }
 
-#[tokio::test]
-async fn a_million_hits_cause_no_check() {
+#[tokio::test(start_paused = true)]
+async fn a_million_hits_with_a_look_in_each_second_cause_no_check() {
     let manager = TestManager::new();
-    let pool = Pool::builder(manager.clone()).max_size(2).build().await.unwrap();
-    for _ in 0..1_000_000 {
-        drop(pool.acquire().await.unwrap());
+    let pool = builder(&manager).check(CheckPolicy::IfIdleFor(5 * SECOND)).leak_after(MINUTE / 2);
+    let pool = pool.max_size(2).build().await.unwrap();
+    let _held = pool.acquire().await.unwrap();
+    for _ in 0..60 {
+        for _ in 0..17_000 {
+            drop(pool.acquire().await.unwrap());
+        }
+        // Hits never yield, so only now can the reaper look.
+        sleep(SECOND).await;
     }
-    assert_eq!(manager.check.calls(), 0);
+    assert_eq!(pool.metrics().leaks, 1, "it has looked");
+    assert_eq!((manager.check.calls(), pool.metrics().checks), (0, 0));
+    sleep(7 * SECOND).await;
+    drop(pool.acquire().await.unwrap());
+    assert_eq!(manager.check.calls(), 1, "what has been idle is checked");
 }
 
 #[tokio::test(start_paused = true)]
