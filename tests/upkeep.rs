@@ -17,7 +17,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
-use support::{Act, TestManager, eventually, eventually_blocking, poll_once};
+use support::{Act, TestManager, balanced, eventually, eventually_blocking, poll_once};
 use tokio::time::{Instant, sleep, timeout};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -51,7 +51,7 @@ async fn an_idle_connection_ends_at_its_lifetime_and_not_before() {
     assert_eq!(pool.metrics().closed.total(), 0);
     // Its replacement is opened first, so the two may be there together for one look.
     sleep(2 * SECOND + SECOND / 2).await;
-    assert_eq!(pool.metrics().closed.lifetime, 1);
+    assert_eq!((pool.metrics().closed.lifetime, manager.ledger.closed()), (1, 1));
     assert_eq!((pool.metrics().counts.idle, pool.metrics().created), (1, 2));
 }
 
@@ -276,6 +276,7 @@ async fn idle_connections_end_at_the_timeout_down_to_min_idle() {
         assert_eq!(pool.metrics().counts.idle, 10, "{order:?}");
         sleep(3 * SECOND).await;
         assert_eq!((pool.metrics().counts.idle, pool.metrics().closed.idle), (2, 8), "{order:?}");
+        assert_eq!(manager.ledger.closed(), 8, "{order:?}");
         sleep(10 * MINUTE).await;
         assert_eq!(pool.metrics().counts.idle, 2, "{order:?}");
     }
@@ -322,6 +323,8 @@ async fn a_surplus_ends_down_to_min_idle() {
         eventually("it ends", || pool.metrics().closed.idle > 0).await;
         let metrics = pool.metrics();
         assert_eq!((metrics.closed.idle, metrics.counts.idle), (6, 4), "{order:?}");
+        balanced(&pool, &manager.ledger).await;
+        assert_eq!(manager.ledger.closed(), 6, "{order:?}");
     }
 }
 
@@ -606,8 +609,10 @@ async fn a_keepalive_that_fails_or_hangs_costs_its_connection_and_holds_up_nobod
     drop(pool.acquire().await.unwrap());
     assert_eq!(began.elapsed(), Duration::ZERO, "the other one was there");
     sleep(2 * MINUTE).await;
-    assert!(pool.metrics().closed.failed_check >= 1);
-    assert_eq!(pool.metrics().counts.idle, 2, "replaced");
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.failed_check, metrics.closed.total()), (2, 2));
+    assert_eq!(manager.ledger.closed(), 2);
+    assert_eq!(metrics.counts.idle, 2, "replaced");
 }
 
 #[tokio::test(start_paused = true)]
