@@ -219,6 +219,7 @@ async fn a_guard_released_after_close_closes_its_connection() {
     assert_eq!((metrics.closed.pool_closed, manager.ledger.closed()), (4, 4));
 }
 
+/// Those of the reaper are in `upkeep.rs`.
 #[tokio::test(start_paused = true)]
 async fn close_is_called_once_per_connection_in_every_way_out() {
     let manager = TestManager::new();

@@ -5,7 +5,8 @@
 //! - there are never more connections than the caps allow, of each node and of all together;
 //! - no caller waits beside an idle connection of a node that it may use;
 //! - no more waits are counted as given up, and no more checks as abandoned, than callers have given up;
-//! - at the end everybody is served, and each node's books are balanced.
+//! - at the end everybody is served, each node's books are balanced, and as many connections as the caps
+//!   allow can be had at the same time.
 //!
 //! `ARBTEST_BUDGET_MS` says how long (default: 2,000); `ARBTEST_SEED` runs the one case that a
 //! failure has named.
@@ -27,6 +28,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
+use tokio::time::timeout;
 
 type TestCluster = Cluster<u8, TestManager>;
 type Served<'c> = Result<ClusterGuard<'c, u8, TestManager>, ClusterError<u8, TestError>>;
@@ -344,6 +346,22 @@ impl<'c> World<'c> {
         }
     }
 
+    /// As many connections as the caps allow can be had at the same time, and no more.
+    async fn has_all_its_units(&self) {
+        let room = self.nodes.len() * EACH;
+        let most = self.cap.unwrap_or(room).min(room);
+        let (mut held, long) = (Vec::new(), Duration::from_secs(60));
+        for key in self.nodes.keys().cycle().take(most) {
+            let served = timeout(long, self.cluster.acquire(key)).await;
+            let served = served.unwrap_or_else(|_| panic!("{most}?\n{}", self.cluster.status()));
+            held.push(served.unwrap());
+        }
+        for key in self.nodes.keys() {
+            let one_more = timeout(Duration::from_secs(1), self.cluster.acquire(key)).await;
+            assert!(one_more.is_err(), "more than {most}:\n{}", self.cluster.status());
+        }
+    }
+
     /// Everything is well again: whoever waits is served, and nothing is left.
     async fn end(mut self) -> usize {
         if self.nodes.is_empty() {
@@ -372,6 +390,8 @@ impl<'c> World<'c> {
         self.held.clear();
         self.settle().await;
         tokio::time::sleep(Duration::from_secs(10)).await;
+        self.has_all_its_units().await;
+        self.settle().await;
         for (key, manager) in &self.nodes {
             let metrics = self.cluster.node_stats(key).unwrap();
             let (alive, busy) =

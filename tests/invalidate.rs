@@ -279,6 +279,10 @@ fn epochs(order: IdleOrder, shards: usize) {
         runtime.block_on(joined(task));
     }
     assert!(acquires > 0);
+    runtime.block_on(async {
+        at_rest(&pool).await;
+        is_whole(&pool).await;
+    });
 }
 
 #[test]

@@ -669,7 +669,9 @@ fn storm(seed: u64, order: IdleOrder, reserved: usize) {
         let metrics = pool.metrics();
         assert_eq!(metrics.counts.in_service(), pool.max_size(), "{metrics:?}");
         assert_eq!(metrics.counts.spare, CAPACITY - pool.max_size(), "{metrics:?}");
-        assert_eq!(manager.ledger.live(), metrics.counts.alive(), "{metrics:?}");
+        let alive = metrics.counts.alive();
+        assert_eq!(metrics.created, metrics.closed.total() + alive as u64, "{metrics:?}");
+        assert_eq!(manager.ledger.live(), alive, "{metrics:?}");
         assert!(manager.ledger.most_live() <= LARGEST, "{:?}", manager.ledger);
         let mut held = Vec::new();
         for _ in 0..pool.max_size() {

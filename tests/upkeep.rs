@@ -17,7 +17,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
-use support::{Act, TestManager, eventually, eventually_blocking, poll_once};
+use support::{Act, TestManager, balanced, eventually, eventually_blocking, poll_once};
 use tokio::time::{Instant, sleep, timeout};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -51,7 +51,7 @@ async fn an_idle_connection_ends_at_its_lifetime_and_not_before() {
     assert_eq!(pool.metrics().closed.total(), 0);
     // Its replacement is opened first, so the two may be there together for one look.
     sleep(2 * SECOND + SECOND / 2).await;
-    assert_eq!(pool.metrics().closed.lifetime, 1);
+    assert_eq!((pool.metrics().closed.lifetime, manager.ledger.closed()), (1, 1));
     assert_eq!((pool.metrics().counts.idle, pool.metrics().created), (1, 2));
 }
 
@@ -276,6 +276,7 @@ async fn idle_connections_end_at_the_timeout_down_to_min_idle() {
         assert_eq!(pool.metrics().counts.idle, 10, "{order:?}");
         sleep(3 * SECOND).await;
         assert_eq!((pool.metrics().counts.idle, pool.metrics().closed.idle), (2, 8), "{order:?}");
+        assert_eq!(manager.ledger.closed(), 8, "{order:?}");
         sleep(10 * MINUTE).await;
         assert_eq!(pool.metrics().counts.idle, 2, "{order:?}");
     }
@@ -322,6 +323,8 @@ async fn a_surplus_ends_down_to_min_idle() {
         eventually("it ends", || pool.metrics().closed.idle > 0).await;
         let metrics = pool.metrics();
         assert_eq!((metrics.closed.idle, metrics.counts.idle), (6, 4), "{order:?}");
+        balanced(&pool, &manager.ledger).await;
+        assert_eq!(manager.ledger.closed(), 6, "{order:?}");
     }
 }
 
@@ -474,14 +477,24 @@ async fn a_stale_connection_that_fails_its_check_is_replaced_within_the_same_acq
     assert_eq!((conn.id, pool.metrics().closed.failed_check), (4, 3));
 }
 
-#[tokio::test]
-async fn a_million_hits_cause_no_check() {
+#[tokio::test(start_paused = true)]
+async fn a_million_hits_with_a_look_in_each_second_cause_no_check() {
     let manager = TestManager::new();
-    let pool = Pool::builder(manager.clone()).max_size(2).build().await.unwrap();
-    for _ in 0..1_000_000 {
-        drop(pool.acquire().await.unwrap());
+    let pool = builder(&manager).check(CheckPolicy::IfIdleFor(5 * SECOND)).leak_after(MINUTE / 2);
+    let pool = pool.max_size(2).build().await.unwrap();
+    let _held = pool.acquire().await.unwrap();
+    for _ in 0..60 {
+        for _ in 0..17_000 {
+            drop(pool.acquire().await.unwrap());
+        }
+        // Hits never yield, so only now can the reaper look.
+        sleep(SECOND).await;
     }
-    assert_eq!(manager.check.calls(), 0);
+    assert_eq!(pool.metrics().leaks, 1, "it has looked");
+    assert_eq!((manager.check.calls(), pool.metrics().checks), (0, 0));
+    sleep(7 * SECOND).await;
+    drop(pool.acquire().await.unwrap());
+    assert_eq!(manager.check.calls(), 1, "what has been idle is checked");
 }
 
 #[tokio::test(start_paused = true)]
@@ -596,8 +609,10 @@ async fn a_keepalive_that_fails_or_hangs_costs_its_connection_and_holds_up_nobod
     drop(pool.acquire().await.unwrap());
     assert_eq!(began.elapsed(), Duration::ZERO, "the other one was there");
     sleep(2 * MINUTE).await;
-    assert!(pool.metrics().closed.failed_check >= 1);
-    assert_eq!(pool.metrics().counts.idle, 2, "replaced");
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.failed_check, metrics.closed.total()), (2, 2));
+    assert_eq!(manager.ledger.closed(), 2);
+    assert_eq!(metrics.counts.idle, 2, "replaced");
 }
 
 #[tokio::test(start_paused = true)]
