@@ -226,6 +226,8 @@ pub struct Station {
     failures: std::sync::atomic::AtomicUsize,
     /// Resources of an earlier one are too old.
     era: AtomicUsize,
+    /// It connects for nobody: whoever is told to look again does so.
+    lone: bool,
 }
 
 impl Station {
@@ -238,7 +240,21 @@ impl Station {
     /// A station of the given size, whose connects succeed.
     #[must_use]
     pub fn sized(size: Size, order: IdleOrder, census: &Census) -> Arc<Self> {
-        Self::with_size(size, order, 0, census)
+        Self::with_size(size, order, 0, false, census)
+    }
+
+    /// A station that stands for a pool whose runtime has ended: it tells waiters of a vacant slot, and
+    /// they fill it. Its only slot is connected and lent to the caller.
+    ///
+    /// # Panics
+    ///
+    /// If that slot is not vacant, as the core then has a bug.
+    #[must_use]
+    pub fn lone(shards: usize, census: &Census) -> (Arc<Self>, Connection) {
+        let size = Size::new(1, shards);
+        let station = Self::with_size(size, IdleOrder::Recent, 0, true, census);
+        let lent = station.open();
+        (station, lent)
     }
 
     fn with_order(
@@ -248,15 +264,22 @@ impl Station {
         failures: usize,
         census: &Census,
     ) -> Arc<Self> {
-        Self::with_size(Size::new(capacity, shards), order, failures, census)
+        Self::with_size(Size::new(capacity, shards), order, failures, false, census)
     }
 
-    fn with_size(size: Size, order: IdleOrder, failures: usize, census: &Census) -> Arc<Self> {
+    fn with_size(
+        size: Size,
+        order: IdleOrder,
+        failures: usize,
+        lone: bool,
+        census: &Census,
+    ) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             core: Core::new(me, size, order),
             census: census.clone(),
             failures: failures.into(),
             era: AtomicUsize::new(0),
+            lone,
         })
     }
 
@@ -423,6 +446,11 @@ impl Station {
                     return Some(reservation.fill(self.connect()).lend(Location::caller()));
                 }
                 Woken::LineFull => return None,
+                Woken::LookAgain if self.lone => {
+                    if let Some(reservation) = self.reserve() {
+                        return Some(reservation.fill(self.connect()).lend(Location::caller()));
+                    }
+                }
                 Woken::LookAgain => {}
             }
             if self.core.is_closed() {
@@ -478,6 +506,12 @@ impl Keeper for Station {
     }
 
     fn vacancy(&self) {
+        if self.lone {
+            if self.core.has_vacant() {
+                self.core.nudge();
+            }
+            return;
+        }
         while self.core.waiters() > 0 {
             let Some(reservation) = reserve(self) else {
                 return;

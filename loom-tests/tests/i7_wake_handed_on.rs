@@ -7,7 +7,7 @@
 #![cfg(loom)]
 
 use millpond::IdleOrder;
-use millpond::model::{Line, Woken, wait};
+use millpond::model::{Line, State, Woken, wait};
 use millpond_loom::{
     Census, Station, acquire, assert_conserved, check, making_pool, poll_once, pool_of, set_home,
     thread, waiter,
@@ -54,6 +54,30 @@ fn a_hand_off_dropped_on_the_way_reaches_whoever_parks_meanwhile() {
                 assert!(poll_once(quitter.as_mut()).is_pending());
                 other = waiter(&pool, waits);
                 drop(held);
+            }
+            drop(other.join().unwrap());
+            assert_conserved(&pool, 1);
+        });
+    }
+}
+
+/// The hand-off is passed on to a waiter that leaves as well, before it is polled.
+#[test]
+fn a_hand_off_that_two_leave_behind_reaches_whoever_parks_meanwhile() {
+    for (shards, waits) in [(1, 0), (2, 1)] {
+        check(move || {
+            let pool = pool_of(1, 1, shards, IdleOrder::Recent, &Census::default());
+            let held = acquire(&pool);
+            let other;
+            {
+                let mut second = pin!(pool.acquire());
+                {
+                    let mut first = pin!(pool.acquire());
+                    assert!(poll_once(first.as_mut()).is_pending());
+                    assert!(poll_once(second.as_mut()).is_pending());
+                    other = waiter(&pool, waits);
+                    drop(held);
+                }
             }
             drop(other.join().unwrap());
             assert_conserved(&pool, 1);
@@ -136,4 +160,30 @@ fn a_cancelled_waiter_takes_no_word_to_look_again_along() {
             station.assert_conserved();
         });
     }
+}
+
+/// The same beside somebody in another shard, to whom the event does not pass it on. The word is all that
+/// there is: nobody fills the vacant slot for those who wait.
+///
+/// Mutant seen to be caught: "whoever leaves tells nobody of a vacant slot".
+#[test]
+fn a_word_to_look_again_goes_on_to_another_shard() {
+    check(|| {
+        let (station, mut ending) = Station::lone(2, &Census::default());
+        let other;
+        {
+            let mut quitter = pin!(station.acquire_in(Line::General, usize::MAX));
+            assert!(poll_once(quitter.as_mut()).is_pending());
+            other = thread::spawn({
+                let station = station.clone();
+                move || {
+                    set_home(1);
+                    station.acquire()
+                }
+            });
+            drop(ending.recall().begin(State::Closing));
+        }
+        drop(other.join().unwrap());
+        station.assert_conserved();
+    });
 }

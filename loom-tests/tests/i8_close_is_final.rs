@@ -112,6 +112,33 @@ fn a_waiter_that_leaves_beside_close_is_counted_no_more() {
     });
 }
 
+/// The same while an object or a vacant place is on its way to it, which nobody receives then.
+#[test]
+fn a_hand_off_that_is_left_behind_beside_close_leaves_nothing() {
+    for detaches in [false, true] {
+        check(move || {
+            let census = Census::default();
+            let pool = making_pool(1, 1, &census);
+            let held = acquire(&pool);
+            let other;
+            {
+                let mut quitter = pin!(pool.acquire());
+                assert!(poll_once(quitter.as_mut()).is_pending());
+                other = thread::spawn({
+                    let pool = pool.clone();
+                    move || pool.close()
+                });
+                match detaches {
+                    true => drop(held.detach()),
+                    false => drop(held),
+                }
+            }
+            other.join().unwrap();
+            assert_final(&pool, &census);
+        });
+    }
+}
+
 /// Somebody acquires just when the pool is closed: it gets the object or the error.
 #[test]
 fn an_acquire_beside_close_gets_the_object_or_the_error() {
