@@ -723,8 +723,8 @@ async fn on_a_frozen_server_a_check_ends_at_its_limit_and_an_acquire_at_its_dead
     };
     let ((), check) = tokio::join!(acquire, check);
     let acquire = began.elapsed();
-    assert!(check >= SECOND / 5 && check < SECOND * 4 / 5, "{check:?}");
-    assert!(acquire >= SECOND && acquire < SECOND * 2, "{acquire:?}");
+    assert!(check >= SECOND / 5 && check < SECOND / 5 + SLACK, "{check:?}");
+    assert!(acquire >= SECOND && acquire < SECOND + SLACK, "{acquire:?}");
     server.thaw();
     is_whole(&pool).await;
 }
@@ -734,11 +734,11 @@ async fn half_open_sockets_cost_an_acquire_one_check_and_a_connect() {
     let Some(server) = server() else { return };
     let proxy = Proxy::start(server.address());
     let pool = Pool::builder(manager(proxy.address())).max_size(8).check(CheckPolicy::Always);
-    let pool = pool.check_timeout(SECOND / 4).close_timeout(SECOND / 20);
-    let pool = pool.acquire_timeout(SECOND).build().await.unwrap();
+    let pool = pool.check_timeout(SECOND).close_timeout(SECOND / 20);
+    let pool = pool.acquire_timeout(SECOND + SLACK).build().await.unwrap();
     is_whole(&pool).await;
     proxy.black_hole();
-    // One check after the other would take twice the time that there is.
+    // One check after the other would take longer than there is time.
     echo(&mut pool.acquire().await.unwrap()).await.unwrap();
     is_whole(&pool).await;
     assert_eq!(pool.metrics().closed.failed_check, 8);

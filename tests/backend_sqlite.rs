@@ -350,7 +350,7 @@ async fn a_call_that_waits_for_a_lock_and_is_given_up_waits_no_longer() {
     drop(connection);
     let began = Instant::now();
     drop(pool.acquire().await.unwrap());
-    assert!(began.elapsed() < SECOND, "{:?}", began.elapsed());
+    assert!(began.elapsed() < SLACK, "{:?}", began.elapsed());
     drop(lock);
     let metrics = at_rest(&pool).await;
     assert_eq!((metrics.created, metrics.resets), (1, 1), "{metrics:?}");
@@ -827,8 +827,8 @@ async fn on_a_locked_file_a_check_ends_at_its_limit_and_an_acquire_at_its_deadli
         began.elapsed()
     };
     let (acquire, check) = tokio::join!(acquire, check);
-    assert!(check >= SECOND / 5 && check < SECOND * 4 / 5, "{check:?}");
-    assert!(acquire >= SECOND && acquire < SECOND * 2, "{acquire:?}");
+    assert!(check >= SECOND / 5 && check < SECOND / 5 + SLACK, "{check:?}");
+    assert!(acquire >= SECOND && acquire < SECOND + SLACK, "{acquire:?}");
     drop(lock);
     is_whole(&pool).await;
 }

@@ -18,8 +18,6 @@ use tokio::task::JoinSet;
 use tokio_postgres::{Config, NoTls, SimpleQueryMessage};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// What a loaded machine may take longer than it should.
-const SLACK: Duration = Duration::from_secs(4);
 
 fn config(server: &Postgres) -> Config {
     server.url().parse().unwrap()

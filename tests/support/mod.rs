@@ -41,6 +41,9 @@ use std::time::{Duration, Instant};
 /// How long anything may take that a test waits for, in real time.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// By how much a loaded machine may be late where real time is measured.
+pub const SLACK: Duration = Duration::from_secs(4);
+
 /// Awaits a condition: lets other tasks run, then lets time pass in steps of a millisecond (which a
 /// paused clock takes at once). Panics, naming `what`, after [`PATIENCE`] of real time or 200 s of
 /// the paused clock.
