@@ -939,7 +939,7 @@ fn a_thread_that_parks_while_the_pools_runtime_ends_is_told_so() {
 
 #[test]
 fn a_thread_that_parks_while_the_only_connection_goes_is_told_that_nobody_opens_another() {
-    for round in 0..2000 {
+    for round in 0..1000 {
         let (manager, runtime) = (TestManager::new(), single());
         let pool = pool_of(&manager, 1).acquire_timeout(Duration::MAX);
         let pool = runtime.block_on(pool.build()).unwrap();
@@ -951,7 +951,7 @@ fn a_thread_that_parks_while_the_only_connection_goes_is_told_that_nobody_opens_
 
 #[test]
 fn a_thread_that_waits_while_the_only_connection_and_the_pools_runtime_go_is_told_so() {
-    for round in 0..2000 {
+    for round in 0..1000 {
         let (manager, runtime) = (TestManager::new(), single());
         let pool = pool_of(&manager, 1).acquire_timeout(Duration::MAX);
         let pool = runtime.block_on(pool.build()).unwrap();

@@ -802,7 +802,7 @@ async fn fail_fast_waits_for_connections_that_are_in_use() {
 
 #[test]
 fn fail_fast_refuses_a_thread_that_begins_to_wait_just_when_an_attempt_fails() {
-    for round in 0..3000 {
+    for round in 0..1500 {
         let manager = TestManager::new();
         manager.connect.always(Act::Error);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();

@@ -927,6 +927,8 @@ fn a_pool_without_a_runtime_goes_on_the_one_of_a_warm_up_or_a_rotation() {
             } else {
                 pool.warm_up(1).await.unwrap();
             }
+            // In one go, and not by the steps of `eventually`.
+            tokio::time::sleep(MINUTE).await;
             eventually("its time is up", || pool.metrics().closed.lifetime == 1).await;
         });
     }
