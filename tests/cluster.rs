@@ -2873,6 +2873,19 @@ async fn a_check_that_does_not_answer_costs_a_quarter_of_a_second_and_goes_on() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_passes_its_check_after_another_node_has_served_is_not_checked_again() {
+    let (cluster, managers) = warm_and_checked().await;
+    managers[0].check.always(Act::Slow(SECOND));
+    let before = managers[0].check.calls();
+    let guard = cluster.acquire_any(Policy::Rank(&first("a"))).await.unwrap();
+    assert_eq!((guard.node().as_str(), managers[0].check.running()), ("b", 1));
+    // The rest of the check, and several looks of the maintenance.
+    tokio::time::sleep(4 * SECOND).await;
+    drop(cluster.acquire("a").await.unwrap());
+    assert_eq!(managers[0].check.calls() - before, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn after_a_check_that_fails_the_next_node_serves_at_once() {
     let (cluster, managers) = warm_and_checked().await;
     managers[0].check.always(Act::Error);

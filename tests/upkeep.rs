@@ -435,6 +435,36 @@ async fn what_has_passed_its_check_in_the_background_is_there_for_whoever_only_t
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_passes_its_check_after_an_acquire_has_given_up_is_there_for_the_next_one() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).check(CheckPolicy::Always).min_idle(1).build().await.unwrap();
+    manager.check.always(Act::Slow(SECOND));
+    sleep(2 * SECOND).await;
+    assert!(pool.acquire_timeout(Duration::ZERO).await.is_err(), "it has to be checked first");
+    // Several looks of the maintenance later.
+    sleep(4 * SECOND).await;
+    drop(pool.acquire_timeout(Duration::ZERO).await.unwrap());
+    assert_eq!(manager.check.calls(), 1);
+}
+
+#[test]
+fn what_passes_its_check_after_a_thread_has_given_up_is_there_for_the_next_one() {
+    let runtime = &mut tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_time().start_paused(true).build().unwrap();
+    let manager = TestManager::new();
+    let pool = builder(&manager).check(CheckPolicy::Always).min_idle(1);
+    let pool = runtime.block_on(pool.build()).unwrap();
+    runtime.block_on(async { sleep(2 * SECOND).await });
+    // Nobody drives the runtime meanwhile.
+    let refused = pool.acquire_blocking_timeout(Duration::ZERO).unwrap_err();
+    assert!(matches!(&refused, AcquireError::Timeout(late) if late.stage() == Stage::Checking));
+    // The check, and several looks of the maintenance.
+    runtime.block_on(async { sleep(3 * SECOND).await });
+    drop(pool.acquire_blocking_timeout(Duration::ZERO).unwrap());
+    assert_eq!(manager.check.calls(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_thread_for_which_a_paused_clock_does_not_hold_may_look_at_what_is_idle() {
     let manager = TestManager::new();
     let pool = builder(&manager).min_idle(1).build().await.unwrap();

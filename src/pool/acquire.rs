@@ -255,6 +255,7 @@ where
                 return Err(AcquireError::NoRuntime);
             } else {
                 acquire.checks(ask, true);
+                let checks = lease.flags().has(Flags::CHECK);
                 let longest = nanos(keeper.longest_preparation());
                 let prepared = if acquire.deadline.saturating_sub(keeper.now()) < longest {
                     prepare_in_a_hurry(lease, &acquire.is_late).await
@@ -269,8 +270,8 @@ where
                             return Ok(loan);
                         }
                     }
-                    // It goes back, and whoever is next in line may have it.
-                    Ok(_) => {}
+                    // Whoever is next in line may have it.
+                    Ok(lease) => give_back(lease, checks),
                     Err(unfit) => silent |= unfit == Unfit::Silent,
                 }
             }
@@ -612,12 +613,23 @@ impl<M: Manager> Drop for Begun<'_, M> {
         let checks = self.checks;
         // Cancel: dropping the work closes the connection.
         pool.bring_to_an_end(async move {
-            if let Ok(mut lease) = work.await {
-                if checks {
-                    lease.keeper().clone().has_checked(&mut lease);
-                }
+            if let Ok(lease) = work.await {
+                give_back(lease, checks);
             }
         });
+    }
+}
+
+/// Gives back a connection that was prepared for a caller who has gone. A check that it has passed is not
+/// in vain: otherwise it would be flagged for the next one soon, and whoever comes seldom and waits briefly
+/// would never be served.
+fn give_back<M, R>(mut lease: Lease<R>, checked: bool)
+where
+    M: Manager,
+    R: Deref<Target = Shared<M>> + Clone,
+{
+    if checked {
+        lease.keeper().clone().has_checked(&mut lease);
     }
 }
 
@@ -804,10 +816,12 @@ where
 {
     let keeper = lease.keeper().clone();
     let lease = lease.with_keeper(keeper.arc());
+    let checked = lease.flags().has(Flags::CHECK);
     let (report, prepared) = mpsc::sync_channel(1);
     ground.spawn(async move {
+        let prepared = prepare(lease).await;
         // Whoever does not wait any more does not want it, and dropping it puts it back.
-        drop(report.send(prepare(lease).await));
+        drop(report.send(prepared.map(|lease| Prepared { lease: Some(lease), checked })));
     });
     let prepared = match deadline {
         None => prepared.recv().ok(),
@@ -816,7 +830,23 @@ where
         }
     };
     // Nothing comes of it if the deadline is first, or the runtime ends.
-    prepared.unwrap_or(Err(Unfit::Failed)).map(|lease| lease.with_keeper(keeper))
+    let mut prepared = prepared.unwrap_or(Err(Unfit::Failed))?;
+    let lease = prepared.lease.take().ok_or(Unfit::Failed)?;
+    Ok(lease.with_keeper(keeper))
+}
+
+/// A connection on its way to a thread that may have given up, though it seemed to wait when this was sent.
+struct Prepared<M: Manager> {
+    lease: Option<Lease<Arc<Shared<M>>>>,
+    checked: bool,
+}
+
+impl<M: Manager> Drop for Prepared<M> {
+    fn drop(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            give_back(lease, self.checked);
+        }
+    }
 }
 
 /// The budget that tokio gives a task for one poll.
