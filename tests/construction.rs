@@ -486,6 +486,35 @@ fn drain_and_close_do_not_wait_on_a_runtime_that_has_ended() {
 }
 
 #[test]
+fn drain_close_and_a_rotation_hear_that_their_runtime_ends_while_they_wait() {
+    let (manager, own) = (TestManager::new(), runtime());
+    let full = || own.block_on(builder(&manager).max_size(2).min_idle(2).build()).unwrap();
+    let callers = [runtime(), runtime(), runtime()];
+    let handles = callers.each_ref().map(|runtime| runtime.handle().clone());
+    let (drained, rotated, closed) = (full(), full(), full());
+    let (_held, _all) = (drained.try_acquire(), [rotated.try_acquire(), rotated.try_acquire()]);
+    let mut drain = pin!(drained.drain(SECOND));
+    let mut rotation = pin!(rotated.rotate(|_| Box::pin(ready(Ok(())))));
+    let mut close = pin!(closed.close());
+    let [one, two, three] = handles;
+    {
+        let _entered = one.enter();
+        assert!(poll_once(drain.as_mut()).is_pending());
+        let _entered = two.enter();
+        assert!(poll_once(rotation.as_mut()).is_pending());
+        let _entered = three.enter();
+        assert!(poll_once(close.as_mut()).is_pending(), "it closes on the pool's own runtime");
+    }
+    drop(callers);
+    assert_eq!(one.block_on(drain).still_out.len(), 1);
+    let rotation = two.block_on(rotation);
+    assert!(matches!(rotation, Err(RotateError::NoRuntime)), "{rotation:?}");
+    assert_eq!((rotated.counts().waiters, rotated.is_closed()), (0, false));
+    three.block_on(close);
+    assert_eq!(closed.counts().closing, 2);
+}
+
+#[test]
 fn a_release_on_a_runtime_that_has_ended_has_the_pools_own_reset_the_connection() {
     let (manager, runtime) = (TestManager::new(), runtime());
     let pool = runtime.block_on(builder(&manager).min_idle(1).build()).unwrap();

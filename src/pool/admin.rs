@@ -3,9 +3,8 @@
 //!
 //! Not here: what the pool does by itself.
 
-use super::acquire::FAR_FUTURE;
 use super::life::look_over;
-use super::operation::{bounded, has_timer};
+use super::operation::{Over, bounded, has_timer, within};
 use super::terms::Terms;
 use super::{CLOSED, DRAINING, Holder, OPEN, Pool, Shared};
 use crate::core::{Flags, Keeper, Lease, Line, Reservation, Search, State, Woken, reserve, wait};
@@ -173,7 +172,8 @@ impl<M: Manager> Pool<M> {
     ///   `min_idle` or because nothing is open, until one is opened for somebody who has to wait, for a
     ///   warm-up to more than there are, or for another rotation.
     /// - [`RotateError::Closed`] if the pool is closed, before or meanwhile, which ends `verify` too;
-    ///   [`RotateError::NoRuntime`] outside a tokio runtime with a timer, or on one that has ended.
+    ///   [`RotateError::NoRuntime`] outside a tokio runtime with a timer, or on one that has ended
+    ///   or ends while this waits for room.
     ///
     /// # Cancel safety
     ///
@@ -352,7 +352,7 @@ impl<M: Manager> Pool<M> {
     /// [`AcquireError::Draining`](crate::AcquireError::Draining), afterwards
     /// [`AcquireError::Closed`](crate::AcquireError::Closed). May be called again, and by several
     /// tasks at once: it is being drained until the last of them is done. Outside a tokio runtime, and
-    /// on one without a timer or that has ended, it does not wait.
+    /// on one without a timer or that has ended, it does not wait, and no longer than its runtime lives.
     ///
     /// # Cancel safety
     ///
@@ -375,19 +375,17 @@ impl<M: Manager> Pool<M> {
     /// ```
     pub async fn drain(&self, deadline: Duration) -> DrainReport {
         let draining = Draining::begin(&self.shared);
-        if has_timer() {
-            let all = async {
-                loop {
-                    listener!(self.shared.changed => changed);
-                    if self.shared.is_empty() {
-                        return;
-                    }
-                    changed.await;
+        let all = async {
+            loop {
+                listener!(self.shared.changed => changed);
+                if self.shared.is_empty() {
+                    return;
                 }
-            };
-            // Whether in time or not, the report says what is still out.
-            drop(tokio::time::timeout(deadline.min(FAR_FUTURE), all).await);
-        }
+                changed.await;
+            }
+        };
+        // Whether in time or not, the report says what is still out.
+        drop(within(deadline, all).await);
         draining.report()
     }
 
@@ -581,10 +579,11 @@ impl<M: Manager> Shared<M> {
             return Err(RotateError::Closed);
         }
         let began = self.now();
-        let limit = self.config.acquire_timeout.min(FAR_FUTURE);
-        let taken = tokio::time::timeout(limit, self.take_first(caller)).await;
-        let late = |_| Err(self.timed_out(Line::High, self.since(began), false));
-        let taken = taken.unwrap_or_else(late);
+        let taken = within(self.config.acquire_timeout, self.take_first(caller)).await;
+        let taken = taken.unwrap_or_else(|over| match over {
+            Over::Late => Err(self.timed_out(Line::High, self.since(began), false)),
+            Over::NoRuntime => Err(AcquireError::NoRuntime),
+        });
         let room = taken.map_err(|error| match error {
             AcquireError::Closed | AcquireError::Draining => RotateError::Closed,
             AcquireError::NoRuntime => RotateError::NoRuntime,

@@ -5,7 +5,7 @@
 //!
 //! Not here: the decision to end one.
 
-use super::operation::{bounded, has_timer};
+use super::operation::{bounded, within};
 use super::{CLOSED, DRAINING, OPEN, Shared, Tenant, life::nanos};
 use crate::core::{Trial, sweep};
 use crate::manager::Manager;
@@ -158,10 +158,6 @@ impl<M: Manager> Shared<M> {
 
     /// Waits until no connection is being closed, for `close_timeout` at the most.
     pub(super) async fn all_closed(&self) {
-        if !has_timer() {
-            // Without a timer this could wait for a runtime that nobody drives.
-            return;
-        }
         let all = async {
             loop {
                 listener!(self.changed => none_left);
@@ -171,7 +167,8 @@ impl<M: Manager> Shared<M> {
                 none_left.await;
             }
         };
-        // A runtime that nobody drives closes nothing, so this must not rely on it.
-        drop(tokio::time::timeout(self.config.close_timeout, all).await);
+        // A runtime that nobody drives closes nothing, so this must not rely on it; and without a timer it
+        // could wait for such a one.
+        drop(within(self.config.close_timeout, all).await);
     }
 }

@@ -675,9 +675,9 @@ impl<M: Manager> Pool<M> {
 
     /// Closes the pool for good: everyone who waits gets [`AcquireError::Closed`], so does whoever
     /// comes later, and idle connections are closed. Returns when they are, or after
-    /// `close_timeout`; outside a tokio runtime, or on one without a timer or that has ended, at once.
-    /// Connections that are in use are not waited for; each is closed when its guard is dropped. May be
-    /// called again, and by several tasks at once.
+    /// `close_timeout`; outside a tokio runtime, or on one without a timer or that has ended, at once, and
+    /// otherwise no later than its runtime ends. Connections that are in use are not waited for; each is
+    /// closed when its guard is dropped. May be called again, and by several tasks at once.
     ///
     /// # Cancel safety
     ///

@@ -2,6 +2,7 @@
 //!
 //! Not here: what is done about the outcome.
 
+use super::acquire::FAR_FUTURE;
 use crate::error::OperationError;
 use crate::panics::caught;
 use std::future::{Future, poll_fn};
@@ -33,6 +34,38 @@ pub(super) async fn bounded<T, E>(
         // The panic hook has reported it; the outcome is what it is.
         drop(caught(|| operation.set(None)));
         Poll::Ready(outcome)
+    })
+    .await
+}
+
+/// Why [`within`] has given up.
+pub(super) enum Over {
+    /// The time is up.
+    Late,
+    /// There is no runtime with a timer that would say so, or it has ended.
+    NoRuntime,
+}
+
+/// Awaits `work` for `limit` at the most. It does not wait where nobody would say that the time is up, and
+/// hears so if the runtime ends meanwhile, of which `tokio::time::timeout` tells by a panic.
+///
+/// # Cancel safety
+///
+/// Dropping it drops `work` where it stands.
+pub(super) async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, Over> {
+    if Handle::try_current().is_err() {
+        return Err(Over::NoRuntime);
+    }
+    let timer = timer(Instant::now() + limit.min(FAR_FUTURE)).ok_or(Over::NoRuntime)?;
+    let (mut timer, mut work) = (pin!(timer), pin!(work));
+    poll_fn(|cx| {
+        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            return Poll::Ready(Ok(done));
+        }
+        match poll_timer(timer.as_mut(), cx) {
+            None => Poll::Ready(Err(Over::NoRuntime)),
+            Some(over) => over.map(|()| Err(Over::Late)),
+        }
     })
     .await
 }
