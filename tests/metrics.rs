@@ -429,6 +429,46 @@ async fn a_callback_that_blocks_holds_nobody_up() {
     eventually("it is called once more", || entered.load(SeqCst) > 1).await;
 }
 
+#[test]
+fn a_callback_that_outlives_its_runtime_is_not_called_beside_itself_on_the_next() {
+    // A paused clock stands still while a callback blocks.
+    let [one, two] = [false, true].map(|paused| {
+        let builder = &mut tokio::runtime::Builder::new_current_thread();
+        builder.enable_time().start_paused(paused).build().unwrap()
+    });
+    let manager = TestManager::new();
+    let [calls, running, most]: [Arc<AtomicUsize>; 3] = Default::default();
+    let (gate, closed) = std::sync::mpsc::channel::<()>();
+    let closed = Mutex::new(closed);
+    let builder = pool_of(&manager, 1).on_metrics(MILLISECOND, {
+        let (calls, running, most) = (calls.clone(), running.clone(), most.clone());
+        move |_| {
+            most.fetch_max(running.fetch_add(1, SeqCst) + 1, SeqCst);
+            if calls.fetch_add(1, SeqCst) == 0 {
+                // Until the gate is dropped.
+                let _ = closed.lock().unwrap().recv();
+            }
+            running.fetch_sub(1, SeqCst);
+        }
+    });
+    let pool = one.block_on(async { builder.build_lazy() }).unwrap();
+    one.block_on(async {
+        drop(pool.acquire().await.unwrap());
+        eventually("it blocks", || calls.load(SeqCst) == 1).await;
+    });
+    one.shutdown_background();
+    two.block_on(async {
+        pool.acquire().await.unwrap().discard();
+        drop(pool.acquire().await.expect("the pool goes on here"));
+        // It is due several times.
+        tokio::time::sleep(SECOND).await;
+        drop(gate);
+        eventually_blocking("it has ended", || running.load(SeqCst) == 0);
+        eventually("it is called once more", || calls.load(SeqCst) > 1).await;
+    });
+    assert_eq!(most.load(SeqCst), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_interval_of_zero_is_refused_and_the_longest_does_not_overflow() {
     let manager = TestManager::new();

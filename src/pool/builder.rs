@@ -240,9 +240,10 @@ impl<M: Manager> PoolBuilder<M> {
 
     /// Calls back with the pool's figures every `interval`, which is above zero, until it is closed.
     ///
-    /// The callback runs on one of tokio's threads for blocking work, outside any lock, and never
-    /// twice at once; one that takes longer than `interval` is called again when it is done. If it
-    /// panics, it is called again all the same. Default: nothing.
+    /// The callback runs on one of tokio's threads for blocking work, outside any lock that others wait
+    /// for, and never twice at once; one that takes longer than `interval` is called again when it is
+    /// done, also if the pool has gone over to another runtime meanwhile. If it panics, it is called
+    /// again all the same. Default: nothing.
     ///
     /// # Examples
     ///
@@ -265,7 +266,7 @@ impl<M: Manager> PoolBuilder<M> {
         interval: Duration,
         callback: impl Fn(&PoolMetrics) + Send + Sync + 'static,
     ) -> Self {
-        self.reports = Some(Reports { interval, callback: Arc::new(callback) });
+        self.reports = Some(Reports::new(interval, callback));
         self
     }
 

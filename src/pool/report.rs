@@ -11,7 +11,7 @@ use crate::panics::caught;
 use event_listener::listener;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::task::spawn_blocking;
@@ -20,7 +20,18 @@ use tokio::task::spawn_blocking;
 #[derive(Clone)]
 pub(super) struct Reports {
     pub(super) interval: Duration,
-    pub(super) callback: Arc<dyn Fn(&PoolMetrics) + Send + Sync>,
+    callback: Arc<dyn Fn(&PoolMetrics) + Send + Sync>,
+    /// Held while it is called.
+    turn: Arc<Mutex<()>>,
+}
+
+impl Reports {
+    pub(super) fn new(
+        interval: Duration,
+        callback: impl Fn(&PoolMetrics) + Send + Sync + 'static,
+    ) -> Self {
+        Self { interval, callback: Arc::new(callback), turn: Arc::default() }
+    }
 }
 
 /// The task. It ends with the pool, and is dropped if its runtime ends first.
@@ -36,7 +47,7 @@ impl<M: Manager> Reporter<M> {
     }
 
     pub(super) async fn run(self) {
-        let Self { shared, upkeep, reports: Reports { interval, callback } } = self;
+        let Self { shared, upkeep, reports: Reports { interval, callback, turn } } = self;
         let mut next = tokio::time::Instant::now();
         loop {
             // A clock that has run away is not run after.
@@ -56,10 +67,12 @@ impl<M: Manager> Reporter<M> {
                 }
             }
             let Some(metrics) = shared.upgrade().map(|shared| shared.metrics()) else { return };
-            let callback = callback.clone();
+            let (callback, turn) = (callback.clone(), turn.clone());
             // Elsewhere, since it may block; its panic has been reported by the panic hook, and
             // there is another time.
             let told = spawn_blocking(move || {
+                // It may still be under way where the pool was before, on a runtime that has ended.
+                let Ok(_turn) = turn.try_lock() else { return };
                 drop(caught(|| callback(&metrics)));
             });
             drop(told.await);
