@@ -293,9 +293,9 @@ mod managed {
         Draining,
         /// The pool is closed.
         Closed,
-        /// No connection is ready, and there is no tokio runtime with a timer to open or check one or to wait
-        /// on. Who waits without a deadline, or blocks its thread, needs none for a connection that comes
-        /// back.
+        /// No connection is ready, and there is no tokio runtime with a timer to open one on, to check it or
+        /// show it to [`before_acquire`](crate::Hooks::before_acquire), or to wait on. Who waits without a
+        /// deadline, or blocks its thread, needs none for a connection that comes back.
         NoRuntime,
         /// A blocking acquire would have blocked a thread that runs asynchronous tasks.
         WouldBlock,

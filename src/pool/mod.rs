@@ -294,7 +294,8 @@ impl<M: Manager> Pool<M> {
     /// - [`AcquireError::NoRuntime`] if it has to wait and there is no tokio runtime with a timer, or it has
     ///   ended. Without one, an acquire without a deadline waits all the same for what comes back or the
     ///   pool's own runtime opens, as a blocking one does, and fails like this only if a connection has to
-    ///   be checked first, or to be opened and that runtime has ended too.
+    ///   be checked first or shown to [`before_acquire`](crate::Hooks::before_acquire), or to be opened and
+    ///   that runtime has ended too.
     ///
     /// # Cancel safety
     ///
