@@ -183,8 +183,9 @@ pub struct Config {
     /// [built lazily](crate::PoolBuilder::build_lazy) opens none before the first acquire or warm-up. Under
     /// a cap over all nodes of a cluster, the pool of a node has room only for what its callers have needed.
     ///
-    /// A hit that leaves fewer idle than this has the missing ones opened, which takes a look at all slots,
-    /// a lock and a task; while they cannot be opened, each such hit looks again.
+    /// While the pool is not full, each hit after which fewer than this are ready at its thread's own shard
+    /// looks at all shards. If fewer are idle in all, it has the missing ones opened, which takes a look at
+    /// all slots, a lock and a task; while they cannot be opened, each such hit looks again.
     pub min_idle: usize,
     /// How long an acquire waits, all in all; above zero. Default: 5 s.
     pub acquire_timeout: Duration,
