@@ -126,6 +126,30 @@ async fn a_pool_whose_last_connection_ends_after_a_failure_finds_out_as_well() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_failure_that_nobody_follows_up_any_more_is_told_with_its_time() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).backoff(60 * SECOND, 60 * SECOND).idle_timeout(None);
+    let pool = pool.build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.connect.once(Act::Error);
+    let mut waiter = pin!(pool.acquire());
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    eventually("connecting has failed", || pool.metrics().connect_failures == 1).await;
+    degraded(&pool.status(), &["connecting fails: scripted connect error"]);
+    drop(held);
+    drop(waiter.await.unwrap());
+    tokio::time::sleep(90 * SECOND).await;
+    assert_eq!(manager.connect.calls(), 2, "one is idle, and nobody wants another");
+    let told = "connecting failed 90s ago: scripted connect error; it is tried again when one more \
+                is wanted";
+    degraded(&pool.status(), &[told]);
+    let both = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    assert_eq!(pool.status().health, Health::Healthy);
+    drop(both);
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pool_whose_new_connections_were_all_rejected_opens_one_and_no_more_for_nobody() {
     let manager = TestManager::new();
     let hooks = Hooks::new()
@@ -138,7 +162,10 @@ async fn a_pool_whose_new_connections_were_all_rejected_opens_one_and_no_more_fo
     let opened = manager.connect.calls();
     tokio::time::sleep(3600 * SECOND).await;
     // Whether that one is any better, the next caller will find out.
-    degraded(&pool.status(), &["connecting fails: scripted hook error"]);
+    let status = pool.status();
+    let [reason] = status.health.reasons() else { panic!("{status}") };
+    assert!(reason.starts_with("connecting failed 36"), "{reason}");
+    assert!(reason.contains("s ago: scripted hook error; "), "{reason}");
     assert_eq!((manager.connect.calls(), pool.counts().idle), (opened, 1));
 }
 

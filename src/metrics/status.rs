@@ -125,6 +125,8 @@ pub(crate) struct Signs {
     /// `None` while it is open: then what it is instead.
     pub(crate) closed: Option<&'static str>,
     pub(crate) connecting: Connecting,
+    /// Somebody is connecting, or pauses before he tries again.
+    pub(crate) is_dialing: bool,
     /// A hook has rejected what was opened last.
     pub(crate) all_are_rejected: bool,
     pub(crate) maintenance_is_paused: bool,
@@ -155,10 +157,20 @@ fn health(signs: &Signs, metrics: &PoolMetrics, config: &Config) -> Health {
     // Once all connections that there may be are there, an old failure says nothing any more, unless
     // it is they who were rejected.
     if !is_full || signs.all_are_rejected {
-        let why = metrics.last_connect_error.as_ref().map_or("?", |error| &error.message);
+        let last = metrics.last_connect_error.as_ref();
+        let why = last.map_or("?", |error| &error.message);
         match signs.connecting {
             Connecting::Works => {}
-            Connecting::Fails => reasons.push(format!("connecting fails: {why}")),
+            // A pool that is down goes on trying.
+            Connecting::Fails if signs.is_dialing || counts.alive() == 0 => {
+                reasons.push(format!("connecting fails: {why}"));
+            }
+            Connecting::Fails => {
+                let ago = last.map_or(Duration::ZERO, |error| error.ago);
+                reasons.push(format!(
+                    "connecting failed {ago:.0?} ago: {why}; it is tried again when one more is wanted"
+                ));
+            }
             Connecting::FailsForGood => reasons.push(format!(
                 "connecting fails for good: {why}; it is tried again only when somebody has to wait \
                  for one more, or for a warm-up or a rotation"

@@ -226,6 +226,11 @@ impl<E> Connector<E> {
         if trouble.probing && !trouble.permanent { trouble.last.clone() } else { None }
     }
 
+    /// Whether dials are under way, the prober's pauses included.
+    pub(super) fn is_dialing(&self) -> bool {
+        self.dials.load(Ordering::SeqCst) > 0
+    }
+
     /// How many dials there may be at the moment.
     #[cfg(feature = "cluster")]
     pub(super) fn admitted(&self) -> usize {

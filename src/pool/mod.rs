@@ -836,7 +836,8 @@ impl<M: Manager> Pool<M> {
     /// after the server is. Not so if the manager calls the last failure
     /// [permanent](Manager::is_permanent), such as a wrong password, since accounts get locked: then its
     /// health says so, and stays down until an [`acquire`](Self::acquire), a
-    /// [`warm_up`](Self::warm_up) or a [`rotate`](Self::rotate) succeeds.
+    /// [`warm_up`](Self::warm_up) or a [`rotate`](Self::rotate) succeeds. A pool that has connections tries
+    /// again only while one more is wanted: after that it stays degraded, and says when connecting failed.
     ///
     /// # Examples
     ///
@@ -862,6 +863,7 @@ impl<M: Manager> Pool<M> {
                 _ => Some("closed"),
             },
             connecting: shared.connector.connecting(),
+            is_dialing: shared.connector.is_dialing(),
             all_are_rejected: rejections > 0,
             maintenance_is_paused: self.maintenance().is_paused(),
             max_size: shared.core.limit(),
