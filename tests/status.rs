@@ -287,6 +287,25 @@ async fn what_is_kept_for_others_does_not_hide_that_everything_else_is_used_up()
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pool_whose_connections_are_being_closed_does_not_say_that_they_are_in_use() {
+    let manager = TestManager::new();
+    manager.close.always(Act::Gated);
+    let pool = pool_of(&manager, 2).build_lazy().unwrap();
+    let [a, b] = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    let mut waiter = pin!(pool.acquire_timeout(Duration::MAX));
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    pool.invalidate();
+    drop(a);
+    let one = "all 2 connections are in use or being closed, and 1 wait for one";
+    degraded(&pool.status(), &[one]);
+    drop(b);
+    degraded(&pool.status(), &["all 2 connections are being closed, and 1 wait for one"]);
+    manager.close.open(2);
+    drop(waiter.await.unwrap());
+    assert_eq!(pool.status().health, Health::Healthy);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pool_whose_connections_are_made_ready_between_two_users_is_used_up_all_the_same() {
     let manager = TestManager::new();
     manager.condition.always(Act::Slow(SECOND)); // dirty
@@ -298,11 +317,11 @@ async fn a_pool_whose_connections_are_made_ready_between_two_users_is_used_up_al
     degraded(&pool.status(), &["all 2 connections are in use, and 1 wait for one"]);
     drop(a);
     eventually("it is being reset", || pool.counts().resetting == 1).await;
-    let being_reset = "all 2 connections are in use or being made ready, and 1 wait for one";
-    degraded(&pool.status(), &[being_reset]);
+    let one = "all 2 connections are in use or being made ready, and 1 wait for one";
+    degraded(&pool.status(), &[one]);
     drop(b);
     eventually("so is the other one", || pool.counts().resetting == 2).await;
-    degraded(&pool.status(), &[being_reset]);
+    degraded(&pool.status(), &["all 2 connections are being made ready, and 1 wait for one"]);
     manager.reset.open(2);
     drop(waiter.await.unwrap());
     manager.reset.open(1);

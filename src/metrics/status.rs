@@ -186,13 +186,19 @@ fn health(signs: &Signs, metrics: &PoolMetrics, config: &Config) -> Health {
     let used_up = busy > 0 && busy + signs.kept >= signs.max_size;
     if counts.waiters > 0 && used_up {
         let waiters = counts.waiters;
-        // Being reset, checked or closed.
-        let or = if busy > counts.in_use { " or being made ready" } else { "" };
+        let what = [
+            (counts.in_use, "in use"),
+            (counts.checking + counts.resetting, "being made ready"),
+            (counts.closing, "being closed"),
+        ];
+        let what: Vec<_> =
+            what.iter().filter(|(count, _)| *count > 0).map(|(_, what)| *what).collect();
+        let what = what.join(" or ");
         reasons.push(if signs.kept == 0 {
-            format!("all {busy} connections are in use{or}, and {waiters} wait for one")
+            format!("all {busy} connections are {what}, and {waiters} wait for one")
         } else {
             let all = "all but what is reserved";
-            format!("{busy} connections are in use{or}, {all}, and {waiters} wait for one")
+            format!("{busy} connections are {what}, {all}, and {waiters} wait for one")
         });
     }
     let late = |held: &Duration| config.leak_after.is_some_and(|limit| *held >= limit);
