@@ -78,7 +78,7 @@ OLDEST = """[package]
 name = "oldest"
 edition = "2024"
 [dependencies]
-millpond = { path = "../..", features = ["cluster", "tcp"] }
+millpond = { path = "../..", features = ["cluster", "tcp", "serde"] }
 [workspace]
 """
 if subprocess.run(["cargo", "+nightly", "--version"], capture_output=True).returncode:
