@@ -11,7 +11,8 @@ use millpond::cluster::{
     NodeView, Policy, Role,
 };
 use millpond::{
-    AcquireError, CheckPolicy, Condition, Health, Hooks, Manager, PoolBuilder, from_fn,
+    AcquireError, CheckPolicy, Condition, Config, Health, Hooks, Manager, PoolBuilder, Priority,
+    from_fn,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::future::{pending, ready};
@@ -196,6 +197,22 @@ async fn settings_out_of_range_are_refused_and_name_the_node() {
         ("slow_start", builder().slow_start(Duration::ZERO)),
     ] {
         assert_eq!(builder.build().unwrap_err().field(), field);
+    }
+}
+
+#[tokio::test]
+async fn reserved_connections_are_refused_as_no_acquire_of_a_cluster_has_a_priority() {
+    let mut config = Config::default();
+    config.reserved = (Priority::High, 1);
+    for cap in [None, Some(5)] {
+        let config = config.clone();
+        let builder = builder().pools(move |pool| pool.config(config.clone()));
+        let cluster = builder.max_connections(cap).build().unwrap();
+        let error = cluster.add_node("a".to_owned(), TestManager::new()).unwrap_err();
+        let rule = "it must be 0 in a cluster, where no acquire has a priority";
+        assert_eq!(error.to_string(), format!("node a: reserved is 1, but {rule}"));
+        let NodeError::Config { source, .. } = error else { panic!("{error}") };
+        assert_eq!((source.field(), cluster.nodes().len()), ("reserved", 0));
     }
 }
 
@@ -2582,10 +2599,6 @@ async fn with_a_cap_too_a_removal_that_is_given_up_closes_the_node_at_once() {
 async fn settings_that_a_cap_cannot_do_with_are_refused() {
     let error = builder().max_connections(0).build().unwrap_err();
     assert_eq!(error.to_string(), "max_connections is 0, but it must be at least 1");
-    let reserves = |pool: millpond::PoolBuilder<_>| pool.reserved(millpond::Priority::High, 1);
-    let cluster = Cluster::builder().pools(reserves).max_connections(5).build().unwrap();
-    let error = cluster.add_node("a".to_owned(), TestManager::new()).unwrap_err();
-    assert!(error.to_string().starts_with("node a: reserved is 1, but it must be 0"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
