@@ -2819,6 +2819,48 @@ fn a_cap_goes_on_though_nobody_drives_the_runtime_of_who_waited_first() {
 }
 
 #[test]
+fn a_cap_looks_where_some_node_lives_for_those_who_wait_outside_a_runtime() {
+    for keys in [&["b"][..], &["a", "b"], &["a"]] {
+        let builder = builder().max_connections(2).acquire_timeout(Duration::MAX);
+        let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
+        let (cluster, managers) = cluster_of(builder, nodes);
+        let one = runtime();
+        let held = one.block_on(async {
+            let held = [cluster.acquire("b").await.unwrap(), cluster.acquire("c").await.unwrap()];
+            // Each node has had its turn with its only unit, and may be asked for that.
+            tokio::time::sleep(60 * MILLISECOND).await;
+            held
+        });
+        // Nobody has used a, so its pool has no runtime: who waits there is told so once it may have one.
+        let mut waiting: Vec<_> =
+            keys.iter().map(|key| (*key, Wakes::new(), Box::pin(cluster.acquire(*key)))).collect();
+        for (_, (_, waker), acquire) in &mut waiting {
+            assert!(poll_with(acquire.as_mut(), waker).is_pending());
+        }
+        one.block_on(async { drop(held) });
+        for (key, (wakes, waker), mut acquire) in waiting {
+            let mut seen = 0;
+            let served = loop {
+                one.block_on(eventually("it is woken", || wakes.count() > seen));
+                seen = wakes.count();
+                if let Poll::Ready(served) = poll_with(acquire.as_mut(), &waker) {
+                    break served;
+                }
+            };
+            match served {
+                Ok(guard) => assert_eq!((key, guard.node().as_str()), ("b", "b")),
+                Err(ClusterError::Node(refusal)) => {
+                    let source = refusal.source;
+                    assert!(key == "a" && matches!(source, AcquireError::NoRuntime), "{source}");
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        one.block_on(settled(&cluster, &managers));
+    }
+}
+
+#[test]
 fn a_check_that_is_late_comes_to_its_end_though_nobody_drives_the_runtime_of_who_began_it() {
     for (act, idle) in [(Act::Gated, 1), (Act::Never, 0)] {
         let (one, other) = (paused(), paused());

@@ -650,8 +650,8 @@ impl Word {
         let Some(cap) = &cluster.cap else { return };
         let mut abandoned = self.abandoned.take().unwrap_or_else(|| cap.when_abandoned());
         if !cluster.more_wanted() {
-            // Nor could anybody later on in this runtime, which has ended or has no timer: whoever has
-            // another hears of it, and gives everybody what there is.
+            // No pool has a runtime, nor could anybody look later on in this one, which has ended or has no
+            // timer: whoever has another hears of it, and gives everybody what there is.
             return;
         }
         if Pin::new(&mut abandoned).poll(cx).is_ready() {
