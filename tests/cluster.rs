@@ -2740,6 +2740,35 @@ fn a_cap_goes_on_for_others_though_the_runtime_ends_where_it_looks() {
 }
 
 #[test]
+fn what_asks_a_server_for_its_role_hears_that_the_runtime_has_ended_where_the_cap_looks() {
+    let (one, other) = (runtime(), runtime());
+    let builder = builder().max_connections(1);
+    let (cluster, managers) = with_roles_of(builder, [Role::Replica, Role::Primary]);
+    cluster.add_node("x".to_owned(), TestManager::new()).unwrap();
+    let waiters = |key: &str| cluster.node_stats(key).unwrap().counts.waiters;
+    let held = other.block_on(cluster.acquire("a")).unwrap();
+    one.block_on(async {
+        tokio::spawn({
+            let cluster = cluster.clone();
+            async move { drop(cluster.acquire("x").await) }
+        });
+        eventually("it is in line", || waiters("x") == 1).await;
+    });
+    other.block_on(async {
+        let mut acquire = pin!(cluster.acquire_any(Policy::Primary));
+        assert!(poll_once(acquire.as_mut()).is_pending());
+        eventually("both are to be asked", || waiters("a") + waiters("b") == 2).await;
+        // So that nobody asks it again, who would look after the cap himself.
+        cluster.remove_node("x", Duration::ZERO).await.unwrap();
+        one.shutdown_background();
+        assert!(timeout(100 * MILLISECOND, acquire.as_mut()).await.is_err(), "it is in use");
+        drop(held);
+        assert_eq!(acquire.await.unwrap().node(), "b");
+        settled(&cluster, &managers).await;
+    });
+}
+
+#[test]
 fn a_cap_sees_who_is_in_line_once_more_after_he_has_looked_again_in_vain() {
     let (cluster, managers, whole) = capped(1, 1, [("a", plain()), ("b", plain())]);
     let one = runtime();

@@ -640,13 +640,17 @@ const FAR_FUTURE: Duration = Duration::from_secs(1 << 30);
 /// the cap have taken him for gone meanwhile; so he has himself polled once nobody looks after the cap any
 /// more.
 #[derive(Default)]
-struct Word {
+pub(super) struct Word {
     /// Completes when nobody does.
     abandoned: Option<EventListener>,
 }
 
 impl Word {
-    fn poll<K: Key, M: Manager>(&mut self, cluster: &Arc<Shared<K, M>>, cx: &mut Context<'_>) {
+    pub(super) fn poll<K: Key, M: Manager>(
+        &mut self,
+        cluster: &Arc<Shared<K, M>>,
+        cx: &mut Context<'_>,
+    ) {
         let Some(cap) = &cluster.cap else { return };
         let mut abandoned = self.abandoned.take().unwrap_or_else(|| cap.when_abandoned());
         if !cluster.more_wanted() {
