@@ -12,7 +12,7 @@ use millpond::cluster::{
 };
 use millpond::{
     AcquireError, CheckPolicy, Condition, Config, Health, Hooks, Manager, PoolBuilder, Priority,
-    from_fn,
+    Shed, from_fn,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::future::{pending, ready};
@@ -3551,6 +3551,31 @@ async fn who_waits_on_for_what_replaces_his_node_has_waited_since_he_began() {
         }
         drop(cluster.replace("a", TestManager::new(), Duration::ZERO).await.unwrap());
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_shed_by_what_replaces_his_node_is_told_that_he_has_waited_since_he_began() {
+    let shed = Shed::new(20 * MILLISECOND, 100 * MILLISECOND);
+    let builder = builder().pools(move |pool| pool.max_size(1).shards(1).shed(shed));
+    let (cluster, _managers) = cluster_of(builder, [("a", plain())]);
+    let _held = cluster.acquire("a").await.unwrap();
+    let mut late = pin!(cluster.acquire("a"));
+    assert!(timeout(SECOND, late.as_mut()).await.is_err());
+    drop(cluster.replace("a", TestManager::new(), Duration::ZERO).await.unwrap());
+    // All who are served in the first interval have waited for too long.
+    let held = cluster.acquire("a").await.unwrap();
+    let mut first = pin!(cluster.acquire("a"));
+    assert!(poll_once(first.as_mut()).is_pending() && poll_once(late.as_mut()).is_pending());
+    tokio::time::sleep(150 * MILLISECOND).await;
+    drop(held);
+    let held = first.await.unwrap();
+    tokio::time::sleep(150 * MILLISECOND).await;
+    drop(held);
+    let ClusterError::Node(refusal) = late.await.unwrap_err() else { panic!("not by its pool") };
+    let AcquireError::Shed { waited } = refusal.source else { panic!("{refusal}") };
+    assert_eq!(waited, 1_300 * MILLISECOND);
+    let a = cluster.node_stats("a").unwrap();
+    assert_eq!((a.waits.shed, a.shed), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]

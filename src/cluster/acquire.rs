@@ -559,8 +559,11 @@ impl<K: Key, M: Manager> Shared<K, M> {
                     }
                 }
                 Err(mut source) => {
-                    if let (Some(_), AcquireError::Timeout(timeout)) = (&again, &mut source) {
-                        timeout.waited = began.elapsed();
+                    // Since he began, which may have been at a node that this one has replaced.
+                    match &mut source {
+                        AcquireError::Timeout(timeout) => timeout.waited = began.elapsed(),
+                        AcquireError::Shed { waited } => *waited = began.elapsed(),
+                        _ => {}
                     }
                     return Err(ClusterError::of_node(node, source));
                 }
