@@ -1010,6 +1010,35 @@ async fn whoever_waits_for_a_node_that_is_removed_is_told_and_others_are_not_dis
     assert_eq!(by_policy.await.unwrap().node(), "b");
 }
 
+#[tokio::test]
+async fn who_was_served_before_the_removal_and_comes_for_it_after_that_gets_none_of_that_node() {
+    for by_name in [true, false] {
+        let builder = builder().pools(|pool| pool.max_size(1));
+        let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+        let (a, b) = (cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap());
+        let mut acquire = pin!(async {
+            match by_name {
+                true => cluster.acquire("a").await,
+                false => cluster.acquire_any(Policy::RoundRobin).await,
+            }
+        });
+        assert!(poll_once(acquire.as_mut()).is_pending());
+        drop(a);
+        assert_eq!(cluster.node_stats("a").unwrap().counts.waiters, 0, "it is served");
+        let mut removal = pin!(cluster.remove_node("a", PATIENCE));
+        assert!(poll_once(removal.as_mut()).is_pending());
+        if by_name {
+            assert!(matches!(acquire.await, Err(ClusterError::Removed(_))));
+        } else {
+            assert!(poll_once(acquire.as_mut()).is_pending(), "b may still serve");
+            drop(b);
+            assert_eq!(acquire.await.unwrap().node(), "b");
+        }
+        let report = removal.await.unwrap();
+        assert_eq!((report.closed, report.still_out.len(), managers[0].ledger.live()), (1, 0, 0));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thread_that_has_been_to_a_node_learns_at_once_that_it_is_gone_or_replaced() {
     let (cluster, managers) = cluster_of(builder(), [("a", plain())]);
