@@ -11,7 +11,8 @@ use millpond::cluster::{
     NodeView, Policy, Role,
 };
 use millpond::{
-    AcquireError, CheckPolicy, Condition, Health, Hooks, Manager, PoolBuilder, from_fn,
+    AcquireError, CheckPolicy, Condition, Config, Health, Hooks, Manager, PoolBuilder, Priority,
+    Shed, from_fn,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::future::{pending, ready};
@@ -196,6 +197,22 @@ async fn settings_out_of_range_are_refused_and_name_the_node() {
         ("slow_start", builder().slow_start(Duration::ZERO)),
     ] {
         assert_eq!(builder.build().unwrap_err().field(), field);
+    }
+}
+
+#[tokio::test]
+async fn reserved_connections_are_refused_as_no_acquire_of_a_cluster_has_a_priority() {
+    let mut config = Config::default();
+    config.reserved = (Priority::High, 1);
+    for cap in [None, Some(5)] {
+        let config = config.clone();
+        let builder = builder().pools(move |pool| pool.config(config.clone()));
+        let cluster = builder.max_connections(cap).build().unwrap();
+        let error = cluster.add_node("a".to_owned(), TestManager::new()).unwrap_err();
+        let rule = "it must be 0 in a cluster, where no acquire has a priority";
+        assert_eq!(error.to_string(), format!("node a: reserved is 1, but {rule}"));
+        let NodeError::Config { source, .. } = error else { panic!("{error}") };
+        assert_eq!((source.field(), cluster.nodes().len()), ("reserved", 0));
     }
 }
 
@@ -991,6 +1008,35 @@ async fn whoever_waits_for_a_node_that_is_removed_is_told_and_others_are_not_dis
     assert_eq!(managers[0].ledger.live(), 0);
     drop(b);
     assert_eq!(by_policy.await.unwrap().node(), "b");
+}
+
+#[tokio::test]
+async fn who_was_served_before_the_removal_and_comes_for_it_after_that_gets_none_of_that_node() {
+    for by_name in [true, false] {
+        let builder = builder().pools(|pool| pool.max_size(1));
+        let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+        let (a, b) = (cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap());
+        let mut acquire = pin!(async {
+            match by_name {
+                true => cluster.acquire("a").await,
+                false => cluster.acquire_any(Policy::RoundRobin).await,
+            }
+        });
+        assert!(poll_once(acquire.as_mut()).is_pending());
+        drop(a);
+        assert_eq!(cluster.node_stats("a").unwrap().counts.waiters, 0, "it is served");
+        let mut removal = pin!(cluster.remove_node("a", PATIENCE));
+        assert!(poll_once(removal.as_mut()).is_pending());
+        if by_name {
+            assert!(matches!(acquire.await, Err(ClusterError::Removed(_))));
+        } else {
+            assert!(poll_once(acquire.as_mut()).is_pending(), "b may still serve");
+            drop(b);
+            assert_eq!(acquire.await.unwrap().node(), "b");
+        }
+        let report = removal.await.unwrap();
+        assert_eq!((report.closed, report.still_out.len(), managers[0].ledger.live()), (1, 0, 0));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -2582,10 +2628,6 @@ async fn with_a_cap_too_a_removal_that_is_given_up_closes_the_node_at_once() {
 async fn settings_that_a_cap_cannot_do_with_are_refused() {
     let error = builder().max_connections(0).build().unwrap_err();
     assert_eq!(error.to_string(), "max_connections is 0, but it must be at least 1");
-    let reserves = |pool: millpond::PoolBuilder<_>| pool.reserved(millpond::Priority::High, 1);
-    let cluster = Cluster::builder().pools(reserves).max_connections(5).build().unwrap();
-    let error = cluster.add_node("a".to_owned(), TestManager::new()).unwrap_err();
-    assert!(error.to_string().starts_with("node a: reserved is 1, but it must be 0"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -2727,6 +2769,35 @@ fn a_cap_goes_on_for_others_though_the_runtime_ends_where_it_looks() {
 }
 
 #[test]
+fn what_asks_a_server_for_its_role_hears_that_the_runtime_has_ended_where_the_cap_looks() {
+    let (one, other) = (runtime(), runtime());
+    let builder = builder().max_connections(1);
+    let (cluster, managers) = with_roles_of(builder, [Role::Replica, Role::Primary]);
+    cluster.add_node("x".to_owned(), TestManager::new()).unwrap();
+    let waiters = |key: &str| cluster.node_stats(key).unwrap().counts.waiters;
+    let held = other.block_on(cluster.acquire("a")).unwrap();
+    one.block_on(async {
+        tokio::spawn({
+            let cluster = cluster.clone();
+            async move { drop(cluster.acquire("x").await) }
+        });
+        eventually("it is in line", || waiters("x") == 1).await;
+    });
+    other.block_on(async {
+        let mut acquire = pin!(cluster.acquire_any(Policy::Primary));
+        assert!(poll_once(acquire.as_mut()).is_pending());
+        eventually("both are to be asked", || waiters("a") + waiters("b") == 2).await;
+        // So that nobody asks it again, who would look after the cap himself.
+        cluster.remove_node("x", Duration::ZERO).await.unwrap();
+        one.shutdown_background();
+        assert!(timeout(100 * MILLISECOND, acquire.as_mut()).await.is_err(), "it is in use");
+        drop(held);
+        assert_eq!(acquire.await.unwrap().node(), "b");
+        settled(&cluster, &managers).await;
+    });
+}
+
+#[test]
 fn a_cap_sees_who_is_in_line_once_more_after_he_has_looked_again_in_vain() {
     let (cluster, managers, whole) = capped(1, 1, [("a", plain()), ("b", plain())]);
     let one = runtime();
@@ -2803,6 +2874,48 @@ fn a_cap_goes_on_though_nobody_drives_the_runtime_of_who_waited_first() {
         settled(&cluster, &managers).await;
     });
     assert_eq!(whole.most_live(), 2);
+}
+
+#[test]
+fn a_cap_looks_where_some_node_lives_for_those_who_wait_outside_a_runtime() {
+    for keys in [&["b"][..], &["a", "b"], &["a"]] {
+        let builder = builder().max_connections(2).acquire_timeout(Duration::MAX);
+        let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
+        let (cluster, managers) = cluster_of(builder, nodes);
+        let one = runtime();
+        let held = one.block_on(async {
+            let held = [cluster.acquire("b").await.unwrap(), cluster.acquire("c").await.unwrap()];
+            // Each node has had its turn with its only unit, and may be asked for that.
+            tokio::time::sleep(60 * MILLISECOND).await;
+            held
+        });
+        // Nobody has used a, so its pool has no runtime: who waits there is told so once it may have one.
+        let mut waiting: Vec<_> =
+            keys.iter().map(|key| (*key, Wakes::new(), Box::pin(cluster.acquire(*key)))).collect();
+        for (_, (_, waker), acquire) in &mut waiting {
+            assert!(poll_with(acquire.as_mut(), waker).is_pending());
+        }
+        one.block_on(async { drop(held) });
+        for (key, (wakes, waker), mut acquire) in waiting {
+            let mut seen = 0;
+            let served = loop {
+                one.block_on(eventually("it is woken", || wakes.count() > seen));
+                seen = wakes.count();
+                if let Poll::Ready(served) = poll_with(acquire.as_mut(), &waker) {
+                    break served;
+                }
+            };
+            match served {
+                Ok(guard) => assert_eq!((key, guard.node().as_str()), ("b", "b")),
+                Err(ClusterError::Node(refusal)) => {
+                    let source = refusal.source;
+                    assert!(key == "a" && matches!(source, AcquireError::NoRuntime), "{source}");
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        one.block_on(settled(&cluster, &managers));
+    }
 }
 
 #[test]
@@ -3480,6 +3593,31 @@ async fn who_waits_on_for_what_replaces_his_node_has_waited_since_he_began() {
         }
         drop(cluster.replace("a", TestManager::new(), Duration::ZERO).await.unwrap());
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_shed_by_what_replaces_his_node_is_told_that_he_has_waited_since_he_began() {
+    let shed = Shed::new(20 * MILLISECOND, 100 * MILLISECOND);
+    let builder = builder().pools(move |pool| pool.max_size(1).shards(1).shed(shed));
+    let (cluster, _managers) = cluster_of(builder, [("a", plain())]);
+    let _held = cluster.acquire("a").await.unwrap();
+    let mut late = pin!(cluster.acquire("a"));
+    assert!(timeout(SECOND, late.as_mut()).await.is_err());
+    drop(cluster.replace("a", TestManager::new(), Duration::ZERO).await.unwrap());
+    // All who are served in the first interval have waited for too long.
+    let held = cluster.acquire("a").await.unwrap();
+    let mut first = pin!(cluster.acquire("a"));
+    assert!(poll_once(first.as_mut()).is_pending() && poll_once(late.as_mut()).is_pending());
+    tokio::time::sleep(150 * MILLISECOND).await;
+    drop(held);
+    let held = first.await.unwrap();
+    tokio::time::sleep(150 * MILLISECOND).await;
+    drop(held);
+    let ClusterError::Node(refusal) = late.await.unwrap_err() else { panic!("not by its pool") };
+    let AcquireError::Shed { waited } = refusal.source else { panic!("{refusal}") };
+    assert_eq!(waited, 1_300 * MILLISECOND);
+    let a = cluster.node_stats("a").unwrap();
+    assert_eq!((a.waits.shed, a.shed), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]

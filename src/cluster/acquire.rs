@@ -559,8 +559,11 @@ impl<K: Key, M: Manager> Shared<K, M> {
                     }
                 }
                 Err(mut source) => {
-                    if let (Some(_), AcquireError::Timeout(timeout)) = (&again, &mut source) {
-                        timeout.waited = began.elapsed();
+                    // Since he began, which may have been at a node that this one has replaced.
+                    match &mut source {
+                        AcquireError::Timeout(timeout) => timeout.waited = began.elapsed(),
+                        AcquireError::Shed { waited } => *waited = began.elapsed(),
+                        _ => {}
                     }
                     return Err(ClusterError::of_node(node, source));
                 }
@@ -640,18 +643,22 @@ const FAR_FUTURE: Duration = Duration::from_secs(1 << 30);
 /// the cap have taken him for gone meanwhile; so he has himself polled once nobody looks after the cap any
 /// more.
 #[derive(Default)]
-struct Word {
+pub(super) struct Word {
     /// Completes when nobody does.
     abandoned: Option<EventListener>,
 }
 
 impl Word {
-    fn poll<K: Key, M: Manager>(&mut self, cluster: &Arc<Shared<K, M>>, cx: &mut Context<'_>) {
+    pub(super) fn poll<K: Key, M: Manager>(
+        &mut self,
+        cluster: &Arc<Shared<K, M>>,
+        cx: &mut Context<'_>,
+    ) {
         let Some(cap) = &cluster.cap else { return };
         let mut abandoned = self.abandoned.take().unwrap_or_else(|| cap.when_abandoned());
         if !cluster.more_wanted() {
-            // Nor could anybody later on in this runtime, which has ended or has no timer: whoever has
-            // another hears of it, and gives everybody what there is.
+            // No pool has a runtime, nor could anybody look later on in this one, which has ended or has no
+            // timer: whoever has another hears of it, and gives everybody what there is.
             return;
         }
         if Pin::new(&mut abandoned).poll(cx).is_ready() {

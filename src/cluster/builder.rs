@@ -67,9 +67,9 @@ impl<K: Key, M: Manager> Settings<K, M> {
             .acquire_timeout(self.acquire_timeout)
             .build_lazy()?;
         let reserved = pool.config().reserved.1;
-        if self.max_connections.is_some() && reserved > 0 {
-            let rule =
-                "must be 0 beside max_connections, which may leave a node no connection at all";
+        if reserved > 0 {
+            // Nobody could have them, and what is vacant would pass for room.
+            let rule = "must be 0 in a cluster, where no acquire has a priority";
             return Err(ConfigError::new("reserved", reserved, rule));
         }
         Ok(pool)
@@ -108,7 +108,8 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
     }
 
     /// Settles the nodes' pools; called once for each. Their names, `fail_fast` and `acquire_timeout`
-    /// are the cluster's business. Default: a pool's defaults.
+    /// are the cluster's business. A node whose pool is to have [`reserved`](crate::Config::reserved)
+    /// connections is an error: no acquire of a cluster has a priority. Default: a pool's defaults.
     pub fn pools(
         mut self,
         pools: impl Fn(PoolBuilder<Member<K, M>>) -> PoolBuilder<Member<K, M>> + Send + Sync + 'static,

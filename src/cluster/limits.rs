@@ -325,6 +325,11 @@ impl<K: Key, M: Manager> Cap<K, M> {
         drop(gone);
     }
 
+    /// The pools that take part.
+    fn pools(&self) -> Vec<Pool<Member<K, M>>> {
+        self.shares().iter().map(|share| share.pool.clone()).collect()
+    }
+
     /// Gives units to those who need some, as far as there are free ones, and has others let go of
     /// theirs.
     fn balance(&self) -> Outcome<K, M> {
@@ -516,15 +521,16 @@ impl<K: Key, M: Manager> Shared<K, M> {
     }
 
     /// A caller is in line at a node, which may have too few units. False: somebody would have to look
-    /// after the cap, and cannot, since neither the pool that needs units nor the caller has a runtime for
-    /// that.
+    /// after the cap, and cannot, since neither a pool nor the caller has a runtime for that.
     #[cold]
     pub(super) fn more_wanted(self: &Arc<Self>) -> bool {
         let Some(cap) = &self.cap else { return true };
         while let Some((pool, listeners)) = cap.balance() {
             cap.wanted.notify(1.additional());
-            // Not on the caller's runtime, which may be alive and be driven no more.
-            match pool.ground_or_current() {
+            // Not on the caller's runtime, which may be alive and be driven no more. Where neither this pool nor
+            // he has one, that of any other does as well.
+            let elsewhere = || cap.pools().iter().find_map(Pool::ground_or_current);
+            match pool.ground_or_current().or_else(elsewhere) {
                 Some(ground) => {
                     if let Some(collecting) = Collecting::begin(self, cap) {
                         ground.spawn(collect(collecting, listeners));

@@ -308,8 +308,8 @@ impl<K: Key, M: Manager> Cluster<K, M> {
 
     /// Takes a node out, and drains its pool as [`Pool::drain`](crate::Pool::drain) does: whoever
     /// waits for it is told, and connections in use are waited for until `deadline` from now. From
-    /// the first poll on, nobody is given a connection of it any more; who has been given one while he
-    /// waited, and has not run since, keeps it, and is waited for like the others.
+    /// the first poll on, nobody is given a connection of it any more, nor does anybody keep one who was
+    /// served while he waited and has not run since.
     ///
     /// # Errors
     ///

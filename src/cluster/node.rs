@@ -6,6 +6,7 @@
 //!
 //! Not here: which node is chosen (`policy.rs`).
 
+use super::acquire::Word;
 use super::endpoint::Endpoint;
 use super::limits::PATIENCE;
 use super::{Key, Shared};
@@ -517,11 +518,11 @@ impl<K: Key, M: Manager> Node<K, M> {
                     Attempt::Miss(missed) => missed.wait(patience, Counted::Never).await,
                 }
             });
+            let mut word = Word::default();
             let acquired = poll_fn(|cx| {
                 let acquired = acquire.as_mut().poll(cx);
                 if let (Poll::Pending, Some(cluster)) = (&acquired, cluster.upgrade()) {
-                    // It is in line, perhaps once more, where the cap sees it.
-                    cluster.more_wanted();
+                    word.poll(&cluster, cx);
                 }
                 acquired
             });

@@ -235,7 +235,8 @@ pub struct Config {
     /// [`AcquireError::QueueFull`](crate::AcquireError::QueueFull). Those count too for whom a
     /// connection is being opened. At least 1; `None` for no limit. Default: `None`.
     pub max_waiters: Option<usize>,
-    /// Connections that only callers with [`Priority::High`] get: below `max_size`. Default: none.
+    /// Connections that only callers with [`Priority::High`] get: below `max_size`, and none in a cluster,
+    /// where nobody has a priority. Default: none.
     pub reserved: (Priority, usize),
     /// Turns callers away who have waited too long. Default: `None`.
     pub shed: Option<Shed>,
