@@ -648,15 +648,45 @@ async fn where_a_query_of_ones_own_resets_a_session_that_is_read_only_costs_the_
     let Some(server) = server() else { return };
     server.run("CREATE TABLE resets (what int); GRANT ALL ON resets TO PUBLIC");
     let url = format!("{}?target_session_attrs=read-write", server.url());
-    let manager = PostgresManager::from_url(&url).unwrap();
-    let manager = manager.mode(PoolMode::Session).reset_query("INSERT INTO resets VALUES (1)");
-    let pool = pool_of(manager, 3).build().await.unwrap();
-    let clients = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
-    let read_only = "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY";
-    clients[0].batch_execute(read_only).await.unwrap();
-    drop(clients);
-    let metrics = at_rest(&pool).await;
-    assert_eq!((metrics.closed.invalidated, metrics.closed.total()), (2, 2), "{metrics:?}");
+    for mode in [PoolMode::Session, PoolMode::Transaction, PoolMode::Statement] {
+        for leaves in ["nothing", "a transaction", "a rollback", "a beginning"] {
+            let manager = PostgresManager::from_url(&url).unwrap().mode(mode);
+            let manager = manager.reset_query("INSERT INTO resets VALUES (1)");
+            let pool = pool_of(manager, 3).build().await.unwrap();
+            let [mut client, other] =
+                [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+            let read_only = "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY";
+            client.batch_execute(read_only).await.unwrap();
+            match leaves {
+                "nothing" => {}
+                "a transaction" => client.batch_execute("BEGIN").await.unwrap(),
+                // It is on its way when the connection comes back.
+                "a rollback" => drop(client.transaction().await.unwrap()),
+                _ => drop(poll_once(pin!(client.batch_execute("BEGIN")))),
+            }
+            drop((client, other));
+            let closed = at_rest(&pool).await.closed;
+            let seen = (closed.invalidated, closed.total());
+            assert_eq!(seen, (2, 2), "{mode:?}, with {leaves} left: {closed:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_says_it_takes_no_writes_when_it_refuses_the_reset_costs_the_pool_all_of_its_age()
+ {
+    let Some(server) = server() else { return };
+    let url = format!("{}?target_session_attrs=read-write", server.url());
+    // As one does that is read-only from just before the reset on.
+    let refused =
+        "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY; COMMIT; CREATE TABLE no ()";
+    let manager = PostgresManager::from_url(&url).unwrap().reset_query(refused);
+    let pool = pool_of(manager, 2).build().await.unwrap();
+    let [client, other] = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    client.batch_execute("SELECT 1").await.unwrap();
+    drop((client, other));
+    let closed = at_rest(&pool).await.closed;
+    assert_eq!((closed.invalidated, closed.total()), (2, 2), "{closed:?}");
 }
 
 #[tokio::test]

@@ -216,8 +216,8 @@ impl<T> PostgresManager<T> {
     /// Runs this when a connection comes back on which anything has been sent, instead of what the
     /// mode has for that. A transaction has been rolled back before. It must not take away what the driver
     /// has prepared, as `DISCARD ALL` and `DEALLOCATE ALL` do: that fails, and closes the connection. With
-    /// `target_session_attrs=read-write`, a session that has become read-only is closed without it, and the pool
-    /// invalidated.
+    /// `target_session_attrs=read-write`, a session that has become read-only is closed and the pool
+    /// invalidated, whether this is run then or not, and whatever comes of it.
     pub fn reset_query(mut self, query: impl Into<String>) -> Self {
         self.reset_query = Some(query.into());
         self
@@ -343,6 +343,45 @@ where
         Ok(())
     }
 
+    /// Ends whatever is under way, rolls back, and makes the session new if that is to be.
+    async fn make_clean(&self, client: &mut Client) -> Result<(), Error> {
+        self.until_quiet(client).await?;
+        if client.has_ended() {
+            return Err(Error::Closed);
+        }
+        if client.session.in_transaction() && self.mode == PoolMode::Statement {
+            return Err(Error::OpenTransaction);
+        }
+        if client.session.is_in_doubt() {
+            client.clear_doubt().await?;
+        }
+        let open = client.session.in_transaction();
+        let renew = if self.has_to_renew(client) { self.session_query() } else { None };
+        match (open, renew) {
+            (false, None) => {}
+            (true, None) => client.run("ROLLBACK").await?,
+            (false, Some(renew)) => client.run(renew).await?,
+            (true, Some(renew)) if self.reset_query.is_none() => {
+                client.run(&format!("ROLLBACK; {renew}")).await?;
+            }
+            // What comes in one piece is in one transaction, and not everything may be: a `CALL` of what
+            // commits may not.
+            (true, Some(renew)) => {
+                client.run("ROLLBACK").await?;
+                client.run(renew).await?;
+            }
+        }
+        if client.session.in_transaction() {
+            return Err(Error::OpenTransaction);
+        }
+        if client.has_ended() {
+            return Err(Error::Closed);
+        }
+        client.clean_at = client.session.requests();
+        client.asked = None;
+        Ok(())
+    }
+
     /// Asks the server to cancel what it is at, unless it has answered all before there is a way to ask.
     async fn cancel(
         &self,
@@ -377,7 +416,10 @@ impl Client {
     /// Runs what the pool asks for.
     async fn run(&mut self, sql: &str) -> Result<(), Error> {
         self.begin_to_ask();
-        Ok(self.client.batch_execute(sql).await?)
+        let answer = self.client.batch_execute(sql).await;
+        // The driver may still be busy with the end of the answer.
+        self.session.until_quiet().await;
+        Ok(answer?)
     }
 
     /// Asks something that nobody else asks. If another answer is still to come, the driver gives it to
@@ -573,43 +615,12 @@ where
     }
 
     async fn reset(&self, client: &mut Client) -> Result<(), Error> {
-        self.until_quiet(client).await?;
-        if client.has_ended() {
-            return Err(Error::Closed);
+        let outcome = self.make_clean(client).await;
+        if outcome.is_err() && self.condition(client) == Condition::Outdated {
+            // The pool asks for that, and hears of all that are as old; an error says nothing of the others.
+            return Ok(());
         }
-        if client.session.in_transaction() && self.mode == PoolMode::Statement {
-            return Err(Error::OpenTransaction);
-        }
-        if client.session.is_in_doubt() {
-            client.clear_doubt().await?;
-        }
-        let open = client.session.in_transaction();
-        let renew = if self.has_to_renew(client) { self.session_query() } else { None };
-        match (open, renew) {
-            (false, None) => {}
-            (true, None) => client.run("ROLLBACK").await?,
-            (false, Some(renew)) => client.run(renew).await?,
-            (true, Some(renew)) if self.reset_query.is_none() => {
-                client.run(&format!("ROLLBACK; {renew}")).await?;
-            }
-            // What comes in one piece is in one transaction, and not everything may be: a `CALL` of what
-            // commits may not.
-            (true, Some(renew)) => {
-                client.run("ROLLBACK").await?;
-                client.run(renew).await?;
-            }
-        }
-        // The driver may still be busy with the end of the answer.
-        client.session.until_quiet().await;
-        if client.session.in_transaction() {
-            return Err(Error::OpenTransaction);
-        }
-        if client.has_ended() {
-            return Err(Error::Closed);
-        }
-        client.clean_at = client.session.requests();
-        client.asked = None;
-        Ok(())
+        outcome
     }
 
     async fn close(&self, mut client: Client) {
