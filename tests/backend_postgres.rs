@@ -511,7 +511,6 @@ async fn a_session_is_made_new_whatever_names_others_have_put_before_those_of_th
         "CREATE SCHEMA shadow; GRANT USAGE ON SCHEMA shadow TO PUBLIC; \
          CREATE FUNCTION shadow.format(text, text) RETURNS text {raises}; \
          CREATE FUNCTION shadow.pg_advisory_unlock_all() RETURNS void {raises}; \
-         CREATE DOMAIN shadow.text AS int; \
          CREATE VIEW shadow.pg_prepared_statements AS SELECT 'none' AS name, true AS from_sql; \
          GRANT SELECT ON shadow.pg_prepared_statements TO PUBLIC"
     ));
@@ -529,6 +528,22 @@ async fn a_session_is_made_new_whatever_names_others_have_put_before_those_of_th
         let metrics = at_rest(&pool).await;
         assert_eq!((metrics.created, metrics.closed.total()), (1, 0), "{path}");
     }
+}
+
+#[tokio::test]
+async fn a_session_is_made_new_in_a_database_without_any_procedural_language() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    server.run("DROP EXTENSION plpgsql");
+    let pool = pool_of(manager(&server).mode(PoolMode::Session), 1).build().await.unwrap();
+    let prepared = "SELECT count(*) FROM pg_prepared_statements WHERE from_sql";
+    for _ in 0..2 {
+        let client = pool.acquire().await.unwrap();
+        assert_eq!(ask(&client, prepared).await, "0");
+        let leave = r#"BEGIN; PREPARE "all" AS SELECT 1; PREPARE "a "";" AS SELECT 2"#;
+        client.batch_execute(leave).await.unwrap();
+    }
+    let metrics = at_rest(&pool).await;
+    assert_eq!((metrics.created, metrics.closed.total()), (1, 0), "{metrics:?}");
 }
 
 #[tokio::test]

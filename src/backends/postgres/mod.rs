@@ -52,7 +52,7 @@ pub enum PoolMode {
     /// [`DISCARD ALL`](https://www.postgresql.org/docs/current/sql-discard.html) does, except that
     /// statements that the driver has prepared stay, those of
     /// [`prepare_cached`](Client::prepare_cached) included, which says what that means where holders set
-    /// `search_path`. One round trip.
+    /// `search_path`. One round trip, and a second one where a holder has left what `PREPARE` makes.
     Session,
     /// Holders leave the session as it was. A transaction that is left open is rolled back. A clean
     /// connection costs no round trip.
@@ -63,16 +63,15 @@ pub enum PoolMode {
 }
 
 /// What `DISCARD ALL` does, by its manual, but for `DEALLOCATE ALL`: the driver keeps statements of its
-/// own, by which it looks up types, and does not expect them to go. All names are qualified: others may
-/// have made some that are found first.
+/// own, by which it looks up types, and does not expect them to go. For all others, the rows that this is
+/// answered with (that of the locks is empty) are what is still to be run: a database may have no language
+/// in which the server could do that by itself. All names are qualified: others may have made some that are
+/// found first.
 const NEW_SESSION: &str = "\
     CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; \
     SELECT pg_catalog.pg_advisory_unlock_all(); \
-    DO $millpond$ DECLARE prepared pg_catalog.text; BEGIN \
-        FOR prepared IN SELECT name FROM pg_catalog.pg_prepared_statements WHERE from_sql LOOP \
-            EXECUTE pg_catalog.format('DEALLOCATE %I', prepared); \
-        END LOOP; \
-    END $millpond$; \
+    SELECT pg_catalog.format('DEALLOCATE %I;', name) \
+        FROM pg_catalog.pg_prepared_statements WHERE from_sql; \
     DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES";
 
 /// How long a request that was given up may go on before the server is asked to cancel it. Most end
@@ -248,20 +247,19 @@ impl<T> PostgresManager<T> {
         self
     }
 
-    /// What makes a session new, if anything does.
-    fn session_query(&self) -> Option<&str> {
-        let by_mode = (self.mode == PoolMode::Session).then_some(NEW_SESSION);
-        self.reset_query.as_deref().or(by_mode)
+    /// Whether anything makes a session new.
+    fn renews(&self) -> bool {
+        self.reset_query.is_some() || self.mode == PoolMode::Session
     }
 
-    /// Whether that is to be run since a holder has sent something.
+    /// Whether that is to be done since a holder has sent something.
     fn is_touched(&self, client: &Client) -> bool {
-        client.session.requests() != client.clean_at && self.session_query().is_some()
+        client.session.requests() != client.clean_at && self.renews()
     }
 
-    /// Whether that is to be run.
+    /// Whether that is to be done.
     fn has_to_renew(&self, client: &Client) -> bool {
-        self.is_touched(client) || (self.reset_always && self.session_query().is_some())
+        self.is_touched(client) || (self.reset_always && self.renews())
     }
 }
 
@@ -355,20 +353,18 @@ where
         if client.session.is_in_doubt() {
             client.clear_doubt().await?;
         }
-        let open = client.session.in_transaction();
-        let renew = if self.has_to_renew(client) { self.session_query() } else { None };
-        match (open, renew) {
-            (false, None) => {}
-            (true, None) => client.run("ROLLBACK").await?,
-            (false, Some(renew)) => client.run(renew).await?,
-            (true, Some(renew)) if self.reset_query.is_none() => {
-                client.run(&format!("ROLLBACK; {renew}")).await?;
-            }
-            // What comes in one piece is in one transaction, and not everything may be: a `CALL` of what
-            // commits may not.
-            (true, Some(renew)) => {
-                client.run("ROLLBACK").await?;
-                client.run(renew).await?;
+        let renews = self.has_to_renew(client);
+        match &self.reset_query {
+            None if renews => client.make_new().await?,
+            query => {
+                if client.session.in_transaction() {
+                    client.run("ROLLBACK").await?;
+                }
+                // By itself: what comes in one piece is in one transaction, and not everything may be. A
+                // `CALL` of what commits may not.
+                if let (Some(query), true) = (query, renews) {
+                    client.run(query).await?;
+                }
             }
         }
         if client.session.in_transaction() {
@@ -422,6 +418,16 @@ impl Client {
         Ok(answer?)
     }
 
+    /// Rolls back, and makes the session new.
+    async fn make_new(&mut self) -> Result<(), Error> {
+        self.begin_to_ask();
+        let first = if self.session.in_transaction() { "ROLLBACK; " } else { "" };
+        let answer = self.client.simple_query(&format!("{first}{NEW_SESSION}")).await;
+        self.session.until_quiet().await;
+        let rest: String = values(&answer?).collect();
+        if rest.is_empty() { Ok(()) } else { self.run(&rest).await }
+    }
+
     /// Asks something that nobody else asks. If another answer is still to come, the driver gives it to
     /// this question, and the connection is of no use.
     async fn clear_doubt(&mut self) -> Result<(), Error> {
@@ -455,7 +461,12 @@ impl Client {
 /// What a question with one value was answered; `None` if that is no answer to it, which only a
 /// connection gives that is of no use.
 fn first_value(answer: &[SimpleQueryMessage]) -> Option<&str> {
-    answer.iter().find_map(|message| match message {
+    values(answer).next()
+}
+
+/// What each row of an answer begins with.
+fn values(answer: &[SimpleQueryMessage]) -> impl Iterator<Item = &str> {
+    answer.iter().filter_map(|message| match message {
         SimpleQueryMessage::Row(row) => row.get(0),
         _ => None,
     })
