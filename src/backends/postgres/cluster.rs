@@ -246,8 +246,10 @@ pub fn read_role(client: &mut Client) -> RoleFuture<'_, Error> {
     Box::pin(async {
         let clean = client.clean_at == client.session.requests();
         let sql = "SELECT pg_catalog.pg_is_in_recovery()";
+        client.begin_to_ask();
         let answer = client.client.simple_query(sql).await?;
         client.session.until_quiet().await;
+        client.asked = None;
         if clean {
             // Nobody has to tidy up after this.
             client.clean_at = client.session.requests();
