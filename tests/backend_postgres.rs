@@ -1063,6 +1063,7 @@ async fn a_host_that_was_cut_short_has_another_turn_if_the_others_do_not_serve()
 #[tokio::test]
 async fn a_configuration_that_cannot_work_is_tried_once_and_names_what_is_wrong() {
     let require = "postgresql://millpond@127.0.0.1/millpond?sslmode=require";
+    let direct = "postgresql://millpond@127.0.0.1:1/millpond?sslnegotiation=direct";
     let read = |url| PostgresManager::from_url(url).unwrap();
     let by_url = [
         ("user=millpond", "host is , but it must be given, or hostaddr"),
@@ -1072,6 +1073,7 @@ async fn a_configuration_that_cannot_work_is_tried_once_and_names_what_is_wrong(
             "hostaddr is 127.0.0.1, but it must be as many",
         ),
         (require, "sslmode is require, but it needs a TLS connector"),
+        (direct, "sslnegotiation is direct, but it needs sslmode=require"),
         ("postgresql://millpond@a,,b/millpond", "host is :5432, but it must have a name before"),
         (
             "host=a,b port=1,0 user=millpond",
@@ -1234,6 +1236,8 @@ async fn a_configuration_that_no_tls_connector_can_serve_is_tried_once_and_names
     let Some((server, connector)) = encrypted() else { return };
     let port = server.address().port();
     let direct = format!("postgresql://millpond@localhost:{port}/millpond?sslnegotiation=direct");
+    let [disabled, direct] = [format!("{direct}&sslmode=disable"), direct]
+        .map(|url| PostgresManager::from_url(&url).unwrap());
     let mut by_socket: Config = "user=millpond dbname=millpond".parse().unwrap();
     by_socket.host_path(server.socket_folder()).port(port);
     let mut by_address = nameless(&server);
@@ -1242,9 +1246,9 @@ async fn a_configuration_that_no_tls_connector_can_serve_is_tried_once_and_names
     }
     let socket = format!("host is {}:{port}", server.socket_folder().display());
     let address = format!("host is {}", server.address());
-    let direct = PostgresManager::from_url(&direct).unwrap();
     for (manager, said) in [
         (direct, "sslnegotiation is direct, but it needs sslmode=require".to_owned()),
+        (disabled, "sslnegotiation is direct, but it needs sslmode=require".to_owned()),
         (PostgresManager::new(by_socket.clone()), format!("{socket}, but it must have a name")),
         (PostgresManager::new(by_address.clone()), format!("{address}, but it must have a name")),
         (

@@ -20,7 +20,7 @@ pub use self::cluster::{PostgresNodes, read_role};
 pub use self::dial::Socket;
 
 use self::client::{DriverTask, Statements};
-use self::dial::{Address, Course, Nameless, Silence, Target, encryptable, targets};
+use self::dial::{Address, Course, Nameless, Silence, Target, encryptable, negotiable, targets};
 use self::driver::{Crank, Driver};
 use self::session::Session;
 use self::tap::{Tap, TapInside};
@@ -537,6 +537,7 @@ where
 
     async fn connect(&self) -> Result<Client, Error> {
         let mut config = (self.config)();
+        negotiable(&config)?;
         if self.is_plain() {
             if config.get_ssl_mode() == SslMode::Require {
                 let rule = "needs a TLS connector: see PostgresManager::tls";
