@@ -1232,6 +1232,40 @@ async fn nothing_is_encrypted_for_a_host_without_a_name_to_check_its_certificate
 }
 
 #[tokio::test]
+async fn a_server_that_an_address_leads_to_is_checked_by_the_name_that_its_certificate_has() {
+    let Some((server, connector)) = encrypted() else { return };
+    let (ip, port) = (server.address().ip(), server.address().port());
+    let require: Config = "user=millpond dbname=millpond sslmode=require".parse().unwrap();
+    let mut by_address = require.clone();
+    by_address.hostaddr(ip).port(port);
+    let alone = || PostgresManager::new(require.clone()).only(&ip.to_string(), port);
+    let without = alone().tls(connector.clone());
+    let error = millpond::Manager::connect(&without).await.map(drop).unwrap_err();
+    let cause = std::error::Error::source(&error).unwrap();
+    assert!(cause.to_string().contains("certificate"), "{error}: {cause}");
+    for manager in [alone(), PostgresManager::new(by_address)] {
+        let manager = manager.certificate_name("localhost").tls(connector.clone());
+        let pool = Pool::builder(manager).max_size(1).acquire_timeout(PATIENCE);
+        let pool = pool.reset_timeout(PATIENCE).build().await.unwrap();
+        let client = pool.acquire().await.unwrap();
+        let encrypted = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+        assert!(client.query_one(encrypted, &[]).await.unwrap().get::<_, bool>(0));
+        {
+            let mut query = pin!(client.batch_execute("SELECT pg_sleep(610)"));
+            assert!(poll_once(query.as_mut()).is_pending());
+            let at_it =
+                "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(610)'";
+            eventually("the server is at it", || server.run(at_it) == "1").await;
+        }
+        drop(client);
+        // It is cancelled in the same way.
+        pool.acquire().await.unwrap().batch_execute("SELECT 1").await.unwrap();
+        let metrics = at_rest(&pool).await;
+        assert_eq!((metrics.created, metrics.closed.total()), (1, 0));
+    }
+}
+
+#[tokio::test]
 async fn a_configuration_that_no_tls_connector_can_serve_is_tried_once_and_names_what_is_wrong() {
     let Some((server, connector)) = encrypted() else { return };
     let port = server.address().port();

@@ -212,6 +212,13 @@ impl Target {
         Self { host: Host::Tcp(host.to_owned()), port, hostname: Some(host.to_owned()) }
     }
 
+    /// Its server's certificate is to be for this name. A Unix socket needs none, as it is not encrypted.
+    pub(super) fn name_certificate(&mut self, name: &str) {
+        if let Host::Tcp(_) = self.host {
+            self.hostname = Some(name.to_owned());
+        }
+    }
+
     /// What leads here by [`new`](Self::new), but for an address of its own.
     #[cfg(feature = "cluster")]
     pub(super) fn endpoint(&self) -> crate::cluster::Endpoint {

@@ -143,6 +143,8 @@ pub struct PostgresManager<T = NoTls> {
     statement_cache: usize,
     /// Instead of the hosts of the configuration.
     only: Option<Target>,
+    /// Instead of that of each host.
+    certificate_name: Option<String>,
     silence: Silence,
 }
 
@@ -180,27 +182,27 @@ impl PostgresManager {
             reset_always: false,
             statement_cache: 100,
             only: None,
+            certificate_name: None,
             silence: Silence::default(),
         }
     }
 
     /// Encrypts with this connector, such as the crates tokio-postgres-rustls and
     /// postgres-native-tls have, as far as the configuration's `sslmode` asks for it. A server that encrypts
-    /// must have a name, which its certificate is checked by: `hostaddr` alone leads to those that do not, and
-    /// so does a Unix socket. `sslmode=require` with nothing but such hosts is refused, and so is
-    /// `sslnegotiation=direct` without `sslmode=require`.
+    /// must have a name, which its certificate is checked by: `hostaddr` alone leads to those that do not,
+    /// without a [`certificate_name`](Self::certificate_name), and so does a Unix socket. `sslmode=require` with
+    /// nothing but such hosts is refused, and so is `sslnegotiation=direct` without `sslmode=require`.
     pub fn tls<T: MakeTlsConnect<Socket>>(self, connector: T) -> PostgresManager<T> {
-        let Self { config, mode, reset_query, reset_always, statement_cache, only, .. } = self;
-        let (tls, silence) = (Some(connector), Silence::default());
         PostgresManager {
-            config,
-            tls,
-            mode,
-            reset_query,
-            reset_always,
-            statement_cache,
-            only,
-            silence,
+            config: self.config,
+            tls: Some(connector),
+            mode: self.mode,
+            reset_query: self.reset_query,
+            reset_always: self.reset_always,
+            statement_cache: self.statement_cache,
+            only: self.only,
+            certificate_name: self.certificate_name,
+            silence: Silence::default(),
         }
     }
 }
@@ -237,9 +239,19 @@ impl<T> PostgresManager<T> {
     }
 
     /// Connects to this port of this host alone, whatever hosts, addresses and ports the configuration
-    /// names: for a node of a cluster. A host that begins with a slash is the folder of a Unix socket.
+    /// names: for a node of a cluster. A host that begins with a slash is the folder of a Unix socket. With
+    /// TLS, the server's certificate must be for this host, even if it is an address, or for the
+    /// [`certificate_name`](Self::certificate_name).
     pub fn only(self, host: &str, port: u16) -> Self {
         self.only_target(Target::new(host, port))
+    }
+
+    /// Checks the servers' certificates by this name, whatever hosts and addresses lead to them: for a node
+    /// that is reached by its address, as `cluster::Dns` has them, while its certificate is for a name.
+    /// Default: by the host that leads there.
+    pub fn certificate_name(mut self, name: impl Into<String>) -> Self {
+        self.certificate_name = Some(name.into());
+        self
     }
 
     fn only_target(mut self, target: Target) -> Self {
@@ -546,10 +558,13 @@ where
             config.ssl_mode(SslMode::Disable);
         }
         let config = Arc::new(config);
-        let targets = match &self.only {
+        let mut targets = match &self.only {
             Some(target) => vec![target.clone().reachable(&config, 0)?],
             None => targets(&config)?,
         };
+        if let Some(name) = &self.certificate_name {
+            targets.iter_mut().for_each(|target| target.name_certificate(name));
+        }
         if !self.is_plain() {
             encryptable(&config, &targets)?;
         }
