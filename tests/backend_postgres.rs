@@ -511,7 +511,6 @@ async fn a_session_is_made_new_whatever_names_others_have_put_before_those_of_th
         "CREATE SCHEMA shadow; GRANT USAGE ON SCHEMA shadow TO PUBLIC; \
          CREATE FUNCTION shadow.format(text, text) RETURNS text {raises}; \
          CREATE FUNCTION shadow.pg_advisory_unlock_all() RETURNS void {raises}; \
-         CREATE DOMAIN shadow.text AS int; \
          CREATE VIEW shadow.pg_prepared_statements AS SELECT 'none' AS name, true AS from_sql; \
          GRANT SELECT ON shadow.pg_prepared_statements TO PUBLIC"
     ));
@@ -529,6 +528,22 @@ async fn a_session_is_made_new_whatever_names_others_have_put_before_those_of_th
         let metrics = at_rest(&pool).await;
         assert_eq!((metrics.created, metrics.closed.total()), (1, 0), "{path}");
     }
+}
+
+#[tokio::test]
+async fn a_session_is_made_new_in_a_database_without_any_procedural_language() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    server.run("DROP EXTENSION plpgsql");
+    let pool = pool_of(manager(&server).mode(PoolMode::Session), 1).build().await.unwrap();
+    let prepared = "SELECT count(*) FROM pg_prepared_statements WHERE from_sql";
+    for _ in 0..2 {
+        let client = pool.acquire().await.unwrap();
+        assert_eq!(ask(&client, prepared).await, "0");
+        let leave = r#"BEGIN; PREPARE "all" AS SELECT 1; PREPARE "a "";" AS SELECT 2"#;
+        client.batch_execute(leave).await.unwrap();
+    }
+    let metrics = at_rest(&pool).await;
+    assert_eq!((metrics.created, metrics.closed.total()), (1, 0), "{metrics:?}");
 }
 
 #[tokio::test]
@@ -648,15 +663,45 @@ async fn where_a_query_of_ones_own_resets_a_session_that_is_read_only_costs_the_
     let Some(server) = server() else { return };
     server.run("CREATE TABLE resets (what int); GRANT ALL ON resets TO PUBLIC");
     let url = format!("{}?target_session_attrs=read-write", server.url());
-    let manager = PostgresManager::from_url(&url).unwrap();
-    let manager = manager.mode(PoolMode::Session).reset_query("INSERT INTO resets VALUES (1)");
-    let pool = pool_of(manager, 3).build().await.unwrap();
-    let clients = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
-    let read_only = "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY";
-    clients[0].batch_execute(read_only).await.unwrap();
-    drop(clients);
-    let metrics = at_rest(&pool).await;
-    assert_eq!((metrics.closed.invalidated, metrics.closed.total()), (2, 2), "{metrics:?}");
+    for mode in [PoolMode::Session, PoolMode::Transaction, PoolMode::Statement] {
+        for leaves in ["nothing", "a transaction", "a rollback", "a beginning"] {
+            let manager = PostgresManager::from_url(&url).unwrap().mode(mode);
+            let manager = manager.reset_query("INSERT INTO resets VALUES (1)");
+            let pool = pool_of(manager, 3).build().await.unwrap();
+            let [mut client, other] =
+                [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+            let read_only = "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY";
+            client.batch_execute(read_only).await.unwrap();
+            match leaves {
+                "nothing" => {}
+                "a transaction" => client.batch_execute("BEGIN").await.unwrap(),
+                // It is on its way when the connection comes back.
+                "a rollback" => drop(client.transaction().await.unwrap()),
+                _ => drop(poll_once(pin!(client.batch_execute("BEGIN")))),
+            }
+            drop((client, other));
+            let closed = at_rest(&pool).await.closed;
+            let seen = (closed.invalidated, closed.total());
+            assert_eq!(seen, (2, 2), "{mode:?}, with {leaves} left: {closed:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_says_it_takes_no_writes_when_it_refuses_the_reset_costs_the_pool_all_of_its_age()
+ {
+    let Some(server) = server() else { return };
+    let url = format!("{}?target_session_attrs=read-write", server.url());
+    // As one does that is read-only from just before the reset on.
+    let refused =
+        "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY; COMMIT; CREATE TABLE no ()";
+    let manager = PostgresManager::from_url(&url).unwrap().reset_query(refused);
+    let pool = pool_of(manager, 2).build().await.unwrap();
+    let [client, other] = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    client.batch_execute("SELECT 1").await.unwrap();
+    drop((client, other));
+    let closed = at_rest(&pool).await.closed;
+    assert_eq!((closed.invalidated, closed.total()), (2, 2), "{closed:?}");
 }
 
 #[tokio::test]
@@ -1018,6 +1063,7 @@ async fn a_host_that_was_cut_short_has_another_turn_if_the_others_do_not_serve()
 #[tokio::test]
 async fn a_configuration_that_cannot_work_is_tried_once_and_names_what_is_wrong() {
     let require = "postgresql://millpond@127.0.0.1/millpond?sslmode=require";
+    let direct = "postgresql://millpond@127.0.0.1:1/millpond?sslnegotiation=direct";
     let read = |url| PostgresManager::from_url(url).unwrap();
     let by_url = [
         ("user=millpond", "host is , but it must be given, or hostaddr"),
@@ -1027,6 +1073,7 @@ async fn a_configuration_that_cannot_work_is_tried_once_and_names_what_is_wrong(
             "hostaddr is 127.0.0.1, but it must be as many",
         ),
         (require, "sslmode is require, but it needs a TLS connector"),
+        (direct, "sslnegotiation is direct, but it needs sslmode=require"),
         ("postgresql://millpond@a,,b/millpond", "host is :5432, but it must have a name before"),
         (
             "host=a,b port=1,0 user=millpond",
@@ -1185,10 +1232,46 @@ async fn nothing_is_encrypted_for_a_host_without_a_name_to_check_its_certificate
 }
 
 #[tokio::test]
+async fn a_server_that_an_address_leads_to_is_checked_by_the_name_that_its_certificate_has() {
+    let Some((server, connector)) = encrypted() else { return };
+    let (ip, port) = (server.address().ip(), server.address().port());
+    let require: Config = "user=millpond dbname=millpond sslmode=require".parse().unwrap();
+    let mut by_address = require.clone();
+    by_address.hostaddr(ip).port(port);
+    let alone = || PostgresManager::new(require.clone()).only(&ip.to_string(), port);
+    let without = alone().tls(connector.clone());
+    let error = millpond::Manager::connect(&without).await.map(drop).unwrap_err();
+    let cause = std::error::Error::source(&error).unwrap();
+    assert!(cause.to_string().contains("certificate"), "{error}: {cause}");
+    for manager in [alone(), PostgresManager::new(by_address)] {
+        let manager = manager.certificate_name("localhost").tls(connector.clone());
+        let pool = Pool::builder(manager).max_size(1).acquire_timeout(PATIENCE);
+        let pool = pool.reset_timeout(PATIENCE).build().await.unwrap();
+        let client = pool.acquire().await.unwrap();
+        let encrypted = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+        assert!(client.query_one(encrypted, &[]).await.unwrap().get::<_, bool>(0));
+        {
+            let mut query = pin!(client.batch_execute("SELECT pg_sleep(610)"));
+            assert!(poll_once(query.as_mut()).is_pending());
+            let at_it =
+                "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(610)'";
+            eventually("the server is at it", || server.run(at_it) == "1").await;
+        }
+        drop(client);
+        // It is cancelled in the same way.
+        pool.acquire().await.unwrap().batch_execute("SELECT 1").await.unwrap();
+        let metrics = at_rest(&pool).await;
+        assert_eq!((metrics.created, metrics.closed.total()), (1, 0));
+    }
+}
+
+#[tokio::test]
 async fn a_configuration_that_no_tls_connector_can_serve_is_tried_once_and_names_what_is_wrong() {
     let Some((server, connector)) = encrypted() else { return };
     let port = server.address().port();
     let direct = format!("postgresql://millpond@localhost:{port}/millpond?sslnegotiation=direct");
+    let [disabled, direct] = [format!("{direct}&sslmode=disable"), direct]
+        .map(|url| PostgresManager::from_url(&url).unwrap());
     let mut by_socket: Config = "user=millpond dbname=millpond".parse().unwrap();
     by_socket.host_path(server.socket_folder()).port(port);
     let mut by_address = nameless(&server);
@@ -1197,9 +1280,9 @@ async fn a_configuration_that_no_tls_connector_can_serve_is_tried_once_and_names
     }
     let socket = format!("host is {}:{port}", server.socket_folder().display());
     let address = format!("host is {}", server.address());
-    let direct = PostgresManager::from_url(&direct).unwrap();
     for (manager, said) in [
         (direct, "sslnegotiation is direct, but it needs sslmode=require".to_owned()),
+        (disabled, "sslnegotiation is direct, but it needs sslmode=require".to_owned()),
         (PostgresManager::new(by_socket.clone()), format!("{socket}, but it must have a name")),
         (PostgresManager::new(by_address.clone()), format!("{address}, but it must have a name")),
         (

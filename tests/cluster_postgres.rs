@@ -12,6 +12,7 @@ use millpond::Manager as _;
 use millpond::backends::postgres::{self, Client, Error, PoolMode, PostgresManager, PostgresNodes};
 use millpond::cluster::{Cluster, ClusterBuilder, NodeOptions, NodeSpec, Policy, Role};
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -490,6 +491,31 @@ async fn a_server_that_does_not_say_what_it_is_is_not_taken_for_the_primary() {
     let role = postgres::read_role(&mut client).await;
     assert!(matches!(role, Err(Error::Closed)), "{role:?}");
     server.abort();
+}
+
+/// Nor is it asked to cancel the question.
+#[tokio::test]
+async fn a_server_that_has_not_answered_what_it_is_keeps_no_place() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    let manager = PostgresManager::from_url(&server.url()).unwrap();
+    let pool = millpond::Pool::builder(manager).max_size(1).close_timeout(PATIENCE);
+    let pool = pool.acquire_timeout(3 * SECOND).build().await.unwrap();
+    let mut client = pool.acquire().await.unwrap();
+    server.freeze();
+    assert!(poll_once(postgres::read_role(&mut client).as_mut()).is_pending());
+    client.discard();
+    {
+        let mut acquire = pin!(pool.acquire());
+        let mut connects = pin!(eventually("the next one", || pool.counts().connecting == 1));
+        tokio::select! {
+            biased;
+            () = connects.as_mut() => {}
+            _ = acquire.as_mut() => panic!("the place was kept"),
+        }
+    }
+    server.thaw();
+    let metrics = at_rest(&pool).await;
+    assert_eq!((metrics.closed.discarded, metrics.closed.total()), (1, 1), "{metrics:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -22,7 +22,8 @@ use tokio_postgres::config::{LoadBalanceHosts, TargetSessionAttrs};
 ///
 /// A node is one server, so each name must lead to one: of a name with the addresses of several, a node
 /// takes whichever answers first, now this one and now that one, and its role is what the last one said.
-/// Such a name is for [`Dns`](crate::cluster::Dns), which makes a node of each address.
+/// Such a name is for [`Dns`](crate::cluster::Dns), which makes a node of each address, in a cluster that is
+/// made without a list of servers: see [`read_role`].
 ///
 /// # `target_session_attrs`
 ///
@@ -227,27 +228,44 @@ impl fmt::Debug for PostgresNodes {
 ///
 /// # Examples
 ///
-/// ```no_run
-/// use millpond::backends::postgres::{self, PostgresManager};
-/// use millpond::cluster::{Cluster, Endpoint};
+/// Servers that are the addresses of one name, for which they have their certificates. By their addresses
+/// alone, which is how [`Dns`](crate::cluster::Dns) names them, none of them would pass for the right one:
 ///
-/// # fn example() -> Result<(), Box<dyn std::error::Error>> {
-/// let config: tokio_postgres::Config = "user=app dbname=app".parse()?;
-/// let cluster: Cluster<String, PostgresManager> = Cluster::builder()
+/// ```no_run
+/// use millpond::backends::postgres::{self, PostgresManager, Socket};
+/// use millpond::cluster::{Cluster, Dns, Endpoint};
+/// use std::time::Duration;
+/// use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
+///
+/// # async fn example<T>(connector: T) -> Result<(), Box<dyn std::error::Error>>
+/// # where
+/// #     T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+/// #     T::Stream: Send,
+/// #     T::TlsConnect: Send,
+/// #     <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+/// # {
+/// let config: tokio_postgres::Config = "user=app dbname=app sslmode=require".parse()?;
+/// let cluster = Cluster::builder()
 ///     .read_role(postgres::read_role)
 ///     .template(move |endpoint: &Endpoint| {
-///         PostgresManager::new(config.clone()).only(&endpoint.host, endpoint.port)
+///         PostgresManager::new(config.clone())
+///             .tls(connector.clone())
+///             .only(&endpoint.host, endpoint.port)
+///             .certificate_name("db.internal")
 ///     })
 ///     .build()?;
-/// cluster.add_endpoint("first", "db1.internal:5432".parse()?)?;
+/// let nodes = Dns::new("db.internal:5432".parse()?, Duration::from_secs(30))?;
+/// cluster.watch(nodes, Duration::from_secs(60));
 /// # Ok(()) }
 /// ```
 pub fn read_role(client: &mut Client) -> RoleFuture<'_, Error> {
     Box::pin(async {
         let clean = client.clean_at == client.session.requests();
         let sql = "SELECT pg_catalog.pg_is_in_recovery()";
+        client.begin_to_ask();
         let answer = client.client.simple_query(sql).await?;
         client.session.until_quiet().await;
+        client.asked = None;
         if clean {
             // Nobody has to tidy up after this.
             client.clean_at = client.session.requests();

@@ -153,17 +153,27 @@ pub(super) fn targets(config: &Config) -> Result<Vec<Target>, Error> {
     Ok(targets)
 }
 
+/// Looks whether encryption has to be where it has to begin at once.
+///
+/// # Errors
+///
+/// If it does not have to be: as in libpq, which has no other way then to see whether the server encrypts.
+/// The driver would ask first, or not encrypt.
+pub(super) fn negotiable(config: &Config) -> Result<(), Error> {
+    let (mode, negotiation) = (config.get_ssl_mode(), config.get_ssl_negotiation());
+    if mode != SslMode::Require && negotiation == SslNegotiation::Direct {
+        return Err(Error::config("sslnegotiation", "direct", "needs sslmode=require"));
+    }
+    Ok(())
+}
+
 /// Looks whether any of these hosts can be connected to by a TLS connector, whatever its server does.
 ///
 /// # Errors
 ///
-/// If the driver does not begin to encrypt as the configuration says, or if all have to be encrypted and
-/// none has a name.
+/// If all have to be encrypted and none has a name.
 pub(super) fn encryptable(config: &Config, targets: &[Target]) -> Result<(), Error> {
-    let (mode, negotiation) = (config.get_ssl_mode(), config.get_ssl_negotiation());
-    if mode == SslMode::Prefer && negotiation == SslNegotiation::Direct {
-        return Err(Error::config("sslnegotiation", "direct", "needs sslmode=require"));
-    }
+    let mode = config.get_ssl_mode();
     let nameless = |target: &Target| target.hostname.is_none();
     if mode == SslMode::Require && targets.iter().all(nameless) {
         let rule = "must have a name where sslmode is require: the certificate is checked by it, and a \
@@ -200,6 +210,13 @@ impl Target {
             return Self { host: Host::Unix(host.into()), port, hostname: None };
         }
         Self { host: Host::Tcp(host.to_owned()), port, hostname: Some(host.to_owned()) }
+    }
+
+    /// Its server's certificate is to be for this name. A Unix socket needs none, as it is not encrypted.
+    pub(super) fn name_certificate(&mut self, name: &str) {
+        if let Host::Tcp(_) = self.host {
+            self.hostname = Some(name.to_owned());
+        }
     }
 
     /// What leads here by [`new`](Self::new), but for an address of its own.

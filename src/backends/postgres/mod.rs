@@ -20,7 +20,7 @@ pub use self::cluster::{PostgresNodes, read_role};
 pub use self::dial::Socket;
 
 use self::client::{DriverTask, Statements};
-use self::dial::{Address, Course, Nameless, Silence, Target, encryptable, targets};
+use self::dial::{Address, Course, Nameless, Silence, Target, encryptable, negotiable, targets};
 use self::driver::{Crank, Driver};
 use self::session::Session;
 use self::tap::{Tap, TapInside};
@@ -52,7 +52,7 @@ pub enum PoolMode {
     /// [`DISCARD ALL`](https://www.postgresql.org/docs/current/sql-discard.html) does, except that
     /// statements that the driver has prepared stay, those of
     /// [`prepare_cached`](Client::prepare_cached) included, which says what that means where holders set
-    /// `search_path`. One round trip.
+    /// `search_path`. One round trip, and a second one where a holder has left what `PREPARE` makes.
     Session,
     /// Holders leave the session as it was. A transaction that is left open is rolled back. A clean
     /// connection costs no round trip.
@@ -63,16 +63,15 @@ pub enum PoolMode {
 }
 
 /// What `DISCARD ALL` does, by its manual, but for `DEALLOCATE ALL`: the driver keeps statements of its
-/// own, by which it looks up types, and does not expect them to go. All names are qualified: others may
-/// have made some that are found first.
+/// own, by which it looks up types, and does not expect them to go. For all others, the rows that this is
+/// answered with (that of the locks is empty) are what is still to be run: a database may have no language
+/// in which the server could do that by itself. All names are qualified: others may have made some that are
+/// found first.
 const NEW_SESSION: &str = "\
     CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; \
     SELECT pg_catalog.pg_advisory_unlock_all(); \
-    DO $millpond$ DECLARE prepared pg_catalog.text; BEGIN \
-        FOR prepared IN SELECT name FROM pg_catalog.pg_prepared_statements WHERE from_sql LOOP \
-            EXECUTE pg_catalog.format('DEALLOCATE %I', prepared); \
-        END LOOP; \
-    END $millpond$; \
+    SELECT pg_catalog.format('DEALLOCATE %I;', name) \
+        FROM pg_catalog.pg_prepared_statements WHERE from_sql; \
     DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES";
 
 /// How long a request that was given up may go on before the server is asked to cancel it. Most end
@@ -144,6 +143,8 @@ pub struct PostgresManager<T = NoTls> {
     statement_cache: usize,
     /// Instead of the hosts of the configuration.
     only: Option<Target>,
+    /// Instead of that of each host.
+    certificate_name: Option<String>,
     silence: Silence,
 }
 
@@ -181,27 +182,27 @@ impl PostgresManager {
             reset_always: false,
             statement_cache: 100,
             only: None,
+            certificate_name: None,
             silence: Silence::default(),
         }
     }
 
     /// Encrypts with this connector, such as the crates tokio-postgres-rustls and
     /// postgres-native-tls have, as far as the configuration's `sslmode` asks for it. A server that encrypts
-    /// must have a name, which its certificate is checked by: `hostaddr` alone leads to those that do not, and
-    /// so does a Unix socket. `sslmode=require` with nothing but such hosts is refused, and so is
-    /// `sslnegotiation=direct` without `sslmode=require`.
+    /// must have a name, which its certificate is checked by: `hostaddr` alone leads to those that do not,
+    /// without a [`certificate_name`](Self::certificate_name), and so does a Unix socket. `sslmode=require` with
+    /// nothing but such hosts is refused, and so is `sslnegotiation=direct` without `sslmode=require`.
     pub fn tls<T: MakeTlsConnect<Socket>>(self, connector: T) -> PostgresManager<T> {
-        let Self { config, mode, reset_query, reset_always, statement_cache, only, .. } = self;
-        let (tls, silence) = (Some(connector), Silence::default());
         PostgresManager {
-            config,
-            tls,
-            mode,
-            reset_query,
-            reset_always,
-            statement_cache,
-            only,
-            silence,
+            config: self.config,
+            tls: Some(connector),
+            mode: self.mode,
+            reset_query: self.reset_query,
+            reset_always: self.reset_always,
+            statement_cache: self.statement_cache,
+            only: self.only,
+            certificate_name: self.certificate_name,
+            silence: Silence::default(),
         }
     }
 }
@@ -216,8 +217,8 @@ impl<T> PostgresManager<T> {
     /// Runs this when a connection comes back on which anything has been sent, instead of what the
     /// mode has for that. A transaction has been rolled back before. It must not take away what the driver
     /// has prepared, as `DISCARD ALL` and `DEALLOCATE ALL` do: that fails, and closes the connection. With
-    /// `target_session_attrs=read-write`, a session that has become read-only is closed without it, and the pool
-    /// invalidated.
+    /// `target_session_attrs=read-write`, a session that has become read-only is closed and the pool
+    /// invalidated, whether this is run then or not, and whatever comes of it.
     pub fn reset_query(mut self, query: impl Into<String>) -> Self {
         self.reset_query = Some(query.into());
         self
@@ -238,9 +239,19 @@ impl<T> PostgresManager<T> {
     }
 
     /// Connects to this port of this host alone, whatever hosts, addresses and ports the configuration
-    /// names: for a node of a cluster. A host that begins with a slash is the folder of a Unix socket.
+    /// names: for a node of a cluster. A host that begins with a slash is the folder of a Unix socket. With
+    /// TLS, the server's certificate must be for this host, even if it is an address, or for the
+    /// [`certificate_name`](Self::certificate_name).
     pub fn only(self, host: &str, port: u16) -> Self {
         self.only_target(Target::new(host, port))
+    }
+
+    /// Checks the servers' certificates by this name, whatever hosts and addresses lead to them: for a node
+    /// that is reached by its address, as `cluster::Dns` has them, while its certificate is for a name.
+    /// Default: by the host that leads there.
+    pub fn certificate_name(mut self, name: impl Into<String>) -> Self {
+        self.certificate_name = Some(name.into());
+        self
     }
 
     fn only_target(mut self, target: Target) -> Self {
@@ -248,20 +259,19 @@ impl<T> PostgresManager<T> {
         self
     }
 
-    /// What makes a session new, if anything does.
-    fn session_query(&self) -> Option<&str> {
-        let by_mode = (self.mode == PoolMode::Session).then_some(NEW_SESSION);
-        self.reset_query.as_deref().or(by_mode)
+    /// Whether anything makes a session new.
+    fn renews(&self) -> bool {
+        self.reset_query.is_some() || self.mode == PoolMode::Session
     }
 
-    /// Whether that is to be run since a holder has sent something.
+    /// Whether that is to be done since a holder has sent something.
     fn is_touched(&self, client: &Client) -> bool {
-        client.session.requests() != client.clean_at && self.session_query().is_some()
+        client.session.requests() != client.clean_at && self.renews()
     }
 
-    /// Whether that is to be run.
+    /// Whether that is to be done.
     fn has_to_renew(&self, client: &Client) -> bool {
-        self.is_touched(client) || (self.reset_always && self.session_query().is_some())
+        self.is_touched(client) || (self.reset_always && self.renews())
     }
 }
 
@@ -343,6 +353,43 @@ where
         Ok(())
     }
 
+    /// Ends whatever is under way, rolls back, and makes the session new if that is to be.
+    async fn make_clean(&self, client: &mut Client) -> Result<(), Error> {
+        self.until_quiet(client).await?;
+        if client.has_ended() {
+            return Err(Error::Closed);
+        }
+        if client.session.in_transaction() && self.mode == PoolMode::Statement {
+            return Err(Error::OpenTransaction);
+        }
+        if client.session.is_in_doubt() {
+            client.clear_doubt().await?;
+        }
+        let renews = self.has_to_renew(client);
+        match &self.reset_query {
+            None if renews => client.make_new().await?,
+            query => {
+                if client.session.in_transaction() {
+                    client.run("ROLLBACK").await?;
+                }
+                // By itself: what comes in one piece is in one transaction, and not everything may be. A
+                // `CALL` of what commits may not.
+                if let (Some(query), true) = (query, renews) {
+                    client.run(query).await?;
+                }
+            }
+        }
+        if client.session.in_transaction() {
+            return Err(Error::OpenTransaction);
+        }
+        if client.has_ended() {
+            return Err(Error::Closed);
+        }
+        client.clean_at = client.session.requests();
+        client.asked = None;
+        Ok(())
+    }
+
     /// Asks the server to cancel what it is at, unless it has answered all before there is a way to ask.
     async fn cancel(
         &self,
@@ -377,7 +424,20 @@ impl Client {
     /// Runs what the pool asks for.
     async fn run(&mut self, sql: &str) -> Result<(), Error> {
         self.begin_to_ask();
-        Ok(self.client.batch_execute(sql).await?)
+        let answer = self.client.batch_execute(sql).await;
+        // The driver may still be busy with the end of the answer.
+        self.session.until_quiet().await;
+        Ok(answer?)
+    }
+
+    /// Rolls back, and makes the session new.
+    async fn make_new(&mut self) -> Result<(), Error> {
+        self.begin_to_ask();
+        let first = if self.session.in_transaction() { "ROLLBACK; " } else { "" };
+        let answer = self.client.simple_query(&format!("{first}{NEW_SESSION}")).await;
+        self.session.until_quiet().await;
+        let rest: String = values(&answer?).collect();
+        if rest.is_empty() { Ok(()) } else { self.run(&rest).await }
     }
 
     /// Asks something that nobody else asks. If another answer is still to come, the driver gives it to
@@ -413,7 +473,12 @@ impl Client {
 /// What a question with one value was answered; `None` if that is no answer to it, which only a
 /// connection gives that is of no use.
 fn first_value(answer: &[SimpleQueryMessage]) -> Option<&str> {
-    answer.iter().find_map(|message| match message {
+    values(answer).next()
+}
+
+/// What each row of an answer begins with.
+fn values(answer: &[SimpleQueryMessage]) -> impl Iterator<Item = &str> {
+    answer.iter().filter_map(|message| match message {
         SimpleQueryMessage::Row(row) => row.get(0),
         _ => None,
     })
@@ -484,6 +549,7 @@ where
 
     async fn connect(&self) -> Result<Client, Error> {
         let mut config = (self.config)();
+        negotiable(&config)?;
         if self.is_plain() {
             if config.get_ssl_mode() == SslMode::Require {
                 let rule = "needs a TLS connector: see PostgresManager::tls";
@@ -492,10 +558,13 @@ where
             config.ssl_mode(SslMode::Disable);
         }
         let config = Arc::new(config);
-        let targets = match &self.only {
+        let mut targets = match &self.only {
             Some(target) => vec![target.clone().reachable(&config, 0)?],
             None => targets(&config)?,
         };
+        if let Some(name) = &self.certificate_name {
+            targets.iter_mut().for_each(|target| target.name_certificate(name));
+        }
         if !self.is_plain() {
             encryptable(&config, &targets)?;
         }
@@ -573,43 +642,12 @@ where
     }
 
     async fn reset(&self, client: &mut Client) -> Result<(), Error> {
-        self.until_quiet(client).await?;
-        if client.has_ended() {
-            return Err(Error::Closed);
+        let outcome = self.make_clean(client).await;
+        if outcome.is_err() && self.condition(client) == Condition::Outdated {
+            // The pool asks for that, and hears of all that are as old; an error says nothing of the others.
+            return Ok(());
         }
-        if client.session.in_transaction() && self.mode == PoolMode::Statement {
-            return Err(Error::OpenTransaction);
-        }
-        if client.session.is_in_doubt() {
-            client.clear_doubt().await?;
-        }
-        let open = client.session.in_transaction();
-        let renew = if self.has_to_renew(client) { self.session_query() } else { None };
-        match (open, renew) {
-            (false, None) => {}
-            (true, None) => client.run("ROLLBACK").await?,
-            (false, Some(renew)) => client.run(renew).await?,
-            (true, Some(renew)) if self.reset_query.is_none() => {
-                client.run(&format!("ROLLBACK; {renew}")).await?;
-            }
-            // What comes in one piece is in one transaction, and not everything may be: a `CALL` of what
-            // commits may not.
-            (true, Some(renew)) => {
-                client.run("ROLLBACK").await?;
-                client.run(renew).await?;
-            }
-        }
-        // The driver may still be busy with the end of the answer.
-        client.session.until_quiet().await;
-        if client.session.in_transaction() {
-            return Err(Error::OpenTransaction);
-        }
-        if client.has_ended() {
-            return Err(Error::Closed);
-        }
-        client.clean_at = client.session.requests();
-        client.asked = None;
-        Ok(())
+        outcome
     }
 
     async fn close(&self, mut client: Client) {
