@@ -940,6 +940,28 @@ async fn the_writer_of_a_database_that_is_closed_outlives_readers_that_come_back
 }
 
 #[tokio::test]
+async fn a_close_of_a_database_waits_for_its_writer_to_come_back() {
+    let file = File::new();
+    let log = file.path.with_extension("db-wal");
+    for (leave, late) in [("BEGIN", false), ("BEGIN", true), ("SELECT 1", true), ("", false)] {
+        let settings = |pool: PoolBuilder<_>| pool.reset_timeout(PATIENCE).close_timeout(PATIENCE);
+        let database = SqliteDatabase::open_with(file.manager(), 1, settings).await.unwrap();
+        let mut writer = database.writer().acquire_owned().await.unwrap();
+        writer.call(|db| insert(db, 1)).await.unwrap();
+        if leave.is_empty() {
+            give_up_in_the_middle(&mut writer, |db| count_for_ever(db)).await;
+        } else {
+            writer.call(move |db| db.execute_batch(leave)).await.unwrap();
+        }
+        // Unless it is late, it is being reset when the close begins.
+        let writer = late.then_some(writer);
+        tokio::join!(database.close(), async { drop(writer) });
+        assert!(!log.exists(), "it is in the file, after {leave}");
+    }
+    assert_eq!(file.rows(), 4);
+}
+
+#[tokio::test]
 async fn a_close_of_a_database_that_is_given_up_leaves_neither_pool_open() {
     let file = File::new();
     let database = SqliteDatabase::open(file.manager(), 1).await.unwrap();
