@@ -962,6 +962,33 @@ async fn a_close_of_a_database_waits_for_its_writer_to_come_back() {
 }
 
 #[tokio::test]
+async fn the_close_of_a_database_gives_all_its_readers_one_and_the_same_time() {
+    let file = File::new();
+    let database = SqliteDatabase::open(file.manager(), 2).await.unwrap();
+    let readers = database.readers();
+    let _held = readers.acquire().await.unwrap();
+    let mut stuck = readers.acquire().await.unwrap();
+    let (gate, closed) = mpsc::channel::<()>();
+    // Until the gate is dropped.
+    give_up_in_the_middle(&mut stuck, move |_| Ok(closed.recv())).await;
+    stuck.discard();
+    let limit = readers.config().reset_timeout + readers.config().close_timeout;
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
+    let mut close = pin!(database.close());
+    assert!(poll_once(close.as_mut()).is_pending());
+    assert!(matches!(readers.acquire().await, Err(AcquireError::Closed)), "not `Draining`");
+    eventually("it is the writer's turn", || {
+        assert!(poll_once(close.as_mut()).is_pending());
+        database.writer().is_closed()
+    })
+    .await;
+    let took = began.elapsed();
+    assert!(took >= limit && took < limit + SECOND / 10, "{took:?}");
+    drop(gate);
+}
+
+#[tokio::test]
 async fn a_close_of_a_database_that_is_given_up_leaves_neither_pool_open() {
     let file = File::new();
     let database = SqliteDatabase::open(file.manager(), 1).await.unwrap();

@@ -801,8 +801,8 @@ impl SqliteDatabase {
         // Cancel: the writer's pool does not stay open because nobody waits for the readers any more.
         let writer = Shuts(&self.writer);
         for pool in [&self.readers, writer.0] {
-            pool.close().await;
-            // That waits for none in use, nor for one that is being reset.
+            // First: whom it refuses is not told of a drain.
+            pool.shut();
             let Config { reset_timeout, close_timeout, .. } = pool.config();
             drop(pool.drain(reset_timeout.saturating_add(*close_timeout)).await);
         }
