@@ -598,11 +598,11 @@ async fn a_statement_waits_for_a_lock_as_long_as_it_may() {
         let error = call.await.expect("it waits no longer").unwrap_err();
         assert_eq!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy));
         let took = began.elapsed();
-        assert!(took >= limit && took < limit + SECOND, "{took:?}");
+        assert!(took >= limit && took < limit + SLACK, "{took:?}");
         let began = Instant::now();
         insert(connection.in_place().unwrap(), 1).unwrap_err();
         let took = began.elapsed();
-        assert!(took >= limit && took < limit + SECOND, "in place: {took:?}");
+        assert!(took >= limit && took < limit + SLACK, "in place: {took:?}");
     }
     // And it has what it waited for.
     let pool = file.pool(1).await;
