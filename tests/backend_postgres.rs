@@ -979,7 +979,9 @@ async fn a_dial_goes_on_behind_the_host_at_which_the_one_before_was_cut() {
         let limit = std::time::Duration::from_millis(500);
         let pool = pool_of(manager, 1).connect_timeout(limit).build().await.unwrap();
         assert_eq!(ask(&pool.acquire().await.unwrap(), "SELECT 1").await, "1");
-        assert_eq!(pool.metrics().connect_failures, 1);
+        // And seldom another, on a machine that has other things to do.
+        let failures = pool.metrics().connect_failures;
+        assert!((1..=4).contains(&failures), "{failures}");
     }
 }
 
