@@ -8,7 +8,8 @@ use support::*;
 
 use millpond::backends::mysql::{MysqlConnection, MysqlManager, MysqlReset};
 use millpond::{
-    AcquireError, CheckPolicy, Hooks, Manager, OperationError, Pool, RotateError, Stage,
+    AcquireError, CheckPolicy, Hooks, Manager, OperationError, Pool, PoolBuilder, RotateError,
+    Stage,
 };
 use mysql_async::prelude::{Query, Queryable};
 use mysql_async::{ChangeUserOpts, Conn, Error, Opts, OptsBuilder, Row, TxOpts};
@@ -40,14 +41,19 @@ fn manager(address: SocketAddr) -> MysqlManager {
     MysqlManager::new(opts(address))
 }
 
+/// Of one connection, whose resets may take their time on a machine that has other things to do.
+fn single(manager: MysqlManager) -> PoolBuilder<MysqlManager> {
+    Pool::builder(manager).max_size(1).reset_timeout(PATIENCE)
+}
+
 async fn one(address: SocketAddr) -> Pool<MysqlManager> {
-    Pool::builder(manager(address)).max_size(1).reset_timeout(PATIENCE).build().await.unwrap()
+    single(manager(address)).build().await.unwrap()
 }
 
 /// One that asks the server of no connection that looks clean.
 async fn trusting(address: SocketAddr) -> Pool<MysqlManager> {
     let manager = manager(address).verify_on_release(false);
-    Pool::builder(manager).max_size(1).reset_timeout(PATIENCE).build().await.unwrap()
+    single(manager).build().await.unwrap()
 }
 
 /// Asks for something that nobody else asks for, and compares.
@@ -222,7 +228,7 @@ async fn an_error_that_nobody_has_read_goes_to_nobody_else() {
 async fn with_always_the_next_user_finds_nothing_of_the_last() {
     let Some(server) = server() else { return };
     let opts = opts(server.address()).init(vec!["SET @a = 1"]).setup(vec!["SET @b = 2"]);
-    let pool = Pool::builder(MysqlManager::new(opts).reset(MysqlReset::Always)).max_size(1);
+    let pool = single(MysqlManager::new(opts).reset(MysqlReset::Always));
     let pool = pool.build().await.unwrap();
     let mut connection = pool.acquire().await.unwrap();
     let (first, fresh) = (connection.id(), session(&mut connection).await);
@@ -256,7 +262,7 @@ async fn a_reset_does_all_that_a_new_connection_has_done_in_the_same_order() {
     });
     let opts = opts.init(vec!["SET @order = CONCAT(@order, ', init')"]);
     let opts = opts.setup(vec!["SET @order = CONCAT(@order, ', setup')"]);
-    let pool = Pool::builder(MysqlManager::new(opts).reset(MysqlReset::Always)).max_size(1);
+    let pool = single(MysqlManager::new(opts).reset(MysqlReset::Always));
     let pool = pool.build().await.unwrap();
     for _ in 0..3 {
         let mut connection = pool.acquire().await.unwrap();
@@ -272,7 +278,7 @@ async fn what_sets_a_session_up_runs_once_for_each_reset() {
     let Some(server) = server() else { return };
     let once = "CREATE TEMPORARY TABLE once AS SELECT DATABASE() AS name";
     let manager = MysqlManager::new(opts(server.address()).setup(vec![once]));
-    let pool = Pool::builder(manager.reset(MysqlReset::Always)).max_size(1).build().await.unwrap();
+    let pool = single(manager.reset(MysqlReset::Always)).build().await.unwrap();
     for _ in 0..3 {
         let mut connection = pool.acquire().await.unwrap();
         let name: Option<String> = connection.query_first("SELECT name FROM once").await.unwrap();
@@ -290,7 +296,7 @@ async fn what_the_database_has_set_is_set_again_after_a_reset() {
     let mut connection = Conn::new(opts(server.address())).await.unwrap();
     connection.query_drop("CREATE DATABASE cyrillic CHARACTER SET cp1251").await.unwrap();
     let manager = MysqlManager::new(opts(server.address()).db_name(Some("cyrillic")));
-    let pool = Pool::builder(manager.reset(MysqlReset::Always)).max_size(1).build().await.unwrap();
+    let pool = single(manager.reset(MysqlReset::Always)).build().await.unwrap();
     for _ in 0..3 {
         let mut connection = pool.acquire().await.unwrap();
         let question = "SELECT @@character_set_database";
@@ -343,7 +349,7 @@ async fn a_reset_leaves_the_character_set_as_it_was_after_the_login() {
         (opts().init(vec!["SET NAMES koi8r", setup]), "koi8r_general_ci"),
     ] {
         let manager = MysqlManager::new(opts).reset(MysqlReset::Always);
-        let pool = Pool::builder(manager).max_size(1).build().await.unwrap();
+        let pool = single(manager).build().await.unwrap();
         let mut fresh = None;
         for _ in 0..3 {
             let mut connection = pool.acquire().await.unwrap();
@@ -368,7 +374,7 @@ async fn what_the_server_itself_has_set_up_at_the_login_is_undone_by_a_reset() {
     operator.query_drop("SET GLOBAL init_connect = 'SET @from_server = 1'").await.unwrap();
     for opts in [opts(server.address()), opts(server.address()).setup(vec!["SET @b = 2"])] {
         let manager = MysqlManager::new(opts.user(Some("local"))).reset(MysqlReset::Always);
-        let pool = Pool::builder(manager).max_size(1).build().await.unwrap();
+        let pool = single(manager).build().await.unwrap();
         for set in [Some(1), None] {
             let mut connection = pool.acquire().await.unwrap();
             let told = connection.query_first("SELECT @from_server").await.unwrap();
@@ -386,7 +392,7 @@ async fn settings_that_come_with_the_connection_outlive_a_reset_and_those_of_a_h
     let hooks =
         Hooks::new().after_connect(|c: &mut MysqlConnection| Box::pin(c.query_drop("SET @b = 2")));
     let manager = MysqlManager::new(opts(server.address()).init(vec!["SET @a = 1"]));
-    let pool = Pool::builder(manager.reset(MysqlReset::Always)).max_size(1).hooks(hooks);
+    let pool = single(manager.reset(MysqlReset::Always)).hooks(hooks);
     let pool = pool.build().await.unwrap();
     for of_hook in [Some(2), None, None] {
         let fresh = session(&mut pool.acquire().await.unwrap()).await;
@@ -400,7 +406,7 @@ async fn settings_that_come_with_the_connection_outlive_a_reset_and_those_of_a_h
 async fn whoever_has_no_database_finds_none() {
     let Some(server) = server() else { return };
     let opts = opts(server.address()).db_name(None::<String>);
-    let pool = Pool::builder(MysqlManager::new(opts).reset(MysqlReset::Always)).max_size(1);
+    let pool = single(MysqlManager::new(opts).reset(MysqlReset::Always));
     let pool = pool.build().await.unwrap();
     let first = pool.acquire().await.unwrap().id();
     for _ in 0..2 {
@@ -418,7 +424,7 @@ async fn whoever_logs_in_as_somebody_else_takes_the_connection_along() {
     for reset in [MysqlReset::IfDirty, MysqlReset::Always] {
         for verify in [true, false] {
             let manager = manager(server.address()).reset(reset).verify_on_release(verify);
-            let pool = Pool::builder(manager).max_size(1).build().await.unwrap();
+            let pool = single(manager).build().await.unwrap();
             let mut connection = pool.acquire().await.unwrap();
             let other = ChangeUserOpts::new().with_user(Some("locked".to_owned()));
             let other = other.with_pass(Some("secret".to_owned()));
@@ -443,7 +449,7 @@ async fn whoever_logs_in_as_somebody_else_takes_the_connection_along() {
 #[tokio::test]
 async fn a_query_given_up_at_any_poll_leaves_its_answer_to_nobody() {
     let Some(server) = server() else { return };
-    let pool = Pool::builder(manager(server.address())).max_size(1).build().await.unwrap();
+    let pool = single(manager(server.address())).build().await.unwrap();
     for polls in 0..64 {
         for _ in 0..3 {
             let mut connection = pool.acquire().await.unwrap();
@@ -765,7 +771,8 @@ async fn connections_that_the_server_has_closed_while_they_were_idle_are_not_han
 #[tokio::test]
 async fn a_closed_pool_leaves_no_connection_on_the_server() {
     let Some(server) = Mariadb::start(&[]) else { return };
-    let pool = Pool::builder(manager(server.address())).max_size(4).build().await.unwrap();
+    let pool = Pool::builder(manager(server.address())).max_size(4).reset_timeout(PATIENCE);
+    let pool = pool.build().await.unwrap();
     is_whole(&pool).await;
     let mut operator = Conn::new(opts(server.address())).await.unwrap();
     pool.close().await;

@@ -8,8 +8,8 @@ use support::*;
 
 use millpond::backends::redis::{RedisConnection, RedisManager};
 use millpond::{
-    AcquireError, CheckPolicy, Hooks, Manager, OperationError, Pool, ReleaseError, RotateError,
-    Stage,
+    AcquireError, CheckPolicy, Hooks, Manager, OperationError, Pool, PoolBuilder, ReleaseError,
+    RotateError, Stage,
 };
 use redis::aio::ConnectionLike;
 use redis::{
@@ -37,8 +37,13 @@ fn manager(url: &str) -> RedisManager {
     RedisManager::new(url).unwrap().response_timeout(20 * SECOND)
 }
 
+/// Of one connection, whose resets may take their time on a machine that has other things to do.
+fn single(manager: RedisManager) -> PoolBuilder<RedisManager> {
+    Pool::builder(manager).max_size(1).reset_timeout(PATIENCE)
+}
+
 async fn one(url: &str) -> Pool<RedisManager> {
-    Pool::builder(manager(url)).max_size(1).reset_timeout(PATIENCE).build().await.unwrap()
+    single(manager(url)).build().await.unwrap()
 }
 
 /// The number that the server gave the connection.
@@ -112,7 +117,7 @@ async fn a_clean_connection_is_used_again_without_a_word() {
 
 async fn leftovers_are_reset(url: &str, protocol: ProtocolVersion) {
     let manager = manager(url).protocol(protocol).client_name("pooled");
-    let pool = Pool::builder(manager).max_size(1).build().await.unwrap();
+    let pool = single(manager).build().await.unwrap();
     let mut connection = pool.acquire().await.unwrap();
     run(&mut connection, &["ACL SETUSER guest on nopass ~* +@all", "SET watched 1"]).await;
     let (first, fresh) = (id(&mut connection).await, session(&mut connection).await);
@@ -448,7 +453,7 @@ async fn a_request_that_was_given_up_is_waited_for_as_long_as_a_reset_may_take()
 async fn a_command_fails_after_the_response_timeout_and_its_answer_goes_to_nobody() {
     let Some(server) = server() else { return };
     let manager = manager(&server.url()).response_timeout(SECOND / 20);
-    let pool = Pool::builder(manager).max_size(1).build().await.unwrap();
+    let pool = single(manager).build().await.unwrap();
     let mut connection = pool.acquire().await.unwrap();
     let began = Instant::now();
     let slow = connection.blpop::<_, ()>("nothing-comes", 0.0).await.unwrap_err();
@@ -459,7 +464,7 @@ async fn a_command_fails_after_the_response_timeout_and_its_answer_goes_to_nobod
     let proxy = Proxy::start(server.address());
     let url = format!("redis://{}", proxy.address());
     let manager = RedisManager::new(&*url).unwrap().response_timeout(SECOND / 20);
-    let pool = Pool::builder(manager).max_size(1).check(CheckPolicy::Always);
+    let pool = single(manager).check(CheckPolicy::Always).check_timeout(PATIENCE);
     proxy.delay(SECOND / 20);
     let pool = pool.build().await.unwrap();
     for _ in 0..2 {
@@ -588,8 +593,9 @@ async fn a_server_that_is_loading_is_waited_for() {
     let Some(server) = Redis::start(&["--enable-debug-command", "yes"]) else { return };
     let operator = one(&server.url()).await.acquire_owned().await.unwrap();
     let mut operator = operator.detach();
-    run(&mut operator, &["DEBUG POPULATE 100 key 1000"]).await;
-    let slowly = "CONFIG SET key-load-delay 5000 loading-process-events-interval-bytes 1024";
+    let mut other = one(&server.url()).await.acquire_owned().await.unwrap().detach();
+    run(&mut operator, &["DEBUG POPULATE 200 key 1000"]).await;
+    let slowly = "CONFIG SET key-load-delay 50000 loading-process-events-interval-bytes 1024";
     run(&mut operator, &["CONFIG SET rdbcompression no", slowly]).await;
     let reload = tokio::spawn(async move { run(&mut operator, &["DEBUG RELOAD"]).await });
     let pool = one(&server.url()).await;
@@ -603,6 +609,8 @@ async fn a_server_that_is_loading_is_waited_for() {
         assert!(loading.is_some() || !reload.is_finished(), "nobody was told");
     }
     assert!(loading.as_ref().is_some_and(|told| told.contains("BusyLoading")), "{loading:?}");
+    // The rest of it needs no time.
+    run(&mut other, &["CONFIG SET key-load-delay 0"]).await;
     pool.acquire().await.unwrap().set::<_, _, ()>("loaded", 1).await.unwrap();
     joined(reload).await;
 }

@@ -1961,7 +1961,7 @@ async fn an_idle_connection_makes_room_though_another_node_is_to_give_one_that_i
     let mut acquire = pin!(cluster.acquire("c"));
     assert!(poll_once(acquire.as_mut()).is_pending());
     drop(of_b);
-    let c = timeout(SECOND, acquire).await.expect("b has one to give").unwrap();
+    let c = timeout(PATIENCE, acquire).await.expect("b has one to give").unwrap();
     drop((c, out));
     settled(&cluster, &managers).await;
     assert_eq!((closed(&managers), whole.most_live()), (1, 3));
@@ -2058,7 +2058,7 @@ async fn with_a_cap_too_the_servers_say_themselves_which_one_is_the_primary() {
             for (policy, role) in
                 [(Policy::Primary, Role::Primary), (Policy::Replica, Role::Replica)]
             {
-                let served = timeout(SECOND, cluster.acquire_any(policy)).await;
+                let served = timeout(PATIENCE, cluster.acquire_any(policy)).await;
                 assert_eq!(served.expect("one has that role").unwrap().role(), role, "cap {cap}");
             }
         }
@@ -2605,7 +2605,7 @@ async fn an_idle_connection_makes_room_though_a_removed_node_has_one_out() {
     let out = cluster.acquire("gone").await.unwrap();
     drop(cluster.acquire("a").await.unwrap());
     assert_eq!(cluster.remove_node("gone", MILLISECOND).await.unwrap().still_out.len(), 1);
-    let b = timeout(SECOND, cluster.acquire("b")).await.expect("a has one to give").unwrap();
+    let b = timeout(PATIENCE, cluster.acquire("b")).await.expect("a has one to give").unwrap();
     assert_eq!(managers.each_ref().map(|manager| manager.ledger.live()), [0, 1, 1]);
     drop((b, out));
     assert_eq!(whole.most_live(), 2);
@@ -2736,7 +2736,7 @@ fn a_cap_goes_on_though_the_runtime_ends_before_it_has_begun_there() {
         let mut acquire = pin!(cluster.acquire("b"));
         assert!(poll_once(acquire.as_mut()).is_pending());
         held.next();
-        assert_eq!(timeout(SECOND, acquire).await.expect("in time").unwrap().node(), "b");
+        assert_eq!(timeout(PATIENCE, acquire).await.expect("in time").unwrap().node(), "b");
         drop(held);
         settled(&cluster, &managers).await;
     });
@@ -2762,7 +2762,7 @@ fn a_cap_goes_on_for_others_though_the_runtime_ends_where_it_looks() {
         one.shutdown_background();
         assert!(timeout(20 * MILLISECOND, acquire.as_mut()).await.is_err(), "all are in use");
         drop(held);
-        assert_eq!(timeout(SECOND, acquire).await.expect("in time").unwrap().node(), "b");
+        assert_eq!(timeout(PATIENCE, acquire).await.expect("in time").unwrap().node(), "b");
         settled(&cluster, &managers).await;
     });
     assert_eq!(whole.most_live(), 2);
@@ -3237,7 +3237,7 @@ async fn who_has_been_served_and_does_not_know_it_yet_hides_nobody_else_who_wait
     drop(one);
     other.discard();
     eventually("it is closed", || managers[1].ledger.live() == 1).await;
-    let by_name = timeout(SECOND, cluster.acquire("b")).await.expect("there is room").unwrap();
+    let by_name = timeout(PATIENCE, cluster.acquire("b")).await.expect("there is room").unwrap();
     assert_eq!(acquire.await.unwrap().node(), "b");
     drop(by_name);
     assert_eq!(managers[1].ledger.opened(), 3);
@@ -3284,7 +3284,7 @@ fn who_may_go_anywhere_too_hears_that_the_runtime_has_ended_where_the_cap_looks(
         one.shutdown_background();
         assert!(timeout(20 * MILLISECOND, acquire.as_mut()).await.is_err(), "all are in use");
         drop(held);
-        assert_eq!(timeout(SECOND, acquire).await.expect("in time").unwrap().node(), "b");
+        assert_eq!(timeout(PATIENCE, acquire).await.expect("in time").unwrap().node(), "b");
         settled(&cluster, &managers).await;
     });
 }

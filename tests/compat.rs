@@ -918,7 +918,7 @@ async fn a_check_whose_caller_goes_away_takes_its_connection_along() {
 #[tokio::test]
 async fn what_a_connect_opens_too_late_is_dropped() {
     let manager = Blocking::default();
-    let pool = impatient(&manager, 2).connect_timeout(10 * MOMENT).build().await.unwrap();
+    let pool = impatient(&manager, 2).connect_timeout(50 * MOMENT).build().await.unwrap();
     manager.0.connect.lock().unwrap().push(Step::Block);
     assert_eq!(say(&pool).await, 1, "the second attempt");
     manager.open(1);

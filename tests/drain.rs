@@ -6,7 +6,7 @@
 mod support;
 use support::*;
 
-use millpond::{AcquireError, Pool, PoolBuilder, TryAcquireError, WarmUpError};
+use millpond::{AcquireError, CheckPolicy, Pool, PoolBuilder, TryAcquireError, WarmUpError};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -358,6 +358,25 @@ async fn drain_waits_for_resets_and_checks_too() {
     manager.reset.open(1);
     assert_eq!(drain.await.closed, 1);
     assert_eq!(manager.ledger.live(), 0);
+
+    let pool = pool_of(&manager, 1).check(CheckPolicy::Always).check_timeout(60 * SECOND);
+    let pool = pool.build_lazy().unwrap();
+    drop(pool.acquire().await.unwrap());
+    manager.check.once(Act::Gated);
+    let mut acquire = pin!(pool.acquire());
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    assert_eq!((pool.counts().checking, manager.check.running()), (1, 1));
+    let mut drain = pin!(pool.drain(60 * SECOND));
+    turns().await;
+    assert!(poll_once(drain.as_mut()).is_pending());
+    turns().await;
+    assert!(poll_once(drain.as_mut()).is_pending());
+    manager.check.open(1);
+    // As soon as the drain is over.
+    let drained = async { (drain.await, manager.ledger.live()) };
+    let ((report, live), checked) = tokio::join!(drained, acquire);
+    assert_eq!((report.closed, live), (1, 0));
+    assert!(checked.is_err(), "{checked:?}");
 }
 
 #[tokio::test(start_paused = true)]

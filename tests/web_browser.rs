@@ -669,9 +669,15 @@ async fn a_server_that_goes_away_and_comes_back_is_found_again() {
     window.until("document.querySelector('[data-figure=in_use]').textContent === '1 of 3'").await;
     assert_eq!(window.value("document.querySelector('#old').hidden").await, true);
     assert_eq!(window.text("#changes").await, "Connected again");
-    // Nothing is drawn for the time between.
+    // Nothing is drawn for the time between: where one is in use a new piece begins. On a machine that has
+    // other things to do there may be more pieces.
     let line = window.value("document.querySelector('.line').getAttribute('d')").await;
-    assert_eq!(line.as_str().unwrap().matches('M').count(), 2, "{line}");
+    let line = line.as_str().unwrap();
+    let at_rest = |piece: &str| piece.split('L').map(|point| point.ends_with(" 97.0")).collect();
+    let pieces: Vec<Vec<bool>> = line.split('M').skip(1).map(at_rest).collect();
+    assert!(pieces.len() >= 2, "{line}");
+    let is_of_one_time = |piece: &Vec<bool>| piece.iter().all(|point| *point == piece[0]);
+    assert!(pieces.iter().all(is_of_one_time), "{line}");
 }
 
 /// Stands still while it is closed.

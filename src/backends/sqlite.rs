@@ -776,13 +776,13 @@ impl SqliteDatabase {
 
     /// Closes both pools, the writer's last: closing the last connection to a file writes the rest of
     /// the log into it. So the writer waits for readers that are being reset or in use, for the readers'
-    /// `reset_timeout` and `close_timeout` together at the most; outside a tokio runtime, and on one
-    /// without a timer, for none.
+    /// `reset_timeout` and `close_timeout` together at the most; and this waits as long for a writer
+    /// that is. Outside a tokio runtime, and on one without a timer, nothing is waited for.
     ///
-    /// The log stays beside the file if a reader is open for longer: in use, or where a call goes on that
-    /// did not end in time. So it may if one is being opened when this is called. Nothing is lost while the
-    /// log is there. [`Pool::drain`] of the readers, before this, waits for as long as it is told to, and
-    /// says who holds them.
+    /// The log stays beside the file if a connection is open for longer: in use, or where a call goes on
+    /// that did not end in time. So it may if one is being opened when this is called. Nothing is lost
+    /// while the log is there. [`Pool::drain`] of the readers and then of the writer, before this, waits
+    /// for as long as it is told to, and says who holds them.
     ///
     /// # Cancel safety
     ///
@@ -800,11 +800,12 @@ impl SqliteDatabase {
 
         // Cancel: the writer's pool does not stay open because nobody waits for the readers any more.
         let writer = Shuts(&self.writer);
-        self.readers.close().await;
-        // That waits for none in use, nor for one that is being reset.
-        let Config { reset_timeout, close_timeout, .. } = self.readers.config();
-        drop(self.readers.drain(reset_timeout.saturating_add(*close_timeout)).await);
-        writer.0.close().await;
+        for pool in [&self.readers, writer.0] {
+            // First: whom it refuses is not told of a drain.
+            pool.shut();
+            let Config { reset_timeout, close_timeout, .. } = pool.config();
+            drop(pool.drain(reset_timeout.saturating_add(*close_timeout)).await);
+        }
     }
 }
 

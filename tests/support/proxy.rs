@@ -21,6 +21,7 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::Builder;
 use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
 
 /// A proxy in front of one server, on a loopback port of its own.
 pub struct Proxy {
@@ -78,6 +79,8 @@ impl Proxy {
                     let listener = listener.expect("a free port");
                     report.send(listener.local_addr().expect("its address")).expect("a listener");
                     tokio::select! {
+                        // First, so that no panic of a connection is missed.
+                        biased;
                         () = accept(listener, network, open) => {}
                         _ = stopped => {}
                     }
@@ -159,8 +162,16 @@ impl Drop for Proxy {
 }
 
 async fn accept(listener: TcpListener, network: watch::Sender<Network>, open: Arc<AtomicUsize>) {
+    let mut connections = JoinSet::new();
     loop {
-        let (client, _) = listener.accept().await.expect("a connection");
+        let client = tokio::select! {
+            client = listener.accept() => client.expect("a connection").0,
+            Some(ended) = connections.join_next() => match ended {
+                Ok(()) => continue,
+                // To the test it looks like a network that cuts.
+                Err(error) => std::panic::resume_unwind(error.into_panic()),
+            },
+        };
         let mut number = 0;
         network.send_modify(|network| {
             number = network.accepted;
@@ -172,7 +183,7 @@ async fn accept(listener: TcpListener, network: watch::Sender<Network>, open: Ar
         }
         let network = network.subscribe();
         let open = Open::new(&open);
-        tokio::spawn(async move {
+        connections.spawn(async move {
             let _open = open;
             serve(client, number, network).await;
         });
