@@ -1,7 +1,7 @@
 //! The lock-free core: which slot belongs to whom, and who is woken.
 //!
 //! Read `slot.rs` (what a slot is), `idle.rs` (where idle ones wait), `waiters.rs` (how a slot
-//! reaches a waiter), `tokens.rs` (the rights to a slot), `limit.rs` (how many slots are in
+//! reaches a waiter), `turns.rs` (whom a hand-off asks first), `tokens.rs` (the rights to a slot), `limit.rs` (how many slots are in
 //! service), `search.rs` (a walk over the idle ones), in this order.
 //!
 //! # Invariants
@@ -25,6 +25,7 @@ mod limit;
 mod search;
 mod slot;
 mod tokens;
+mod turns;
 mod waiters;
 
 pub use self::idle::IdleOrder;
@@ -38,6 +39,7 @@ pub use self::tokens::{
 use self::idle::Shelf;
 use self::limit::Limit;
 use self::slot::{Cell, Slot};
+use self::turns::Turns;
 pub(crate) use self::waiters::offer_vacant;
 use self::waiters::{Control, Handoff};
 use crate::sync::{AtomicU32, AtomicU64, BoxQueue, Ordering, publish_fence, thread_number};
@@ -184,8 +186,8 @@ struct Shard<K: Keeper> {
     event: Event<Handoff<K>>,
     /// How many of them nobody has woken yet; zero spares a look behind the event's mutex.
     listening: AtomicU32,
-    /// Hand-offs to the general line so far, which decide when one starts at another shard.
-    turn: AtomicU64,
+    /// Whom its hand-offs ask first.
+    turns: Turns,
 }
 
 /// How many slots are in which state, counted in one pass: they always add up to the capacity.
@@ -277,8 +279,8 @@ impl<K: Keeper> Core<K> {
         assert!((1..=capacity).contains(&limit), "BUG: {limit} of {capacity} slots");
         assert!(reserved < limit, "BUG: {reserved} of {limit} slots reserved");
         assert!(shards.is_power_of_two(), "BUG: {shards} shards");
-        let general = (0..shards).map(|_| Shard::new(order, capacity, shards));
-        let high = Shard::new(IdleOrder::Fifo, reserved.max(1), 1);
+        let general = (0..shards).map(|home| Shard::new(home, order, capacity, shards));
+        let high = Shard::new(shards, IdleOrder::Fifo, reserved.max(1), 1);
         let core = Self {
             control: CachePadded::new(Control::new()),
             shards: general.chain([high]).map(CachePadded::new).collect(),
@@ -480,7 +482,7 @@ impl<K: Keeper> Core<K> {
 }
 
 impl<K: Keeper> Shard<K> {
-    fn new(order: IdleOrder, capacity: usize, shards: usize) -> Self {
+    fn new(home: usize, order: IdleOrder, capacity: usize, shards: usize) -> Self {
         let event = Event::with_tag();
         // The first notification allocates the event's list; let that be now.
         event.notify(0.tag_with(Handoff::to_nobody));
@@ -488,7 +490,7 @@ impl<K: Keeper> Shard<K> {
             shelf: Shelf::new(order, capacity, shards),
             event,
             listening: AtomicU32::new(0),
-            turn: AtomicU64::new(0),
+            turns: Turns::new(home),
         }
     }
 }

@@ -335,16 +335,6 @@ pub(super) fn wait_blocking<K: Keeper>(
     Ok(handoff.and_then(|handoff| place.leave(handoff)))
 }
 
-/// Every so many hand-offs of a shard to the general line, one starts at another shard, at each of them in
-/// turn, so that no shard starves (I9): of N shards, each is the first to be asked once in 8 (N - 1) of
-/// these hand-offs of any one shard.
-///
-/// The knob between throughput and an even tail. On two noisy cores, 8 had 1.57 times the
-/// throughput of the best fair peer and 0.91 times its p99.9 of the wait (64 tasks on 8
-/// connections); 2 had 1.08 and 1.30 times. `cargo run --release -p millpond-tools --bin figures --
-/// waiting` measures it.
-const AWAY_EVERY: u64 = 8;
-
 /// Puts a released slot where it belongs.
 ///
 /// Every call in it is the last thing it does, so that a hit needs no stack frame.
@@ -535,30 +525,13 @@ impl<K: Keeper> Core<K> {
         let mut slot = Some(slot);
         // `additional`: without it the call is a no-op while an earlier listener has been woken and has
         // not run yet. `relaxed`: as above.
-        let mut content = || slot.take().map_or(Content::Nothing, Content::Slot);
+        let mut content = || {
+            queue.turns.serve();
+            slot.take().map_or(Content::Nothing, Content::Slot)
+        };
         let handoff = 1.additional().relaxed().tag_with(|| self.send(shard, content()));
         queue.event.notify(handoff);
         slot.map_or(Ok(()), Err)
-    }
-
-    /// The shards of the general line in the order in which a hand-off from `home` tries them; counts it.
-    fn rotation(&self, home: usize) -> impl Iterator<Item = usize> + use<K> {
-        let shards = self.general();
-        let mut first = home;
-        if shards > 1 {
-            let turn = self.shards[home].turn.fetch_add(1, Ordering::Relaxed);
-            if turn % AWAY_EVERY == AWAY_EVERY - 1 {
-                let others = shards as u64 - 1;
-                first = home + 1 + (turn / AWAY_EVERY % others) as usize;
-            }
-        }
-        self.general_from(first)
-    }
-
-    /// The shards of the general line, one after the other.
-    fn general_from(&self, first: usize) -> impl Iterator<Item = usize> + use<K> {
-        let shards = self.general();
-        (0..shards).map(move |step| (first + step) & (shards - 1))
     }
 
     /// Makes a hand-off for a waiter of `shard`, and takes that waiter off the count. Called inside
@@ -694,7 +667,7 @@ mod tests {
         let size = Size { reserved: 1, ..Size::new(3, 2) };
         let nobody = Arc::new_cyclic(|me| Nobody(Core::new(me, size, IdleOrder::Recent)));
         let core = &nobody.0;
-        let turns = || core.shards[0].turn.load(Ordering::Relaxed);
+        let turns = || core.shards[0].turns.handed();
         let general = core.vacant.pop().expect("two are vacant");
         let reserved = core.vacant_reserved.pop().expect("it is vacant");
 
@@ -714,29 +687,9 @@ mod tests {
         assert_eq!(turns(), 0);
         assert!(core.hand_off(0, general).is_ok());
         assert_eq!(turns(), 1);
+        let served = core.shards[..2].iter().map(|shard| shard.turns.served());
+        assert_eq!(served.sum::<u64>(), 1, "whoever waits at either");
         assert!(waiter.poll(&mut cx).is_ready());
         drop(reserved);
-    }
-
-    #[test]
-    fn each_shard_is_the_first_to_be_asked_once_in_eight_times_the_others_hand_offs() {
-        for shards in [1, 2, 4, 16] {
-            let size = Size::new(32, shards);
-            let nobody = Arc::new_cyclic(|me| Nobody(Core::new(me, size, IdleOrder::Recent)));
-            for home in 0..shards {
-                for round in 0..3 {
-                    let mut first = vec![0; shards];
-                    for _ in 0..AWAY_EVERY as usize * (shards - 1).max(1) {
-                        let mut asked: Vec<_> = nobody.0.rotation(home).collect();
-                        first[asked[0]] += 1;
-                        asked.sort_unstable();
-                        assert!(asked.into_iter().eq(0..shards), "all of them are asked");
-                    }
-                    let at_home = first.remove(home);
-                    assert!(first.iter().all(|&times| times == 1), "{shards}, {round}: {first:?}");
-                    assert_eq!(at_home, 7 * (shards - 1).max(1) + usize::from(shards == 1));
-                }
-            }
-        }
     }
 }
