@@ -298,12 +298,14 @@ where
         let session = Arc::new(Session::new());
         let tap = Tap::new(socket, session.clone());
         let Started { client, driver, crank } = match (&self.tls, &target.hostname) {
-            (None, _) => Started::new(config.connect_raw(tap, NoTls).await?, &session),
-            (Some(_), None) => Started::new(config.connect_raw(tap, Nameless).await?, &session),
+            (None, _) => Started::new(config.connect_raw(tap, NoTls).await?, &session, &address),
+            (Some(_), None) => {
+                Started::new(config.connect_raw(tap, Nameless).await?, &session, &address)
+            }
             (Some(tls), Some(name)) => {
                 let tls = tls.clone().make_tls_connect(name);
                 let tls = TapInside(tls.map_err(|error| Error::Tls(error.into()))?);
-                Started::new(config.connect_raw(tap, tls).await?, &session)
+                Started::new(config.connect_raw(tap, tls).await?, &session, &address)
             }
         };
         let attributes = config.get_target_session_attrs();
@@ -528,12 +530,32 @@ impl Started {
     fn new<S, C>(
         (client, connection): (tokio_postgres::Client, Connection<S, C>),
         session: &Arc<Session>,
+        address: &Address,
     ) -> Self
     where
-        Connection<S, C>: Future + Send + Unpin + 'static,
+        Connection<S, C>:
+            Future<Output = Result<(), tokio_postgres::Error>> + Send + Unpin + 'static,
     {
         let (driver, crank) = Driver::new(connection, session.clone());
-        Self { client, driver: DriverTask(tokio::spawn(driver)), crank }
+        let address = address.clone();
+        let task = async move {
+            if let Err(error) = driver.await {
+                tell_lost(&address, error.into());
+            }
+        };
+        Self { client, driver: DriverTask(tokio::spawn(task)), crank }
+    }
+}
+
+/// A connection has ended that nobody has closed: tells whoever listens, with the feature `tracing`.
+///
+/// A server that ends one says why, and the driver passes that on to nobody unless a query is running.
+#[cfg_attr(not(feature = "tracing"), expect(unused_variables))]
+fn tell_lost(address: &Address, error: Error) {
+    #[cfg(feature = "tracing")]
+    {
+        let error = &error as &(dyn std::error::Error + 'static);
+        tracing::warn!(target: "millpond", server = %address, error, "a connection is lost");
     }
 }
 
