@@ -1,8 +1,8 @@
 //! Connections to PostgreSQL, by [tokio-postgres](tokio_postgres).
 //!
-//! Read `mod.rs` (the manager and its options), `client.rs` (a pooled connection), `session.rs` (what
-//! the pool knows of its state), `driver.rs` (what runs it) and `tap.rs` (what reads along), `dial.rs`
-//! (where the server is) and `cluster.rs` (several servers).
+//! Read `mod.rs` (the manager and its options), `client.rs` (a pooled connection), `transaction.rs` (a
+//! transaction on one), `session.rs` (what the pool knows of its state), `driver.rs` (what runs it) and
+//! `tap.rs` (what reads along), `dial.rs` (where the server is) and `cluster.rs` (several servers).
 //!
 //! Not here: queries, and what is done on a connection while somebody holds it.
 
@@ -13,11 +13,13 @@ mod dial;
 mod driver;
 mod session;
 mod tap;
+mod transaction;
 
 pub use self::client::{CancelToken, Client};
 #[cfg(feature = "cluster")]
 pub use self::cluster::{PostgresNodes, read_role};
 pub use self::dial::Socket;
+pub use self::transaction::{Transaction, TransactionBuilder};
 
 use self::client::{DriverTask, Statements};
 use self::dial::{Address, Course, Nameless, Silence, Target, encryptable, negotiable, targets};
@@ -313,14 +315,17 @@ where
             clean_at: session.requests(),
             asked: None,
             must_write: attributes == TargetSessionAttrs::ReadWrite,
+            token: CancelToken {
+                token: client.cancel_token(),
+                config: config.clone(),
+                address,
+                hostname: target.hostname.clone(),
+            },
             client,
             session,
             driver,
             crank,
             statements: Statements::new(self.statement_cache),
-            config: config.clone(),
-            address,
-            hostname: target.hostname.clone(),
         };
         let writable = match attributes {
             TargetSessionAttrs::Any => return Ok(client),
