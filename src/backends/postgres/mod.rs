@@ -55,6 +55,10 @@ pub enum PoolMode {
     /// statements that the driver has prepared stay, those of
     /// [`prepare_cached`](Client::prepare_cached) included, which says what that means where holders set
     /// `search_path`. One round trip, and a second one where a holder has left what `PREPARE` makes.
+    ///
+    /// What a `LISTEN` is answered with is out of reach, also once the connection is detached: whatever runs
+    /// a pooled connection drops notifications. A listener needs a connection of its own, from
+    /// `tokio_postgres::connect`, whose [`poll_message`](tokio_postgres::Connection::poll_message) has them.
     Session,
     /// Holders leave the session as it was. A transaction that is left open is rolled back. A clean
     /// connection costs no round trip.
