@@ -66,14 +66,17 @@
 //! | level | what |
 //! |---|---|
 //! | error | connecting fails for good |
-//! | warn | connecting fails, also to rotate; a check or a reset fails; a connection is held for too long; an acquire was slow |
+//! | warn | connecting fails, also to rotate; a check or a reset fails; a connection is held for too long; an acquire was slow; a connection is lost (`postgres`) |
 //! | info | connecting succeeds again; the pool is drained or closed; a leaked connection comes back |
 //! | debug | a connection is opened or ends; the span `acquire` of one that has to wait (one that does not has none) |
 //! | trace | the span `use` of a connection in somebody's hands, if `Config::trace_uses` asks for it |
 //!
 //! Each has the field `pool`, the pool's name; at a cluster's node also `cluster` and `node`; and, where there
 //! is one, `connection`, its number. The spans, and the warning of a slow acquire, have `site`: where it was
-//! called.
+//! called. What an attempt, a check or a reset fails with, and a connection is lost with, is `error`. Of a lost
+//! one nothing else is known but `server`, its address: it is told as soon as the server ends it or the network
+//! fails, used or idle, with what the server has said, such as `terminating connection due to administrator
+//! command`.
 //!
 //! # How to read the code
 //!

@@ -17,7 +17,7 @@ use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::types::Type;
-use tokio_postgres::{Config, IsolationLevel, NoTls};
+use tokio_postgres::{Config, GenericClient, IsolationLevel, NoTls, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 type Client<'p> = Pooled<'p, PostgresManager>;
@@ -893,6 +893,62 @@ async fn a_query_is_cancelled_by_its_holder() {
     eventually("the server is at it", || server.run(at_it) == "1").await;
     token.cancel_query(NoTls).await.unwrap();
     assert_eq!(query.await.unwrap_err().code(), Some(&SqlState::QUERY_CANCELED));
+}
+
+#[tokio::test]
+async fn a_query_in_a_transaction_is_cancelled_by_the_token_of_the_transaction() {
+    let Some(server) = server() else { return };
+    let pool = single(server).await;
+    let mut client = pool.acquire().await.unwrap();
+    let mut transaction = client.transaction().await.unwrap();
+    let savepoint = transaction.transaction().await.unwrap();
+    let token = savepoint.cancel_token();
+    let mut query = pin!(savepoint.batch_execute("SELECT pg_sleep(603)"));
+    assert!(poll_once(query.as_mut()).is_pending());
+    let at_it = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(603)'";
+    eventually("the server is at it", || server.run(at_it) == "1").await;
+    token.cancel_query(NoTls).await.unwrap();
+    assert_eq!(query.await.unwrap_err().code(), Some(&SqlState::QUERY_CANCELED));
+}
+
+#[tokio::test]
+async fn a_transaction_has_the_statements_of_its_connection_and_is_the_librarys_own_for_others() {
+    async fn answer(client: &impl GenericClient, statement: &Statement) -> i32 {
+        client.query_one(statement, &[&41]).await.unwrap().get(0)
+    }
+    async fn nested(transaction: &mut impl GenericClient) {
+        transaction.transaction().await.unwrap().rollback().await.unwrap();
+    }
+    let Some(server) = server() else { return };
+    let pool = single(server).await;
+    let mut client = pool.acquire().await.unwrap();
+    let sql = "SELECT $1::int4 + 1";
+    client.prepare_cached(sql).await.unwrap();
+    let mut transaction = client.transaction().await.unwrap();
+    let statement = transaction.prepare_cached(sql).await.unwrap();
+    assert_eq!(answer(&*transaction, &statement).await, 42);
+    nested(&mut *transaction).await;
+    let mut savepoint = transaction.savepoint("one").await.unwrap();
+    let within = savepoint.transaction().await.unwrap();
+    within.prepare_typed_cached("SELECT $1", &[Type::INT8]).await.unwrap();
+    within.commit().await.unwrap();
+    savepoint.commit().await.unwrap();
+    transaction.rollback().await.unwrap();
+    assert_eq!(client.cached_statements(), 2, "the first one was there, and the other one stays");
+    let begin = client.build_transaction().isolation_level(IsolationLevel::Serializable);
+    let transaction = begin.read_only(true).deferrable(true).start().await.unwrap();
+    let statement = transaction.prepare_cached(sql).await.unwrap();
+    assert_eq!(answer(&*transaction, &statement).await, 42);
+    for (setting, value) in
+        [("isolation", "serializable"), ("read_only", "on"), ("deferrable", "on")]
+    {
+        let sql = format!("SHOW transaction_{setting}");
+        assert_eq!(transaction.query_one(&sql, &[]).await.unwrap().get::<_, &str>(0), value);
+    }
+    transaction.commit().await.unwrap();
+    assert_eq!(client.cached_statements(), 2);
+    let own: tokio_postgres::Transaction<'_> = (**client).transaction().await.unwrap();
+    own.commit().await.unwrap();
 }
 
 #[tokio::test]

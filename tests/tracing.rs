@@ -520,6 +520,56 @@ async fn under_a_cap_who_gives_up_waiting_at_several_nodes_hides_nobody_else_who
     joined(named).await.unwrap();
 }
 
+/// One in use, one idle, one with a transaction that nobody goes on with; the pool itself ends a fourth.
+#[cfg(feature = "postgres")]
+#[tokio::test]
+async fn why_a_server_has_ended_a_connection_is_told_also_if_nobody_asks_it_for_anything() {
+    use millpond::backends::postgres::PostgresManager;
+
+    let Some(server) = Postgres::start(&[]) else { return };
+    let manager = PostgresManager::from_url(&server.url()).unwrap();
+    let pool = Pool::builder(manager).max_size(4).min_idle(4).keepalive_interval(None);
+    let pool = pool.build().await.unwrap();
+    let (notes, _listening) = listen();
+    let mut lost = Vec::new();
+    let mut lose = async |what: &str, count: usize| {
+        eventually(what, || {
+            lost.extend(notes.take().into_iter().filter(|note| note.contains("is lost")));
+            lost.len() == count
+        })
+        .await;
+    };
+    let [held, idle, open, alive] = [(); 4].map(|()| pool.acquire());
+    let (held, idle) = (held.await.unwrap(), idle.await.unwrap());
+    let (open, alive) = (open.await.unwrap(), alive.await.unwrap());
+    let mut doomed = Vec::new();
+    for client in [&held, &idle] {
+        let row = client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap();
+        doomed.push(row.get::<_, i32>(0));
+    }
+    drop(idle);
+    for process in doomed {
+        server.run(&format!("SELECT pg_terminate_backend({process}, 10000)"));
+    }
+    lose("the one in use and the idle one are lost", 2).await;
+    let waits = "SET idle_in_transaction_session_timeout = 1; BEGIN";
+    open.batch_execute(waits).await.unwrap();
+    lose("so is the one with a transaction", 3).await;
+    drop((held, open));
+    alive.batch_execute("SELECT 1").await.unwrap();
+    alive.discard();
+    pool.close().await;
+    let server = format!("WARN a connection is lost server={}", server.address());
+    let said = |what: &str| {
+        let begins = format!("{server} error=FATAL: terminating connection due to {what}");
+        lost.iter().filter(|note| note.starts_with(&begins)).count()
+    };
+    assert_eq!(said("administrator command (SQLSTATE 57P01)"), 2, "{lost:#?}");
+    assert_eq!(said("idle-in-transaction timeout (SQLSTATE 25P03)"), 1, "{lost:#?}");
+    let told = notes.take();
+    assert!(!told.iter().any(|note| note.contains("is lost")), "the pool has ended it: {told:#?}");
+}
+
 /// An idle connection that was lent by way of a cluster keeps its pool in memory until it is closed.
 #[cfg(feature = "cluster")]
 #[tokio::test(start_paused = true)]

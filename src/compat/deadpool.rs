@@ -43,6 +43,32 @@ use std::time::Instant;
 /// | hook `post_recycle` | [`before_acquire`](crate::Hooks::before_acquire), which sees new objects as well |
 /// | hook `pre_recycle` | none: a manager around yours, whose `recycle` does that first |
 ///
+/// # Functions that take a trait
+///
+/// A guard derefs to a [`Connection`], and that to the manager's own type, which is not deadpool's `Object`: a
+/// trait that a crate has given to that alone is out of reach. So is `deadpool_postgres::GenericClient`, but
+/// for transactions, which have it too. tokio-postgres's own trait does for both:
+///
+/// ```no_run
+/// # use deadpool_postgres::{Manager, tokio_postgres};
+/// # use millpond::{Pool, compat::deadpool::Adapter};
+/// async fn theirs(client: &impl deadpool_postgres::GenericClient) -> Result<(), tokio_postgres::Error> {
+///     client.batch_execute("SELECT 1").await
+/// }
+///
+/// async fn librarys(client: &impl tokio_postgres::GenericClient) -> Result<(), tokio_postgres::Error> {
+///     client.batch_execute("SELECT 1").await
+/// }
+///
+/// # async fn example(pool: Pool<Adapter<Manager>>) -> Result<(), Box<dyn std::error::Error>> {
+/// let mut guard = pool.acquire().await?;
+/// librarys(&***guard).await?;
+/// let transaction = guard.transaction().await?;
+/// theirs(&transaction).await?;
+/// librarys(&*transaction).await?;
+/// # Ok(()) }
+/// ```
+///
 /// # Cost
 ///
 /// As every reuse waits for a recycle, no acquire but that of a new connection is a hit; that is

@@ -6,8 +6,8 @@
 //! | [`deadpool::Adapter`] | `deadpool` | `deadpool::managed::Manager` 0.13 | `create` | `recycle`, between any two uses | – |
 //! | [`r2d2::Adapter`] | `r2d2` | `r2d2::ManageConnection` 0.8 | `connect`, on a thread of its own | `is_valid`, there too | `has_broken` |
 //!
-//! The manager stays as it is, and so does what is done with a connection; the pool around them is
-//! Millpond's, with its settings and defaults. What its users will notice:
+//! The manager stays as it is, and so does what is done with a connection by its own methods; the pool around
+//! them is Millpond's, with its settings and defaults, and so is the guard. What its users will notice:
 //!
 //! | in bb8, deadpool, r2d2 | here |
 //! |---|---|
@@ -19,6 +19,7 @@
 //! | `CustomizeConnection` (r2d2) | [`customizer`](r2d2::Adapter::customizer): `Hooks` must not block |
 //! | `CustomizeConnection` (bb8), hooks (deadpool) | [`Hooks`](crate::Hooks) |
 //! | a connection whose holder panicked is used again | it is closed |
+//! | a function takes the pool's guard, or a trait that its crate has given to that alone | it takes the connection, or a trait of its library: see [`deadpool`](deadpool::Adapter#functions-that-take-a-trait) |
 //!
 //! Which errors are beyond retrying, none of the three traits says; each adapter has
 //! `permanent` for that.

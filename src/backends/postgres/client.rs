@@ -6,6 +6,7 @@ use super::Error as ManagerError;
 use super::dial::{Address, Kept, Nameless, Socket};
 use super::driver::Crank;
 use super::session::Session;
+use super::transaction::{Transaction, TransactionBuilder};
 use crate::pool::operation::has_timer;
 use std::collections::HashMap;
 use std::fmt;
@@ -50,9 +51,7 @@ pub struct Client {
     pub(super) asked: Option<u64>,
     /// It is to be one that takes writes.
     pub(super) must_write: bool,
-    pub(super) config: Arc<Config>,
-    pub(super) address: Address,
-    pub(super) hostname: Option<String>,
+    pub(super) token: CancelToken,
 }
 
 /// The task that runs a connection.
@@ -107,10 +106,7 @@ impl Client {
         query: &str,
         types: &[Type],
     ) -> Result<Statement, Error> {
-        let wanted = self.statements.wanted(query, types);
-        let prepare = || self.client.prepare_typed(query, types);
-        // Cancel: as if it had failed.
-        Ok(wanted.cell.get_or_try_init(prepare).await?.clone())
+        self.statements.prepare(&self.client, query, types).await
     }
 
     /// Forgets the statements that were prepared with [`prepare_cached`](Self::prepare_cached), such
@@ -147,12 +143,40 @@ impl Client {
     /// ```
     #[must_use]
     pub fn cancel_token(&self) -> CancelToken {
-        CancelToken {
-            token: self.client.cancel_token(),
-            config: self.config.clone(),
-            address: self.address.clone(),
-            hostname: self.hostname.clone(),
-        }
+        self.token.clone()
+    }
+
+    /// Begins a transaction, which can [prepare](Transaction::prepare_cached) and be
+    /// [cancelled](Transaction::cancel_token) as its client can.
+    ///
+    /// # Errors
+    ///
+    /// As [`tokio_postgres::Client::transaction`].
+    ///
+    /// # Cancel safety
+    ///
+    /// It is rolled back if it has begun.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use millpond::{Pool, backends::postgres::PostgresManager};
+    /// # async fn example(pool: Pool<PostgresManager>) -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut client = pool.acquire().await?;
+    /// let transaction = client.transaction().await?;
+    /// let add = transaction.prepare_cached("UPDATE accounts SET held = held + $1 WHERE id = $2").await?;
+    /// transaction.execute(&add, &[&1_i64, &42]).await?;
+    /// transaction.commit().await?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn transaction(&mut self) -> Result<Transaction<'_>, Error> {
+        self.build_transaction().start().await
+    }
+
+    /// Begins a transaction of another kind, as [`tokio_postgres::Client::build_transaction`] does.
+    pub fn build_transaction(&mut self) -> TransactionBuilder<'_> {
+        let builder = self.client.build_transaction();
+        TransactionBuilder::new(builder, &self.statements, &self.token)
     }
 }
 
@@ -167,10 +191,10 @@ const CANCEL: Duration = Duration::from_secs(5);
 /// be cancelled; the pool cancels by itself what was given up.
 #[derive(Clone)]
 pub struct CancelToken {
-    token: tokio_postgres::CancelToken,
-    config: Arc<Config>,
-    address: Address,
-    hostname: Option<String>,
+    pub(super) token: tokio_postgres::CancelToken,
+    pub(super) config: Arc<Config>,
+    pub(super) address: Address,
+    pub(super) hostname: Option<String>,
 }
 
 impl CancelToken {
@@ -267,7 +291,7 @@ impl DerefMut for Client {
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client")
-            .field("address", &self.address)
+            .field("address", &self.token.address)
             .field("closed", &self.client.is_closed())
             .field("in_transaction", &self.session.in_transaction())
             .finish_non_exhaustive()
@@ -319,6 +343,19 @@ impl Statements {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Cache> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Prepares a statement, or answers with the one that is there.
+    pub(super) async fn prepare(
+        &self,
+        client: &tokio_postgres::Client,
+        query: &str,
+        types: &[Type],
+    ) -> Result<Statement, Error> {
+        let wanted = self.wanted(query, types);
+        let prepare = || client.prepare_typed(query, types);
+        // Cancel: as if it had failed.
+        Ok(wanted.cell.get_or_try_init(prepare).await?.clone())
     }
 
     /// Where the statement is, or is to be put by whoever comes first.

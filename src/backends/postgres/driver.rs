@@ -7,22 +7,27 @@ use crate::sync::{Mutex, MutexGuard};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 /// Runs a connection until it ends. One task runs it all its life.
-pub(super) struct Driver<C> {
+///
+/// What it ends with, its task is told, whoever has run it last: a release must not wait for whoever
+/// listens.
+pub(super) struct Driver<C: Future> {
     engine: Arc<Engine<C>>,
     // Dropped last: whoever is told that the session is quiet finds the connection closed.
     _running: Running,
 }
 
 /// A connection, and what it takes to run it.
-struct Engine<C> {
+struct Engine<C: Future> {
     session: Arc<Session>,
     /// The session's, which the connection gets in the place of the task's.
     waker: Waker,
     /// Gone when it has ended.
     connection: Mutex<Option<C>>,
+    /// What it has ended with.
+    end: Mutex<Option<C::Output>>,
 }
 
 /// A session whose driver has not ended.
@@ -41,7 +46,7 @@ pub(super) trait Crank: Send + Sync {
     fn turn(&self);
 }
 
-impl<C: Future + Unpin + Send> Crank for Engine<C> {
+impl<C: Future<Output: Send> + Unpin + Send> Crank for Engine<C> {
     fn turn(&self) {
         // Nobody would be woken before the task's first run.
         if !self.session.has_begun() {
@@ -60,9 +65,13 @@ impl<C: Future + Unpin + Send> Crank for Engine<C> {
     }
 }
 
-impl<C> Engine<C> {
+impl<C: Future> Engine<C> {
     fn lock(&self) -> MutexGuard<'_, Option<C>> {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn end(&self) -> MutexGuard<'_, Option<C::Output>> {
+        self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -72,38 +81,42 @@ impl<C: Future + Unpin> Engine<C> {
     fn run(&self, place: &mut Option<C>) -> Poll<()> {
         let Some(connection) = place else { return Poll::Ready(()) };
         let calls = self.session.begin_run();
-        // Its error is seen by whoever asks next: requests find it closed.
-        let poll = Pin::new(connection).poll(&mut Context::from_waker(&self.waker)).map(drop);
-        if poll.is_ready() {
+        // Whoever asks next finds it closed, and hears nothing of why.
+        let poll = Pin::new(connection).poll(&mut Context::from_waker(&self.waker)).map(|end| {
+            *self.end() = Some(end);
             *place = None;
-        }
+        });
         self.session.end_run(calls);
         poll
     }
 }
 
-impl<C: Future + Unpin + Send + 'static> Driver<C> {
+impl<C: Future<Output: Send> + Unpin + Send + 'static> Driver<C> {
     /// A driver, and a crank to turn it by.
     pub(super) fn new(connection: C, session: Arc<Session>) -> (Self, Arc<dyn Crank>) {
         let engine = Arc::new(Engine {
             session: session.clone(),
             waker: session.clone().into(),
             connection: Mutex::new(Some(connection)),
+            end: Mutex::new(None),
         });
         (Self { engine: engine.clone(), _running: Running(session) }, engine)
     }
 }
 
 impl<C: Future + Unpin> Future for Driver<C> {
-    type Output = ();
+    /// What the connection has ended with.
+    type Output = C::Output;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<C::Output> {
         self.engine.session.run_in(cx.waker());
-        self.engine.run(&mut self.engine.lock())
+        ready!(self.engine.run(&mut self.engine.lock()));
+        let end = self.engine.end().take();
+        Poll::Ready(end.expect("BUG: a driver without an end"))
     }
 }
 
-impl<C> Drop for Driver<C> {
+impl<C: Future> Drop for Driver<C> {
     fn drop(&mut self) {
         let connection = self.engine.lock().take();
         // It has its say, and its panic, outside the lock.
@@ -122,10 +135,10 @@ mod tests {
     /// A connection that does at each poll what the test says.
     struct Scripted<F>(F);
 
-    impl<F: FnMut(&mut Context<'_>) -> Poll<()> + Unpin> Future for Scripted<F> {
-        type Output = ();
+    impl<T, F: FnMut(&mut Context<'_>) -> Poll<T> + Unpin> Future for Scripted<F> {
+        type Output = T;
 
-        fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
             (self.0)(cx)
         }
     }
@@ -219,12 +232,12 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_ends_while_somebody_else_runs_it_ends_its_task() {
+    fn a_connection_that_ends_while_somebody_else_runs_it_ends_its_task_which_is_told_why() {
         let session = Arc::new(Session::new());
         let mut polls = 0;
         let connection = Scripted(move |_: &mut Context<'_>| {
             polls += 1;
-            if polls == 1 { Poll::Pending } else { Poll::Ready(()) }
+            if polls == 1 { Poll::Pending } else { Poll::Ready("the server says why") }
         });
         let (mut driver, crank) = Driver::new(connection, session);
         crank.turn();
@@ -234,7 +247,7 @@ mod tests {
         assert!(Pin::new(&mut driver).poll(&mut cx).is_pending(), "it was not run before its task");
         crank.turn();
         assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
-        assert!(Pin::new(&mut driver).poll(&mut cx).is_ready());
+        assert_eq!(Pin::new(&mut driver).poll(&mut cx), Poll::Ready("the server says why"));
         crank.turn();
     }
 }

@@ -1,8 +1,8 @@
 //! Connections to PostgreSQL, by [tokio-postgres](tokio_postgres).
 //!
-//! Read `mod.rs` (the manager and its options), `client.rs` (a pooled connection), `session.rs` (what
-//! the pool knows of its state), `driver.rs` (what runs it) and `tap.rs` (what reads along), `dial.rs`
-//! (where the server is) and `cluster.rs` (several servers).
+//! Read `mod.rs` (the manager and its options), `client.rs` (a pooled connection), `transaction.rs` (a
+//! transaction on one), `session.rs` (what the pool knows of its state), `driver.rs` (what runs it) and
+//! `tap.rs` (what reads along), `dial.rs` (where the server is) and `cluster.rs` (several servers).
 //!
 //! Not here: queries, and what is done on a connection while somebody holds it.
 
@@ -13,11 +13,13 @@ mod dial;
 mod driver;
 mod session;
 mod tap;
+mod transaction;
 
 pub use self::client::{CancelToken, Client};
 #[cfg(feature = "cluster")]
 pub use self::cluster::{PostgresNodes, read_role};
 pub use self::dial::Socket;
+pub use self::transaction::{Transaction, TransactionBuilder};
 
 use self::client::{DriverTask, Statements};
 use self::dial::{Address, Course, Nameless, Silence, Target, encryptable, negotiable, targets};
@@ -53,6 +55,10 @@ pub enum PoolMode {
     /// statements that the driver has prepared stay, those of
     /// [`prepare_cached`](Client::prepare_cached) included, which says what that means where holders set
     /// `search_path`. One round trip, and a second one where a holder has left what `PREPARE` makes.
+    ///
+    /// What a `LISTEN` is answered with is out of reach, also once the connection is detached: whatever runs
+    /// a pooled connection drops notifications. A listener needs a connection of its own, from
+    /// `tokio_postgres::connect`, whose [`poll_message`](tokio_postgres::Connection::poll_message) has them.
     Session,
     /// Holders leave the session as it was. A transaction that is left open is rolled back. A clean
     /// connection costs no round trip.
@@ -298,12 +304,14 @@ where
         let session = Arc::new(Session::new());
         let tap = Tap::new(socket, session.clone());
         let Started { client, driver, crank } = match (&self.tls, &target.hostname) {
-            (None, _) => Started::new(config.connect_raw(tap, NoTls).await?, &session),
-            (Some(_), None) => Started::new(config.connect_raw(tap, Nameless).await?, &session),
+            (None, _) => Started::new(config.connect_raw(tap, NoTls).await?, &session, &address),
+            (Some(_), None) => {
+                Started::new(config.connect_raw(tap, Nameless).await?, &session, &address)
+            }
             (Some(tls), Some(name)) => {
                 let tls = tls.clone().make_tls_connect(name);
                 let tls = TapInside(tls.map_err(|error| Error::Tls(error.into()))?);
-                Started::new(config.connect_raw(tap, tls).await?, &session)
+                Started::new(config.connect_raw(tap, tls).await?, &session, &address)
             }
         };
         let attributes = config.get_target_session_attrs();
@@ -311,14 +319,17 @@ where
             clean_at: session.requests(),
             asked: None,
             must_write: attributes == TargetSessionAttrs::ReadWrite,
+            token: CancelToken {
+                token: client.cancel_token(),
+                config: config.clone(),
+                address,
+                hostname: target.hostname.clone(),
+            },
             client,
             session,
             driver,
             crank,
             statements: Statements::new(self.statement_cache),
-            config: config.clone(),
-            address,
-            hostname: target.hostname.clone(),
         };
         let writable = match attributes {
             TargetSessionAttrs::Any => return Ok(client),
@@ -528,12 +539,32 @@ impl Started {
     fn new<S, C>(
         (client, connection): (tokio_postgres::Client, Connection<S, C>),
         session: &Arc<Session>,
+        address: &Address,
     ) -> Self
     where
-        Connection<S, C>: Future + Send + Unpin + 'static,
+        Connection<S, C>:
+            Future<Output = Result<(), tokio_postgres::Error>> + Send + Unpin + 'static,
     {
         let (driver, crank) = Driver::new(connection, session.clone());
-        Self { client, driver: DriverTask(tokio::spawn(driver)), crank }
+        let address = address.clone();
+        let task = async move {
+            if let Err(error) = driver.await {
+                tell_lost(&address, error.into());
+            }
+        };
+        Self { client, driver: DriverTask(tokio::spawn(task)), crank }
+    }
+}
+
+/// A connection has ended that nobody has closed: tells whoever listens, with the feature `tracing`.
+///
+/// A server that ends one says why, and the driver passes that on to nobody unless a query is running.
+#[cfg_attr(not(feature = "tracing"), expect(unused_variables))]
+fn tell_lost(address: &Address, error: Error) {
+    #[cfg(feature = "tracing")]
+    {
+        let error = &error as &(dyn std::error::Error + 'static);
+        tracing::warn!(target: "millpond", server = %address, error, "a connection is lost");
     }
 }
 
