@@ -421,6 +421,59 @@ async fn reads_go_to_the_primary_only_while_no_replica_is_up() {
     assert_eq!(acquire.await.unwrap().node(), "r");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_does_not_answer_costs_a_read_a_quarter_of_a_second() {
+    let (cluster, [_, r]) = cluster_of(builder(), [("p", primary()), ("r", replica())]);
+    r.connect.always(Act::Never);
+    let began = tokio::time::Instant::now();
+    let read = cluster.acquire_any(Policy::ReplicasThenPrimary).await.unwrap();
+    assert_eq!((read.node().as_str(), began.elapsed()), ("p", 250 * MILLISECOND));
+
+    let checks = |pool: PoolBuilder<_>| pool.check(CheckPolicy::Always);
+    let nodes = [("p", primary()), ("r", replica())];
+    let (cluster, [_, r]) = cluster_of(builder().pools(checks), nodes);
+    drop(cluster.acquire("r").await.unwrap());
+    r.check.always(Act::Never);
+    let began = tokio::time::Instant::now();
+    let read = cluster.acquire_any(Policy::ReplicasThenPrimary).await.unwrap();
+    assert_eq!((read.node().as_str(), began.elapsed()), ("p", 250 * MILLISECOND));
+
+    let nodes = [("p", primary()), ("r", replica())];
+    let (cluster, [_, r]) = cluster_of(builder().pools(|pool| pool.max_size(1)), nodes);
+    let held = cluster.acquire("r").await.unwrap();
+    r.condition.once(Act::Slow(Duration::ZERO)); // dirty
+    r.reset.always(Act::Never);
+    drop(held);
+    let began = tokio::time::Instant::now();
+    let read = cluster.acquire_any(Policy::ReplicasThenPrimary).await.unwrap();
+    assert_eq!((read.node().as_str(), began.elapsed()), ("p", 250 * MILLISECOND));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_primary_is_spared_as_long_as_one_replica_is_merely_busy() {
+    let checks = |pool: PoolBuilder<_>| pool.max_size(1).check(CheckPolicy::Always);
+    let nodes = [("p", primary()), ("r1", replica()), ("r2", replica())];
+    let (cluster, [_, r1, r2]) = cluster_of(builder().pools(checks), nodes);
+    drop(cluster.acquire("p").await.unwrap());
+    r1.connect.always(Act::Never);
+    for dials in [false, true] {
+        let held = cluster.acquire("r2").await.unwrap();
+        let mut read = pin!(cluster.acquire_any(Policy::ReplicasThenPrimary));
+        assert!(timeout(999 * MILLISECOND, read.as_mut()).await.is_err());
+        // Just before a pause is over, so that what begins now has not taken one.
+        let begun = if dials { &r2.connect } else { &r2.check };
+        begun.once(Act::Gated);
+        match dials {
+            true => held.discard(),
+            false => drop(held),
+        }
+        assert!(timeout(10 * MILLISECOND, read.as_mut()).await.is_err());
+        assert_eq!(begun.running(), 1);
+        begun.open(1);
+        assert_eq!(read.await.unwrap().node(), "r2");
+    }
+}
+
 #[tokio::test]
 async fn who_wants_a_replica_gets_no_primary_though_no_replica_is_up() {
     let nodes = [("p", primary()), ("r1", replica()), ("r2", replica().weight(3)), ("x", plain())];
