@@ -15,7 +15,9 @@ use millpond::{
     Shed, from_fn,
 };
 use std::collections::{BTreeMap, HashMap};
+use std::error::Error;
 use std::future::{pending, ready};
+use std::iter::successors;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak, mpsc};
@@ -211,8 +213,8 @@ async fn reserved_connections_are_refused_as_no_acquire_of_a_cluster_has_a_prior
         let error = cluster.add_node("a".to_owned(), TestManager::new()).unwrap_err();
         let rule = "it must be 0 in a cluster, where no acquire has a priority";
         assert_eq!(error.to_string(), format!("node a: reserved is 1, but {rule}"));
-        let NodeError::Config { source, .. } = error else { panic!("{error}") };
-        assert_eq!((source.field(), cluster.nodes().len()), ("reserved", 0));
+        let NodeError::Config { error, .. } = error else { panic!("{error}") };
+        assert_eq!((error.field(), cluster.nodes().len()), ("reserved", 0));
     }
 }
 
@@ -234,6 +236,45 @@ async fn an_endpoint_becomes_a_node_by_the_template_and_only_by_it() {
     let error = cluster.add_endpoint("a", "db1:5432".parse().unwrap()).unwrap_err();
     assert!(error.to_string().contains("node a is given by its endpoint db1:5432"), "{error}");
     assert!(error.to_string().contains("ClusterBuilder::template"), "{error}");
+}
+
+/// What an error says, and then all that has led to it.
+fn chain(error: &(dyn Error + 'static)) -> Vec<String> {
+    let causes = successors(Some(error), |error| (*error).source());
+    causes.map(ToString::to_string).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_error_of_a_cluster_says_anything_twice() {
+    let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
+    let (cluster, [a, b, _]) = cluster_of(builder(), nodes);
+    let of = |error: &ClusterError<String, TestError>| chain(error);
+    let mut chains = vec![of(&cluster.acquire("x").await.unwrap_err())];
+    let weight = cluster.set_options("a", plain().weight(0)).unwrap_err();
+    chains.push(chain(&weight));
+    let held = cluster.acquire("a").await.unwrap();
+    a.connect.always(Act::Error);
+    let timeout = cluster.acquire("a").await.unwrap_err();
+    assert!(timeout.to_string().starts_with("node a: pool test/a: no connection"), "{timeout}");
+    assert_eq!(chain(&timeout)[1..], ["scripted connect error"]);
+    chains.push(of(&timeout));
+    held.discard();
+    chains.push(of(&cluster.acquire("a").await.unwrap_err()));
+    b.connect.always(Act::Permanent);
+    let permanent = cluster.acquire("b").await.unwrap_err();
+    assert_eq!(chain(&permanent)[1..], ["scripted connect error"]);
+    chains.push(of(&permanent));
+    chains.push(of(&cluster.acquire_any(Policy::Primary).await.unwrap_err()));
+    let handle = cluster.node("c").unwrap();
+    cluster.remove_node("c", SECOND).await.unwrap();
+    chains.push(of(&handle.acquire().await.unwrap_err()));
+    cluster.close().await;
+    chains.push(of(&cluster.acquire("a").await.unwrap_err()));
+    for said in chains {
+        for pair in said.windows(2) {
+            assert!(!pair[0].contains(&pair[1]), "{said:#?}");
+        }
+    }
 }
 
 #[tokio::test]

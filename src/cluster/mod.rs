@@ -201,7 +201,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
         origin: Origin,
     ) -> Result<Arc<Node<K, M>>, NodeError> {
         let name = key.to_string();
-        let wrong = |source| NodeError::Config { key: name.clone(), source };
+        let wrong = |error| NodeError::Config { key: name.clone(), error };
         options.validate().map_err(wrong)?;
         let seed = xxhash_rust::xxh3::xxh3_64(name.as_bytes());
         let (reads_role, changed) = (self.settings.reads_role(), self.changed.clone());
@@ -390,7 +390,7 @@ impl<K: Key, M: Manager> Cluster<K, M> {
         K: Borrow<Q>,
         Q: Hash + Eq + fmt::Display + ?Sized,
     {
-        options.validate().map_err(|source| NodeError::Config { key: key.to_string(), source })?;
+        options.validate().map_err(|error| NodeError::Config { key: key.to_string(), error })?;
         self.shared.change(|table| {
             let node = table.get(key).ok_or_else(|| self.shared.no_such_node(key, table))?;
             Ok((table.with(Arc::new(node.with_options(options))), ()))
