@@ -11,8 +11,8 @@ use millpond::cluster::{
     NodeView, Policy, Role,
 };
 use millpond::{
-    AcquireError, CheckPolicy, Condition, Config, Health, Hooks, Manager, PoolBuilder, Priority,
-    Shed, from_fn,
+    AcquireError, CheckPolicy, Condition, Config, DrainReport, Health, Hooks, Manager, PoolBuilder,
+    Priority, Shed, from_fn,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
@@ -1478,6 +1478,47 @@ async fn a_closed_cluster_says_so_to_all_and_closes_everything() {
     drop(held);
     eventually("all is closed", || managers[0].ledger.live() == 0).await;
     assert!(matches!(cluster.status().health, Health::Down(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_of_a_cluster_waits_for_what_is_in_use_at_all_nodes_until_one_deadline() {
+    let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
+    let (cluster, managers) = cluster_of(builder(), nodes);
+    let (a, b) = (cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap());
+    drop(cluster.acquire("c").await.unwrap());
+    let began = tokio::time::Instant::now();
+    let mut drain = pin!(cluster.drain(3 * SECOND));
+    assert!(poll_once(drain.as_mut()).is_pending());
+    assert!(matches!(cluster.acquire("a").await, Err(ClusterError::Closed { .. })));
+    assert!(timeout(SECOND, drain.as_mut()).await.is_err());
+    drop(a);
+    let reports = drain.await;
+    assert_eq!(began.elapsed(), 3 * SECOND);
+    let told = |(key, report): &(String, DrainReport)| {
+        (key.clone(), report.closed, report.still_out.len())
+    };
+    let told: Vec<_> = reports.iter().map(told).collect();
+    let expected = [("a", 1, 0), ("b", 0, 1), ("c", 1, 0)];
+    assert_eq!(told, expected.map(|(key, closed, out)| (key.to_owned(), closed, out)));
+    // Again, by which time the last one comes back.
+    let mut drain = pin!(cluster.drain(3 * SECOND));
+    assert!(poll_once(drain.as_mut()).is_pending());
+    drop(b);
+    assert_eq!(drain.await[1].1.closed, 1);
+    assert_eq!(began.elapsed(), 3 * SECOND);
+    assert_eq!(managers.map(|manager| manager.ledger.live()), [0, 0, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_of_a_cluster_that_is_given_up_has_closed_it() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+    let a = cluster.acquire("a").await.unwrap();
+    assert!(timeout(SECOND, cluster.drain(Duration::MAX)).await.is_err());
+    assert!(cluster.is_closed());
+    assert!(matches!(cluster.acquire("b").await, Err(ClusterError::Closed { .. })));
+    drop(a);
+    cluster.close().await;
+    assert_eq!(managers.map(|manager| manager.ledger.live()), [0, 0]);
 }
 
 #[test]
