@@ -168,8 +168,10 @@ pub enum OperationError<E> {
     #[error(transparent)]
     Failed(E),
     /// The method took longer than its limit and was dropped.
-    #[error("no answer within {limit:?}")]
+    #[error("no answer within {limit:?} ({setting})")]
     TimedOut {
+        /// The setting that the limit comes from, such as `connect_timeout`.
+        setting: &'static str,
         /// The limit: that of the pool's configuration, or, for the hook
         /// [`after_connect`](crate::Hooks::after_connect), what the connect before it had left of
         /// `connect_timeout`.

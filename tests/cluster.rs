@@ -11,11 +11,13 @@ use millpond::cluster::{
     NodeView, Policy, Role,
 };
 use millpond::{
-    AcquireError, CheckPolicy, Condition, Config, Health, Hooks, Manager, PoolBuilder, Priority,
-    Shed, from_fn,
+    AcquireError, CheckPolicy, Condition, Config, DrainReport, Health, Hooks, Manager, PoolBuilder,
+    Priority, Shed, from_fn,
 };
 use std::collections::{BTreeMap, HashMap};
+use std::error::Error;
 use std::future::{pending, ready};
+use std::iter::successors;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak, mpsc};
@@ -211,8 +213,8 @@ async fn reserved_connections_are_refused_as_no_acquire_of_a_cluster_has_a_prior
         let error = cluster.add_node("a".to_owned(), TestManager::new()).unwrap_err();
         let rule = "it must be 0 in a cluster, where no acquire has a priority";
         assert_eq!(error.to_string(), format!("node a: reserved is 1, but {rule}"));
-        let NodeError::Config { source, .. } = error else { panic!("{error}") };
-        assert_eq!((source.field(), cluster.nodes().len()), ("reserved", 0));
+        let NodeError::Config { error, .. } = error else { panic!("{error}") };
+        assert_eq!((error.field(), cluster.nodes().len()), ("reserved", 0));
     }
 }
 
@@ -234,6 +236,45 @@ async fn an_endpoint_becomes_a_node_by_the_template_and_only_by_it() {
     let error = cluster.add_endpoint("a", "db1:5432".parse().unwrap()).unwrap_err();
     assert!(error.to_string().contains("node a is given by its endpoint db1:5432"), "{error}");
     assert!(error.to_string().contains("ClusterBuilder::template"), "{error}");
+}
+
+/// What an error says, and then all that has led to it.
+fn chain(error: &(dyn Error + 'static)) -> Vec<String> {
+    let causes = successors(Some(error), |error| (*error).source());
+    causes.map(ToString::to_string).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_error_of_a_cluster_says_anything_twice() {
+    let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
+    let (cluster, [a, b, _]) = cluster_of(builder(), nodes);
+    let of = |error: &ClusterError<String, TestError>| chain(error);
+    let mut chains = vec![of(&cluster.acquire("x").await.unwrap_err())];
+    let weight = cluster.set_options("a", plain().weight(0)).unwrap_err();
+    chains.push(chain(&weight));
+    let held = cluster.acquire("a").await.unwrap();
+    a.connect.always(Act::Error);
+    let timeout = cluster.acquire("a").await.unwrap_err();
+    assert!(timeout.to_string().starts_with("node a: pool test/a: no connection"), "{timeout}");
+    assert_eq!(chain(&timeout)[1..], ["scripted connect error"]);
+    chains.push(of(&timeout));
+    held.discard();
+    chains.push(of(&cluster.acquire("a").await.unwrap_err()));
+    b.connect.always(Act::Permanent);
+    let permanent = cluster.acquire("b").await.unwrap_err();
+    assert_eq!(chain(&permanent)[1..], ["scripted connect error"]);
+    chains.push(of(&permanent));
+    chains.push(of(&cluster.acquire_any(Policy::Primary).await.unwrap_err()));
+    let handle = cluster.node("c").unwrap();
+    cluster.remove_node("c", SECOND).await.unwrap();
+    chains.push(of(&handle.acquire().await.unwrap_err()));
+    cluster.close().await;
+    chains.push(of(&cluster.acquire("a").await.unwrap_err()));
+    for said in chains {
+        for pair in said.windows(2) {
+            assert!(!pair[0].contains(&pair[1]), "{said:#?}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -419,6 +460,59 @@ async fn reads_go_to_the_primary_only_while_no_replica_is_up() {
     assert!(poll_once(acquire.as_mut()).is_pending());
     drop(held.pop());
     assert_eq!(acquire.await.unwrap().node(), "r");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_does_not_answer_costs_a_read_a_quarter_of_a_second() {
+    let (cluster, [_, r]) = cluster_of(builder(), [("p", primary()), ("r", replica())]);
+    r.connect.always(Act::Never);
+    let began = tokio::time::Instant::now();
+    let read = cluster.acquire_any(Policy::ReplicasThenPrimary).await.unwrap();
+    assert_eq!((read.node().as_str(), began.elapsed()), ("p", 250 * MILLISECOND));
+
+    let checks = |pool: PoolBuilder<_>| pool.check(CheckPolicy::Always);
+    let nodes = [("p", primary()), ("r", replica())];
+    let (cluster, [_, r]) = cluster_of(builder().pools(checks), nodes);
+    drop(cluster.acquire("r").await.unwrap());
+    r.check.always(Act::Never);
+    let began = tokio::time::Instant::now();
+    let read = cluster.acquire_any(Policy::ReplicasThenPrimary).await.unwrap();
+    assert_eq!((read.node().as_str(), began.elapsed()), ("p", 250 * MILLISECOND));
+
+    let nodes = [("p", primary()), ("r", replica())];
+    let (cluster, [_, r]) = cluster_of(builder().pools(|pool| pool.max_size(1)), nodes);
+    let held = cluster.acquire("r").await.unwrap();
+    r.condition.once(Act::Slow(Duration::ZERO)); // dirty
+    r.reset.always(Act::Never);
+    drop(held);
+    let began = tokio::time::Instant::now();
+    let read = cluster.acquire_any(Policy::ReplicasThenPrimary).await.unwrap();
+    assert_eq!((read.node().as_str(), began.elapsed()), ("p", 250 * MILLISECOND));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_primary_is_spared_as_long_as_one_replica_is_merely_busy() {
+    let checks = |pool: PoolBuilder<_>| pool.max_size(1).check(CheckPolicy::Always);
+    let nodes = [("p", primary()), ("r1", replica()), ("r2", replica())];
+    let (cluster, [_, r1, r2]) = cluster_of(builder().pools(checks), nodes);
+    drop(cluster.acquire("p").await.unwrap());
+    r1.connect.always(Act::Never);
+    for dials in [false, true] {
+        let held = cluster.acquire("r2").await.unwrap();
+        let mut read = pin!(cluster.acquire_any(Policy::ReplicasThenPrimary));
+        assert!(timeout(999 * MILLISECOND, read.as_mut()).await.is_err());
+        // Just before a pause is over, so that what begins now has not taken one.
+        let begun = if dials { &r2.connect } else { &r2.check };
+        begun.once(Act::Gated);
+        match dials {
+            true => held.discard(),
+            false => drop(held),
+        }
+        assert!(timeout(10 * MILLISECOND, read.as_mut()).await.is_err());
+        assert_eq!(begun.running(), 1);
+        begun.open(1);
+        assert_eq!(read.await.unwrap().node(), "r2");
+    }
 }
 
 #[tokio::test]
@@ -1384,6 +1478,47 @@ async fn a_closed_cluster_says_so_to_all_and_closes_everything() {
     drop(held);
     eventually("all is closed", || managers[0].ledger.live() == 0).await;
     assert!(matches!(cluster.status().health, Health::Down(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_of_a_cluster_waits_for_what_is_in_use_at_all_nodes_until_one_deadline() {
+    let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
+    let (cluster, managers) = cluster_of(builder(), nodes);
+    let (a, b) = (cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap());
+    drop(cluster.acquire("c").await.unwrap());
+    let began = tokio::time::Instant::now();
+    let mut drain = pin!(cluster.drain(3 * SECOND));
+    assert!(poll_once(drain.as_mut()).is_pending());
+    assert!(matches!(cluster.acquire("a").await, Err(ClusterError::Closed { .. })));
+    assert!(timeout(SECOND, drain.as_mut()).await.is_err());
+    drop(a);
+    let reports = drain.await;
+    assert_eq!(began.elapsed(), 3 * SECOND);
+    let told = |(key, report): &(String, DrainReport)| {
+        (key.clone(), report.closed, report.still_out.len())
+    };
+    let told: Vec<_> = reports.iter().map(told).collect();
+    let expected = [("a", 1, 0), ("b", 0, 1), ("c", 1, 0)];
+    assert_eq!(told, expected.map(|(key, closed, out)| (key.to_owned(), closed, out)));
+    // Again, by which time the last one comes back.
+    let mut drain = pin!(cluster.drain(3 * SECOND));
+    assert!(poll_once(drain.as_mut()).is_pending());
+    drop(b);
+    assert_eq!(drain.await[1].1.closed, 1);
+    assert_eq!(began.elapsed(), 3 * SECOND);
+    assert_eq!(managers.map(|manager| manager.ledger.live()), [0, 0, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_of_a_cluster_that_is_given_up_has_closed_it() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+    let a = cluster.acquire("a").await.unwrap();
+    assert!(timeout(SECOND, cluster.drain(Duration::MAX)).await.is_err());
+    assert!(cluster.is_closed());
+    assert!(matches!(cluster.acquire("b").await, Err(ClusterError::Closed { .. })));
+    drop(a);
+    cluster.close().await;
+    assert_eq!(managers.map(|manager| manager.ledger.live()), [0, 0]);
 }
 
 #[test]

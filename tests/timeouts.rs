@@ -253,9 +253,10 @@ async fn release_reports_a_reset_that_takes_too_long() {
     let error = held.release().await.unwrap_err();
     assert_passed(began, SECOND);
     assert!(
-        matches!(error, ReleaseError::Reset(OperationError::TimedOut { limit }) if limit == SECOND),
+        matches!(error, ReleaseError::Reset(OperationError::TimedOut { limit, .. }) if limit == SECOND),
         "{error:?}"
     );
+    assert_eq!(error.source().unwrap().to_string(), "no answer within 1s (reset_timeout)");
     let metrics = balanced(&pool, &manager.ledger).await;
     assert_eq!((metrics.closed.failed_reset, metrics.closed.total()), (1, 1));
     assert_eq!(manager.ledger.closed(), 1, "close was called once");
@@ -422,7 +423,7 @@ async fn a_connect_that_takes_too_long_is_a_cause_of_its_own() {
     let timeout = timeout_of(pool.acquire_timeout(3 * SECOND / 2).await);
     assert_eq!(timeout.stage(), Stage::ConnectFailing);
     let source = timeout.source().expect("the cause");
-    assert_eq!(source.to_string(), "no answer within 1s");
+    assert_eq!(source.to_string(), "no answer within 1s (connect_timeout)");
 }
 
 #[tokio::test(start_paused = true)]

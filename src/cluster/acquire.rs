@@ -350,7 +350,8 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     /// Acquires a connection of the node that this session belongs to, by a hash of its name: always
     /// the same one, as long as that node is there and up. Sessions are spread by the nodes' weights.
     /// When a node goes or fails, its sessions are spread over the others and no other session moves;
-    /// when one comes, it takes its share of each.
+    /// when one comes, it takes its share of each. One that does not answer has failed after
+    /// [`connect_timeout`](crate::PoolBuilder::connect_timeout), and its sessions wait until then.
     ///
     /// The hash depends on the name and the keys' `Display` alone, so that all processes agree.
     ///
@@ -491,7 +492,7 @@ impl<K: Key> Aim<'_, K> {
 
 impl<K: Key, M: Manager> Shared<K, M> {
     fn choice<'t>(self: &'t Arc<Self>, table: &'t Table<K, M>) -> Choice<'t, K, M> {
-        Choice { cluster: self, table }
+        Choice { cluster: self, table, late: Vec::new() }
     }
 
     fn unknown<Q: fmt::Display + ?Sized>(&self, key: &Q) -> ClusterError<K, M::Error> {
@@ -682,6 +683,12 @@ struct Runner<K: Key, M: Manager> {
     waiting: Pin<Box<Waiting<K, M>>>,
     terms: Arc<Terms>,
     check: Check,
+    /// It has just been told to have something opened, which it does when it is polled.
+    hurried: bool,
+    /// How many connects and resets had ended at the node when it was last seen, if one was under way.
+    asked: Option<u64>,
+    /// One of these, or a check, has been under way there for a whole pause.
+    late: bool,
     /// It has something opened, and one of the others may serve as well.
     roving: Option<Roving<K>>,
 }
@@ -690,8 +697,10 @@ struct Runner<K: Key, M: Manager> {
 #[derive(Clone, Copy, PartialEq)]
 enum Check {
     No,
+    /// Of something that has come back since the last pause.
+    Begun,
     UnderWay,
-    /// For longer than a pause.
+    /// For longer than a pause, or beyond the end of one.
     Late,
 }
 
@@ -699,7 +708,8 @@ impl<K: Key, M: Manager> Runner<K, M> {
     fn new(node: Arc<Node<K, M>>, missed: Missed<Member<K, M>>, began: Instant) -> Self {
         let check = if missed.has_found() { Check::UnderWay } else { Check::No };
         let (terms, waiting) = missed.wait_among_others(began);
-        Self { node, waiting: Box::pin(waiting), terms, check, roving: None }
+        let waiting = Box::pin(waiting);
+        Self { node, waiting, terms, check, hurried: false, asked: None, late: false, roving: None }
     }
 
     fn is_at<N: Borrow<Node<K, M>>>(&self, node: &N) -> bool {
@@ -707,7 +717,11 @@ impl<K: Key, M: Manager> Runner<K, M> {
     }
 
     fn poll(&mut self, cx: &Context<'_>) -> Poll<Found<K, M>> {
-        self.terms.poll(self.waiting.as_mut(), cx)
+        let found = self.terms.poll(self.waiting.as_mut(), cx);
+        if mem::take(&mut self.hurried) {
+            self.see_questions();
+        }
+        found
     }
 
     /// Whether what was checked when this was asked last has not passed.
@@ -717,9 +731,33 @@ impl<K: Key, M: Manager> Runner<K, M> {
         if failed {
             self.check = Check::No;
         } else if is_checking && self.check == Check::No {
-            self.check = Check::UnderWay;
+            self.check = Check::Begun;
         }
         failed
+    }
+
+    /// Takes down whether the node is being asked for something.
+    fn see_questions(&mut self) {
+        let pool = &self.node.pool;
+        // Before the look at what is under way, so that one which ends in between is not taken to go on.
+        let ended = pool.answers();
+        let counts = pool.counts();
+        self.asked = (counts.connecting + counts.resetting > 0).then_some(ended);
+    }
+
+    /// A pause is over. What was under way before it and still is has taken all of it.
+    fn see_pause(&mut self) {
+        let before = self.asked;
+        self.see_questions();
+        self.late |= self.asked.is_some() && self.asked == before;
+        match self.check {
+            Check::No => {}
+            Check::Begun => self.check = Check::Late,
+            Check::UnderWay | Check::Late => {
+                self.check = Check::Late;
+                self.late = true;
+            }
+        }
     }
 
     /// It is not to serve any more.
@@ -878,7 +916,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                     // By the options that it has now; one that has been removed meanwhile has those that it had.
                     let is_same = |other: &&Arc<Node<K, M>>| other.pool.is(&node.pool);
                     let by_now = table.nodes().iter().find(is_same).unwrap_or(&node);
-                    if self.aim.allows(&self.cluster.choice(&table), by_now) {
+                    if self.aim.allows(&self.choice(&table), by_now) {
                         self.counted_at = Some(node);
                         break Ok(pooled);
                     }
@@ -959,7 +997,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
         if table.closed {
             return Err(ClusterError::Closed { cluster: cluster.name() });
         }
-        let choice = cluster.choice(&table);
+        let choice = self.choice(&table);
         let picked = self.place(&choice);
         self.hopeless.retain(|node| !node.is_up());
         let mut order = self.aim.order(&choice, picked);
@@ -1041,6 +1079,16 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
         tried && node.pool.fails_for_good() && !node.is_up()
     }
 
+    /// What it chooses from: with what it has come to know of the nodes that it waits at.
+    fn choice<'t>(&self, table: &'t Table<K, M>) -> Choice<'t, K, M>
+    where
+        'a: 't,
+    {
+        let late = self.runners.iter().filter(|runner| runner.late);
+        let late = late.map(|runner| runner.node.clone()).collect();
+        Choice { cluster: self.cluster, table, late }
+    }
+
     /// Whether nothing is to be opened at this node.
     fn is_hopeless(&self, node: &Node<K, M>) -> bool {
         self.hopeless.iter().any(|hopeless| hopeless.pool.is(&node.pool))
@@ -1071,7 +1119,8 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
 
     /// Whether something has been found that may be ready soon.
     fn waits_for_a_check(&self) -> bool {
-        self.runners.iter().any(|runner| runner.check == Check::UnderWay)
+        let soon = |runner: &Runner<K, M>| matches!(runner.check, Check::Begun | Check::UnderWay);
+        self.runners.iter().any(soon)
     }
 
     /// Another node has served because the one that was picked had nothing idle. It is to have next
@@ -1112,19 +1161,17 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
     /// Those that may be used do not serve. One that may not be used may have taken over their role.
     fn ask_the_others(&self) {
         let table = self.cluster.table.load();
-        let choice = self.cluster.choice(&table);
+        let choice = self.choice(&table);
         let others = table.nodes().iter().filter(|node| !self.aim.allows(&choice, node));
         // They may as well serve soon: no other node is to lose its last connection for that.
         let roving = |node: &Node<K, M>| Some(Roving::new(&node.state));
         others.for_each(|node| node.read_role_again(self.cluster, roving(node)));
     }
 
-    /// Nothing has happened for a pause: no check is waited for any longer, and where nobody has been
-    /// served since the last time, somebody else may have to let go of a connection.
+    /// Nothing has happened for a pause: no check is waited for any longer, what hangs is known to, and
+    /// where nobody has been served since the last time, somebody else may have to let go of a connection.
     fn look_further(&mut self) {
-        for runner in self.runners.iter_mut().filter(|runner| runner.check == Check::UnderWay) {
-            runner.check = Check::Late;
-        }
+        self.runners.iter_mut().for_each(Runner::see_pause);
         if self.cluster.cap.is_some() {
             let uses = self.runners.iter().map(|runner| runner.node.pool.uses()).sum();
             self.stuck = self.uses.replace(uses) == Some(uses);
@@ -1186,9 +1233,10 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
     /// Has a connection opened by the runner at this node, if there is one that has been patient. It
     /// keeps its place in line.
     fn be_impatient(&mut self, node: &Arc<Node<K, M>>) -> bool {
-        let mut runners = self.runners.iter().filter(|runner| runner.terms.is_patient());
+        let mut runners = self.runners.iter_mut().filter(|runner| runner.terms.is_patient());
         let Some(runner) = runners.find(|runner| runner.is_at(node)) else { return false };
         node.pool.hurry(&runner.terms);
+        runner.hurried = true;
         self.begun = true;
         true
     }

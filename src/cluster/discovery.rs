@@ -372,7 +372,7 @@ impl<'p, K: Key, M: Manager> Plan<'p, K, M> {
                 first.made = Some(Err(NodeError::Ambiguous { cluster, key }));
                 continue;
             }
-            let wrong = |source| NodeError::Config { key: spec.key.to_string(), source };
+            let wrong = |error| NodeError::Config { key: spec.key.to_string(), error };
             let made = spec.options.validate().map_err(wrong).err().map(Err);
             places.insert(spec.key.clone(), wanted.len());
             wanted.push(Wanted { spec, made, settled: false });

@@ -66,14 +66,28 @@ pub struct RemovedNode<K> {
 }
 
 /// What the pool of a node says instead of serving.
-#[derive(Debug, thiserror::Error)]
-#[error("node {key}: {source}")]
+///
+/// It says so itself, beside the node, for those who log nothing else; its
+/// [source](std::error::Error::source) is what lies behind that, so that no chain says anything twice.
+#[derive(Debug)]
 #[non_exhaustive]
 pub struct NodeRefusal<K: fmt::Display, E: Error + 'static> {
     /// The node.
     pub key: K,
     /// What its pool says.
     pub source: AcquireError<E>,
+}
+
+impl<K: fmt::Display, E: Error + 'static> fmt::Display for NodeRefusal<K, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "node {}: {}", self.key, self.source)
+    }
+}
+
+impl<K: fmt::Debug + fmt::Display, E: Error + 'static> Error for NodeRefusal<K, E> {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source.source()
+    }
 }
 
 /// An acquire that no node has served.
@@ -178,13 +192,13 @@ pub enum NodeError {
         /// The keys that there are; of many, the first few.
         nodes: String,
     },
-    /// One of its settings is out of range.
-    #[error("node {key}: {source}")]
+    /// One of its settings is out of range. It says what that error says, and has no source.
+    #[error("node {key}: {error}")]
     Config {
         /// The node.
         key: String,
         /// Which, and the rule.
-        source: ConfigError,
+        error: ConfigError,
     },
     /// There is an endpoint, and nothing that makes a manager of it.
     #[error(

@@ -180,6 +180,14 @@ impl<K: Key, M: Manager> Shared<K, M> {
         report
     }
 
+    /// Closes the cluster, and answers which nodes it had.
+    fn shut(&self) -> Arc<Table<K, M>> {
+        let closed = |table: &Table<K, M>| Ok((Table::new(table.nodes().to_vec(), true), ()));
+        // An error: it is closed already.
+        drop(self.change(closed));
+        self.table.load_full()
+    }
+
     /// What the template makes of an endpoint.
     fn manager_of(&self, key: &K, endpoint: &Endpoint) -> Result<M, NodeError> {
         let Some(template) = &self.settings.template else {
@@ -201,7 +209,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
         origin: Origin,
     ) -> Result<Arc<Node<K, M>>, NodeError> {
         let name = key.to_string();
-        let wrong = |source| NodeError::Config { key: name.clone(), source };
+        let wrong = |error| NodeError::Config { key: name.clone(), error };
         options.validate().map_err(wrong)?;
         let seed = xxhash_rust::xxh3::xxh3_64(name.as_bytes());
         let (reads_role, changed) = (self.settings.reads_role(), self.changed.clone());
@@ -390,7 +398,7 @@ impl<K: Key, M: Manager> Cluster<K, M> {
         K: Borrow<Q>,
         Q: Hash + Eq + fmt::Display + ?Sized,
     {
-        options.validate().map_err(|source| NodeError::Config { key: key.to_string(), source })?;
+        options.validate().map_err(|error| NodeError::Config { key: key.to_string(), error })?;
         self.shared.change(|table| {
             let node = table.get(key).ok_or_else(|| self.shared.no_such_node(key, table))?;
             Ok((table.with(Arc::new(node.with_options(options))), ()))
@@ -466,25 +474,66 @@ impl<K: Key, M: Manager> Cluster<K, M> {
 
     /// Closes the cluster for good, and all its pools as [`Pool::close`](crate::Pool::close) does, all of
     /// them together: it takes `close_timeout` at the most, however many nodes there are. May be called
-    /// again, and by several tasks at once.
+    /// again, and by several tasks at once. Connections in use are not waited for: [`drain`](Self::drain)
+    /// does that.
     ///
     /// # Cancel safety
     ///
     /// The cluster is closed at the first poll. Dropping the future only stops waiting.
     pub async fn close(&self) {
-        let closed = |table: &Table<K, M>| Ok((Table::new(table.nodes().to_vec(), true), ()));
-        // An error: it is closed already.
-        drop(self.shared.change(closed));
-        let table = self.shared.table.load_full();
-        let mut closing: Vec<_> =
-            table.nodes().iter().map(|node| Box::pin(node.pool.close())).collect();
-        // One after the other, each might take its whole `close_timeout`.
-        poll_fn(|cx| {
-            closing.retain_mut(|pool| pool.as_mut().poll(cx).is_pending());
-            if closing.is_empty() { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
+        let table = self.shared.shut();
+        together(table.nodes().iter().map(|node| node.pool.close())).await;
     }
+
+    /// Closes the cluster for good like [`close`](Self::close), but waits for the connections that are in
+    /// use too, at all nodes together, until `deadline` from now. Whoever waits or comes gets
+    /// [`ClusterError::Closed`]. Answers what [`Pool::drain`](crate::Pool::drain) does, of each node in the
+    /// order of [`nodes`](Self::nodes). May be called again, and by several tasks at once.
+    ///
+    /// # Cancel safety
+    ///
+    /// The cluster is closed at the first poll. Dropping the future only stops waiting.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{cluster::Cluster, from_fn};
+    /// # use std::{convert::Infallible, time::Duration};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = from_fn(|| std::future::ready(Ok::<_, Infallible>("hello")));
+    /// let cluster = Cluster::builder().build()?;
+    /// cluster.add_node("db1", manager)?;
+    /// let connection = cluster.acquire("db1").await?;
+    /// for (node, report) in cluster.drain(Duration::from_millis(10)).await {
+    ///     println!("{node}: {report}"); // says who holds it, with file and line
+    ///     assert_eq!(report.still_out.len(), 1);
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub async fn drain(&self, deadline: Duration) -> Vec<(K, DrainReport)> {
+        let table = self.shared.shut();
+        let nodes = table.nodes();
+        let reports = together(nodes.iter().map(|node| node.pool.drain(deadline))).await;
+        nodes.iter().map(|node| node.key().clone()).zip(reports).collect()
+    }
+}
+
+/// Awaits all of them at once: one after the other, each might take its whole limit.
+async fn together<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
+    let mut running: Vec<_> = futures.map(|future| (Box::pin(future), None)).collect();
+    poll_fn(|cx| {
+        for (future, output) in running.iter_mut().filter(|(_, output)| output.is_none()) {
+            if let Poll::Ready(ready) = future.as_mut().poll(cx) {
+                *output = Some(ready);
+            }
+        }
+        if running.iter().any(|(_, output)| output.is_none()) {
+            return Poll::Pending;
+        }
+        Poll::Ready(running.drain(..).filter_map(|(_, output)| output).collect())
+    })
+    .await
 }
 
 impl<K: Key, M: Manager> Clone for Cluster<K, M> {

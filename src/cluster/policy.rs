@@ -36,7 +36,10 @@ pub enum Policy<'f, K> {
     Primary,
     /// The replicas, by turns and by their weights; never a primary.
     Replica,
-    /// The replicas, by turns and by their weights; the primaries while no replica is up.
+    /// The replicas, by turns and by their weights; the primaries while no replica is up. A replica from
+    /// which an acquire has waited for [`try_next_after`](super::ClusterBuilder::try_next_after), while a
+    /// connect, a check or a reset there had no answer, does not count as up to that acquire; one that is
+    /// merely busy does.
     ReplicasThenPrimary,
     /// All nodes, the nearest first: the one whose checks take the shortest time.
     Nearest,
@@ -93,6 +96,8 @@ impl Turns {
 pub(super) struct Choice<'t, K: Key, M: Manager> {
     pub(super) cluster: &'t Arc<Shared<K, M>>,
     pub(super) table: &'t Table<K, M>,
+    /// The nodes that have not answered for too long while this acquire has waited for them.
+    pub(super) late: Vec<Arc<Node<K, M>>>,
 }
 
 /// How often a node is drawn before all are looked at.
@@ -149,7 +154,11 @@ impl<K: Key, M: Manager> Choice<'_, K, M> {
                 | Policy::Replica
                 | Policy::ReplicasThenPrimary => {
                     let after = (place + nodes.len() - first) % nodes.len();
-                    self.allows(policy, node).then_some(after as f64)?
+                    let spared = match policy {
+                        Policy::ReplicasThenPrimary if node.role() == Role::Primary => nodes.len(),
+                        _ => 0,
+                    };
+                    self.allows(policy, node).then_some((after + spared) as f64)?
                 }
                 Policy::LeastInUse => self.in_use(place),
                 Policy::Nearest | Policy::Rank(_) => self.rank(policy, node)?,
@@ -172,8 +181,12 @@ impl<K: Key, M: Manager> Choice<'_, K, M> {
             Policy::ReplicasThenPrimary => match node.role() {
                 Role::Replica => true,
                 Role::Primary => {
-                    let nodes = self.table.nodes().iter();
-                    !nodes.into_iter().any(|node| node.role() == Role::Replica && node.is_up())
+                    let is_late =
+                        |node: &Node<K, M>| self.late.iter().any(|late| late.pool.is(&node.pool));
+                    let serves = |node: &Arc<Node<K, M>>| {
+                        node.role() == Role::Replica && node.is_up() && !is_late(node)
+                    };
+                    !self.table.nodes().iter().any(serves)
                 }
                 Role::Unknown => false,
             },

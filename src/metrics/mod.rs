@@ -160,6 +160,14 @@ impl Totals {
         self.connect_failures.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// How many connects and resets have succeeded or failed.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn answers(&self) -> u64 {
+        let failed_resets = &self.closed[CloseReason::FailedReset as usize];
+        let all = [&self.created, &self.connect_failures, &self.resets, failed_resets];
+        all.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+
     pub(crate) fn reset(&self) {
         self.resets.fetch_add(1, Ordering::Relaxed);
     }

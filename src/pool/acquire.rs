@@ -556,7 +556,7 @@ where
     let mut trial = lease.begin(State::Checking);
     let limit = shared.config.check_timeout;
     let connection = &mut trial.resource_mut().connection;
-    match bounded(limit, async { hook(connection).await }).await {
+    match bounded("check_timeout", limit, async { hook(connection).await }).await {
         Ok(()) => Ok(trial.pass()),
         Err(error) => {
             let unfit = Unfit::from(&error);
@@ -647,7 +647,7 @@ where
     let limit = shared.config.check_timeout;
     shared.totals.check();
     let connection = &mut trial.resource_mut().connection;
-    match bounded(limit, async { shared.manager.check(connection).await }).await {
+    match bounded("check_timeout", limit, async { shared.manager.check(connection).await }).await {
         Ok(()) => Ok(trial.pass()),
         Err(error) => {
             shared.tell_unfit(trial.resource_mut().id, "a check", &error);

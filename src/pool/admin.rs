@@ -241,7 +241,7 @@ impl<M: Manager> Pool<M> {
             shared.changed();
             let limit = shared.config.check_timeout;
             let connection = &mut trial.resource_mut().connection;
-            let verdict = bounded(limit, async { verify(connection).await });
+            let verdict = bounded("check_timeout", limit, async { verify(connection).await });
             match shared.unless_closed(verdict).await {
                 None => {
                     shared.close_connection(trial.fail(), shared.closed_because());
@@ -602,7 +602,7 @@ impl<M: Manager> Shared<M> {
             };
             // Cancel: the connection is dropped, the hook hears of it, and the trial frees the slot.
             let _gone = AtEnd::new(&self.hooks, Hooks::destroyed);
-            drop(bounded(self.config.close_timeout, close).await);
+            drop(bounded("close_timeout", self.config.close_timeout, close).await);
         }
         Ok(trial.renew())
     }

@@ -50,7 +50,7 @@ impl<M: Manager> Closing<M> {
                 Ok::<_, Infallible>(())
             };
             // Cancel: the connection is dropped, and then `self` frees the slot.
-            drop(bounded(shared.config.close_timeout, close).await);
+            drop(bounded("close_timeout", shared.config.close_timeout, close).await);
         }
     }
 }

@@ -564,14 +564,15 @@ impl<M: Manager> Shared<M> {
         // Declared before the connection, so dropped after it.
         let mut unborn = Unborn::<M>(None);
         // The block makes sure that a panic outside the future is caught as well.
-        let mut connection = bounded(limit, async { self.manager.connect().await }).await?;
+        let connect = async { self.manager.connect().await };
+        let mut connection = bounded("connect_timeout", limit, connect).await?;
         // Cancel: the connection is dropped, and the hook hears of it.
         unborn.0 = Some(&self.hooks);
         let set_up = match &self.hooks.after_connect {
             None => Ok(()),
             Some(hook) => {
                 let left = limit.saturating_sub(began.elapsed());
-                bounded(left, async { hook(&mut connection).await }).await
+                bounded("connect_timeout", left, async { hook(&mut connection).await }).await
             }
         };
         let ready = set_up.and_then(|()| {
@@ -584,7 +585,7 @@ impl<M: Manager> Shared<M> {
                 self.manager.close(connection).await;
                 Ok::<_, Infallible>(())
             };
-            drop(bounded(self.config.close_timeout, close).await);
+            drop(bounded("close_timeout", self.config.close_timeout, close).await);
             return Err(error);
         }
         unborn.0 = None;

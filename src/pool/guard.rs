@@ -390,7 +390,7 @@ where
     let shared = trial.keeper().clone();
     let limit = shared.config.reset_timeout;
     let connection = &mut trial.resource_mut().connection;
-    match bounded(limit, async { shared.manager.reset(connection).await }).await {
+    match bounded("reset_timeout", limit, async { shared.manager.reset(connection).await }).await {
         Ok(()) => {
             shared.totals.reset();
             let condition = shared.condition(trial.resource_mut());

@@ -756,6 +756,12 @@ impl<M: Manager> Pool<M> {
         self.shared.core.uses()
     }
 
+    /// How many connects and resets have come to an end, well or not.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn answers(&self) -> u64 {
+        self.shared.totals.answers()
+    }
+
     /// Ends the connects that are under way; if there is room for them, others begin.
     #[cfg(feature = "cluster")]
     pub(crate) fn give_up_dials(&self) {

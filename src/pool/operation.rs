@@ -12,30 +12,37 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// Awaits `operation` for `limit` at the most, and turns a panic into an error. What panics while it
-/// is dropped goes no further either.
+/// Awaits `operation` for `limit` at the most, which is that of a `setting`, and turns a panic into an error.
+/// What panics while it is dropped goes no further either.
 ///
 /// # Cancel safety
 ///
 /// Dropping it drops `operation` where it stands.
-pub(super) async fn bounded<T, E>(
+#[allow(clippy::manual_async_fn, reason = "an async function has room for its arguments twice")]
+pub(super) fn bounded<T, E>(
+    setting: &'static str,
     limit: Duration,
     operation: impl Future<Output = Result<T, E>>,
-) -> Result<T, OperationError<E>> {
-    let mut operation = pin!(Some(tokio::time::timeout(limit, operation)));
-    poll_fn(|cx| {
-        let poll = || operation.as_mut().as_pin_mut().map(|timed| timed.poll(cx));
-        let outcome = match caught(poll) {
-            Ok(None | Some(Poll::Pending)) => return Poll::Pending,
-            Ok(Some(Poll::Ready(Ok(outcome)))) => outcome.map_err(OperationError::Failed),
-            Ok(Some(Poll::Ready(Err(_)))) => Err(OperationError::TimedOut { limit }),
+) -> impl Future<Output = Result<T, OperationError<E>>> {
+    async move {
+        let mut operation = pin!(Some(tokio::time::timeout(limit, operation)));
+        let outcome = poll_fn(|cx| {
+            let poll = || operation.as_mut().as_pin_mut().map(|timed| timed.poll(cx));
+            let outcome = match caught(poll) {
+                Ok(None | Some(Poll::Pending)) => return Poll::Pending,
+                Ok(Some(Poll::Ready(outcome))) => Ok(outcome),
+                Err(panic) => Err(panic),
+            };
+            // The panic hook has reported it; the outcome is what it is.
+            drop(caught(|| operation.set(None)));
+            Poll::Ready(outcome)
+        });
+        match outcome.await {
+            Ok(Ok(outcome)) => outcome.map_err(OperationError::Failed),
+            Ok(Err(_)) => Err(OperationError::TimedOut { setting, limit }),
             Err(panic) => Err(OperationError::Panicked { message: panic.message() }),
-        };
-        // The panic hook has reported it; the outcome is what it is.
-        drop(caught(|| operation.set(None)));
-        Poll::Ready(outcome)
-    })
-    .await
+        }
+    }
 }
 
 /// Why [`within`] has given up.

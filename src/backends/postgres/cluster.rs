@@ -204,7 +204,7 @@ impl PostgresNodes {
         for (key, target) in &self.nodes {
             // By its endpoint, so that a set that has it there leaves it as it is.
             cluster.add_endpoint(key.clone(), target.endpoint()).map_err(|error| match error {
-                NodeError::Config { source, .. } => Error::Config(source),
+                NodeError::Config { error, .. } => Error::Config(error),
                 error => unreachable!("BUG: {error}, which has just been made"),
             })?;
         }
