@@ -400,7 +400,7 @@ impl Waits {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConnectError {
-    /// What went wrong, with all causes.
+    /// What went wrong, with all causes; what several of them say is said once.
     pub message: String,
     /// How long ago that was.
     pub ago: Duration,
