@@ -413,7 +413,8 @@ pub struct ConnectError {
 pub struct Closed {
     /// The manager called it broken when it was released.
     pub broken: u64,
-    /// Its check failed.
+    /// Its check failed, or its verification for a [`rotate`](crate::Pool::rotate), which is none of the
+    /// [`checks`](PoolMetrics::checks).
     pub failed_check: u64,
     /// Its reset failed.
     pub failed_reset: u64,
