@@ -32,12 +32,18 @@ use tokio::runtime::{Builder, Handle, Runtime};
 /// A pool of connections for threads, with a runtime of its own.
 ///
 /// Made by [`PoolBuilder::build_blocking`]. A clone is another handle to the same pool. When the
-/// last handle is dropped, idle connections are closed; that takes `close_timeout` at the most. The
+/// last handle is dropped, idle connections are closed; that takes `close_timeout` at the most, unless a
+/// close or the drop of a connection blocks: then it takes as long as all of those do. The
 /// runtime's thread ends then, or once those are closed that are still in use, with an
 /// [owned guard](Self::acquire_owned): drivers work on that runtime. It does not wait for what was
 /// [detached](crate::Pooled::detach): such a connection is of use while the pool is.
 ///
-/// Most hooks run on that thread. One that calls back into the pool is never kept waiting there, or
+/// The callers may block, the [`Manager`] must not: its asynchronous methods run on that one thread, and
+/// one that blocks keeps every connection from being opened, checked, reset or closed, for longer than its
+/// time limit allows. See [what must not block](Manager#what-must-not-block); for managers that do, as those
+/// of r2d2, there is `compat::r2d2::Adapter`, with the feature `r2d2`.
+///
+/// Most hooks run on that thread, too. One that calls back into the pool is never kept waiting there, or
 /// nothing would go on that it could wait for: what would wait fails with an error `WouldBlock`, and
 /// [`close`](Self::close) and [`drain`](Self::drain) begin their work and return.
 ///

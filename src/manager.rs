@@ -10,9 +10,18 @@ use std::marker::PhantomData;
 ///
 /// Only [`connect`](Self::connect) is required. Write the asynchronous methods as `async fn`.
 ///
-/// None of them holds up anybody but the one connection that it works on. Each has a time limit in
-/// the pool's configuration; a method that fails, panics or takes too long costs that connection
-/// and nothing else.
+/// None of them holds up anybody but the one connection that it works on, as long as none blocks. Each
+/// has a time limit in the pool's configuration; a method that fails, panics or takes too long costs that
+/// connection and nothing else.
+///
+/// # What must not block
+///
+/// A method that blocks, as calls of `std::net`, [`thread::sleep`](std::thread::sleep) and drivers without
+/// `async` do, cannot be ended when its time is up. Meanwhile its thread of the runtime does nothing for
+/// other connections and other tasks, and that of a [`blocking::Pool`](crate::blocking::Pool) is the only
+/// one. The same holds for a connection's `Drop`. Do such work in
+/// [`spawn_blocking`](tokio::task::spawn_blocking) and await that; in a `Drop`, have another thread do it.
+/// For managers that block, as those of r2d2, `compat::r2d2::Adapter`, with the feature `r2d2`, does both.
 ///
 /// # Examples
 ///

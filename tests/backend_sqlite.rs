@@ -1066,6 +1066,16 @@ async fn readers_do_not_wait_for_the_writer() {
 }
 
 #[tokio::test]
+async fn a_database_has_one_connection_that_writes_whatever_its_pools_may_be_resized_to() {
+    let file = File::new();
+    let database = SqliteDatabase::open_with(file.manager(), 2, |pool| pool.capacity(8));
+    let database = database.await.unwrap();
+    let error = database.writer().resize(4).unwrap_err();
+    assert_eq!(error.to_string(), "max_size is 4, but it must be at most capacity, which is 1");
+    database.readers().resize(8).unwrap();
+}
+
+#[tokio::test]
 async fn a_database_that_cannot_be_opened_says_so_at_once() {
     let missing = SqliteManager::new("/no/such/folder/at-all.db");
     let BuildError::Connect(error) = SqliteDatabase::open(missing, 2).await.unwrap_err() else {

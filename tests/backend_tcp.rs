@@ -11,9 +11,11 @@ use millpond::backends::unix::UnixManager;
 use millpond::{AcquireError, CheckPolicy, Manager, OperationError, Pool};
 use std::io::{Error, ErrorKind, Write};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::runtime::Runtime;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -37,6 +39,15 @@ async fn echo_server() -> SocketAddr {
         }
     });
     address
+}
+
+async fn unix_echo_server(path: &Path) {
+    let listener = UnixListener::bind(path).unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(echo(stream));
+        }
+    });
 }
 
 async fn say(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), byte: u8) -> u8 {
@@ -80,12 +91,7 @@ async fn a_tcp_connection_with_anything_left_to_read_is_not_used_again() {
 async fn a_unix_connection_with_anything_left_to_read_is_not_used_again() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("echo");
-    let listener = UnixListener::bind(&path).unwrap();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(echo(stream));
-        }
-    });
+    unix_echo_server(&path).await;
     let manager = UnixManager::new(&path);
     assert_eq!(manager.path(), path);
     notices_what_is_left(Pool::builder(manager).max_size(1).build().await.unwrap()).await;
@@ -167,6 +173,54 @@ async fn a_connection_that_the_server_has_closed_while_it_was_idle_is_not_handed
     let mut stream = pool.acquire().await.unwrap();
     assert_eq!(say(&mut *stream, b'a').await, b'a');
     assert!(pool.metrics().closed.failed_check >= 1);
+}
+
+/// Whether a pool notices that its connections were opened on a runtime that has ended since, idle ones
+/// as well as those in use. Its peer sends back what it receives.
+fn notices_the_end_of_a_runtime<M>(manager: M)
+where
+    M: Manager<Connection: AsyncRead + AsyncWrite + Unpin>,
+{
+    let [first, second] = [(); 2].map(|()| current_thread());
+    let (pool, used) = first.block_on(async {
+        let pool = Pool::builder(manager).max_size(2).build().await.unwrap();
+        let (idle, used) = (pool.acquire().await.unwrap(), pool.acquire_owned().await.unwrap());
+        drop(idle);
+        (pool, used)
+    });
+    drop(first);
+    drop(used);
+    assert_eq!(pool.metrics().closed.broken, 1, "the one in use");
+    second.block_on(async {
+        let mut stream = pool.acquire().await.unwrap();
+        assert_eq!(say(&mut *stream, b'a').await, b'a');
+    });
+    assert_eq!(pool.metrics().closed.failed_check, 1, "the one that was idle");
+}
+
+fn current_thread() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// A runtime that runs without being driven, for the peer.
+fn elsewhere() -> Runtime {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.worker_threads(1).enable_all().build().unwrap()
+}
+
+#[test]
+fn a_tcp_connection_of_a_runtime_that_has_ended_is_not_used_again() {
+    let server = elsewhere();
+    notices_the_end_of_a_runtime(TcpManager::new(server.block_on(echo_server())));
+}
+
+#[test]
+fn a_unix_connection_of_a_runtime_that_has_ended_is_not_used_again() {
+    let server = elsewhere();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("echo");
+    server.block_on(unix_echo_server(&path));
+    notices_the_end_of_a_runtime(UnixManager::new(path));
 }
 
 #[tokio::test]

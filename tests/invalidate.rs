@@ -619,6 +619,7 @@ async fn a_rotation_whose_connection_does_not_pass_keeps_the_old_ones() {
         let metrics = balanced(&pool, &manager.ledger).await;
         assert_eq!((metrics.counts.idle, metrics.created), (3, 4));
         assert_eq!((metrics.closed.failed_check, metrics.closed.total()), (1, 1));
+        assert_eq!(metrics.checks, 0, "a verification is none");
         assert_eq!(manager.ledger.closed(), 1);
         assert!(pool.acquire().await.unwrap().id <= 3);
         has_all_its_slots(&pool).await;

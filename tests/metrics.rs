@@ -231,6 +231,41 @@ async fn the_last_failure_to_connect_is_told_with_its_causes_and_its_age_for_goo
     assert_eq!((after.message, after.ago), (before.message, before.ago + 60 * SECOND));
 }
 
+/// Of redis the error says what its cause says; of rusqlite the cause says what its error says, and more.
+#[tokio::test(start_paused = true)]
+async fn a_failure_whose_cause_says_the_same_is_told_once() {
+    #[derive(Debug, thiserror::Error)]
+    #[error("{says}")]
+    struct Link {
+        says: &'static str,
+        #[source]
+        cause: Option<Box<Link>>,
+    }
+    for (chain, told) in [
+        (["refused", "refused", "refused"], "refused"),
+        (["cannot connect: refused", "refused", "errno 111"], "cannot connect: refused: errno 111"),
+        (
+            ["cannot open", "no database", "code 26: no database"],
+            "cannot open: code 26: no database",
+        ),
+        (["refused", "", "by the door"], "refused: by the door"),
+        (
+            ["the door is shut", "the key is lost", "the door is shut, lost"],
+            "the door is shut: the key is lost: the door is shut, lost",
+        ),
+    ] {
+        let connect = move || {
+            let mut links = chain.into_iter().rev();
+            let last = Link { says: links.next().unwrap(), cause: None };
+            let first = links.fold(last, |cause, says| Link { says, cause: Some(Box::new(cause)) });
+            async { Err::<(), _>(first) }
+        };
+        let pool = Pool::builder(millpond::from_fn(connect)).build_lazy().unwrap();
+        pool.acquire_timeout(SECOND / 2).await.map(drop).unwrap_err();
+        assert_eq!(pool.metrics().last_connect_error.unwrap().message, told);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_rotation_that_cannot_connect_is_told_as_well() {
     let manager = TestManager::new();

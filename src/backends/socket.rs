@@ -4,14 +4,29 @@
 
 use crate::manager::Condition;
 use socket2::SockRef;
+use std::future::{Future, poll_fn};
 use std::io::{self, ErrorKind};
 use std::mem::MaybeUninit;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+use tokio::task::unconstrained;
 
-/// Whether a socket is open and nothing has arrived on it; an error says what has.
+/// Whether a socket is open, nothing has arrived on it, and it can be waited for; an error says what is
+/// wrong.
 ///
 /// It asks the system, for one call of `recv` with `MSG_PEEK`. The runtime's own `try_read` goes by
-/// what the last poll for events has found, and would not see what has arrived since.
-pub(super) fn look(socket: &SockRef<'_>) -> io::Result<()> {
+/// what the last poll for events has found, and would not see what has arrived since. `ready` is the
+/// runtime's own `poll_write_ready`: the system does not know that the runtime has ended which would
+/// tell of events, and nothing that a user awaits comes true after that.
+pub(super) fn look(
+    socket: &SockRef<'_>,
+    ready: impl FnMut(&mut Context<'_>) -> Poll<io::Result<()>>,
+) -> io::Result<()> {
+    // Unconstrained, since a task that has done much is told of nothing otherwise.
+    let ready = pin!(unconstrained(poll_fn(ready)));
+    if let Poll::Ready(Err(error)) = ready.poll(&mut Context::from_waker(Waker::noop())) {
+        return Err(error);
+    }
     match socket.peek(&mut [MaybeUninit::uninit()]) {
         Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
         Err(error) => Err(error),
@@ -28,10 +43,11 @@ pub(super) fn look(socket: &SockRef<'_>) -> io::Result<()> {
 /// found no room for all that it had.
 pub(super) fn condition(
     socket: &SockRef<'_>,
+    ready: impl FnMut(&mut Context<'_>) -> Poll<io::Result<()>>,
     write: impl FnOnce(&[u8]) -> io::Result<usize>,
     trusted: bool,
 ) -> Condition {
-    match look(socket).and_then(|()| write(&[])) {
+    match look(socket, ready).and_then(|()| write(&[])) {
         Ok(_) if trusted => Condition::Clean,
         // An answer that nobody waits for any more may arrive now.
         Ok(_) => Condition::Unchecked,

@@ -13,7 +13,7 @@ use std::future::{Future, poll_fn};
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::{TcpStream, ToSocketAddrs};
 use tokio::time::timeout;
@@ -28,7 +28,8 @@ use tokio::time::timeout;
 /// # What is checked
 ///
 /// Whenever a connection is released, whenever one is acquired, and when the pool checks one: that the
-/// peer has neither closed it nor sent anything that nobody has read. When it is released also that its
+/// peer has neither closed it nor sent anything that nobody has read, and that the runtime on which it was
+/// opened has not ended: the stream does nothing after that. When it is released also that its
 /// user has not shut it down, nor left a write half-way while there was no room for it. These are one or
 /// two system calls, and no round trip. They do not find a peer that is gone without a word;
 /// [`keepalive`](Self::keepalive) does, in time. An acquire does not look again if the pool has in the
@@ -133,11 +134,13 @@ impl<A: ToSocketAddrs + Send + Sync + 'static> Manager for TcpManager<A> {
     }
 
     fn condition(&self, stream: &mut TcpStream) -> Condition {
-        socket::condition(&SockRef::from(&*stream), |bytes| stream.try_write(bytes), self.trusted)
+        let (socket, stream) = (SockRef::from(&*stream), &*stream);
+        let ready = |cx: &mut Context<'_>| stream.poll_write_ready(cx);
+        socket::condition(&socket, ready, |bytes| stream.try_write(bytes), self.trusted)
     }
 
     async fn check(&self, stream: &mut TcpStream) -> io::Result<()> {
-        socket::look(&SockRef::from(&*stream))
+        socket::look(&SockRef::from(&*stream), |cx| stream.poll_write_ready(cx))
     }
 
     fn is_permanent(&self, error: &io::Error) -> bool {

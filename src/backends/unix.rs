@@ -7,6 +7,7 @@ use crate::manager::{Condition, Manager};
 use socket2::SockRef;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::task::Context;
 use tokio::net::UnixStream;
 
 /// Opens connections to a Unix domain socket.
@@ -14,7 +15,8 @@ use tokio::net::UnixStream;
 /// # What is checked
 ///
 /// As in [`TcpManager`](super::tcp::TcpManager), at the same cost: that the peer has neither closed the
-/// connection nor sent anything that nobody has read. A peer on the same machine is never gone without a
+/// connection nor sent anything that nobody has read, and that the runtime on which it was opened has not
+/// ended. A peer on the same machine is never gone without a
 /// word. What is said there of answers that are still under way holds here too: whoever gives up on one
 /// has to [`discard`](crate::Pooled::discard) the connection.
 ///
@@ -68,11 +70,13 @@ impl Manager for UnixManager {
     }
 
     fn condition(&self, stream: &mut UnixStream) -> Condition {
-        socket::condition(&SockRef::from(&*stream), |bytes| stream.try_write(bytes), self.trusted)
+        let (socket, stream) = (SockRef::from(&*stream), &*stream);
+        let ready = |cx: &mut Context<'_>| stream.poll_write_ready(cx);
+        socket::condition(&socket, ready, |bytes| stream.try_write(bytes), self.trusted)
     }
 
     async fn check(&self, stream: &mut UnixStream) -> io::Result<()> {
-        socket::look(&SockRef::from(&*stream))
+        socket::look(&SockRef::from(&*stream), |cx| stream.poll_write_ready(cx))
     }
 
     fn is_permanent(&self, error: &io::Error) -> bool {

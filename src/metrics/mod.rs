@@ -408,7 +408,7 @@ impl Waits {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConnectError {
-    /// What went wrong, with all causes.
+    /// What went wrong, with all causes; what several of them say is said once.
     pub message: String,
     /// How long ago that was.
     pub ago: Duration,
@@ -421,7 +421,8 @@ pub struct ConnectError {
 pub struct Closed {
     /// The manager called it broken when it was released.
     pub broken: u64,
-    /// Its check failed.
+    /// Its check failed, or its verification for a [`rotate`](crate::Pool::rotate), which is none of the
+    /// [`checks`](PoolMetrics::checks).
     pub failed_check: u64,
     /// Its reset failed.
     pub failed_reset: u64,

@@ -139,14 +139,25 @@ impl<E> From<Verdict<E>> for AcquireError<E> {
 }
 
 impl<E: Error + 'static> Connector<E> {
-    /// Takes down what a failure says, with all causes.
+    /// Takes down what a failure says, with all causes. Many libraries' errors say what their cause says,
+    /// and some causes what their error says: neither is said twice.
     pub(super) fn note(&self, error: &OperationError<E>) {
         let say = || {
             let mut said = error.to_string();
+            // Where the last of them begins.
+            let mut last = 0;
             let mut cause = error.source();
             while let Some(error) = cause {
-                said.push_str(": ");
-                said.push_str(&error.to_string());
+                let says = error.to_string();
+                if !said.ends_with(&says) {
+                    if says.ends_with(&said[last..]) {
+                        said.truncate(last);
+                    } else {
+                        said.push_str(": ");
+                        last = said.len();
+                    }
+                    said.push_str(&says);
+                }
                 cause = error.source();
             }
             said
