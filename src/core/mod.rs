@@ -42,7 +42,7 @@ use self::slot::{Cell, Slot};
 use self::turns::Turns;
 pub(crate) use self::waiters::offer_vacant;
 use self::waiters::{Control, Handoff};
-use crate::sync::{AtomicU32, AtomicU64, BoxQueue, Ordering, publish_fence, thread_number};
+use crate::sync::{AtomicU32, BoxQueue, Ordering, publish_fence, thread_number};
 use crossbeam_utils::CachePadded;
 use event_listener::{Event, IntoNotification};
 use std::fmt;
