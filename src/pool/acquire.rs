@@ -501,8 +501,8 @@ where
         let shared = lease.keeper().clone();
         let uses = lease.uses();
         let new = lease.resource_mut().is_new(uses);
-        if !shared.hooks.checkout(&lease.resource_mut().connection) {
-            shared.rejected(new, None);
+        if let Err(message) = shared.hooks.checkout(&lease.resource_mut().connection) {
+            shared.rejected(new, OperationError::Panicked { message });
             end(lease, CloseReason::Rejected);
             return None;
         }
@@ -561,7 +561,7 @@ where
         Err(error) => {
             let unfit = Unfit::from(&error);
             let uses = trial.uses();
-            shared.rejected(trial.resource_mut().is_new(uses), Some(error));
+            shared.rejected(trial.resource_mut().is_new(uses), error);
             shared.close_connection(trial.fail(), CloseReason::Rejected);
             Err(unfit)
         }
