@@ -284,9 +284,11 @@ where
         let verdicts = keeper.connector.verdicts();
         let woken = {
             let _waiting = match ask.terms {
-                None => keeper.about_to_wait(ask.caller, ask.line)?,
-                // Who may be served by another pool as well is not stuck here.
-                Some(_) => keeper.may_wait(ask.line).map(|()| None)?,
+                None if acquire.deadline > acquire.began => {
+                    keeper.about_to_wait(ask.caller, ask.line)?
+                }
+                // Who may be served by another pool as well is not stuck here, nor is who does not wait.
+                _ => keeper.may_wait(ask.line).map(|()| None)?,
             };
             if let Some(terms) = ask.terms {
                 terms.get_in_line();
