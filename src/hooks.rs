@@ -163,7 +163,8 @@ impl<M: Manager> Hooks<M> {
         self
     }
 
-    /// Sees a connection each time it is handed out.
+    /// Sees a connection each time it is handed out. While it panics for one new connection after the
+    /// other, the pool does as with [`before_acquire`](Self::before_acquire).
     pub fn on_checkout(mut self, hook: impl Fn(&M::Connection) + Send + Sync + 'static) -> Self {
         self.on_checkout = Some(Box::new(hook));
         self
@@ -215,13 +216,13 @@ impl<M: Manager> Hooks<M> {
         call(|| hook.map_or((), |hook| hook(connection)))
     }
 
-    /// False if the hook panics: then nobody is to have the connection.
-    pub(crate) fn checkout(&self, connection: &M::Connection) -> bool {
+    /// The same: then nobody is to have the connection.
+    pub(crate) fn checkout(&self, connection: &M::Connection) -> Result<(), String> {
         let hook = self.on_checkout.as_ref();
-        call(|| hook.map_or((), |hook| hook(connection))).is_ok()
+        call(|| hook.map_or((), |hook| hook(connection)))
     }
 
-    /// As [`checkout`](Self::checkout).
+    /// False if the hook panics: then nobody is to have the connection either.
     pub(crate) fn checkin(&self, connection: &M::Connection) -> bool {
         let hook = self.on_checkin.as_ref();
         call(|| hook.map_or((), |hook| hook(connection))).is_ok()

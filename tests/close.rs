@@ -7,13 +7,14 @@ use support::*;
 
 use millpond::{
     AcquireError, CheckPolicy, Hooks, Pool, PoolBuilder, Priority, ReleaseError, TryAcquireError,
-    from_fn,
+    WarmUpError, from_fn,
 };
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, mpsc};
+use std::sync::{Arc, LazyLock, Mutex, Once, mpsc};
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::Instant;
@@ -555,6 +556,59 @@ fn guards_dropped_after_the_runtime_is_gone_neither_panic_nor_hang() {
         }
     });
     assert_eq!(manager.ledger.live(), 0);
+}
+
+/// Runs `work`, and counts the panics that are reported of this thread meanwhile, caught or not: with
+/// `panic = "abort"` the first is the end of the program.
+fn panics_here(work: impl FnOnce()) -> usize {
+    static ONCE: Once = Once::new();
+    thread_local! { static REPORTED: Cell<usize> = const { Cell::new(0) } }
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            REPORTED.set(REPORTED.get() + 1);
+            before(info);
+        }));
+    });
+    work();
+    REPORTED.get()
+}
+
+#[test]
+fn a_thread_in_a_runtime_that_has_ended_finds_that_out_without_a_panic() {
+    for runtime in [single, multi] {
+        let reported = must_end(move || {
+            panics_here(|| {
+                let manager = TestManager::new();
+                let runtime = runtime();
+                let pool = pool_of(&manager, 6).min_idle(6);
+                let pool = runtime.block_on(pool.build()).expect("nothing fails");
+                let guard = || pool.try_acquire_owned().expect("it is idle");
+                let mut guards: Vec<_> = (0..6).map(|_| guard()).collect();
+                let handle = runtime.handle().clone();
+                drop(runtime);
+                // As is a thread of `spawn_blocking`.
+                let _here = handle.enter();
+                for act in [Act::Ok, DIRTY, BROKEN] {
+                    manager.condition.once(act);
+                    drop(guards.pop());
+                }
+                guards.pop().expect("the third").discard();
+                manager.condition.once(DIRTY);
+                let released = pollster::block_on(guards.pop().expect("the second").release());
+                assert!(matches!(released, Err(ReleaseError::NoRuntime)), "{released:?}");
+                let _idle = guard();
+                let refused = pool.acquire_blocking();
+                assert!(matches!(refused, Err(AcquireError::NoRuntime)), "{refused:?}");
+                let warm = pollster::block_on(pool.warm_up(2));
+                assert!(matches!(warm, Err(WarmUpError::NoRuntime)), "{warm:?}");
+                pollster::block_on(pool.drain(SECOND));
+                pollster::block_on(pool.close());
+                drop(guards);
+            })
+        });
+        assert_eq!(reported, 0);
+    }
 }
 
 #[test]

@@ -8,8 +8,8 @@ mod support;
 use support::*;
 
 use millpond::{
-    AcquireError, CheckPolicy, HookFuture, Hooks, OperationError, Pool, PoolBuilder, PooledOwned,
-    ReleaseError, Stage, TryAcquireError, WeakPool,
+    AcquireError, CheckPolicy, Health, HookFuture, Hooks, OperationError, Pool, PoolBuilder,
+    PooledOwned, ReleaseError, Stage, TryAcquireError, WeakPool,
 };
 use std::error::Error;
 use std::future::pending;
@@ -621,6 +621,20 @@ async fn a_hook_that_panics_each_time_has_them_opened_with_pauses_too() {
     assert!(matches!(pool.acquire().await, Err(AcquireError::Timeout(_))));
     let opened = manager.connect.calls();
     assert!((5..=100).contains(&opened), "{opened} connections in 10 s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hook_that_panics_each_time_is_what_those_who_wait_and_the_status_are_told_of() {
+    let manager = TestManager::new();
+    let hooks = Hooks::new().on_checkout(|_| panic!("scripted panic in on_checkout"));
+    let pool = pool_of(&manager, 2).hooks(hooks).acquire_timeout(SECOND).build_lazy().unwrap();
+    let Err(AcquireError::Timeout(late)) = pool.acquire().await else { panic!("it is rejected") };
+    let cause = late.last_connect_error().expect("what the hook said");
+    assert_eq!(cause.to_string(), "panicked: scripted panic in on_checkout");
+    assert_eq!(late.stage(), Stage::ConnectFailing);
+    assert!(!matches!(pool.status().health, Health::Healthy), "{}", pool.status());
+    let failure = pool.metrics().last_connect_error.expect("the same");
+    assert!(failure.message.contains("on_checkout"), "{failure:?}");
 }
 
 #[tokio::test(start_paused = true)]

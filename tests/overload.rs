@@ -1001,6 +1001,15 @@ async fn a_caller_with_priority_who_holds_all_is_told_as_well() {
     drop(held);
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_holds_all_and_does_not_wait_for_one_more_is_not_stuck() {
+    let manager = TestManager::new();
+    let pool = detecting(&manager, 1).build_lazy().unwrap();
+    let _held = pool.acquire().await.unwrap();
+    let more = pool.acquire_timeout(Duration::ZERO).await;
+    assert!(matches!(more, Err(AcquireError::Timeout(_))), "{more:?}");
+}
+
 /// Two who hold all that they may have, and each wait for one more: the second one is told.
 async fn the_second_of_two_is_told(pool: Pool<TestManager>, manager: &TestManager) {
     let task = |first_to_wait: bool| {

@@ -284,9 +284,11 @@ where
         let verdicts = keeper.connector.verdicts();
         let woken = {
             let _waiting = match ask.terms {
-                None => keeper.about_to_wait(ask.caller, ask.line)?,
-                // Who may be served by another pool as well is not stuck here.
-                Some(_) => keeper.may_wait(ask.line).map(|()| None)?,
+                None if acquire.deadline > acquire.began => {
+                    keeper.about_to_wait(ask.caller, ask.line)?
+                }
+                // Who may be served by another pool as well is not stuck here, nor is who does not wait.
+                _ => keeper.may_wait(ask.line).map(|()| None)?,
             };
             if let Some(terms) = ask.terms {
                 terms.get_in_line();
@@ -501,8 +503,8 @@ where
         let shared = lease.keeper().clone();
         let uses = lease.uses();
         let new = lease.resource_mut().is_new(uses);
-        if !shared.hooks.checkout(&lease.resource_mut().connection) {
-            shared.rejected(new, None);
+        if let Err(message) = shared.hooks.checkout(&lease.resource_mut().connection) {
+            shared.rejected(new, OperationError::Panicked { message });
             end(lease, CloseReason::Rejected);
             return None;
         }
@@ -561,7 +563,7 @@ where
         Err(error) => {
             let unfit = Unfit::from(&error);
             let uses = trial.uses();
-            shared.rejected(trial.resource_mut().is_new(uses), Some(error));
+            shared.rejected(trial.resource_mut().is_new(uses), error);
             shared.close_connection(trial.fail(), CloseReason::Rejected);
             Err(unfit)
         }

@@ -331,16 +331,14 @@ impl<E> Connector<E> {
     }
 
     /// A hook has rejected a new connection that nobody has used yet.
-    fn rejected(&self, error: Option<OperationError<E>>) {
+    fn rejected(&self, error: OperationError<E>) {
         self.admitted.store(1, Ordering::SeqCst);
         let _last;
         let mut trouble = lock(&self.trouble);
         trouble.rejected = trouble.rejected.saturating_add(1);
         trouble.rejected_at = Instant::now();
-        if let Some(error) = error {
-            _last = trouble.last.replace(Arc::new(error));
-            trouble.permanent = false;
-        }
+        _last = trouble.last.replace(Arc::new(error));
+        trouble.permanent = false;
     }
 
     /// A new connection has been handed out.
@@ -683,11 +681,9 @@ impl<M: Manager> Shared<M> {
     }
 
     /// A hook has rejected a connection, with an error or by a panic. `new`: nobody has used it yet.
-    pub(super) fn rejected(&self, new: bool, error: Option<OperationError<M::Error>>) {
+    pub(super) fn rejected(&self, new: bool, error: OperationError<M::Error>) {
         if new {
-            if let Some(error) = &error {
-                self.connector.note(error);
-            }
+            self.connector.note(&error);
             self.connector.rejected(error);
         }
     }

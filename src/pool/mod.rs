@@ -295,7 +295,8 @@ impl<M: Manager> Pool<M> {
     ///   ended. Without one, an acquire without a deadline waits all the same for what comes back or the
     ///   pool's own runtime opens, as a blocking one does, and fails like this only if a connection has to
     ///   be checked first or shown to [`before_acquire`](crate::Hooks::before_acquire), or to be opened and
-    ///   that runtime has ended too.
+    ///   that runtime has ended too. tokio says that there is no timer, or that the runtime under this wait has ended, by
+    ///   a panic: it is caught, but the panic hook reports it, and `panic = "abort"` does not wait for that.
     ///
     /// # Cancel safety
     ///

@@ -5,9 +5,9 @@
 use super::acquire::FAR_FUTURE;
 use crate::error::OperationError;
 use crate::panics::caught;
-use std::future::{Future, poll_fn};
+use std::future::{Future, pending, poll_fn};
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -54,20 +54,22 @@ pub(super) enum Over {
 }
 
 /// Awaits `work` for `limit` at the most. It does not wait where nobody would say that the time is up, and
-/// hears so if the runtime ends meanwhile, of which `tokio::time::timeout` tells by a panic.
+/// hears so if the runtime ends meanwhile, of which `tokio::time::timeout` tells by a panic. Each poll that
+/// leaves it waiting costs an empty task.
 ///
 /// # Cancel safety
 ///
 /// Dropping it drops `work` where it stands.
 pub(super) async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, Over> {
-    if Handle::try_current().is_err() {
-        return Err(Over::NoRuntime);
-    }
+    let Ok(runtime) = Handle::try_current() else { return Err(Over::NoRuntime) };
     let timer = timer(Instant::now() + limit.min(FAR_FUTURE)).ok_or(Over::NoRuntime)?;
     let (mut timer, mut work) = (pin!(timer), pin!(work));
     poll_fn(|cx| {
         if let Poll::Ready(done) = work.as_mut().poll(cx) {
             return Poll::Ready(Ok(done));
+        }
+        if has_ended(&runtime) {
+            return Poll::Ready(Err(Over::NoRuntime));
         }
         match poll_timer(timer.as_mut(), cx) {
             None => Poll::Ready(Err(Over::NoRuntime)),
@@ -78,13 +80,21 @@ pub(super) async fn within<T>(limit: Duration, work: impl Future<Output = T>) ->
 }
 
 /// Whether this is a tokio runtime that has a timer and has not ended, without which nothing here can be
-/// bounded. It takes a lock of the runtime's.
+/// bounded. It costs an empty task.
 pub(crate) fn has_timer() -> bool {
-    // Tokio tells of what is missing by nothing but a panic, which the panic hook reports, so this is
-    // asked only where the pool would panic otherwise.
-    let mut cx = Context::from_waker(Waker::noop());
-    let goes = |timer| poll_timer(pin!(timer), &mut cx).is_some();
-    Handle::try_current().is_ok() && timer(Instant::now()).is_some_and(goes)
+    // Of a timer that is missing tokio tells by nothing but a panic, which the panic hook reports, so this
+    // is asked only where the pool would panic otherwise.
+    Handle::try_current().is_ok_and(|runtime| !has_ended(&runtime))
+        && timer(Instant::now()).is_some()
+}
+
+/// Whether this runtime has ended. A thread may be in it all the same: one of `spawn_blocking` is.
+fn has_ended(runtime: &Handle) -> bool {
+    // One that has ended drops a task as it is spawned; one that goes never gets to the end of this one.
+    let task = runtime.spawn(pending::<()>());
+    let dropped = task.is_finished();
+    task.abort();
+    dropped
 }
 
 /// `None` on a runtime without a timer, of which tokio tells by a panic.
@@ -92,7 +102,8 @@ pub(crate) fn timer(deadline: Instant) -> Option<Sleep> {
     caught(|| sleep_until(deadline)).ok()
 }
 
-/// `None` on a runtime that has ended, of which tokio tells in the same way.
+/// `None` on a runtime that has ended, of which tokio tells in the same way; [`has_ended`] does without, for
+/// the price of a task.
 pub(crate) fn poll_timer(timer: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Option<Poll<()>> {
     caught(|| timer.poll(cx)).ok()
 }
