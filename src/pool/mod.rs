@@ -285,7 +285,7 @@ impl<M: Manager> Pool<M> {
     /// - [`AcquireError::Timeout`] after `acquire_timeout`; it says what the pool was waiting for,
     ///   and its source is the last failure to connect, if there was one and a connection could have
     ///   been opened.
-    /// - [`AcquireError::Connect`] if connecting failed for good.
+    /// - [`AcquireError::Connect`] if connecting failed for good, and no connection is left to wait for.
     /// - [`AcquireError::Closed`] if the pool is closed, before or meanwhile;
     ///   [`AcquireError::Draining`] while it is being drained.
     /// - [`AcquireError::Unavailable`], [`AcquireError::QueueFull`], [`AcquireError::Shed`] and
