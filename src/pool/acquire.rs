@@ -651,6 +651,7 @@ where
         Ok(()) => Ok(trial.pass()),
         Err(error) => {
             shared.tell_unfit(trial.resource_mut().id, "a check", &error);
+            shared.doubt_idle();
             shared.close_connection(trial.fail(), CloseReason::FailedCheck);
             Err((&error).into())
         }
