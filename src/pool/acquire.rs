@@ -1002,12 +1002,17 @@ impl<M: Manager> Shared<M> {
             Stage::Queued
         };
         let pool = self.config.name.clone();
+        let kept = match line {
+            Line::General => self.kept(),
+            Line::High => 0,
+        };
         let longest_held = self.oldest_holder();
         AcquireError::Timeout(Box::new(Timeout {
             pool,
             waited,
             stage,
             counts,
+            kept,
             longest_held,
             last_connect_error,
         }))

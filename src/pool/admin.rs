@@ -537,6 +537,11 @@ impl<M: Manager> Shared<M> {
         reserved.filter(|&slot| self.core.glimpse(slot).state == state).count()
     }
 
+    /// Places of those for callers with priority alone that are vacant, or have an idle connection.
+    pub(super) fn kept(&self) -> usize {
+        self.reserved_in(State::Vacant) + self.reserved_in(State::Idle)
+    }
+
     async fn open_one(self: Arc<Self>, reservation: Reservation<Arc<Self>>) -> Opened<M> {
         match self.unless_given_up(self.connect(reservation.uses())).await {
             // `open` looks itself whether the pool is closed.

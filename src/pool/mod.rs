@@ -867,7 +867,7 @@ impl<M: Manager> Pool<M> {
             all_are_rejected: rejections > 0,
             maintenance_is_paused: self.maintenance().is_paused(),
             max_size: shared.core.limit(),
-            kept: shared.reserved_in(State::Vacant) + shared.reserved_in(State::Idle),
+            kept: shared.kept(),
         };
         let cluster = shared.cluster.as_ref().map(|which| which());
         PoolStatus::new(&signs, metrics, shared.config.clone(), cluster)
