@@ -4,7 +4,7 @@
 
 #[cfg(feature = "cluster")]
 use super::Pool;
-use super::connector::Ground;
+use super::connector::{Ground, Verdict};
 use super::guard::end;
 #[cfg(feature = "cluster")]
 use super::guard::{Pooled, PooledBare, PooledOwned};
@@ -909,9 +909,11 @@ impl<M: Manager> Shared<M> {
     ) -> Result<(), AcquireError<M::Error>> {
         match self.connector.verdict_since(verdicts) {
             // One that is left may come back to those in this line.
-            Some(verdict) if !self.core.is_closed() && !self.has_alive_for(line) => {
-                Err(self.give_up(verdict.into()))
+            Some(Verdict::Down(_)) if self.has_alive_for(line) => self.look_again(line),
+            Some(Verdict::Permanent { for_all: false, .. }) if matches!(line, Line::High) => {
+                self.look_again(line)
             }
+            Some(verdict) if !self.core.is_closed() => Err(self.give_up(verdict.into())),
             _ => self.look_again(line),
         }
     }

@@ -116,8 +116,9 @@ struct Trouble<E> {
 
 /// A failure that ends every wait.
 pub(super) enum Verdict<E> {
-    /// There is no point in trying again.
-    Permanent(Arc<OperationError<E>>),
+    /// There is no point in trying again, and nothing is alive for anybody, or at least for those without
+    /// priority.
+    Permanent { error: Arc<OperationError<E>>, for_all: bool },
     /// The pool tries again, but nobody is to wait for it to whom no connection may come back.
     Down(Arc<OperationError<E>>),
 }
@@ -125,7 +126,9 @@ pub(super) enum Verdict<E> {
 impl<E> Clone for Verdict<E> {
     fn clone(&self) -> Self {
         match self {
-            Self::Permanent(error) => Self::Permanent(error.clone()),
+            Self::Permanent { error, for_all } => {
+                Self::Permanent { error: error.clone(), for_all: *for_all }
+            }
             Self::Down(error) => Self::Down(error.clone()),
         }
     }
@@ -134,7 +137,7 @@ impl<E> Clone for Verdict<E> {
 impl<E> From<Verdict<E>> for AcquireError<E> {
     fn from(verdict: Verdict<E>) -> Self {
         match verdict {
-            Verdict::Permanent(error) => Self::Connect(error),
+            Verdict::Permanent { error, .. } => Self::Connect(error),
             Verdict::Down(error) => Self::Unavailable(error),
         }
     }
@@ -656,7 +659,10 @@ impl<M: Manager> Shared<M> {
         // they see to it.
         let hopeless = (permanent || self.config.fail_fast) && !self.has_alive_for(Line::General);
         let verdict = hopeless.then(|| match permanent {
-            true => Verdict::Permanent(error.clone()),
+            true => Verdict::Permanent {
+                error: error.clone(),
+                for_all: !self.has_alive_for(Line::High),
+            },
             false => Verdict::Down(error.clone()),
         });
         let tell = verdict.is_some();

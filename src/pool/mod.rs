@@ -48,7 +48,7 @@ use self::shed::Shedder;
 #[cfg(feature = "cluster")]
 pub(crate) use self::terms::Terms;
 use crate::config::{Config, Priority};
-use crate::core::{Core, Counts, Doubt, Flags, Found, Keeper, Lease, Line, State, Trial};
+use crate::core::{Core, Counts, Doubt, Flags, Found, Keeper, Lease, Line, Trial};
 use crate::core::{try_acquire as look, try_acquire_owned};
 use crate::error::{AcquireError, TryAcquireError};
 use crate::hooks::Hooks;
