@@ -277,7 +277,8 @@ mod managed {
     pub enum AcquireError<E> {
         /// The time was up. What the pool knows of the reason is inside.
         Timeout(Box<Timeout<E>>),
-        /// Connecting failed in a way that the manager calls permanent.
+        /// Connecting failed in a way that the manager calls [permanent](crate::Manager::is_permanent), and no
+        /// connection is left that could come back to the caller.
         Connect(Arc<OperationError<E>>),
         /// Connecting fails, no connection is left that could come back to the caller, and the pool is set to
         /// `fail_fast`. It goes on trying by itself.
@@ -442,6 +443,7 @@ mod managed {
         pub(crate) waited: Duration,
         pub(crate) stage: Stage,
         pub(crate) counts: Counts,
+        pub(crate) kept: usize,
         pub(crate) longest_held: Option<Holder>,
         pub(crate) last_connect_error: Option<Arc<OperationError<E>>>,
     }
@@ -465,6 +467,13 @@ mod managed {
             self.counts
         }
 
+        /// How many places, vacant or with an idle connection, were [kept](crate::PoolBuilder::reserved) for
+        /// others, who have priority.
+        #[must_use]
+        pub fn kept(&self) -> usize {
+            self.kept
+        }
+
         /// Who has held a connection for longest, to the reaper's resolution.
         #[must_use]
         pub fn longest_held(&self) -> Option<Holder> {
@@ -481,8 +490,13 @@ mod managed {
 
     impl<E> fmt::Display for Timeout<E> {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            let Self { pool, waited, stage, counts, .. } = self;
-            write!(f, "pool {pool}: no connection within {waited:?}: {stage} ({counts})")?;
+            let Self { pool, waited, stage, counts, kept, .. } = self;
+            write!(f, "pool {pool}: no connection within {waited:?}: {stage} ({counts}")?;
+            match kept {
+                0 => f.write_str(")"),
+                1 => f.write_str("; 1 is kept for Priority::High)"),
+                kept => write!(f, "; {kept} are kept for Priority::High)"),
+            }?;
             match self.longest_held {
                 Some(holder) => write!(f, "; held longest: {holder}"),
                 None => Ok(()),
@@ -497,6 +511,7 @@ mod managed {
                 .field("waited", &self.waited)
                 .field("stage", &self.stage)
                 .field("counts", &self.counts)
+                .field("kept", &self.kept)
                 .field("longest_held", &self.longest_held)
                 .field("last_connect_error", &self.last_connect_error)
                 .finish()
@@ -513,7 +528,8 @@ mod managed {
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     #[non_exhaustive]
     pub enum Stage {
-        /// Every connection was in use: raise `max_size`, or look for who holds them so long.
+        /// Every connection was in use, but for what is reserved for others: raise `max_size`, or look for who
+        /// holds them so long.
         Queued,
         /// A connection was being opened, and that took too long.
         Connecting,

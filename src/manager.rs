@@ -110,7 +110,10 @@ pub trait Manager: Send + Sync + 'static {
 
     /// Whether trying again to connect is pointless, as with a wrong password. Such an error ends
     /// every acquire that waits, after one attempt, and nobody tries again unasked, since accounts get
-    /// locked. One that a rotation meets is told to nobody else, as the old connections go on. Any other
+    /// locked. But whoever may have a connection that is alive, in use or not, waits on for that one, until
+    /// its deadline: then the error is the timeout's source. Meanwhile another attempt is made only while
+    /// somebody waits, and [`backoff_max`](crate::PoolBuilder::backoff) after the last one, that of a rotation
+    /// included; or at once when the last connection has gone, whose answer everybody hears. Any other
     /// error is retried while somebody waits, or nothing is alive, or with `fail_fast`. Only in a cluster, where
     /// other nodes may serve, is such a node tried again: once a second while it is passed over.
     ///

@@ -6,7 +6,7 @@
 mod support;
 use support::*;
 
-use millpond::{AcquireError, OperationError, Pool, Pooled, Stage, WarmUpError};
+use millpond::{AcquireError, OperationError, Pool, Pooled, Priority, Stage, WarmUpError};
 use std::error::Error;
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -198,6 +198,121 @@ async fn a_permanent_error_that_a_warm_up_meets_is_told_to_everybody_and_tried_o
     tokio::time::sleep(3_600 * SECOND).await;
     assert_eq!(manager.connect.calls(), 2, "nobody has asked since");
     balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn beside_a_connection_that_may_come_back_a_permanent_error_ends_no_wait() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(2).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.connect.always(Act::Permanent);
+    let acquires = waiting(&pool, 2);
+    settle().await;
+    assert_eq!((manager.connect.calls(), pool.counts().waiters), (2, 2));
+    // Who waits in vain hears the cause.
+    let error = pool.acquire_timeout(SECOND).await.unwrap_err();
+    assert!(matches!(&error, AcquireError::Timeout(t) if t.stage() == Stage::ConnectFailing));
+    assert_eq!(error.source().expect("the cause").to_string(), "scripted connect error");
+    drop(held);
+    for acquire in acquires {
+        assert_eq!(acquire.await.unwrap().id, 1);
+    }
+    assert_eq!(manager.connect.calls(), 2);
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn beside_a_live_connection_a_permanent_error_is_tried_again_after_the_longest_pause_only() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(4).backoff(MILLISECOND, 2 * SECOND);
+    let pool = pool.build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.connect.always(Act::Permanent);
+    // Whoever comes meanwhile is no reason either.
+    let mut acquires = Vec::new();
+    for second in 0..60 {
+        acquires.extend(waiting(&pool, 1));
+        settle().await;
+        assert_eq!(manager.connect.calls(), 2 + second / 2);
+        tokio::time::sleep(SECOND + MILLISECOND).await;
+    }
+    // Nor is anything tried when nobody waits.
+    drop(acquires);
+    tokio::time::sleep(3_600 * SECOND).await;
+    assert!((31..=32).contains(&manager.connect.calls()), "{}", manager.connect.calls());
+    // And once it goes well, all who wait have theirs.
+    manager.connect.calm();
+    for acquire in waiting(&pool, 3) {
+        drop(acquire.await.unwrap());
+    }
+    drop(held);
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permanent_error_ends_every_wait_once_the_last_connection_has_gone() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(2).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.connect.always(Act::Permanent);
+    let acquires = waiting(&pool, 3);
+    settle().await;
+    assert_eq!((manager.connect.calls(), pool.counts().waiters), (2, 3));
+    let began = Instant::now();
+    held.discard();
+    for acquire in acquires {
+        assert_refused(acquire.await);
+    }
+    assert_eq!((began.elapsed(), manager.connect.calls()), (Duration::ZERO, 3));
+    tokio::time::sleep(3_600 * SECOND).await;
+    assert_eq!(manager.connect.calls(), 3);
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permanent_error_is_told_to_whoever_may_have_none_of_the_connections_that_are_left() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(2).reserved(Priority::High, 1);
+    let pool = pool.build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let reserved = pool.acquire_with(Priority::High).await.unwrap();
+    manager.connect.always(Act::Permanent);
+    let mut high = pin!(pool.acquire_with(Priority::High));
+    assert!(poll_once(high.as_mut()).is_pending());
+    let acquires = waiting(&pool, 1);
+    held.discard();
+    for acquire in acquires {
+        assert_refused(acquire.await);
+    }
+    // The one that is left may come back to others, and what they want is not tried again and again.
+    let calls = manager.connect.calls();
+    for _ in 0..10 {
+        settle().await;
+        assert!(poll_once(high.as_mut()).is_pending());
+    }
+    assert_eq!(manager.connect.calls(), calls);
+    drop(reserved);
+    assert_eq!(high.await.unwrap().id, 2);
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_warm_up_that_goes_well_ends_the_pause_after_a_permanent_error() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(3).backoff(SECOND, 3_600 * SECOND);
+    let pool = pool.build_lazy().unwrap();
+    let _held = pool.acquire().await.unwrap();
+    manager.connect.once(Act::Permanent);
+    let acquires = waiting(&pool, 2);
+    settle().await;
+    assert_eq!((manager.connect.calls(), pool.counts().waiters), (2, 2));
+    let began = Instant::now();
+    pool.warm_up(2).await.unwrap();
+    let mut guards = Vec::new();
+    for acquire in acquires {
+        guards.push(acquire.await.unwrap());
+    }
+    assert_eq!(began.elapsed(), Duration::ZERO);
 }
 
 #[tokio::test]

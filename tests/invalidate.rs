@@ -595,6 +595,50 @@ async fn what_a_rotation_is_refused_for_good_is_not_tried_again_for_the_pools_ow
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_rotation_of_a_full_pool_that_is_refused_for_good_leaves_those_who_wait_to_the_others() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 3).build_lazy().unwrap();
+    pool.warm_up(3).await.unwrap();
+    manager.connect.always(Act::Permanent);
+    assert!(matches!(pool.rotate(passes).await, Err(RotateError::Connect(_))));
+    let held = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    let mut waiters: Vec<_> = (0..4).map(|_| Box::pin(pool.acquire())).collect();
+    for waiter in &mut waiters {
+        assert!(poll_once(waiter.as_mut()).is_pending());
+    }
+    turns().await;
+    assert_eq!(manager.connect.calls(), 4, "three at first, and one attempt of the rotation's");
+    drop(held);
+    for waiter in waiters {
+        drop(waiter.await.unwrap());
+    }
+    assert_eq!(manager.connect.calls(), 4);
+    balanced(&pool, &manager.ledger).await;
+    // What the rotation took away is opened once that works again.
+    manager.connect.calm();
+    pool.warm_up(3).await.unwrap();
+    has_all_its_slots(&pool).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_success_ends_the_pause_after_a_rotation_that_was_refused_for_good() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 3).backoff(SECOND, 3_600 * SECOND).build_lazy().unwrap();
+    let _held = pool.acquire().await.unwrap();
+    manager.connect.once(Act::Permanent);
+    assert!(matches!(pool.rotate(passes).await, Err(RotateError::Connect(_))));
+    let mut waiter = pin!(pool.acquire());
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    turns().await;
+    assert_eq!((manager.connect.calls(), pool.counts().waiters), (2, 1));
+    let mut other = pin!(pool.acquire());
+    assert!(poll_once(other.as_mut()).is_pending());
+    pool.warm_up(2).await.unwrap();
+    drop((waiter.await.unwrap(), other.await.unwrap()));
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_rotation_whose_connection_does_not_pass_keeps_the_old_ones() {
     for act in [Act::Error, Act::Panic, Act::Never] {
         let manager = TestManager::new();

@@ -321,6 +321,29 @@ async fn closing_a_pool_waits_for_hanging_closes_no_longer_than_close_timeout() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_timeout_beside_connections_that_are_reserved_says_that_they_are() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager).max_size(4).reserved(Priority::High, 2).build_lazy();
+    let pool = pool.unwrap();
+    let _held = (pool.acquire().await.unwrap(), pool.acquire().await.unwrap());
+    // One of those that are kept is idle, and one is not even opened.
+    drop(pool.acquire_with(Priority::High).await.unwrap());
+    let error = pool.acquire_timeout(SECOND).await.unwrap_err();
+    let counts = "(2 of 4 in use, 1 idle; 2 are kept for Priority::High)";
+    assert!(error.to_string().contains(counts), "{error}");
+    assert_eq!(timeout_of::<()>(Err(error)).kept(), 2);
+    let reserved = pool.acquire_with(Priority::High).await.unwrap();
+    let error = pool.acquire_timeout(SECOND).await.unwrap_err();
+    let counts = "(3 of 4 in use, 0 idle; 1 is kept for Priority::High)";
+    assert!(error.to_string().contains(counts), "{error}");
+    // To whom they are open, nothing is kept for others.
+    let _reserved = (reserved, pool.acquire_with(Priority::High).await.unwrap());
+    let error = pool.acquire_with(Priority::High).await.unwrap_err();
+    assert!(error.to_string().contains("(4 of 4 in use, 0 idle);"), "{error}");
+    assert_eq!(timeout_of::<()>(Err(error)).kept(), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_timeout_while_all_are_in_use_says_queued() {
     let manager = TestManager::new();
     let pool = Pool::builder(manager).name("orders").max_size(2).build_lazy().unwrap();

@@ -41,6 +41,13 @@ async fn use_at_once(pool: &Pool<TestManager>, count: usize) {
     }
 }
 
+/// Lets all other tasks run until they have nothing to do; the clock stands still.
+async fn turns() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_idle_connection_ends_at_its_lifetime_and_not_before() {
     let manager = TestManager::new();
@@ -493,6 +500,66 @@ async fn a_warm_up_that_succeeds_ends_the_trouble_of_one_that_failed() {
     let error = pool.acquire_timeout(SECOND).await.unwrap_err();
     let AcquireError::Timeout(timeout) = error else { panic!("{error}") };
     assert_eq!(timeout.stage(), Stage::Queued);
+}
+
+#[tokio::test(start_paused = true)]
+async fn once_one_is_found_dead_the_idle_ones_are_checked_before_their_next_use() {
+    // How it is found out: by its condition after use, by that after a reset, by a reset that fails, and by
+    // a check that fails.
+    for found in 0..4 {
+        for policy in [CheckPolicy::default(), CheckPolicy::Always, CheckPolicy::Never] {
+            let manager = TestManager::new();
+            let pool = builder(&manager).check(policy).max_size(4).build_lazy().unwrap();
+            pool.maintenance().pause();
+            use_at_once(&pool, 4).await;
+            let checks = manager.check.calls();
+            // As after the restart of a server: all that were there are dead.
+            let first = pool.acquire().await.unwrap();
+            match found {
+                0 => manager.condition.once(Act::Error),
+                1 => {
+                    manager.condition.once(Act::Slow(SECOND));
+                    manager.condition.once(Act::Error);
+                }
+                2 => {
+                    manager.condition.once(Act::Slow(SECOND));
+                    manager.reset.once(Act::Error);
+                }
+                _ => manager.condition.once(Act::Gated),
+            }
+            manager.check.always(Act::Error);
+            drop(first);
+            turns().await;
+            let next = pool.acquire().await.unwrap();
+            if policy == CheckPolicy::Never {
+                assert!(next.id <= 4, "{found}");
+            } else {
+                assert_eq!(next.id, 5, "{found}, {policy:?}");
+                let checked = manager.check.calls() - checks;
+                assert!((3..=5).contains(&checked), "{found}, {policy:?}: {checked}");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn however_many_are_found_dead_the_others_are_checked_once_in_an_interval() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).check(CheckPolicy::default()).maintenance_interval(SECOND);
+    let pool = pool.max_size(4).build_lazy().unwrap();
+    use_at_once(&pool, 4).await;
+    assert_eq!(manager.check.calls(), 0);
+    for interval in 1..4 {
+        for _ in 0..10 {
+            manager.condition.once(Act::Error);
+            drop(pool.acquire().await.unwrap());
+            turns().await;
+            pool.warm_up(4).await.unwrap();
+            use_at_once(&pool, 4).await;
+            assert_eq!(manager.check.calls(), 3 * interval);
+        }
+        sleep(SECOND).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

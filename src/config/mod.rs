@@ -11,6 +11,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// When a connection is checked before it is handed out. Default: if it has been idle for 5 s.
+///
+/// Once one is found dead, since it came back [broken](crate::Condition::Broken) or has failed its reset or a
+/// check, those that are idle then are checked before their next use as well, unless the policy is
+/// [`Never`](Self::Never): a restart of the server ends all of them. This happens at most once in a
+/// `maintenance_interval`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CheckPolicy {

@@ -653,6 +653,7 @@ where
         Ok(()) => Ok(trial.pass()),
         Err(error) => {
             shared.tell_unfit(trial.resource_mut().id, "a check", &error);
+            shared.doubt_idle();
             shared.close_connection(trial.fail(), CloseReason::FailedCheck);
             Err((&error).into())
         }
@@ -911,6 +912,9 @@ impl<M: Manager> Shared<M> {
         match self.connector.verdict_since(verdicts) {
             // One that is left may come back to those in this line.
             Some(Verdict::Down(_)) if self.has_alive_for(line) => self.look_again(line),
+            Some(Verdict::Permanent { for_all: false, .. }) if matches!(line, Line::High) => {
+                self.look_again(line)
+            }
             Some(verdict) if !self.core.is_closed() => Err(self.give_up(verdict.into())),
             _ => self.look_again(line),
         }
@@ -1002,12 +1006,17 @@ impl<M: Manager> Shared<M> {
             Stage::Queued
         };
         let pool = self.config.name.clone();
+        let kept = match line {
+            Line::General => self.kept(),
+            Line::High => 0,
+        };
         let longest_held = self.oldest_holder();
         AcquireError::Timeout(Box::new(Timeout {
             pool,
             waited,
             stage,
             counts,
+            kept,
             longest_held,
             last_connect_error,
         }))

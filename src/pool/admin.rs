@@ -168,9 +168,10 @@ impl<M: Manager> Pool<M> {
     /// # Errors
     ///
     /// - [`RotateError::Connect`], [`RotateError::Verify`], [`RotateError::NoRoom`]: the others go on
-    ///   as before. But where connecting failed [for good](Manager::is_permanent), nothing is opened for
-    ///   `min_idle` or because nothing is open, until one is opened for somebody who has to wait, for a
-    ///   warm-up to more than there are, or for another rotation.
+    ///   as before, one fewer if that one has made room. But where connecting failed
+    ///   [for good](Manager::is_permanent), nothing is opened for `min_idle` or because nothing is open,
+    ///   until one is opened for somebody who has to wait, for a warm-up to more than there are, or for
+    ///   another rotation; and while others are alive, for whoever waits only after a pause.
     /// - [`RotateError::Closed`] if the pool is closed, before or meanwhile, which ends `verify` too;
     ///   [`RotateError::NoRuntime`] outside a tokio runtime with a timer, or on one that has ended
     ///   or ends while this waits for room.
@@ -534,6 +535,11 @@ impl<M: Manager> Shared<M> {
     pub(super) fn reserved_in(&self, state: State) -> usize {
         let reserved = 0..self.config.reserved.1;
         reserved.filter(|&slot| self.core.glimpse(slot).state == state).count()
+    }
+
+    /// Places of those for callers with priority alone that are vacant, or have an idle connection.
+    pub(super) fn kept(&self) -> usize {
+        self.reserved_in(State::Vacant) + self.reserved_in(State::Idle)
     }
 
     async fn open_one(self: Arc<Self>, reservation: Reservation<Arc<Self>>) -> Opened<M> {

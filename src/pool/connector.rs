@@ -11,7 +11,8 @@
 //! | a dial fails | it stays as the prober, unless there is one: it tries again, with growing pauses, while a connection is wanted; a success elsewhere ends its pause |
 //! | connecting has failed and nothing is alive | the prober goes on though nobody waits, and if there is none, the reaper's next look begins one: a pool that calls itself down must find out that it is not, since whoever balances the load may send nobody there until then |
 //! | new connections that a hook rejects | the second in a row, and each after that, is followed by a pause like a failure |
-//! | an error that the manager calls permanent | is a verdict: no retry, not for the pool's own sake either (accounts get locked), and everybody who waits hears of it |
+//! | an error that the manager calls permanent, and nothing is alive | is a verdict: no retry, not for the pool's own sake either (accounts get locked), and everybody who waits hears of it |
+//! | the same beside connections that are alive | whoever may have one of them waits on; it is tried again while a connection is wanted, `backoff_max` after the last time, a rotation's included, or at once when the last one for all callers has gone, so that whoever waits hears of it |
 //! | the runtime ends | the reaper, its task, is dropped and forgets it; a dial that is dropped has a waiter look again, and so has whoever parks beside a vacant slot, or makes one vacant, when there is none; that one starts the next dial on its own runtime, or is refused |
 //!
 //! Not here: who gets the connection (`core`), checks and resets (`acquire.rs`, `guard.rs`).
@@ -98,8 +99,9 @@ struct Trouble<E> {
     last: Option<Arc<OperationError<E>>>,
     /// A dial is the prober: it pauses, or tries again after a pause.
     probing: bool,
-    /// There is no point in trying again, on account of that one or of one that a rotation has met.
-    permanent: bool,
+    /// There is no point in trying again, on account of that one or of one that a rotation has met; and
+    /// when that was found out.
+    permanent: Option<Instant>,
     /// What the last failure ever said, and when.
     said: Option<(String, Instant)>,
     /// Failures since the last success.
@@ -114,8 +116,9 @@ struct Trouble<E> {
 
 /// A failure that ends every wait.
 pub(super) enum Verdict<E> {
-    /// There is no point in trying again.
-    Permanent(Arc<OperationError<E>>),
+    /// There is no point in trying again, and nothing is alive for anybody, or at least for those without
+    /// priority.
+    Permanent { error: Arc<OperationError<E>>, for_all: bool },
     /// The pool tries again, but nobody is to wait for it to whom no connection may come back.
     Down(Arc<OperationError<E>>),
 }
@@ -123,7 +126,9 @@ pub(super) enum Verdict<E> {
 impl<E> Clone for Verdict<E> {
     fn clone(&self) -> Self {
         match self {
-            Self::Permanent(error) => Self::Permanent(error.clone()),
+            Self::Permanent { error, for_all } => {
+                Self::Permanent { error: error.clone(), for_all: *for_all }
+            }
             Self::Down(error) => Self::Down(error.clone()),
         }
     }
@@ -132,7 +137,7 @@ impl<E> Clone for Verdict<E> {
 impl<E> From<Verdict<E>> for AcquireError<E> {
     fn from(verdict: Verdict<E>) -> Self {
         match verdict {
-            Verdict::Permanent(error) => Self::Connect(error),
+            Verdict::Permanent { error, .. } => Self::Connect(error),
             Verdict::Down(error) => Self::Unavailable(error),
         }
     }
@@ -183,7 +188,7 @@ impl<E> Connector<E> {
             trouble: Mutex::new(Trouble {
                 last: None,
                 probing: false,
-                permanent: false,
+                permanent: None,
                 said: None,
                 in_a_row: 0,
                 rejected: 0,
@@ -214,10 +219,15 @@ impl<E> Connector<E> {
     pub(super) fn connecting(&self) -> Connecting {
         let trouble = lock(&self.trouble);
         match (&trouble.last, trouble.permanent) {
-            (_, true) => Connecting::FailsForGood,
-            (Some(_), false) => Connecting::Fails,
-            (None, false) => Connecting::Works,
+            (_, Some(_)) => Connecting::FailsForGood,
+            (Some(_), None) => Connecting::Fails,
+            (None, None) => Connecting::Works,
         }
+    }
+
+    /// How long ago it was that connecting failed for good, if it has not succeeded since.
+    fn failed_for_good(&self) -> Option<Duration> {
+        lock(&self.trouble).permanent.map(|when| when.elapsed())
     }
 
     /// Whether the last connect that was noted has succeeded.
@@ -234,7 +244,7 @@ impl<E> Connector<E> {
     /// The last failure, if a prober is trying again.
     pub(super) fn error_while_probing(&self) -> Option<Arc<OperationError<E>>> {
         let trouble = lock(&self.trouble);
-        if trouble.probing && !trouble.permanent { trouble.last.clone() } else { None }
+        if trouble.probing && trouble.permanent.is_none() { trouble.last.clone() } else { None }
     }
 
     /// Whether dials are under way, the prober's pauses included.
@@ -304,30 +314,31 @@ impl<E> Connector<E> {
     fn succeeded(&self, most: usize) -> u32 {
         // Here and below, an error that nobody else has is dropped after the lock: what its drop does is
         // the manager's own affair, and may be to look at the pool.
-        let (failures, last) = {
+        let (failures, permanent, last) = {
             let mut trouble = lock(&self.trouble);
             let failures = mem::take(&mut trouble.in_a_row);
-            trouble.permanent = false;
+            let permanent = trouble.permanent.take();
             if trouble.rejected > 0 {
                 // Whether this one is of any use is still to be seen.
                 return failures;
             }
-            (failures, trouble.last.take())
+            (failures, permanent, trouble.last.take())
         };
         // One step, so that a failure that sets the number back meanwhile is not undone.
         let double = |admitted: usize| Some(admitted.saturating_mul(2).min(most));
         let doubled = self.admitted.fetch_update(Ordering::SeqCst, Ordering::SeqCst, double);
         debug_assert!(doubled.is_ok(), "BUG: doubling cannot be refused");
-        if last.is_some() {
+        if last.is_some() || permanent.is_some() {
             self.recovered.notify(usize::MAX.additional());
         }
         failures
     }
 
-    /// A rotation has failed for good. Nobody tries the same again unasked, but whoever waits does not
-    /// hear of it: the old connections may serve them.
+    /// A rotation has failed for good. Nobody tries the same again unasked or at once, but whoever waits
+    /// does not hear of it: the old connections may serve them.
     pub(super) fn refused(&self) {
-        lock(&self.trouble).permanent = true;
+        self.admitted.store(1, Ordering::SeqCst);
+        lock(&self.trouble).permanent = Some(Instant::now());
     }
 
     /// A hook has rejected a new connection that nobody has used yet.
@@ -338,7 +349,7 @@ impl<E> Connector<E> {
         trouble.rejected = trouble.rejected.saturating_add(1);
         trouble.rejected_at = Instant::now();
         _last = trouble.last.replace(Arc::new(error));
-        trouble.permanent = false;
+        trouble.permanent = None;
     }
 
     /// A new connection has been handed out.
@@ -382,19 +393,20 @@ impl<E> Connector<E> {
     }
 
     /// Notes a failure, and the verdict on it; answers how many there have been in a row. A dial that is to
-    /// try again becomes the prober in the same step, unless another one is: so nobody who hears of the
+    /// try again soon becomes the prober in the same step, unless another one is: so nobody who hears of the
     /// failure finds that it is not followed up.
     fn failed(
         &self,
         error: Arc<OperationError<E>>,
+        permanent: bool,
         verdict: Option<Verdict<E>>,
         probes: Option<&mut bool>,
     ) -> u32 {
         self.admitted.store(1, Ordering::SeqCst);
         let (_last, _verdict);
         let mut trouble = lock(&self.trouble);
-        trouble.permanent = matches!(verdict, Some(Verdict::Permanent(_)));
-        if let Some(probes) = probes.filter(|_| !trouble.permanent) {
+        trouble.permanent = permanent.then(Instant::now);
+        if let Some(probes) = probes.filter(|_| !permanent) {
             *probes |= !mem::replace(&mut trouble.probing, true);
         }
         if verdict.is_some() {
@@ -653,15 +665,18 @@ impl<M: Manager> Shared<M> {
         let permanent = self.is_permanent(&error);
         self.connector.note(&error);
         let error = Arc::new(error);
-        // For callers with priority one may be left, of which they see to it.
-        let hopeless = self.config.fail_fast && !self.has_alive_for(Line::General);
-        let verdict = match (permanent, hopeless) {
-            (true, _) => Some(Verdict::Permanent(error.clone())),
-            (false, true) => Some(Verdict::Down(error.clone())),
-            (false, false) => None,
-        };
+        // Whoever may have one that is alive waits on. For callers with priority one may be left, of which
+        // they see to it.
+        let hopeless = (permanent || self.config.fail_fast) && !self.has_alive_for(Line::General);
+        let verdict = hopeless.then(|| match permanent {
+            true => Verdict::Permanent {
+                error: error.clone(),
+                for_all: !self.has_alive_for(Line::High),
+            },
+            false => Verdict::Down(error.clone()),
+        });
         let tell = verdict.is_some();
-        let in_a_row = self.connector.failed(error.clone(), verdict, probes);
+        let in_a_row = self.connector.failed(error.clone(), permanent, verdict, probes);
         self.tell_again();
         self.tell_connect_failed(&error, permanent, in_a_row);
         self.changed();
@@ -718,6 +733,30 @@ impl<M: Manager> Shared<M> {
             Pin::new(&mut ending).poll(cx).map(|()| None)
         })
         .await
+    }
+
+    /// Awaits a pause after a failure for good, unless connecting works again before it is over, or the last
+    /// connection goes that might have come back to all who wait: then they are to hear of it. `told`: they
+    /// have been told that there is none.
+    async fn unless_lost(&self, pause: impl Future<Output = ()>, told: bool) {
+        let mut pause = pin!(self.connector.unless_recovered(pause));
+        let mut had_one = !told;
+        loop {
+            listener!(self.changed => changed);
+            // After listening: that it has gone either shows here or is heard of.
+            let has_one = self.has_alive_for(Line::General);
+            if had_one && !has_one {
+                return;
+            }
+            had_one = has_one;
+            let over = poll_fn(|cx| match pause.as_mut().poll(cx) {
+                Poll::Ready(()) => Poll::Ready(true),
+                Poll::Pending => Pin::new(&mut changed).poll(cx).map(|()| false),
+            });
+            if over.await {
+                return;
+            }
+        }
     }
 
     /// The pause after `failures` in a row: random, up to a limit that doubles with each.
@@ -784,9 +823,19 @@ impl<M: Manager> Dial<M> {
                 }
             }
         }
+        if let Some(ago) = shared.connector.failed_for_good() {
+            let pause = shared.config.backoff_max.saturating_sub(ago);
+            if !pause.is_zero() && shared.has_alive_for(Line::General) {
+                drop(reservation.take());
+                self.probes |= shared.connector.probe();
+                if !self.pauses(shared.unless_lost(sleep(pause), false)).await {
+                    return self.finish();
+                }
+            }
+        }
         while let Some(vacant) = reservation.take().or_else(|| reserve(shared.clone())) {
             // Cancel: `vacant` makes the slot vacant again, and `self` says why.
-            let failures = match shared.unless_given_up(shared.connect(vacant.uses())).await {
+            let failure = match shared.unless_given_up(shared.connect(vacant.uses())).await {
                 None => break,
                 Some(Ok(tenant)) => {
                     shared.connect_succeeded();
@@ -796,14 +845,14 @@ impl<M: Manager> Dial<M> {
                 }
                 Some(Err(error)) => {
                     let failure = shared.connect_failed(error, Some(&mut self.probes));
-                    if failure.permanent {
+                    if failure.permanent && !shared.has_alive_for(Line::High) {
                         self.state = DialState::Refused;
                         return;
                     }
                     if failure.tell {
                         shared.core.nudge_all();
                     }
-                    failure.in_a_row
+                    failure
                 }
             };
             drop(vacant);
@@ -814,8 +863,15 @@ impl<M: Manager> Dial<M> {
                     return;
                 }
             }
-            let pause = shared.connector.unless_recovered(sleep(shared.pause(failures)));
-            if !self.pauses(pause).await {
+            let goes_on = if failure.permanent {
+                // Accounts get locked.
+                let pause = sleep(shared.config.backoff_max);
+                self.pauses(shared.unless_lost(pause, failure.tell)).await
+            } else {
+                let pause = sleep(shared.pause(failure.in_a_row));
+                self.pauses(shared.connector.unless_recovered(pause)).await
+            };
+            if !goes_on {
                 break;
             }
         }

@@ -335,10 +335,20 @@ where
         Doubt::Greeted | Doubt::Flagged => lease.keeper().distrust(&lease),
         Doubt::Unchecked => lease.raise(Flags::CHECK),
         Doubt::Dirty => reset_in_background(lease),
-        Doubt::Broken => end(lease, CloseReason::Broken),
+        Doubt::Broken => broken(lease),
         Doubt::Outdated => outdated(lease),
         Doubt::Interrupted => end(lease, CloseReason::HolderPanicked),
     }
+}
+
+/// Closes the connection of a lease, and has those that are idle checked.
+fn broken<M, R>(lease: Lease<R>)
+where
+    M: Manager,
+    R: Deref<Target = Shared<M>> + Clone,
+{
+    lease.keeper().doubt_idle();
+    end(lease, CloseReason::Broken);
 }
 
 /// Closes the connection of a lease, and all others that are as old.
@@ -404,7 +414,7 @@ where
                     Ok(lease)
                 }
                 Condition::Broken => {
-                    end(lease, CloseReason::Broken);
+                    broken(lease);
                     Err(ReleaseError::Broken)
                 }
                 Condition::Outdated => {
@@ -415,6 +425,7 @@ where
         }
         Err(error) => {
             shared.tell_unfit(trial.resource_mut().id, "a reset", &error);
+            shared.doubt_idle();
             shared.close_connection(trial.fail(), CloseReason::FailedReset);
             Err(ReleaseError::Reset(error))
         }

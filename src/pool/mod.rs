@@ -48,7 +48,7 @@ use self::shed::Shedder;
 #[cfg(feature = "cluster")]
 pub(crate) use self::terms::Terms;
 use crate::config::{Config, Priority};
-use crate::core::{Core, Counts, Doubt, Flags, Found, Keeper, Lease, Line, State, Trial};
+use crate::core::{Core, Counts, Doubt, Flags, Found, Keeper, Lease, Line, Trial};
 use crate::core::{try_acquire as look, try_acquire_owned};
 use crate::error::{AcquireError, TryAcquireError};
 use crate::hooks::Hooks;
@@ -285,7 +285,7 @@ impl<M: Manager> Pool<M> {
     /// - [`AcquireError::Timeout`] after `acquire_timeout`; it says what the pool was waiting for,
     ///   and its source is the last failure to connect, if there was one and a connection could have
     ///   been opened.
-    /// - [`AcquireError::Connect`] if connecting failed for good.
+    /// - [`AcquireError::Connect`] if connecting failed for good, and no connection is left to wait for.
     /// - [`AcquireError::Closed`] if the pool is closed, before or meanwhile;
     ///   [`AcquireError::Draining`] while it is being drained.
     /// - [`AcquireError::Unavailable`], [`AcquireError::QueueFull`], [`AcquireError::Shed`] and
@@ -874,7 +874,7 @@ impl<M: Manager> Pool<M> {
             all_are_rejected: rejections > 0,
             maintenance_is_paused: self.maintenance().is_paused(),
             max_size: shared.core.limit(),
-            kept: shared.reserved_in(State::Vacant) + shared.reserved_in(State::Idle),
+            kept: shared.kept(),
         };
         let cluster = shared.cluster.as_ref().map(|which| which());
         PoolStatus::new(&signs, metrics, shared.config.clone(), cluster)

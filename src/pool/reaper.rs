@@ -49,6 +49,8 @@ pub(super) struct Upkeep {
     interval: AtomicU64,
     /// Keepalive checks are under way.
     pinging: AtomicBool,
+    /// From when on, by the pool's clock, what is idle is doubted again if one is found dead.
+    doubts_from: AtomicU64,
     /// Notified when one of the above has changed, or the pool is closed.
     changed: Event,
 }
@@ -59,6 +61,7 @@ impl Upkeep {
             paused: AtomicBool::new(false),
             interval: AtomicU64::new(nanos(interval)),
             pinging: AtomicBool::new(false),
+            doubts_from: AtomicU64::new(0),
             changed: Event::new(),
         }
     }
@@ -310,6 +313,29 @@ impl<M: Manager> Shared<M> {
         if self.config.keepalive_interval.is_some_and(|limit| unchecked >= nanos(limit)) {
             plan.pings.resize(self.core.capacity(), None);
             plan.pings[slot] = Some(seen.uses);
+        }
+    }
+
+    /// A connection is found dead, and perhaps the others are too, as after the restart of a server: those that
+    /// are idle are checked before their next use, unless nothing ever is. At most once in an interval, or
+    /// who breaks one after the other would have all others checked each time. Not by the reaper: whoever
+    /// hears that one is dead tries again at once.
+    #[cold]
+    pub(super) fn doubt_idle(&self) {
+        if self.config.check == CheckPolicy::Never {
+            return;
+        }
+        let now = self.now();
+        let next = now.saturating_add(self.upkeep.interval.load(Ordering::SeqCst));
+        let due = |from| (now >= from).then_some(next);
+        let doubts = &self.upkeep.doubts_from;
+        if doubts.fetch_update(Ordering::Relaxed, Ordering::Relaxed, due).is_err() {
+            return;
+        }
+        for slot in 0..self.core.capacity() {
+            if self.core.glimpse(slot).state == State::Idle {
+                self.core.raise(slot, Flags::CHECK);
+            }
         }
     }
 

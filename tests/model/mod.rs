@@ -464,6 +464,8 @@ impl<'p, S: Subject> Driver<'p, S> {
             }
             Operation::Soil(choice) => self.wear(choice, Wear::Soiled),
             Operation::Break(choice) => self.wear(choice, Wear::Broken),
+            // Beside what is alive, a refusal is told to nobody, and tried again after a pause of its own.
+            Operation::Connects(Connects::Refuse) if !self.model.has_gone() => {}
             Operation::Connects(connects) => {
                 self.model.connects = connects;
                 self.pool.connects(connects);

@@ -170,6 +170,11 @@ impl Model {
         self.idle() + self.in_use == 0
     }
 
+    /// The same, and none is being closed.
+    pub(super) fn has_gone(&self) -> bool {
+        self.is_empty() && self.closing.is_empty()
+    }
+
     /// Resources that the pool has ended.
     pub(super) fn ended(&self) -> u64 {
         self.totals.calls.on_destroy
@@ -663,7 +668,7 @@ impl Model {
 
     /// A pool that is down sees whether it still is.
     fn probe(&mut self) {
-        let down = self.troubled && self.is_empty() && self.closing.is_empty();
+        let down = self.troubled && self.has_gone();
         if down && !self.is_closed() && self.dialling.is_none() && !self.pausing {
             self.dialling = self.take_vacant();
         }
