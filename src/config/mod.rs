@@ -14,8 +14,8 @@ use std::time::Duration;
 ///
 /// Once one is found dead, since it came back [broken](crate::Condition::Broken) or has failed its reset or a
 /// check, those that are idle then are checked before their next use as well, unless the policy is
-/// [`Never`](Self::Never): a restart of the server ends all of them. This happens at most once in a
-/// `maintenance_interval`.
+/// [`Never`](Self::Never), or the pool's runtime has ended: a restart of the server ends all of them. This happens
+/// at most once in a `maintenance_interval`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CheckPolicy {

@@ -322,7 +322,8 @@ impl<M: Manager> Shared<M> {
     /// hears that one is dead tries again at once.
     #[cold]
     pub(super) fn doubt_idle(&self) {
-        if self.config.check == CheckPolicy::Never {
+        // Where no runtime is left, nobody could check them either.
+        if self.config.check == CheckPolicy::Never || self.ground().is_none() {
             return;
         }
         let now = self.now();
