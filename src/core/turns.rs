@@ -96,8 +96,12 @@ impl<K: Keeper> Core<K> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::core::{IdleOrder, Size};
+    use crate::core::waiters::wait;
+    use crate::core::{IdleOrder, Line, Size};
+    use std::future::Future;
+    use std::pin::pin;
     use std::sync::Arc;
+    use std::task::{Context, Poll, Waker};
 
     struct Nobody(Core<Self>);
 
@@ -111,8 +115,7 @@ mod tests {
         fn vacancy(&self) {}
     }
 
-    fn nobody(shards: usize) -> Arc<Nobody> {
-        let size = Size::new(32, shards);
+    fn nobody(size: Size) -> Arc<Nobody> {
         Arc::new_cyclic(|me| Nobody(Core::new(me, size, IdleOrder::Recent)))
     }
 
@@ -144,7 +147,7 @@ mod tests {
     fn a_shard_whose_waiters_nobody_serves_is_the_first_to_be_asked_at_each_look() {
         for shards in [1, 2, 4, 16] {
             for home in 0..shards {
-                let nobody = nobody(shards);
+                let nobody = nobody(Size::new(32, shards));
                 let core = &nobody.0;
                 (0..shards).for_each(|shard| listen(core, shard, 10));
                 // The first look comes at the end of the first period.
@@ -168,7 +171,7 @@ mod tests {
     #[test]
     fn hand_offs_stay_at_home_where_all_get_along() {
         for shards in [2, 4] {
-            let nobody = nobody(shards);
+            let nobody = nobody(Size::new(32, shards));
             let core = &nobody.0;
             (0..shards).for_each(|shard| listen(core, shard, 10));
             let asked = first(core, 0, 12, PERIOD);
@@ -178,7 +181,7 @@ mod tests {
 
     #[test]
     fn the_part_of_a_shard_goes_by_how_many_wait_there() {
-        let nobody = nobody(2);
+        let nobody = nobody(Size::new(32, 2));
         let core = &nobody.0;
         let elsewhere = |waiters: [u32; 2], served| {
             (0..2).for_each(|shard| listen(core, shard, waiters[shard]));
@@ -189,5 +192,36 @@ mod tests {
         assert!(elsewhere([10, 10], PERIOD / 4) >= 9 * LEAN, "a quarter of their part");
         assert!(elsewhere([10, 100], PERIOD) >= 9 * LEAN, "a tenth of it");
         assert!(elsewhere([100, 10], 1) <= LEAN, "all that they are to have");
+    }
+
+    #[test]
+    fn what_the_high_line_takes_or_is_refused_uses_up_no_turn() {
+        let size = Size { reserved: 1, ..Size::new(3, 2) };
+        let nobody = nobody(size);
+        let core = &nobody.0;
+        let turns = || core.shards[0].turns.handed();
+        let general = core.vacant.pop().expect("two are vacant");
+        let reserved = core.vacant_reserved.pop().expect("it is vacant");
+
+        let reserved = core.hand_off(0, reserved).expect_err("nobody waits");
+        let mut high = pin!(wait(&*nobody, Line::High, usize::MAX));
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(high.as_mut().poll(&mut cx).is_pending());
+        assert!(core.hand_off(0, general).is_ok());
+        assert_eq!(turns(), 0);
+        let Poll::Ready(Ok(Some(general))) = high.poll(&mut cx) else { panic!("it is not served") };
+        core.nudge();
+        assert_eq!(turns(), 0, "a word to look again is no hand-off");
+
+        let mut waiter = pin!(wait(&*nobody, Line::General, usize::MAX));
+        assert!(waiter.as_mut().poll(&mut cx).is_pending());
+        let reserved = core.hand_off(0, reserved).expect_err("it is for others");
+        assert_eq!(turns(), 0);
+        assert!(core.hand_off(0, general).is_ok());
+        assert_eq!(turns(), 1);
+        let served = core.shards[..2].iter().map(|shard| shard.turns.served());
+        assert_eq!(served.sum::<u64>(), 1, "whoever waits at either");
+        assert!(waiter.poll(&mut cx).is_ready());
+        drop(reserved);
     }
 }
