@@ -60,21 +60,39 @@ def select(program):
     return [program] if program.startswith("--") else ["--test", program]
 
 
+def faults(mutants, folders):
+    """What keeps mutants from being what they are called: a text that is not there exactly once, or a
+    test that is in none of the folders."""
+    texts = {file: (TOP / file).read_text() for _, file, *_ in mutants}
+    tests = "\n".join(path.read_text() for folder in folders for path in (TOP / folder).rglob("*.rs"))
+    names = set(re.findall(r"\bfn (\w+)", tests))
+    for name, file, before, _, program, test in mutants:
+        found = texts[file].count(before)
+        if found != 1:
+            yield f"{name}: found {found} times in {file}:\n{before}"
+        if test.split("::")[-1] not in names:
+            yield f"{name}: no test {program}::{test}"
+
+
 def run(mutants, arguments, members, target, env):
-    """Runs those mutants whose names have the script's argument in them, and tells of each.
+    """Runs those mutants whose names have the script's argument in them, and tells of each; with
+    `--check` it only looks whether their texts and tests are there.
 
     `arguments` follow `cargo test`; `env` is what the tests see besides the environment.
     """
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
+    folders = members or ["src", "tests"]
+    if wanted == "--check":
+        bad = list(faults(mutants, folders))
+        print(*bad, f"{len(mutants)} mutants, {len(bad)} of them without their text or test", sep="\n")
+        sys.exit(1 if bad else 0)
     # One for all mutants, so that only the pool and the tests are built again; and for nothing
     # else, since cargo would take a mutant for the pool itself: it tells two copies of a workspace
     # apart by no more than their files' times.
     env = {**os.environ, "RUST_BACKTRACE": "0", **env, "CARGO_TARGET_DIR": str(TOP / "target" / target)}
     chosen = [mutant for mutant in mutants if wanted in mutant[0]]
-    for name, file, before, *_ in chosen:
-        found = (TOP / file).read_text().count(before)
-        if found != 1:
-            sys.exit(f"{name}: found {found} times in {file}:\n{before}")
+    if bad := list(faults(chosen, folders)):
+        sys.exit("\n".join(bad))
     survivors, rows = [], []
     with tempfile.TemporaryDirectory(prefix="millpond-mutants-") as place:
         place = Path(place)
