@@ -39,7 +39,7 @@ pub use self::tokens::{
 use self::idle::Shelf;
 use self::limit::Limit;
 use self::slot::{Cell, Slot};
-use self::turns::Turns;
+use self::turns::{Looks, Turns};
 pub(crate) use self::waiters::offer_vacant;
 use self::waiters::{Control, Handoff};
 use crate::sync::{AtomicU32, BoxQueue, Ordering, publish_fence, thread_number};
@@ -151,6 +151,8 @@ pub struct Core<K: Keeper> {
     /// latest.
     strays: BoxQueue<Slot<K>>,
     limit: Limit<K>,
+    /// How often a shard has looked whether the waiters of another one are behind.
+    looks: CachePadded<Looks>,
     reserved: usize,
     /// How many are to be idle, if there are vacant slots.
     floor: usize,
@@ -289,6 +291,7 @@ impl<K: Keeper> Core<K> {
             vacant_reserved: BoxQueue::new(reserved.max(1)),
             strays: BoxQueue::new(capacity),
             limit: Limit::new(capacity, limit),
+            looks: CachePadded::default(),
             reserved,
             floor,
             keeper: keeper.clone(),

@@ -501,13 +501,14 @@ impl<K: Keeper> Core<K> {
     pub(super) fn hand_off(&self, home: usize, slot: Box<Slot<K>>) -> Result<(), Box<Slot<K>>> {
         let is_reserved = self.is_reserved(&slot);
         self.cell(&slot).forget_holder();
-        let Err(mut slot) = self.hand_to(self.high(), slot) else { return Ok(()) };
+        let Err(mut slot) = self.hand_to(self.high(), slot, false) else { return Ok(()) };
         if is_reserved {
             return Err(slot);
         }
         // Not before: what the high line takes uses up no turn.
-        for shard in self.rotation(home) {
-            match self.hand_to(shard, slot) {
+        let rotation = self.rotation(home);
+        for shard in self.general_from(rotation.first) {
+            match self.hand_to(shard, slot, rotation.counts(shard)) {
                 Ok(()) => return Ok(()),
                 Err(back) => slot = back,
             }
@@ -515,8 +516,8 @@ impl<K: Keeper> Core<K> {
         Err(slot)
     }
 
-    /// Gives a slot to the first waiter of a shard; back if there is none.
-    fn hand_to(&self, shard: usize, slot: Box<Slot<K>>) -> Result<(), Box<Slot<K>>> {
+    /// Gives a slot to the first waiter of a shard, on whose account it may count; back if there is none.
+    fn hand_to(&self, shard: usize, slot: Box<Slot<K>>, counts: bool) -> Result<(), Box<Slot<K>>> {
         let queue = &self.shards[shard];
         // Relaxed: the control word has been looked at with the ordering that this needs.
         if queue.listening.load(Ordering::Relaxed) == 0 {
@@ -526,7 +527,9 @@ impl<K: Keeper> Core<K> {
         // `additional`: without it the call is a no-op while an earlier listener has been woken and has
         // not run yet. `relaxed`: as above.
         let mut content = || {
-            queue.turns.serve();
+            if counts {
+                queue.turns.serve();
+            }
             slot.take().map_or(Content::Nothing, Content::Slot)
         };
         let handoff = 1.additional().relaxed().tag_with(|| self.send(shard, content()));
