@@ -2,19 +2,13 @@
 //!
 //! Not here: who is next in line (`core`), and how connections are opened (`connector.rs`).
 
-#[cfg(feature = "cluster")]
-use super::Pool;
 use super::connector::{Ground, Verdict};
 use super::guard::end;
-#[cfg(feature = "cluster")]
-use super::guard::{Pooled, PooledBare, PooledOwned};
 use super::life::{look_over, nanos};
 use super::operation::{bounded, has_timer, poll_timer, timer};
 use super::terms::Terms;
 use super::{DRAINING, Shared, deadlock::Waiting};
 use crate::config::CheckPolicy;
-#[cfg(feature = "cluster")]
-use crate::core::try_acquire_bare;
 use crate::core::{
     Flags, Found, Keeper, Lease, Line, Loan, State, Trial, Woken, try_acquire as look, wait,
     wait_blocking,
@@ -36,7 +30,7 @@ use tokio::task;
 use tokio::task::coop::{RestoreOnPending, poll_proceed};
 use tokio::time::timeout;
 
-type Caller = &'static Location<'static>;
+pub(super) type Caller = &'static Location<'static>;
 
 /// What a caller asks for.
 #[derive(Clone, Copy)]
@@ -328,146 +322,8 @@ where
         || shared.config.check != CheckPolicy::Never && !shared.has_answered_since(lease, began)
 }
 
-/// What an acquire by somebody who looks at several pools finds at once at this one.
-#[cfg(feature = "cluster")]
-#[inline(always)]
-pub(crate) fn attempt<M: Manager>(pool: &Arc<Shared<M>>, caller: Caller) -> Attempt<M> {
-    match try_acquire_bare(pool, caller) {
-        Ok(loan) => Attempt::Hit(PooledBare::new(loan)),
-        Err(found) => Attempt::Miss(Missed { keeper: pool.clone(), found, caller }),
-    }
-}
-
-/// What it finds.
-#[cfg(feature = "cluster")]
-pub(crate) enum Attempt<M: Manager> {
-    Hit(PooledBare<M>),
-    Miss(Missed<M>),
-}
-
-/// What a wait for it answers.
-#[cfg(feature = "cluster")]
-type Served<M> = Result<PooledBare<M>, AcquireError<<M as Manager>::Error>>;
-
-/// An acquire that has not found what it wanted at once.
-#[cfg(feature = "cluster")]
-pub(crate) struct Missed<M: Manager> {
-    keeper: Arc<Shared<M>>,
-    found: Found<Arc<Shared<M>>>,
-    caller: Caller,
-}
-
-#[cfg(feature = "cluster")]
-impl<M: Manager> Missed<M> {
-    /// Whether it was made at this pool.
-    pub(crate) fn is_at(&self, pool: &Pool<M>) -> bool {
-        std::ptr::eq(&*self.keeper, &*pool.shared)
-    }
-
-    pub(crate) fn manager(&self) -> &M {
-        &self.keeper.manager
-    }
-
-    /// Does with what was found what can be done without waiting. If it is still a miss after that, there
-    /// is nothing, or something that has to be checked or prepared.
-    #[cold]
-    pub(crate) fn settle(mut self) -> Attempt<M> {
-        let hit = |loan: Loan<Arc<Shared<M>>>| Attempt::Hit(PooledOwned::new(loan).into());
-        loop {
-            let Self { keeper, found, caller } = self;
-            let found = match found {
-                Found::Ready(loan) => return hit(loan),
-                Found::Nothing => Found::Nothing,
-                Found::Flagged(lease) => match welcome(lease, caller) {
-                    Welcome::Given(loan) => return hit(loan),
-                    Welcome::Unready(lease) => Found::Flagged(lease),
-                    Welcome::Gone => match attempt(&keeper, caller) {
-                        Attempt::Hit(pooled) => return Attempt::Hit(pooled),
-                        Attempt::Miss(next) => {
-                            self = next;
-                            continue;
-                        }
-                    },
-                },
-            };
-            return Attempt::Miss(Self { keeper, found, caller });
-        }
-    }
-
-    /// Whether there is an idle connection after all, which has to be checked or prepared first.
-    pub(crate) fn has_found(&self) -> bool {
-        !matches!(self.found, Found::Nothing)
-    }
-
-    /// Goes on as any acquire does, for `limit` at the most.
-    pub(crate) async fn wait(self, limit: Duration, counted: Counted) -> Served<M> {
-        let Self { keeper, found, caller } = self;
-        let ask = Ask { limit: Some(limit), counted, ..Ask::new(caller) };
-        acquire_slow(keeper, ask, found).await.map(|loan| PooledOwned::new(loan).into())
-    }
-
-    /// Goes on for an acquire that began then and waits elsewhere too, on these terms and without a
-    /// deadline.
-    pub(crate) fn wait_among_others(
-        self,
-        began: tokio::time::Instant,
-    ) -> (Arc<Terms>, impl Future<Output = Served<M>> + use<M>) {
-        let patients = self.keeper.connector.patients.clone();
-        let terms = Arc::new(Terms::new(patients, began, self.has_found()));
-        let patient = Patient { keeper: self.keeper.clone(), terms: terms.clone() };
-        let waiting = async move {
-            // Dropped after the wait.
-            let patient = patient;
-            let Self { keeper, found, caller } = self;
-            let (limit, terms) = (Some(Duration::MAX), Some(&*patient.terms));
-            let ask = Ask { limit, terms, counted: Counted::Elsewhere, ..Ask::new(caller) };
-            acquire_slow(keeper, ask, found).await.map(|loan| PooledOwned::new(loan).into())
-        };
-        (terms, waiting)
-    }
-}
-
-/// A wait that may be patient, and that may be given up.
-#[cfg(feature = "cluster")]
-struct Patient<M: Manager> {
-    keeper: Arc<Shared<M>>,
-    terms: Arc<Terms>,
-}
-
-#[cfg(feature = "cluster")]
-impl<M: Manager> Drop for Patient<M> {
-    fn drop(&mut self) {
-        self.terms.get_out_of_line(&self.keeper);
-    }
-}
-
-/// The same for an acquire that borrows the pool.
-#[cfg(feature = "cluster")]
-pub(crate) struct MissedHere<'p, M: Manager> {
-    keeper: &'p Shared<M>,
-    found: Found<&'p Shared<M>>,
-    caller: Caller,
-}
-
-#[cfg(feature = "cluster")]
-impl<'p, M: Manager> MissedHere<'p, M> {
-    #[inline(always)]
-    pub(super) fn attempt(keeper: &'p Shared<M>, caller: Caller) -> Result<Pooled<'p, M>, Self> {
-        match look(&keeper, caller) {
-            Found::Ready(loan) => Ok(Pooled::new(loan)),
-            found => Err(Self { keeper, found, caller }),
-        }
-    }
-
-    /// Goes on as any acquire does.
-    pub(crate) async fn wait(self) -> Result<Pooled<'p, M>, AcquireError<M::Error>> {
-        let Self { keeper, found, caller } = self;
-        acquire_slow(keeper, Ask::new(caller), found).await.map(Pooled::new)
-    }
-}
-
 /// What becomes of a connection that leaves the fast path on its way to a caller.
-enum Welcome<R: Deref<Target: Keeper> + Clone> {
+pub(super) enum Welcome<R: Deref<Target: Keeper> + Clone> {
     Given(Loan<R>),
     /// It has to be checked, or a hook awaits something.
     Unready(Lease<R>),
@@ -476,7 +332,7 @@ enum Welcome<R: Deref<Target: Keeper> + Clone> {
 }
 
 /// Does what can be done without waiting.
-fn welcome<M, R>(mut lease: Lease<R>, caller: Caller) -> Welcome<R>
+pub(super) fn welcome<M, R>(mut lease: Lease<R>, caller: Caller) -> Welcome<R>
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,
@@ -889,7 +745,7 @@ impl<M: Manager> Shared<M> {
     /// they take too long. What bounds them so far is a timer of the caller's runtime, which nobody may
     /// drive any more; if that runtime ends meanwhile, tokio has them end with a panic, which costs the
     /// connection.
-    pub(crate) fn bring_to_an_end(&self, work: impl Future<Output = ()> + Send + 'static) {
+    pub(super) fn bring_to_an_end(&self, work: impl Future<Output = ()> + Send + 'static) {
         let Some(ground) = self.ground_or_current() else { return };
         let longest = self.longest_preparation();
         ground.spawn(async move { drop(timeout(longest, work).await) });

@@ -93,27 +93,8 @@ impl<M: Manager> Pool<M> {
             return Err(ConfigError::new("max_size", max_size, rule));
         }
         shared.config.check_reserved(max_size)?;
-        self.set_limit(max_size);
+        shared.end_resize(shared.begin_resize(max_size));
         Ok(())
-    }
-
-    /// As [`resize`](Self::resize), also to nothing; the caller has checked the limit.
-    pub(crate) fn set_limit(&self, limit: usize) {
-        self.end_resize(self.begin_resize(limit));
-    }
-
-    /// The part of it that calls nothing but the core; answers whether the pool shrinks.
-    pub(crate) fn begin_resize(&self, limit: usize) -> bool {
-        limit < self.shared.core.resize(limit)
-    }
-
-    /// The other part, which may run hooks and, without a runtime, end connections here.
-    pub(crate) fn end_resize(&self, shrinks: bool) {
-        let shared = &*self.shared;
-        if shrinks {
-            shared.look_at_all();
-        }
-        Keeper::vacancy(shared);
     }
 
     /// Opens connections until `count` are open, in use or not; returns when they are. Never more
@@ -480,6 +461,19 @@ impl Drop for WarmUp<'_> {
 type Opened<M> = Result<bool, Arc<OperationError<<M as Manager>::Error>>>;
 
 impl<M: Manager> Shared<M> {
+    /// The part of a resize that calls nothing but the core; answers whether the pool shrinks.
+    pub(super) fn begin_resize(&self, limit: usize) -> bool {
+        limit < self.core.resize(limit)
+    }
+
+    /// The other part, which may run hooks and, without a runtime, end connections here.
+    pub(super) fn end_resize(&self, shrinks: bool) {
+        if shrinks {
+            self.look_at_all();
+        }
+        self.vacancy();
+    }
+
     /// Whether no connection is alive or being opened.
     fn is_empty(&self) -> bool {
         let counts = self.core.counts();

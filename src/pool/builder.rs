@@ -15,8 +15,6 @@ use crate::core::{Core, Flags, IdleOrder, Size, default_shards};
 use crate::error::{BuildError, ConfigError, WarmUpError};
 use crate::hooks::Hooks;
 use crate::manager::Manager;
-#[cfg(feature = "cluster")]
-use crate::metrics::ClusterNode;
 use crate::metrics::{PoolMetrics, Totals};
 use event_listener::Event;
 use std::fmt;
@@ -33,10 +31,10 @@ pub struct PoolBuilder<M: Manager> {
     config: Config,
     hooks: Hooks<M>,
     reports: Option<Reports>,
-    cluster: Option<Box<WhichNode>>,
-    on_connect: Option<Box<OnConnect>>,
+    pub(super) cluster: Option<Box<WhichNode>>,
+    pub(super) on_connect: Option<Box<OnConnect>>,
     /// So many connections the pool shares with others.
-    share_of: Option<usize>,
+    pub(super) share_of: Option<usize>,
     /// The idle timeout for a lifetime that is long enough, unless the user has chosen one.
     usual_idle_timeout: Option<Duration>,
 }
@@ -308,31 +306,6 @@ impl<M: Manager> PoolBuilder<M> {
             config.shorten_idle_timeout();
         }
         self.config = config;
-        self
-    }
-
-    /// The pool is that of a cluster's node.
-    #[cfg(feature = "cluster")]
-    pub(crate) fn cluster(
-        mut self,
-        node: impl Fn() -> ClusterNode + Send + Sync + 'static,
-    ) -> Self {
-        self.cluster = Some(Box::new(node));
-        self
-    }
-
-    /// Who is told of each connect whether it has succeeded.
-    #[cfg(feature = "cluster")]
-    pub(crate) fn on_connect(mut self, told: impl Fn(bool) + Send + Sync + 'static) -> Self {
-        self.on_connect = Some(Box::new(told));
-        self
-    }
-
-    /// Of so many connections the pool and others have each what the others leave it: it gets more when
-    /// somebody waits, up to `max_size`.
-    #[cfg(feature = "cluster")]
-    pub(crate) fn share_of(mut self, whole: Option<usize>) -> Self {
-        self.share_of = whole;
         self
     }
 

@@ -47,7 +47,7 @@ pub(super) struct Connector<E> {
     /// Dials under way, the prober's pauses included.
     dials: AtomicUsize,
     /// How many there may be at the moment.
-    admitted: AtomicUsize,
+    pub(super) admitted: AtomicUsize,
     /// Callers who wait, or are about to, and want nothing opened.
     pub(super) patients: Arc<AtomicUsize>,
     /// Rotations that wait for room, or are about to: they open a connection of their own.
@@ -250,12 +250,6 @@ impl<E> Connector<E> {
     /// Whether dials are under way, the prober's pauses included.
     pub(super) fn is_dialing(&self) -> bool {
         self.dials.load(Ordering::SeqCst) > 0
-    }
-
-    /// How many dials there may be at the moment.
-    #[cfg(feature = "cluster")]
-    pub(super) fn admitted(&self) -> usize {
-        self.admitted.load(Ordering::SeqCst)
     }
 
     /// How many verdicts there have been.
