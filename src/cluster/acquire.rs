@@ -31,7 +31,7 @@ use crate::error::{AcquireError, ReleaseError};
 use crate::manager::Manager;
 use crate::metrics::Outcome;
 use crate::pool::node_side::{
-    Attempt, Counted, Missed, PooledBare, Terms, attempt, poll_timer, timer,
+    Attempt, Counted, FAR_FUTURE, Missed, PooledBare, Terms, attempt, poll_timer, timer,
 };
 use crate::pool::{ConnectionInfo, Pooled};
 use event_listener::EventListener;
@@ -637,9 +637,6 @@ impl<K: Key, M: Manager> Drop for Again<K, M> {
         self.node.pool.has_waited(self.caller, self.outcome, self.began.elapsed());
     }
 }
-
-/// A limit that no clock overflows at: some 30 years.
-const FAR_FUTURE: Duration = Duration::from_secs(1 << 30);
 
 /// What somebody in line tells the cap: whenever he is polled, since he may have looked again in vain, and
 /// the cap have taken him for gone meanwhile; so he has himself polled once nobody looks after the cap any

@@ -15,7 +15,7 @@ use crate::error::ConfigError;
 use crate::manager::{Condition, Manager};
 use crate::metrics::Source;
 use crate::pool::Pool;
-use crate::pool::node_side::{self, Attempt, Counted, PooledBare, attempt};
+use crate::pool::node_side::{self, Attempt, Counted, PooledBare, attempt, nanos};
 use event_listener::{Event, EventListener, IntoNotification};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -216,7 +216,7 @@ impl<K> State<K> {
 
     /// By the cluster's clock, which never says 0.
     fn now(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX).max(1)
+        nanos(self.began.elapsed()).max(1)
     }
 
     /// Whether connecting works, as far as anybody knows.
@@ -260,7 +260,7 @@ impl<K> State<K> {
 
     /// A round trip has taken so long.
     fn took(&self, time: Duration) {
-        let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).max(1);
+        let time = nanos(time).max(1);
         // Each new one counts for an eighth. Of two at once, one may be lost.
         let smooth = match self.latency.load(Ordering::Relaxed) {
             0 => time,

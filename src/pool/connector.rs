@@ -757,8 +757,7 @@ impl<M: Manager> Shared<M> {
     fn pause(&self, failures: u32) -> Duration {
         let doublings = failures.saturating_sub(1).min(31);
         let most = self.config.backoff.saturating_mul(1 << doublings).min(self.config.backoff_max);
-        let nanos = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX);
-        Duration::from_nanos(fastrand::u64(0..=nanos))
+        Duration::from_nanos(fastrand::u64(0..=nanos(most)))
     }
 }
 

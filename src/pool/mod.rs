@@ -1,7 +1,7 @@
 //! `Pool`: connections that are opened, checked, reset and closed by a [`Manager`].
 //!
 //! Read `mod.rs` (the handle), `builder.rs` (its settings), `acquire.rs` (how a caller gets a
-//! connection), `guard.rs` (how it comes back), `connector.rs` (how one is opened), `close.rs` (how
+//! connection), `prepare.rs` (what is done to it before), `guard.rs` (how it comes back), `connector.rs` (how one is opened), `close.rs` (how
 //! one ends), `life.rs` (when it has to), `reaper.rs` (what happens by the clock), `admin.rs` (what
 //! an operator does), `report.rs` (who is told the figures), `trace.rs` (what is told of events),
 //! `shed.rs` and `deadlock.rs` (two options for when too much is asked), `node_side.rs` (what a cluster
@@ -20,6 +20,7 @@ mod life;
 #[cfg(feature = "cluster")]
 pub(crate) mod node_side;
 pub(crate) mod operation;
+mod prepare;
 mod reaper;
 mod report;
 mod shed;
@@ -32,11 +33,12 @@ pub(crate) use self::close::Ending;
 pub use self::guard::{ConnectionInfo, ConnectionState, Pooled, PooledOwned};
 pub use self::reaper::{Holder, Maintenance};
 
-pub(crate) use self::acquire::runs_async_task;
 use self::acquire::{Ask, acquire_blocking_slow, acquire_slow};
 use self::connector::Connector;
 use self::deadlock::Detector;
+pub(crate) use self::life::nanos;
 use self::life::{Record, Term};
+pub(crate) use self::operation::runs_async_task;
 use self::reaper::{Memory, Upkeep};
 use self::report::Reports;
 use self::shed::Shedder;

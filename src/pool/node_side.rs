@@ -9,11 +9,13 @@
 
 pub(crate) use super::Shared;
 pub(crate) use super::acquire::Counted;
-pub(crate) use super::operation::{poll_timer, timer};
+pub(crate) use super::nanos;
+pub(crate) use super::operation::{FAR_FUTURE, poll_timer, timer};
 pub(crate) use super::terms::Terms;
 
-use super::acquire::{Ask, Caller, Welcome, acquire_slow, welcome};
+use super::acquire::{Ask, Caller, acquire_slow};
 use super::connector::Ground;
+use super::prepare::{Welcome, welcome};
 use super::{ConnectionInfo, Pool, PoolBuilder, Pooled, PooledOwned};
 use crate::core::{BareLoan, Counts, Found, Loan, try_acquire as look, try_acquire_bare};
 use crate::error::AcquireError;

@@ -3,7 +3,7 @@
 //! Not here: the figures (`metrics`).
 
 use super::Shared;
-use super::acquire::FAR_FUTURE;
+use super::operation::FAR_FUTURE;
 use super::reaper::Upkeep;
 use crate::manager::Manager;
 use crate::metrics::PoolMetrics;
