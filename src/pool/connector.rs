@@ -15,9 +15,9 @@
 //! | the same beside connections that are alive | whoever may have one of them waits on; it is tried again while a connection is wanted, `backoff_max` after the last time, a rotation's included, or at once when the last one for all callers has gone, so that whoever waits hears of it |
 //! | the runtime ends | the reaper, its task, is dropped and forgets it; a dial that is dropped has a waiter look again, and so has whoever parks beside a vacant slot, or makes one vacant, when there is none; that one starts the next dial on its own runtime, or is refused |
 //!
-//! Not here: who gets the connection (`core`), checks and resets (`acquire.rs`, `guard.rs`).
+//! Not here: who gets the connection (`core`), checks and resets (`prepare.rs`, `guard.rs`).
 
-use super::operation::{bounded, has_timer};
+use super::operation::{bounded, has_timer, unless};
 use super::reaper::Reaper;
 use super::report::Reporter;
 use super::{Shared, Tenant, life::nanos, lock, trace::no_span};
@@ -28,14 +28,12 @@ use crate::manager::Manager;
 use crate::metrics::{ConnectError, Connecting};
 use crate::panics::caught;
 use event_listener::{Event, IntoNotification, listener};
-use std::convert::Infallible;
 use std::error::Error;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::mem;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -370,11 +368,7 @@ impl<E> Connector<E> {
             if self.connecting() == Connecting::Works {
                 return;
             }
-            let over = poll_fn(|cx| match pause.as_mut().poll(cx) {
-                Poll::Ready(()) => Poll::Ready(true),
-                Poll::Pending => Pin::new(&mut recovered).poll(cx).map(|()| false),
-            });
-            if over.await {
+            if unless(pause.as_mut(), recovered).await.is_some() {
                 return;
             }
         }
@@ -596,11 +590,7 @@ impl<M: Manager> Shared<M> {
         });
         if let Err(error) = ready {
             // It has been opened, so the manager closes it.
-            let close = async {
-                self.manager.close(connection).await;
-                Ok::<_, Infallible>(())
-            };
-            drop(bounded("close_timeout", self.config.close_timeout, close).await);
+            self.say_goodbye(connection).await;
             return Err(error);
         }
         unborn.0 = None;
@@ -719,14 +709,7 @@ impl<M: Manager> Shared<M> {
         if self.core.is_closed() {
             return None;
         }
-        let mut work = pin!(work);
-        poll_fn(|cx| {
-            if let Poll::Ready(done) = work.as_mut().poll(cx) {
-                return Poll::Ready(Some(done));
-            }
-            Pin::new(&mut ending).poll(cx).map(|()| None)
-        })
-        .await
+        unless(pin!(work), ending).await
     }
 
     /// Awaits a pause after a failure for good, unless connecting works again before it is over, or the last
@@ -743,11 +726,7 @@ impl<M: Manager> Shared<M> {
                 return;
             }
             had_one = has_one;
-            let over = poll_fn(|cx| match pause.as_mut().poll(cx) {
-                Poll::Ready(()) => Poll::Ready(true),
-                Poll::Pending => Pin::new(&mut changed).poll(cx).map(|()| false),
-            });
-            if over.await {
+            if unless(pause.as_mut(), changed).await.is_some() {
                 return;
             }
         }

@@ -83,6 +83,21 @@ pub(super) async fn within<T>(limit: Duration, work: impl Future<Output = T>) ->
     .await
 }
 
+/// Awaits `work`, unless something is `heard` first. If both are there, it is the work that counts.
+///
+/// # Cancel safety
+///
+/// Dropping it drops both where they stand.
+pub(super) fn unless<T>(
+    mut work: impl Future<Output = T> + Unpin,
+    mut heard: impl Future<Output = ()> + Unpin,
+) -> impl Future<Output = Option<T>> {
+    poll_fn(move |cx| match Pin::new(&mut work).poll(cx) {
+        Poll::Ready(done) => Poll::Ready(Some(done)),
+        Poll::Pending => Pin::new(&mut heard).poll(cx).map(|()| None),
+    })
+}
+
 /// Whether this is a tokio runtime that has a timer and has not ended, without which nothing here can be
 /// bounded. It costs an empty task.
 pub(crate) fn has_timer() -> bool {
