@@ -68,7 +68,7 @@ impl<'c, K: Key, M: Manager> ClusterGuard<'c, K, M> {
         Self { pooled, nodes: Some(nodes) }
     }
 
-    /// The same guard without the tie to the cluster's handle: for a task of its own, or a struct.
+    /// This guard without the tie to the cluster's handle: for a task of its own, or a struct.
     ///
     /// # Cost
     ///

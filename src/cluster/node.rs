@@ -389,7 +389,7 @@ impl<K: Key, M: Manager> Node<K, M> {
         self.state.is_up()
     }
 
-    /// The same node, its pool and its connections, with other options, which have been validated.
+    /// This node, its pool and its connections, with other options, which have been validated.
     pub(super) fn with_options(&self, options: NodeOptions) -> Self {
         if options.role != self.options.role {
             self.state.set_role(options.role);

@@ -92,7 +92,7 @@ impl<K: Key, M: Manager> Table<K, M> {
         self.weights.partition_point(|sum| u128::from(*sum) <= weight)
     }
 
-    /// The same with another node, or another one in the place of that of the same key.
+    /// This table with another node, or another one in the place of that of the same key.
     pub(super) fn with(&self, node: Arc<Node<K, M>>) -> Self {
         let mut nodes = self.nodes.clone();
         match nodes.iter_mut().find(|other| other.key() == node.key()) {
@@ -102,7 +102,7 @@ impl<K: Key, M: Manager> Table<K, M> {
         Self::new(nodes, self.closed)
     }
 
-    /// The same without the node of this key.
+    /// This table without the node of this key.
     pub(super) fn without(&self, key: &K) -> Self {
         let others = self.nodes.iter().filter(|node| node.key() != key).cloned();
         Self::new(others.collect(), self.closed)

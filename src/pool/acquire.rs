@@ -165,7 +165,7 @@ struct Wait<'k, M: Manager> {
     caller: Caller,
     /// By the pool's clock.
     began: u64,
-    /// The same.
+    /// By the pool's clock too.
     deadline: u64,
     outcome: Option<Outcome>,
     /// It has a connection that is being checked.
@@ -498,7 +498,7 @@ impl<M: Manager> Shared<M> {
         }
     }
 
-    /// The same for one whom no verdict concerns.
+    /// As [`why_woken`](Self::why_woken), for one whom no verdict concerns.
     pub(super) fn look_again(&self, line: Line) -> Result<(), AcquireError<M::Error>> {
         if self.core.is_closed() {
             return Err(self.closed_error());
@@ -526,7 +526,7 @@ impl<M: Manager> Shared<M> {
         self.is_not_stuck(caller, line)
     }
 
-    /// The same as far as connecting is concerned.
+    /// As [`about_to_wait`](Self::about_to_wait), as far as connecting is concerned.
     pub(super) fn may_wait(&self, line: Line) -> Result<(), AcquireError<M::Error>> {
         if self.config.fail_fast && !self.has_alive_for(line) {
             if let Some(error) = self.connector.error_while_probing() {
@@ -536,7 +536,7 @@ impl<M: Manager> Shared<M> {
         Ok(())
     }
 
-    /// The same as far as those are concerned who hold connections.
+    /// As [`about_to_wait`](Self::about_to_wait), as far as those are concerned who hold connections.
     pub(super) fn is_not_stuck(
         &self,
         caller: Caller,

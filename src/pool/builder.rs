@@ -1,6 +1,6 @@
 //! How a pool is set up, and how its first connections are opened.
 //!
-//! Not here: the ranges of the settings (`config.rs`).
+//! Not here: the ranges of the settings (`config/mod.rs`).
 
 use super::connector::Connector;
 use super::deadlock::Detector;

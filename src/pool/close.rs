@@ -145,7 +145,7 @@ impl<M: Manager> Shared<M> {
         sweep(self);
     }
 
-    /// The same, blocking the thread.
+    /// As [`all_closed`](Self::all_closed), blocking the thread.
     pub(super) fn all_closed_blocking(&self) {
         let deadline = Instant::now().checked_add(self.config.close_timeout);
         loop {

@@ -463,7 +463,8 @@ impl<M: Manager> Shared<M> {
         self.dial(ground, Self::wanted)
     }
 
-    /// The same for whoever wants connections. Before that, a pool that was built lazily keeps none idle.
+    /// As [`demand`](Self::demand), for whoever wants connections. Before that, a pool that was built
+    /// lazily keeps none idle.
     pub(super) fn keep_idle(&self) -> bool {
         if !self.keeps_idle.load(Ordering::Relaxed) {
             self.keeps_idle.store(true, Ordering::Relaxed);
@@ -471,15 +472,16 @@ impl<M: Manager> Shared<M> {
         self.demand(Self::ground_or_current)
     }
 
-    /// The same for those who have no runtime to give: if the pool has none either, whoever waits brings
-    /// one along.
+    /// As [`demand`](Self::demand), for those who have no runtime to give: if the pool has none either,
+    /// whoever waits brings one along.
     pub(super) fn demand_of_somebody(&self) {
         if self.core.has_vacant() && !self.demand(Self::ground) {
             self.core.nudge();
         }
     }
 
-    /// The same for the reaper, which also has a pool that is down look whether it still is.
+    /// As [`demand`](Self::demand), for the reaper, which also has a pool that is down look whether it
+    /// still is.
     pub(super) fn demand_or_probe(&self) {
         self.dial(Self::ground, Self::wanted_or_sought);
     }
@@ -549,7 +551,8 @@ impl<M: Manager> Shared<M> {
         }
     }
 
-    /// The same, and one if the pool is down for a reason that may pass, so that somebody sees it pass.
+    /// As [`wanted`](Self::wanted), and one if the pool is down for a reason that may pass, so that
+    /// somebody sees it pass.
     fn wanted_or_sought(&self) -> usize {
         let wanted = self.wanted();
         if wanted > 0 || self.connector.connecting() != Connecting::Fails {

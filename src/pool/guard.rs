@@ -272,12 +272,14 @@ where
     R: Deref<Target = Shared<M>> + Clone,
 {
     match doubt {
-        Doubt::Greeted | Doubt::Flagged => lease.keeper().distrust(&lease),
+        Doubt::Greeted => lease.keeper().distrust(&lease),
         Doubt::Unchecked => lease.raise(Flags::CHECK),
         Doubt::Dirty => reset_in_background(lease),
         Doubt::Broken => broken(lease),
         Doubt::Outdated => outdated(lease),
         Doubt::Interrupted => end(lease, CloseReason::HolderPanicked),
+        // `settle` has looked it over, and no connection that comes back is in that doubt.
+        Doubt::Flagged => unreachable!("BUG: a flag was taken for what a caller leaves behind"),
     }
 }
 

@@ -318,12 +318,12 @@ impl<M: Manager> PooledBare<M> {
         drop(self.loan.with_keeper(pool));
     }
 
-    /// The same guard in another place. Nothing is left in this one.
+    /// This guard in another place. Nothing is left in this one.
     pub(crate) fn take(&mut self) -> Self {
         Self { loan: self.loan.take() }
     }
 
-    /// The same connection with a guard that may be told what to do with it. Nothing is left in this
+    /// Its connection with a guard that may be told what to do with it. Nothing is left in this
     /// one.
     pub(crate) fn owned(&mut self) -> PooledOwned<M> {
         let keeper = self.pool().clone();
