@@ -1,6 +1,7 @@
 //! The synchronisation primitives that the core is built from: the real ones, or loom's.
 //!
-//! This is the only file that names loom. Under `--cfg loom` the atomics are the model checker's,
+//! This is the only file that takes anything from loom; others name it only to leave something to its
+//! models, or out of them. Under `--cfg loom` the atomics are the model checker's,
 //! and the two containers that hold boxed slots are stand-ins with the orderings of the originals.
 //!
 //! Not here: any algorithm of the pool.

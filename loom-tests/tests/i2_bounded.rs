@@ -1,4 +1,4 @@
-//! I2, bounded: resources alive or being opened never exceed the capacity, at any instant.
+//! I2, bounded: resources alive or being opened never exceed the limit, at any instant.
 //!
 //! Every birth of a token checks the number of those alive.
 

@@ -30,9 +30,10 @@ use super::{Cluster, Key, Shared};
 use crate::error::{AcquireError, ReleaseError};
 use crate::manager::Manager;
 use crate::metrics::Outcome;
-use crate::pool::{
-    Attempt, ConnectionInfo, Counted, Missed, Pooled, PooledBare, Terms, poll_timer, timer,
+use crate::pool::node_side::{
+    Attempt, Counted, FAR_FUTURE, Missed, PooledBare, Terms, attempt, poll_timer, timer,
 };
+use crate::pool::{ConnectionInfo, Pooled};
 use event_listener::EventListener;
 use std::borrow::Borrow;
 use std::fmt;
@@ -67,7 +68,7 @@ impl<'c, K: Key, M: Manager> ClusterGuard<'c, K, M> {
         Self { pooled, nodes: Some(nodes) }
     }
 
-    /// The same guard without the tie to the cluster's handle: for a task of its own, or a struct.
+    /// This guard without the tie to the cluster's handle: for a task of its own, or a struct.
     ///
     /// # Cost
     ///
@@ -538,7 +539,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
                             return Err(ClusterError::Closed { cluster: self.name() });
                         }
                         table => table.get(key).map(|node| {
-                            let attempt = node.pool.attempt(caller);
+                            let attempt = attempt(node.pool.without_handle(), caller);
                             let outcome = match attempt {
                                 // It was not there at once.
                                 Attempt::Hit(_) => Outcome::Served,
@@ -636,9 +637,6 @@ impl<K: Key, M: Manager> Drop for Again<K, M> {
         self.node.pool.has_waited(self.caller, self.outcome, self.began.elapsed());
     }
 }
-
-/// A limit that no clock overflows at: some 30 years.
-const FAR_FUTURE: Duration = Duration::from_secs(1 << 30);
 
 /// What somebody in line tells the cap: whenever he is polled, since he may have looked again in vain, and
 /// the cap have taken him for gone meanwhile; so he has himself polled once nobody looks after the cap any
@@ -1111,7 +1109,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
 
     /// Takes what is ready, or may be once it has been checked.
     fn look_at(&self, node: &Node<K, M>) -> Attempt<Member<K, M>> {
-        match node.pool.attempt(self.caller) {
+        match attempt(node.pool.without_handle(), self.caller) {
             Attempt::Miss(missed) => missed.settle(),
             hit @ Attempt::Hit(_) => hit,
         }

@@ -529,7 +529,7 @@ impl<'p, K: Key, M: Manager> Plan<'p, K, M> {
         }
     }
 
-    /// The same node with the options that it is to have, and the watch's, if there is one.
+    /// A node with the options that it is to have, and the watch's, if there is one.
     fn with_options(&self, node: &Node<K, M>, place: usize) -> Arc<Node<K, M>> {
         let mut node = node.with_options(self.wanted[place].spec.options.clone());
         if let Some(watch) = self.watch {

@@ -391,7 +391,9 @@ impl<K: Key, M: Manager> Cap<K, M> {
             let shrinking =
                 || shares.iter().zip(&looks).filter(|(_, look)| look.units > look.limit);
             if listeners.is_empty() && shrinking().next().is_some() {
-                listeners = shrinking().map(|(share, _)| share.pool.when_changed()).collect();
+                listeners = shrinking()
+                    .map(|(share, _)| share.pool.without_handle().when_changed())
+                    .collect();
                 // Once more, so that nothing that came back before that is missed.
                 continue;
             }

@@ -14,7 +14,8 @@ use crate::core::Counts;
 use crate::error::ConfigError;
 use crate::manager::{Condition, Manager};
 use crate::metrics::Source;
-use crate::pool::{self, Attempt, Counted, Pool, PooledBare, attempt};
+use crate::pool::Pool;
+use crate::pool::node_side::{self, Attempt, Counted, PooledBare, attempt, nanos};
 use event_listener::{Event, EventListener, IntoNotification};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -215,7 +216,7 @@ impl<K> State<K> {
 
     /// By the cluster's clock, which never says 0.
     fn now(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX).max(1)
+        nanos(self.began.elapsed()).max(1)
     }
 
     /// Whether connecting works, as far as anybody knows.
@@ -259,7 +260,7 @@ impl<K> State<K> {
 
     /// A round trip has taken so long.
     fn took(&self, time: Duration) {
-        let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).max(1);
+        let time = nanos(time).max(1);
         // Each new one counts for an eighth. Of two at once, one may be lost.
         let smooth = match self.latency.load(Ordering::Relaxed) {
             0 => time,
@@ -388,7 +389,7 @@ impl<K: Key, M: Manager> Node<K, M> {
         self.state.is_up()
     }
 
-    /// The same node, its pool and its connections, with other options, which have been validated.
+    /// This node, its pool and its connections, with other options, which have been validated.
     pub(super) fn with_options(&self, options: NodeOptions) -> Self {
         if options.role != self.options.role {
             self.state.set_role(options.role);
@@ -439,7 +440,7 @@ impl<K: Key, M: Manager> Node<K, M> {
         }
         let trying = Trying(self.state.clone());
         // Whoever tries the node does not keep its pool open.
-        let (pool, limit) = (self.pool.without_handle(), self.pool.config().check_timeout);
+        let (pool, limit) = (self.pool.without_handle().clone(), self.pool.config().check_timeout);
         let caller = Location::caller();
         ground.spawn(async move {
             until_it_may_have_one(&pool).await;
@@ -509,7 +510,8 @@ impl<K: Key, M: Manager> Node<K, M> {
         let (trying, caller) = (Trying(self.state.clone()), Location::caller());
         let limit = self.pool.config().check_timeout;
         // With a limit or without, whoever waits does not keep the pool open.
-        let (pool, patience) = (self.pool.without_handle(), cluster.settings.acquire_timeout);
+        let (pool, patience) =
+            (self.pool.without_handle().clone(), cluster.settings.acquire_timeout);
         let cluster = Arc::downgrade(cluster);
         ground.spawn(async move {
             let mut acquire = pin!(async {
@@ -541,7 +543,7 @@ impl<K: Key, M: Manager> Node<K, M> {
 
 /// Sees whether one of the connections works, for so long at the most.
 async fn check_one<K: Key, M: Manager>(
-    pool: &Arc<pool::Shared<Member<K, M>>>,
+    pool: &Arc<node_side::Shared<Member<K, M>>>,
     limit: Duration,
     caller: &'static Location<'static>,
 ) {
@@ -600,7 +602,7 @@ impl<K: Key, M: Manager> Drop for Asked<K, M> {
 
 /// Waits for what the cap has been asked for: not for long, since it may be that nobody has one to
 /// give.
-async fn until_it_may_have_one<K: Key, M: Manager>(pool: &Arc<pool::Shared<Member<K, M>>>) {
+async fn until_it_may_have_one<K: Key, M: Manager>(pool: &Arc<node_side::Shared<Member<K, M>>>) {
     if pool.max_size() > 0 {
         return;
     }

@@ -13,7 +13,7 @@ use super::Key;
 use super::node::{Member, Node};
 use crate::manager::Manager;
 use crate::panics::caught;
-use crate::pool::{self, Attempt, PooledBare, attempt};
+use crate::pool::node_side::{self, Attempt, PooledBare, attempt};
 use arc_swap::{ArcSwap, Cache, Guard};
 use crossbeam_utils::CachePadded;
 use std::borrow::Borrow;
@@ -92,7 +92,7 @@ impl<K: Key, M: Manager> Table<K, M> {
         self.weights.partition_point(|sum| u128::from(*sum) <= weight)
     }
 
-    /// The same with another node, or another one in the place of that of the same key.
+    /// This table with another node, or another one in the place of that of the same key.
     pub(super) fn with(&self, node: Arc<Node<K, M>>) -> Self {
         let mut nodes = self.nodes.clone();
         match nodes.iter_mut().find(|other| other.key() == node.key()) {
@@ -102,7 +102,7 @@ impl<K: Key, M: Manager> Table<K, M> {
         Self::new(nodes, self.closed)
     }
 
-    /// The same without the node of this key.
+    /// This table without the node of this key.
     pub(super) fn without(&self, key: &K) -> Self {
         let others = self.nodes.iter().filter(|node| node.key() != key).cloned();
         Self::new(others.collect(), self.closed)
@@ -189,7 +189,7 @@ impl<K: Key, M: Manager> Current<K, M> {
         // ends has led here from within.
         let table = self.table.load();
         let place = find(&table, &mut Places::default())?;
-        Some(table.nodes[place].pool.without_handle())
+        Some(table.nodes[place].pool.without_handle().clone())
     }
 
     /// Gives a connection back by the reference that this thread has to its pool, if it has one.
@@ -206,7 +206,7 @@ impl<K: Key, M: Manager> Current<K, M> {
 }
 
 type Caller = &'static Location<'static>;
-type PoolOf<K, M> = Arc<pool::Shared<Member<K, M>>>;
+type PoolOf<K, M> = Arc<node_side::Shared<Member<K, M>>>;
 
 /// What a thread has seen of the nodes.
 struct Seen<K: Key, M: Manager> {
@@ -285,7 +285,7 @@ impl<K: Key, M: Manager> Seen<K, M> {
     fn look_for(&mut self, pool: &PoolOf<K, M>) -> Option<&PoolOf<K, M>> {
         // A key's hash may panic, and this is the end of a guard.
         let place = caught(|| self.known.place(pool.manager().key())).ok()??;
-        if !self.known.nodes[place].pool.is_at(pool) {
+        if !Arc::ptr_eq(self.known.nodes[place].pool.without_handle(), pool) {
             return None;
         }
         *self.returns.of(&**pool) = place;
@@ -305,5 +305,5 @@ fn remember<'p, K: Key, M: Manager>(
     pool: &'p mut Option<PoolOf<K, M>>,
     node: &Node<K, M>,
 ) -> &'p PoolOf<K, M> {
-    pool.insert(node.pool.without_handle())
+    pool.insert(node.pool.without_handle().clone())
 }

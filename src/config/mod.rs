@@ -230,18 +230,19 @@ pub struct Config {
     /// How often the reaper looks; above zero. It is the resolution of all times that it measures.
     /// Default: 1 s.
     pub maintenance_interval: Duration,
-    /// A connection that is held for longer is reported as leaked; above zero; `None` for never.
-    /// Default: `None`.
+    /// A connection that is held for longer is reported to [`Hooks::on_leak`](crate::Hooks::on_leak) and
+    /// counted as leaked; above zero; `None` for never. Default: `None`.
     pub leak_after: Option<Duration>,
     /// An acquire that waits for longer is told to whoever listens, with the feature `tracing`; above
     /// zero; `None` for never. Default: `None`.
     pub slow_acquire: Option<Duration>,
-    /// The most callers that may wait; whoever comes when they do gets
+    /// The most callers that may wait, at least 1; `None` for no limit. Whoever comes when they do gets
     /// [`AcquireError::QueueFull`](crate::AcquireError::QueueFull). Those count too for whom a
-    /// connection is being opened. At least 1; `None` for no limit. Default: `None`.
+    /// connection is being opened: a burst on a pool that has room meets this limit before the
+    /// connections are there. Default: `None`.
     pub max_waiters: Option<usize>,
-    /// Connections that only callers with [`Priority::High`] get: below `max_size`, and none in a cluster,
-    /// where nobody has a priority. Default: none.
+    /// Connections that only callers with [`Priority::High`] get: below `max_size`; none for
+    /// [`Priority::Normal`], nor in a cluster, where nobody has a priority. Default: none.
     pub reserved: (Priority, usize),
     /// Turns callers away who have waited too long. Default: `None`.
     pub shed: Option<Shed>,
@@ -253,12 +254,14 @@ pub struct Config {
     /// at a time with the pauses of `backoff`, until connecting works or fails for good, though nobody
     /// waits and other connections are alive.
     pub fail_fast: bool,
-    /// Finds out when everybody who holds a connection waits for another one. It makes each acquire
-    /// slower, and takes a connection to be held by the task that acquired it: a task that waits for
-    /// several side by side (`join!`, `buffer_unordered`) and holds one of them already is told so
-    /// although it would go on. Who waits for any node of a cluster, also if one alone is allowed at the
-    /// time, counts as one who will go on, since another node may come to serve; so does, under a cap over
-    /// all nodes, who waits for a node that the cap may let have more. Default: `false`.
+    /// Finds out when everybody who holds a connection waits for another one, and ends the last wait with
+    /// [`AcquireError::WouldDeadlock`](crate::AcquireError::WouldDeadlock). Default: `false`.
+    ///
+    /// It makes each acquire slower, and takes a connection to be held by the task that acquired it: a task
+    /// that waits for several side by side (`join!`, `buffer_unordered`) and holds one of them already is
+    /// told so although it would go on. Who waits for any node of a cluster, also if one alone is allowed at
+    /// the time, counts as one who will go on, since another node may come to serve; so does, under a cap
+    /// over all nodes, who waits for a node that the cap may let have more.
     pub detect_deadlock: bool,
     /// Measures for how long connections are in use, for
     /// [`PoolMetrics::use_time`](crate::PoolMetrics::use_time). Each acquire and release leaves the

@@ -1,15 +1,15 @@
 //! The lock-free core: which slot belongs to whom, and who is woken.
 //!
 //! Read `slot.rs` (what a slot is), `idle.rs` (where idle ones wait), `waiters.rs` (how a slot
-//! reaches a waiter), `turns.rs` (whom a hand-off asks first), `tokens.rs` (the rights to a slot), `limit.rs` (how many slots are in
-//! service), `search.rs` (a walk over the idle ones), in this order.
+//! reaches a waiter), `turns.rs` (whom a hand-off asks first), `tokens.rs` (the rights to a slot),
+//! `limit.rs` (how many slots are in service), `search.rs` (a walk over the idle ones), in this order.
 //!
 //! # Invariants
 //!
 //! | id | name | statement |
 //! |---|---|---|
 //! | I1 | exclusive | a slot has one owner: a queue, a token, or a hand-off on its way |
-//! | I2 | bounded | resources alive or being opened never exceed the capacity, at any instant |
+//! | I2 | bounded | resources alive or being opened never exceed the limit, at any instant; after a shrink, never more than were out |
 //! | I3 | conserved | at rest, vacant + idle + in use = capacity; errors, panics and dropped futures lose no slot |
 //! | I4 | no lost wake | if a waiter is parked and the pool could serve it, a wake is on its way |
 //! | I5 | legal transitions | only those of the table in `slot.rs` happen |

@@ -138,7 +138,7 @@ impl<R: Deref<Target: Keeper>> Lease<R> {
         self.slot.take().expect(GONE)
     }
 
-    /// The same right with another pointer to the same keeper.
+    /// This right with another pointer to the same keeper.
     pub fn with_keeper<S: Deref<Target = Of<R>>>(mut self, keeper: S) -> Lease<S> {
         Lease::new(keeper, self.take_slot())
     }
@@ -324,7 +324,7 @@ impl<K: Keeper> BareLoan<K> {
         self.slot().uses
     }
 
-    /// The same right with a pointer to its keeper. Nothing is left in this loan.
+    /// This right with a pointer to its keeper. Nothing is left in this loan.
     #[inline(always)]
     pub fn with_keeper<R: Deref<Target = K> + Clone>(&mut self, keeper: R) -> Loan<R> {
         debug_assert!(
@@ -334,7 +334,7 @@ impl<K: Keeper> BareLoan<K> {
         Loan::new(keeper, self.slot.take().expect(GONE))
     }
 
-    /// The same right in another place. Nothing is left in this loan.
+    /// This right in another place. Nothing is left in this loan.
     pub fn take(&mut self) -> Self {
         Self { slot: ManuallyDrop::new(self.slot.take()) }
     }
@@ -390,7 +390,7 @@ impl<R: Deref<Target: Keeper>> Trial<R> {
         self.slot.as_mut().expect(GONE).resource.take()
     }
 
-    /// The same right with another pointer to the same keeper.
+    /// This right with another pointer to the same keeper.
     pub fn with_keeper<S: Deref<Target = Of<R>>>(mut self, keeper: S) -> Trial<S> {
         Trial { keeper, slot: self.slot.take() }
     }
@@ -466,8 +466,8 @@ where
     }
 }
 
-/// The same with a reference to the keeper that the loan is to have, so that none has to be cloned;
-/// it comes back with anything but a loan.
+/// As [`try_acquire`], with a reference to the keeper that the loan is to have, so that none has to be
+/// cloned; it comes back with anything but a loan.
 ///
 /// # Errors
 ///
@@ -490,7 +490,7 @@ where
     }
 }
 
-/// The same for a loan without a pointer to the keeper.
+/// As [`try_acquire`], for a loan without a pointer to the keeper.
 ///
 /// # Errors
 ///

@@ -121,7 +121,7 @@ fn flush(ledger: &Ledger) {
     });
 }
 
-/// The same at each flush, since recorders come and go.
+/// Done at each flush, since recorders come and go.
 fn describe(family: &Family, recorder: &dyn Recorder) {
     let (name, help) = (family.name.into(), family.help.into());
     match family.kind {

@@ -5,6 +5,7 @@
 //!
 //! Not here: which times are recorded.
 
+use crate::pool::nanos;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -154,7 +155,7 @@ impl Histogram {
     /// may be missing.
     #[must_use]
     pub fn count_within(&self, limit: Duration) -> u64 {
-        let limit = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
+        let limit = nanos(limit);
         let within = if limit >= lower_edge(BUCKETS) { BUCKETS } else { bucket(limit + 1) };
         // A time of zero is within every limit.
         self.counts[..within.max(1)].iter().sum()

@@ -1,42 +1,34 @@
 //! How a caller gets a connection: at once, or in line until its deadline.
 //!
-//! Not here: who is next in line (`core`), and how connections are opened (`connector.rs`).
+//! Not here: who is next in line (`core`), how connections are opened (`connector.rs`), and how one that was
+//! found is made fit for use (`prepare.rs`).
 
-#[cfg(feature = "cluster")]
-use super::Pool;
-use super::connector::{Ground, Verdict};
-use super::guard::end;
-#[cfg(feature = "cluster")]
-use super::guard::{Pooled, PooledBare, PooledOwned};
-use super::life::{look_over, nanos};
-use super::operation::{bounded, has_timer, poll_timer, timer};
+use super::connector::Verdict;
+use super::life::nanos;
+use super::operation::{FAR_FUTURE, has_timer, poll_timer, runs_async_task, timer};
+use super::prepare::{
+    Unfit, Welcome, give_back, lend, prepare, prepare_blocking, prepare_in_a_hurry, welcome,
+};
 use super::terms::Terms;
 use super::{DRAINING, Shared, deadlock::Waiting};
 use crate::config::CheckPolicy;
-#[cfg(feature = "cluster")]
-use crate::core::try_acquire_bare;
 use crate::core::{
-    Flags, Found, Keeper, Lease, Line, Loan, State, Trial, Woken, try_acquire as look, wait,
-    wait_blocking,
+    Flags, Found, Keeper, Lease, Line, Loan, State, Woken, try_acquire as look, wait, wait_blocking,
 };
-use crate::error::{AcquireError, OperationError, Stage, Timeout, TryAcquireError};
+use crate::error::{AcquireError, Stage, Timeout, TryAcquireError};
 use crate::manager::Manager;
-use crate::metrics::{CloseReason, Outcome};
+use crate::metrics::Outcome;
 use std::future::{Future, poll_fn};
 use std::ops::{Deref, Range};
 use std::panic::Location;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
-use std::sync::{Arc, Weak};
-use std::task::{Context, Poll, Waker};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::task;
-use tokio::task::coop::{RestoreOnPending, poll_proceed};
-use tokio::time::timeout;
 
-type Caller = &'static Location<'static>;
+pub(super) type Caller = &'static Location<'static>;
 
 /// What a caller asks for.
 #[derive(Clone, Copy)]
@@ -77,6 +69,25 @@ impl Ask<'_> {
     }
 }
 
+/// What a look at the shelves has found for a caller, if it needs nothing that takes time; otherwise the
+/// connection that does, if there is one.
+#[inline]
+fn ready<M, R>(found: Found<R>, caller: Caller) -> Result<Loan<R>, Option<Lease<R>>>
+where
+    M: Manager,
+    R: Deref<Target = Shared<M>> + Clone,
+{
+    match found {
+        Found::Ready(loan) => Ok(loan),
+        Found::Flagged(lease) => match welcome(lease, caller) {
+            Welcome::Given(loan) => Ok(loan),
+            Welcome::Unready(lease) => Err(Some(lease)),
+            Welcome::Gone => Err(None),
+        },
+        Found::Nothing => Err(None),
+    }
+}
+
 /// What a look at the shelves did not settle: prepares what it found, or waits in line, for
 /// `acquire_timeout` unless there is a limit.
 #[cold]
@@ -90,14 +101,9 @@ where
     R: Deref<Target = Shared<M>> + Clone + Send,
 {
     let limit = ask.limit.unwrap_or(keeper.config.acquire_timeout);
-    let unready = match found {
-        Found::Ready(loan) => return Ok(loan),
-        Found::Flagged(lease) => match welcome(lease, ask.caller) {
-            Welcome::Given(loan) => return Ok(loan),
-            Welcome::Unready(lease) => Some(lease),
-            Welcome::Gone => None,
-        },
-        Found::Nothing => None,
+    let unready = match ready(found, ask.caller) {
+        Ok(loan) => return Ok(loan),
+        Err(unready) => unready,
     };
     let wait = Wait::begin(&keeper, &ask, limit);
     if keeper.core.is_closed() {
@@ -159,7 +165,7 @@ struct Wait<'k, M: Manager> {
     caller: Caller,
     /// By the pool's clock.
     began: u64,
-    /// The same.
+    /// By the pool's clock too.
     deadline: u64,
     outcome: Option<Outcome>,
     /// It has a connection that is being checked.
@@ -220,9 +226,6 @@ impl<M: Manager> Drop for Wait<'_, M> {
         }
     }
 }
-
-/// A limit that no clock overflows at: some 30 years.
-pub(super) const FAR_FUTURE: Duration = Duration::from_secs(1 << 30);
 
 /// Waits in line, and prepares what arrives, until something is fit for use.
 ///
@@ -328,338 +331,6 @@ where
         || shared.config.check != CheckPolicy::Never && !shared.has_answered_since(lease, began)
 }
 
-/// What an acquire by somebody who looks at several pools finds at once at this one.
-#[cfg(feature = "cluster")]
-#[inline(always)]
-pub(crate) fn attempt<M: Manager>(pool: &Arc<Shared<M>>, caller: Caller) -> Attempt<M> {
-    match try_acquire_bare(pool, caller) {
-        Ok(loan) => Attempt::Hit(PooledBare::new(loan)),
-        Err(found) => Attempt::Miss(Missed { keeper: pool.clone(), found, caller }),
-    }
-}
-
-/// What it finds.
-#[cfg(feature = "cluster")]
-pub(crate) enum Attempt<M: Manager> {
-    Hit(PooledBare<M>),
-    Miss(Missed<M>),
-}
-
-/// What a wait for it answers.
-#[cfg(feature = "cluster")]
-type Served<M> = Result<PooledBare<M>, AcquireError<<M as Manager>::Error>>;
-
-/// An acquire that has not found what it wanted at once.
-#[cfg(feature = "cluster")]
-pub(crate) struct Missed<M: Manager> {
-    keeper: Arc<Shared<M>>,
-    found: Found<Arc<Shared<M>>>,
-    caller: Caller,
-}
-
-#[cfg(feature = "cluster")]
-impl<M: Manager> Missed<M> {
-    /// Whether it was made at this pool.
-    pub(crate) fn is_at(&self, pool: &Pool<M>) -> bool {
-        std::ptr::eq(&*self.keeper, &*pool.shared)
-    }
-
-    pub(crate) fn manager(&self) -> &M {
-        &self.keeper.manager
-    }
-
-    /// Does with what was found what can be done without waiting. If it is still a miss after that, there
-    /// is nothing, or something that has to be checked or prepared.
-    #[cold]
-    pub(crate) fn settle(mut self) -> Attempt<M> {
-        let hit = |loan: Loan<Arc<Shared<M>>>| Attempt::Hit(PooledOwned::new(loan).into());
-        loop {
-            let Self { keeper, found, caller } = self;
-            let found = match found {
-                Found::Ready(loan) => return hit(loan),
-                Found::Nothing => Found::Nothing,
-                Found::Flagged(lease) => match welcome(lease, caller) {
-                    Welcome::Given(loan) => return hit(loan),
-                    Welcome::Unready(lease) => Found::Flagged(lease),
-                    Welcome::Gone => match attempt(&keeper, caller) {
-                        Attempt::Hit(pooled) => return Attempt::Hit(pooled),
-                        Attempt::Miss(next) => {
-                            self = next;
-                            continue;
-                        }
-                    },
-                },
-            };
-            return Attempt::Miss(Self { keeper, found, caller });
-        }
-    }
-
-    /// Whether there is an idle connection after all, which has to be checked or prepared first.
-    pub(crate) fn has_found(&self) -> bool {
-        !matches!(self.found, Found::Nothing)
-    }
-
-    /// Goes on as any acquire does, for `limit` at the most.
-    pub(crate) async fn wait(self, limit: Duration, counted: Counted) -> Served<M> {
-        let Self { keeper, found, caller } = self;
-        let ask = Ask { limit: Some(limit), counted, ..Ask::new(caller) };
-        acquire_slow(keeper, ask, found).await.map(|loan| PooledOwned::new(loan).into())
-    }
-
-    /// Goes on for an acquire that began then and waits elsewhere too, on these terms and without a
-    /// deadline.
-    pub(crate) fn wait_among_others(
-        self,
-        began: tokio::time::Instant,
-    ) -> (Arc<Terms>, impl Future<Output = Served<M>> + use<M>) {
-        let patients = self.keeper.connector.patients.clone();
-        let terms = Arc::new(Terms::new(patients, began, self.has_found()));
-        let patient = Patient { keeper: self.keeper.clone(), terms: terms.clone() };
-        let waiting = async move {
-            // Dropped after the wait.
-            let patient = patient;
-            let Self { keeper, found, caller } = self;
-            let (limit, terms) = (Some(Duration::MAX), Some(&*patient.terms));
-            let ask = Ask { limit, terms, counted: Counted::Elsewhere, ..Ask::new(caller) };
-            acquire_slow(keeper, ask, found).await.map(|loan| PooledOwned::new(loan).into())
-        };
-        (terms, waiting)
-    }
-}
-
-/// A wait that may be patient, and that may be given up.
-#[cfg(feature = "cluster")]
-struct Patient<M: Manager> {
-    keeper: Arc<Shared<M>>,
-    terms: Arc<Terms>,
-}
-
-#[cfg(feature = "cluster")]
-impl<M: Manager> Drop for Patient<M> {
-    fn drop(&mut self) {
-        self.terms.get_out_of_line(&self.keeper);
-    }
-}
-
-/// The same for an acquire that borrows the pool.
-#[cfg(feature = "cluster")]
-pub(crate) struct MissedHere<'p, M: Manager> {
-    keeper: &'p Shared<M>,
-    found: Found<&'p Shared<M>>,
-    caller: Caller,
-}
-
-#[cfg(feature = "cluster")]
-impl<'p, M: Manager> MissedHere<'p, M> {
-    #[inline(always)]
-    pub(super) fn attempt(keeper: &'p Shared<M>, caller: Caller) -> Result<Pooled<'p, M>, Self> {
-        match look(&keeper, caller) {
-            Found::Ready(loan) => Ok(Pooled::new(loan)),
-            found => Err(Self { keeper, found, caller }),
-        }
-    }
-
-    /// Goes on as any acquire does.
-    pub(crate) async fn wait(self) -> Result<Pooled<'p, M>, AcquireError<M::Error>> {
-        let Self { keeper, found, caller } = self;
-        acquire_slow(keeper, Ask::new(caller), found).await.map(Pooled::new)
-    }
-}
-
-/// What becomes of a connection that leaves the fast path on its way to a caller.
-enum Welcome<R: Deref<Target: Keeper> + Clone> {
-    Given(Loan<R>),
-    /// It has to be checked, or a hook awaits something.
-    Unready(Lease<R>),
-    /// It was ended.
-    Gone,
-}
-
-/// Does what can be done without waiting.
-fn welcome<M, R>(mut lease: Lease<R>, caller: Caller) -> Welcome<R>
-where
-    M: Manager,
-    R: Deref<Target = Shared<M>> + Clone,
-{
-    if lease.flags().has(Flags::LOOK) {
-        match look_over(lease) {
-            Some(fit) => lease = fit,
-            None => return Welcome::Gone,
-        }
-    }
-    if lease.flags().has(Flags::CHECK) || lease.keeper().hooks.before_acquire.is_some() {
-        return Welcome::Unready(lease);
-    }
-    lend(lease, caller).map_or(Welcome::Gone, Welcome::Given)
-}
-
-/// Hands a connection out, unless the hook rejects it.
-fn lend<M, R>(mut lease: Lease<R>, caller: Caller) -> Option<Loan<R>>
-where
-    M: Manager,
-    R: Deref<Target = Shared<M>> + Clone,
-{
-    if lease.flags().has(Flags::GREET) {
-        let shared = lease.keeper().clone();
-        let uses = lease.uses();
-        let new = lease.resource_mut().is_new(uses);
-        if let Err(message) = shared.hooks.checkout(&lease.resource_mut().connection) {
-            shared.rejected(new, OperationError::Panicked { message });
-            end(lease, CloseReason::Rejected);
-            return None;
-        }
-        shared.accepted(new);
-        if let Some(detector) = &shared.detector {
-            detector.lent(lease.number(), caller);
-        }
-        if shared.config.time_use {
-            lease.resource_mut().lent_at = shared.now();
-        }
-        if shared.config.trace_uses {
-            let tenant = lease.resource_mut();
-            tenant.span = shared.use_span(tenant.id, caller);
-        }
-    }
-    Some(lease.lend(caller))
-}
-
-/// A connection did not pass, and has been closed.
-#[derive(Clone, Copy, PartialEq)]
-pub(super) enum Unfit {
-    Failed,
-    /// It did not answer in time.
-    Silent,
-}
-
-impl<E> From<&OperationError<E>> for Unfit {
-    fn from(error: &OperationError<E>) -> Self {
-        match error {
-            OperationError::TimedOut { .. } => Self::Silent,
-            OperationError::Failed(_) | OperationError::Panicked { .. } => Self::Failed,
-        }
-    }
-}
-
-/// Checks a connection if it has to be, and has the hook prepare it; closes it if either fails.
-///
-/// # Cancel safety
-///
-/// As [`check`].
-async fn prepare<M, R>(mut lease: Lease<R>) -> Result<Lease<R>, Unfit>
-where
-    M: Manager,
-    R: Deref<Target = Shared<M>> + Clone + Send,
-{
-    if lease.flags().has(Flags::CHECK) {
-        lease = check(lease.begin(State::Checking)).await?;
-    }
-    let shared = lease.keeper().clone();
-    let Some(hook) = &shared.hooks.before_acquire else { return Ok(lease) };
-    let mut trial = lease.begin(State::Checking);
-    let limit = shared.config.check_timeout;
-    let connection = &mut trial.resource_mut().connection;
-    match bounded("check_timeout", limit, async { hook(connection).await }).await {
-        Ok(()) => Ok(trial.pass()),
-        Err(error) => {
-            let unfit = Unfit::from(&error);
-            let uses = trial.uses();
-            shared.rejected(trial.resource_mut().is_new(uses), error);
-            shared.close_connection(trial.fail(), CloseReason::Rejected);
-            Err(unfit)
-        }
-    }
-}
-
-/// As [`prepare`], for a caller who may not have the time for it. If `is_late` says that it was too
-/// little, what has begun goes on in the background, and its connection stays in the pool: otherwise each
-/// caller in a hurry would cost one.
-fn prepare_in_a_hurry<M, R>(
-    lease: Lease<R>,
-    is_late: &AtomicBool,
-) -> impl Future<Output = Result<Lease<R>, Unfit>> + Send
-where
-    M: Manager,
-    R: Deref<Target = Shared<M>> + Clone + Send,
-{
-    let keeper = lease.keeper().clone();
-    let checks = lease.flags().has(Flags::CHECK);
-    let work = Box::pin(prepare(lease.with_keeper(keeper.arc())));
-    let mut begun = Begun { work: Some(work), checks, is_late, pool: keeper.me.clone() };
-    poll_fn(move |cx| {
-        let Some(work) = &mut begun.work else { unreachable!("BUG: polled after its end") };
-        let Poll::Ready(prepared) = work.as_mut().poll(cx) else { return Poll::Pending };
-        begun.work = None;
-        Poll::Ready(prepared.map(|lease| lease.with_keeper(keeper.clone())))
-    })
-}
-
-type Preparing<M> = Pin<Box<dyn Future<Output = Result<Lease<Arc<Shared<M>>>, Unfit>> + Send>>;
-
-/// A connection that is being prepared for a caller who may not wait for that.
-struct Begun<'a, M: Manager> {
-    work: Option<Preparing<M>>,
-    /// It is being checked, not only shown to a hook.
-    checks: bool,
-    is_late: &'a AtomicBool,
-    pool: Weak<Shared<M>>,
-}
-
-impl<M: Manager> Drop for Begun<'_, M> {
-    fn drop(&mut self) {
-        let Some(work) = self.work.take() else { return };
-        if !self.is_late.load(Ordering::Relaxed) {
-            // The caller has gone, and what it began goes with it.
-            return;
-        }
-        let Some(pool) = self.pool.upgrade() else { return };
-        let checks = self.checks;
-        // Cancel: dropping the work closes the connection.
-        pool.bring_to_an_end(async move {
-            if let Ok(lease) = work.await {
-                give_back(lease, checks);
-            }
-        });
-    }
-}
-
-/// Gives back a connection that was prepared for a caller who has gone. A check that it has passed is not
-/// in vain: otherwise it would be flagged for the next one soon, and whoever comes seldom and waits briefly
-/// would never be served.
-fn give_back<M, R>(mut lease: Lease<R>, checked: bool)
-where
-    M: Manager,
-    R: Deref<Target = Shared<M>> + Clone,
-{
-    if checked {
-        lease.keeper().clone().has_checked(&mut lease);
-    }
-}
-
-/// Checks a connection; closes it if it fails.
-///
-/// # Cancel safety
-///
-/// Dropping the future closes the connection: nobody knows where the check has left it.
-pub(super) async fn check<M, R>(mut trial: Trial<R>) -> Result<Lease<R>, Unfit>
-where
-    M: Manager,
-    R: Deref<Target = Shared<M>> + Clone + Send,
-{
-    let shared = trial.keeper().clone();
-    let limit = shared.config.check_timeout;
-    shared.totals.check();
-    let connection = &mut trial.resource_mut().connection;
-    match bounded("check_timeout", limit, async { shared.manager.check(connection).await }).await {
-        Ok(()) => Ok(trial.pass()),
-        Err(error) => {
-            shared.tell_unfit(trial.resource_mut().id, "a check", &error);
-            shared.doubt_idle();
-            shared.close_connection(trial.fail(), CloseReason::FailedCheck);
-            Err((&error).into())
-        }
-    }
-}
-
 /// A connection that is ready at once.
 #[inline]
 pub(super) fn try_acquire<M, R>(shared: &R, caller: Caller) -> Result<Loan<R>, TryAcquireError>
@@ -722,14 +393,9 @@ where
     R: Deref<Target = Shared<M>> + Clone,
 {
     let limit = ask.limit.unwrap_or(keeper.config.acquire_timeout);
-    let unready = match found {
-        Found::Ready(loan) => return Ok(loan),
-        Found::Flagged(lease) => match welcome(lease, ask.caller) {
-            Welcome::Given(loan) => return Ok(loan),
-            Welcome::Unready(lease) => Some(lease),
-            Welcome::Gone => None,
-        },
-        Found::Nothing => None,
+    let unready = match ready(found, ask.caller) {
+        Ok(loan) => return Ok(loan),
+        Err(unready) => unready,
     };
     let wait = Wait::begin(keeper, &ask, limit);
     let served = keeper.in_span_blocking(ask.caller, || {
@@ -806,95 +472,7 @@ where
     }
 }
 
-/// As [`prepare`], on the pool's runtime: this thread may be unable to drive timers. A connection
-/// that is ready after the deadline goes back to the pool.
-fn prepare_blocking<M, R>(
-    lease: Lease<R>,
-    ground: &Ground,
-    deadline: Option<Instant>,
-) -> Result<Lease<R>, Unfit>
-where
-    M: Manager,
-    R: Deref<Target = Shared<M>> + Clone,
-{
-    let keeper = lease.keeper().clone();
-    let lease = lease.with_keeper(keeper.arc());
-    let checked = lease.flags().has(Flags::CHECK);
-    let (report, prepared) = mpsc::sync_channel(1);
-    ground.spawn(async move {
-        let prepared = prepare(lease).await;
-        // Whoever does not wait any more does not want it, and dropping it puts it back.
-        drop(report.send(prepared.map(|lease| Prepared { lease: Some(lease), checked })));
-    });
-    let prepared = match deadline {
-        None => prepared.recv().ok(),
-        Some(deadline) => {
-            prepared.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
-        }
-    };
-    // Nothing comes of it if the deadline is first, or the runtime ends.
-    let mut prepared = prepared.unwrap_or(Err(Unfit::Failed))?;
-    let lease = prepared.lease.take().ok_or(Unfit::Failed)?;
-    Ok(lease.with_keeper(keeper))
-}
-
-/// A connection on its way to a thread that may have given up, though it seemed to wait when this was sent.
-struct Prepared<M: Manager> {
-    lease: Option<Lease<Arc<Shared<M>>>>,
-    checked: bool,
-}
-
-impl<M: Manager> Drop for Prepared<M> {
-    fn drop(&mut self) {
-        if let Some(lease) = self.lease.take() {
-            give_back(lease, self.checked);
-        }
-    }
-}
-
-/// The budget that tokio gives a task for one poll.
-const COOP_BUDGET: usize = 128;
-
-/// Whether this thread is running an asynchronous task of tokio's.
-///
-/// A task has a budget of operations for each poll; `spawn_blocking` and plain threads have no
-/// limit. So this spends the budget, sees whether it ran out, and puts it back.
-pub(crate) fn runs_async_task() -> bool {
-    if Handle::try_current().is_err() {
-        return false;
-    }
-    let mut cx = Context::from_waker(Waker::noop());
-    let mut spent: [Option<RestoreOnPending>; COOP_BUDGET + 1] = [const { None }; COOP_BUDGET + 1];
-    let limited = spent.iter_mut().any(|unit| match poll_proceed(&mut cx) {
-        Poll::Ready(restore) => {
-            *unit = Some(restore);
-            false
-        }
-        Poll::Pending => true,
-    });
-    // Each unit restores the budget to what it was before it: the first must be the last to go.
-    for unit in spent.iter_mut().rev() {
-        *unit = None;
-    }
-    limited
-}
-
 impl<M: Manager> Shared<M> {
-    /// How long a check and a hook may take.
-    fn longest_preparation(&self) -> Duration {
-        self.config.check_timeout.saturating_mul(2)
-    }
-
-    /// Goes on elsewhere with a check and a hook that a caller does not wait for any more, and drops them if
-    /// they take too long. What bounds them so far is a timer of the caller's runtime, which nobody may
-    /// drive any more; if that runtime ends meanwhile, tokio has them end with a panic, which costs the
-    /// connection.
-    pub(crate) fn bring_to_an_end(&self, work: impl Future<Output = ()> + Send + 'static) {
-        let Some(ground) = self.ground_or_current() else { return };
-        let longest = self.longest_preparation();
-        ground.spawn(async move { drop(timeout(longest, work).await) });
-    }
-
     /// An acquire that had to wait, for so long, has come to its end.
     pub(super) fn has_waited(&self, caller: Caller, outcome: Outcome, waited: Duration) {
         self.totals.waited(outcome, nanos(waited));
@@ -920,7 +498,7 @@ impl<M: Manager> Shared<M> {
         }
     }
 
-    /// The same for one whom no verdict concerns.
+    /// As [`why_woken`](Self::why_woken), for one whom no verdict concerns.
     pub(super) fn look_again(&self, line: Line) -> Result<(), AcquireError<M::Error>> {
         if self.core.is_closed() {
             return Err(self.closed_error());
@@ -948,7 +526,7 @@ impl<M: Manager> Shared<M> {
         self.is_not_stuck(caller, line)
     }
 
-    /// The same as far as connecting is concerned.
+    /// As [`about_to_wait`](Self::about_to_wait), as far as connecting is concerned.
     pub(super) fn may_wait(&self, line: Line) -> Result<(), AcquireError<M::Error>> {
         if self.config.fail_fast && !self.has_alive_for(line) {
             if let Some(error) = self.connector.error_while_probing() {
@@ -958,7 +536,7 @@ impl<M: Manager> Shared<M> {
         Ok(())
     }
 
-    /// The same as far as those are concerned who hold connections.
+    /// As [`about_to_wait`](Self::about_to_wait), as far as those are concerned who hold connections.
     pub(super) fn is_not_stuck(
         &self,
         caller: Caller,
@@ -1047,19 +625,5 @@ impl<M: Manager> Shared<M> {
             Line::High => 0,
         };
         reserved..self.core.capacity()
-    }
-
-    /// Checks a connection on the pool's runtime; if it passes, it goes to whoever is first in
-    /// line, and needs no other check until it has been used.
-    fn check_in_background<R>(&self, mut lease: Lease<R>, ground: &Ground)
-    where
-        R: Deref<Target = Self> + Clone,
-    {
-        let trial = lease.begin(State::Checking).with_keeper(self.arc());
-        ground.spawn(async move {
-            if let Ok(mut lease) = check(trial).await {
-                lease.keeper().clone().has_checked(&mut lease);
-            }
-        });
     }
 }

@@ -4,7 +4,7 @@
 //! Not here: what the pool does by itself.
 
 use super::life::look_over;
-use super::operation::{Over, bounded, has_timer, within};
+use super::operation::{Over, bounded, has_timer, unless, within};
 use super::terms::Terms;
 use super::{CLOSED, DRAINING, Holder, OPEN, Pool, Shared};
 use crate::core::{Flags, Keeper, Lease, Line, Reservation, Search, State, Woken, reserve, wait};
@@ -16,11 +16,10 @@ use crate::manager::Manager;
 use crate::metrics::CloseReason;
 use crate::pool::ConnectionInfo;
 use event_listener::{Listener, listener};
-use std::convert::Infallible;
 use std::fmt;
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::panic::Location;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
@@ -93,27 +92,8 @@ impl<M: Manager> Pool<M> {
             return Err(ConfigError::new("max_size", max_size, rule));
         }
         shared.config.check_reserved(max_size)?;
-        self.set_limit(max_size);
+        shared.end_resize(shared.begin_resize(max_size));
         Ok(())
-    }
-
-    /// As [`resize`](Self::resize), also to nothing; the caller has checked the limit.
-    pub(crate) fn set_limit(&self, limit: usize) {
-        self.end_resize(self.begin_resize(limit));
-    }
-
-    /// The part of it that calls nothing but the core; answers whether the pool shrinks.
-    pub(crate) fn begin_resize(&self, limit: usize) -> bool {
-        limit < self.shared.core.resize(limit)
-    }
-
-    /// The other part, which may run hooks and, without a runtime, end connections here.
-    pub(crate) fn end_resize(&self, shrinks: bool) {
-        let shared = &*self.shared;
-        if shrinks {
-            shared.look_at_all();
-        }
-        Keeper::vacancy(shared);
     }
 
     /// Opens connections until `count` are open, in use or not; returns when they are. Never more
@@ -480,6 +460,19 @@ impl Drop for WarmUp<'_> {
 type Opened<M> = Result<bool, Arc<OperationError<<M as Manager>::Error>>>;
 
 impl<M: Manager> Shared<M> {
+    /// The part of a resize that calls nothing but the core; answers whether the pool shrinks.
+    pub(super) fn begin_resize(&self, limit: usize) -> bool {
+        limit < self.core.resize(limit)
+    }
+
+    /// The other part, which may run hooks and, without a runtime, end connections here.
+    pub(super) fn end_resize(&self, shrinks: bool) {
+        if shrinks {
+            self.look_at_all();
+        }
+        self.vacancy();
+    }
+
     /// Whether no connection is alive or being opened.
     fn is_empty(&self) -> bool {
         let counts = self.core.counts();
@@ -516,10 +509,10 @@ impl<M: Manager> Shared<M> {
             }
             // Cancel: dropping the set aborts its tasks, and their reservations free the slots.
             let opened = poll_fn(|cx| match opening.poll_join_next(cx) {
-                Poll::Ready(Some(opened)) => Poll::Ready(Some(opened)),
-                Poll::Ready(None) | Poll::Pending => Pin::new(&mut changed).poll(cx).map(|()| None),
+                Poll::Ready(Some(opened)) => Poll::Ready(opened),
+                Poll::Ready(None) | Poll::Pending => Poll::Pending,
             });
-            if let Some(opened) = opened.await {
+            if let Some(opened) = unless(opened, changed).await {
                 one_is_open |= self.joined(opened)?;
             }
         }
@@ -602,13 +595,9 @@ impl<M: Manager> Shared<M> {
         let mut trial = lease.begin(State::Closing);
         if let Some(tenant) = trial.take() {
             self.ends(&tenant, CloseReason::Invalidated);
-            let close = async {
-                self.manager.close(tenant.connection).await;
-                Ok::<_, Infallible>(())
-            };
             // Cancel: the connection is dropped, the hook hears of it, and the trial frees the slot.
             let _gone = AtEnd::new(&self.hooks, Hooks::destroyed);
-            drop(bounded("close_timeout", self.config.close_timeout, close).await);
+            self.say_goodbye(tenant.connection).await;
         }
         Ok(trial.renew())
     }
@@ -652,15 +641,15 @@ impl<M: Manager> Shared<M> {
             listener!(self.changed => changed);
             let woken = poll_fn(|cx| {
                 if let Poll::Ready(woken) = terms.poll(waiting.as_mut(), cx) {
-                    return Poll::Ready(Some(woken));
+                    return Poll::Ready(woken);
                 }
                 // After listening. While it waits, a reserved slot is there for it too.
                 match reserve(self.clone()) {
-                    Some(reservation) => Poll::Ready(Some(Woken::Vacant(reservation))),
-                    None => Pin::new(&mut changed).poll(cx).map(|()| None),
+                    Some(reservation) => Poll::Ready(Woken::Vacant(reservation)),
+                    None => Poll::Pending,
                 }
             });
-            if let Some(woken) = woken.await {
+            if let Some(woken) = unless(woken, changed).await {
                 return woken;
             }
         }

@@ -1,6 +1,6 @@
 //! How a pool is set up, and how its first connections are opened.
 //!
-//! Not here: the ranges of the settings (`config.rs`).
+//! Not here: the ranges of the settings (`config/mod.rs`).
 
 use super::connector::Connector;
 use super::deadlock::Detector;
@@ -15,8 +15,6 @@ use crate::core::{Core, Flags, IdleOrder, Size, default_shards};
 use crate::error::{BuildError, ConfigError, WarmUpError};
 use crate::hooks::Hooks;
 use crate::manager::Manager;
-#[cfg(feature = "cluster")]
-use crate::metrics::ClusterNode;
 use crate::metrics::{PoolMetrics, Totals};
 use event_listener::Event;
 use std::fmt;
@@ -26,17 +24,17 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-/// The settings of a [`Pool`], one method each; see [`Config`] for units, ranges and defaults.
+/// The settings of a [`Pool`], one method each; the fields of [`Config`] say more of them.
 #[must_use]
 pub struct PoolBuilder<M: Manager> {
     manager: M,
     config: Config,
     hooks: Hooks<M>,
     reports: Option<Reports>,
-    cluster: Option<Box<WhichNode>>,
-    on_connect: Option<Box<OnConnect>>,
+    pub(super) cluster: Option<Box<WhichNode>>,
+    pub(super) on_connect: Option<Box<OnConnect>>,
     /// So many connections the pool shares with others.
-    share_of: Option<usize>,
+    pub(super) share_of: Option<usize>,
     /// The idle timeout for a lifetime that is long enough, unless the user has chosen one.
     usual_idle_timeout: Option<Duration>,
 }
@@ -88,11 +86,10 @@ impl<M: Manager> PoolBuilder<M> {
     settings! {
         /// The pool's name in messages. Default: `millpond`.
         name: &str = "orders", r#".starts_with("orders")"#;
-        /// The most connections that are alive or being opened at any instant: 1 to 1,048,576.
-        /// Default: 10.
+        /// The most connections at any instant: 1 to 1,048,576. Default: 10. See [`Config::max_size`].
         max_size: usize = 32, " == 32";
-        /// How many idle connections to keep ready: 0 to `max_size`, but no more than there is
-        /// [room](Config::min_idle) for. [`build`](Self::build) opens that many. Default: 0.
+        /// How many idle connections to keep ready, as far as there is room: 0 to `max_size`;
+        /// [`build`](Self::build) opens that many. Default: 0. See [`Config::min_idle`].
         min_idle: usize = 4, " == 4";
         /// How long an acquire waits, all in all; above zero. Default: 5 s.
         acquire_timeout: Duration = Duration::from_secs(2), " == Duration::from_secs(2)";
@@ -104,47 +101,37 @@ impl<M: Manager> PoolBuilder<M> {
         reset_timeout: Duration = Duration::from_secs(2), " == Duration::from_secs(2)";
         /// How long closing a connection may take; above zero. Default: 1 s.
         close_timeout: Duration = Duration::from_secs(2), " == Duration::from_secs(2)";
-        /// The most connects at the same time, at least 1; see [`Config::max_connecting`]. Default: 4.
+        /// The most connects at the same time, at least 1. Default: 4. See [`Config::max_connecting`].
         max_connecting: usize = 8, " == 8";
-        /// The largest size that the pool can be [resized](Pool::resize) to: `max_size` to
-        /// 1,048,576. Default: `max_size`.
+        /// The largest size that the pool can be [resized](Pool::resize) to: `max_size` to 1,048,576.
+        /// Default: `max_size`. See [`Config::capacity`].
         capacity: usize = 64, " == Some(64)";
-        /// Measures for how long connections are in use; see [`Config::time_use`]. Default: `false`.
+        /// Measures for how long connections are in use. Default: `false`. See [`Config::time_use`].
         time_use: bool = true, " == true";
-        /// Opens a span for each use of a connection; see [`Config::trace_uses`]. Default: `false`.
+        /// Opens a span for each use of a connection. Default: `false`. See [`Config::trace_uses`].
         trace_uses: bool = true, " == true";
-        /// When a connection is checked before it is handed out. Default: if it has been idle for
-        /// 5 s.
+        /// When a connection is checked before it is handed out. Default: if it has been idle for 5 s.
         check: CheckPolicy = CheckPolicy::Always, " == CheckPolicy::Always";
-        /// The part of `max_lifetime` by which a connection's life may be shorter, so that those
-        /// opened together are not closed together: 0.0 to 1.0. Default: 0.2.
+        /// The part of `max_lifetime` by which a connection's life may be shorter: 0.0 to 1.0. Default:
+        /// 0.2. See [`Config::lifetime_jitter`].
         lifetime_jitter: f64 = 0.1, " == 0.1";
-        /// How often the reaper looks; above zero. It is the resolution of all times that it
-        /// measures. Default: 1 s.
+        /// How often the reaper looks; above zero. Default: 1 s. See [`Config::maintenance_interval`].
         maintenance_interval: Duration = Duration::from_millis(200), " == Duration::from_millis(200)";
-        /// While connecting fails and no connection is left that could come back to him, whoever would
-        /// have to wait gets [`AcquireError::Unavailable`](crate::AcquireError::Unavailable) at
-        /// once; and until connecting works again the pool [goes on trying](Config::fail_fast) though
-        /// nobody waits. Default: `false`.
+        /// Refuses at once whoever would have to wait while connecting fails. Default: `false`. See
+        /// [`Config::fail_fast`].
         fail_fast: bool = true, " == true";
-        /// Finds out when everybody who holds a connection waits for another one, and ends the last
-        /// wait with [`AcquireError::WouldDeadlock`](crate::AcquireError::WouldDeadlock). It makes
-        /// each acquire slower, and takes a connection to be held by the task that acquired it: a
-        /// task that waits for several side by side (`join!`, `buffer_unordered`) and holds one of
-        /// them already is told so although it would go on. Who waits for any node of a cluster, also if
-        /// one alone is allowed at the time, counts as one who will go on, since another node may come
-        /// to serve. Default: `false`.
+        /// Finds out when everybody who holds a connection waits for another one, and ends the last wait.
+        /// It makes each acquire slower. Default: `false`. See [`Config::detect_deadlock`].
         detect_deadlock: bool = true, " == true";
         /// The order in which idle connections are handed out. Default: [`IdleOrder::Recent`].
         order: IdleOrder = IdleOrder::Fifo, " == IdleOrder::Fifo";
-        /// The number of shards: a power of two from 1 to 256. One is strictly first come, first
-        /// served; more scale with threads. Default: the largest power of two that is neither above
-        /// the machine's parallelism nor above half of `max_size`.
+        /// The number of shards: a power of two from 1 to 256. Default: as many as `max_size` and the
+        /// machine suggest. See [`Config::shards`].
         shards: usize = 1, " == Some(1)";
     }
 
-    /// The pause after a failed connect: random, up to `first`; each further failure doubles that,
-    /// up to `most`. Both above zero. Default: 50 ms, 2 s.
+    /// The pause after a failed connect: random, up to `first`, which each further failure doubles, up to
+    /// `most`; both above zero. Default: 50 ms, 2 s. See [`Config::backoff`].
     ///
     #[doc = example!(".backoff(Duration::from_millis(20), Duration::from_secs(1))", "backoff_max == Duration::from_secs(1)")]
     pub fn backoff(mut self, first: Duration, most: Duration) -> Self {
@@ -153,9 +140,8 @@ impl<M: Manager> PoolBuilder<M> {
         self
     }
 
-    /// How long a connection lives: an idle one is closed then, one in use when it comes back. Above
-    /// zero; `None` for no limit. An `idle_timeout` that was not chosen is shortened to it. Default:
-    /// 30 min.
+    /// How long a connection lives; above zero; `None` for no limit. An `idle_timeout` that was not chosen
+    /// is shortened to it. Default: 30 min. See [`Config::max_lifetime`].
     ///
     #[doc = example!(".max_lifetime(Duration::from_secs(3600))", "max_lifetime == Some(Duration::from_secs(3600))")]
     pub fn max_lifetime(mut self, max_lifetime: impl Into<Option<Duration>>) -> Self {
@@ -167,8 +153,8 @@ impl<M: Manager> PoolBuilder<M> {
         self
     }
 
-    /// How long connections may be idle that are not needed; above zero, at most `max_lifetime`;
-    /// `None` for no limit. `min_idle` stay. Default: 10 min.
+    /// How long connections may be idle that are not needed; above zero, at most `max_lifetime`; `None` for
+    /// no limit. Default: 10 min. See [`Config::idle_timeout`].
     ///
     #[doc = example!(".idle_timeout(None)", "idle_timeout == None")]
     pub fn idle_timeout(mut self, idle_timeout: impl Into<Option<Duration>>) -> Self {
@@ -177,8 +163,8 @@ impl<M: Manager> PoolBuilder<M> {
         self
     }
 
-    /// How long a connection may be idle without a check to keep it alive; above zero; `None` for
-    /// none. Default: 2 min.
+    /// How long a connection may be idle without a check to keep it alive; above zero; `None` for none.
+    /// Default: 2 min.
     ///
     #[doc = example!(".keepalive_interval(Duration::from_secs(60))", "keepalive_interval == Some(Duration::from_secs(60))")]
     pub fn keepalive_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
@@ -186,8 +172,8 @@ impl<M: Manager> PoolBuilder<M> {
         self
     }
 
-    /// A connection that is held for longer is reported to [`Hooks::on_leak`] and counted; above
-    /// zero; `None` for never. Default: `None`.
+    /// A connection that is held for longer is reported; above zero; `None` for never. Default: `None`. See
+    /// [`Config::leak_after`].
     ///
     #[doc = example!(".leak_after(Duration::from_secs(60))", "leak_after == Some(Duration::from_secs(60))")]
     pub fn leak_after(mut self, limit: impl Into<Option<Duration>>) -> Self {
@@ -195,8 +181,8 @@ impl<M: Manager> PoolBuilder<M> {
         self
     }
 
-    /// An acquire that waits for longer is told to whoever listens, with the feature `tracing`; above
-    /// zero; `None` for never. Default: `None`.
+    /// An acquire that waits for longer is told, with the feature `tracing`; above zero; `None` for never.
+    /// Default: `None`. See [`Config::slow_acquire`].
     ///
     #[doc = example!(".slow_acquire(Duration::from_millis(100))", "slow_acquire == Some(Duration::from_millis(100))")]
     pub fn slow_acquire(mut self, limit: impl Into<Option<Duration>>) -> Self {
@@ -204,9 +190,8 @@ impl<M: Manager> PoolBuilder<M> {
         self
     }
 
-    /// The most callers that may wait, at least 1; `None` for no limit. Those count too for whom a
-    /// connection is being opened: a burst on a pool that has room meets this limit before the
-    /// connections are there. Default: `None`.
+    /// The most callers that may wait, at least 1; `None` for no limit. Default: `None`. See
+    /// [`Config::max_waiters`].
     ///
     #[doc = example!(".max_waiters(1000)", "max_waiters == Some(1000)")]
     pub fn max_waiters(mut self, most: impl Into<Option<usize>>) -> Self {
@@ -222,8 +207,8 @@ impl<M: Manager> PoolBuilder<M> {
         self
     }
 
-    /// Keeps `count` connections for callers of this priority: below `max_size` for
-    /// [`Priority::High`], none for [`Priority::Normal`]. Default: none.
+    /// Keeps `count` connections for callers of this priority: below `max_size` for [`Priority::High`], none
+    /// for [`Priority::Normal`]. Default: none. See [`Config::reserved`].
     ///
     #[doc = example!(".reserved(Priority::High, 2)", "reserved == (Priority::High, 2)")]
     pub fn reserved(mut self, priority: Priority, count: usize) -> Self {
@@ -308,31 +293,6 @@ impl<M: Manager> PoolBuilder<M> {
             config.shorten_idle_timeout();
         }
         self.config = config;
-        self
-    }
-
-    /// The pool is that of a cluster's node.
-    #[cfg(feature = "cluster")]
-    pub(crate) fn cluster(
-        mut self,
-        node: impl Fn() -> ClusterNode + Send + Sync + 'static,
-    ) -> Self {
-        self.cluster = Some(Box::new(node));
-        self
-    }
-
-    /// Who is told of each connect whether it has succeeded.
-    #[cfg(feature = "cluster")]
-    pub(crate) fn on_connect(mut self, told: impl Fn(bool) + Send + Sync + 'static) -> Self {
-        self.on_connect = Some(Box::new(told));
-        self
-    }
-
-    /// Of so many connections the pool and others have each what the others leave it: it gets more when
-    /// somebody waits, up to `max_size`.
-    #[cfg(feature = "cluster")]
-    pub(crate) fn share_of(mut self, whole: Option<usize>) -> Self {
-        self.share_of = whole;
         self
     }
 

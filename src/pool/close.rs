@@ -13,6 +13,7 @@ use crate::metrics::CloseReason;
 use crate::panics::caught;
 use event_listener::{Listener, listener};
 use std::convert::Infallible;
+use std::future::Future;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -45,12 +46,8 @@ impl<M: Manager> Closing<M> {
     async fn run(mut self) {
         let shared = self.trial.keeper().clone();
         if let Some(tenant) = self.tenant.take() {
-            let close = async {
-                shared.manager.close(tenant.connection).await;
-                Ok::<_, Infallible>(())
-            };
             // Cancel: the connection is dropped, and then `self` frees the slot.
-            drop(bounded("close_timeout", shared.config.close_timeout, close).await);
+            shared.say_goodbye(tenant.connection).await;
         }
     }
 }
@@ -107,6 +104,16 @@ impl<M: Manager> Shared<M> {
         }
     }
 
+    /// Has the manager close a connection, for `close_timeout` at the most. However that goes, it is gone then.
+    pub(super) fn say_goodbye(&self, connection: M::Connection) -> impl Future<Output = ()> {
+        let close = async {
+            self.manager.close(connection).await;
+            Ok::<_, Infallible>(())
+        };
+        let closed = bounded("close_timeout", self.config.close_timeout, close);
+        async { drop(closed.await) }
+    }
+
     /// Counts a connection that the pool lets go of.
     pub(super) fn ends(&self, tenant: &Tenant<M::Connection>, reason: CloseReason) {
         self.totals.closed(reason);
@@ -138,7 +145,7 @@ impl<M: Manager> Shared<M> {
         sweep(self);
     }
 
-    /// The same, blocking the thread.
+    /// As [`all_closed`](Self::all_closed), blocking the thread.
     pub(super) fn all_closed_blocking(&self) {
         let deadline = Instant::now().checked_add(self.config.close_timeout);
         loop {

@@ -15,9 +15,9 @@
 //! | the same beside connections that are alive | whoever may have one of them waits on; it is tried again while a connection is wanted, `backoff_max` after the last time, a rotation's included, or at once when the last one for all callers has gone, so that whoever waits hears of it |
 //! | the runtime ends | the reaper, its task, is dropped and forgets it; a dial that is dropped has a waiter look again, and so has whoever parks beside a vacant slot, or makes one vacant, when there is none; that one starts the next dial on its own runtime, or is refused |
 //!
-//! Not here: who gets the connection (`core`), checks and resets (`acquire.rs`, `guard.rs`).
+//! Not here: who gets the connection (`core`), checks and resets (`prepare.rs`, `guard.rs`).
 
-use super::operation::{bounded, has_timer};
+use super::operation::{bounded, has_timer, unless};
 use super::reaper::Reaper;
 use super::report::Reporter;
 use super::{Shared, Tenant, life::nanos, lock, trace::no_span};
@@ -28,14 +28,12 @@ use crate::manager::Manager;
 use crate::metrics::{ConnectError, Connecting};
 use crate::panics::caught;
 use event_listener::{Event, IntoNotification, listener};
-use std::convert::Infallible;
 use std::error::Error;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::mem;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -47,7 +45,7 @@ pub(super) struct Connector<E> {
     /// Dials under way, the prober's pauses included.
     dials: AtomicUsize,
     /// How many there may be at the moment.
-    admitted: AtomicUsize,
+    pub(super) admitted: AtomicUsize,
     /// Callers who wait, or are about to, and want nothing opened.
     pub(super) patients: Arc<AtomicUsize>,
     /// Rotations that wait for room, or are about to: they open a connection of their own.
@@ -252,12 +250,6 @@ impl<E> Connector<E> {
         self.dials.load(Ordering::SeqCst) > 0
     }
 
-    /// How many dials there may be at the moment.
-    #[cfg(feature = "cluster")]
-    pub(super) fn admitted(&self) -> usize {
-        self.admitted.load(Ordering::SeqCst)
-    }
-
     /// How many verdicts there have been.
     pub(super) fn verdicts(&self) -> u64 {
         // Ordering: Acquire, partner: the increment in `failed`.
@@ -376,11 +368,7 @@ impl<E> Connector<E> {
             if self.connecting() == Connecting::Works {
                 return;
             }
-            let over = poll_fn(|cx| match pause.as_mut().poll(cx) {
-                Poll::Ready(()) => Poll::Ready(true),
-                Poll::Pending => Pin::new(&mut recovered).poll(cx).map(|()| false),
-            });
-            if over.await {
+            if unless(pause.as_mut(), recovered).await.is_some() {
                 return;
             }
         }
@@ -475,7 +463,8 @@ impl<M: Manager> Shared<M> {
         self.dial(ground, Self::wanted)
     }
 
-    /// The same for whoever wants connections. Before that, a pool that was built lazily keeps none idle.
+    /// As [`demand`](Self::demand), for whoever wants connections. Before that, a pool that was built
+    /// lazily keeps none idle.
     pub(super) fn keep_idle(&self) -> bool {
         if !self.keeps_idle.load(Ordering::Relaxed) {
             self.keeps_idle.store(true, Ordering::Relaxed);
@@ -483,15 +472,16 @@ impl<M: Manager> Shared<M> {
         self.demand(Self::ground_or_current)
     }
 
-    /// The same for those who have no runtime to give: if the pool has none either, whoever waits brings
-    /// one along.
+    /// As [`demand`](Self::demand), for those who have no runtime to give: if the pool has none either,
+    /// whoever waits brings one along.
     pub(super) fn demand_of_somebody(&self) {
         if self.core.has_vacant() && !self.demand(Self::ground) {
             self.core.nudge();
         }
     }
 
-    /// The same for the reaper, which also has a pool that is down look whether it still is.
+    /// As [`demand`](Self::demand), for the reaper, which also has a pool that is down look whether it
+    /// still is.
     pub(super) fn demand_or_probe(&self) {
         self.dial(Self::ground, Self::wanted_or_sought);
     }
@@ -561,7 +551,8 @@ impl<M: Manager> Shared<M> {
         }
     }
 
-    /// The same, and one if the pool is down for a reason that may pass, so that somebody sees it pass.
+    /// As [`wanted`](Self::wanted), and one if the pool is down for a reason that may pass, so that
+    /// somebody sees it pass.
     fn wanted_or_sought(&self) -> usize {
         let wanted = self.wanted();
         if wanted > 0 || self.connector.connecting() != Connecting::Fails {
@@ -602,11 +593,7 @@ impl<M: Manager> Shared<M> {
         });
         if let Err(error) = ready {
             // It has been opened, so the manager closes it.
-            let close = async {
-                self.manager.close(connection).await;
-                Ok::<_, Infallible>(())
-            };
-            drop(bounded("close_timeout", self.config.close_timeout, close).await);
+            self.say_goodbye(connection).await;
             return Err(error);
         }
         unborn.0 = None;
@@ -725,14 +712,7 @@ impl<M: Manager> Shared<M> {
         if self.core.is_closed() {
             return None;
         }
-        let mut work = pin!(work);
-        poll_fn(|cx| {
-            if let Poll::Ready(done) = work.as_mut().poll(cx) {
-                return Poll::Ready(Some(done));
-            }
-            Pin::new(&mut ending).poll(cx).map(|()| None)
-        })
-        .await
+        unless(pin!(work), ending).await
     }
 
     /// Awaits a pause after a failure for good, unless connecting works again before it is over, or the last
@@ -749,11 +729,7 @@ impl<M: Manager> Shared<M> {
                 return;
             }
             had_one = has_one;
-            let over = poll_fn(|cx| match pause.as_mut().poll(cx) {
-                Poll::Ready(()) => Poll::Ready(true),
-                Poll::Pending => Pin::new(&mut changed).poll(cx).map(|()| false),
-            });
-            if over.await {
+            if unless(pause.as_mut(), changed).await.is_some() {
                 return;
             }
         }
@@ -763,8 +739,7 @@ impl<M: Manager> Shared<M> {
     fn pause(&self, failures: u32) -> Duration {
         let doublings = failures.saturating_sub(1).min(31);
         let most = self.config.backoff.saturating_mul(1 << doublings).min(self.config.backoff_max);
-        let nanos = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX);
-        Duration::from_nanos(fastrand::u64(0..=nanos))
+        Duration::from_nanos(fastrand::u64(0..=nanos(most)))
     }
 }
 

@@ -6,8 +6,6 @@ use super::life::look_over;
 use super::operation::{bounded, has_timer};
 use super::{Shared, Tenant, trace::no_span};
 use crate::config::CheckPolicy;
-#[cfg(feature = "cluster")]
-use crate::core::BareLoan;
 use crate::core::{Doubt, Flags, Lease, Loan, State, Trial};
 use crate::error::ReleaseError;
 use crate::hooks::{AtEnd, Hooks};
@@ -55,13 +53,7 @@ pub struct Pooled<'p, M: Manager> {
 /// [`Pooled`].
 #[must_use = "a guard that is dropped at once gives its connection back"]
 pub struct PooledOwned<M: Manager> {
-    loan: Loan<Arc<Shared<M>>>,
-}
-
-/// The same without a pointer to the pool, for those who look at several.
-#[cfg(feature = "cluster")]
-pub(crate) struct PooledBare<M: Manager> {
-    loan: BareLoan<Shared<M>>,
+    pub(super) loan: Loan<Arc<Shared<M>>>,
 }
 
 /// What a pool knows of a connection.
@@ -167,58 +159,6 @@ macro_rules! pooled {
 
 pooled!(Pooled<'p, M>, &'p Shared<M>);
 pooled!(PooledOwned<M>, Arc<Shared<M>>);
-
-#[cfg(feature = "cluster")]
-impl<M: Manager> PooledBare<M> {
-    #[inline(always)]
-    pub(super) fn new(loan: BareLoan<Shared<M>>) -> Self {
-        Self { loan }
-    }
-
-    /// The pool that it belongs to.
-    #[inline(always)]
-    pub(crate) fn pool(&self) -> &Arc<Shared<M>> {
-        self.loan.keeper()
-    }
-
-    pub(crate) fn info(&self) -> ConnectionInfo {
-        self.loan.resource().info(self.loan.uses(), None)
-    }
-
-    /// Whether nothing is left in it.
-    #[inline(always)]
-    pub(crate) fn is_over(&self) -> bool {
-        self.loan.is_over()
-    }
-
-    /// Gives the connection back to its pool, which is this one. Nothing is left in the guard.
-    #[inline(always)]
-    pub(crate) fn give_back(&mut self, pool: &Shared<M>) {
-        drop(self.loan.with_keeper(pool));
-    }
-
-    /// The same guard in another place. Nothing is left in this one.
-    pub(crate) fn take(&mut self) -> Self {
-        Self { loan: self.loan.take() }
-    }
-
-    /// The same connection with a guard that may be told what to do with it. Nothing is left in this
-    /// one.
-    pub(crate) fn owned(&mut self) -> PooledOwned<M> {
-        let keeper = self.pool().clone();
-        PooledOwned::new(self.loan.with_keeper(keeper))
-    }
-}
-
-#[cfg(feature = "cluster")]
-crate::guard::access!(PooledBare<M: Manager>, M::Connection, connection);
-
-#[cfg(feature = "cluster")]
-impl<M: Manager> From<PooledOwned<M>> for PooledBare<M> {
-    fn from(pooled: PooledOwned<M>) -> Self {
-        Self::new(pooled.loan.into())
-    }
-}
 
 impl<C> Tenant<C> {
     /// Whether nobody has used a connection in a slot that has been acquired `uses` times.
@@ -332,12 +272,14 @@ where
     R: Deref<Target = Shared<M>> + Clone,
 {
     match doubt {
-        Doubt::Greeted | Doubt::Flagged => lease.keeper().distrust(&lease),
+        Doubt::Greeted => lease.keeper().distrust(&lease),
         Doubt::Unchecked => lease.raise(Flags::CHECK),
         Doubt::Dirty => reset_in_background(lease),
         Doubt::Broken => broken(lease),
         Doubt::Outdated => outdated(lease),
         Doubt::Interrupted => end(lease, CloseReason::HolderPanicked),
+        // `settle` has looked it over, and no connection that comes back is in that doubt.
+        Doubt::Flagged => unreachable!("BUG: a flag was taken for what a caller leaves behind"),
     }
 }
 

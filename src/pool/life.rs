@@ -179,6 +179,7 @@ where
     }
 }
 
-pub(super) fn nanos(time: Duration) -> u64 {
+/// In nanoseconds; a time too long for that is the longest that there is.
+pub(crate) fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

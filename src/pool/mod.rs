@@ -1,10 +1,11 @@
 //! `Pool`: connections that are opened, checked, reset and closed by a [`Manager`].
 //!
 //! Read `mod.rs` (the handle), `builder.rs` (its settings), `acquire.rs` (how a caller gets a
-//! connection), `guard.rs` (how it comes back), `connector.rs` (how one is opened), `close.rs` (how
+//! connection), `prepare.rs` (what is done to it before), `guard.rs` (how it comes back), `connector.rs` (how one is opened), `close.rs` (how
 //! one ends), `life.rs` (when it has to), `reaper.rs` (what happens by the clock), `admin.rs` (what
 //! an operator does), `report.rs` (who is told the figures), `trace.rs` (what is told of events),
-//! `shed.rs` and `deadlock.rs` (two options for when too much is asked).
+//! `shed.rs` and `deadlock.rs` (two options for when too much is asked), `node_side.rs` (what a cluster
+//! asks of the pool of a node).
 //!
 //! Not here: which slot belongs to whom; see `core`.
 
@@ -16,7 +17,10 @@ mod connector;
 mod deadlock;
 mod guard;
 mod life;
+#[cfg(feature = "cluster")]
+pub(crate) mod node_side;
 pub(crate) mod operation;
+mod prepare;
 mod reaper;
 mod report;
 mod shed;
@@ -26,27 +30,18 @@ mod trace;
 pub use self::admin::DrainReport;
 pub use self::builder::PoolBuilder;
 pub(crate) use self::close::Ending;
-#[cfg(feature = "cluster")]
-pub(crate) use self::guard::PooledBare;
 pub use self::guard::{ConnectionInfo, ConnectionState, Pooled, PooledOwned};
 pub use self::reaper::{Holder, Maintenance};
 
-pub(crate) use self::acquire::runs_async_task;
 use self::acquire::{Ask, acquire_blocking_slow, acquire_slow};
-#[cfg(feature = "cluster")]
-pub(crate) use self::acquire::{Attempt, Counted, Missed, MissedHere, attempt};
 use self::connector::Connector;
-#[cfg(feature = "cluster")]
-use self::connector::Ground;
 use self::deadlock::Detector;
+pub(crate) use self::life::nanos;
 use self::life::{Record, Term};
-#[cfg(feature = "cluster")]
-pub(crate) use self::operation::{poll_timer, timer};
+pub(crate) use self::operation::runs_async_task;
 use self::reaper::{Memory, Upkeep};
 use self::report::Reports;
 use self::shed::Shedder;
-#[cfg(feature = "cluster")]
-pub(crate) use self::terms::Terms;
 use crate::config::{Config, Priority};
 use crate::core::{Core, Counts, Doubt, Flags, Found, Keeper, Lease, Line, Trial};
 use crate::core::{try_acquire as look, try_acquire_owned};
@@ -54,10 +49,6 @@ use crate::error::{AcquireError, TryAcquireError};
 use crate::hooks::Hooks;
 use crate::manager::Manager;
 use crate::metrics::{CloseReason, ClusterNode, PoolMetrics, PoolStatus, Signs, Totals};
-#[cfg(feature = "cluster")]
-use crate::metrics::{Connecting, Outcome};
-#[cfg(feature = "cluster")]
-use event_listener::EventListener;
 use event_listener::{Event, IntoNotification};
 use std::fmt;
 use std::future::Future;
@@ -171,27 +162,6 @@ pub(crate) struct Tenant<C> {
 impl<M: Manager> Shared<M> {
     fn arc(&self) -> Arc<Self> {
         self.me.upgrade().expect("BUG: a pool that is gone was asked for something")
-    }
-
-    #[cfg(feature = "cluster")]
-    pub(crate) fn manager(&self) -> &M {
-        &self.manager
-    }
-
-    #[cfg(feature = "cluster")]
-    pub(crate) fn max_size(&self) -> usize {
-        self.core.limit()
-    }
-
-    #[cfg(feature = "cluster")]
-    pub(crate) fn counts(&self) -> Counts {
-        self.core.counts()
-    }
-
-    /// As [`Pool::when_changed`].
-    #[cfg(feature = "cluster")]
-    pub(crate) fn when_changed(&self) -> EventListener {
-        self.changed.listen()
     }
 
     fn metrics(&self) -> PoolMetrics {
@@ -486,34 +456,6 @@ impl<M: Manager> Pool<M> {
         }
     }
 
-    /// The same for an acquire that borrows the pool.
-    #[cfg(feature = "cluster")]
-    #[inline(always)]
-    pub(crate) fn attempt_here(
-        &self,
-        caller: &'static Location<'static>,
-    ) -> Result<Pooled<'_, M>, MissedHere<'_, M>> {
-        MissedHere::attempt(&self.shared, caller)
-    }
-
-    /// What an acquire by somebody who looks at several pools finds at once at this one.
-    #[cfg(feature = "cluster")]
-    pub(crate) fn attempt(&self, caller: &'static Location<'static>) -> Attempt<M> {
-        attempt(&self.shared, caller)
-    }
-
-    /// Whether this is a handle to that one.
-    #[cfg(feature = "cluster")]
-    pub(crate) fn is_at(&self, shared: &Arc<Shared<M>>) -> bool {
-        Arc::ptr_eq(&self.shared, shared)
-    }
-
-    /// The pool without its handle, which does not keep it open.
-    #[cfg(feature = "cluster")]
-    pub(crate) fn without_handle(&self) -> Arc<Shared<M>> {
-        self.shared.clone()
-    }
-
     /// Acquires a connection if one is idle and nobody waits; never waits, never opens one.
     ///
     /// An idle connection that has to be [checked](crate::CheckPolicy) first is sent to its check in
@@ -693,86 +635,6 @@ impl<M: Manager> Pool<M> {
     pub(crate) fn close_blocking(&self) {
         self.shared.shut();
         self.shared.all_closed_blocking();
-    }
-
-    /// Completes when a slot has become vacant or spare, or something else has changed.
-    #[cfg(feature = "cluster")]
-    pub(crate) fn when_changed(&self) -> EventListener {
-        self.shared.changed.listen()
-    }
-
-    /// How many callers wait who would have a connection opened.
-    #[cfg(feature = "cluster")]
-    pub(crate) fn unserved(&self) -> usize {
-        self.shared.unserved()
-    }
-
-    /// Whether there was no point in trying again when connecting failed last.
-    #[cfg(feature = "cluster")]
-    pub(crate) fn fails_for_good(&self) -> bool {
-        self.shared.connector.connecting() == Connecting::FailsForGood
-    }
-
-    /// How many connections may be opened at once at the moment.
-    #[cfg(feature = "cluster")]
-    pub(crate) fn admitted(&self) -> usize {
-        self.shared.connector.admitted()
-    }
-
-    /// Where something is done for the pool in the background: on its runtime, or on the caller's if that has
-    /// ended.
-    #[cfg(feature = "cluster")]
-    pub(crate) fn ground_or_current(&self) -> Option<Ground> {
-        self.shared.ground_or_current()
-    }
-
-    /// See [`Shared::bring_to_an_end`].
-    #[cfg(feature = "cluster")]
-    pub(crate) fn bring_to_an_end(&self, work: impl Future<Output = ()> + Send + 'static) {
-        self.shared.bring_to_an_end(work);
-    }
-
-    /// Has a connection opened for a caller who waits here on these terms, if one is missing.
-    #[cfg(feature = "cluster")]
-    pub(crate) fn hurry(&self, terms: &Terms) {
-        if terms.hurry() {
-            self.shared.demand(Shared::ground_or_current);
-        }
-    }
-
-    /// An acquire that is to be counted here has waited for so long, here or elsewhere.
-    #[cfg(feature = "cluster")]
-    pub(crate) fn has_waited(
-        &self,
-        site: &'static Location<'static>,
-        outcome: Outcome,
-        waited: Duration,
-    ) {
-        self.shared.has_waited(site, outcome, waited);
-    }
-
-    /// How many acquires there have been. Costs one pass over all slots.
-    #[cfg(feature = "cluster")]
-    pub(crate) fn uses(&self) -> u64 {
-        self.shared.core.uses()
-    }
-
-    /// How many connects and resets have come to an end, well or not.
-    #[cfg(feature = "cluster")]
-    pub(crate) fn answers(&self) -> u64 {
-        self.shared.totals.answers()
-    }
-
-    /// Ends the connects that are under way; if there is room for them, others begin.
-    #[cfg(feature = "cluster")]
-    pub(crate) fn give_up_dials(&self) {
-        self.shared.connector.give_up();
-    }
-
-    /// Whether these are handles to the same pool.
-    #[cfg(feature = "cluster")]
-    pub(crate) fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.shared, &other.shared)
     }
 
     /// Closes the pool, and waits for nothing.

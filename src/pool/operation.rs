@@ -1,16 +1,20 @@
-//! Runs one of a manager's methods, so that neither a panic nor a hang gets past it.
+//! Runs one of a manager's methods, so that neither a panic nor a hang gets past it; and asks tokio what
+//! runs here.
 //!
 //! Not here: what is done about the outcome.
 
-use super::acquire::FAR_FUTURE;
 use crate::error::OperationError;
 use crate::panics::caught;
 use std::future::{Future, pending, poll_fn};
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::runtime::Handle;
+use tokio::task::coop::{RestoreOnPending, poll_proceed};
 use tokio::time::{Instant, Sleep, sleep_until};
+
+/// A limit that no clock overflows at: some 30 years.
+pub(crate) const FAR_FUTURE: Duration = Duration::from_secs(1 << 30);
 
 /// Awaits `operation` for `limit` at the most, which is that of a `setting`, and turns a panic into an error.
 /// What panics while it is dropped goes no further either.
@@ -79,6 +83,21 @@ pub(super) async fn within<T>(limit: Duration, work: impl Future<Output = T>) ->
     .await
 }
 
+/// Awaits `work`, unless something is `heard` first. If both are there, it is the work that counts.
+///
+/// # Cancel safety
+///
+/// Dropping it drops both where they stand.
+pub(super) fn unless<T>(
+    mut work: impl Future<Output = T> + Unpin,
+    mut heard: impl Future<Output = ()> + Unpin,
+) -> impl Future<Output = Option<T>> {
+    poll_fn(move |cx| match Pin::new(&mut work).poll(cx) {
+        Poll::Ready(done) => Poll::Ready(Some(done)),
+        Poll::Pending => Pin::new(&mut heard).poll(cx).map(|()| None),
+    })
+}
+
 /// Whether this is a tokio runtime that has a timer and has not ended, without which nothing here can be
 /// bounded. It costs an empty task.
 pub(crate) fn has_timer() -> bool {
@@ -86,6 +105,33 @@ pub(crate) fn has_timer() -> bool {
     // is asked only where the pool would panic otherwise.
     Handle::try_current().is_ok_and(|runtime| !has_ended(&runtime))
         && timer(Instant::now()).is_some()
+}
+
+/// The budget that tokio gives a task for one poll.
+const COOP_BUDGET: usize = 128;
+
+/// Whether this thread is running an asynchronous task of tokio's.
+///
+/// A task has a budget of operations for each poll; `spawn_blocking` and plain threads have no
+/// limit. So this spends the budget, sees whether it ran out, and puts it back.
+pub(crate) fn runs_async_task() -> bool {
+    if Handle::try_current().is_err() {
+        return false;
+    }
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut spent: [Option<RestoreOnPending>; COOP_BUDGET + 1] = [const { None }; COOP_BUDGET + 1];
+    let limited = spent.iter_mut().any(|unit| match poll_proceed(&mut cx) {
+        Poll::Ready(restore) => {
+            *unit = Some(restore);
+            false
+        }
+        Poll::Pending => true,
+    });
+    // Each unit restores the budget to what it was before it: the first must be the last to go.
+    for unit in spent.iter_mut().rev() {
+        *unit = None;
+    }
+    limited
 }
 
 /// Whether this runtime has ended. A thread may be in it all the same: one of `spawn_blocking` is.

@@ -17,9 +17,10 @@
 //!
 //! Not here: how a connection is ended (`close.rs`, `life.rs`).
 
-use super::acquire::{FAR_FUTURE, check};
 use super::guard::end;
 use super::life::{Term, look_over, nanos};
+use super::operation::FAR_FUTURE;
+use super::prepare::check;
 use super::{Pool, Shared, lock};
 use crate::config::{ALIVE_FOR, CheckPolicy, above_zero};
 use crate::core::{Flags, Glimpse, IdleOrder, Lease, Search, State};

@@ -3,16 +3,14 @@
 //! Not here: the figures (`metrics`).
 
 use super::Shared;
-use super::acquire::FAR_FUTURE;
+use super::operation::{FAR_FUTURE, unless};
 use super::reaper::Upkeep;
 use crate::manager::Manager;
 use crate::metrics::PoolMetrics;
 use crate::panics::caught;
 use event_listener::listener;
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, Weak};
-use std::task::Poll;
 use std::time::Duration;
 use tokio::task::spawn_blocking;
 
@@ -58,11 +56,7 @@ impl<M: Manager> Reporter<M> {
                 if shared.upgrade().is_none_or(|shared| shared.core.is_closed()) {
                     return;
                 }
-                let slept = poll_fn(|cx| match sleep.as_mut().poll(cx) {
-                    Poll::Ready(()) => Poll::Ready(true),
-                    Poll::Pending => Pin::new(&mut changed).poll(cx).map(|()| false),
-                });
-                if slept.await {
+                if unless(sleep.as_mut(), changed).await.is_some() {
                     break;
                 }
             }

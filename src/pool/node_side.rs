@@ -1,0 +1,340 @@
+//! What a cluster asks of the pool of a node, and nobody else asks of a pool: the only door by which
+//! `crate::cluster` reaches below [`Pool`].
+//!
+//! An acquire that looks at several pools makes an [`Attempt`] at each, without a pointer of its own to any.
+//! What it misses there it may wait for at several at once, on [`Terms`] of which it may change its mind. A
+//! cap on all nodes together changes the limits of their pools.
+//!
+//! Not here: which node is asked, and which has room (`crate::cluster`).
+
+pub(crate) use super::Shared;
+pub(crate) use super::acquire::Counted;
+pub(crate) use super::nanos;
+pub(crate) use super::operation::{FAR_FUTURE, poll_timer, timer};
+pub(crate) use super::terms::Terms;
+
+use super::acquire::{Ask, Caller, acquire_slow};
+use super::connector::Ground;
+use super::prepare::{Welcome, welcome};
+use super::{ConnectionInfo, Pool, PoolBuilder, Pooled, PooledOwned};
+use crate::core::{BareLoan, Counts, Found, Loan, try_acquire as look, try_acquire_bare};
+use crate::error::AcquireError;
+use crate::manager::Manager;
+use crate::metrics::{ClusterNode, Connecting, Outcome};
+use event_listener::EventListener;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+impl<M: Manager> PoolBuilder<M> {
+    /// The pool is that of a cluster's node.
+    pub(crate) fn cluster(
+        mut self,
+        node: impl Fn() -> ClusterNode + Send + Sync + 'static,
+    ) -> Self {
+        self.cluster = Some(Box::new(node));
+        self
+    }
+
+    /// Who is told of each connect whether it has succeeded.
+    pub(crate) fn on_connect(mut self, told: impl Fn(bool) + Send + Sync + 'static) -> Self {
+        self.on_connect = Some(Box::new(told));
+        self
+    }
+
+    /// Of so many connections the pool and others have each what the others leave it: it gets more when
+    /// somebody waits, up to `max_size`.
+    pub(crate) fn share_of(mut self, whole: Option<usize>) -> Self {
+        self.share_of = whole;
+        self
+    }
+}
+
+impl<M: Manager> Pool<M> {
+    /// What an acquire that borrows the pool finds at once.
+    #[inline(always)]
+    pub(crate) fn attempt_here(&self, caller: Caller) -> Result<Pooled<'_, M>, MissedHere<'_, M>> {
+        MissedHere::attempt(&self.shared, caller)
+    }
+
+    /// The pool without its handle, which does not keep it open.
+    pub(crate) fn without_handle(&self) -> &Arc<Shared<M>> {
+        &self.shared
+    }
+
+    /// How many callers wait who would have a connection opened.
+    pub(crate) fn unserved(&self) -> usize {
+        self.shared.unserved()
+    }
+
+    /// Whether there was no point in trying again when connecting failed last.
+    pub(crate) fn fails_for_good(&self) -> bool {
+        self.shared.connector.connecting() == Connecting::FailsForGood
+    }
+
+    /// How many connections may be opened at once at the moment.
+    pub(crate) fn admitted(&self) -> usize {
+        self.shared.connector.admitted.load(Ordering::SeqCst)
+    }
+
+    /// Where something is done for the pool in the background: on its runtime, or on the caller's if that has
+    /// ended.
+    pub(crate) fn ground_or_current(&self) -> Option<Ground> {
+        self.shared.ground_or_current()
+    }
+
+    /// See [`Shared::bring_to_an_end`].
+    pub(crate) fn bring_to_an_end(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.shared.bring_to_an_end(work);
+    }
+
+    /// Has a connection opened for a caller who waits here on these terms, if one is missing.
+    pub(crate) fn hurry(&self, terms: &Terms) {
+        if terms.hurry() {
+            self.shared.demand(Shared::ground_or_current);
+        }
+    }
+
+    /// An acquire that is to be counted here has waited for so long, here or elsewhere.
+    pub(crate) fn has_waited(&self, site: Caller, outcome: Outcome, waited: Duration) {
+        self.shared.has_waited(site, outcome, waited);
+    }
+
+    /// How many acquires there have been. Costs one pass over all slots.
+    pub(crate) fn uses(&self) -> u64 {
+        self.shared.core.uses()
+    }
+
+    /// How many connects and resets have come to an end, well or not.
+    pub(crate) fn answers(&self) -> u64 {
+        self.shared.totals.answers()
+    }
+
+    /// Ends the connects that are under way; if there is room for them, others begin.
+    pub(crate) fn give_up_dials(&self) {
+        self.shared.connector.give_up();
+    }
+
+    /// Whether these are handles to the same pool.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    /// As [`resize`](Self::resize), also to nothing; the caller has checked the limit.
+    pub(crate) fn set_limit(&self, limit: usize) {
+        self.end_resize(self.begin_resize(limit));
+    }
+
+    /// See [`Shared::begin_resize`].
+    pub(crate) fn begin_resize(&self, limit: usize) -> bool {
+        self.shared.begin_resize(limit)
+    }
+
+    /// See [`Shared::end_resize`].
+    pub(crate) fn end_resize(&self, shrinks: bool) {
+        self.shared.end_resize(shrinks);
+    }
+}
+
+impl<M: Manager> Shared<M> {
+    pub(crate) fn manager(&self) -> &M {
+        &self.manager
+    }
+
+    pub(crate) fn max_size(&self) -> usize {
+        self.core.limit()
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        self.core.counts()
+    }
+
+    /// Completes when a slot has become vacant or spare, or something else has changed.
+    pub(crate) fn when_changed(&self) -> EventListener {
+        self.changed.listen()
+    }
+}
+
+/// What an acquire by somebody who looks at several pools finds at once at this one.
+#[inline(always)]
+pub(crate) fn attempt<M: Manager>(pool: &Arc<Shared<M>>, caller: Caller) -> Attempt<M> {
+    match try_acquire_bare(pool, caller) {
+        Ok(loan) => Attempt::Hit(PooledBare::new(loan)),
+        Err(found) => Attempt::Miss(Missed { keeper: pool.clone(), found, caller }),
+    }
+}
+
+/// What it finds.
+pub(crate) enum Attempt<M: Manager> {
+    Hit(PooledBare<M>),
+    Miss(Missed<M>),
+}
+
+/// What a wait for it answers.
+type Served<M> = Result<PooledBare<M>, AcquireError<<M as Manager>::Error>>;
+
+/// An acquire that has not found what it wanted at once.
+pub(crate) struct Missed<M: Manager> {
+    keeper: Arc<Shared<M>>,
+    found: Found<Arc<Shared<M>>>,
+    caller: Caller,
+}
+
+impl<M: Manager> Missed<M> {
+    /// Whether it was made at this pool.
+    pub(crate) fn is_at(&self, pool: &Pool<M>) -> bool {
+        std::ptr::eq(&*self.keeper, &*pool.shared)
+    }
+
+    pub(crate) fn manager(&self) -> &M {
+        &self.keeper.manager
+    }
+
+    /// Does with what was found what can be done without waiting. If it is still a miss after that, there
+    /// is nothing, or something that has to be checked or prepared.
+    #[cold]
+    pub(crate) fn settle(mut self) -> Attempt<M> {
+        let hit = |loan: Loan<Arc<Shared<M>>>| Attempt::Hit(PooledOwned::new(loan).into());
+        loop {
+            let Self { keeper, found, caller } = self;
+            let found = match found {
+                Found::Ready(loan) => return hit(loan),
+                Found::Nothing => Found::Nothing,
+                Found::Flagged(lease) => match welcome(lease, caller) {
+                    Welcome::Given(loan) => return hit(loan),
+                    Welcome::Unready(lease) => Found::Flagged(lease),
+                    Welcome::Gone => match attempt(&keeper, caller) {
+                        Attempt::Hit(pooled) => return Attempt::Hit(pooled),
+                        Attempt::Miss(next) => {
+                            self = next;
+                            continue;
+                        }
+                    },
+                },
+            };
+            return Attempt::Miss(Self { keeper, found, caller });
+        }
+    }
+
+    /// Whether there is an idle connection after all, which has to be checked or prepared first.
+    pub(crate) fn has_found(&self) -> bool {
+        !matches!(self.found, Found::Nothing)
+    }
+
+    /// Goes on as any acquire does, for `limit` at the most.
+    pub(crate) async fn wait(self, limit: Duration, counted: Counted) -> Served<M> {
+        let Self { keeper, found, caller } = self;
+        let ask = Ask { limit: Some(limit), counted, ..Ask::new(caller) };
+        acquire_slow(keeper, ask, found).await.map(|loan| PooledOwned::new(loan).into())
+    }
+
+    /// Goes on for an acquire that began then and waits elsewhere too, on these terms and without a
+    /// deadline.
+    pub(crate) fn wait_among_others(
+        self,
+        began: tokio::time::Instant,
+    ) -> (Arc<Terms>, impl Future<Output = Served<M>> + use<M>) {
+        let patients = self.keeper.connector.patients.clone();
+        let terms = Arc::new(Terms::new(patients, began, self.has_found()));
+        let patient = Patient { keeper: self.keeper.clone(), terms: terms.clone() };
+        let waiting = async move {
+            // Dropped after the wait.
+            let patient = patient;
+            let Self { keeper, found, caller } = self;
+            let (limit, terms) = (Some(Duration::MAX), Some(&*patient.terms));
+            let ask = Ask { limit, terms, counted: Counted::Elsewhere, ..Ask::new(caller) };
+            acquire_slow(keeper, ask, found).await.map(|loan| PooledOwned::new(loan).into())
+        };
+        (terms, waiting)
+    }
+}
+
+/// A wait that may be patient, and that may be given up.
+struct Patient<M: Manager> {
+    keeper: Arc<Shared<M>>,
+    terms: Arc<Terms>,
+}
+
+impl<M: Manager> Drop for Patient<M> {
+    fn drop(&mut self) {
+        self.terms.get_out_of_line(&self.keeper);
+    }
+}
+
+/// As [`Missed`], of an acquire that borrows the pool.
+pub(crate) struct MissedHere<'p, M: Manager> {
+    keeper: &'p Shared<M>,
+    found: Found<&'p Shared<M>>,
+    caller: Caller,
+}
+
+impl<'p, M: Manager> MissedHere<'p, M> {
+    #[inline(always)]
+    pub(super) fn attempt(keeper: &'p Shared<M>, caller: Caller) -> Result<Pooled<'p, M>, Self> {
+        match look(&keeper, caller) {
+            Found::Ready(loan) => Ok(Pooled::new(loan)),
+            found => Err(Self { keeper, found, caller }),
+        }
+    }
+
+    /// Goes on as any acquire does.
+    pub(crate) async fn wait(self) -> Result<Pooled<'p, M>, AcquireError<M::Error>> {
+        let Self { keeper, found, caller } = self;
+        acquire_slow(keeper, Ask::new(caller), found).await.map(Pooled::new)
+    }
+}
+
+/// A [`PooledOwned`] without a pointer to the pool, for those who look at several.
+pub(crate) struct PooledBare<M: Manager> {
+    loan: BareLoan<Shared<M>>,
+}
+
+impl<M: Manager> PooledBare<M> {
+    #[inline(always)]
+    pub(super) fn new(loan: BareLoan<Shared<M>>) -> Self {
+        Self { loan }
+    }
+
+    /// The pool that it belongs to.
+    #[inline(always)]
+    pub(crate) fn pool(&self) -> &Arc<Shared<M>> {
+        self.loan.keeper()
+    }
+
+    pub(crate) fn info(&self) -> ConnectionInfo {
+        self.loan.resource().info(self.loan.uses(), None)
+    }
+
+    /// Whether nothing is left in it.
+    #[inline(always)]
+    pub(crate) fn is_over(&self) -> bool {
+        self.loan.is_over()
+    }
+
+    /// Gives the connection back to its pool, which is this one. Nothing is left in the guard.
+    #[inline(always)]
+    pub(crate) fn give_back(&mut self, pool: &Shared<M>) {
+        drop(self.loan.with_keeper(pool));
+    }
+
+    /// This guard in another place. Nothing is left in this one.
+    pub(crate) fn take(&mut self) -> Self {
+        Self { loan: self.loan.take() }
+    }
+
+    /// Its connection with a guard that may be told what to do with it. Nothing is left in this
+    /// one.
+    pub(crate) fn owned(&mut self) -> PooledOwned<M> {
+        let keeper = self.pool().clone();
+        PooledOwned::new(self.loan.with_keeper(keeper))
+    }
+}
+
+crate::guard::access!(PooledBare<M: Manager>, M::Connection, connection);
+
+impl<M: Manager> From<PooledOwned<M>> for PooledBare<M> {
+    fn from(pooled: PooledOwned<M>) -> Self {
+        Self::new(pooled.loan.into())
+    }
+}
