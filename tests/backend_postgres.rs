@@ -8,6 +8,7 @@
 mod support;
 use support::*;
 
+use futures_util::{SinkExt, Stream, TryStreamExt};
 use millpond::backends::postgres::{Error, PoolMode, PostgresManager, Socket};
 use millpond::{AcquireError, OperationError, Pool, PoolBuilder, PoolMetrics, Pooled};
 use std::pin::pin;
@@ -161,11 +162,67 @@ async fn a_copy_that_is_given_up_has_ended_before_anybody_else_comes() {
     .await;
     is_put_right(server, async |client| {
         let mut sink = pin!(client.copy_in::<_, &[u8]>("COPY copied FROM STDIN").await.unwrap());
-        futures_util::SinkExt::send(&mut sink, &b"a row\n"[..]).await.unwrap();
+        sink.send(&b"a row\n"[..]).await.unwrap();
         assert_eq!(sink.as_mut().finish().await.unwrap(), 1);
     })
     .await;
     assert_eq!(server.run("SELECT count(*) FROM copied"), "1");
+}
+
+/// What a stream ends with that is read to its end: how many items there were, or the error.
+async fn end_of<T, E>(stream: impl Stream<Item = Result<T, E>>) -> Result<usize, E> {
+    let count = stream.try_fold(0, async |count, _| Ok(count + 1));
+    tokio::time::timeout(PATIENCE, count).await.expect("it goes on")
+}
+
+/// The driver's streams and copies borrow nothing, so the compiler does not keep their guard.
+#[tokio::test]
+async fn a_stream_of_rows_or_a_copy_is_given_up_with_its_guard() {
+    let Some(server) = server() else { return };
+    server.run("CREATE TABLE taken (what text); GRANT ALL ON taken TO PUBLIC");
+    let pool = single(server).await;
+    let endless = "SELECT generate_series(1, 1000000000000)";
+    let rows = pool.acquire().await.unwrap().query_raw(endless, [0; 0]).await.unwrap();
+    let rows = end_of(rows).await;
+    let simple = pool.acquire().await.unwrap().simple_query_raw(endless).await.unwrap();
+    let simple = end_of(simple).await;
+    let copy = format!("COPY ({endless}) TO STDOUT");
+    let copied = pool.acquire().await.unwrap().copy_out(&copy).await.unwrap();
+    let copied = end_of(copied).await;
+    for ended in [rows, simple, copied] {
+        assert_eq!(ended.unwrap_err().code(), Some(&SqlState::QUERY_CANCELED));
+    }
+
+    let client = pool.acquire().await.unwrap();
+    let at_it = format!(
+        "SELECT count(*) FROM pg_stat_progress_copy WHERE pid = {}",
+        process(&client).await
+    );
+    let mut sink = pin!(client.copy_in::<_, &[u8]>("COPY taken FROM STDIN").await.unwrap());
+    assert_eq!(server.run(&at_it), "1");
+    drop(client);
+    // The server sees that it is to stop when it reads the next row.
+    tokio::select! {
+        never = async { loop { sink.send(&b"a row\n"[..]).await.unwrap() } } => never,
+        () = eventually("the server has left it", || server.run(&at_it) == "0") => {}
+    }
+    let error = sink.as_mut().finish().await.unwrap_err();
+    assert_eq!(error.code(), Some(&SqlState::QUERY_CANCELED));
+    assert!(is_outside(&pool.acquire().await.unwrap()).await);
+}
+
+#[tokio::test]
+async fn a_stream_of_rows_or_a_copy_is_complete_whose_guard_is_kept() {
+    let Some(server) = server() else { return };
+    let pool = single(server).await;
+    let client = pool.acquire().await.unwrap();
+    // More than what is under way at once.
+    let many = "SELECT generate_series(1, 100000)";
+    assert_eq!(end_of(client.query_raw(many, [0; 0]).await.unwrap()).await.unwrap(), 100_000);
+    let copied = client.copy_out(&format!("COPY ({many}) TO STDOUT")).await.unwrap();
+    assert_eq!(end_of(copied).await.unwrap(), 100_000);
+    drop(client);
+    assert_eq!(at_rest(&pool).await.closed.total(), 0);
 }
 
 /// The driver (0.7.18) loses count when a copy fails before it has begun, and would take the end of it

@@ -105,6 +105,9 @@ const CANCELLED_AGAIN: u32 = 10;
 /// holder panics or discards it, has the server asked as well, within `close_timeout`. Of several that were
 /// sent at once, each is cancelled when the server comes to it.
 ///
+/// A stream of rows or a copy whose guard is gone counts as given up, also while somebody still reads it: keep
+/// the guard until it has ended, as [`Client`] says.
+///
 /// With `target_session_attrs=read-write`, servers that take no writes are passed over; and when one
 /// says that it has stopped taking them (it does from PostgreSQL 14 on), the next release of a
 /// connection to it has the pool [invalidate](crate::Pool::invalidate) all that are as old. A holder who
