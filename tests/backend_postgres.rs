@@ -1403,6 +1403,10 @@ async fn a_configuration_that_no_tls_connector_can_serve_is_tried_once_and_names
         (PostgresManager::new(by_socket.clone()), format!("{socket}, but it must have a name")),
         (PostgresManager::new(by_address.clone()), format!("{address}, but it must have a name")),
         (
+            manager(&server).certificate_name(""),
+            "certificate_name is , but it must not be".to_owned(),
+        ),
+        (
             PostgresManager::new(by_socket.password("hush").clone()),
             "host is that of number 1 (not shown beside a password), but".to_owned(),
         ),

@@ -257,7 +257,7 @@ impl<T> PostgresManager<T> {
 
     /// Checks the servers' certificates by this name, whatever hosts and addresses lead to them: for a node
     /// that is reached by its address, as `cluster::Dns` has them, while its certificate is for a name.
-    /// Default: by the host that leads there.
+    /// Default: by the host that leads there. An empty name is refused at the first connect.
     pub fn certificate_name(mut self, name: impl Into<String>) -> Self {
         self.certificate_name = Some(name.into());
         self
@@ -597,6 +597,9 @@ where
             None => targets(&config)?,
         };
         if let Some(name) = &self.certificate_name {
+            if name.is_empty() {
+                return Err(Error::config("certificate_name", "", "must not be empty"));
+            }
             targets.iter_mut().for_each(|target| target.name_certificate(name));
         }
         if !self.is_plain() {
