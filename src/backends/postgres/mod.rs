@@ -561,7 +561,8 @@ impl Started {
 
 /// A connection has ended that nobody has closed: tells whoever listens, with the feature `tracing`.
 ///
-/// A server that ends one says why, and the driver passes that on to nobody unless a query is running.
+/// A server that ends one says why, and the driver passes that on to nobody unless a query is running. The
+/// driver ends one itself when it has lost count of the answers, as after a copy that was refused.
 #[cfg_attr(not(feature = "tracing"), expect(unused_variables))]
 fn tell_lost(address: &Address, error: Error) {
     #[cfg(feature = "tracing")]
