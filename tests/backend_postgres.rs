@@ -960,9 +960,9 @@ async fn a_query_in_a_transaction_is_cancelled_by_the_token_of_the_transaction()
     let mut transaction = client.transaction().await.unwrap();
     let savepoint = transaction.transaction().await.unwrap();
     let token = savepoint.cancel_token();
-    let mut query = pin!(savepoint.batch_execute("SELECT pg_sleep(603)"));
+    let mut query = pin!(savepoint.batch_execute("SELECT pg_sleep(611)"));
     assert!(poll_once(query.as_mut()).is_pending());
-    let at_it = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(603)'";
+    let at_it = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(611)'";
     eventually("the server is at it", || server.run(at_it) == "1").await;
     token.cancel_query(NoTls).await.unwrap();
     assert_eq!(query.await.unwrap_err().code(), Some(&SqlState::QUERY_CANCELED));
