@@ -714,6 +714,21 @@ async fn a_holder_who_makes_his_own_session_read_only_costs_nobody_a_connection(
     }
 }
 
+#[tokio::test]
+async fn in_statement_mode_a_session_that_is_read_only_for_a_transaction_costs_the_pool_all_of_its_age()
+ {
+    let Some(server) = server() else { return };
+    let url = format!("{}?target_session_attrs=read-write", server.url());
+    let manager = PostgresManager::from_url(&url).unwrap().mode(PoolMode::Statement);
+    let pool = pool_of(manager, 2).build().await.unwrap();
+    let [client, other] = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    let read_only = "BEGIN; SET LOCAL default_transaction_read_only = on";
+    client.batch_execute(read_only).await.unwrap();
+    drop((client, other));
+    let closed = at_rest(&pool).await.closed;
+    assert_eq!((closed.invalidated, closed.total()), (2, 2), "{closed:?}");
+}
+
 /// Since it may be one that a server refuses which takes no writes: then nobody would hear of that.
 #[tokio::test]
 async fn where_a_query_of_ones_own_resets_a_session_that_is_read_only_costs_the_pool_all_of_its_age()

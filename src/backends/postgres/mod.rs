@@ -112,7 +112,8 @@ const CANCELLED_AGAIN: u32 = 10;
 /// says that it has stopped taking them (it does from PostgreSQL 14 on), the next release of a
 /// connection to it has the pool [invalidate](crate::Pool::invalidate) all that are as old. A holder who
 /// sets `default_transaction_read_only` for his session has the server say the same, and costs the pool as
-/// much, unless it ends with a transaction that was left open, or the reset of [`PoolMode::Session`] undoes it.
+/// much, unless it ends with a transaction that was left open and is rolled back, or the reset of
+/// [`PoolMode::Session`] undoes it; in [`PoolMode::Statement`] neither happens.
 /// A [`reset_query`](Self::reset_query) in the place of that is not taken to do so: it may be one that a server
 /// refuses which takes no writes.
 ///
