@@ -76,7 +76,8 @@
 //! called. What an attempt, a check or a reset fails with, and a connection is lost with, is `error`. Of a lost
 //! one nothing else is known but `server`, its address: it is told as soon as the server ends it or the network
 //! fails, used or idle, with what the server has said, such as `terminating connection due to administrator
-//! command`.
+//! command`; or when the driver has lost count of the answers, as after a `COPY … FROM STDIN` that was refused
+//! before it began (`unexpected message from server`).
 //!
 //! # How to read the code
 //!

@@ -8,6 +8,7 @@
 mod support;
 use support::*;
 
+use futures_util::{SinkExt, Stream, TryStreamExt};
 use millpond::backends::postgres::{Error, PoolMode, PostgresManager, Socket};
 use millpond::{AcquireError, OperationError, Pool, PoolBuilder, PoolMetrics, Pooled};
 use std::pin::pin;
@@ -161,11 +162,67 @@ async fn a_copy_that_is_given_up_has_ended_before_anybody_else_comes() {
     .await;
     is_put_right(server, async |client| {
         let mut sink = pin!(client.copy_in::<_, &[u8]>("COPY copied FROM STDIN").await.unwrap());
-        futures_util::SinkExt::send(&mut sink, &b"a row\n"[..]).await.unwrap();
+        sink.send(&b"a row\n"[..]).await.unwrap();
         assert_eq!(sink.as_mut().finish().await.unwrap(), 1);
     })
     .await;
     assert_eq!(server.run("SELECT count(*) FROM copied"), "1");
+}
+
+/// What a stream ends with that is read to its end: how many items there were, or the error.
+async fn end_of<T, E>(stream: impl Stream<Item = Result<T, E>>) -> Result<usize, E> {
+    let count = stream.try_fold(0, async |count, _| Ok(count + 1));
+    tokio::time::timeout(PATIENCE, count).await.expect("it goes on")
+}
+
+/// The driver's streams and copies borrow nothing, so the compiler does not keep their guard.
+#[tokio::test]
+async fn a_stream_of_rows_or_a_copy_is_given_up_with_its_guard() {
+    let Some(server) = server() else { return };
+    server.run("CREATE TABLE taken (what text); GRANT ALL ON taken TO PUBLIC");
+    let pool = single(server).await;
+    let endless = "SELECT generate_series(1, 1000000000000)";
+    let rows = pool.acquire().await.unwrap().query_raw(endless, [0; 0]).await.unwrap();
+    let rows = end_of(rows).await;
+    let simple = pool.acquire().await.unwrap().simple_query_raw(endless).await.unwrap();
+    let simple = end_of(simple).await;
+    let copy = format!("COPY ({endless}) TO STDOUT");
+    let copied = pool.acquire().await.unwrap().copy_out(&copy).await.unwrap();
+    let copied = end_of(copied).await;
+    for ended in [rows, simple, copied] {
+        assert_eq!(ended.unwrap_err().code(), Some(&SqlState::QUERY_CANCELED));
+    }
+
+    let client = pool.acquire().await.unwrap();
+    let at_it = format!(
+        "SELECT count(*) FROM pg_stat_progress_copy WHERE pid = {}",
+        process(&client).await
+    );
+    let mut sink = pin!(client.copy_in::<_, &[u8]>("COPY taken FROM STDIN").await.unwrap());
+    assert_eq!(server.run(&at_it), "1");
+    drop(client);
+    // The server sees that it is to stop when it reads the next row.
+    tokio::select! {
+        never = async { loop { sink.send(&b"a row\n"[..]).await.unwrap() } } => never,
+        () = eventually("the server has left it", || server.run(&at_it) == "0") => {}
+    }
+    let error = sink.as_mut().finish().await.unwrap_err();
+    assert_eq!(error.code(), Some(&SqlState::QUERY_CANCELED));
+    assert!(is_outside(&pool.acquire().await.unwrap()).await);
+}
+
+#[tokio::test]
+async fn a_stream_of_rows_or_a_copy_is_complete_whose_guard_is_kept() {
+    let Some(server) = server() else { return };
+    let pool = single(server).await;
+    let client = pool.acquire().await.unwrap();
+    // More than what is under way at once.
+    let many = "SELECT generate_series(1, 100000)";
+    assert_eq!(end_of(client.query_raw(many, [0; 0]).await.unwrap()).await.unwrap(), 100_000);
+    let copied = client.copy_out(&format!("COPY ({many}) TO STDOUT")).await.unwrap();
+    assert_eq!(end_of(copied).await.unwrap(), 100_000);
+    drop(client);
+    assert_eq!(at_rest(&pool).await.closed.total(), 0);
 }
 
 /// The driver (0.7.18) loses count when a copy fails before it has begun, and would take the end of it
@@ -657,6 +714,21 @@ async fn a_holder_who_makes_his_own_session_read_only_costs_nobody_a_connection(
     }
 }
 
+#[tokio::test]
+async fn in_statement_mode_a_session_that_is_read_only_for_a_transaction_costs_the_pool_all_of_its_age()
+ {
+    let Some(server) = server() else { return };
+    let url = format!("{}?target_session_attrs=read-write", server.url());
+    let manager = PostgresManager::from_url(&url).unwrap().mode(PoolMode::Statement);
+    let pool = pool_of(manager, 2).build().await.unwrap();
+    let [client, other] = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    let read_only = "BEGIN; SET LOCAL default_transaction_read_only = on";
+    client.batch_execute(read_only).await.unwrap();
+    drop((client, other));
+    let closed = at_rest(&pool).await.closed;
+    assert_eq!((closed.invalidated, closed.total()), (2, 2), "{closed:?}");
+}
+
 /// Since it may be one that a server refuses which takes no writes: then nobody would hear of that.
 #[tokio::test]
 async fn where_a_query_of_ones_own_resets_a_session_that_is_read_only_costs_the_pool_all_of_its_age()
@@ -903,9 +975,9 @@ async fn a_query_in_a_transaction_is_cancelled_by_the_token_of_the_transaction()
     let mut transaction = client.transaction().await.unwrap();
     let savepoint = transaction.transaction().await.unwrap();
     let token = savepoint.cancel_token();
-    let mut query = pin!(savepoint.batch_execute("SELECT pg_sleep(603)"));
+    let mut query = pin!(savepoint.batch_execute("SELECT pg_sleep(611)"));
     assert!(poll_once(query.as_mut()).is_pending());
-    let at_it = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(603)'";
+    let at_it = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(611)'";
     eventually("the server is at it", || server.run(at_it) == "1").await;
     token.cancel_query(NoTls).await.unwrap();
     assert_eq!(query.await.unwrap_err().code(), Some(&SqlState::QUERY_CANCELED));
@@ -1345,6 +1417,10 @@ async fn a_configuration_that_no_tls_connector_can_serve_is_tried_once_and_names
         (disabled, "sslnegotiation is direct, but it needs sslmode=require".to_owned()),
         (PostgresManager::new(by_socket.clone()), format!("{socket}, but it must have a name")),
         (PostgresManager::new(by_address.clone()), format!("{address}, but it must have a name")),
+        (
+            manager(&server).certificate_name(""),
+            "certificate_name is , but it must not be".to_owned(),
+        ),
         (
             PostgresManager::new(by_socket.password("hush").clone()),
             "host is that of number 1 (not shown beside a password), but".to_owned(),

@@ -570,6 +570,29 @@ async fn why_a_server_has_ended_a_connection_is_told_also_if_nobody_asks_it_for_
     assert!(!told.iter().any(|note| note.contains("is lost")), "the pool has ended it: {told:#?}");
 }
 
+/// The driver (0.7.18) does not expect the second answer that such a copy has.
+#[cfg(feature = "postgres")]
+#[tokio::test]
+async fn a_copy_that_is_refused_before_it_begins_is_told_as_a_connection_that_is_lost() {
+    use millpond::backends::postgres::PostgresManager;
+
+    let Some(server) = Postgres::start(&[]) else { return };
+    let manager = PostgresManager::from_url(&server.url()).unwrap();
+    let pool = Pool::builder(manager).max_size(1).build().await.unwrap();
+    let client = pool.acquire().await.unwrap();
+    let (notes, _listening) = listen();
+    client.copy_in::<_, &[u8]>("COPY no_such_table FROM STDIN").await.err().unwrap();
+    let mut lost = Vec::new();
+    eventually("the connection is lost", || {
+        lost.extend(notes.take().into_iter().filter(|note| note.contains("is lost")));
+        !lost.is_empty()
+    })
+    .await;
+    let server = format!("WARN a connection is lost server={}", server.address());
+    let said = format!("{server} error=unexpected message from server");
+    assert!(lost.len() == 1 && lost[0].starts_with(&said), "{lost:#?}");
+}
+
 /// An idle connection that was lent by way of a cluster keeps its pool in memory until it is closed.
 #[cfg(feature = "cluster")]
 #[tokio::test(start_paused = true)]

@@ -28,6 +28,16 @@ use tokio_postgres::{Config, Error, Statement};
 ///
 /// It owns the task that runs the connection, which ends with it.
 ///
+/// # Streams and copies
+///
+/// Keep the guard until a stream of rows or a copy has ended. What
+/// [`query_raw`](tokio_postgres::Client::query_raw), [`copy_out`](tokio_postgres::Client::copy_out),
+/// [`copy_in`](tokio_postgres::Client::copy_in) and the like answer with borrows nothing, so the compiler lets
+/// it outlive the guard, as in `pool.acquire().await?.query_raw(…).await?`. But then it is given up as a query
+/// is whose future was dropped, though somebody still reads it: the server is asked to cancel it after 20 ms.
+/// A short one has ended by then. A longer one ends in its middle, with `canceling statement due to user
+/// request` (57014), or with its connection if it has not ended within `reset_timeout`.
+///
 /// # Examples
 ///
 /// ```no_run

@@ -105,11 +105,15 @@ const CANCELLED_AGAIN: u32 = 10;
 /// holder panics or discards it, has the server asked as well, within `close_timeout`. Of several that were
 /// sent at once, each is cancelled when the server comes to it.
 ///
+/// A stream of rows or a copy whose guard is gone counts as given up, also while somebody still reads it: keep
+/// the guard until it has ended, as [`Client`] says.
+///
 /// With `target_session_attrs=read-write`, servers that take no writes are passed over; and when one
 /// says that it has stopped taking them (it does from PostgreSQL 14 on), the next release of a
 /// connection to it has the pool [invalidate](crate::Pool::invalidate) all that are as old. A holder who
 /// sets `default_transaction_read_only` for his session has the server say the same, and costs the pool as
-/// much, unless it ends with a transaction that was left open, or the reset of [`PoolMode::Session`] undoes it.
+/// much, unless it ends with a transaction that was left open and is rolled back, or the reset of
+/// [`PoolMode::Session`] undoes it; in [`PoolMode::Statement`] neither happens.
 /// A [`reset_query`](Self::reset_query) in the place of that is not taken to do so: it may be one that a server
 /// refuses which takes no writes.
 ///
@@ -254,7 +258,7 @@ impl<T> PostgresManager<T> {
 
     /// Checks the servers' certificates by this name, whatever hosts and addresses lead to them: for a node
     /// that is reached by its address, as `cluster::Dns` has them, while its certificate is for a name.
-    /// Default: by the host that leads there.
+    /// Default: by the host that leads there. An empty name is refused at the first connect.
     pub fn certificate_name(mut self, name: impl Into<String>) -> Self {
         self.certificate_name = Some(name.into());
         self
@@ -558,7 +562,8 @@ impl Started {
 
 /// A connection has ended that nobody has closed: tells whoever listens, with the feature `tracing`.
 ///
-/// A server that ends one says why, and the driver passes that on to nobody unless a query is running.
+/// A server that ends one says why, and the driver passes that on to nobody unless a query is running. The
+/// driver ends one itself when it has lost count of the answers, as after a copy that was refused.
 #[cfg_attr(not(feature = "tracing"), expect(unused_variables))]
 fn tell_lost(address: &Address, error: Error) {
     #[cfg(feature = "tracing")]
@@ -594,6 +599,9 @@ where
             None => targets(&config)?,
         };
         if let Some(name) = &self.certificate_name {
+            if name.is_empty() {
+                return Err(Error::config("certificate_name", "", "must not be empty"));
+            }
             targets.iter_mut().for_each(|target| target.name_certificate(name));
         }
         if !self.is_plain() {
