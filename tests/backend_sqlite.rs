@@ -9,7 +9,7 @@ use support::*;
 use millpond::backends::sqlite::{SqliteConnection, SqliteDatabase, SqliteManager};
 use millpond::{
     AcquireError, BuildError, CheckPolicy, Manager, Monitor, OperationError, Pool, PoolBuilder,
-    Stage,
+    Priority, Stage,
 };
 use rusqlite::{Connection, ErrorCode, TransactionBehavior, ffi};
 use std::error::Error;
@@ -1068,8 +1068,9 @@ async fn readers_do_not_wait_for_the_writer() {
 #[tokio::test]
 async fn a_database_has_one_connection_that_writes_whatever_its_pools_may_be_resized_to() {
     let file = File::new();
-    let database = SqliteDatabase::open_with(file.manager(), 2, |pool| pool.capacity(8));
-    let database = database.await.unwrap();
+    let settings = |pool: PoolBuilder<_>| pool.capacity(8).reserved(Priority::High, 1);
+    let database = SqliteDatabase::open_with(file.manager(), 2, settings).await.unwrap();
+    assert_eq!(database.readers().config().reserved, (Priority::High, 1));
     let error = database.writer().resize(4).unwrap_err();
     assert_eq!(error.to_string(), "max_size is 4, but it must be at most capacity, which is 1");
     database.readers().resize(8).unwrap();

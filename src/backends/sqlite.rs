@@ -3,7 +3,7 @@
 //!
 //! Not here: databases in memory, which belong to one connection each.
 
-use crate::config::Config;
+use crate::config::{Config, Priority};
 use crate::error::BuildError;
 use crate::manager::{Condition, Manager};
 use crate::pool::{Pool, PoolBuilder};
@@ -742,9 +742,9 @@ impl SqliteDatabase {
         Self::open_with(manager, readers, |builder| builder).await
     }
 
-    /// The same with settings for both pools, other than their sizes; the `capacity` is that of the
-    /// readers, since there is never more than one writer. To the name that they give, `-writer` and
-    /// `-readers` are added.
+    /// The same with settings for both pools, other than their sizes; the `capacity` and what is
+    /// `reserved` are those of the readers, since there is never more than one writer. To the name that
+    /// they give, `-writer` and `-readers` are added.
     ///
     /// # Errors
     ///
@@ -756,7 +756,8 @@ impl SqliteDatabase {
     ) -> Result<Self, BuildError<rusqlite::Error>> {
         let writer = settings(Pool::builder(manager.clone().wal(true).read_only(false)));
         // It goes first: readers can neither create the file nor give it a log.
-        let writer = writer.part("writer").max_size(1).capacity(1).min_idle(1).build().await?;
+        let writer = writer.part("writer").max_size(1).capacity(1).reserved(Priority::High, 0);
+        let writer = writer.min_idle(1).build().await?;
         let reading = SqliteManager { _writer: Some(writer.clone()), ..manager.read_only(true) };
         let reading = settings(Pool::builder(reading));
         let readers = reading.part("readers").max_size(readers).build().await?;
