@@ -385,10 +385,17 @@ enum Place {
 /// write all of the log into the file.
 struct Ends(Connection);
 
+impl Ends {
+    /// Takes away an interrupt that found nothing to interrupt: the next statement does.
+    fn forget_interrupt(&self) {
+        drop(self.0.execute_batch("SELECT 1"));
+    }
+}
+
 impl Drop for Ends {
     fn drop(&mut self) {
-        // An interrupt that came when its call was over would keep it from that. A statement takes it away.
-        drop(self.0.execute_batch("SELECT 1"));
+        // An interrupt, such as of a call that panicked, would keep it from that.
+        self.forget_interrupt();
     }
 }
 
@@ -522,7 +529,12 @@ impl SqliteConnection {
             if !errand.0.given_up.load(Ordering::Relaxed) {
                 Patience::new(limit, errand.0.given_up.clone()).during(&mut connection.0, work);
             }
+            let given_up = errand.0.given_up.clone();
             drop(errand);
+            // No interrupt comes any more, and the lock of `over` has told whether one came.
+            if given_up.load(Ordering::Relaxed) {
+                connection.forget_interrupt();
+            }
             connection
         });
         self.place = Place::Away(Errand { call, reins, chased: false });
@@ -606,7 +618,11 @@ impl Reins {
 
     fn give_up(&self) {
         self.given_up.store(true, Ordering::Relaxed);
-        self.interrupt.interrupt();
+        // The errand cannot end meanwhile, so this never hits whoever has the connection next.
+        let over = self.over();
+        if !*over {
+            self.interrupt.interrupt();
+        }
     }
 
     /// Interrupts until the errand is over. Blocks.
