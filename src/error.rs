@@ -563,10 +563,17 @@ mod managed {
         /// Resetting it failed.
         #[error("the connection cannot be reset")]
         Reset(#[source] OperationError<E>),
-        /// It is dirty, and there is no tokio runtime here that has a timer and has not ended.
+        /// It is dirty, and there is no tokio runtime here that has a timer and has not ended; for
+        /// [`release_blocking`](crate::Pooled::release_blocking), nor has the pool one.
         #[error(
             "the connection is dirty, and there is no tokio runtime with a timer here to wait for its reset"
         )]
         NoRuntime,
+        /// It is dirty, and a blocking release would have blocked a thread that runs asynchronous tasks.
+        #[error(
+            "the connection is dirty, and release_blocking would block a thread that runs asynchronous tasks: \
+             use release().await here, or call it inside spawn_blocking"
+        )]
+        WouldBlock,
     }
 }

@@ -9,7 +9,7 @@ use support::*;
 use millpond::backends::sqlite::{SqliteConnection, SqliteDatabase, SqliteManager};
 use millpond::{
     AcquireError, BuildError, CheckPolicy, Manager, Monitor, OperationError, Pool, PoolBuilder,
-    Stage,
+    Priority, Stage,
 };
 use rusqlite::{Connection, ErrorCode, TransactionBehavior, ffi};
 use std::error::Error;
@@ -336,6 +336,37 @@ async fn a_connection_is_in_its_place_again_once_a_call_that_was_given_up_is_ove
         eventually_blocking("it is over", || told() != Some(ErrorCode::ApiMisuse));
         assert_eq!(told(), code);
     }
+}
+
+#[tokio::test]
+async fn whoever_has_a_connection_after_a_call_that_was_given_up_is_told_of_no_interrupt() {
+    /// Gives up a call that runs no statement, so that nothing but the end of the call can take the
+    /// interrupt away.
+    async fn give_up(connection: &mut SqliteConnection) -> mpsc::Sender<()> {
+        let (release, released) = mpsc::channel::<()>();
+        give_up_in_the_middle(connection, move |_| {
+            released.recv().unwrap_err();
+            Ok(())
+        })
+        .await;
+        release
+    }
+
+    let file = File::new();
+    let pool = file.pool(1).await;
+    let mut connection = pool.acquire().await.unwrap();
+    drop(give_up(&mut connection).await);
+    eventually("it is over", || connection.in_place().is_ok()).await;
+    assert!(!connection.in_place().unwrap().is_interrupted(), "in place");
+    drop(give_up(&mut connection).await);
+    let next = connection.call(|db| Ok::<_, rusqlite::Error>(db.is_interrupted()));
+    assert_eq!(next.await, Ok(false), "in a call of its own");
+    let release = give_up(&mut connection).await;
+    drop(connection);
+    drop(release);
+    let mut connection = pool.acquire().await.unwrap();
+    assert!(!connection.in_place().unwrap().is_interrupted(), "for the next user");
+    assert_eq!(pool.metrics().created, 1);
 }
 
 #[tokio::test]
@@ -885,15 +916,25 @@ async fn many_writers_wait_in_line_and_none_is_told_that_the_file_is_locked() {
 
 #[tokio::test]
 async fn a_connection_that_is_dropped_in_the_middle_of_a_call_leaves_no_log() {
+    hush_scripted_panics();
     let file = File::new();
     let log = file.path.with_extension("db-wal");
-    let mut connection = file.manager().connect().await.unwrap();
-    assert_eq!(connection.call(|db| insert(db, 1)).await, Ok(1));
-    give_up_in_the_middle(&mut connection, |db| count_for_ever(db)).await;
-    assert!(log.exists());
-    drop(connection);
-    eventually("the log is in the file", || !log.exists()).await;
-    assert_eq!(file.rows(), 1);
+    for panics in [false, true] {
+        let mut connection = file.manager().connect().await.unwrap();
+        assert_eq!(connection.call(|db| insert(db, 1)).await, Ok(1));
+        give_up_in_the_middle(&mut connection, move |db| {
+            let interrupted = count_for_ever(db);
+            // As if it came between two statements.
+            db.get_interrupt_handle().interrupt();
+            assert!(!panics, "scripted in a call");
+            interrupted
+        })
+        .await;
+        assert!(log.exists());
+        drop(connection);
+        eventually("the log is in the file", || !log.exists()).await;
+    }
+    assert_eq!(file.rows(), 2);
 }
 
 #[tokio::test]
@@ -1068,8 +1109,9 @@ async fn readers_do_not_wait_for_the_writer() {
 #[tokio::test]
 async fn a_database_has_one_connection_that_writes_whatever_its_pools_may_be_resized_to() {
     let file = File::new();
-    let database = SqliteDatabase::open_with(file.manager(), 2, |pool| pool.capacity(8));
-    let database = database.await.unwrap();
+    let settings = |pool: PoolBuilder<_>| pool.capacity(8).reserved(Priority::High, 1);
+    let database = SqliteDatabase::open_with(file.manager(), 2, settings).await.unwrap();
+    assert_eq!(database.readers().config().reserved, (Priority::High, 1));
     let error = database.writer().resize(4).unwrap_err();
     assert_eq!(error.to_string(), "max_size is 4, but it must be at most capacity, which is 1");
     database.readers().resize(8).unwrap();

@@ -10,7 +10,7 @@ mod support;
 use millpond::blocking::WeakPool;
 use millpond::{
     AcquireError, BuildError, CheckPolicy, Hooks, Monitor, OperationError, Pool, PoolBuilder,
-    RotateError, TryAcquireError, WarmUpError, from_fn,
+    PooledOwned, ReleaseError, RotateError, TryAcquireError, WarmUpError, from_fn,
 };
 use std::convert::Infallible;
 use std::error::Error;
@@ -18,7 +18,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread;
 use std::time::Duration;
-use support::{Act, PATIENCE, TestError, TestManager, eventually_blocking, join};
+use support::{
+    Act, PATIENCE, TestError, TestManager, eventually_blocking, hush_scripted_panics, join,
+};
+
+const DIRTY: Act = Act::Slow(Duration::ZERO);
+const BROKEN: Act = Act::Error;
 
 fn builder(manager: &TestManager) -> PoolBuilder<TestManager> {
     Pool::builder(manager.clone()).name("blocking")
@@ -199,6 +204,94 @@ fn refusals(pool: &millpond::blocking::Pool<TestManager>) -> [bool; 3] {
     ];
     drop(held);
     refused
+}
+
+#[test]
+fn a_blocking_release_says_what_came_of_it() {
+    hush_scripted_panics();
+    let manager = TestManager::new();
+    let builder = |limit| builder(&manager).max_size(1).reset_timeout(limit);
+    let pool = builder(PATIENCE).build_blocking().unwrap();
+    pool.acquire().unwrap().release_blocking().unwrap();
+    assert_eq!((manager.condition.calls(), manager.reset.calls()), (1, 0), "it was clean");
+    let reset = |act| {
+        let held = pool.acquire_owned().unwrap();
+        manager.condition.once(DIRTY);
+        manager.reset.once(act);
+        held.release_blocking()
+    };
+    reset(Act::Ok).unwrap();
+    assert_eq!(pool.try_acquire().unwrap().info().uses, 3, "it is back, reset");
+    assert_eq!(pool.metrics().resets, 1);
+    let error = reset(Act::Error).unwrap_err();
+    assert_eq!(error.source().expect("the cause").to_string(), "scripted reset error");
+    let error = reset(Act::Panic).unwrap_err();
+    assert!(matches!(error, ReleaseError::Reset(OperationError::Panicked { .. })), "{error:?}");
+    let held = pool.acquire().unwrap();
+    manager.condition.once(BROKEN);
+    let error = held.release_blocking().unwrap_err();
+    assert!(matches!(error, ReleaseError::Broken), "{error:?}");
+    let closed = pool.metrics().closed;
+    assert_eq!((closed.failed_reset, closed.broken, closed.total()), (2, 1, 3));
+
+    let limit = Duration::from_millis(20);
+    let pool = builder(limit).build_blocking().unwrap();
+    let held = pool.acquire().unwrap();
+    manager.condition.once(DIRTY);
+    manager.reset.once(Act::Never);
+    let error = held.release_blocking().unwrap_err();
+    let expected = format!("no answer within {limit:?} (reset_timeout)");
+    assert_eq!(error.source().expect("the cause").to_string(), expected);
+    eventually_blocking("it is closed", || pool.metrics().closed.failed_reset == 1);
+}
+
+#[test]
+fn a_blocking_release_does_not_wait_for_a_reset_in_a_task_or_on_the_pools_own_thread() {
+    let manager = TestManager::new();
+    let handed: Arc<Mutex<Option<PooledOwned<TestManager>>>> = Arc::default();
+    let (said, told) = mpsc::channel();
+    let hooks = Hooks::new().on_create({
+        let handed = handed.clone();
+        move |_| {
+            if let Some(held) = handed.lock().unwrap().take() {
+                said.send(held.release_blocking()).unwrap();
+            }
+        }
+    });
+    let pool = builder(&manager).max_size(2).hooks(hooks).build_blocking().unwrap();
+    let first = pool.acquire_owned().unwrap();
+    manager.condition.once(DIRTY);
+    *handed.lock().unwrap() = Some(first);
+    let second = pool.acquire().unwrap();
+    let released = told.recv().unwrap();
+    assert!(matches!(released, Err(ReleaseError::WouldBlock)), "{released:?}");
+    eventually_blocking("it is reset all the same", || pool.metrics().resets == 1);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        manager.condition.once(DIRTY);
+        let released = second.release_blocking();
+        assert!(matches!(released, Err(ReleaseError::WouldBlock)), "{released:?}");
+    });
+    eventually_blocking("it is reset all the same", || pool.metrics().resets == 2);
+    let held = pool.acquire().unwrap();
+    // One that is clean blocks nobody.
+    runtime.block_on(async { held.release_blocking().unwrap() });
+}
+
+#[test]
+fn a_connection_that_comes_back_by_a_blocking_release_after_the_end_is_closed() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).max_size(2).build_blocking().unwrap();
+    let (one, other) = (pool.acquire().unwrap(), pool.acquire_owned().unwrap());
+    manager.condition.always(DIRTY);
+    manager.reset.once(Act::Error);
+    pool.close();
+    let error = one.release_blocking().unwrap_err();
+    assert!(matches!(error, ReleaseError::Reset(OperationError::Failed(_))), "{error:?}");
+    drop(pool);
+    other.release_blocking().unwrap();
+    eventually_blocking("both are closed", || manager.close.calls() == 2);
+    assert_eq!((manager.ledger.live(), manager.reset.calls()), (0, 2));
 }
 
 #[test]

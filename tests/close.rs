@@ -6,8 +6,8 @@ mod support;
 use support::*;
 
 use millpond::{
-    AcquireError, CheckPolicy, Hooks, Pool, PoolBuilder, Priority, ReleaseError, TryAcquireError,
-    WarmUpError, from_fn,
+    AcquireError, CheckPolicy, Hooks, OperationError, Pool, PoolBuilder, Priority, ReleaseError,
+    TryAcquireError, WarmUpError, from_fn,
 };
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -198,6 +198,65 @@ async fn release_of_a_dirty_connection_outside_a_runtime_does_not_panic() {
     let released = on_a_thread(move || pollster::block_on(held.release())).await;
     assert!(matches!(released, Err(ReleaseError::NoRuntime)), "{released:?}");
     assert_eq!(balanced(&pool, &manager.ledger).await.resets, 1, "in the background");
+}
+
+#[tokio::test]
+async fn a_blocking_release_on_a_plain_thread_has_the_reset_done_on_the_pools_runtime() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).reset_timeout(PATIENCE).build_lazy().unwrap();
+    let held = pool.acquire_owned().await.unwrap();
+    manager.condition.once(DIRTY);
+    manager.reset.once(Act::Slow(Duration::from_millis(1)));
+    let released = on_a_thread(move || held.release_blocking()).await;
+    assert!(matches!(released, Ok(())), "{released:?}");
+    assert_eq!((pool.metrics().resets, pool.metrics().counts.idle), (1, 1));
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[test]
+fn a_blocking_release_whose_runtime_has_ended_or_ends_says_so() {
+    for ends_meanwhile in [false, true] {
+        let manager = TestManager::new();
+        let (pool, released) = must_end({
+            let manager = manager.clone();
+            move || {
+                let runtime = multi();
+                let pool = pool_of(&manager, 1).min_idle(1).reset_timeout(Duration::MAX);
+                let pool = runtime.block_on(pool.build()).unwrap();
+                let held = pool.try_acquire_owned().unwrap();
+                manager.condition.once(DIRTY);
+                manager.reset.once(Act::Never);
+                let release = move || held.release_blocking();
+                if ends_meanwhile {
+                    let waiter = std::thread::spawn(release);
+                    eventually_blocking("it is being reset", || manager.reset.running() == 1);
+                    drop(runtime);
+                    (pool, join(waiter))
+                } else {
+                    drop(runtime);
+                    (pool, release())
+                }
+            }
+        });
+        assert!(matches!(released, Err(ReleaseError::NoRuntime)), "{released:?}");
+        assert_eq!(balanced_blocking(&pool, &manager.ledger).closed.abandoned, 1);
+    }
+}
+
+#[test]
+fn a_blocking_release_does_not_wait_for_good_for_a_runtime_that_nobody_drives() {
+    let manager = TestManager::new();
+    let (runtime, limit) = (single(), SECOND / 50);
+    let pool = pool_of(&manager, 1).min_idle(1).reset_timeout(limit);
+    let pool = runtime.block_on(pool.build()).unwrap();
+    let held = pool.try_acquire_owned().unwrap();
+    manager.condition.once(DIRTY);
+    let error = must_end(move || held.release_blocking()).unwrap_err();
+    assert!(matches!(error, ReleaseError::Reset(OperationError::TimedOut { .. })), "{error:?}");
+    assert_eq!(manager.reset.calls(), 0);
+    // Whoever drives it has it reset.
+    let metrics = runtime.block_on(balanced(&pool, &manager.ledger));
+    assert_eq!((metrics.resets, metrics.counts.idle), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]

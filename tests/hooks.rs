@@ -146,6 +146,8 @@ fn blocking_callers_meet_the_same_hooks() {
     drop(pool.acquire_owned().unwrap());
     let again = ["before_acquire 1", "on_checkout 1", "on_checkin 1", "after_release 0"];
     assert_eq!(take(&calls), again);
+    pool.acquire().unwrap().release_blocking().unwrap();
+    assert_eq!(take(&calls), again);
     let held = pool.acquire().unwrap();
     let waiter = thread::spawn({
         let pool = pool.clone();

@@ -2,8 +2,8 @@
 //!
 //! | manager | feature | a connection is | checked by | reset | beyond retrying |
 //! |---|---|---|---|---|---|
-//! | [`TcpManager`](tcp::TcpManager) | `tcp` | a `tokio::net::TcpStream` | a look at the socket, at each acquire | – | an address that is none |
-//! | [`UnixManager`](unix::UnixManager) | `unix` | a `tokio::net::UnixStream` | a look at the socket, at each acquire | – | a path that is none |
+//! | [`TcpManager`](tcp::TcpManager) | `tcp` | a `tokio::net::TcpStream` | a look at the socket, at each acquire but the first | – | an address that is none |
+//! | [`UnixManager`](unix::UnixManager) | `unix` | a `tokio::net::UnixStream` | a look at the socket, at each acquire but the first | – | a path that is none |
 //! | [`PostgresManager`](postgres::PostgresManager) | `postgres` | a `tokio_postgres::Client` | `Sync`, no statement | by `PoolMode` | wrong password, user, database |
 //! | [`PgWiredManager`](self::pg_wired::PgWiredManager) | `pg-wired` | `pg-wired` 0.4's `AsyncConn` or `WireConn` | a `SELECT` or a `Sync` | requests in flight and open transactions, at each release; `DISCARD ALL` after a transaction | a wrong password, an unknown database, an address that is none |
 //! | [`SqlxManager<DB>`](self::sqlx::SqlxManager) | `sqlx` | a connection of `sqlx` 0.9, such as `PgConnection` | `ping` | abandoned queries and open transactions, at each release | a wrong password, an unknown database, an invalid option |

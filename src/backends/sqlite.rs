@@ -3,7 +3,7 @@
 //!
 //! Not here: databases in memory, which belong to one connection each.
 
-use crate::config::Config;
+use crate::config::{Config, Priority};
 use crate::error::BuildError;
 use crate::manager::{Condition, Manager};
 use crate::pool::{Pool, PoolBuilder};
@@ -385,10 +385,17 @@ enum Place {
 /// write all of the log into the file.
 struct Ends(Connection);
 
+impl Ends {
+    /// Takes away an interrupt that found nothing to interrupt: the next statement does.
+    fn forget_interrupt(&self) {
+        drop(self.0.execute_batch("SELECT 1"));
+    }
+}
+
 impl Drop for Ends {
     fn drop(&mut self) {
-        // An interrupt that came when its call was over would keep it from that. A statement takes it away.
-        drop(self.0.execute_batch("SELECT 1"));
+        // An interrupt, such as of a call that panicked, would keep it from that.
+        self.forget_interrupt();
     }
 }
 
@@ -522,7 +529,12 @@ impl SqliteConnection {
             if !errand.0.given_up.load(Ordering::Relaxed) {
                 Patience::new(limit, errand.0.given_up.clone()).during(&mut connection.0, work);
             }
+            let given_up = errand.0.given_up.clone();
             drop(errand);
+            // No interrupt comes any more, and the lock of `over` has told whether one came.
+            if given_up.load(Ordering::Relaxed) {
+                connection.forget_interrupt();
+            }
             connection
         });
         self.place = Place::Away(Errand { call, reins, chased: false });
@@ -606,7 +618,11 @@ impl Reins {
 
     fn give_up(&self) {
         self.given_up.store(true, Ordering::Relaxed);
-        self.interrupt.interrupt();
+        // The errand cannot end meanwhile, so this never hits whoever has the connection next.
+        let over = self.over();
+        if !*over {
+            self.interrupt.interrupt();
+        }
     }
 
     /// Interrupts until the errand is over. Blocks.
@@ -742,9 +758,9 @@ impl SqliteDatabase {
         Self::open_with(manager, readers, |builder| builder).await
     }
 
-    /// The same with settings for both pools, other than their sizes; the `capacity` is that of the
-    /// readers, since there is never more than one writer. To the name that they give, `-writer` and
-    /// `-readers` are added.
+    /// The same with settings for both pools, other than their sizes; the `capacity` and what is
+    /// `reserved` are those of the readers, since there is never more than one writer. To the name that
+    /// they give, `-writer` and `-readers` are added.
     ///
     /// # Errors
     ///
@@ -756,7 +772,8 @@ impl SqliteDatabase {
     ) -> Result<Self, BuildError<rusqlite::Error>> {
         let writer = settings(Pool::builder(manager.clone().wal(true).read_only(false)));
         // It goes first: readers can neither create the file nor give it a log.
-        let writer = writer.part("writer").max_size(1).capacity(1).min_idle(1).build().await?;
+        let writer = writer.part("writer").max_size(1).capacity(1).reserved(Priority::High, 0);
+        let writer = writer.min_idle(1).build().await?;
         let reading = SqliteManager { _writer: Some(writer.clone()), ..manager.read_only(true) };
         let reading = settings(Pool::builder(reading));
         let readers = reading.part("readers").max_size(readers).build().await?;

@@ -27,14 +27,18 @@ use tokio::time::timeout;
 ///
 /// # What is checked
 ///
-/// Whenever a connection is released, whenever one is acquired, and when the pool checks one: that the
-/// peer has neither closed it nor sent anything that nobody has read, and that the runtime on which it was
-/// opened has not ended: the stream does nothing after that. When it is released also that its
+/// Whenever a connection is released, when one that has been used is acquired, and when the pool checks
+/// one: that the peer has neither closed it nor sent anything that nobody has read, and that the runtime on
+/// which it was opened has not ended: the stream does nothing after that. When it is released also that its
 /// user has not shut it down, nor left a write half-way while there was no room for it. These are one or
 /// two system calls, and no round trip. They do not find a peer that is gone without a word;
 /// [`keepalive`](Self::keepalive) does, in time. An acquire does not look again if the pool has in the
 /// background, since the last use and no longer ago than the [`CheckPolicy`](crate::CheckPolicy) allows:
 /// 5 s by default and with `Always`, any time with `Never`.
+///
+/// One that is new is handed out as it is. One that was opened ahead of its first use, for `min_idle`, is
+/// looked at before it once it has been idle for as long as the `CheckPolicy` says, unless the pool's runtime
+/// has ended by then.
 ///
 /// # What cannot be seen
 ///
@@ -47,8 +51,9 @@ use tokio::time::timeout;
 ///
 /// # Cost
 ///
-/// An acquire is no hit, but a check that is done on the spot, or from a blocking thread on the pool's
-/// runtime; [`try_acquire`](crate::Pool::try_acquire) finds nothing before it has had that done once. See
+/// An acquire of one that has been used is no hit, but a check that is done on the spot, or from a blocking
+/// thread on the pool's runtime; [`try_acquire`](crate::Pool::try_acquire) finds nothing before it has had
+/// that done once. See
 /// [`verify_on_acquire`](Self::verify_on_acquire).
 ///
 /// # Examples
@@ -107,7 +112,8 @@ impl<A> TcpManager<A> {
         self
     }
 
-    /// Whether each acquire looks once more whether anything has arrived. Default: `true`.
+    /// Whether each acquire of one that has been used looks once more whether anything has arrived.
+    /// Default: `true`.
     ///
     /// With `false` only one of a connection that has been idle for a while does, or as
     /// [`CheckPolicy`](crate::CheckPolicy) says, and taking any other is a hit. That is for programs that

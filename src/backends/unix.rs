@@ -14,11 +14,11 @@ use tokio::net::UnixStream;
 ///
 /// # What is checked
 ///
-/// As in [`TcpManager`](super::tcp::TcpManager), at the same cost: that the peer has neither closed the
-/// connection nor sent anything that nobody has read, and that the runtime on which it was opened has not
-/// ended. A peer on the same machine is never gone without a
-/// word. What is said there of answers that are still under way holds here too: whoever gives up on one
-/// has to [`discard`](crate::Pooled::discard) the connection.
+/// As in [`TcpManager`](super::tcp::TcpManager), when it is there and at the same cost: that the peer has
+/// neither closed the connection nor sent anything that nobody has read, and that the runtime on which it was
+/// opened has not ended. A peer on the same machine is never gone without a word. What is said there of
+/// answers that are still under way holds here too: whoever gives up on one has to
+/// [`discard`](crate::Pooled::discard) the connection.
 ///
 /// # Examples
 ///
@@ -43,7 +43,8 @@ impl UnixManager {
         Self { path: path.into(), trusted: false }
     }
 
-    /// Whether each acquire looks once more whether anything has arrived. Default: `true`.
+    /// Whether each acquire of one that has been used looks once more whether anything has arrived.
+    /// Default: `true`.
     ///
     /// With `false` only one of a connection that has been idle for a while does, or as
     /// [`CheckPolicy`](crate::CheckPolicy) says, and taking any other is a hit. That is for programs that

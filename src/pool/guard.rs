@@ -4,10 +4,10 @@
 
 use super::life::look_over;
 use super::operation::{bounded, has_timer};
-use super::{Shared, Tenant, trace::no_span};
+use super::{Shared, Tenant, runs_async_task, trace::no_span};
 use crate::config::CheckPolicy;
 use crate::core::{Doubt, Flags, Lease, Loan, State, Trial};
-use crate::error::ReleaseError;
+use crate::error::{OperationError, ReleaseError};
 use crate::hooks::{AtEnd, Hooks};
 use crate::manager::{Condition, Manager};
 use crate::metrics::CloseReason;
@@ -15,6 +15,7 @@ use crate::panics::caught;
 use std::mem;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 /// A connection on loan; dropping it gives it back.
@@ -128,6 +129,7 @@ macro_rules! pooled {
             ///   closed.
             /// - [`ReleaseError::NoRuntime`] if it is dirty and there is no tokio runtime with a timer
             ///   here, or it has ended: it is reset in the background, as by a drop.
+            ///   [`release_blocking`](Self::release_blocking) waits for that without one.
             ///
             /// # Cancel safety
             ///
@@ -138,6 +140,26 @@ macro_rules! pooled {
                 let shared = lease.keeper().clone();
                 let _told = AtEnd::new(&shared.hooks, Hooks::released);
                 release(lease).await
+            }
+
+            /// As [`release`](Self::release), blocking the thread: for threads, and inside `spawn_blocking`. A
+            /// dirty connection is reset on the pool's runtime.
+            ///
+            /// # Errors
+            ///
+            /// - [`ReleaseError::Rejected`] and [`ReleaseError::Broken`] as for `release`.
+            /// - [`ReleaseError::Reset`] if the reset failed, panicked or took too long: it is closed. If that
+            ///   runtime does not get to it, this ends after twice `reset_timeout`, and what comes of the
+            ///   reset later nobody is told.
+            /// - [`ReleaseError::NoRuntime`] if it is dirty and neither the pool nor this thread has a tokio
+            ///   runtime, or the pool's ends meanwhile: it is closed.
+            /// - [`ReleaseError::WouldBlock`] if it is dirty and this is an asynchronous task: it is reset in
+            ///   the background, as by a drop.
+            pub fn release_blocking(mut self) -> Result<(), ReleaseError<M::Error>> {
+                let lease = self.loan.recall();
+                let shared = lease.keeper().clone();
+                let _told = AtEnd::new(&shared.hooks, Hooks::released);
+                release_blocking(lease)
             }
 
             /// The manager that has opened this connection.
@@ -274,7 +296,7 @@ where
     match doubt {
         Doubt::Greeted => lease.keeper().distrust(&lease),
         Doubt::Unchecked => lease.raise(Flags::CHECK),
-        Doubt::Dirty => reset_in_background(lease),
+        Doubt::Dirty => reset_in_background(lease, drop),
         Doubt::Broken => broken(lease),
         Doubt::Outdated => outdated(lease),
         Doubt::Interrupted => end(lease, CloseReason::HolderPanicked),
@@ -316,8 +338,12 @@ where
     shared.close_connection(trial, reason);
 }
 
-fn reset_in_background<M, R>(mut lease: Lease<R>)
-where
+/// Has a dirty connection reset on the pool's runtime, and `tell` told what came of it; drops `tell` if there
+/// is no runtime, or it ends before that.
+fn reset_in_background<M, R>(
+    mut lease: Lease<R>,
+    tell: impl FnOnce(Result<(), ReleaseError<M::Error>>) + Send + 'static,
+) where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,
 {
@@ -326,7 +352,7 @@ where
         return end(lease, CloseReason::Abandoned);
     };
     let trial = lease.begin(State::Resetting).with_keeper(shared);
-    ground.spawn(async move { drop(reset(trial).await) });
+    ground.spawn(async move { tell(reset(trial).await.map(drop)) });
 }
 
 /// Makes a dirty connection clean; closes it if that fails, or if it turns out to be of no use.
@@ -374,31 +400,63 @@ where
     }
 }
 
-async fn release<M, R>(mut lease: Lease<R>) -> Result<(), ReleaseError<M::Error>>
+async fn release<M, R>(lease: Lease<R>) -> Result<(), ReleaseError<M::Error>>
+where
+    M: Manager,
+    R: Deref<Target = Shared<M>> + Clone,
+{
+    let Some(mut dirty) = hand_in(lease)? else { return Ok(()) };
+    if !has_timer() {
+        reset_in_background(dirty, drop);
+        return Err(ReleaseError::NoRuntime);
+    }
+    reset(dirty.begin(State::Resetting)).await.map(drop)
+}
+
+/// As [`release`], on the pool's runtime: this thread may be unable to drive timers.
+fn release_blocking<M, R>(lease: Lease<R>) -> Result<(), ReleaseError<M::Error>>
+where
+    M: Manager,
+    R: Deref<Target = Shared<M>> + Clone,
+{
+    let Some(dirty) = hand_in(lease)? else { return Ok(()) };
+    if runs_async_task() {
+        reset_in_background(dirty, drop);
+        return Err(ReleaseError::WouldBlock);
+    }
+    let (setting, limit) = ("reset_timeout", dirty.keeper().config.reset_timeout);
+    let (report, outcome) = mpsc::sync_channel(1);
+    // Whoever does not wait any more does not want it.
+    reset_in_background(dirty, move |outcome| drop(report.send(outcome)));
+    // The reset keeps to its limit by itself, unless nobody drives the runtime.
+    match outcome.recv_timeout(limit.saturating_mul(2)) {
+        Ok(outcome) => outcome,
+        Err(RecvTimeoutError::Timeout) => {
+            Err(ReleaseError::Reset(OperationError::TimedOut { setting, limit }))
+        }
+        Err(RecvTimeoutError::Disconnected) => Err(ReleaseError::NoRuntime),
+    }
+}
+
+/// Does what a release does without waiting. A connection that is left is dirty, and to be reset.
+fn hand_in<M, R>(mut lease: Lease<R>) -> Result<Option<Lease<R>>, ReleaseError<M::Error>>
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,
 {
     let shared = lease.keeper().clone();
     let doubt = shared.doubt_about(lease.resource_mut());
-    let Some(mut lease) = check_in(lease) else { return Err(ReleaseError::Rejected) };
+    let Some(lease) = check_in(lease) else { return Err(ReleaseError::Rejected) };
     match doubt {
-        None => Ok(()),
-        Some(Doubt::Dirty) if !has_timer() => {
-            reset_in_background(lease);
-            Err(ReleaseError::NoRuntime)
-        }
-        Some(Doubt::Dirty) => {
-            let trial = lease.begin(State::Resetting);
-            reset(trial).await.map(drop)
-        }
+        None => Ok(None),
+        Some(Doubt::Dirty) => Ok(Some(lease)),
         Some(doubt @ (Doubt::Broken | Doubt::Outdated)) => {
             act_on(lease, doubt);
             Err(ReleaseError::Broken)
         }
         Some(doubt) => {
             act_on(lease, doubt);
-            Ok(())
+            Ok(None)
         }
     }
 }
