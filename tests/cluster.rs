@@ -2559,6 +2559,21 @@ async fn the_only_unit_leaves_a_node_that_does_not_answer() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_that_opens_again_is_not_silent_however_long_ago_it_got_its_unit() {
+    let (cluster, managers, whole) = capped(1, 1, [("a", plain()), ("b", plain())]);
+    cluster.acquire("a").await.unwrap().discard();
+    managers[0].connect.always(Act::Slow(300 * MILLISECOND));
+    tokio::time::sleep(2 * SECOND).await;
+    let began = tokio::time::Instant::now();
+    let guard = cluster.acquire_any(Policy::Rank(&first("a"))).await.unwrap();
+    assert_eq!((guard.node().as_str(), began.elapsed()), ("a", 300 * MILLISECOND));
+    assert_eq!(managers[1].connect.calls(), 0);
+    drop(guard);
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_connection_that_is_opened_for_nobody_makes_room() {
     for cap in [1, 2] {
         let (cluster, managers, whole) = capped(cap, 2, [("a", plain()), ("b", plain())]);

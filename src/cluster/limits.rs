@@ -78,6 +78,10 @@ struct Share<K: Key, M: Manager> {
     turn: u64,
     /// When it last got one.
     since: Instant,
+    /// How many connections it had opened when it was last looked at.
+    opened: u64,
+    /// When it was first seen to open the next one while it had no other.
+    opening: Option<Instant>,
     /// When it was last told to let go of one.
     asked: Instant,
     /// When it lost its only unit, because it had opened nothing.
@@ -120,7 +124,7 @@ struct Look {
     is_urgent: bool,
     /// It has had its last one for a while.
     had_its_turn: bool,
-    /// It has opened nothing with its last one for a long while.
+    /// It has been opening its only connection for a long while.
     is_silent: bool,
     /// What it is opening is for nobody.
     opens_for_nobody: bool,
@@ -172,8 +176,18 @@ impl Look {
 impl<K: Key, M: Manager> Share<K, M> {
     fn new(pool: Pool<Member<K, M>>) -> Self {
         let now = Instant::now();
-        let (passed_over, silent, used) = (None, None, Vec::new());
-        Self { pool, passed_over, turn: 0, since: now, asked: now, silent, used, seen: (now, 0) }
+        Self {
+            pool,
+            passed_over: None,
+            turn: 0,
+            since: now,
+            opened: 0,
+            opening: None,
+            asked: now,
+            silent: None,
+            used: Vec::new(),
+            seen: (now, 0),
+        }
     }
 
     /// Whether none of its connections is left.
@@ -211,11 +225,11 @@ impl<K: Key, M: Manager> Share<K, M> {
         let soon = coming - (counts.in_use + connecting).saturating_sub(limit);
         let need_then = (kept.saturating_sub(coming - soon) + waiting).min(most);
         let in_vain = coming > soon && now - self.asked >= TURN;
+        let opens = kept == 0 && connecting > 0;
+        let is_silent = self.is_silent(opens, now);
         let state = &self.pool.manager().state;
         let was_silent = self.silent.is_some_and(|since| now - since < SILENCE);
         let is_urgent = waiting > state.roving() && !was_silent;
-        let opens = kept == 0 && connecting > 0;
-        let is_silent = opens && now - self.since >= SILENCE;
         // One that is still being opened would have been opened in vain.
         let had_its_turn = if opens { is_silent } else { now - self.since >= TURN };
         let is_down = !state.is_up();
@@ -241,6 +255,17 @@ impl<K: Key, M: Manager> Share<K, M> {
             is_tried: is_down && now - self.since < PATIENCE,
             turn,
         }
+    }
+
+    /// Whether it has been opening its only connection for a long while.
+    fn is_silent(&mut self, opens: bool, now: Instant) -> bool {
+        let opened = self.pool.opened();
+        let has_answered = mem::replace(&mut self.opened, opened) != opened;
+        if has_answered || !opens {
+            // Nobody may have looked while it had what it was opening then.
+            self.opening = None;
+        }
+        opens && now - *self.opening.get_or_insert(now) >= SILENCE
     }
 
     /// Takes note of how many units are needed now; answers how many were not at any look of the last

@@ -156,6 +156,11 @@ impl Totals {
         self.created.fetch_add(1, Ordering::Relaxed) + 1
     }
 
+    #[cfg(feature = "cluster")]
+    pub(crate) fn opened(&self) -> u64 {
+        self.created.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn connect_failed(&self) {
         self.connect_failures.fetch_add(1, Ordering::Relaxed);
     }

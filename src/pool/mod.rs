@@ -757,6 +757,12 @@ impl<M: Manager> Pool<M> {
         self.shared.core.uses()
     }
 
+    /// How many connections have been opened.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn opened(&self) -> u64 {
+        self.shared.totals.opened()
+    }
+
     /// How many connects and resets have come to an end, well or not.
     #[cfg(feature = "cluster")]
     pub(crate) fn answers(&self) -> u64 {
