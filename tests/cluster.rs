@@ -2574,6 +2574,28 @@ async fn a_node_that_opens_again_is_not_silent_however_long_ago_it_got_its_unit(
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_opened_with_the_only_unit_serves_before_that_goes_on() {
+    let (cluster, managers, whole) = capped(1, 1, [("a", plain()), ("b", plain())]);
+    let served = |key: &'static str| {
+        let cluster = cluster.clone();
+        async move { drop(cluster.acquire(key).await.unwrap()) }
+    };
+    for manager in &managers {
+        manager.connect.always(Act::Slow(300 * MILLISECOND));
+    }
+    let began = tokio::time::Instant::now();
+    let a = tokio::spawn(served("a"));
+    tokio::task::yield_now().await;
+    let b = tokio::spawn(served("b"));
+    a.await.unwrap();
+    assert_eq!(began.elapsed(), 300 * MILLISECOND);
+    b.await.unwrap();
+    assert_eq!(managers.each_ref().map(|manager| manager.ledger.opened()), [1, 1]);
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_connection_that_is_opened_for_nobody_makes_room() {
     for cap in [1, 2] {
         let (cluster, managers, whole) = capped(cap, 2, [("a", plain()), ("b", plain())]);

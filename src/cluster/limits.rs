@@ -12,7 +12,7 @@
 //! | an idle one of a node that keeps at least as many as the other then has | at once |
 //! | an idle one of any other node | once that one has had no use for it for a [`TURN`] |
 //! | one in use, of the node that has most, as above, if no idle one can be had | when it comes back; if that takes longer than a turn, another node is asked as well |
-//! | the only one of a node, if the other has none | once it has had it for a turn |
+//! | the only one of a node, if the other has none | once it has had it for a turn, and has used what it opened |
 //!
 //! What moves at once makes the shares more equal, which comes to an end; all else takes a turn. So
 //! however the loads go up and down, a node that stays within its fair share loses each of its units at
@@ -82,6 +82,8 @@ struct Share<K: Key, M: Manager> {
     opened: u64,
     /// When it was first seen to open the next one while it had no other.
     opening: Option<Instant>,
+    /// How often its connections had been acquired then.
+    unused: Option<u64>,
     /// When it was last told to let go of one.
     asked: Instant,
     /// When it lost its only unit, because it had opened nothing.
@@ -183,6 +185,7 @@ impl<K: Key, M: Manager> Share<K, M> {
             since: now,
             opened: 0,
             opening: None,
+            unused: None,
             asked: now,
             silent: None,
             used: Vec::new(),
@@ -199,7 +202,7 @@ impl<K: Key, M: Manager> Share<K, M> {
     fn look(&mut self) -> Look {
         let turn = self.turn;
         // Before the counts: then what they say of a pool that is closed is all that it still has.
-        let is_closed = self.pool.is_closed();
+        let (is_closed, uses) = (self.pool.is_closed(), self.pool.uses());
         let (counts, waiting) = (self.pool.counts(), self.pool.unserved());
         if is_closed {
             // It has what is still alive, and will have none. What is out comes back when whoever has
@@ -230,10 +233,15 @@ impl<K: Key, M: Manager> Share<K, M> {
         let state = &self.pool.manager().state;
         let was_silent = self.silent.is_some_and(|since| now - since < SILENCE);
         let is_urgent = waiting > state.roving() && !was_silent;
-        // One that is still being opened would have been opened in vain.
-        let had_its_turn = if opens { is_silent } else { now - self.since >= TURN };
+        if opens {
+            self.unused = Some(uses);
+        }
+        // One that is still being opened, or on its way to the first who uses it, would have been opened in
+        // vain.
+        let is_new = kept > 0 && self.unused == Some(uses);
+        let had_its_turn = if opens { is_silent } else { !is_new && now - self.since >= TURN };
         let is_down = !state.is_up();
-        let rested = self.rested(need, limit, now);
+        let rested = self.rested(need, limit, uses, now);
         Look {
             limit,
             units,
@@ -270,8 +278,7 @@ impl<K: Key, M: Manager> Share<K, M> {
 
     /// Takes note of how many units are needed now; answers how many were not at any look of the last
     /// turn.
-    fn rested(&mut self, need: usize, limit: usize, now: Instant) -> usize {
-        let uses = self.pool.uses();
+    fn rested(&mut self, need: usize, limit: usize, uses: u64, now: Instant) -> usize {
         let (before, uses_before) = mem::replace(&mut self.seen, (now, uses));
         if uses != uses_before && now - before >= TURN {
             // Nobody has seen how many were in use at a time.
