@@ -479,6 +479,31 @@ async fn a_replica_that_does_not_answer_costs_a_read_a_quarter_of_a_second() {
     let read = cluster.acquire_any(Policy::ReplicasThenPrimary).await.unwrap();
     assert_eq!((read.node().as_str(), began.elapsed()), ("p", 250 * MILLISECOND));
 
+    // So does one whose connections are all being checked, or prepared, for others.
+    for prepares in [false, true] {
+        let pools = move |pool: PoolBuilder<Member<String, TestManager>>| {
+            let hooks = Hooks::new().before_acquire(|conn: &mut Conn| {
+                let is_frozen = conn.server().mark.load(Ordering::SeqCst) > 0;
+                Box::pin(async move { if is_frozen { pending().await } else { Ok(()) } })
+            });
+            let pool = pool.max_size(1);
+            if prepares { pool.hooks(hooks) } else { pool.check(CheckPolicy::Always) }
+        };
+        let nodes = [("p", primary()), ("r", replica())];
+        let (cluster, [_, r]) = cluster_of(builder().pools(pools), nodes);
+        for key in ["p", "r"] {
+            drop(cluster.acquire(key).await.unwrap());
+        }
+        r.check.always(Act::Never);
+        r.ledger.mark.store(1, Ordering::SeqCst);
+        let began = tokio::time::Instant::now();
+        let read = || async {
+            let read = cluster.acquire_any(Policy::ReplicasThenPrimary).await.unwrap();
+            assert_eq!((read.node().as_str(), began.elapsed()), ("p", 250 * MILLISECOND));
+        };
+        tokio::join!(read(), read());
+    }
+
     let nodes = [("p", primary()), ("r", replica())];
     let (cluster, [_, r]) = cluster_of(builder().pools(|pool| pool.max_size(1)), nodes);
     let held = cluster.acquire("r").await.unwrap();
@@ -512,6 +537,38 @@ async fn a_primary_is_spared_as_long_as_one_replica_is_merely_busy() {
         assert_eq!(begun.running(), 1);
         begun.open(1);
         assert_eq!(read.await.unwrap().node(), "r2");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_primary_is_spared_while_a_replica_checks_one_connection_after_another() {
+    for prepares in [false, true] {
+        let pools = move |pool: PoolBuilder<Member<String, TestManager>>| {
+            let hooks = Hooks::new().before_acquire(|_| {
+                Box::pin(async {
+                    tokio::time::sleep(200 * MILLISECOND).await;
+                    Ok(())
+                })
+            });
+            let pool = pool.max_size(1).shards(1);
+            if prepares { pool.hooks(hooks) } else { pool.check(CheckPolicy::Always) }
+        };
+        let nodes = [("p", primary()), ("r", replica())];
+        let (cluster, [_, r]) = cluster_of(builder().pools(pools), nodes);
+        for key in ["p", "r"] {
+            drop(cluster.acquire(key).await.unwrap());
+        }
+        r.check.always(Act::Slow(200 * MILLISECOND));
+        let reads = [(); 8].map(|()| {
+            let cluster = cluster.clone();
+            tokio::spawn(async move {
+                let read = cluster.acquire_any(Policy::ReplicasThenPrimary).await.unwrap();
+                assert_eq!(read.node(), "r");
+            })
+        });
+        for read in reads {
+            read.await.unwrap();
+        }
     }
 }
 

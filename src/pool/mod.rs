@@ -763,7 +763,7 @@ impl<M: Manager> Pool<M> {
         self.shared.totals.opened()
     }
 
-    /// How many connects and resets have come to an end, well or not.
+    /// How many connects, resets and checks have come to an end, well or not.
     #[cfg(feature = "cluster")]
     pub(crate) fn answers(&self) -> u64 {
         self.shared.totals.answers()
