@@ -3741,6 +3741,30 @@ async fn a_full_line_keeps_no_server_from_being_asked_for_its_role() {
     assert_eq!(a().waits.failures(), 0);
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_a_cluster_asks_its_servers_is_not_shed() {
+    let shed = Shed::new(20 * MILLISECOND, 100 * MILLISECOND);
+    let builder = builder().pools(move |pool| pool.max_size(1).shards(1).shed(shed));
+    let (cluster, managers) = with_roles_of(builder, [Role::Replica, Role::Replica]);
+    let held = cluster.acquire("a").await.unwrap();
+    let (mut first, mut second) = (pin!(cluster.acquire("a")), pin!(cluster.acquire("a")));
+    assert!(poll_once(first.as_mut()).is_pending() && poll_once(second.as_mut()).is_pending());
+    let mut acquire = pin!(cluster.acquire_any(Policy::Primary));
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    let a = || cluster.node_stats("a").unwrap();
+    eventually("it is to be asked", || a().counts.waiters == 3).await;
+    // All who are served in the first interval have waited for too long.
+    tokio::time::sleep(150 * MILLISECOND).await;
+    drop(held);
+    let held = first.await.unwrap();
+    tokio::time::sleep(150 * MILLISECOND).await;
+    become_primary(&managers[0], true);
+    drop(held);
+    assert!(second.await.is_err(), "the line does not empty");
+    assert_eq!(acquire.await.unwrap().node(), "a");
+    assert_eq!((a().waits.shed, a().shed), (1, 1));
+}
+
 #[tokio::test]
 async fn an_acquire_that_is_refused_at_once_is_counted_as_that() {
     let builder = builder().pools(|pool| pool.max_size(1).max_waiters(1));

@@ -133,8 +133,8 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
     /// are those of the nodes' options.
     ///
     /// Where no connection is idle, what asks waits in line like everybody else, one at each node, and also
-    /// if the line is full. It is one of those that `max_waiters` are compared with then, but not one of the
-    /// acquires that [waited](crate::Waits).
+    /// if the line is full; it is not [shed](crate::Shed). It is one of those that `max_waiters` are compared
+    /// with then, but not one of the acquires that [waited](crate::Waits).
     ///
     /// # Examples
     ///
