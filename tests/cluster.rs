@@ -2653,6 +2653,37 @@ async fn what_is_opened_with_the_only_unit_serves_before_that_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_that_takes_long_to_connect_gets_its_only_unit_for_longer_each_time() {
+    let (cluster, managers, whole) = capped(1, 1, [("a", plain()), ("b", plain())]);
+    managers[0].connect.always(Act::Slow(3_500 * MILLISECOND));
+    let (of_b, served) = workers(&cluster, "b", 2, MILLISECOND, Duration::ZERO);
+    tokio::time::sleep(100 * MILLISECOND).await;
+    drop(timeout(11 * SECOND, cluster.acquire("a")).await.expect("it may take so long").unwrap());
+    let served = served.load(Ordering::SeqCst);
+    assert!(served > 1_000, "the other one had it for as long in between, and served {served}");
+    // Once it has answered, it has a second again.
+    managers[0].connect.always(Act::Never);
+    tokio::time::sleep(100 * MILLISECOND).await;
+    let mut frozen = pin!(cluster.acquire("a"));
+    assert!(timeout(100 * MILLISECOND, frozen.as_mut()).await.is_err());
+    let served = timeout(1_100 * MILLISECOND, cluster.acquire("b")).await;
+    drop(served.expect("a is silent").unwrap());
+    of_b.iter().for_each(tokio::task::JoinHandle::abort);
+    assert_eq!(whole.most_live(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_primary_is_found_under_a_cap_though_each_connect_takes_more_than_a_second() {
+    let builder = builder().max_connections(1);
+    let (cluster, managers) = with_roles_of(builder, [Role::Replica, Role::Primary]);
+    for manager in &managers {
+        manager.connect.always(Act::Slow(1_500 * MILLISECOND));
+    }
+    let served = timeout(8 * SECOND, cluster.acquire_any(Policy::Primary)).await;
+    assert_eq!(served.expect("both have said what they are").unwrap().node(), "b");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_connection_that_is_opened_for_nobody_makes_room() {
     for cap in [1, 2] {
         let (cluster, managers, whole) = capped(cap, 2, [("a", plain()), ("b", plain())]);

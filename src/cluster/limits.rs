@@ -21,7 +21,7 @@
 //! A unit is given on only when the connection is gone; if nobody misses it any more before that, it
 //! stays. Of idle ones no more are taken at once than the node may open at once. What a node opens for
 //! nobody is given up, and so is what one has been opening with its only unit for a long while
-//! ([`SILENCE`]).
+//! ([`SILENCE`]), after which it lets the others have theirs for as long.
 //!
 //! A node that was merely passed over, so that nobody waits for it, comes after all for which somebody
 //! does, and gets nobody's last unit. One that is down has to be tried now and then, or it would never
@@ -51,8 +51,12 @@ use tokio::time::Instant;
 /// that has no more than its share.
 const TURN: Duration = Duration::from_millis(50);
 
-/// For so long a node may open its only connection before it has to let others try.
+/// For so long a node may open its only connection before it has to let others try, and for twice as long
+/// each next time: one that merely takes long to connect would never serve otherwise.
 const SILENCE: Duration = Duration::from_secs(1);
+
+/// So often that is doubled. Who waits for another node in the meantime has his own deadline.
+const DOUBLINGS: u32 = 2;
 
 /// For so long somebody who can wait does so.
 pub(super) const PATIENCE: Duration = Duration::from_millis(250);
@@ -82,11 +86,13 @@ struct Share<K: Key, M: Manager> {
     opened: u64,
     /// When it was first seen to open the next one while it had no other.
     opening: Option<Instant>,
-    /// How often its connections had been acquired then.
+    /// How often it has lost its only unit since it opened one, because it took too long.
+    silences: u32,
+    /// How often its connections had been acquired when it was last seen to open its only one.
     unused: Option<u64>,
     /// When it was last told to let go of one.
     asked: Instant,
-    /// When it lost its only unit, because it had opened nothing.
+    /// Until when it lets others have their turn, because it has lost its only unit like that.
     silent: Option<Instant>,
     /// For each of its units, when it was last seen to have use for as many.
     used: Vec<Instant>,
@@ -185,6 +191,7 @@ impl<K: Key, M: Manager> Share<K, M> {
             since: now,
             opened: 0,
             opening: None,
+            silences: 0,
             unused: None,
             asked: now,
             silent: None,
@@ -231,7 +238,7 @@ impl<K: Key, M: Manager> Share<K, M> {
         let opens = kept == 0 && connecting > 0;
         let is_silent = self.is_silent(opens, now);
         let state = &self.pool.manager().state;
-        let was_silent = self.silent.is_some_and(|since| now - since < SILENCE);
+        let was_silent = self.silent.is_some_and(|until| now < until);
         let is_urgent = waiting > state.roving() && !was_silent;
         if opens {
             self.unused = Some(uses);
@@ -269,11 +276,19 @@ impl<K: Key, M: Manager> Share<K, M> {
     fn is_silent(&mut self, opens: bool, now: Instant) -> bool {
         let opened = self.pool.opened();
         let has_answered = mem::replace(&mut self.opened, opened) != opened;
+        if has_answered {
+            self.silences = 0;
+        }
         if has_answered || !opens {
             // Nobody may have looked while it had what it was opening then.
             self.opening = None;
         }
-        opens && now - *self.opening.get_or_insert(now) >= SILENCE
+        opens && now - *self.opening.get_or_insert(now) >= self.long()
+    }
+
+    /// For how long it may open its only connection.
+    fn long(&self) -> Duration {
+        SILENCE * (1 << self.silences.min(DOUBLINGS))
     }
 
     /// Takes note of how many units are needed now; answers how many were not at any look of the last
@@ -404,7 +419,8 @@ impl<K: Key, M: Manager> Cap<K, M> {
                 if look.limit == 1 {
                     // It is the last to get one again.
                     share.turn = turn;
-                    share.silent = look.is_silent.then_some(share.asked);
+                    share.silent = look.is_silent.then(|| share.asked + share.long());
+                    share.silences += u32::from(look.is_silent);
                 }
                 let mut change = Change::begin(share, look.limit - 1);
                 change.recalls =
