@@ -479,6 +479,31 @@ async fn a_replica_that_does_not_answer_costs_a_read_a_quarter_of_a_second() {
     let read = cluster.acquire_any(Policy::ReplicasThenPrimary).await.unwrap();
     assert_eq!((read.node().as_str(), began.elapsed()), ("p", 250 * MILLISECOND));
 
+    // So does one whose connections are all being checked, or prepared, for others.
+    for prepares in [false, true] {
+        let pools = move |pool: PoolBuilder<Member<String, TestManager>>| {
+            let hooks = Hooks::new().before_acquire(|conn: &mut Conn| {
+                let is_frozen = conn.server().mark.load(Ordering::SeqCst) > 0;
+                Box::pin(async move { if is_frozen { pending().await } else { Ok(()) } })
+            });
+            let pool = pool.max_size(1);
+            if prepares { pool.hooks(hooks) } else { pool.check(CheckPolicy::Always) }
+        };
+        let nodes = [("p", primary()), ("r", replica())];
+        let (cluster, [_, r]) = cluster_of(builder().pools(pools), nodes);
+        for key in ["p", "r"] {
+            drop(cluster.acquire(key).await.unwrap());
+        }
+        r.check.always(Act::Never);
+        r.ledger.mark.store(1, Ordering::SeqCst);
+        let began = tokio::time::Instant::now();
+        let read = || async {
+            let read = cluster.acquire_any(Policy::ReplicasThenPrimary).await.unwrap();
+            assert_eq!((read.node().as_str(), began.elapsed()), ("p", 250 * MILLISECOND));
+        };
+        tokio::join!(read(), read());
+    }
+
     let nodes = [("p", primary()), ("r", replica())];
     let (cluster, [_, r]) = cluster_of(builder().pools(|pool| pool.max_size(1)), nodes);
     let held = cluster.acquire("r").await.unwrap();
@@ -512,6 +537,38 @@ async fn a_primary_is_spared_as_long_as_one_replica_is_merely_busy() {
         assert_eq!(begun.running(), 1);
         begun.open(1);
         assert_eq!(read.await.unwrap().node(), "r2");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_primary_is_spared_while_a_replica_checks_one_connection_after_another() {
+    for prepares in [false, true] {
+        let pools = move |pool: PoolBuilder<Member<String, TestManager>>| {
+            let hooks = Hooks::new().before_acquire(|_| {
+                Box::pin(async {
+                    tokio::time::sleep(200 * MILLISECOND).await;
+                    Ok(())
+                })
+            });
+            let pool = pool.max_size(1).shards(1);
+            if prepares { pool.hooks(hooks) } else { pool.check(CheckPolicy::Always) }
+        };
+        let nodes = [("p", primary()), ("r", replica())];
+        let (cluster, [_, r]) = cluster_of(builder().pools(pools), nodes);
+        for key in ["p", "r"] {
+            drop(cluster.acquire(key).await.unwrap());
+        }
+        r.check.always(Act::Slow(200 * MILLISECOND));
+        let reads = [(); 8].map(|()| {
+            let cluster = cluster.clone();
+            tokio::spawn(async move {
+                let read = cluster.acquire_any(Policy::ReplicasThenPrimary).await.unwrap();
+                assert_eq!(read.node(), "r");
+            })
+        });
+        for read in reads {
+            read.await.unwrap();
+        }
     }
 }
 
@@ -2559,6 +2616,74 @@ async fn the_only_unit_leaves_a_node_that_does_not_answer() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_that_opens_again_is_not_silent_however_long_ago_it_got_its_unit() {
+    let (cluster, managers, whole) = capped(1, 1, [("a", plain()), ("b", plain())]);
+    cluster.acquire("a").await.unwrap().discard();
+    managers[0].connect.always(Act::Slow(300 * MILLISECOND));
+    tokio::time::sleep(2 * SECOND).await;
+    let began = tokio::time::Instant::now();
+    let guard = cluster.acquire_any(Policy::Rank(&first("a"))).await.unwrap();
+    assert_eq!((guard.node().as_str(), began.elapsed()), ("a", 300 * MILLISECOND));
+    assert_eq!(managers[1].connect.calls(), 0);
+    drop(guard);
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_opened_with_the_only_unit_serves_before_that_goes_on() {
+    let (cluster, managers, whole) = capped(1, 1, [("a", plain()), ("b", plain())]);
+    let served = |key: &'static str| {
+        let cluster = cluster.clone();
+        async move { drop(cluster.acquire(key).await.unwrap()) }
+    };
+    for manager in &managers {
+        manager.connect.always(Act::Slow(300 * MILLISECOND));
+    }
+    let began = tokio::time::Instant::now();
+    let a = tokio::spawn(served("a"));
+    tokio::task::yield_now().await;
+    let b = tokio::spawn(served("b"));
+    a.await.unwrap();
+    assert_eq!(began.elapsed(), 300 * MILLISECOND);
+    b.await.unwrap();
+    assert_eq!(managers.each_ref().map(|manager| manager.ledger.opened()), [1, 1]);
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_takes_long_to_connect_gets_its_only_unit_for_longer_each_time() {
+    let (cluster, managers, whole) = capped(1, 1, [("a", plain()), ("b", plain())]);
+    managers[0].connect.always(Act::Slow(3_500 * MILLISECOND));
+    let (of_b, served) = workers(&cluster, "b", 2, MILLISECOND, Duration::ZERO);
+    tokio::time::sleep(100 * MILLISECOND).await;
+    drop(timeout(11 * SECOND, cluster.acquire("a")).await.expect("it may take so long").unwrap());
+    let served = served.load(Ordering::SeqCst);
+    assert!(served > 1_000, "the other one had it for as long in between, and served {served}");
+    // Once it has answered, it has a second again.
+    managers[0].connect.always(Act::Never);
+    tokio::time::sleep(100 * MILLISECOND).await;
+    let mut frozen = pin!(cluster.acquire("a"));
+    assert!(timeout(100 * MILLISECOND, frozen.as_mut()).await.is_err());
+    let served = timeout(1_100 * MILLISECOND, cluster.acquire("b")).await;
+    drop(served.expect("a is silent").unwrap());
+    of_b.iter().for_each(tokio::task::JoinHandle::abort);
+    assert_eq!(whole.most_live(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_primary_is_found_under_a_cap_though_each_connect_takes_more_than_a_second() {
+    let builder = builder().max_connections(1);
+    let (cluster, managers) = with_roles_of(builder, [Role::Replica, Role::Primary]);
+    for manager in &managers {
+        manager.connect.always(Act::Slow(1_500 * MILLISECOND));
+    }
+    let served = timeout(8 * SECOND, cluster.acquire_any(Policy::Primary)).await;
+    assert_eq!(served.expect("both have said what they are").unwrap().node(), "b");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_connection_that_is_opened_for_nobody_makes_room() {
     for cap in [1, 2] {
         let (cluster, managers, whole) = capped(cap, 2, [("a", plain()), ("b", plain())]);
@@ -3645,6 +3770,30 @@ async fn a_full_line_keeps_no_server_from_being_asked_for_its_role() {
     drop(waits.await.unwrap());
     assert_eq!(acquire.await.unwrap().node(), "a");
     assert_eq!(a().waits.failures(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_cluster_asks_its_servers_is_not_shed() {
+    let shed = Shed::new(20 * MILLISECOND, 100 * MILLISECOND);
+    let builder = builder().pools(move |pool| pool.max_size(1).shards(1).shed(shed));
+    let (cluster, managers) = with_roles_of(builder, [Role::Replica, Role::Replica]);
+    let held = cluster.acquire("a").await.unwrap();
+    let (mut first, mut second) = (pin!(cluster.acquire("a")), pin!(cluster.acquire("a")));
+    assert!(poll_once(first.as_mut()).is_pending() && poll_once(second.as_mut()).is_pending());
+    let mut acquire = pin!(cluster.acquire_any(Policy::Primary));
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    let a = || cluster.node_stats("a").unwrap();
+    eventually("it is to be asked", || a().counts.waiters == 3).await;
+    // All who are served in the first interval have waited for too long.
+    tokio::time::sleep(150 * MILLISECOND).await;
+    drop(held);
+    let held = first.await.unwrap();
+    tokio::time::sleep(150 * MILLISECOND).await;
+    become_primary(&managers[0], true);
+    drop(held);
+    assert!(second.await.is_err(), "the line does not empty");
+    assert_eq!(acquire.await.unwrap().node(), "a");
+    assert_eq!((a().waits.shed, a().shed), (1, 1));
 }
 
 #[tokio::test]

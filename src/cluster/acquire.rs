@@ -683,9 +683,9 @@ struct Runner<K: Key, M: Manager> {
     check: Check,
     /// It has just been told to have something opened, which it does when it is polled.
     hurried: bool,
-    /// How many connects and resets had ended at the node when it was last seen, if one was under way.
+    /// How many connects, resets and checks had ended at the node when it was last seen, if one was under way.
     asked: Option<u64>,
-    /// One of these, or a check, has been under way there for a whole pause.
+    /// One of these has been under way there for a whole pause.
     late: bool,
     /// It has something opened, and one of the others may serve as well.
     roving: Option<Roving<K>>,
@@ -740,7 +740,8 @@ impl<K: Key, M: Manager> Runner<K, M> {
         // Before the look at what is under way, so that one which ends in between is not taken to go on.
         let ended = pool.answers();
         let counts = pool.counts();
-        self.asked = (counts.connecting + counts.resetting > 0).then_some(ended);
+        let under_way = counts.connecting + counts.resetting + counts.checking;
+        self.asked = (under_way > 0).then_some(ended);
     }
 
     /// A pause is over. What was under way before it and still is has taken all of it.

@@ -133,8 +133,8 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
     /// are those of the nodes' options.
     ///
     /// Where no connection is idle, what asks waits in line like everybody else, one at each node, and also
-    /// if the line is full. It is one of those that `max_waiters` are compared with then, but not one of the
-    /// acquires that [waited](crate::Waits).
+    /// if the line is full; it is not [shed](crate::Shed). It is one of those that `max_waiters` are compared
+    /// with then, but not one of the acquires that [waited](crate::Waits).
     ///
     /// # Examples
     ///
@@ -175,8 +175,9 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
     /// to be had gets its fair share of them: at once if they are idle, or else when they come back.
     /// Beyond that it gets those that others have had no use for since some 50 ms. With fewer
     /// connections than nodes that are in use they are closed and opened all the time: each such node has
-    /// one by turns, for some 50 ms and until it comes back, or for a second if it does not answer.
-    /// Default: `None`.
+    /// one by turns, for some 50 ms and until it comes back, or for a second if it does not answer: that is
+    /// twice as long the next time, and four seconds from then on, so one that takes longer to connect may
+    /// not serve while callers wait for the others. Default: `None`.
     ///
     /// It costs a hit nothing. While somebody waits for more, it looks every 5 ms who could give.
     ///

@@ -12,7 +12,7 @@
 //! | an idle one of a node that keeps at least as many as the other then has | at once |
 //! | an idle one of any other node | once that one has had no use for it for a [`TURN`] |
 //! | one in use, of the node that has most, as above, if no idle one can be had | when it comes back; if that takes longer than a turn, another node is asked as well |
-//! | the only one of a node, if the other has none | once it has had it for a turn |
+//! | the only one of a node, if the other has none | once it has had it for a turn, and has used what it opened |
 //!
 //! What moves at once makes the shares more equal, which comes to an end; all else takes a turn. So
 //! however the loads go up and down, a node that stays within its fair share loses each of its units at
@@ -21,7 +21,7 @@
 //! A unit is given on only when the connection is gone; if nobody misses it any more before that, it
 //! stays. Of idle ones no more are taken at once than the node may open at once. What a node opens for
 //! nobody is given up, and so is what one has been opening with its only unit for a long while
-//! ([`SILENCE`]).
+//! ([`SILENCE`]), after which it lets the others have theirs for as long.
 //!
 //! A node that was merely passed over, so that nobody waits for it, comes after all for which somebody
 //! does, and gets nobody's last unit. One that is down has to be tried now and then, or it would never
@@ -51,8 +51,12 @@ use tokio::time::Instant;
 /// that has no more than its share.
 const TURN: Duration = Duration::from_millis(50);
 
-/// For so long a node may open its only connection before it has to let others try.
+/// For so long a node may open its only connection before it has to let others try, and for twice as long
+/// each next time: one that merely takes long to connect would never serve otherwise.
 const SILENCE: Duration = Duration::from_secs(1);
+
+/// So often that is doubled. Who waits for another node in the meantime has his own deadline.
+const DOUBLINGS: u32 = 2;
 
 /// For so long somebody who can wait does so.
 pub(super) const PATIENCE: Duration = Duration::from_millis(250);
@@ -78,9 +82,17 @@ struct Share<K: Key, M: Manager> {
     turn: u64,
     /// When it last got one.
     since: Instant,
+    /// How many connections it had opened when it was last looked at.
+    opened: u64,
+    /// When it was first seen to open the next one while it had no other.
+    opening: Option<Instant>,
+    /// How often it has lost its only unit since it opened one, because it took too long.
+    silences: u32,
+    /// How often its connections had been acquired when it was last seen to open its only one.
+    unused: Option<u64>,
     /// When it was last told to let go of one.
     asked: Instant,
-    /// When it lost its only unit, because it had opened nothing.
+    /// Until when it lets others have their turn, because it has lost its only unit like that.
     silent: Option<Instant>,
     /// For each of its units, when it was last seen to have use for as many.
     used: Vec<Instant>,
@@ -120,7 +132,7 @@ struct Look {
     is_urgent: bool,
     /// It has had its last one for a while.
     had_its_turn: bool,
-    /// It has opened nothing with its last one for a long while.
+    /// It has been opening its only connection for a long while.
     is_silent: bool,
     /// What it is opening is for nobody.
     opens_for_nobody: bool,
@@ -172,8 +184,20 @@ impl Look {
 impl<K: Key, M: Manager> Share<K, M> {
     fn new(pool: Pool<Member<K, M>>) -> Self {
         let now = Instant::now();
-        let (passed_over, silent, used) = (None, None, Vec::new());
-        Self { pool, passed_over, turn: 0, since: now, asked: now, silent, used, seen: (now, 0) }
+        Self {
+            pool,
+            passed_over: None,
+            turn: 0,
+            since: now,
+            opened: 0,
+            opening: None,
+            silences: 0,
+            unused: None,
+            asked: now,
+            silent: None,
+            used: Vec::new(),
+            seen: (now, 0),
+        }
     }
 
     /// Whether none of its connections is left.
@@ -185,7 +209,7 @@ impl<K: Key, M: Manager> Share<K, M> {
     fn look(&mut self) -> Look {
         let turn = self.turn;
         // Before the counts: then what they say of a pool that is closed is all that it still has.
-        let is_closed = self.pool.is_closed();
+        let (is_closed, uses) = (self.pool.is_closed(), self.pool.uses());
         let (counts, waiting) = (self.pool.counts(), self.pool.unserved());
         if is_closed {
             // It has what is still alive, and will have none. What is out comes back when whoever has
@@ -211,15 +235,20 @@ impl<K: Key, M: Manager> Share<K, M> {
         let soon = coming - (counts.in_use + connecting).saturating_sub(limit);
         let need_then = (kept.saturating_sub(coming - soon) + waiting).min(most);
         let in_vain = coming > soon && now - self.asked >= TURN;
-        let state = &self.pool.manager().state;
-        let was_silent = self.silent.is_some_and(|since| now - since < SILENCE);
-        let is_urgent = waiting > state.roving() && !was_silent;
         let opens = kept == 0 && connecting > 0;
-        let is_silent = opens && now - self.since >= SILENCE;
-        // One that is still being opened would have been opened in vain.
-        let had_its_turn = if opens { is_silent } else { now - self.since >= TURN };
+        let is_silent = self.is_silent(opens, now);
+        let state = &self.pool.manager().state;
+        let was_silent = self.silent.is_some_and(|until| now < until);
+        let is_urgent = waiting > state.roving() && !was_silent;
+        if opens {
+            self.unused = Some(uses);
+        }
+        // One that is still being opened, or on its way to the first who uses it, would have been opened in
+        // vain.
+        let is_new = kept > 0 && self.unused == Some(uses);
+        let had_its_turn = if opens { is_silent } else { !is_new && now - self.since >= TURN };
         let is_down = !state.is_up();
-        let rested = self.rested(need, limit, now);
+        let rested = self.rested(need, limit, uses, now);
         Look {
             limit,
             units,
@@ -243,10 +272,28 @@ impl<K: Key, M: Manager> Share<K, M> {
         }
     }
 
+    /// Whether it has been opening its only connection for a long while.
+    fn is_silent(&mut self, opens: bool, now: Instant) -> bool {
+        let opened = self.pool.opened();
+        let has_answered = mem::replace(&mut self.opened, opened) != opened;
+        if has_answered {
+            self.silences = 0;
+        }
+        if has_answered || !opens {
+            // Nobody may have looked while it had what it was opening then.
+            self.opening = None;
+        }
+        opens && now - *self.opening.get_or_insert(now) >= self.long()
+    }
+
+    /// For how long it may open its only connection.
+    fn long(&self) -> Duration {
+        SILENCE * (1 << self.silences.min(DOUBLINGS))
+    }
+
     /// Takes note of how many units are needed now; answers how many were not at any look of the last
     /// turn.
-    fn rested(&mut self, need: usize, limit: usize, now: Instant) -> usize {
-        let uses = self.pool.uses();
+    fn rested(&mut self, need: usize, limit: usize, uses: u64, now: Instant) -> usize {
         let (before, uses_before) = mem::replace(&mut self.seen, (now, uses));
         if uses != uses_before && now - before >= TURN {
             // Nobody has seen how many were in use at a time.
@@ -372,7 +419,8 @@ impl<K: Key, M: Manager> Cap<K, M> {
                 if look.limit == 1 {
                     // It is the last to get one again.
                     share.turn = turn;
-                    share.silent = look.is_silent.then_some(share.asked);
+                    share.silent = look.is_silent.then(|| share.asked + share.long());
+                    share.silences += u32::from(look.is_silent);
                 }
                 let mut change = Change::begin(share, look.limit - 1);
                 change.recalls =

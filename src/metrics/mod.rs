@@ -94,6 +94,8 @@ pub(crate) struct Totals {
     connect_failures: AtomicU64,
     resets: AtomicU64,
     checks: AtomicU64,
+    /// Those that have ended, and what else is done to a connection before its use.
+    trials: AtomicU64,
     leaks: AtomicU64,
     late_returns: AtomicU64,
     shed: AtomicU64,
@@ -114,6 +116,7 @@ impl Totals {
             connect_failures: zero(),
             resets: zero(),
             checks: zero(),
+            trials: zero(),
             leaks: zero(),
             late_returns: zero(),
             shed: zero(),
@@ -156,16 +159,22 @@ impl Totals {
         self.created.fetch_add(1, Ordering::Relaxed) + 1
     }
 
+    #[cfg(feature = "cluster")]
+    pub(crate) fn opened(&self) -> u64 {
+        self.created.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn connect_failed(&self) {
         self.connect_failures.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many connects and resets have succeeded or failed.
+    /// How many connects, resets and checks have succeeded or failed.
     #[cfg(feature = "cluster")]
     pub(crate) fn answers(&self) -> u64 {
         let failed_resets = &self.closed[CloseReason::FailedReset as usize];
-        let all = [&self.created, &self.connect_failures, &self.resets, failed_resets];
-        all.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+        let connects = [&self.created, &self.connect_failures];
+        let all = connects.into_iter().chain([&self.resets, failed_resets, &self.trials]);
+        all.map(|count| count.load(Ordering::Relaxed)).sum()
     }
 
     pub(crate) fn reset(&self) {
@@ -174,6 +183,11 @@ impl Totals {
 
     pub(crate) fn check(&self) {
         self.checks.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A check, or what else is done to a connection before its use, has succeeded or failed.
+    pub(crate) fn tried(&self) {
+        self.trials.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn leaked(&self) {

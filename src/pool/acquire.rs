@@ -50,7 +50,7 @@ pub(crate) enum Counted {
     Here,
     /// Whoever waits at several pools, or at one after the other: for him it is one acquire.
     Elsewhere,
-    /// Nobody: it is a question of the cluster's own, for which no line is too long.
+    /// Nobody: it is a question of the cluster's own, for which no line and no wait is too long.
     Never,
 }
 
@@ -305,7 +305,7 @@ where
         most = usize::MAX;
         match woken {
             Woken::Lease(lease) => {
-                keeper.in_time(ask.line, acquire.began)?;
+                keeper.in_time(ask, acquire.began)?;
                 match welcome(lease, ask.caller) {
                     Welcome::Given(loan) => return Ok(loan),
                     Welcome::Unready(lease) => unready = Some(lease),
@@ -459,7 +459,7 @@ where
         most = usize::MAX;
         match woken {
             Woken::Lease(lease) => {
-                keeper.in_time(ask.line, began)?;
+                keeper.in_time(&ask, began)?;
                 match welcome(lease, ask.caller) {
                     Welcome::Given(loan) => return Ok(loan),
                     Welcome::Unready(lease) => unready = Some(lease),
@@ -548,11 +548,12 @@ impl<M: Manager> Shared<M> {
     }
 
     /// Whether a caller that has been in line since `began` is still to be served.
-    fn in_time(&self, line: Line, began: u64) -> Result<(), AcquireError<M::Error>> {
+    fn in_time(&self, ask: &Ask<'_>, began: u64) -> Result<(), AcquireError<M::Error>> {
         let Some(shedder) = &self.shedder else { return Ok(()) };
         let now = self.now();
         let waited = Duration::from_nanos(now.saturating_sub(began));
-        if !shedder.is_too_late(now, waited, line, self.core.waiters() == 0) {
+        let is_late = shedder.is_too_late(now, waited, ask.line, self.core.waiters() == 0);
+        if !is_late || ask.counted == Counted::Never {
             return Ok(());
         }
         self.totals.shed();

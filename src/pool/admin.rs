@@ -223,7 +223,9 @@ impl<M: Manager> Pool<M> {
             let limit = shared.config.check_timeout;
             let connection = &mut trial.resource_mut().connection;
             let verdict = bounded("check_timeout", limit, async { verify(connection).await });
-            match shared.unless_closed(verdict).await {
+            let verdict = shared.unless_closed(verdict).await;
+            shared.totals.tried();
+            match verdict {
                 None => {
                     shared.close_connection(trial.fail(), shared.closed_because());
                     Err(RotateError::Closed)

@@ -106,7 +106,12 @@ impl<M: Manager> Pool<M> {
         self.shared.core.uses()
     }
 
-    /// How many connects and resets have come to an end, well or not.
+    /// How many connections have been opened.
+    pub(crate) fn opened(&self) -> u64 {
+        self.shared.totals.opened()
+    }
+
+    /// How many connects, resets and checks have come to an end, well or not.
     pub(crate) fn answers(&self) -> u64 {
         self.shared.totals.answers()
     }

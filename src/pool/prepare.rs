@@ -114,7 +114,9 @@ where
     let mut trial = lease.begin(State::Checking);
     let limit = shared.config.check_timeout;
     let connection = &mut trial.resource_mut().connection;
-    match bounded("check_timeout", limit, async { hook(connection).await }).await {
+    let prepared = bounded("check_timeout", limit, async { hook(connection).await }).await;
+    shared.totals.tried();
+    match prepared {
         Ok(()) => Ok(trial.pass()),
         Err(error) => {
             let unfit = Unfit::from(&error);
@@ -205,7 +207,10 @@ where
     let limit = shared.config.check_timeout;
     shared.totals.check();
     let connection = &mut trial.resource_mut().connection;
-    match bounded("check_timeout", limit, async { shared.manager.check(connection).await }).await {
+    let check = bounded("check_timeout", limit, async { shared.manager.check(connection).await });
+    let checked = check.await;
+    shared.totals.tried();
+    match checked {
         Ok(()) => Ok(trial.pass()),
         Err(error) => {
             shared.tell_unfit(trial.resource_mut().id, "a check", &error);
