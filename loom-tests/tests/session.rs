@@ -1,10 +1,10 @@
 //! What a release is told of a session with PostgreSQL, beside the driver that runs it.
 //!
-//! Whoever has asked for something must not find the session quiet before the answer has ended, and
-//! must know the status that it ended with; whoever waits for quiet hears of it.
+//! Whoever has asked for something is heard, must not find the session quiet before the answer has ended,
+//! and must know the status that it ended with; whoever waits for quiet hears of it.
 //!
 //! Loom: `session.rs` and `driver.rs` are the real ones. The driver's library and the server are the
-//! `Connection` below: a line of requests, and the waker of whoever empties it, with the steps and the
+//! `Connection` below: a line of requests, and the wakers of whoever empties it, with the steps and the
 //! orderings of the `AtomicWaker` of `futures`.
 
 #![cfg(loom)]
@@ -47,6 +47,7 @@ mod postgres {
     use self::driver::{Crank, Driver};
     use self::session::Session;
     use crate::sync::AtomicU32;
+    use loom::sync::Notify;
     use loom::sync::atomic::Ordering::{AcqRel, Acquire, Release};
     use millpond_loom::{block_on, check, thread};
     use std::future::Future;
@@ -80,7 +81,11 @@ mod postgres {
                         waker.expect("it has just been put there").wake();
                     }
                 }
-                Err(_) => waker.wake_by_ref(),
+                Err(_) => {
+                    // Loom: the task runs again until whoever wakes has done so, and lets him.
+                    thread::yield_now();
+                    waker.wake_by_ref();
+                }
             }
         }
 
@@ -96,24 +101,34 @@ mod postgres {
     }
 
     /// What the driver's library and the server are told.
-    #[derive(Default)]
     struct Line {
         requests: AtomicU32,
         /// The server answers, and leaves a transaction open.
         answers: AtomicU32,
         /// The connection is to end.
         ends: AtomicU32,
-        waker: AtomicWaker,
+        asked: AtomicWaker,
+        /// Of what arrives, as the tap has it.
+        arrived: AtomicWaker,
+        heard: Notify,
     }
 
     impl Line {
+        fn new() -> Self {
+            let zero = || AtomicU32::new(0);
+            let (asked, arrived) = (AtomicWaker::default(), AtomicWaker::default());
+            let heard = Notify::new();
+            Self { requests: zero(), answers: zero(), ends: zero(), asked, arrived, heard }
+        }
+
         fn tell(&self, what: &AtomicU32) {
             what.fetch_add(1, AcqRel);
-            self.waker.wake();
+            self.arrived.wake();
         }
 
         fn ask(&self) {
-            self.tell(&self.requests);
+            self.requests.fetch_add(1, AcqRel);
+            self.asked.wake();
         }
     }
 
@@ -136,6 +151,7 @@ mod postgres {
             if requests > 0 {
                 self.unanswered += requests;
                 self.session.publish_unanswered(self.unanswered);
+                self.line.heard.notify();
             }
             answers + requests > 0
         }
@@ -146,7 +162,8 @@ mod postgres {
 
         fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
             while self.work() {}
-            self.line.waker.register(cx.waker());
+            self.line.asked.register(cx.waker());
+            self.line.arrived.register(&self.session.clone().into());
             while self.work() {}
             if self.line.ends.load(Acquire) > 0 { Poll::Ready(()) } else { Poll::Pending }
         }
@@ -156,7 +173,7 @@ mod postgres {
 
     /// A session on which so many requests have been sent and not answered.
     fn session(unanswered: u32) -> Parts {
-        let (line, session) = (Arc::new(Line::default()), Arc::new(Session::new()));
+        let (line, session) = (Arc::new(Line::new()), Arc::new(Session::new()));
         session.publish_unanswered(unanswered);
         let connection = Connection { line: line.clone(), session: session.clone(), unanswered };
         let (driver, crank) = Driver::new(connection, session.clone());
@@ -227,6 +244,19 @@ mod postgres {
             });
             poll(&mut driver);
             asks.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn whoever_asks_is_heard() {
+        check(|| {
+            // Loom: it does not see who drops them last.
+            let (line, _session, driver, _crank) = session(0);
+            let runs = thread::spawn(move || block_on(driver));
+            line.ask();
+            line.heard.wait();
+            line.tell(&line.ends);
+            runs.join().unwrap();
         });
     }
 

@@ -1,5 +1,9 @@
 //! What runs a connection, and keeps an account of whether there is anything left to do.
 //!
+//! A task runs it, as the driver's library has it; and whoever asks for something does, and whoever releases the
+//! connection, so that what there is to write has been written without a turn of the task's, on whichever
+//! thread that is. What arrives is read by the task alone, but for what comes unasked.
+//!
 //! Not here: what the account means (`session.rs`).
 
 use super::session::Session;
@@ -7,7 +11,7 @@ use crate::sync::{Mutex, MutexGuard};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Wake, Waker, ready};
 
 /// Runs a connection until it ends. One task runs it all its life.
 ///
@@ -19,15 +23,20 @@ pub(super) struct Driver<C: Future> {
     _running: Running,
 }
 
-/// A connection, and what it takes to run it.
+/// A connection, and what it takes to run it. It is the waker of whoever asks for something.
 struct Engine<C: Future> {
     session: Arc<Session>,
-    /// The session's, which the connection gets in the place of the task's.
-    waker: Waker,
     /// Gone when it has ended.
-    connection: Mutex<Option<C>>,
+    running: Mutex<Option<Connection<C>>>,
     /// What it has ended with.
     end: Mutex<Option<C::Output>>,
+}
+
+/// A connection, and the waker that it gets in the place of the task's. That one holds the engine, until
+/// the connection is gone.
+struct Connection<C> {
+    connection: C,
+    waker: Waker,
 }
 
 /// A session whose driver has not ended.
@@ -48,26 +57,29 @@ pub(super) trait Crank: Send + Sync {
 
 impl<C: Future<Output: Send> + Unpin + Send> Crank for Engine<C> {
     fn turn(&self) {
-        // Nobody would be woken before the task's first run.
-        if !self.session.has_begun() {
-            return;
-        }
-        // The connection reads for as long as there is anything to read, and an answer may have no end.
-        // Its task is made to yield at times; whoever is here is not.
-        if self.session.unanswered() > 0 {
-            return;
-        }
-        let Ok(mut place) = self.connection.try_lock() else { return };
-        if place.is_some() && self.run(&mut place).is_ready() {
-            // The task is to end as well.
-            self.waker.wake_by_ref();
+        self.try_run();
+    }
+}
+
+/// Whoever asks has it written at once, if nothing is in the way: that spares the task a turn, and the request
+/// the wait for it.
+impl<C: Future<Output: Send> + Unpin + Send> Wake for Engine<C> {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        // First, so that nobody finds the session quiet meanwhile.
+        self.session.call();
+        if !self.try_run() {
+            self.session.wake_task();
         }
     }
 }
 
 impl<C: Future> Engine<C> {
-    fn lock(&self) -> MutexGuard<'_, Option<C>> {
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Option<Connection<C>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn end(&self) -> MutexGuard<'_, Option<C::Output>> {
@@ -76,13 +88,32 @@ impl<C: Future> Engine<C> {
 }
 
 impl<C: Future + Unpin> Engine<C> {
-    /// Polls the connection with the session's waker, whoever calls this.
+    /// Runs the connection if nobody does and no answer is on its way; answers whether it has.
+    fn try_run(&self) -> bool {
+        // Nobody would be woken before the task's first run.
+        if !self.session.has_begun() {
+            return false;
+        }
+        // The connection reads for as long as there is anything to read, and an answer may have no end.
+        // Its task is made to yield at times; whoever is here is not.
+        if self.session.unanswered() > 0 {
+            return false;
+        }
+        let Ok(mut place) = self.running.try_lock() else { return false };
+        if place.is_some() && self.run(&mut place).is_ready() {
+            // The task is to end as well.
+            self.session.call_driver();
+        }
+        true
+    }
+
+    /// Polls the connection with its own waker, whoever calls this.
     #[inline]
-    fn run(&self, place: &mut Option<C>) -> Poll<()> {
-        let Some(connection) = place else { return Poll::Ready(()) };
+    fn run(&self, place: &mut Option<Connection<C>>) -> Poll<()> {
+        let Some(Connection { connection, waker }) = place else { return Poll::Ready(()) };
         let calls = self.session.begin_run();
         // Whoever asks next finds it closed, and hears nothing of why.
-        let poll = Pin::new(connection).poll(&mut Context::from_waker(&self.waker)).map(|end| {
+        let poll = Pin::new(connection).poll(&mut Context::from_waker(waker)).map(|end| {
             *self.end() = Some(end);
             *place = None;
         });
@@ -94,12 +125,10 @@ impl<C: Future + Unpin> Engine<C> {
 impl<C: Future<Output: Send> + Unpin + Send + 'static> Driver<C> {
     /// A driver, and a crank to turn it by.
     pub(super) fn new(connection: C, session: Arc<Session>) -> (Self, Arc<dyn Crank>) {
-        let engine = Arc::new(Engine {
-            session: session.clone(),
-            waker: session.clone().into(),
-            connection: Mutex::new(Some(connection)),
-            end: Mutex::new(None),
-        });
+        let (running, end) = (Mutex::new(None), Mutex::new(None));
+        let engine = Arc::new(Engine { session: session.clone(), running, end });
+        let waker = engine.clone().into();
+        *engine.lock() = Some(Connection { connection, waker });
         (Self { engine: engine.clone(), _running: Running(session) }, engine)
     }
 }
@@ -151,12 +180,10 @@ mod tests {
     #[test]
     fn a_session_is_quiet_only_while_its_driver_rests_and_nothing_is_unanswered() {
         let session = Arc::new(Session::new());
-        let waker = Arc::new(Mutex::new(None::<Waker>));
         let connection = Scripted({
-            let (session, waker, mut polls) = (session.clone(), waker.clone(), 0);
+            let (session, mut polls) = (session.clone(), 0);
             move |cx: &mut Context<'_>| {
                 assert!(!session.is_quiet(), "it runs");
-                *waker.lock().expect("no panic") = Some(cx.waker().clone());
                 polls += 1;
                 if polls == 2 {
                     // Somebody asks for something while it runs.
@@ -169,7 +196,8 @@ mod tests {
         assert!(!session.is_quiet(), "it has not run yet");
         assert!(!poll(Pin::new(&mut driver)));
         assert!(session.is_quiet());
-        waker.lock().expect("no panic").as_ref().expect("it has been polled").wake_by_ref();
+        let arrived = Waker::from(session.clone());
+        arrived.wake_by_ref();
         assert!(!session.is_quiet(), "it has been called");
         assert!(!poll(Pin::new(&mut driver)));
         assert!(!session.rests(), "it has been called meanwhile");
@@ -208,6 +236,62 @@ mod tests {
         run_by_turn(0);
         session.publish_unanswered(0);
         run_by_turn(1);
+    }
+
+    #[test]
+    fn what_is_asked_for_is_written_at_once_unless_an_answer_is_on_its_way() {
+        let session = Arc::new(Session::new());
+        let asker = Arc::new(Mutex::new(None::<Waker>));
+        let polls = Arc::new(AtomicU32::new(0));
+        let connection = Scripted({
+            let (asker, polls) = (asker.clone(), polls.clone());
+            move |cx: &mut Context<'_>| {
+                *asker.lock().expect("no panic") = Some(cx.waker().clone());
+                polls.fetch_add(1, Ordering::Relaxed);
+                Poll::<()>::Pending
+            }
+        });
+        let (mut driver, _crank) = Driver::new(connection, session.clone());
+        let task = Arc::new(Wakes::default());
+        let waker = Waker::from(task.clone());
+        assert!(Pin::new(&mut driver).poll(&mut Context::from_waker(&waker)).is_pending());
+        let ask = || {
+            let asker = asker.lock().expect("no panic").clone().expect("it has been polled");
+            asker.wake();
+            (polls.load(Ordering::Relaxed), task.0.load(Ordering::Relaxed))
+        };
+        assert_eq!(ask(), (2, 0), "written by whoever asks");
+        assert!(session.is_quiet());
+        session.publish_unanswered(1);
+        assert_eq!(ask(), (2, 1), "left to the task, which yields at times");
+        assert!(!session.is_quiet());
+        session.publish_unanswered(0);
+        // Somebody runs it at the moment.
+        let place = driver.engine.lock();
+        assert_eq!(ask(), (2, 2));
+        drop(place);
+        drop(driver);
+        assert!(asker.lock().expect("no panic").take().is_some(), "kept by those who may ask");
+    }
+
+    #[test]
+    fn a_connection_that_is_gone_is_not_kept_by_its_own_waker() {
+        let kept = Arc::new(());
+        let connection = Scripted({
+            let (kept, mut wakers) = (kept.clone(), Vec::new());
+            move |cx: &mut Context<'_>| {
+                let _ = &kept;
+                wakers.push(cx.waker().clone());
+                Poll::<()>::Pending
+            }
+        });
+        let (mut driver, crank) = Driver::new(connection, Arc::new(Session::new()));
+        assert!(!poll(Pin::new(&mut driver)));
+        drop(driver);
+        assert_eq!(Arc::strong_count(&kept), 1);
+        let engine = Arc::downgrade(&crank);
+        drop(crank);
+        assert_eq!(engine.strong_count(), 0);
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //!
 //! | | who | |
 //! |---|---|---|
-//! | `calls` | the connection's waker, which is the session | counts how often the driver has been told to run |
+//! | `calls` | the connection's wakers: the engine for who asks, the session for what arrives | counts how often the driver has been told to run |
 //! | `served` | the driver | how many of them there had been when it began its last run; `RUNNING` while it runs |
 //!
 //! Whoever asks for something puts it into the driver's queue first and calls second; a run reads
@@ -161,7 +161,8 @@ impl Session {
         }
     }
 
-    fn call_driver(&self) {
+    /// Calls the driver, and has its task run.
+    pub(super) fn call_driver(&self) {
         self.call();
         // Ordering: SeqCst, partner: `run_in`. Either the task is seen here, or its first run, which is
         // still to come, counts this call.
@@ -169,14 +170,15 @@ impl Session {
         self.wake_task();
     }
 
-    fn wake_task(&self) {
+    /// Has the driver's task run, which has been called.
+    pub(super) fn wake_task(&self) {
         if let Some(task) = self.task.get() {
             task.wake_by_ref();
         }
     }
 }
 
-/// The connection's waker: wakes the driver's task, and counts that first.
+/// What is woken by the socket: wakes the driver's task, and counts that first.
 impl Wake for Session {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
@@ -184,7 +186,7 @@ impl Wake for Session {
 
     fn wake_by_ref(self: &Arc<Self>) {
         self.call();
-        // There is one: only a run of the driver hands this waker out.
+        // There is one: only the driver's runs hand this waker out.
         self.wake_task();
     }
 }
@@ -211,7 +213,7 @@ impl Session {
 
     /// The driver is to run: something has been asked for, or has arrived.
     #[inline]
-    fn call(&self) {
+    pub(super) fn call(&self) {
         // Ordering: Release, partner: `begin_run`. A run that counts this call has still to register its
         // waker, and so finds what was asked for before it. (No model fails without it: loom knows no
         // load that answers with what is still to be written.)

@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::{io, mem};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
@@ -22,6 +22,8 @@ use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 pub(super) struct Tap<S> {
     stream: S,
     session: Arc<Session>,
+    /// The session's.
+    waker: Waker,
     frontend: Frontend,
     backend: Backend,
     requests: Requests,
@@ -182,9 +184,11 @@ const ENCRYPTION: [u32; 2] = [80_877_103, 80_877_104];
 
 impl<S> Tap<S> {
     pub(super) fn new(stream: S, session: Arc<Session>) -> Self {
+        let waker = session.clone().into();
         Self {
             stream,
             session,
+            waker,
             frontend: Frontend {
                 started: false,
                 header: Header::default(),
@@ -343,6 +347,24 @@ impl<S> Tap<S> {
     }
 }
 
+impl<S: Unpin> Tap<S> {
+    /// Asks something of the socket. Where it has to be waited for, the driver's task is woken as soon as there
+    /// is one, and not by what whoever asks for something is woken by, which would read and write at once, in
+    /// the midst of the runtime's own work.
+    fn poll<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        ask: impl FnOnce(Pin<&mut S>, &mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        let stream = Pin::new(&mut self.stream);
+        if self.session.has_begun() {
+            ask(stream, &mut Context::from_waker(&self.waker))
+        } else {
+            ask(stream, cx)
+        }
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Tap<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -350,7 +372,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Tap<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        let poll = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        let poll = self.poll(cx, |stream, cx| stream.poll_read(cx, buffer));
         match &poll {
             Poll::Ready(Ok(())) => {
                 self.backend.reading = true;
@@ -372,7 +394,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Tap<S> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let poll = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        let poll = self.poll(cx, |stream, cx| stream.poll_write(cx, bytes));
         self.frontend.blocked = poll.is_pending();
         match poll {
             Poll::Ready(Ok(count)) => self.sent(&bytes[..count]),
@@ -384,11 +406,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Tap<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        self.poll(cx, |stream, cx| stream.poll_flush(cx))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        self.poll(cx, |stream, cx| stream.poll_shutdown(cx))
     }
 }
 
@@ -422,6 +444,8 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::Wake;
 
     fn message(tag: u8, body: &[u8]) -> Vec<u8> {
         let length = u32::try_from(body.len() + 4).expect("a short message").to_be_bytes();
@@ -633,6 +657,44 @@ mod tests {
             buffer.put_slice(&mem::take(&mut self.0));
             Poll::Ready(Ok(()))
         }
+    }
+
+    #[test]
+    fn what_arrives_calls_the_drivers_task_and_nobody_who_asks() {
+        struct Asks(AtomicBool);
+
+        impl Wake for Asks {
+            fn wake(self: Arc<Self>) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+
+        let session = Arc::new(Session::new());
+        let (mut server, socket) = tokio::io::duplex(16);
+        let mut tap = Tap::new(socket, session.clone());
+        let asks = Arc::new(Asks(AtomicBool::new(false)));
+        let waker = Waker::from(asks.clone());
+        let mut read = || {
+            let mut bytes = [0; 1];
+            let mut buffer = ReadBuf::new(&mut bytes);
+            Pin::new(&mut tap).poll_read(&mut Context::from_waker(&waker), &mut buffer).is_ready()
+        };
+        let mut send = || {
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(Pin::new(&mut server).poll_write(&mut cx, b"N").is_ready());
+        };
+        assert!(!read());
+        send();
+        assert!(asks.0.swap(false, Ordering::Relaxed), "there is no task yet, but who connects");
+        assert!(read());
+
+        session.run_in(Waker::noop());
+        let calls = session.begin_run();
+        assert!(!read());
+        session.end_run(calls);
+        send();
+        assert!(!asks.0.load(Ordering::Relaxed), "whoever asks would read it");
+        assert!(!session.rests(), "the task has been called");
     }
 
     #[test]
