@@ -12,7 +12,7 @@
 //! | connecting has failed and nothing is alive | the prober goes on though nobody waits, and if there is none, the reaper's next look begins one: a pool that calls itself down must find out that it is not, since whoever balances the load may send nobody there until then |
 //! | new connections that a hook rejects | the second in a row, and each after that, is followed by a pause like a failure |
 //! | an error that the manager calls permanent, and nothing is alive | is a verdict: no retry, not for the pool's own sake either (accounts get locked), and everybody who waits hears of it |
-//! | the same beside connections that are alive | whoever may have one of them waits on; it is tried again while a connection is wanted, `backoff_max` after the last time, a rotation's included, or at once when the last one for all callers has gone, so that whoever waits hears of it |
+//! | the same beside connections that are alive | whoever may have one of them waits on, and whoever comes later and may not hears of it at once; it is tried again while a connection is wanted, `backoff_max` after the last time, a rotation's included, or at once when the last one has gone for which somebody waits, so that he hears of it |
 //! | the runtime ends | the reaper, its task, is dropped and forgets it; a dial that is dropped has a waiter look again, and so has whoever parks beside a vacant slot, or makes one vacant, when there is none; that one starts the next dial on its own runtime, or is refused |
 //!
 //! Not here: who gets the connection (`core`), checks and resets (`prepare.rs`, `guard.rs`).
@@ -239,10 +239,18 @@ impl<E> Connector<E> {
         Some(ConnectError { message, ago: when.elapsed() })
     }
 
-    /// The last failure, if a prober is trying again.
-    pub(super) fn error_while_probing(&self) -> Option<Arc<OperationError<E>>> {
+    /// What whoever comes is told while there is a prober, if no connection may come back to him: the last
+    /// failure, if that was for good, since nobody else tries the same now; with `fail_fast`, any.
+    pub(super) fn error_while_probing(&self, fail_fast: bool) -> Option<AcquireError<E>> {
         let trouble = lock(&self.trouble);
-        if trouble.probing && trouble.permanent.is_none() { trouble.last.clone() } else { None }
+        if !trouble.probing {
+            return None;
+        }
+        let error = trouble.last.clone()?;
+        match trouble.permanent {
+            Some(_) => Some(AcquireError::Connect(error)),
+            None => fail_fast.then_some(AcquireError::Unavailable(error)),
+        }
     }
 
     /// Whether dials are under way, the prober's pauses included.
@@ -716,19 +724,15 @@ impl<M: Manager> Shared<M> {
     }
 
     /// Awaits a pause after a failure for good, unless connecting works again before it is over, or the last
-    /// connection goes that might have come back to all who wait: then they are to hear of it. `told`: they
-    /// have been told that there is none.
-    async fn unless_lost(&self, pause: impl Future<Output = ()>, told: bool) {
+    /// connection goes that might have come back to those who wait in this line: then they are to hear of it.
+    async fn unless_lost(&self, pause: impl Future<Output = ()>, line: Line) {
         let mut pause = pin!(self.connector.unless_recovered(pause));
-        let mut had_one = !told;
         loop {
             listener!(self.changed => changed);
             // After listening: that it has gone either shows here or is heard of.
-            let has_one = self.has_alive_for(Line::General);
-            if had_one && !has_one {
+            if !self.has_alive_for(line) {
                 return;
             }
-            had_one = has_one;
             if unless(pause.as_mut(), changed).await.is_some() {
                 return;
             }
@@ -803,7 +807,7 @@ impl<M: Manager> Dial<M> {
             if !pause.is_zero() && shared.has_alive_for(Line::General) {
                 drop(reservation.take());
                 self.probes |= shared.connector.probe();
-                if !self.pauses(shared.unless_lost(sleep(pause), false)).await {
+                if !self.pauses(shared.unless_lost(sleep(pause), Line::General)).await {
                     return self.finish();
                 }
             }
@@ -839,9 +843,11 @@ impl<M: Manager> Dial<M> {
                 }
             }
             let goes_on = if failure.permanent {
-                // Accounts get locked.
+                // Accounts get locked. Those who may have none of what is left have been told, and whoever else
+                // comes for that is, too; those with priority are when nothing is left.
+                let line = if failure.tell { Line::High } else { Line::General };
                 let pause = sleep(shared.config.backoff_max);
-                self.pauses(shared.unless_lost(pause, failure.tell)).await
+                self.pauses(shared.unless_lost(pause, line)).await
             } else {
                 let pause = sleep(shared.pause(failure.in_a_row));
                 self.pauses(shared.connector.unless_recovered(pause)).await
