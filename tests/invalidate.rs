@@ -9,10 +9,11 @@ use support::*;
 
 use millpond::{
     AcquireError, CheckPolicy, ConnectionInfo, ConnectionState, HookFuture, IdleOrder,
-    OperationError, Pool, PoolBuilder, Priority, ReleaseError, RotateError, from_fn,
+    OperationError, Pool, PoolBuilder, Priority, ReleaseError, RotateError, Stage, from_fn,
 };
 use std::collections::BTreeSet;
 use std::convert::Infallible;
+use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
@@ -566,9 +567,9 @@ async fn a_rotation_that_cannot_connect_keeps_the_old_connections() {
         let error = pool.rotate(passes).await.unwrap_err();
         let RotateError::Connect(cause) = error else { panic!("{error:?}") };
         match act {
-            Act::Panic => assert!(matches!(cause, OperationError::Panicked { .. })),
-            Act::Never => assert!(matches!(cause, OperationError::TimedOut { .. })),
-            _ => assert!(matches!(cause, OperationError::Failed(_))),
+            Act::Panic => assert!(matches!(*cause, OperationError::Panicked { .. })),
+            Act::Never => assert!(matches!(*cause, OperationError::TimedOut { .. })),
+            _ => assert!(matches!(*cause, OperationError::Failed(_))),
         }
         let metrics = balanced(&pool, &manager.ledger).await;
         assert_eq!((metrics.counts.idle, metrics.closed.total()), (3, 0));
@@ -584,7 +585,7 @@ async fn what_a_rotation_is_refused_for_good_is_not_tried_again_for_the_pools_ow
     let pool = pool_of(&manager, 2).min_idle(2).build().await.unwrap();
     manager.connect.always(Act::Permanent);
     let error = pool.rotate(passes).await.unwrap_err();
-    assert!(matches!(error, RotateError::Connect(OperationError::Failed(_))), "{error:?}");
+    assert!(matches!(error, RotateError::Connect(_)), "{error:?}");
     turns().await;
     assert_eq!(manager.connect.calls(), 3, "two at first, and one attempt of the rotation's");
     assert!(pool.status().to_string().contains("for good"), "{}", pool.status());
@@ -635,6 +636,29 @@ async fn a_success_ends_the_pause_after_a_rotation_that_was_refused_for_good() {
     assert!(poll_once(other.as_mut()).is_pending());
     pool.warm_up(2).await.unwrap();
     drop((waiter.await.unwrap(), other.await.unwrap()));
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_in_vain_after_a_rotation_that_was_refused_hears_why() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).build_lazy().unwrap();
+    pool.warm_up(2).await.unwrap();
+    manager.connect.always(Act::Permanent);
+    let refused = pool.rotate(passes).await.unwrap_err();
+    let cause = |error: &dyn Error| {
+        error
+            .source()
+            .and_then(|cause| cause.downcast_ref())
+            .map(OperationError::<TestError>::to_string)
+    };
+    assert_eq!(cause(&refused).as_deref(), Some("scripted connect error"));
+    let held = pool.acquire().await.unwrap();
+    let error = pool.acquire_timeout(SECOND).await.map(drop).unwrap_err();
+    let AcquireError::Timeout(timeout) = &error else { panic!("{error:?}") };
+    assert_eq!(timeout.stage(), Stage::ConnectFailing);
+    assert_eq!(cause(&error).as_deref(), Some("scripted connect error"));
+    drop(held);
     balanced(&pool, &manager.ledger).await;
 }
 

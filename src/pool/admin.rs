@@ -209,9 +209,10 @@ impl<M: Manager> Pool<M> {
                 Some(Err(error)) => {
                     shared.totals.connect_failed();
                     shared.connector.note(&error);
+                    let error = Arc::new(error);
                     if shared.is_permanent(&error) {
                         // Before the slot is vacant again, and somebody wants it filled.
-                        shared.connector.refused();
+                        shared.connector.refused(error.clone());
                     }
                     shared.tell_rotation_failed(&error);
                     return Err(RotateError::Connect(error));

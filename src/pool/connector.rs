@@ -93,12 +93,11 @@ impl Ground {
 
 /// What is known of failures.
 struct Trouble<E> {
-    /// The last failure, until a connect succeeds.
+    /// The last failure, that of a rotation included, until a connect succeeds.
     last: Option<Arc<OperationError<E>>>,
     /// A dial is the prober: it pauses, or tries again after a pause.
     probing: bool,
-    /// There is no point in trying again, on account of that one or of one that a rotation has met; and
-    /// when that was found out.
+    /// There is no point in trying again; and when that was found out.
     permanent: Option<Instant>,
     /// What the last failure ever said, and when.
     said: Option<(String, Instant)>,
@@ -335,10 +334,13 @@ impl<E> Connector<E> {
     }
 
     /// A rotation has failed for good. Nobody tries the same again unasked or at once, but whoever waits
-    /// does not hear of it: the old connections may serve them.
-    pub(super) fn refused(&self) {
+    /// does not hear of it before his time is up: the old connections may serve them.
+    pub(super) fn refused(&self, error: Arc<OperationError<E>>) {
         self.admitted.store(1, Ordering::SeqCst);
-        lock(&self.trouble).permanent = Some(Instant::now());
+        let _last;
+        let mut trouble = lock(&self.trouble);
+        trouble.permanent = Some(Instant::now());
+        _last = trouble.last.replace(error);
     }
 
     /// A hook has rejected a new connection that nobody has used yet.
