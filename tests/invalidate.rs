@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 use tokio::task::yield_now;
+use tokio::time::sleep;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -660,6 +661,36 @@ async fn who_waits_in_vain_after_a_rotation_that_was_refused_hears_why() {
     assert_eq!(cause(&error).as_deref(), Some("scripted connect error"));
     drop(held);
     balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_pause_after_a_rotation_that_was_refused_ends_when_it_is_over_or_the_last_one_has_gone()
+{
+    for has_gone in [false, true] {
+        let manager = TestManager::new();
+        let pool = pool_of(&manager, 2).backoff(SECOND, 10 * SECOND);
+        let pool = pool.acquire_timeout(60 * SECOND).build_lazy().unwrap();
+        let mut held = Some(pool.acquire().await.unwrap());
+        manager.connect.always(Act::Permanent);
+        pool.rotate(passes).await.unwrap_err();
+        sleep(2 * SECOND).await;
+        let mut waiter = pin!(pool.acquire());
+        assert!(poll_once(waiter.as_mut()).is_pending());
+        sleep(7 * SECOND).await;
+        assert_eq!(manager.connect.calls(), 2);
+        if has_gone {
+            held.take().unwrap().discard();
+            let refused = waiter.await.map(drop);
+            assert!(matches!(refused, Err(AcquireError::Connect(_))), "{refused:?}");
+            assert_eq!(manager.connect.calls(), 3);
+        } else {
+            manager.connect.calm();
+            sleep(2 * SECOND).await;
+            assert_eq!((manager.connect.calls(), waiter.await.unwrap().id), (3, 2));
+        }
+        drop(held);
+        balanced(&pool, &manager.ledger).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
