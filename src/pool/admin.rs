@@ -207,15 +207,8 @@ impl<M: Manager> Pool<M> {
                     tenant
                 }
                 Some(Err(error)) => {
-                    shared.totals.connect_failed();
-                    shared.connector.note(&error);
-                    let error = Arc::new(error);
-                    if shared.is_permanent(&error) {
-                        // Before the slot is vacant again, and somebody wants it filled.
-                        shared.connector.refused(error.clone());
-                    }
-                    shared.tell_rotation_failed(&error);
-                    return Err(RotateError::Connect(error));
+                    // Before the slot is vacant again, and somebody wants it filled.
+                    return Err(RotateError::Connect(shared.rotation_failed(error)));
                 }
             };
             // It waits in its slot, so that whatever happens closes it and gives the slot back.

@@ -333,13 +333,14 @@ impl<E> Connector<E> {
         failures
     }
 
-    /// A rotation has failed for good. Nobody tries the same again unasked or at once, but whoever waits
-    /// does not hear of it before his time is up: the old connections may serve them.
-    pub(super) fn refused(&self, error: Arc<OperationError<E>>) {
+    /// A rotation could not connect. It is the last failure, for good or not, and all else goes by that. But it is
+    /// none of those in a row, and whoever waits does not hear of it before his time is up: the old connections
+    /// may serve them.
+    fn rotation_failed(&self, error: Arc<OperationError<E>>, permanent: bool) {
         self.admitted.store(1, Ordering::SeqCst);
         let _last;
         let mut trouble = lock(&self.trouble);
-        trouble.permanent = Some(Instant::now());
+        trouble.permanent = permanent.then(Instant::now);
         _last = trouble.last.replace(error);
     }
 
@@ -690,6 +691,20 @@ impl<M: Manager> Shared<M> {
             self.core.nudge_all();
         }
         failure.error
+    }
+
+    /// Takes note of a rotation's failed connect.
+    pub(super) fn rotation_failed(
+        &self,
+        error: OperationError<M::Error>,
+    ) -> Arc<OperationError<M::Error>> {
+        self.totals.connect_failed();
+        let permanent = self.is_permanent(&error);
+        self.connector.note(&error);
+        let error = Arc::new(error);
+        self.connector.rotation_failed(error.clone(), permanent);
+        self.tell_rotation_failed(&error);
+        error
     }
 
     /// A hook has rejected a connection, with an error or by a panic. `new`: nobody has used it yet.
