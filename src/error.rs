@@ -491,8 +491,8 @@ mod managed {
             self.counts
         }
 
-        /// How many places, vacant or with an idle connection, were [kept](crate::PoolBuilder::reserved) for
-        /// others, who have priority.
+        /// How many places, vacant or with a connection that was idle or being opened, were
+        /// [kept](crate::PoolBuilder::reserved) for others, who have priority.
         #[must_use]
         pub fn kept(&self) -> usize {
             self.kept
@@ -555,7 +555,7 @@ mod managed {
         /// Every connection was in use, but for what is reserved for others: raise `max_size`, or look for who
         /// holds them so long.
         Queued,
-        /// A connection was being opened, and that took too long.
+        /// A connection was being opened that the caller might have had, and that took too long.
         Connecting,
         /// Connecting kept failing, or hooks kept rejecting what was new; the timeout's source says why.
         ConnectFailing,

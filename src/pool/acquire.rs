@@ -581,7 +581,7 @@ impl<M: Manager> Shared<M> {
             Stage::Checking
         } else if last_connect_error.is_some() {
             Stage::ConnectFailing
-        } else if counts.connecting > 0 {
+        } else if self.is_opening_for(line) {
             Stage::Connecting
         } else {
             Stage::Queued

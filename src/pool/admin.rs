@@ -524,9 +524,11 @@ impl<M: Manager> Shared<M> {
         reserved.filter(|&slot| self.core.glimpse(slot).state == state).count()
     }
 
-    /// Places of those for callers with priority alone that are vacant, or have an idle connection.
+    /// Places of those for callers with priority alone that are vacant, or have a connection that is idle or being
+    /// opened.
     pub(super) fn kept(&self) -> usize {
-        self.reserved_in(State::Vacant) + self.reserved_in(State::Idle)
+        let kept = [State::Vacant, State::Connecting, State::Idle];
+        kept.into_iter().map(|state| self.reserved_in(state)).sum()
     }
 
     async fn open_one(self: Arc<Self>, reservation: Reservation<Arc<Self>>) -> Opened<M> {
