@@ -694,6 +694,25 @@ async fn the_pause_after_a_rotation_that_was_refused_ends_when_it_is_over_or_the
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pause_after_another_failure_is_no_shorter_for_a_rotation_that_is_refused_meanwhile() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).backoff(SECOND, 10 * SECOND);
+    let pool = pool.acquire_timeout(60 * SECOND).build_lazy().unwrap();
+    let _held = pool.acquire().await.unwrap();
+    manager.connect.once(Act::Error);
+    let mut waiter = pin!(pool.acquire());
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    eventually("connecting has failed", || pool.metrics().connect_failures == 1).await;
+    manager.connect.once(Act::Permanent);
+    pool.rotate(passes).await.unwrap_err();
+    assert_eq!(manager.connect.calls(), 3);
+    sleep(9 * SECOND).await;
+    assert_eq!(manager.connect.calls(), 3, "an account would have been locked");
+    sleep(2 * SECOND).await;
+    assert_eq!((manager.connect.calls(), waiter.await.unwrap().id), (4, 2));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_rotation_whose_connection_does_not_pass_keeps_the_old_ones() {
     for act in [Act::Error, Act::Panic, Act::Never] {
         let manager = TestManager::new();

@@ -756,6 +756,12 @@ impl<M: Manager> Shared<M> {
         }
     }
 
+    /// For how long it is not tried again after a failure for good, while any connection is alive.
+    fn rest_of_the_longest_pause(&self) -> Option<Duration> {
+        let ago = self.connector.failed_for_good()?;
+        self.config.backoff_max.checked_sub(ago).filter(|rest| !rest.is_zero())
+    }
+
     /// The pause after `failures` in a row: random, up to a limit that doubles with each.
     fn pause(&self, failures: u32) -> Duration {
         let doublings = failures.saturating_sub(1).min(31);
@@ -819,17 +825,24 @@ impl<M: Manager> Dial<M> {
                 }
             }
         }
-        if let Some(ago) = shared.connector.failed_for_good() {
-            let pause = shared.config.backoff_max.saturating_sub(ago);
-            if !pause.is_zero() && shared.has_alive_for(Line::General) {
+        // In which line those wait who have not been told of a failure yet, and are to be when nothing is left for
+        // them.
+        let mut line = Line::General;
+        loop {
+            // Accounts get locked, and a rotation may have been refused while this one paused.
+            while let Some(pause) = shared.rest_of_the_longest_pause() {
+                if !shared.has_alive_for(line) {
+                    break;
+                }
                 drop(reservation.take());
                 self.probes |= shared.connector.probe();
-                if !self.pauses(shared.unless_lost(sleep(pause), Line::General)).await {
+                if !self.pauses(shared.unless_lost(sleep(pause), line)).await {
                     return self.finish();
                 }
             }
-        }
-        while let Some(vacant) = reservation.take().or_else(|| reserve(shared.clone())) {
+            let Some(vacant) = reservation.take().or_else(|| reserve(shared.clone())) else {
+                break;
+            };
             // Cancel: `vacant` makes the slot vacant again, and `self` says why.
             let failure = match shared.unless_given_up(shared.connect(vacant.uses())).await {
                 None => break,
@@ -859,10 +872,8 @@ impl<M: Manager> Dial<M> {
                     return;
                 }
             }
+            line = if failure.tell { Line::High } else { Line::General };
             let goes_on = if failure.permanent {
-                // Accounts get locked. Those who may have none of what is left have been told, and whoever else
-                // comes for that is, too; those with priority are when nothing is left.
-                let line = if failure.tell { Line::High } else { Line::General };
                 let pause = sleep(shared.config.backoff_max);
                 self.pauses(shared.unless_lost(pause, line)).await
             } else {
