@@ -412,28 +412,52 @@ mod managed {
     }
 
     /// Why [`Pool::rotate`](crate::Pool::rotate) kept the old connections.
-    #[derive(Debug, thiserror::Error)]
+    #[derive(Debug)]
     #[non_exhaustive]
-    pub enum RotateError<E: Error + 'static> {
+    pub enum RotateError<E> {
         /// The new connection could not be opened.
-        #[error("cannot open a connection of the new generation")]
-        Connect(#[source] OperationError<E>),
+        Connect(Arc<OperationError<E>>),
         /// It was opened, and did not pass the caller's test.
-        #[error("the first connection of the new generation does not pass")]
-        Verify(#[source] OperationError<E>),
+        Verify(OperationError<E>),
         /// Every connection was in use, and none came back to make room for the new one.
-        #[error("no room for a connection of the new generation")]
-        NoRoom(#[source] AcquireError<E>),
+        NoRoom(AcquireError<E>),
         /// The pool is closed.
-        #[error("the pool is closed")]
         Closed,
         /// There is no tokio runtime here that has a timer and has not ended.
-        #[error("no tokio runtime with a timer here to open a connection on")]
         NoRuntime,
         /// A [`blocking::Pool`](crate::blocking::Pool) would have blocked a thread that runs
         /// asynchronous tasks.
-        #[error("rotate would block a thread that runs asynchronous tasks: {ELSEWHERE}")]
         WouldBlock,
+    }
+
+    impl<E> fmt::Display for RotateError<E> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(match self {
+                Self::Connect(_) => "cannot open a connection of the new generation",
+                Self::Verify(_) => "the first connection of the new generation does not pass",
+                Self::NoRoom(_) => "no room for a connection of the new generation",
+                Self::Closed => "the pool is closed",
+                Self::NoRuntime => "no tokio runtime with a timer here to open a connection on",
+                Self::WouldBlock => {
+                    return write!(
+                        f,
+                        "rotate would block a thread that runs asynchronous tasks: {ELSEWHERE}"
+                    );
+                }
+            })
+        }
+    }
+
+    // Not derived: the source would be the `Arc`, and nobody who looks for the error finds that.
+    impl<E: Error + 'static> Error for RotateError<E> {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            match self {
+                Self::Connect(error) => Some(&**error),
+                Self::Verify(error) => Some(error),
+                Self::NoRoom(error) => Some(error),
+                Self::Closed | Self::NoRuntime | Self::WouldBlock => None,
+            }
+        }
     }
 
     /// An acquire ran into its deadline. `source()` is the last failure to connect, if connecting
@@ -467,8 +491,8 @@ mod managed {
             self.counts
         }
 
-        /// How many places, vacant or with an idle connection, were [kept](crate::PoolBuilder::reserved) for
-        /// others, who have priority.
+        /// How many places, vacant or with a connection that was idle or being opened, were
+        /// [kept](crate::PoolBuilder::reserved) for others, who have priority.
         #[must_use]
         pub fn kept(&self) -> usize {
             self.kept
@@ -531,7 +555,7 @@ mod managed {
         /// Every connection was in use, but for what is reserved for others: raise `max_size`, or look for who
         /// holds them so long.
         Queued,
-        /// A connection was being opened, and that took too long.
+        /// A connection was being opened that the caller might have had, and that took too long.
         Connecting,
         /// Connecting kept failing, or hooks kept rejecting what was new; the timeout's source says why.
         ConnectFailing,

@@ -113,7 +113,9 @@ pub trait Manager: Send + Sync + 'static {
     /// locked. But whoever may have a connection that is alive, in use or not, waits on for that one, until
     /// its deadline: then the error is the timeout's source. Meanwhile another attempt is made only while
     /// somebody waits, and [`backoff_max`](crate::PoolBuilder::backoff) after the last one, that of a rotation
-    /// included; or at once when the last connection has gone, whose answer everybody hears. Any other
+    /// included; or at once when the last connection has gone, whose answer everybody hears. Until then, whoever
+    /// comes and may have none of those that are left, since they are
+    /// [reserved](crate::PoolBuilder::reserved), is told of the last error at once. Any other
     /// error is retried while somebody waits, or nothing is alive, or with `fail_fast`. Only in a cluster, where
     /// other nodes may serve, is such a node tried again: once a second while it is passed over.
     ///

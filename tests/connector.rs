@@ -296,6 +296,112 @@ async fn a_permanent_error_is_told_to_whoever_may_have_none_of_the_connections_t
     balanced(&pool, &manager.ledger).await;
 }
 
+/// A pool with room for two connections for all callers, and for one for those with priority.
+fn with_a_reserved_one(manager: &TestManager, fail_fast: bool) -> Pool<TestManager> {
+    let pool = Pool::builder(manager.clone()).max_size(3).reserved(Priority::High, 1);
+    pool.backoff(SECOND, 3_600 * SECOND).fail_fast(fail_fast).build_lazy().unwrap()
+}
+
+/// The reserved one of such a pool, after connecting has failed for good and all others have gone. The prober
+/// pauses, and for long.
+async fn beside_nothing_else<'p>(
+    pool: &'p Pool<TestManager>,
+    manager: &TestManager,
+) -> Pooled<'p, TestManager> {
+    let [first, second] = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    let reserved = pool.acquire_with(Priority::High).await.unwrap();
+    manager.connect.always(Act::Permanent);
+    let acquires = waiting(pool, 1);
+    first.discard();
+    settle().await;
+    assert_eq!((manager.connect.calls(), pool.counts().waiters), (4, 1));
+    let began = Instant::now();
+    second.discard();
+    for acquire in acquires {
+        assert_refused(acquire.await);
+    }
+    assert_eq!((manager.connect.calls(), pool.counts().alive()), (5, 1));
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    reserved
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_may_have_none_of_those_that_are_left_hears_of_a_permanent_error_before_he_waits() {
+    for fail_fast in [false, true] {
+        let manager = TestManager::new();
+        let pool = with_a_reserved_one(&manager, fail_fast);
+        let reserved = beside_nothing_else(&pool, &manager).await;
+        let began = Instant::now();
+        for _ in 0..3 {
+            assert_refused(pool.acquire().await);
+        }
+        assert_eq!((began.elapsed(), manager.connect.calls()), (Duration::ZERO, 5));
+        // The one that is left comes back to those who may have it.
+        let mut high = pin!(pool.acquire_with(Priority::High));
+        assert!(poll_once(high.as_mut()).is_pending());
+        drop(reserved);
+        assert_eq!(high.await.unwrap().id, 3);
+        // And when nobody pauses any more, whoever comes has it tried again.
+        tokio::time::sleep(3_601 * SECOND).await;
+        assert_refused(pool.acquire().await);
+        assert_eq!(manager.connect.calls(), 6);
+        balanced(&pool, &manager.ledger).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permanent_error_ends_the_wait_of_those_with_priority_once_the_last_connection_has_gone()
+{
+    for fail_fast in [false, true] {
+        let manager = TestManager::new();
+        let pool = with_a_reserved_one(&manager, fail_fast);
+        let reserved = beside_nothing_else(&pool, &manager).await;
+        let mut high = pin!(pool.acquire_with(Priority::High));
+        for _ in 0..10 {
+            assert!(poll_once(high.as_mut()).is_pending());
+            settle().await;
+        }
+        assert_eq!(manager.connect.calls(), 5);
+        let began = Instant::now();
+        reserved.discard();
+        assert_refused(high.await);
+        assert_eq!((began.elapsed(), manager.connect.calls()), (Duration::ZERO, 6));
+        tokio::time::sleep(3_600 * SECOND).await;
+        assert_eq!(manager.connect.calls(), 6, "nobody has asked since");
+        balanced(&pool, &manager.ledger).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_comes_while_it_is_tried_again_after_a_permanent_error_waits_for_the_outcome() {
+    let manager = TestManager::new();
+    let pool = with_a_reserved_one(&manager, false);
+    let reserved = beside_nothing_else(&pool, &manager).await;
+    let mut high = pin!(pool.acquire_with(Priority::High));
+    assert!(poll_once(high.as_mut()).is_pending());
+    manager.connect.always(Act::Gated);
+    reserved.discard();
+    eventually("it is tried again", || manager.connect.running() == 1).await;
+    let acquires = waiting(&pool, 1);
+    manager.connect.open(2);
+    drop(high.await.unwrap());
+    for acquire in acquires {
+        drop(acquire.await.unwrap());
+    }
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_prober_pauses_whoever_comes_after_a_permanent_error_hears_of_it_at_once() {
+    let manager = TestManager::new();
+    let pool = pausing(&manager).await;
+    manager.connect.always(Act::Permanent);
+    assert!(pool.warm_up(1).await.is_err());
+    let began = Instant::now();
+    assert_refused(pool.acquire().await);
+    assert_eq!((began.elapsed(), manager.connect.calls()), (Duration::ZERO, 2));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_warm_up_that_goes_well_ends_the_pause_after_a_permanent_error() {
     let manager = TestManager::new();

@@ -9,10 +9,11 @@ use support::*;
 
 use millpond::{
     AcquireError, CheckPolicy, ConnectionInfo, ConnectionState, HookFuture, IdleOrder,
-    OperationError, Pool, PoolBuilder, Priority, ReleaseError, RotateError, from_fn,
+    OperationError, Pool, PoolBuilder, Priority, ReleaseError, RotateError, Stage, from_fn,
 };
 use std::collections::BTreeSet;
 use std::convert::Infallible;
+use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 use tokio::task::yield_now;
+use tokio::time::sleep;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -566,9 +568,9 @@ async fn a_rotation_that_cannot_connect_keeps_the_old_connections() {
         let error = pool.rotate(passes).await.unwrap_err();
         let RotateError::Connect(cause) = error else { panic!("{error:?}") };
         match act {
-            Act::Panic => assert!(matches!(cause, OperationError::Panicked { .. })),
-            Act::Never => assert!(matches!(cause, OperationError::TimedOut { .. })),
-            _ => assert!(matches!(cause, OperationError::Failed(_))),
+            Act::Panic => assert!(matches!(*cause, OperationError::Panicked { .. })),
+            Act::Never => assert!(matches!(*cause, OperationError::TimedOut { .. })),
+            _ => assert!(matches!(*cause, OperationError::Failed(_))),
         }
         let metrics = balanced(&pool, &manager.ledger).await;
         assert_eq!((metrics.counts.idle, metrics.closed.total()), (3, 0));
@@ -584,7 +586,7 @@ async fn what_a_rotation_is_refused_for_good_is_not_tried_again_for_the_pools_ow
     let pool = pool_of(&manager, 2).min_idle(2).build().await.unwrap();
     manager.connect.always(Act::Permanent);
     let error = pool.rotate(passes).await.unwrap_err();
-    assert!(matches!(error, RotateError::Connect(OperationError::Failed(_))), "{error:?}");
+    assert!(matches!(error, RotateError::Connect(_)), "{error:?}");
     turns().await;
     assert_eq!(manager.connect.calls(), 3, "two at first, and one attempt of the rotation's");
     assert!(pool.status().to_string().contains("for good"), "{}", pool.status());
@@ -636,6 +638,78 @@ async fn a_success_ends_the_pause_after_a_rotation_that_was_refused_for_good() {
     pool.warm_up(2).await.unwrap();
     drop((waiter.await.unwrap(), other.await.unwrap()));
     balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_in_vain_after_a_rotation_that_was_refused_hears_why() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).build_lazy().unwrap();
+    pool.warm_up(2).await.unwrap();
+    manager.connect.always(Act::Permanent);
+    let refused = pool.rotate(passes).await.unwrap_err();
+    let cause = |error: &dyn Error| {
+        error
+            .source()
+            .and_then(|cause| cause.downcast_ref())
+            .map(OperationError::<TestError>::to_string)
+    };
+    assert_eq!(cause(&refused).as_deref(), Some("scripted connect error"));
+    let held = pool.acquire().await.unwrap();
+    let error = pool.acquire_timeout(SECOND).await.map(drop).unwrap_err();
+    let AcquireError::Timeout(timeout) = &error else { panic!("{error:?}") };
+    assert_eq!(timeout.stage(), Stage::ConnectFailing);
+    assert_eq!(cause(&error).as_deref(), Some("scripted connect error"));
+    drop(held);
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_pause_after_a_rotation_that_was_refused_ends_when_it_is_over_or_the_last_one_has_gone()
+{
+    for has_gone in [false, true] {
+        let manager = TestManager::new();
+        let pool = pool_of(&manager, 2).backoff(SECOND, 10 * SECOND);
+        let pool = pool.acquire_timeout(60 * SECOND).build_lazy().unwrap();
+        let mut held = Some(pool.acquire().await.unwrap());
+        manager.connect.always(Act::Permanent);
+        pool.rotate(passes).await.unwrap_err();
+        sleep(2 * SECOND).await;
+        let mut waiter = pin!(pool.acquire());
+        assert!(poll_once(waiter.as_mut()).is_pending());
+        sleep(7 * SECOND).await;
+        assert_eq!(manager.connect.calls(), 2);
+        if has_gone {
+            held.take().unwrap().discard();
+            let refused = waiter.await.map(drop);
+            assert!(matches!(refused, Err(AcquireError::Connect(_))), "{refused:?}");
+            assert_eq!(manager.connect.calls(), 3);
+        } else {
+            manager.connect.calm();
+            sleep(2 * SECOND).await;
+            assert_eq!((manager.connect.calls(), waiter.await.unwrap().id), (3, 2));
+        }
+        drop(held);
+        balanced(&pool, &manager.ledger).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_after_another_failure_is_no_shorter_for_a_rotation_that_is_refused_meanwhile() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).backoff(SECOND, 10 * SECOND);
+    let pool = pool.acquire_timeout(60 * SECOND).build_lazy().unwrap();
+    let _held = pool.acquire().await.unwrap();
+    manager.connect.once(Act::Error);
+    let mut waiter = pin!(pool.acquire());
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    eventually("connecting has failed", || pool.metrics().connect_failures == 1).await;
+    manager.connect.once(Act::Permanent);
+    pool.rotate(passes).await.unwrap_err();
+    assert_eq!(manager.connect.calls(), 3);
+    sleep(9 * SECOND).await;
+    assert_eq!(manager.connect.calls(), 3, "an account would have been locked");
+    sleep(2 * SECOND).await;
+    assert_eq!((manager.connect.calls(), waiter.await.unwrap().id), (4, 2));
 }
 
 #[tokio::test(start_paused = true)]

@@ -330,6 +330,22 @@ async fn a_pool_whose_connections_are_made_ready_between_two_users_is_used_up_al
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_rotation_that_fails_for_a_reason_that_may_pass_is_what_a_pool_goes_by_after_a_refusal() {
+    let manager = TestManager::new();
+    manager.connect.once(Act::Permanent);
+    let pool = pool_of(&manager, 2).build_lazy().unwrap();
+    pool.acquire().await.map(drop).unwrap_err();
+    let health = pool.status().health.to_string();
+    assert!(health.starts_with("down: connecting fails for good: "), "{health}");
+    manager.connect.once(Act::Error);
+    pool.rotate(|_| Box::pin(async { Ok(()) })).await.unwrap_err();
+    assert_eq!(pool.status().health.to_string(), "down: connecting fails: scripted connect error");
+    eventually("it is up", || pool.status().health == Health::Healthy).await;
+    assert_eq!(manager.connect.calls(), 3);
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pool_that_is_refused_for_good_says_what_it_takes_to_be_tried_again() {
     let manager = TestManager::new();
     let pool = pool_of(&manager, 3).min_idle(2).build().await.unwrap();

@@ -573,6 +573,23 @@ async fn a_failure_for_those_with_priority_is_not_blamed_for_the_wait_of_the_oth
     drop(held);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_connect_for_those_with_priority_is_not_blamed_for_the_wait_of_the_others() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(2).reserved(Priority::High, 1);
+    let pool = pool.acquire_timeout(SECOND).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.connect.always(Act::Never);
+    let mut high = pin!(pool.acquire_with(Priority::High));
+    assert!(poll_once(high.as_mut()).is_pending());
+    eventually("it is being opened", || pool.counts().connecting == 1).await;
+    let timeout = timeout_of(pool.acquire().await);
+    assert_eq!((timeout.stage(), timeout.kept()), (Stage::Queued, 1), "{timeout}");
+    let timeout = timeout_of(high.await);
+    assert_eq!((timeout.stage(), timeout.kept()), (Stage::Connecting, 0), "{timeout}");
+    drop(held);
+}
+
 /// A pool with one idle connection that is to be checked before its use.
 async fn unchecked(manager: &TestManager) -> Pool<TestManager> {
     let pool = Pool::builder(manager.clone()).max_size(1).check(CheckPolicy::Always);

@@ -563,6 +563,24 @@ async fn however_many_are_found_dead_the_others_are_checked_once_in_an_interval(
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_idle_is_doubted_again_after_the_interval_as_it_is_by_then() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).check(CheckPolicy::default()).maintenance_interval(60 * MINUTE);
+    let pool = pool.max_size(4).build_lazy().unwrap();
+    use_at_once(&pool, 4).await;
+    for interval in 1..4 {
+        manager.condition.once(Act::Error);
+        drop(pool.acquire().await.unwrap());
+        turns().await;
+        pool.warm_up(4).await.unwrap();
+        use_at_once(&pool, 4).await;
+        assert_eq!(manager.check.calls(), 3 * interval);
+        pool.maintenance().set_interval(SECOND).unwrap();
+        sleep(SECOND).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stale_connection_that_fails_its_check_is_replaced_within_the_same_acquire() {
     let manager = TestManager::new();
     let pool = builder(&manager).check(CheckPolicy::IfIdleFor(SECOND)).max_size(3);

@@ -131,7 +131,8 @@ pub(crate) struct Signs {
     pub(crate) all_are_rejected: bool,
     pub(crate) maintenance_is_paused: bool,
     pub(crate) max_size: usize,
-    /// Places of those for callers with priority alone that are vacant, or have an idle connection.
+    /// Places of those for callers with priority alone that are vacant, or have a connection that is idle or being
+    /// opened.
     pub(crate) kept: usize,
 }
 

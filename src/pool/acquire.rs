@@ -528,12 +528,15 @@ impl<M: Manager> Shared<M> {
 
     /// As [`about_to_wait`](Self::about_to_wait), as far as connecting is concerned.
     pub(super) fn may_wait(&self, line: Line) -> Result<(), AcquireError<M::Error>> {
-        if self.config.fail_fast && !self.has_alive_for(line) {
-            if let Some(error) = self.connector.error_while_probing() {
-                return Err(AcquireError::Unavailable(error));
-            }
+        if self.has_alive_for(line) {
+            return Ok(());
         }
-        Ok(())
+        match self.connector.error_while_probing(self.config.fail_fast) {
+            // Whether it still fails for good will show.
+            Some(AcquireError::Connect(_)) if self.is_opening_for(line) => Ok(()),
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
     }
 
     /// As [`about_to_wait`](Self::about_to_wait), as far as those are concerned who hold connections.
@@ -579,7 +582,7 @@ impl<M: Manager> Shared<M> {
             Stage::Checking
         } else if last_connect_error.is_some() {
             Stage::ConnectFailing
-        } else if counts.connecting > 0 {
+        } else if self.is_opening_for(line) {
             Stage::Connecting
         } else {
             Stage::Queued
@@ -617,6 +620,11 @@ impl<M: Manager> Shared<M> {
     pub(super) fn has_alive_for(&self, line: Line) -> bool {
         let is_empty = |state| matches!(state, State::Vacant | State::Connecting | State::Spare);
         self.slots_for(line).any(|slot| !is_empty(self.core.glimpse(slot).state))
+    }
+
+    /// Whether a connection is being opened that may go to those who wait in this line.
+    fn is_opening_for(&self, line: Line) -> bool {
+        self.slots_for(line).any(|slot| self.core.glimpse(slot).state == State::Connecting)
     }
 
     /// The slots whose connections those who wait in this line may have.

@@ -207,14 +207,8 @@ impl<M: Manager> Pool<M> {
                     tenant
                 }
                 Some(Err(error)) => {
-                    shared.totals.connect_failed();
-                    shared.connector.note(&error);
-                    if shared.is_permanent(&error) {
-                        // Before the slot is vacant again, and somebody wants it filled.
-                        shared.connector.refused();
-                    }
-                    shared.tell_rotation_failed(&error);
-                    return Err(RotateError::Connect(error));
+                    // Before the slot is vacant again, and somebody wants it filled.
+                    return Err(RotateError::Connect(shared.rotation_failed(error)));
                 }
             };
             // It waits in its slot, so that whatever happens closes it and gives the slot back.
@@ -532,9 +526,11 @@ impl<M: Manager> Shared<M> {
         reserved.filter(|&slot| self.core.glimpse(slot).state == state).count()
     }
 
-    /// Places of those for callers with priority alone that are vacant, or have an idle connection.
+    /// Places of those for callers with priority alone that are vacant, or have a connection that is idle or being
+    /// opened.
     pub(super) fn kept(&self) -> usize {
-        self.reserved_in(State::Vacant) + self.reserved_in(State::Idle)
+        let kept = [State::Vacant, State::Connecting, State::Idle];
+        kept.into_iter().map(|state| self.reserved_in(state)).sum()
     }
 
     async fn open_one(self: Arc<Self>, reservation: Reservation<Arc<Self>>) -> Opened<M> {

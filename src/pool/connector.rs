@@ -12,7 +12,7 @@
 //! | connecting has failed and nothing is alive | the prober goes on though nobody waits, and if there is none, the reaper's next look begins one: a pool that calls itself down must find out that it is not, since whoever balances the load may send nobody there until then |
 //! | new connections that a hook rejects | the second in a row, and each after that, is followed by a pause like a failure |
 //! | an error that the manager calls permanent, and nothing is alive | is a verdict: no retry, not for the pool's own sake either (accounts get locked), and everybody who waits hears of it |
-//! | the same beside connections that are alive | whoever may have one of them waits on; it is tried again while a connection is wanted, `backoff_max` after the last time, a rotation's included, or at once when the last one for all callers has gone, so that whoever waits hears of it |
+//! | the same beside connections that are alive | whoever may have one of them waits on, and whoever comes later and may not hears of it at once; it is tried again while a connection is wanted, `backoff_max` after the last time, a rotation's included, or at once when the last one has gone for which somebody waits, so that he hears of it |
 //! | the runtime ends | the reaper, its task, is dropped and forgets it; a dial that is dropped has a waiter look again, and so has whoever parks beside a vacant slot, or makes one vacant, when there is none; that one starts the next dial on its own runtime, or is refused |
 //!
 //! Not here: who gets the connection (`core`), checks and resets (`prepare.rs`, `guard.rs`).
@@ -93,12 +93,11 @@ impl Ground {
 
 /// What is known of failures.
 struct Trouble<E> {
-    /// The last failure, until a connect succeeds.
+    /// The last failure, that of a rotation included, until a connect succeeds.
     last: Option<Arc<OperationError<E>>>,
     /// A dial is the prober: it pauses, or tries again after a pause.
     probing: bool,
-    /// There is no point in trying again, on account of that one or of one that a rotation has met; and
-    /// when that was found out.
+    /// There is no point in trying again; and when that was found out.
     permanent: Option<Instant>,
     /// What the last failure ever said, and when.
     said: Option<(String, Instant)>,
@@ -239,10 +238,18 @@ impl<E> Connector<E> {
         Some(ConnectError { message, ago: when.elapsed() })
     }
 
-    /// The last failure, if a prober is trying again.
-    pub(super) fn error_while_probing(&self) -> Option<Arc<OperationError<E>>> {
+    /// What whoever comes is told while there is a prober, if no connection may come back to him: the last
+    /// failure, if that was for good, since nobody else tries the same now; with `fail_fast`, any.
+    pub(super) fn error_while_probing(&self, fail_fast: bool) -> Option<AcquireError<E>> {
         let trouble = lock(&self.trouble);
-        if trouble.probing && trouble.permanent.is_none() { trouble.last.clone() } else { None }
+        if !trouble.probing {
+            return None;
+        }
+        let error = trouble.last.clone()?;
+        match trouble.permanent {
+            Some(_) => Some(AcquireError::Connect(error)),
+            None => fail_fast.then_some(AcquireError::Unavailable(error)),
+        }
     }
 
     /// Whether dials are under way, the prober's pauses included.
@@ -326,11 +333,15 @@ impl<E> Connector<E> {
         failures
     }
 
-    /// A rotation has failed for good. Nobody tries the same again unasked or at once, but whoever waits
-    /// does not hear of it: the old connections may serve them.
-    pub(super) fn refused(&self) {
+    /// A rotation could not connect. It is the last failure, for good or not, and all else goes by that. But it is
+    /// none of those in a row, and whoever waits does not hear of it before his time is up: the old connections
+    /// may serve them.
+    fn rotation_failed(&self, error: Arc<OperationError<E>>, permanent: bool) {
         self.admitted.store(1, Ordering::SeqCst);
-        lock(&self.trouble).permanent = Some(Instant::now());
+        let _last;
+        let mut trouble = lock(&self.trouble);
+        trouble.permanent = permanent.then(Instant::now);
+        _last = trouble.last.replace(error);
     }
 
     /// A hook has rejected a new connection that nobody has used yet.
@@ -682,6 +693,20 @@ impl<M: Manager> Shared<M> {
         failure.error
     }
 
+    /// Takes note of a rotation's failed connect.
+    pub(super) fn rotation_failed(
+        &self,
+        error: OperationError<M::Error>,
+    ) -> Arc<OperationError<M::Error>> {
+        self.totals.connect_failed();
+        let permanent = self.is_permanent(&error);
+        self.connector.note(&error);
+        let error = Arc::new(error);
+        self.connector.rotation_failed(error.clone(), permanent);
+        self.tell_rotation_failed(&error);
+        error
+    }
+
     /// A hook has rejected a connection, with an error or by a panic. `new`: nobody has used it yet.
     pub(super) fn rejected(&self, new: bool, error: OperationError<M::Error>) {
         if new {
@@ -716,23 +741,25 @@ impl<M: Manager> Shared<M> {
     }
 
     /// Awaits a pause after a failure for good, unless connecting works again before it is over, or the last
-    /// connection goes that might have come back to all who wait: then they are to hear of it. `told`: they
-    /// have been told that there is none.
-    async fn unless_lost(&self, pause: impl Future<Output = ()>, told: bool) {
+    /// connection goes that might have come back to those who wait in this line: then they are to hear of it.
+    async fn unless_lost(&self, pause: impl Future<Output = ()>, line: Line) {
         let mut pause = pin!(self.connector.unless_recovered(pause));
-        let mut had_one = !told;
         loop {
             listener!(self.changed => changed);
             // After listening: that it has gone either shows here or is heard of.
-            let has_one = self.has_alive_for(Line::General);
-            if had_one && !has_one {
+            if !self.has_alive_for(line) {
                 return;
             }
-            had_one = has_one;
             if unless(pause.as_mut(), changed).await.is_some() {
                 return;
             }
         }
+    }
+
+    /// For how long it is not tried again after a failure for good, while any connection is alive.
+    fn rest_of_the_longest_pause(&self) -> Option<Duration> {
+        let ago = self.connector.failed_for_good()?;
+        self.config.backoff_max.checked_sub(ago).filter(|rest| !rest.is_zero())
     }
 
     /// The pause after `failures` in a row: random, up to a limit that doubles with each.
@@ -798,17 +825,24 @@ impl<M: Manager> Dial<M> {
                 }
             }
         }
-        if let Some(ago) = shared.connector.failed_for_good() {
-            let pause = shared.config.backoff_max.saturating_sub(ago);
-            if !pause.is_zero() && shared.has_alive_for(Line::General) {
+        // In which line those wait who have not been told of a failure yet, and are to be when nothing is left for
+        // them.
+        let mut line = Line::General;
+        loop {
+            // Accounts get locked, and a rotation may have been refused while this one paused.
+            while let Some(pause) = shared.rest_of_the_longest_pause() {
+                if !shared.has_alive_for(line) {
+                    break;
+                }
                 drop(reservation.take());
                 self.probes |= shared.connector.probe();
-                if !self.pauses(shared.unless_lost(sleep(pause), false)).await {
+                if !self.pauses(shared.unless_lost(sleep(pause), line)).await {
                     return self.finish();
                 }
             }
-        }
-        while let Some(vacant) = reservation.take().or_else(|| reserve(shared.clone())) {
+            let Some(vacant) = reservation.take().or_else(|| reserve(shared.clone())) else {
+                break;
+            };
             // Cancel: `vacant` makes the slot vacant again, and `self` says why.
             let failure = match shared.unless_given_up(shared.connect(vacant.uses())).await {
                 None => break,
@@ -838,10 +872,10 @@ impl<M: Manager> Dial<M> {
                     return;
                 }
             }
+            line = if failure.tell { Line::High } else { Line::General };
             let goes_on = if failure.permanent {
-                // Accounts get locked.
                 let pause = sleep(shared.config.backoff_max);
-                self.pauses(shared.unless_lost(pause, failure.tell)).await
+                self.pauses(shared.unless_lost(pause, line)).await
             } else {
                 let pause = sleep(shared.pause(failure.in_a_row));
                 self.pauses(shared.connector.unless_recovered(pause)).await

@@ -700,7 +700,8 @@ impl<M: Manager> Pool<M> {
     /// How the pool is: its health in words, its figures and its settings, for a terminal or, with
     /// the feature `serde`, for a program. Costs one pass over all slots.
     ///
-    /// A pool that is down because connecting fails goes on trying though nobody asks it for anything,
+    /// How connecting goes, the last attempt says, also that of a [`rotate`](Self::rotate). A pool that is down
+    /// because connecting fails goes on trying though nobody asks it for anything,
     /// one connect at a time with the pauses of [`backoff`](PoolBuilder::backoff), so it is up again soon
     /// after the server is. Not so if the manager calls the last failure
     /// [permanent](Manager::is_permanent), such as a wrong password, since accounts get locked: then its

@@ -50,8 +50,8 @@ pub(super) struct Upkeep {
     interval: AtomicU64,
     /// Keepalive checks are under way.
     pinging: AtomicBool,
-    /// From when on, by the pool's clock, what is idle is doubted again if one is found dead.
-    doubts_from: AtomicU64,
+    /// When, by the pool's clock, what is idle was last doubted because one was found dead; `u64::MAX` for never.
+    doubted: AtomicU64,
     /// Notified when one of the above has changed, or the pool is closed.
     changed: Event,
 }
@@ -62,7 +62,7 @@ impl Upkeep {
             paused: AtomicBool::new(false),
             interval: AtomicU64::new(nanos(interval)),
             pinging: AtomicBool::new(false),
-            doubts_from: AtomicU64::new(0),
+            doubted: AtomicU64::new(u64::MAX),
             changed: Event::new(),
         }
     }
@@ -328,10 +328,10 @@ impl<M: Manager> Shared<M> {
             return;
         }
         let now = self.now();
-        let next = now.saturating_add(self.upkeep.interval.load(Ordering::SeqCst));
-        let due = |from| (now >= from).then_some(next);
-        let doubts = &self.upkeep.doubts_from;
-        if doubts.fetch_update(Ordering::Relaxed, Ordering::Relaxed, due).is_err() {
+        let interval = self.upkeep.interval.load(Ordering::SeqCst);
+        let due = |last| (last == u64::MAX || now.saturating_sub(last) >= interval).then_some(now);
+        let doubted = &self.upkeep.doubted;
+        if doubted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, due).is_err() {
             return;
         }
         for slot in 0..self.core.capacity() {

@@ -112,8 +112,7 @@ impl<M: Manager> Shared<M> {
         }
     }
 
-    /// A connect of a rotation has failed: nobody tries it again, and it says nothing about the next
-    /// connect of the pool's own.
+    /// A connect of a rotation has failed: nobody waits for it but the rotation.
     pub(super) fn tell_rotation_failed(&self, error: &OperationError<M::Error>) {
         #[cfg(feature = "tracing")]
         let error = error as &(dyn std::error::Error + 'static);
