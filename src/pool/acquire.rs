@@ -187,6 +187,21 @@ impl<'k, M: Manager> Wait<'k, M> {
         Self { keeper, caller, began, deadline, outcome, checking: no(), is_late: no() }
     }
 
+    /// Whether it may take any time at all.
+    fn has_time(&self) -> bool {
+        self.deadline > self.began
+    }
+
+    /// Whether it may get in line, for as long as the answer lives.
+    fn about_to_wait(&self, ask: &Ask<'_>) -> Result<Option<Waiting<'k>>, AcquireError<M::Error>> {
+        self.keeper.may_wait(ask.line)?;
+        if ask.terms.is_some() || !self.has_time() {
+            // Who may be served by another pool as well is not stuck here, nor is who does not wait.
+            return Ok(None);
+        }
+        self.keeper.is_not_stuck(ask.caller, ask.line)
+    }
+
     /// Whether a connection is being checked for it.
     fn checks(&self, ask: &Ask<'_>, is: bool) {
         ask.terms.map_or(&self.checking, Terms::checking).store(is, Ordering::Relaxed);
@@ -286,13 +301,7 @@ where
         }
         let verdicts = keeper.connector.verdicts();
         let woken = {
-            let _waiting = match ask.terms {
-                None if acquire.deadline > acquire.began => {
-                    keeper.about_to_wait(ask.caller, ask.line)?
-                }
-                // Who may be served by another pool as well is not stuck here, nor is who does not wait.
-                _ => keeper.may_wait(ask.line).map(|()| None)?,
-            };
+            let _waiting = acquire.about_to_wait(ask)?;
             if let Some(terms) = ask.terms {
                 terms.get_in_line();
             }
@@ -399,7 +408,7 @@ where
     };
     let wait = Wait::begin(keeper, &ask, limit);
     let served = keeper.in_span_blocking(ask.caller, || {
-        acquire_blocking_waiting(keeper, ask, limit, unready, wait.began)
+        acquire_blocking_waiting(keeper, ask, limit, unready, &wait)
     });
     wait.end(served)
 }
@@ -409,7 +418,7 @@ fn acquire_blocking_waiting<M, R>(
     ask: Ask<'_>,
     limit: Duration,
     mut unready: Option<Lease<R>>,
-    began: u64,
+    acquire: &Wait<'_, M>,
 ) -> Result<Loan<R>, AcquireError<M::Error>>
 where
     M: Manager,
@@ -425,17 +434,24 @@ where
     let deadline = Instant::now().checked_add(limit);
     let mut most = if unready.is_some() { usize::MAX } else { ask.most_waiters(keeper) };
     let mut silent = false;
+    // Not before something was prepared, or the line was of no use: whoever has no time at all takes what is
+    // idle, or has one opened for the next caller.
+    let heed_deadline = |checking| {
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            let late = keeper.timed_out(ask.line, keeper.since(acquire.began), checking);
+            return Err(keeper.give_up(late));
+        }
+        Ok(())
+    };
     loop {
-        let mut checking = false;
         if let Some(mut lease) = unready.take() {
             let Some(ground) = keeper.ground_or_current() else {
                 // Nobody can prepare it. It goes back.
                 return Err(AcquireError::NoRuntime);
             };
-            if silent && is_doubtful(&mut lease, began) {
+            if silent && is_doubtful(&mut lease, acquire.began) {
                 keeper.check_in_background(lease, &ground);
             } else {
-                checking = true;
                 match prepare_blocking(lease, &ground, deadline) {
                     Ok(_) if keeper.core.is_closed() => return Err(keeper.closed_error()),
                     Ok(lease) => {
@@ -445,28 +461,28 @@ where
                     }
                     Err(unfit) => silent |= unfit == Unfit::Silent,
                 }
+                heed_deadline(true)?;
             }
-        }
-        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            let late = keeper.timed_out(ask.line, keeper.since(began), checking);
-            return Err(keeper.give_up(late));
         }
         let verdicts = keeper.connector.verdicts();
         let woken = {
-            let _waiting = keeper.about_to_wait(ask.caller, ask.line)?;
+            let _waiting = acquire.about_to_wait(&ask)?;
             wait_blocking(keeper, ask.line, most, deadline)
         };
         most = usize::MAX;
         match woken {
             Woken::Lease(lease) => {
-                keeper.in_time(ask.line, began)?;
+                keeper.in_time(ask.line, acquire.began)?;
                 match welcome(lease, ask.caller) {
                     Welcome::Given(loan) => return Ok(loan),
                     Welcome::Unready(lease) => unready = Some(lease),
                     Welcome::Gone => {}
                 }
             }
-            Woken::Vacant(_) | Woken::LookAgain => keeper.why_woken(ask.line, verdicts)?,
+            Woken::Vacant(_) | Woken::LookAgain => {
+                keeper.why_woken(ask.line, verdicts)?;
+                heed_deadline(false)?;
+            }
             Woken::LineFull => return Err(AcquireError::QueueFull),
         }
     }
@@ -516,17 +532,7 @@ impl<M: Manager> Shared<M> {
         }
     }
 
-    /// Whether a caller may wait for a connection, for as long as the answer lives.
-    pub(super) fn about_to_wait(
-        &self,
-        caller: Caller,
-        line: Line,
-    ) -> Result<Option<Waiting<'_>>, AcquireError<M::Error>> {
-        self.may_wait(line)?;
-        self.is_not_stuck(caller, line)
-    }
-
-    /// As [`about_to_wait`](Self::about_to_wait), as far as connecting is concerned.
+    /// Whether a caller may wait for a connection, as far as connecting is concerned.
     pub(super) fn may_wait(&self, line: Line) -> Result<(), AcquireError<M::Error>> {
         if self.config.fail_fast && !self.has_alive_for(line) {
             if let Some(error) = self.connector.error_while_probing() {
@@ -536,7 +542,8 @@ impl<M: Manager> Shared<M> {
         Ok(())
     }
 
-    /// As [`about_to_wait`](Self::about_to_wait), as far as those are concerned who hold connections.
+    /// Whether a caller may wait as far as those are concerned who hold connections, for as long as the
+    /// answer lives.
     pub(super) fn is_not_stuck(
         &self,
         caller: Caller,
