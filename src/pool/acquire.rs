@@ -124,7 +124,7 @@ where
         } else {
             let began = keeper.began + Duration::from_nanos(wait.began);
             let mut timer = pin!(timer(began + limit.min(FAR_FUTURE)));
-            let mut has_begun = false;
+            let (mut has_begun, has_time) = (false, wait.has_time());
             // Cancel: `obtain` is dropped at the deadline as it would be by its caller, but that a check
             // under way goes on. Polled where it stands: `tokio::time::timeout_at` would move it.
             let before_deadline = poll_fn(move |cx| {
@@ -143,6 +143,8 @@ where
                 }
                 match first.unwrap_or_else(|| poll_timer(timer, cx)) {
                     None => Poll::Ready(Some(Err(AcquireError::NoRuntime))),
+                    // Timers go by whole milliseconds, and none is left at all.
+                    Some(_) if !has_time => Poll::Ready(None),
                     Some(polled) => polled.map(|()| None),
                 }
             });
