@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 use tokio::task::yield_now;
+use tokio::time::timeout;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -635,6 +636,39 @@ async fn a_success_ends_the_pause_after_a_rotation_that_was_refused_for_good() {
     assert!(poll_once(other.as_mut()).is_pending());
     pool.warm_up(2).await.unwrap();
     drop((waiter.await.unwrap(), other.await.unwrap()));
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_rotation_that_was_refused_for_good_one_is_opened_when_the_longest_pause_is_over() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).backoff(SECOND, 60 * SECOND).acquire_timeout(90 * SECOND);
+    let pool = pool.build_lazy().unwrap();
+    let _held = pool.acquire().await.unwrap();
+    manager.connect.once(Act::Permanent);
+    assert!(matches!(pool.rotate(passes).await, Err(RotateError::Connect(_))));
+    let mut waiter = pin!(pool.acquire());
+    assert!(timeout(59 * SECOND, waiter.as_mut()).await.is_err());
+    assert_eq!((manager.connect.calls(), pool.counts().waiters), (2, 1));
+    assert_eq!(waiter.await.expect("the pause has come to its end").id, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_rotation_that_was_refused_for_good_who_waits_hears_when_the_last_connection_goes()
+{
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).backoff(SECOND, 3_600 * SECOND).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.connect.always(Act::Permanent);
+    assert!(matches!(pool.rotate(passes).await, Err(RotateError::Connect(_))));
+    let mut waiter = pin!(pool.acquire());
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    turns().await;
+    assert_eq!((manager.connect.calls(), pool.counts().waiters), (2, 1));
+    held.discard();
+    let refused = waiter.await;
+    assert!(matches!(refused, Err(AcquireError::Connect(_))), "{refused:?}");
+    assert_eq!(manager.connect.calls(), 3);
     balanced(&pool, &manager.ledger).await;
 }
 
