@@ -931,7 +931,6 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                     match self.is_hopeless_now(&node, &error) {
                         false => self.out.push(node.clone()),
                         // It waits there for what may come back, if anything may.
-                        true if self.is_hopeless(&node) => {}
                         true => self.hopeless.push(node.clone()),
                     }
                     self.refusal = Some((node.key().clone(), error));
