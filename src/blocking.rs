@@ -267,7 +267,8 @@ impl<M: Manager> Pool<M> {
         self.pool.acquire_blocking()
     }
 
-    /// Acquires a connection, waiting in line for `limit` at the most.
+    /// Acquires a connection, waiting in line for `limit` at the most; zero is that of
+    /// [`crate::Pool::acquire_timeout`].
     ///
     /// # Errors
     ///

@@ -9,8 +9,9 @@ mod support;
 
 use millpond::blocking::WeakPool;
 use millpond::{
-    AcquireError, BuildError, CheckPolicy, Hooks, Monitor, OperationError, Pool, PoolBuilder,
-    PooledOwned, ReleaseError, RotateError, TryAcquireError, WarmUpError, from_fn,
+    AcquireError, BuildError, CheckPolicy, Hooks, IdleOrder, Monitor, OperationError, Pool,
+    PoolBuilder, PooledOwned, ReleaseError, RotateError, Stage, TryAcquireError, WarmUpError,
+    from_fn,
 };
 use std::convert::Infallible;
 use std::error::Error;
@@ -19,7 +20,7 @@ use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread;
 use std::time::Duration;
 use support::{
-    Act, PATIENCE, TestError, TestManager, eventually_blocking, hush_scripted_panics, join,
+    Act, Conn, PATIENCE, TestError, TestManager, eventually_blocking, hush_scripted_panics, join,
 };
 
 const DIRTY: Act = Act::Slow(Duration::ZERO);
@@ -100,6 +101,44 @@ fn a_timeout_says_why() {
     manager.connect.always(Act::Ok);
     // The server is back: the next acquire gets a connection.
     assert!(pool.acquire().is_ok());
+}
+
+#[test]
+fn a_zero_limit_has_a_connection_opened_for_the_next_caller() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Gated);
+    let pool = builder(&manager).max_size(1).build_blocking().unwrap();
+    let error = pool.acquire_timeout(Duration::ZERO).unwrap_err();
+    let AcquireError::Timeout(timeout) = &error else { panic!("{error:?}") };
+    assert_eq!(timeout.stage(), Stage::Connecting);
+    manager.connect.open(1);
+    eventually_blocking("it is open", || pool.counts().idle == 1);
+    assert_eq!(pool.acquire_timeout(Duration::ZERO).unwrap().info().id, 1);
+    assert_eq!(pool.metrics().waits.timed_out, 1);
+}
+
+#[test]
+fn with_a_zero_limit_fail_fast_tells_the_cause() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Error);
+    let pool = builder(&manager).fail_fast(true).backoff(PATIENCE, PATIENCE);
+    let pool = pool.build_blocking().unwrap();
+    assert!(matches!(pool.acquire(), Err(AcquireError::Unavailable(_))));
+    let refused = pool.acquire_timeout(Duration::ZERO);
+    assert!(matches!(refused, Err(AcquireError::Unavailable(_))), "{refused:?}");
+}
+
+#[test]
+fn with_a_zero_limit_one_that_has_to_go_is_no_reason_to_leave_the_others() {
+    hush_scripted_panics();
+    let manager = TestManager::new();
+    let hooks = Hooks::new()
+        .on_checkout(|conn: &Conn| assert!(conn.id == 3, "scripted panic in on_checkout"));
+    let pool = builder(&manager).hooks(hooks).order(IdleOrder::Fifo).max_size(3);
+    let pool = pool.build_blocking().unwrap();
+    pool.warm_up(3).unwrap();
+    assert_eq!(pool.acquire_timeout(Duration::ZERO).unwrap().id, 3);
+    assert_eq!(pool.metrics().closed.rejected, 2);
 }
 
 #[test]

@@ -3604,7 +3604,30 @@ async fn where_connecting_fails_for_good_an_acquire_waits_for_what_comes_back() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_waits_where_connecting_fails_for_good_stays_in_line_when_others_are_refused() {
+async fn an_acquire_waits_for_what_comes_back_at_a_node_that_it_has_nothing_opened_at_any_more() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+    let first_a = first("a");
+    let _elsewhere = cluster.acquire("b").await.unwrap();
+    for manager in &managers {
+        manager.connect.always(Act::Permanent);
+    }
+    // It is refused at a, and in line at b, where one may come back.
+    let mut acquire = pin!(cluster.acquire_any(Policy::Rank(&first_a)));
+    assert!(timeout(SECOND / 2, acquire.as_mut()).await.is_err());
+    // Before it hears that a is back, a fails again; but somebody has a connection of it by then.
+    managers[0].connect.calm();
+    let held = cluster.acquire("a").await.unwrap();
+    managers[0].connect.always(Act::Permanent);
+    assert!(timeout(MILLISECOND, cluster.acquire("a")).await.is_err());
+    assert!(cluster.status().nodes.iter().all(|node| !node.is_up), "{}", cluster.status());
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    drop(held);
+    let Poll::Ready(served) = poll_once(acquire.as_mut()) else { panic!("it was not in line") };
+    assert_eq!(served.unwrap().node(), "a");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_where_connecting_fails_for_good_is_served_when_others_succeed() {
     let (cluster, managers) = cluster_of(builder(), [("a", plain())]);
     managers[0].connect.always(Act::Permanent);
     let mut acquire = pin!(cluster.acquire_any(Policy::RoundRobin));

@@ -8,7 +8,7 @@ mod support;
 use support::*;
 
 use millpond::{
-    AcquireError, CheckPolicy, ConnectionInfo, ConnectionState, HookFuture, IdleOrder,
+    AcquireError, CheckPolicy, ConnectionInfo, ConnectionState, HookFuture, Hooks, IdleOrder,
     OperationError, Pool, PoolBuilder, Priority, ReleaseError, RotateError, Stage, from_fn,
 };
 use std::collections::BTreeSet;
@@ -1152,6 +1152,27 @@ async fn a_connection_that_is_outdated_takes_all_that_are_as_old_along() {
     let metrics = balanced(&pool, &manager.ledger).await;
     assert_eq!((metrics.closed.invalidated, metrics.closed.total()), (4, 4));
     assert_eq!((metrics.counts.idle, metrics.created), (1, 5), "the new one stays");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_outdated_takes_the_others_along_though_on_checkin_panics() {
+    for released in [false, true] {
+        let manager = TestManager::new();
+        let hooks = Hooks::new().on_checkin(|_| panic!("scripted panic in on_checkin"));
+        let pool = pool_of(&manager, 3).hooks(hooks).build_lazy().unwrap();
+        pool.warm_up(3).await.unwrap();
+        let found_out = pool.acquire().await.unwrap();
+        manager.condition.once(OUTDATED);
+        if released {
+            assert!(matches!(found_out.release().await, Err(ReleaseError::Rejected)));
+        } else {
+            drop(found_out);
+        }
+        assert_eq!(pool.counts().idle, 0, "the others are as old (released: {released})");
+        let metrics = balanced(&pool, &manager.ledger).await;
+        assert_eq!((metrics.closed.rejected, metrics.closed.invalidated), (1, 2));
+        assert_eq!(pool.acquire().await.unwrap().id, 4);
+    }
 }
 
 #[cfg(feature = "cluster")]

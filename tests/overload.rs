@@ -1008,6 +1008,14 @@ async fn who_holds_all_and_does_not_wait_for_one_more_is_not_stuck() {
     let _held = pool.acquire().await.unwrap();
     let more = pool.acquire_timeout(Duration::ZERO).await;
     assert!(matches!(more, Err(AcquireError::Timeout(_))), "{more:?}");
+    let pool = detecting(&manager, 1).min_idle(1).build().await.unwrap();
+    join(thread::spawn(move || {
+        let _held = pool.acquire_blocking().unwrap();
+        let more = pool.acquire_blocking_timeout(Duration::ZERO);
+        assert!(matches!(more, Err(AcquireError::Timeout(_))), "{more:?}");
+        let more = pool.acquire_blocking();
+        assert!(matches!(more, Err(AcquireError::WouldDeadlock(_))), "{more:?}");
+    }));
 }
 
 /// Two who hold all that they may have, and each wait for one more: the second one is told.

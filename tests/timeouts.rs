@@ -11,6 +11,7 @@ use millpond::{
 use std::error::Error;
 use std::fmt::Debug;
 use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -475,6 +476,30 @@ async fn a_zero_limit_takes_what_is_idle_or_gives_up_at_once() {
     drop(pool.acquire_timeout(Duration::ZERO).await.unwrap());
     let metrics = balanced(&pool, &manager.ledger).await;
     assert_eq!((metrics.waits.timed_out, metrics.acquires), (1, 2));
+}
+
+/// By the real clock: a paused one stands at a whole millisecond, where the timer is not late.
+#[tokio::test]
+async fn a_zero_limit_is_up_at_the_first_poll_not_when_a_timer_rings() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(1).build_lazy().unwrap();
+    let answer = poll_once(pin!(pool.acquire_timeout(Duration::ZERO)));
+    let Poll::Ready(answer) = answer else { panic!("it waits for a connect") };
+    assert_eq!(timeout_of(answer).stage(), Stage::Connecting);
+    let held = pool.acquire().await.unwrap();
+    let answer = poll_once(pin!(pool.acquire_timeout(Duration::ZERO)));
+    let Poll::Ready(answer) = answer else { panic!("it waits for a release") };
+    assert_eq!(timeout_of(answer).stage(), Stage::Queued);
+    drop(held);
+
+    let manager = TestManager::new();
+    let pool = unchecked(&manager).await;
+    manager.check.once(Act::Gated);
+    let answer = poll_once(pin!(pool.acquire_timeout(Duration::ZERO)));
+    let Poll::Ready(answer) = answer else { panic!("it waits for a check") };
+    assert_eq!(timeout_of(answer).stage(), Stage::Checking);
+    manager.check.open(1);
+    assert_eq!(balanced(&pool, &manager.ledger).await.closed.total(), 0, "the check goes on");
 }
 
 #[tokio::test(start_paused = true)]

@@ -14,10 +14,14 @@ use millpond::{
 };
 use std::convert::Infallible;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
-use support::{Act, TestManager, balanced, eventually, eventually_blocking, poll_once};
+use support::{
+    Act, Conn, TestManager, balanced, eventually, eventually_blocking, hush_scripted_panics,
+    poll_once,
+};
 use tokio::time::{Instant, sleep, timeout};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -504,12 +508,22 @@ async fn a_warm_up_that_succeeds_ends_the_trouble_of_one_that_failed() {
 
 #[tokio::test(start_paused = true)]
 async fn once_one_is_found_dead_the_idle_ones_are_checked_before_their_next_use() {
-    // How it is found out: by its condition after use, by that after a reset, by a reset that fails, and by
-    // a check that fails.
-    for found in 0..4 {
+    hush_scripted_panics();
+    // How it is found out: by its condition after use, by that after a reset, by a reset that fails, by a
+    // check that fails, and by its condition though a hook panics as well.
+    for found in 0..5 {
         for policy in [CheckPolicy::default(), CheckPolicy::Always, CheckPolicy::Never] {
             let manager = TestManager::new();
-            let pool = builder(&manager).check(policy).max_size(4).build_lazy().unwrap();
+            let panics = Arc::new(AtomicBool::new(false));
+            let hook = {
+                let panics = panics.clone();
+                move |_: &Conn| {
+                    assert!(!panics.swap(false, Ordering::SeqCst), "scripted panic in on_checkin");
+                }
+            };
+            let hooks = if found == 4 { Hooks::new().on_checkin(hook) } else { Hooks::new() };
+            let pool = builder(&manager).check(policy).max_size(4).hooks(hooks);
+            let pool = pool.build_lazy().unwrap();
             pool.maintenance().pause();
             use_at_once(&pool, 4).await;
             let checks = manager.check.calls();
@@ -525,7 +539,11 @@ async fn once_one_is_found_dead_the_idle_ones_are_checked_before_their_next_use(
                     manager.condition.once(Act::Slow(SECOND));
                     manager.reset.once(Act::Error);
                 }
-                _ => manager.condition.once(Act::Gated),
+                3 => manager.condition.once(Act::Gated),
+                _ => {
+                    manager.condition.once(Act::Error);
+                    panics.store(true, Ordering::SeqCst);
+                }
             }
             manager.check.always(Act::Error);
             drop(first);

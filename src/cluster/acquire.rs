@@ -10,7 +10,8 @@
 //! else, under a cap, may get it; at the others it is *patient* and takes what comes back. If the one
 //! fails, or has not served within `try_next_after`, the next one opens a connection too. Where that fails
 //! for good, as with a wrong password, an acquire has it tried once; whether such a node is back is seen by
-//! one of all who wait, once a second. An idle
+//! one of all who wait, once a second. Beside a connection that is alive there it goes on waiting as for a
+//! failure that may pass, and the node's pool tries again, every `backoff_max`. An idle
 //! connection that has to be checked first is waited for in the same way: nobody looks further as long as
 //! its check takes no longer than that, and a check that is late goes on in the background when another
 //! node serves. So no acquire waits beside a connection that it could have, none takes more than it
@@ -301,7 +302,8 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     /// - [`ClusterError::Timeout`] after the cluster's `acquire_timeout`. An acquire waits until then
     ///   although no node is up, or none has the role that it takes, because that may change. A node
     ///   whose error is [permanent](Manager::is_permanent) is tried once for it, and after that once a
-    ///   second for all who wait.
+    ///   second for all who wait; while a connection of it is alive, also by its pool, every
+    ///   [`backoff_max`](crate::Config::backoff_max).
     /// - [`ClusterError::Unavailable`] instead, at once, if the cluster is to
     ///   [fail fast](super::ClusterBuilder::fail_fast), or there is no tokio runtime to wait on.
     /// - [`ClusterError::Node`] if the only node that is left to wait for refuses, for instance because
@@ -930,7 +932,6 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                     match self.is_hopeless_now(&node, &error) {
                         false => self.out.push(node.clone()),
                         // It waits there for what may come back, if anything may.
-                        true if self.is_hopeless(&node) => {}
                         true => self.hopeless.push(node.clone()),
                     }
                     self.refusal = Some((node.key().clone(), error));

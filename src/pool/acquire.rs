@@ -124,7 +124,7 @@ where
         } else {
             let began = keeper.began + Duration::from_nanos(wait.began);
             let mut timer = pin!(timer(began + limit.min(FAR_FUTURE)));
-            let mut has_begun = false;
+            let (mut has_begun, has_time) = (false, wait.has_time());
             // Cancel: `obtain` is dropped at the deadline as it would be by its caller, but that a check
             // under way goes on. Polled where it stands: `tokio::time::timeout_at` would move it.
             let before_deadline = poll_fn(move |cx| {
@@ -143,6 +143,8 @@ where
                 }
                 match first.unwrap_or_else(|| poll_timer(timer, cx)) {
                     None => Poll::Ready(Some(Err(AcquireError::NoRuntime))),
+                    // Timers go by whole milliseconds, and none is left at all.
+                    Some(_) if !has_time => Poll::Ready(None),
                     Some(polled) => polled.map(|()| None),
                 }
             });
@@ -185,6 +187,21 @@ impl<'k, M: Manager> Wait<'k, M> {
         let (caller, deadline) = (ask.caller, began.saturating_add(nanos(limit)));
         let no = || AtomicBool::new(false);
         Self { keeper, caller, began, deadline, outcome, checking: no(), is_late: no() }
+    }
+
+    /// Whether it may take any time at all.
+    fn has_time(&self) -> bool {
+        self.deadline > self.began
+    }
+
+    /// Whether it may get in line, for as long as the answer lives.
+    fn about_to_wait(&self, ask: &Ask<'_>) -> Result<Option<Waiting<'k>>, AcquireError<M::Error>> {
+        self.keeper.may_wait(ask.line)?;
+        if ask.terms.is_some() || !self.has_time() {
+            // Who may be served by another pool as well is not stuck here, nor is who does not wait.
+            return Ok(None);
+        }
+        self.keeper.is_not_stuck(ask.caller, ask.line)
     }
 
     /// Whether a connection is being checked for it.
@@ -286,13 +303,7 @@ where
         }
         let verdicts = keeper.connector.verdicts();
         let woken = {
-            let _waiting = match ask.terms {
-                None if acquire.deadline > acquire.began => {
-                    keeper.about_to_wait(ask.caller, ask.line)?
-                }
-                // Who may be served by another pool as well is not stuck here, nor is who does not wait.
-                _ => keeper.may_wait(ask.line).map(|()| None)?,
-            };
+            let _waiting = acquire.about_to_wait(ask)?;
             if let Some(terms) = ask.terms {
                 terms.get_in_line();
             }
@@ -399,7 +410,7 @@ where
     };
     let wait = Wait::begin(keeper, &ask, limit);
     let served = keeper.in_span_blocking(ask.caller, || {
-        acquire_blocking_waiting(keeper, ask, limit, unready, wait.began)
+        acquire_blocking_waiting(keeper, ask, limit, unready, &wait)
     });
     wait.end(served)
 }
@@ -409,7 +420,7 @@ fn acquire_blocking_waiting<M, R>(
     ask: Ask<'_>,
     limit: Duration,
     mut unready: Option<Lease<R>>,
-    began: u64,
+    acquire: &Wait<'_, M>,
 ) -> Result<Loan<R>, AcquireError<M::Error>>
 where
     M: Manager,
@@ -425,17 +436,24 @@ where
     let deadline = Instant::now().checked_add(limit);
     let mut most = if unready.is_some() { usize::MAX } else { ask.most_waiters(keeper) };
     let mut silent = false;
+    // Not before something was prepared, or the line was of no use: whoever has no time at all takes what is
+    // idle, or has one opened for the next caller.
+    let heed_deadline = |checking| {
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            let late = keeper.timed_out(ask.line, keeper.since(acquire.began), checking);
+            return Err(keeper.give_up(late));
+        }
+        Ok(())
+    };
     loop {
-        let mut checking = false;
         if let Some(mut lease) = unready.take() {
             let Some(ground) = keeper.ground_or_current() else {
                 // Nobody can prepare it. It goes back.
                 return Err(AcquireError::NoRuntime);
             };
-            if silent && is_doubtful(&mut lease, began) {
+            if silent && is_doubtful(&mut lease, acquire.began) {
                 keeper.check_in_background(lease, &ground);
             } else {
-                checking = true;
                 match prepare_blocking(lease, &ground, deadline) {
                     Ok(_) if keeper.core.is_closed() => return Err(keeper.closed_error()),
                     Ok(lease) => {
@@ -445,28 +463,28 @@ where
                     }
                     Err(unfit) => silent |= unfit == Unfit::Silent,
                 }
+                heed_deadline(true)?;
             }
-        }
-        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            let late = keeper.timed_out(ask.line, keeper.since(began), checking);
-            return Err(keeper.give_up(late));
         }
         let verdicts = keeper.connector.verdicts();
         let woken = {
-            let _waiting = keeper.about_to_wait(ask.caller, ask.line)?;
+            let _waiting = acquire.about_to_wait(&ask)?;
             wait_blocking(keeper, ask.line, most, deadline)
         };
         most = usize::MAX;
         match woken {
             Woken::Lease(lease) => {
-                keeper.in_time(&ask, began)?;
+                keeper.in_time(&ask, acquire.began)?;
                 match welcome(lease, ask.caller) {
                     Welcome::Given(loan) => return Ok(loan),
                     Welcome::Unready(lease) => unready = Some(lease),
                     Welcome::Gone => {}
                 }
             }
-            Woken::Vacant(_) | Woken::LookAgain => keeper.why_woken(ask.line, verdicts)?,
+            Woken::Vacant(_) | Woken::LookAgain => {
+                keeper.why_woken(ask.line, verdicts)?;
+                heed_deadline(false)?;
+            }
             Woken::LineFull => return Err(AcquireError::QueueFull),
         }
     }
@@ -516,17 +534,7 @@ impl<M: Manager> Shared<M> {
         }
     }
 
-    /// Whether a caller may wait for a connection, for as long as the answer lives.
-    pub(super) fn about_to_wait(
-        &self,
-        caller: Caller,
-        line: Line,
-    ) -> Result<Option<Waiting<'_>>, AcquireError<M::Error>> {
-        self.may_wait(line)?;
-        self.is_not_stuck(caller, line)
-    }
-
-    /// As [`about_to_wait`](Self::about_to_wait), as far as connecting is concerned.
+    /// Whether a caller may wait for a connection, as far as connecting is concerned.
     pub(super) fn may_wait(&self, line: Line) -> Result<(), AcquireError<M::Error>> {
         if self.has_alive_for(line) {
             return Ok(());
@@ -539,7 +547,8 @@ impl<M: Manager> Shared<M> {
         }
     }
 
-    /// As [`about_to_wait`](Self::about_to_wait), as far as those are concerned who hold connections.
+    /// Whether a caller may wait as far as those are concerned who hold connections, for as long as the
+    /// answer lives.
     pub(super) fn is_not_stuck(
         &self,
         caller: Caller,

@@ -111,7 +111,7 @@ macro_rules! pooled {
             pub fn discard(mut self) {
                 let lease = self.loan.recall();
                 let shared = lease.keeper().clone();
-                if let Some(lease) = check_in(lease) {
+                if let Some(lease) = check_in(lease, None) {
                     end(lease, CloseReason::Discarded);
                 }
                 shared.hooks.released();
@@ -267,14 +267,15 @@ where
         return drop(look_over(lease));
     }
     let shared = lease.keeper().clone();
-    if let Some(lease) = check_in(lease) {
+    if let Some(lease) = check_in(lease, Some(doubt)) {
         act_on(lease, doubt);
     }
     shared.hooks.released();
 }
 
-/// Has the hook see a connection that comes back. A connection whose hook panics is closed.
-fn check_in<M, R>(mut lease: Lease<R>) -> Option<Lease<R>>
+/// Has the hook see a connection that comes back. A connection whose hook panics is closed, and what the
+/// doubt about it says of the others holds all the same.
+fn check_in<M, R>(mut lease: Lease<R>, doubt: Option<Doubt>) -> Option<Lease<R>>
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,
@@ -284,7 +285,7 @@ where
     if shared.hooks.checkin(&lease.resource_mut().connection) {
         return Some(lease);
     }
-    end(lease, CloseReason::Rejected);
+    end_in_doubt(lease, doubt, CloseReason::Rejected);
     None
 }
 
@@ -305,26 +306,37 @@ where
     }
 }
 
-/// Closes the connection of a lease, and has those that are idle checked.
 fn broken<M, R>(lease: Lease<R>)
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,
 {
-    lease.keeper().doubt_idle();
-    end(lease, CloseReason::Broken);
+    end_in_doubt(lease, Some(Doubt::Broken), CloseReason::Broken);
 }
 
-/// Closes the connection of a lease, and all others that are as old.
-fn outdated<M, R>(mut lease: Lease<R>)
+fn outdated<M, R>(lease: Lease<R>)
+where
+    M: Manager,
+    R: Deref<Target = Shared<M>> + Clone,
+{
+    end_in_doubt(lease, Some(Doubt::Outdated), CloseReason::Invalidated);
+}
+
+/// Closes the connection of a lease. If it is broken, those that are idle are checked; if it is outdated, all
+/// that are as old are closed.
+fn end_in_doubt<M, R>(mut lease: Lease<R>, doubt: Option<Doubt>, reason: CloseReason)
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,
 {
     let shared = lease.keeper().clone();
     let generation = lease.resource_mut().generation;
-    end(lease, CloseReason::Invalidated);
-    shared.outdate(generation);
+    end(lease, reason);
+    match doubt {
+        Some(Doubt::Broken) => shared.doubt_idle(),
+        Some(Doubt::Outdated) => shared.outdate(generation),
+        _ => {}
+    }
 }
 
 /// Closes the connection of a lease, in the background.
@@ -446,7 +458,7 @@ where
 {
     let shared = lease.keeper().clone();
     let doubt = shared.doubt_about(lease.resource_mut());
-    let Some(lease) = check_in(lease) else { return Err(ReleaseError::Rejected) };
+    let Some(lease) = check_in(lease, doubt) else { return Err(ReleaseError::Rejected) };
     match doubt {
         None => Ok(None),
         Some(Doubt::Dirty) => Ok(Some(lease)),

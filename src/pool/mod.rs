@@ -361,7 +361,7 @@ impl<M: Manager> Pool<M> {
     }
 
     /// Acquires a connection, waiting for `limit` at the most instead of `acquire_timeout`. Zero
-    /// takes what is idle or gives up at once; what has to be checked first is checked in the
+    /// takes what is idle or gives up at once; what has to be checked or opened first is so in the
     /// background then, for the next caller. [`Duration::MAX`] waits for good, and without a timer,
     /// which is the larger part of what a short wait costs.
     ///
@@ -539,7 +539,8 @@ impl<M: Manager> Pool<M> {
         }
     }
 
-    /// As [`acquire_blocking`](Self::acquire_blocking), for `limit` at the most.
+    /// As [`acquire_blocking`](Self::acquire_blocking), for `limit` at the most; zero is that of
+    /// [`acquire_timeout`](Self::acquire_timeout).
     ///
     /// # Errors
     ///
