@@ -263,6 +263,9 @@ async fn no_error_of_a_cluster_says_anything_twice() {
     b.connect.always(Act::Permanent);
     let permanent = cluster.acquire("b").await.unwrap_err();
     assert_eq!(chain(&permanent)[1..], ["scripted connect error"]);
+    for error in [&timeout, &permanent] {
+        assert!(TestError::within(error).is_some(), "the manager's own error is found: {error:?}");
+    }
     chains.push(of(&permanent));
     chains.push(of(&cluster.acquire_any(Policy::Primary).await.unwrap_err()));
     let handle = cluster.node("c").unwrap();
