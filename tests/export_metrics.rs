@@ -138,10 +138,10 @@ async fn every_figure_is_told_under_its_name_and_with_its_unit() {
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into();
-    for (count, outcome) in metrics.waits.by_outcome() {
+    for (outcome, count) in metrics.waits.by_outcome() {
         counters.insert(format!("millpond_acquire_waits_total {outcome}"), count);
     }
-    for (count, reason) in metrics.closed.by_reason() {
+    for (reason, count) in metrics.closed.by_reason() {
         counters.insert(format!("millpond_connections_closed_total {reason}"), count);
     }
     assert_eq!(told.counters, counters);

@@ -222,10 +222,10 @@ async fn every_figure_has_the_name_unit_and_attributes_of_the_conventions_or_its
     ]
     .map(|(name, value, figure)| ((name.to_owned(), value.to_owned()), figure))
     .into();
-    for (count, outcome) in metrics.waits.by_outcome() {
+    for (outcome, count) in metrics.waits.by_outcome() {
         figures.insert(("millpond.acquire_waits".to_owned(), outcome.to_owned()), count as f64);
     }
-    for (count, reason) in metrics.closed.by_reason() {
+    for (reason, count) in metrics.closed.by_reason() {
         figures.insert(("millpond.connections_closed".to_owned(), reason.to_owned()), count as f64);
     }
     let mut rest = told.figures.clone();

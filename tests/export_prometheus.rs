@@ -190,10 +190,10 @@ fn tells_of(scrape: &Scrape, pool: &Pool<TestManager>) -> usize {
     ] {
         says(family, None, figure);
     }
-    for (count, outcome) in metrics.waits.by_outcome() {
+    for (outcome, count) in metrics.waits.by_outcome() {
         says("millpond_acquire_waits_total", Some(("outcome", outcome)), count as f64);
     }
-    for (count, reason) in metrics.closed.by_reason() {
+    for (reason, count) in metrics.closed.by_reason() {
         says("millpond_connections_closed_total", Some(("reason", reason)), count as f64);
     }
     for (family, times) in [

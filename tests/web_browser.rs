@@ -301,17 +301,22 @@ async fn the_page_shows_the_figures_of_the_pool() {
         assert_eq!(state[1], scraped("connections", &label), "{state}");
     }
     let tables = [
-        ("outcomes", "acquire_waits_total", "outcome", pool.metrics().waits.by_outcome().to_vec()),
+        (
+            "outcomes",
+            "acquire_waits_total",
+            "outcome",
+            pool.metrics().waits.by_outcome().collect::<Vec<_>>(),
+        ),
         (
             "closed",
             "connections_closed_total",
             "reason",
-            pool.metrics().closed.by_reason().to_vec(),
+            pool.metrics().closed.by_reason().collect(),
         ),
     ];
     for (table, name, label, totals) in tables {
         let told = rows(&format!("[data-table={table}] tbody tr")).await;
-        let there_are = totals.iter().filter(|(number, _)| *number > 0).count();
+        let there_are = totals.iter().filter(|(_, number)| *number > 0).count();
         assert_eq!(told.as_array().unwrap().len(), there_are, "{told}");
         assert_ne!(there_are, 0);
         for row in told.as_array().unwrap() {

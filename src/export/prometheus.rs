@@ -145,13 +145,13 @@ fn encode_pool(
         labels
     };
     match family.kind {
-        Kind::Gauge(figures) => figures(status).into_iter().try_for_each(|(count, value)| {
+        Kind::Gauge(figures) => figures(status).into_iter().try_for_each(|(value, count)| {
             metric.encode_family(&labels(value))?.encode_gauge(&count)
         }),
         Kind::Time(time) => {
             metric.encode_family(&labels(""))?.encode_gauge(&time(status).as_secs_f64())
         }
-        Kind::Counter(figures) => figures(status).into_iter().try_for_each(|(count, value)| {
+        Kind::Counter(figures) => figures(status).into_iter().try_for_each(|(value, count)| {
             let labels = labels(value);
             metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, f64>(&count, None)
         }),

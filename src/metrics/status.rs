@@ -237,7 +237,7 @@ impl fmt::Display for PoolStatus {
         )?;
         let waits = &metrics.waits;
         if waits.failures() > 0 {
-            row("in vain", format_args!("{}", List(&waits.by_outcome()[1..])))?;
+            row("in vain", format_args!("{}", list(waits.by_outcome().skip(1))))?;
         }
         let connect = Short(metrics.connect_time.quantile(0.5).unwrap_or_default());
         row(
@@ -251,7 +251,7 @@ impl fmt::Display for PoolStatus {
             row("last error", format_args!("{:.0?} ago: {}", error.ago, error.message))?;
         }
         if metrics.closed.total() > 0 {
-            row("closed", format_args!("{}", List(&metrics.closed.by_reason())))?;
+            row("closed", format_args!("{}", list(metrics.closed.by_reason())))?;
         }
         if let Some(holder) = &metrics.oldest_holder {
             row("held longest", format_args!("{holder}"))?;
@@ -270,15 +270,8 @@ impl fmt::Display for Short {
 }
 
 /// Counts with their names, without those that are zero.
-struct List<'l>(&'l [(u64, &'static str)]);
-
-impl fmt::Display for List<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let counts = self.0.iter().filter(|(count, _)| *count > 0);
-        for (index, (count, what)) in counts.enumerate() {
-            let comma = if index == 0 { "" } else { ", " };
-            write!(f, "{comma}{count} {}", what.replace('_', " "))?;
-        }
-        Ok(())
-    }
+fn list(counts: impl Iterator<Item = (&'static str, u64)>) -> String {
+    let counts = counts.filter(|(_, count)| *count > 0);
+    let each = counts.map(|(what, count)| format!("{count} {}", what.replace('_', " ")));
+    each.collect::<Vec<_>>().join(", ")
 }
