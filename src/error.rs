@@ -326,8 +326,11 @@ mod managed {
                      acquire inside one that has enable_time, or use blocking::Pool"
                 }
                 Self::WouldBlock => {
-                    "acquire_blocking would block a thread that runs asynchronous tasks: \
-                     use acquire().await here, or call it inside spawn_blocking"
+                    return write!(
+                        f,
+                        "a blocking acquire would block a thread that runs asynchronous tasks: \
+                         await the acquire of an async pool, or {ELSEWHERE}"
+                    );
                 }
             })
         }
