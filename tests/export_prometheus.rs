@@ -356,6 +356,34 @@ async fn a_registry_may_have_a_prefix_and_labels() {
     assert_eq!(scrape.values_of("zone"), ["a\"b"].into());
 }
 
+/// The names in backticks between two phrases of a text.
+#[cfg(feature = "cluster")]
+fn quoted<'t>(text: &'t str, from: &str, to: &str) -> BTreeSet<&'t str> {
+    let (_, rest) = text.split_once(from).expect("the rule begins");
+    let (rule, _) = rest.split_once(to).expect("the rule ends");
+    rule.split('`').skip(1).step_by(2).collect()
+}
+
+#[cfg(feature = "cluster")]
+#[tokio::test(start_paused = true)]
+async fn the_documentation_names_all_labels_that_a_registry_must_not_have_too() {
+    let (shop, monitor) = (cluster_of("shop"), Monitor::new());
+    drop(shop.acquire("db1").await.unwrap());
+    shop.show_to(&monitor).unwrap();
+    let scrape = Scrape::read(&prometheus::text(&monitor));
+    let labels = scrape.samples.keys().flat_map(|(_, labels)| labels.keys());
+    let used: BTreeSet<&str> = labels.map(String::as_str).collect();
+    let collector = include_str!("../src/export/prometheus.rs");
+    assert_eq!(quoted(collector, "no label of it may be called", "A scrape"), used);
+    let exporters = include_str!("../src/export/mod.rs");
+    // A target has no buckets, and so no bounds.
+    let theirs = used.iter().filter(|label| **label != "le").copied().collect();
+    assert_eq!(
+        quoted(exporters, "A Prometheus whose targets have labels called", "themselves"),
+        theirs
+    );
+}
+
 #[test]
 fn what_has_no_figures_has_no_heading() {
     let monitor = Monitor::new();
