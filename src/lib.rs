@@ -161,7 +161,7 @@ pub use crate::manager::{Condition, FromFn, Manager, from_fn};
 #[cfg(feature = "tokio")]
 pub use crate::metrics::{
     Closed, ClusterNode, ConnectError, DuplicateName, Group, Health, Histogram, Monitor,
-    PoolMetrics, PoolStatus, Source, Waits,
+    PoolMetrics, PoolStatus, Role, Source, Waits,
 };
 #[cfg(feature = "tokio")]
 pub use crate::pool::{

@@ -30,6 +30,7 @@ use tokio::runtime::Handle;
 
 /// A node that a cluster is to have.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct NodeSpec<K> {
     /// What it is known by.
     pub key: K,

@@ -2,8 +2,8 @@
 //!
 //! Not here: what goes wrong in one pool (`crate::error`).
 
-use super::Key;
-use super::node::{Node, Role};
+use super::node::Node;
+use super::{Key, Role};
 use crate::error::{AcquireError, ConfigError};
 use crate::manager::Manager;
 use crate::metrics::Health;

@@ -61,10 +61,11 @@ pub use self::endpoint::{Endpoint, ParseEndpointError};
 pub use self::error::{
     ClusterError, NodeError, NodeRefusal, NodeReport, RemovedNode, UnknownNode, Unserved,
 };
-pub use self::node::{Member, NodeOptions, NodeView, Role, RoleFuture};
+pub use self::node::{Member, NodeOptions, NodeView, RoleFuture};
 pub use self::policy::{Policy, Rank};
 pub use self::status::{ClusterStatus, NodeStatus};
 pub use self::watch::{Watch, WatchError};
+pub use crate::metrics::Role;
 
 use self::limits::Cap;
 use self::node::{Node, Origin, State};

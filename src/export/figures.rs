@@ -3,7 +3,7 @@
 //! Not here: how each of them says it.
 
 use crate::core::Counts;
-use crate::metrics::{ClusterNode, Histogram, PoolStatus};
+use crate::metrics::{ClusterNode, Histogram, PoolStatus, Role};
 #[cfg(any(feature = "metrics", feature = "prometheus"))]
 use std::sync::Arc;
 use std::time::Duration;
@@ -255,7 +255,7 @@ pub(super) const FAMILIES: [Family; 22] = [
 ];
 
 fn by_role(node: &ClusterNode) -> Vec<Labelled> {
-    ["primary", "replica", "unknown"].map(|role| (role, (role == node.role).into())).into()
+    Role::ALL.map(|role| (role.word(), (role == node.role).into())).into()
 }
 
 fn by_state(counts: &Counts) -> Vec<Labelled> {

@@ -23,7 +23,7 @@ pub(crate) use self::monitor::look_at;
 #[cfg(feature = "cluster")]
 pub(crate) use self::monitor::watched;
 pub use self::monitor::{DuplicateName, Group, Monitor, Source};
-pub use self::status::{ClusterNode, Health, PoolStatus};
+pub use self::status::{ClusterNode, Health, PoolStatus, Role};
 pub(crate) use self::status::{Connecting, Signs};
 
 use self::histogram::Recorder;

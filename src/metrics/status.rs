@@ -32,14 +32,53 @@ pub struct ClusterNode {
     pub name: Arc<str>,
     /// The node's key.
     pub node: Arc<str>,
-    /// Its role at the moment: `primary`, `replica` or `unknown`.
-    pub role: &'static str,
+    /// Its role at the moment.
+    pub role: Role,
 }
 
 impl ClusterNode {
     #[cfg(feature = "cluster")]
-    pub(crate) fn new(name: Arc<str>, node: Arc<str>, role: &'static str) -> Self {
+    pub(crate) fn new(name: Arc<str>, node: Arc<str>, role: Role) -> Self {
         Self { name, node, role }
+    }
+}
+
+/// What a node of a cluster is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(u8)]
+#[non_exhaustive]
+pub enum Role {
+    /// Nobody has said.
+    #[default]
+    Unknown,
+    /// It takes writes.
+    Primary,
+    /// It can be read from.
+    Replica,
+}
+
+impl Role {
+    /// Each at the place that its number says.
+    #[allow(dead_code, reason = "a cluster keeps the number, exporters tell of each")]
+    pub(crate) const ALL: [Self; 3] = [Self::Unknown, Self::Primary, Self::Replica];
+
+    /// One word: `unknown`, `primary` or `replica`.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Primary => "primary",
+            Self::Replica => "replica",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unknown => "role unknown",
+            Self::Primary | Self::Replica => self.word(),
+        })
     }
 }
 
