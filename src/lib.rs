@@ -160,7 +160,7 @@ pub use crate::hooks::{HookFuture, Hooks, Leak};
 pub use crate::manager::{Condition, FromFn, Manager, from_fn};
 #[cfg(feature = "tokio")]
 pub use crate::metrics::{
-    Closed, ClusterNode, ConnectError, DuplicateName, Group, Health, Histogram, Monitor,
+    Closed, ClusterNode, ConnectFailure, DuplicateName, Group, Health, Histogram, Monitor,
     PoolMetrics, PoolStatus, Role, Source, Waits,
 };
 #[cfg(feature = "tokio")]

@@ -356,7 +356,7 @@ async fn every_series_of_a_clusters_node_says_which_node_of_which_cluster_and_no
     let orders = pool_of(&TestManager::new(), "orders").time_use(true).build_lazy().unwrap();
     let monitor = monitor_of(&orders);
     let shop = cluster_of("shop");
-    shop.show_to(&monitor).unwrap();
+    monitor.add_cluster(&shop).unwrap();
     let recorder = DebuggingRecorder::new();
     with_local_recorder(&recorder, || Exporter::new(monitor).flush());
     let mut whose: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -386,7 +386,7 @@ async fn every_series_of_a_clusters_node_says_which_node_of_which_cluster_and_no
 async fn the_role_of_a_node_is_told_while_it_is_there() {
     let monitor = Monitor::new();
     let shop = cluster_of("shop");
-    shop.show_to(&monitor).unwrap();
+    monitor.add_cluster(&shop).unwrap();
     let exporter = Exporter::new(monitor);
     let recorder = DebuggingRecorder::new();
     let roles = || {

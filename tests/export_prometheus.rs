@@ -369,7 +369,7 @@ fn quoted<'t>(text: &'t str, from: &str, to: &str) -> BTreeSet<&'t str> {
 async fn the_documentation_names_all_labels_that_a_registry_must_not_have_too() {
     let (shop, monitor) = (cluster_of("shop"), Monitor::new());
     drop(shop.acquire("db1").await.unwrap());
-    shop.show_to(&monitor).unwrap();
+    monitor.add_cluster(&shop).unwrap();
     let scrape = Scrape::read(&prometheus::text(&monitor));
     let labels = scrape.samples.keys().flat_map(|(_, labels)| labels.keys());
     let used: BTreeSet<&str> = labels.map(String::as_str).collect();
@@ -416,7 +416,7 @@ async fn every_series_of_a_clusters_node_says_which_node_of_which_cluster_and_no
     let orders = pool_of(&TestManager::new(), "orders").time_use(true).build_lazy().unwrap();
     let monitor = monitor_of(&[&orders]);
     let shop = cluster_of("shop");
-    shop.show_to(&monitor).unwrap();
+    monitor.add_cluster(&shop).unwrap();
     let mut open = String::new();
     openmetrics::encode(&mut open, &registry_of(Registry::default(), &monitor)).unwrap();
     for text in [prometheus::text(&monitor), open] {
@@ -448,7 +448,7 @@ async fn every_series_of_a_clusters_node_says_which_node_of_which_cluster_and_no
 async fn a_change_of_role_changes_figures_and_begins_no_series() {
     let monitor = Monitor::new();
     let shop = cluster_of("shop");
-    shop.show_to(&monitor).unwrap();
+    monitor.add_cluster(&shop).unwrap();
     let scrape = || Scrape::read(&prometheus::text(&monitor));
     let role = |scrape: &Scrape, node: &str| {
         let pool = format!("shop/{node}");
@@ -658,7 +658,7 @@ async fn promtool_has_nothing_to_object_to() {
     #[cfg(feature = "cluster")]
     let shops = ["shop", "a \"shop\" with \\ and\na newline"].map(cluster_of);
     #[cfg(feature = "cluster")]
-    shops.iter().for_each(|shop| shop.show_to(&monitor).unwrap());
+    shops.iter().for_each(|shop| monitor.add_cluster(shop).unwrap());
     let text = prometheus::text(&monitor);
     let mut check = Command::new(promtool)
         .args(["check", "metrics"])

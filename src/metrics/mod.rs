@@ -218,7 +218,7 @@ impl Totals {
         counts: Counts,
         acquires: u64,
         oldest_holder: Option<Holder>,
-        last_connect_error: Option<ConnectError>,
+        last_connect_error: Option<ConnectFailure>,
     ) -> PoolMetrics {
         let closed = |reason: CloseReason| self.closed[reason as usize].load(Ordering::Relaxed);
         let waits = |outcome: Outcome| {
@@ -302,7 +302,7 @@ pub struct PoolMetrics {
     /// How long those took that succeeded, set-up included.
     pub connect_time: Histogram,
     /// The last one that failed, also if others have succeeded since.
-    pub last_connect_error: Option<ConnectError>,
+    pub last_connect_error: Option<ConnectFailure>,
     /// Resets that succeeded.
     pub resets: u64,
     /// Checks, by acquires and to keep connections alive, whether they succeeded or not.
@@ -421,7 +421,7 @@ impl Waits {
 /// A failure to connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct ConnectError {
+pub struct ConnectFailure {
     /// What went wrong, with all causes; what several of them say is said once.
     pub message: String,
     /// How long ago that was.
