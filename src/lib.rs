@@ -145,7 +145,7 @@ struct Readme;
 
 pub use crate::core::{Counts, IdleOrder};
 pub use crate::error::{AcquireObjectError, AddError, ConfigError, TryAcquireError};
-pub use crate::object::{Object, ObjectPool, ObjectPoolBuilder, OwnedObject};
+pub use crate::object::{Object, ObjectPool, ObjectPoolBuilder, OwnedObject, WeakObjectPool};
 
 #[cfg(feature = "tokio")]
 pub use crate::config::{CheckPolicy, Config, Priority, Shed};
