@@ -878,14 +878,14 @@ async fn the_statement_used_longest_ago_makes_room_for_a_new_one() {
     let Some(server) = server() else { return };
     let prepared = "SELECT string_agg(statement, ' ' ORDER BY statement) \
                     FROM pg_prepared_statements WHERE NOT from_sql";
-    let pool = pool_of(manager(server).statement_cache(2), 1).build().await.unwrap();
+    let pool = pool_of(manager(server).statement_cache_capacity(2), 1).build().await.unwrap();
     let client = pool.acquire().await.unwrap();
     for sql in ["VALUES ('a')", "VALUES ('b')", "VALUES ('a')", "VALUES ('c')"] {
         client.prepare_cached(sql).await.unwrap();
     }
     assert_eq!(ask(&client, prepared).await, "VALUES ('a') VALUES ('c')");
     drop(client);
-    let pool = pool_of(manager(server).statement_cache(0), 1).build().await.unwrap();
+    let pool = pool_of(manager(server).statement_cache_capacity(0), 1).build().await.unwrap();
     let client = pool.acquire().await.unwrap();
     let statement = client.prepare_cached("VALUES (1)").await.unwrap();
     assert_eq!(client.query_one(&statement, &[]).await.unwrap().get::<_, i32>(0), 1);
@@ -895,7 +895,7 @@ async fn the_statement_used_longest_ago_makes_room_for_a_new_one() {
 #[tokio::test]
 async fn a_statement_that_cannot_be_prepared_pushes_nobody_out() {
     let Some(server) = server() else { return };
-    let pool = pool_of(manager(server).statement_cache(2), 1).build().await.unwrap();
+    let pool = pool_of(manager(server).statement_cache_capacity(2), 1).build().await.unwrap();
     let client = pool.acquire().await.unwrap();
     for sql in ["VALUES ('a')", "VALUES ('b')"] {
         client.prepare_cached(sql).await.unwrap();

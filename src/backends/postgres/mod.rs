@@ -150,7 +150,7 @@ pub struct PostgresManager<T = NoTls> {
     mode: PoolMode,
     reset_query: Option<String>,
     reset_always: bool,
-    statement_cache: usize,
+    statement_cache_capacity: usize,
     /// Instead of the hosts of the configuration.
     only: Option<Target>,
     /// Instead of that of each host.
@@ -190,7 +190,7 @@ impl PostgresManager {
             mode: PoolMode::default(),
             reset_query: None,
             reset_always: false,
-            statement_cache: 100,
+            statement_cache_capacity: 100,
             only: None,
             certificate_name: None,
             silence: Silence::default(),
@@ -209,7 +209,7 @@ impl PostgresManager {
             mode: self.mode,
             reset_query: self.reset_query,
             reset_always: self.reset_always,
-            statement_cache: self.statement_cache,
+            statement_cache_capacity: self.statement_cache_capacity,
             only: self.only,
             certificate_name: self.certificate_name,
             silence: Silence::default(),
@@ -243,8 +243,8 @@ impl<T> PostgresManager<T> {
 
     /// How many statements each connection keeps for
     /// [`prepare_cached`](Client::prepare_cached); 0 for none. Default: 100.
-    pub fn statement_cache(mut self, capacity: usize) -> Self {
-        self.statement_cache = capacity;
+    pub fn statement_cache_capacity(mut self, capacity: usize) -> Self {
+        self.statement_cache_capacity = capacity;
         self
     }
 
@@ -333,7 +333,7 @@ where
             session,
             driver,
             crank,
-            statements: Statements::new(self.statement_cache),
+            statements: Statements::new(self.statement_cache_capacity),
         };
         let writable = match attributes {
             TargetSessionAttrs::Any => return Ok(client),
@@ -734,7 +734,7 @@ impl<T> fmt::Debug for PostgresManager<T> {
             .field("mode", &self.mode)
             .field("reset_query", &self.reset_query)
             .field("reset_always", &self.reset_always)
-            .field("statement_cache", &self.statement_cache)
+            .field("statement_cache_capacity", &self.statement_cache_capacity)
             .finish_non_exhaustive()
     }
 }
