@@ -1143,6 +1143,19 @@ async fn a_host_that_does_not_answer_leaves_time_for_the_next_and_is_tried_last_
 }
 
 #[tokio::test]
+async fn what_one_pool_finds_out_about_a_host_those_with_clones_of_its_manager_know() {
+    let Some(server) = server() else { return };
+    let silent = silent();
+    let manager = PostgresManager::from_url(&behind(&silent, server)).unwrap();
+    for manager in [manager.clone(), manager] {
+        let pool = Pool::builder(manager).max_size(1).build().await.unwrap();
+        assert_eq!(ask(&pool.acquire().await.unwrap(), "SELECT 1").await, "1");
+    }
+    assert!(silent.accept().is_ok(), "the first pool has tried it");
+    assert!(silent.accept().is_err(), "and the other one has not");
+}
+
+#[tokio::test]
 async fn a_dial_goes_on_behind_the_host_at_which_the_one_before_was_cut() {
     let Some(server) = server() else { return };
     let silent = silent();

@@ -130,6 +130,8 @@ const CANCELLED_AGAIN: u32 = 10;
 /// A `COPY … FROM STDIN` that has failed costs a round trip in the background: the server may answer its
 /// end twice, and the pool makes sure that it does not, or closes the connection.
 ///
+/// A clone knows what the others have found out about hosts that do not answer.
+///
 /// # Examples
 ///
 /// ```no_run
@@ -142,9 +144,10 @@ const CANCELLED_AGAIN: u32 = 10;
 /// assert_eq!(row.get::<_, i32>(0), 2);
 /// # Ok(()) }
 /// ```
+#[derive(Clone)]
 #[must_use]
 pub struct PostgresManager<T = NoTls> {
-    config: Box<dyn Fn() -> Config + Send + Sync>,
+    config: Arc<dyn Fn() -> Config + Send + Sync>,
     /// `None`: without encryption.
     tls: Option<T>,
     mode: PoolMode,
@@ -155,7 +158,7 @@ pub struct PostgresManager<T = NoTls> {
     only: Option<Target>,
     /// Instead of that of each host.
     certificate_name: Option<String>,
-    silence: Silence,
+    silence: Arc<Silence>,
 }
 
 impl PostgresManager {
@@ -185,7 +188,7 @@ impl PostgresManager {
     /// there are.
     pub fn with(config: impl Fn() -> Config + Send + Sync + 'static) -> Self {
         Self {
-            config: Box::new(config),
+            config: Arc::new(config),
             tls: None,
             mode: PoolMode::default(),
             reset_query: None,
@@ -193,7 +196,7 @@ impl PostgresManager {
             statement_cache_capacity: 100,
             only: None,
             certificate_name: None,
-            silence: Silence::default(),
+            silence: Arc::default(),
         }
     }
 
@@ -212,7 +215,7 @@ impl PostgresManager {
             statement_cache_capacity: self.statement_cache_capacity,
             only: self.only,
             certificate_name: self.certificate_name,
-            silence: Silence::default(),
+            silence: Arc::default(),
         }
     }
 }
