@@ -5,7 +5,7 @@
 //!
 //! Not here: any difference in what the pool does.
 
-use crate::config::{Config, Priority};
+use crate::config::{AcquireOptions, Config};
 use crate::core::Counts;
 use crate::error::{
     AcquireError, BuildError, ConfigError, RotateError, TryAcquireError, WarmUpError,
@@ -304,6 +304,33 @@ impl<M: Manager> Pool<M> {
         self.pool.acquire_blocking_owned_timeout(limit)
     }
 
+    /// Acquires a connection, waiting in the line of a [`Priority`](crate::Priority), or as these options
+    /// say; see [`crate::Pool::acquire_with`].
+    ///
+    /// # Errors
+    ///
+    /// As [`crate::Pool::acquire_blocking`].
+    #[track_caller]
+    pub fn acquire_with(
+        &self,
+        options: impl Into<AcquireOptions>,
+    ) -> Result<Pooled<'_, M>, AcquireError<M::Error>> {
+        self.pool.acquire_blocking_with(options)
+    }
+
+    /// The same for a connection that is not tied to this handle's lifetime.
+    ///
+    /// # Errors
+    ///
+    /// As [`crate::Pool::acquire_blocking`].
+    #[track_caller]
+    pub fn acquire_owned_with(
+        &self,
+        options: impl Into<AcquireOptions>,
+    ) -> Result<PooledOwned<M>, AcquireError<M::Error>> {
+        self.pool.acquire_blocking_owned_with(options)
+    }
+
     /// Acquires a connection if one is idle and nobody waits; never waits, never opens one.
     ///
     /// # Errors
@@ -333,20 +360,6 @@ impl<M: Manager> Pool<M> {
         } else {
             self.pool.close_blocking();
         }
-    }
-
-    /// Acquires a connection, waiting in the line of this priority; see
-    /// [`crate::Pool::acquire_with`].
-    ///
-    /// # Errors
-    ///
-    /// As [`crate::Pool::acquire_blocking`].
-    #[track_caller]
-    pub fn acquire_with(
-        &self,
-        priority: Priority,
-    ) -> Result<Pooled<'_, M>, AcquireError<M::Error>> {
-        self.pool.acquire_blocking_with(priority)
     }
 
     /// The most connections that may be alive or being opened at the moment; see

@@ -148,7 +148,7 @@ pub use crate::error::{AcquireObjectError, AddError, ConfigError, TryAcquireErro
 pub use crate::object::{Object, ObjectPool, ObjectPoolBuilder, OwnedObject, WeakObjectPool};
 
 #[cfg(feature = "tokio")]
-pub use crate::config::{CheckPolicy, Config, Priority, Shed};
+pub use crate::config::{AcquireOptions, CheckPolicy, Config, Priority, Shed};
 #[cfg(feature = "tokio")]
 pub use crate::error::{
     AcquireError, BuildError, Deadlock, OperationError, ReleaseError, RotateError, Stage, Timeout,
