@@ -163,7 +163,7 @@ async fn run(url: &str) -> Result<(), Failure> {
             (false, _) => "down",
             (_, Role::Primary) => "the primary",
             (_, Role::Replica) => "a replica",
-            (_, Role::Unknown) => "unknown",
+            _ => "unknown",
         };
         println!("{} is {role}", node.key);
     }

@@ -5,7 +5,7 @@
 //!
 //! Not here: any difference in what the pool does.
 
-use crate::config::{Config, Priority};
+use crate::config::{AcquireOptions, Config};
 use crate::core::Counts;
 use crate::error::{
     AcquireError, BuildError, ConfigError, RotateError, TryAcquireError, WarmUpError,
@@ -305,6 +305,33 @@ impl<M: Manager> Pool<M> {
         self.pool.acquire_blocking_owned_timeout(limit)
     }
 
+    /// Acquires a connection, waiting in the line of a [`Priority`](crate::Priority), or as these options
+    /// say; see [`crate::Pool::acquire_with`].
+    ///
+    /// # Errors
+    ///
+    /// As [`crate::Pool::acquire_blocking`].
+    #[track_caller]
+    pub fn acquire_with(
+        &self,
+        options: impl Into<AcquireOptions>,
+    ) -> Result<Pooled<'_, M>, AcquireError<M::Error>> {
+        self.pool.acquire_blocking_with(options)
+    }
+
+    /// The same for a connection that is not tied to this handle's lifetime.
+    ///
+    /// # Errors
+    ///
+    /// As [`crate::Pool::acquire_blocking`].
+    #[track_caller]
+    pub fn acquire_owned_with(
+        &self,
+        options: impl Into<AcquireOptions>,
+    ) -> Result<PooledOwned<M>, AcquireError<M::Error>> {
+        self.pool.acquire_blocking_owned_with(options)
+    }
+
     /// Acquires a connection if one is idle and nobody waits; never waits, never opens one.
     ///
     /// # Errors
@@ -334,20 +361,6 @@ impl<M: Manager> Pool<M> {
         } else {
             self.pool.close_blocking();
         }
-    }
-
-    /// Acquires a connection, waiting in the line of this priority; see
-    /// [`crate::Pool::acquire_with`].
-    ///
-    /// # Errors
-    ///
-    /// As [`crate::Pool::acquire_blocking`].
-    #[track_caller]
-    pub fn acquire_with(
-        &self,
-        priority: Priority,
-    ) -> Result<Pooled<'_, M>, AcquireError<M::Error>> {
-        self.pool.acquire_blocking_with(priority)
     }
 
     /// The most connections that may be alive or being opened at the moment; see
@@ -454,11 +467,11 @@ impl<M: Manager> Pool<M> {
         self.pool.holders()
     }
 
-    /// Closes the pool for good, and waits for the connections in use until `deadline` from now; see
+    /// Closes the pool for good, and waits for the connections in use, for `limit` at the most; see
     /// [`crate::Pool::drain`]. Called on the pool's own thread, by a hook, it waits for none of them.
     #[must_use = "the report says who still holds a connection"]
-    pub fn drain(&self, deadline: Duration) -> DrainReport {
-        self.pool.drain_blocking(if self.driver.is_here() { Duration::ZERO } else { deadline })
+    pub fn drain(&self, limit: Duration) -> DrainReport {
+        self.pool.drain_blocking(if self.driver.is_here() { Duration::ZERO } else { limit })
     }
 
     /// Pauses, resumes or runs what the pool does by the clock; see [`crate::Pool::maintenance`].

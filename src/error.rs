@@ -326,8 +326,11 @@ mod managed {
                      acquire inside one that has enable_time, or use blocking::Pool"
                 }
                 Self::WouldBlock => {
-                    "acquire_blocking would block a thread that runs asynchronous tasks: \
-                     use acquire().await here, or call it inside spawn_blocking"
+                    return write!(
+                        f,
+                        "a blocking acquire would block a thread that runs asynchronous tasks: \
+                         await the acquire of an async pool, or {ELSEWHERE}"
+                    );
                 }
             })
         }
@@ -390,25 +393,47 @@ mod managed {
         "call it on a thread of its own or inside spawn_blocking, and not in a hook of the pool";
 
     /// Why [`Pool::warm_up`](crate::Pool::warm_up) did not open what it was asked for.
-    #[derive(Debug, thiserror::Error)]
+    #[derive(Debug)]
     #[non_exhaustive]
-    pub enum WarmUpError<E: Error + 'static> {
-        /// More than the pool may have.
-        #[error(transparent)]
+    pub enum WarmUpError<E> {
+        /// More than the pool may have. It says what that error says, and has no source.
         TooMany(ConfigError),
         /// A connection could not be opened. Those that could stay in the pool.
-        #[error("cannot open a connection")]
-        Connect(#[source] Arc<OperationError<E>>),
+        Connect(Arc<OperationError<E>>),
         /// The pool is closed.
-        #[error("the pool is closed")]
         Closed,
         /// There is no tokio runtime here that has a timer and has not ended.
-        #[error("no tokio runtime with a timer here to open connections on")]
         NoRuntime,
         /// A [`blocking::Pool`](crate::blocking::Pool) would have blocked a thread that runs
         /// asynchronous tasks.
-        #[error("warm_up would block a thread that runs asynchronous tasks: {ELSEWHERE}")]
         WouldBlock,
+    }
+
+    impl<E> fmt::Display for WarmUpError<E> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(match self {
+                Self::TooMany(error) => return fmt::Display::fmt(error, f),
+                Self::Connect(_) => "cannot open a connection",
+                Self::Closed => "the pool is closed",
+                Self::NoRuntime => "no tokio runtime with a timer here to open connections on",
+                Self::WouldBlock => {
+                    return write!(
+                        f,
+                        "warm_up would block a thread that runs asynchronous tasks: {ELSEWHERE}"
+                    );
+                }
+            })
+        }
+    }
+
+    // Not derived: the source would be the `Arc`, and nobody who looks for the error finds that.
+    impl<E: Error + 'static> Error for WarmUpError<E> {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            match self {
+                Self::Connect(error) => Some(&**error),
+                Self::TooMany(_) | Self::Closed | Self::NoRuntime | Self::WouldBlock => None,
+            }
+        }
     }
 
     /// Why [`Pool::rotate`](crate::Pool::rotate) kept the old connections.
@@ -577,7 +602,7 @@ mod managed {
     /// Why [`Pooled::release`](crate::Pooled::release) did not put the connection back.
     #[derive(Debug, thiserror::Error)]
     #[non_exhaustive]
-    pub enum ReleaseError<E: Error + 'static> {
+    pub enum ReleaseError<E> {
         /// The manager calls the connection broken.
         #[error("the connection is broken")]
         Broken,

@@ -145,10 +145,10 @@ struct Readme;
 
 pub use crate::core::{Counts, IdleOrder};
 pub use crate::error::{AcquireObjectError, AddError, ConfigError, TryAcquireError};
-pub use crate::object::{Object, ObjectPool, ObjectPoolBuilder, OwnedObject};
+pub use crate::object::{Object, ObjectPool, ObjectPoolBuilder, OwnedObject, WeakObjectPool};
 
 #[cfg(feature = "tokio")]
-pub use crate::config::{CheckPolicy, Config, Priority, Shed};
+pub use crate::config::{AcquireOptions, CheckPolicy, Config, Priority, Shed};
 #[cfg(feature = "tokio")]
 pub use crate::error::{
     AcquireError, BuildError, Deadlock, OperationError, ReleaseError, RotateError, Stage, Timeout,
@@ -160,8 +160,8 @@ pub use crate::hooks::{HookFuture, Hooks, Leak};
 pub use crate::manager::{Condition, FromFn, Manager, from_fn};
 #[cfg(feature = "tokio")]
 pub use crate::metrics::{
-    Closed, ClusterNode, ConnectError, DuplicateName, Group, Health, Histogram, Monitor,
-    PoolMetrics, PoolStatus, Source, Waits,
+    Closed, ClusterNode, ConnectFailure, DuplicateName, Group, Health, Histogram, Monitor,
+    PoolMetrics, PoolStatus, Role, Source, Waits,
 };
 #[cfg(feature = "tokio")]
 pub use crate::pool::{

@@ -127,6 +127,9 @@ pub trait Manager: Send + Sync + 'static {
 }
 
 /// What a released connection is fit for.
+///
+/// Another one would be a breaking change: a manager that wraps one may match each of these, so that no
+/// connection is judged by an arm that was written for whatever may come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Condition {
     /// Anybody may use it next.

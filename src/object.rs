@@ -14,7 +14,7 @@ use std::future::{Future, poll_fn};
 use std::ops::Deref;
 use std::panic::Location;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -366,7 +366,7 @@ impl<T> ObjectPool<T> {
     #[track_caller]
     #[inline]
     pub fn acquire_blocking(&self) -> Result<Object<'_, T>, AcquireObjectError> {
-        acquire_blocking(&self.shared, Location::caller(), None)
+        acquire_blocking(&&*self.shared, Location::caller(), None).map(|loan| Object { loan })
     }
 
     /// Acquires an object, blocking the thread for `limit` at the most.
@@ -385,7 +385,48 @@ impl<T> ObjectPool<T> {
         &self,
         limit: Duration,
     ) -> Result<Object<'_, T>, AcquireObjectError> {
+        acquire_blocking(&&*self.shared, Location::caller(), Some(limit))
+            .map(|loan| Object { loan })
+    }
+
+    /// As [`acquire_blocking`](Self::acquire_blocking), for an object that is not tied to this handle's
+    /// lifetime.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Self::acquire); so are its panics.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use millpond::ObjectPool;
+    /// use std::thread;
+    ///
+    /// let pool = ObjectPool::new(2, String::new);
+    /// let mut text = pool.acquire_blocking_owned()?;
+    /// let writer = thread::spawn(move || text.push_str("moved to another thread"));
+    /// # writer.join().unwrap();
+    /// # Ok::<(), millpond::AcquireObjectError>(())
+    /// ```
+    #[track_caller]
+    #[inline]
+    pub fn acquire_blocking_owned(&self) -> Result<OwnedObject<T>, AcquireObjectError> {
+        acquire_blocking(&self.shared, Location::caller(), None).map(|loan| OwnedObject { loan })
+    }
+
+    /// As [`acquire_blocking_owned`](Self::acquire_blocking_owned), for `limit` at the most.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire_blocking_timeout`](Self::acquire_blocking_timeout); so are its panics.
+    #[track_caller]
+    #[inline]
+    pub fn acquire_blocking_owned_timeout(
+        &self,
+        limit: Duration,
+    ) -> Result<OwnedObject<T>, AcquireObjectError> {
         acquire_blocking(&self.shared, Location::caller(), Some(limit))
+            .map(|loan| OwnedObject { loan })
     }
 
     /// Acquires an object if one is idle and nobody waits for it; never waits, never makes one.
@@ -397,12 +438,18 @@ impl<T> ObjectPool<T> {
     #[track_caller]
     #[inline]
     pub fn try_acquire(&self) -> Result<Object<'_, T>, TryAcquireError> {
-        let shared = &*self.shared;
-        match try_acquire(&shared, Location::caller()) {
-            Found::Ready(loan) => Ok(Object { loan }),
-            _ if shared.core.is_closed() => Err(TryAcquireError::Closed),
-            _ => Err(TryAcquireError::Empty),
-        }
+        acquire_now(&&*self.shared, Location::caller()).map(|loan| Object { loan })
+    }
+
+    /// As [`try_acquire`](Self::try_acquire), for an object that is not tied to this handle's lifetime.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_acquire`](Self::try_acquire).
+    #[track_caller]
+    #[inline]
+    pub fn try_acquire_owned(&self) -> Result<OwnedObject<T>, TryAcquireError> {
+        acquire_now(&self.shared, Location::caller()).map(|loan| OwnedObject { loan })
     }
 
     /// Adds an object, if a place is vacant; whoever waits first gets it.
@@ -453,6 +500,12 @@ impl<T> ObjectPool<T> {
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.shared.core.is_closed()
+    }
+
+    /// A handle that does not keep the pool open, such as for what the objects themselves hold.
+    #[must_use]
+    pub fn downgrade(&self) -> WeakObjectPool<T> {
+        WeakObjectPool { handles: Arc::downgrade(&self.handles) }
     }
 
     /// The number of objects that the pool has room for.
@@ -507,31 +560,52 @@ where
 }
 
 #[inline]
-fn acquire_blocking<'p, T>(
-    shared: &'p Shared<T>,
+fn acquire_now<T, R>(
+    keeper: &R,
+    caller: &'static Location<'static>,
+) -> Result<Loan<R>, TryAcquireError>
+where
+    R: Deref<Target = Shared<T>> + Clone,
+{
+    match try_acquire(keeper, caller) {
+        Found::Ready(loan) => Ok(loan),
+        _ if keeper.core.is_closed() => Err(TryAcquireError::Closed),
+        _ => Err(TryAcquireError::Empty),
+    }
+}
+
+#[inline]
+fn acquire_blocking<T, R>(
+    keeper: &R,
     caller: &'static Location<'static>,
     limit: Option<Duration>,
-) -> Result<Object<'p, T>, AcquireObjectError> {
-    if let Found::Ready(loan) = try_acquire(&shared, caller) {
-        return Ok(Object { loan });
+) -> Result<Loan<R>, AcquireObjectError>
+where
+    R: Deref<Target = Shared<T>> + Clone,
+{
+    if let Found::Ready(loan) = try_acquire(keeper, caller) {
+        return Ok(loan);
     }
-    acquire_blocking_slow(shared, caller, limit)
+    acquire_blocking_slow(keeper, caller, limit)
 }
 
 #[cold]
-fn acquire_blocking_slow<'p, T>(
-    shared: &'p Shared<T>,
+fn acquire_blocking_slow<T, R>(
+    keeper: &R,
     caller: &'static Location<'static>,
     limit: Option<Duration>,
-) -> Result<Object<'p, T>, AcquireObjectError> {
+) -> Result<Loan<R>, AcquireObjectError>
+where
+    R: Deref<Target = Shared<T>> + Clone,
+{
     // A limit too far away for the clock is no limit.
     let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
     loop {
-        let woken = wait_blocking(&shared, Line::General, usize::MAX, deadline);
+        let woken = wait_blocking(keeper, Line::General, usize::MAX, deadline);
         if let Some(loan) = take_up(woken, caller) {
-            return Ok(Object { loan });
+            return Ok(loan);
         }
-        if shared.core.is_closed() {
+        if keeper.core.is_closed() {
             return Err(AcquireObjectError::Closed);
         }
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
@@ -573,6 +647,32 @@ object_guard!(OwnedObject<T>);
 impl<T> Clone for ObjectPool<T> {
     fn clone(&self) -> Self {
         Self { shared: self.shared.clone(), handles: self.handles.clone() }
+    }
+}
+
+/// A handle to an [`ObjectPool`] that does not keep it open.
+pub struct WeakObjectPool<T> {
+    handles: Weak<LastHandle<T>>,
+}
+
+impl<T> WeakObjectPool<T> {
+    /// The pool, unless its last handle has been dropped.
+    #[must_use]
+    pub fn upgrade(&self) -> Option<ObjectPool<T>> {
+        let handles = self.handles.upgrade()?;
+        Some(ObjectPool { shared: handles.0.clone(), handles })
+    }
+}
+
+impl<T> Clone for WeakObjectPool<T> {
+    fn clone(&self) -> Self {
+        Self { handles: self.handles.clone() }
+    }
+}
+
+impl<T> fmt::Debug for WeakObjectPool<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WeakObjectPool")
     }
 }
 

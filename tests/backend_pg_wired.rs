@@ -724,6 +724,18 @@ fn a_manager_of_raw_connections_shows_that_all_are_asked_and_none_is_discarded()
 }
 
 #[test]
+fn a_clone_of_a_manager_is_set_as_that_one_is() {
+    fn same<C>(manager: &PgWiredManager<C>) {
+        assert_eq!(format!("{:?}", manager.clone()), format!("{manager:?}"));
+    }
+    let manager = PgWiredManager::from_url("postgresql://me:secret@host").unwrap();
+    same(&manager);
+    let manager = manager.verify_on_release(false).discard_session(false);
+    same(&manager);
+    same(&manager.raw());
+}
+
+#[test]
 fn a_manager_shows_no_password() {
     let manager = PgWiredManager::from_url("postgresql://me:secret@host").unwrap();
     let shown = format!("{manager:?}");

@@ -878,14 +878,14 @@ async fn the_statement_used_longest_ago_makes_room_for_a_new_one() {
     let Some(server) = server() else { return };
     let prepared = "SELECT string_agg(statement, ' ' ORDER BY statement) \
                     FROM pg_prepared_statements WHERE NOT from_sql";
-    let pool = pool_of(manager(server).statement_cache(2), 1).build().await.unwrap();
+    let pool = pool_of(manager(server).statement_cache_capacity(2), 1).build().await.unwrap();
     let client = pool.acquire().await.unwrap();
     for sql in ["VALUES ('a')", "VALUES ('b')", "VALUES ('a')", "VALUES ('c')"] {
         client.prepare_cached(sql).await.unwrap();
     }
     assert_eq!(ask(&client, prepared).await, "VALUES ('a') VALUES ('c')");
     drop(client);
-    let pool = pool_of(manager(server).statement_cache(0), 1).build().await.unwrap();
+    let pool = pool_of(manager(server).statement_cache_capacity(0), 1).build().await.unwrap();
     let client = pool.acquire().await.unwrap();
     let statement = client.prepare_cached("VALUES (1)").await.unwrap();
     assert_eq!(client.query_one(&statement, &[]).await.unwrap().get::<_, i32>(0), 1);
@@ -895,7 +895,7 @@ async fn the_statement_used_longest_ago_makes_room_for_a_new_one() {
 #[tokio::test]
 async fn a_statement_that_cannot_be_prepared_pushes_nobody_out() {
     let Some(server) = server() else { return };
-    let pool = pool_of(manager(server).statement_cache(2), 1).build().await.unwrap();
+    let pool = pool_of(manager(server).statement_cache_capacity(2), 1).build().await.unwrap();
     let client = pool.acquire().await.unwrap();
     for sql in ["VALUES ('a')", "VALUES ('b')"] {
         client.prepare_cached(sql).await.unwrap();
@@ -1140,6 +1140,19 @@ async fn a_host_that_does_not_answer_leaves_time_for_the_next_and_is_tried_last_
     assert_eq!(pool.metrics().connect_failures, 0);
     assert!(silent.accept().is_ok(), "in the order of the configuration at first");
     assert!(silent.accept().is_err(), "and then no more");
+}
+
+#[tokio::test]
+async fn what_one_pool_finds_out_about_a_host_those_with_clones_of_its_manager_know() {
+    let Some(server) = server() else { return };
+    let silent = silent();
+    let manager = PostgresManager::from_url(&behind(&silent, server)).unwrap();
+    for manager in [manager.clone(), manager] {
+        let pool = Pool::builder(manager).max_size(1).build().await.unwrap();
+        assert_eq!(ask(&pool.acquire().await.unwrap(), "SELECT 1").await, "1");
+    }
+    assert!(silent.accept().is_ok(), "the first pool has tried it");
+    assert!(silent.accept().is_err(), "and the other one has not");
 }
 
 #[tokio::test]

@@ -524,3 +524,9 @@ async fn a_connection_says_goodbye_when_it_is_closed() {
     assert!(!server.log().contains("unexpected EOF"), "{}", server.log());
     assert_eq!((pool.metrics().created, pool.metrics().closed.total()), (2, 2));
 }
+
+#[test]
+fn a_clone_of_a_manager_opens_what_that_one_does() {
+    let manager = SqlxManager::<Pg>::from_url("postgres://me@host/shop").unwrap();
+    assert_eq!(manager.clone().options().get_host(), "host");
+}

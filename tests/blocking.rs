@@ -545,3 +545,15 @@ fn a_wait_inside_an_asynchronous_task_is_refused() {
     // A hit blocks nobody.
     runtime.block_on(async { assert!(pool.acquire().is_ok()) });
 }
+
+#[test]
+fn what_would_block_a_task_says_where_it_may_be_called_instead() {
+    let said = [
+        AcquireError::<TestError>::WouldBlock.to_string(),
+        WarmUpError::<TestError>::WouldBlock.to_string(),
+        RotateError::<TestError>::WouldBlock.to_string(),
+    ];
+    let advice =
+        "call it on a thread of its own or inside spawn_blocking, and not in a hook of the pool";
+    assert!(said.iter().all(|said| said.ends_with(advice)), "{said:?}");
+}

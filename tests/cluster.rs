@@ -67,12 +67,12 @@ fn replica() -> NodeOptions {
 async fn settled<const N: usize>(cluster: &TestCluster, managers: &[TestManager; N]) {
     for (key, manager) in cluster.nodes().iter().zip(managers) {
         eventually("nothing is under way", || {
-            let counts = cluster.node_stats(key).unwrap().counts;
+            let counts = cluster.node(key).unwrap().metrics().counts;
             counts.waiters + counts.connecting + counts.checking + counts.closing + counts.in_use
                 == 0
         })
         .await;
-        let metrics = cluster.node_stats(key).unwrap();
+        let metrics = cluster.node(key).unwrap().metrics();
         let alive = metrics.counts.alive();
         assert_eq!(metrics.created, metrics.closed.total() + alive as u64, "{key}: {metrics:?}");
         assert_eq!(manager.ledger.live(), alive, "{key}: {metrics:?}");
@@ -147,7 +147,7 @@ async fn an_unknown_node_is_named_and_so_are_those_that_there_are() {
     let error = cluster.acquire("c").await.unwrap_err();
     assert!(matches!(error, ClusterError::UnknownNode(_)));
     assert_eq!(error.to_string(), "cluster test has no node c; its nodes are: a, b");
-    assert!(cluster.node_stats("c").is_none());
+    assert!(cluster.node("c").is_err());
     let error = cluster.remove_node("c", SECOND).await.unwrap_err();
     assert_eq!(error.to_string(), "cluster test has no node c; its nodes are: a, b");
     let error = cluster.replace("c", TestManager::new(), SECOND).await.unwrap_err();
@@ -263,6 +263,9 @@ async fn no_error_of_a_cluster_says_anything_twice() {
     b.connect.always(Act::Permanent);
     let permanent = cluster.acquire("b").await.unwrap_err();
     assert_eq!(chain(&permanent)[1..], ["scripted connect error"]);
+    for error in [&timeout, &permanent] {
+        assert!(TestError::within(error).is_some(), "the manager's own error is found: {error:?}");
+    }
     chains.push(of(&permanent));
     chains.push(of(&cluster.acquire_any(Policy::Primary).await.unwrap_err()));
     let handle = cluster.node("c").unwrap();
@@ -382,7 +385,7 @@ async fn a_node_that_is_picked_cold_lets_another_serve_and_warms_up_meanwhile() 
     assert_eq!(served.get("b"), None);
     eventually("b is being warmed up", || managers[1].connect.running() == 1).await;
     managers[1].connect.open(1);
-    eventually("b is warm", || cluster.node_stats("b").unwrap().counts.idle == 1).await;
+    eventually("b is warm", || cluster.node("b").unwrap().metrics().counts.idle == 1).await;
     let served = spread(&cluster, Policy::RoundRobin, 100).await;
     assert_near("b", served["b"], 50);
     assert_eq!(managers[1].ledger.opened(), 1, "one at a time, and no more than were missing");
@@ -827,7 +830,7 @@ async fn a_node_is_down_if_its_pool_has_noted_a_failure_after_a_success() {
     let _held = cluster.acquire("a").await.unwrap();
     go_on.send(()).unwrap();
     joined(fails).await.unwrap_err();
-    assert!(cluster.node_stats("a").unwrap().last_connect_error.is_some());
+    assert!(cluster.node("a").unwrap().metrics().last_connect_error.is_some());
     assert!(!cluster.status().nodes[0].is_up, "a failure is the last that its pool knows of");
 }
 
@@ -1117,7 +1120,7 @@ async fn whoever_was_refused_and_is_in_line_by_now_waits_on_though_no_node_may_s
     let builder = builder().pools(|pool| pool.max_size(1).max_waiters(1));
     let (cluster, managers) = cluster_of(builder, [("a", replica()), ("b", replica())]);
     let held = [cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap()];
-    let waiters = || ["a", "b"].map(|key| cluster.node_stats(key).unwrap().counts.waiters);
+    let waiters = || ["a", "b"].map(|key| cluster.node(key).unwrap().metrics().counts.waiters);
     let mut acquire = pin!(cluster.acquire_any(Policy::Replica));
     {
         let mut by_name = pin!(cluster.acquire("a"));
@@ -1175,7 +1178,7 @@ async fn who_was_served_before_the_removal_and_comes_for_it_after_that_gets_none
         });
         assert!(poll_once(acquire.as_mut()).is_pending());
         drop(a);
-        assert_eq!(cluster.node_stats("a").unwrap().counts.waiters, 0, "it is served");
+        assert_eq!(cluster.node("a").unwrap().metrics().counts.waiters, 0, "it is served");
         let mut removal = pin!(cluster.remove_node("a", PATIENCE));
         assert!(poll_once(removal.as_mut()).is_pending());
         if by_name {
@@ -1371,7 +1374,7 @@ async fn a_key_whose_hash_panics_keeps_no_connection_from_coming_back() {
     PANICS.store(true, Ordering::SeqCst);
     drop(guard);
     PANICS.store(false, Ordering::SeqCst);
-    let idle = cluster.node_stats(&Moody(1)).unwrap().counts.idle;
+    let idle = cluster.node(&Moody(1)).unwrap().metrics().counts.idle;
     assert_eq!((idle, manager.ledger.live()), (1, 1));
 }
 
@@ -1642,7 +1645,7 @@ async fn nothing_of_a_cluster_that_is_gone_stays_in_memory() {
 #[tokio::test]
 async fn a_connection_goes_back_to_its_node_on_whatever_thread() {
     let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
-    let idle = |key: &str| cluster.node_stats(key).unwrap().counts.idle;
+    let idle = |key: &str| cluster.node(key).unwrap().metrics().counts.idle;
     let (a, b) = (cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap());
     let (owned, other) = (cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap());
     let owned = owned.into_owned();
@@ -1680,7 +1683,7 @@ async fn a_connection_of_a_node_that_was_replaced_does_not_come_to_the_new_one()
     std::thread::scope(|scope| scope.spawn(|| drop(there)).join().unwrap());
     eventually("so is the last", || live() == 0).await;
     assert_eq!(managers[0].ledger.closed(), 3, "in order, and not just dropped");
-    assert_eq!((new.ledger.live(), cluster.node_stats("a").unwrap().counts.idle), (1, 1));
+    assert_eq!((new.ledger.live(), cluster.node("a").unwrap().metrics().counts.idle), (1, 1));
 }
 
 /// What a manager does while a connection comes back is done in the middle of a look at what its thread has
@@ -1718,7 +1721,7 @@ async fn a_manager_may_use_its_cluster_while_a_connection_comes_back() {
     drop(other);
     drop(one);
     assert_eq!(
-        (NESTED.load(Ordering::SeqCst), cluster.node_stats(&1).unwrap().counts.idle),
+        (NESTED.load(Ordering::SeqCst), cluster.node(&1).unwrap().metrics().counts.idle),
         (1, 2)
     );
 }
@@ -1895,7 +1898,7 @@ async fn who_is_to_ask_a_node_for_its_role_does_not_keep_it_open() {
         // Nobody is known to be one, so both are to be asked; b waits for a unit in vain.
         let mut acquire = pin!(cluster.acquire_any(Policy::Primary));
         assert!(poll_once(acquire.as_mut()).is_pending());
-        let waiters = || cluster.node_stats("b").unwrap().counts.waiters;
+        let waiters = || cluster.node("b").unwrap().metrics().counts.waiters;
         eventually("b is to be asked", || waiters() == 1).await;
     }
     drop(held);
@@ -1913,7 +1916,7 @@ fn a_connection_whose_runtime_ends_while_it_is_asked_for_its_role_serves_nobody(
         managers[0].ledger.mark.store(SILENT, Ordering::SeqCst);
         let mut acquire = pin!(cluster.acquire_any(Policy::Primary));
         assert!(poll_once(acquire.as_mut()).is_pending());
-        let counts = || cluster.node_stats("a").unwrap().counts;
+        let counts = || cluster.node("a").unwrap().metrics().counts;
         eventually("it is being asked", || counts().in_use == 1).await;
     });
     drop(one);
@@ -1952,8 +1955,8 @@ fn a_connection_whose_runtime_ends_while_it_shows_that_its_node_is_back_serves_n
 async fn a_monitor_sees_the_nodes_that_there_are_and_keeps_nothing_open() {
     let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
     let monitor = millpond::Monitor::new();
-    cluster.show_to(&monitor).unwrap();
-    assert_eq!(cluster.show_to(&monitor).unwrap_err().name, "test");
+    monitor.add_cluster(&cluster).unwrap();
+    assert_eq!(monitor.add_cluster(&cluster).unwrap_err().name, "test");
     let names = || -> Vec<String> {
         monitor.statuses().iter().map(|status| status.config.name.to_string()).collect()
     };
@@ -1982,7 +1985,7 @@ async fn figures_of_all_nodes_add_up() {
     assert_eq!((status.totals.counts.in_use, status.totals.counts.idle), (1, 1));
     assert_eq!(status.totals.counts.capacity(), 8);
     assert_eq!(status.totals.acquire_wait.count(), 4);
-    assert_eq!(cluster.node_stats("b").unwrap().acquires, 3);
+    assert_eq!(cluster.node("b").unwrap().metrics().acquires, 3);
     let text = status.to_string();
     assert!(text.starts_with("cluster test: healthy; 2 nodes, "), "{text}");
     assert!(text.contains("role unknown, weight 3"), "{text}");
@@ -2584,7 +2587,7 @@ async fn who_holds_connections_for_long_is_not_the_only_one_to_be_asked_for_one(
         }
         let (of_c, _) = workers(&cluster, "c", cap - of_a, MILLISECOND, Duration::ZERO);
         tokio::time::sleep(100 * MILLISECOND).await;
-        assert_eq!(cluster.node_stats("c").unwrap().counts.in_use, cap - of_a);
+        assert_eq!(cluster.node("c").unwrap().metrics().counts.in_use, cap - of_a);
         drop(timeout(SECOND, cluster.acquire("b")).await.expect("c has some to give").unwrap());
         of_c.iter().for_each(tokio::task::JoinHandle::abort);
         drop(held);
@@ -3034,7 +3037,7 @@ fn what_asks_a_server_for_its_role_hears_that_the_runtime_has_ended_where_the_ca
     let builder = builder().max_connections(1);
     let (cluster, managers) = with_roles_of(builder, [Role::Replica, Role::Primary]);
     cluster.add_node("x".to_owned(), TestManager::new()).unwrap();
-    let waiters = |key: &str| cluster.node_stats(key).unwrap().counts.waiters;
+    let waiters = |key: &str| cluster.node(key).unwrap().metrics().counts.waiters;
     let held = other.block_on(cluster.acquire("a")).unwrap();
     one.block_on(async {
         tokio::spawn({
@@ -3092,7 +3095,7 @@ fn a_node_is_tried_where_its_pool_lives_though_nobody_drives_the_runtime_of_who_
     let policy = first("a");
     let guard = other.block_on(cluster.acquire_any(Policy::Rank(&policy))).unwrap();
     assert_eq!(guard.node(), "b");
-    let idle = || cluster.node_stats("a").unwrap().counts.idle;
+    let idle = || cluster.node("a").unwrap().metrics().counts.idle;
     one.block_on(eventually("a is warm", || idle() == 1));
 }
 
@@ -3188,7 +3191,7 @@ fn a_check_that_is_late_comes_to_its_end_though_nobody_drives_the_runtime_of_who
         let guard = other.block_on(cluster.acquire_any(Policy::Rank(&policy))).unwrap();
         assert_eq!((guard.node().as_str(), managers[0].check.running()), ("b", 1));
         managers[0].check.open(1);
-        let counts = || cluster.node_stats("a").unwrap().counts;
+        let counts = || cluster.node("a").unwrap().metrics().counts;
         one.block_on(eventually("it is over", || counts().checking == 0));
         assert_eq!(counts().idle, idle);
     }
@@ -3235,7 +3238,7 @@ async fn a_check_that_does_not_answer_costs_a_quarter_of_a_second_and_goes_on() 
     assert_eq!(managers[0].check.running(), 1);
     managers[0].check.open(1);
     eventually("its connection is idle again", || {
-        cluster.node_stats("a").unwrap().counts.idle == 1
+        cluster.node("a").unwrap().metrics().counts.idle == 1
     })
     .await;
     drop(guard);
@@ -3266,7 +3269,7 @@ async fn after_a_check_that_fails_the_next_node_serves_at_once() {
     let began = tokio::time::Instant::now();
     let guard = cluster.acquire_any(Policy::Rank(&first("a"))).await.unwrap();
     assert_eq!((guard.node().as_str(), began.elapsed()), ("b", Duration::ZERO));
-    assert_eq!(cluster.node_stats("a").unwrap().closed.failed_check, 1);
+    assert_eq!(cluster.node("a").unwrap().metrics().closed.failed_check, 1);
 }
 
 #[tokio::test]
@@ -3285,7 +3288,7 @@ async fn a_check_of_what_came_back_goes_on_though_another_node_serves_first() {
     held.remove("b");
     assert_eq!(acquire.await.unwrap().node(), "b");
     managers[0].check.open(1);
-    eventually("a's connection is idle", || cluster.node_stats("a").unwrap().counts.idle == 1)
+    eventually("a's connection is idle", || cluster.node("a").unwrap().metrics().counts.idle == 1)
         .await;
     drop(held);
     assert_eq!(cluster.status().totals.closed.total(), 0);
@@ -3336,7 +3339,7 @@ async fn an_acquire_is_counted_once_at_however_many_nodes_it_waits() {
     let builder = builder().pools(|pool| pool.max_size(1)).acquire_timeout(SECOND);
     let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
     let (cluster, managers) = cluster_of(builder, nodes);
-    let waits = |key: &str| cluster.node_stats(key).unwrap().waits;
+    let waits = |key: &str| cluster.node(key).unwrap().metrics().waits;
     let mut held = HashMap::new();
     for key in ["a", "b"] {
         held.insert(key, cluster.acquire(key).await.unwrap());
@@ -3357,7 +3360,7 @@ async fn an_acquire_is_counted_once_at_however_many_nodes_it_waits() {
     drop(held.remove("a"));
     assert_eq!(acquire.await.unwrap().node(), "a");
     assert_eq!((waits("b").failures(), waits("c").failures()), (2, 0));
-    let a = cluster.node_stats("a").unwrap();
+    let a = cluster.node("a").unwrap().metrics();
     assert_eq!((a.waits.served, a.waits.failures()), (2, 0));
     assert!(a.acquire_wait.max() >= Some(550 * MILLISECOND), "{:?}", a.acquire_wait.max());
 }
@@ -3372,7 +3375,7 @@ async fn the_wait_for_a_node_that_was_not_the_first_has_begun_with_the_acquire()
     assert!(timeout(400 * MILLISECOND, acquire.as_mut()).await.is_err());
     managers[1].connect.open(1);
     assert_eq!(acquire.await.unwrap().node(), "b");
-    let waited = cluster.node_stats("b").unwrap().acquire_wait.max();
+    let waited = cluster.node("b").unwrap().metrics().acquire_wait.max();
     assert!(waited >= Some(350 * MILLISECOND), "{waited:?}");
     assert_eq!(cluster.status().totals.waits.failures(), 0);
 }
@@ -3480,7 +3483,7 @@ fn outside_a_runtime_who_may_go_anywhere_gets_what_has_only_to_be_looked_at() {
         drop(cluster.acquire("a").await.unwrap());
     });
     assert_eq!(pollster::block_on(cluster.acquire_any(policy)).unwrap().node(), "b");
-    assert_eq!(cluster.node_stats("a").unwrap().counts.idle, 1);
+    assert_eq!(cluster.node("a").unwrap().metrics().counts.idle, 1);
     assert_eq!(cluster.status().totals.closed.total(), 0);
 }
 
@@ -3770,7 +3773,7 @@ async fn nor_is_the_wait_for_a_connection_that_may_show_that_its_node_is_back() 
     drop([cluster.acquire("b").await.unwrap(), cluster.acquire("b").await.unwrap()]);
     tokio::time::sleep(SECOND).await;
     assert_eq!(cluster.acquire_any(Policy::RoundRobin).await.unwrap().node(), "b");
-    let a = || cluster.node_stats("a").unwrap();
+    let a = || cluster.node("a").unwrap().metrics();
     eventually("it waits for the one that is out", || a().counts.waiters == 1).await;
     eventually("it has given up", || a().counts.waiters == 0).await;
     assert_eq!((a().waits.cancelled, a().waits.failures()), (1, 1), "{:?}", a().waits);
@@ -3787,7 +3790,7 @@ async fn a_full_line_keeps_no_server_from_being_asked_for_its_role() {
     become_primary(&managers[0], true);
     let mut acquire = pin!(cluster.acquire_any(Policy::Primary));
     assert!(poll_once(acquire.as_mut()).is_pending());
-    let a = || cluster.node_stats("a").unwrap();
+    let a = || cluster.node("a").unwrap().metrics();
     eventually("it is to be asked", || a().counts.waiters == 2).await;
     drop(held);
     drop(waits.await.unwrap());
@@ -3805,7 +3808,7 @@ async fn what_a_cluster_asks_its_servers_is_not_shed() {
     assert!(poll_once(first.as_mut()).is_pending() && poll_once(second.as_mut()).is_pending());
     let mut acquire = pin!(cluster.acquire_any(Policy::Primary));
     assert!(poll_once(acquire.as_mut()).is_pending());
-    let a = || cluster.node_stats("a").unwrap();
+    let a = || cluster.node("a").unwrap().metrics();
     eventually("it is to be asked", || a().counts.waiters == 3).await;
     // All who are served in the first interval have waited for too long.
     tokio::time::sleep(150 * MILLISECOND).await;
@@ -3846,7 +3849,7 @@ async fn who_has_waited_for_a_node_to_come_back_is_seen_to_have_waited() {
     tokio::time::sleep(100 * MILLISECOND).await;
     managers[1].connect.calm();
     assert_eq!(acquire.await.unwrap().unwrap(), "b");
-    let b = cluster.node_stats("b").unwrap();
+    let b = cluster.node("b").unwrap().metrics();
     assert_eq!((b.waits.served, cluster.status().totals.waits.total()), (1, 1));
     assert!(b.acquire_wait.max() >= Some(90 * MILLISECOND), "{:?}", b.acquire_wait.max());
 }
@@ -3863,7 +3866,7 @@ async fn who_has_waited_for_a_node_that_is_replaced_is_seen_to_have_waited() {
     // Before he has heard of it.
     cluster.node("a").unwrap().warm_up(1).await.unwrap();
     drop(acquire.await.unwrap());
-    let a = cluster.node_stats("a").unwrap();
+    let a = cluster.node("a").unwrap().metrics();
     assert_eq!(a.waits.served, 1);
     assert!(a.acquire_wait.max() >= Some(900 * MILLISECOND), "{:?}", a.acquire_wait.max());
 }
@@ -3872,7 +3875,7 @@ async fn who_has_waited_for_a_node_that_is_replaced_is_seen_to_have_waited() {
 async fn who_waits_on_for_what_replaces_his_node_has_waited_since_he_began() {
     let builder = builder().pools(|pool| pool.max_size(1)).acquire_timeout(3 * SECOND);
     let (cluster, _managers) = cluster_of(builder, [("a", plain())]);
-    let waits = || cluster.node_stats("a").unwrap().waits;
+    let waits = || cluster.node("a").unwrap().metrics().waits;
     let slow = Act::Slow(500 * MILLISECOND);
     for (connect, limit) in [(slow, 3 * SECOND), (Act::Never, 3 * SECOND), (Act::Never, SECOND)] {
         let _held = cluster.acquire("a").await.unwrap();
@@ -3885,7 +3888,7 @@ async fn who_waits_on_for_what_replaces_his_node_has_waited_since_he_began() {
         drop(acquire);
         match ended {
             Ok(Ok(_guard)) => {
-                let a = cluster.node_stats("a").unwrap();
+                let a = cluster.node("a").unwrap().metrics();
                 assert_eq!((a.waits.served, a.waits.failures()), (1, 0));
                 assert!(a.acquire_wait.max() >= Some(1_400 * MILLISECOND), "{:?}", a.acquire_wait);
             }
@@ -3922,7 +3925,7 @@ async fn who_is_shed_by_what_replaces_his_node_is_told_that_he_has_waited_since_
     let ClusterError::Node(refusal) = late.await.unwrap_err() else { panic!("not by its pool") };
     let AcquireError::Shed { waited } = refusal.source else { panic!("{refusal}") };
     assert_eq!(waited, 1_300 * MILLISECOND);
-    let a = cluster.node_stats("a").unwrap();
+    let a = cluster.node("a").unwrap().metrics();
     assert_eq!((a.waits.shed, a.shed), (1, 1));
 }
 
@@ -4025,7 +4028,7 @@ async fn who_may_be_served_by_another_node_blocks_nobody() {
     let builder = builder().pools(|pool| pool.max_size(2).detect_deadlock(true));
     let (cluster, _managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
     let elsewhere = [cluster.acquire("b").await.unwrap(), cluster.acquire("b").await.unwrap()];
-    let counts = |cluster: &TestCluster| cluster.node_stats("a").unwrap().counts;
+    let counts = |cluster: &TestCluster| cluster.node("a").unwrap().metrics().counts;
     let anywhere = tokio::spawn({
         let cluster = cluster.clone();
         async move {
@@ -4052,7 +4055,7 @@ async fn who_may_be_served_by_another_node_blocks_nobody() {
 async fn who_may_be_served_by_another_node_is_not_stuck_though_all_others_wait_already() {
     let builder = builder().pools(|pool| pool.max_size(2).detect_deadlock(true));
     let (cluster, _managers) = cluster_of(builder, [("a", replica()), ("b", primary())]);
-    let counts = |cluster: &TestCluster| cluster.node_stats("a").unwrap().counts;
+    let counts = |cluster: &TestCluster| cluster.node("a").unwrap().metrics().counts;
     let by_name = tokio::spawn({
         let cluster = cluster.clone();
         async move {

@@ -241,7 +241,7 @@ async fn roles_change_at_one_instant_with_the_nodes() {
         let keys = [Watched("a"), Watched("b")].into_iter().zip(roles);
         let spec = |(key, role): (Watched, _)| {
             let endpoint = Endpoint::new(key.0, 1);
-            NodeSpec { key, endpoint, options: NodeOptions::default().role(role) }
+            NodeSpec::new(key, endpoint).options(NodeOptions::default().role(role))
         };
         keys.map(spec).collect::<Vec<_>>()
     };

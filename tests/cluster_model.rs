@@ -312,7 +312,7 @@ impl<'c> World<'c> {
     fn check(&self) {
         for (key, manager) in &self.nodes {
             assert!(manager.ledger.most_live() <= EACH, "node {key}");
-            let counts = self.cluster.node_stats(key).unwrap().counts;
+            let counts = self.cluster.node(key).unwrap().metrics().counts;
             assert_eq!(counts.capacity(), EACH, "node {key}");
         }
         if let Some(cap) = self.cap {
@@ -393,7 +393,7 @@ impl<'c> World<'c> {
         self.has_all_its_units().await;
         self.settle().await;
         for (key, manager) in &self.nodes {
-            let metrics = self.cluster.node_stats(key).unwrap();
+            let metrics = self.cluster.node(key).unwrap().metrics();
             let (alive, busy) =
                 (metrics.counts.alive(), metrics.counts.in_use + metrics.counts.waiters);
             assert_eq!((manager.ledger.live(), busy), (alive, 0), "node {key}: {metrics:?}");

@@ -8,7 +8,7 @@ use support::*;
 
 use millpond::{AcquireError, OperationError, Pool, Pooled, Priority, Stage, WarmUpError};
 use std::error::Error;
-use std::future::Future;
+use std::future::{Future, ready};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex};
 use std::task::Wake;
@@ -219,6 +219,36 @@ async fn beside_a_connection_that_may_come_back_a_permanent_error_ends_no_wait()
     }
     assert_eq!(manager.connect.calls(), 2);
     balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_managers_own_error_is_found_in_whatever_a_pool_fails_with() {
+    let manager = TestManager::new();
+    manager.reset.always(Act::Error);
+    let builder = || Pool::builder(manager.clone()).max_size(2);
+    let pool = builder().build_lazy().unwrap();
+    let dirty = pool.acquire().await.unwrap();
+    manager.condition.once(Act::Slow(SECOND));
+    manager.connect.always(Act::Error);
+    let fails_fast = builder().fail_fast(true).build_lazy().unwrap();
+    let errors: [(&str, Box<dyn Error>); 7] = [
+        ("build", builder().min_idle(1).build().await.unwrap_err().into()),
+        ("timeout", pool.acquire().await.unwrap_err().into()),
+        ("unavailable", fails_fast.acquire().await.unwrap_err().into()),
+        ("warm_up", pool.warm_up(2).await.unwrap_err().into()),
+        ("rotate", pool.rotate(|_| Box::pin(ready(Ok(())))).await.unwrap_err().into()),
+        ("verify", {
+            manager.connect.once(Act::Ok);
+            let error = TestError { what: "connect", permanent: false };
+            pool.rotate(|_| Box::pin(ready(Err(error.clone())))).await.unwrap_err().into()
+        }),
+        ("release", dirty.release().await.unwrap_err().into()),
+    ];
+    for (what, error) in &errors {
+        let method = if *what == "release" { "reset" } else { "connect" };
+        let expected = TestError { what: method, permanent: false };
+        assert_eq!(TestError::within(&**error), Some(&expected), "{what}: {error:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

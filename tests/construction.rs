@@ -6,8 +6,8 @@ mod support;
 
 use millpond::{
     AcquireError, BuildError, CheckPolicy, Config, ConfigError, Hooks, IdleOrder, OperationError,
-    Pool, PoolBuilder, Pooled, PooledOwned, ReleaseError, RotateError, Stage, WarmUpError,
-    WeakPool, from_fn,
+    Pool, PoolBuilder, Pooled, PooledOwned, Priority, ReleaseError, RotateError, Stage,
+    WarmUpError, WeakPool, from_fn,
 };
 use std::error::Error;
 use std::future::ready;
@@ -752,7 +752,11 @@ fn an_owned_acquire_does_not_borrow_the_pool() {
     }
     let manager = TestManager::new();
     let pool = builder(&manager).build_lazy().unwrap();
-    let acquires = (owned(pool.acquire_owned()), owned(pool.acquire_owned_timeout(SECOND)));
+    let acquires = (
+        owned(pool.acquire_owned()),
+        owned(pool.acquire_owned_timeout(SECOND)),
+        owned(pool.acquire_owned_with(Priority::High)),
+    );
     drop(pool);
     drop(acquires);
 }
@@ -771,6 +775,8 @@ fn a_guard_is_two_words_and_the_acquire_futures_stay_small() {
         ("acquire_owned", size_of_val(&pool.acquire_owned())),
         ("acquire_timeout", size_of_val(&pool.acquire_timeout(SECOND))),
         ("acquire_owned_timeout", size_of_val(&pool.acquire_owned_timeout(SECOND))),
+        ("acquire_with", size_of_val(&pool.acquire_with(Priority::High))),
+        ("acquire_owned_with", size_of_val(&pool.acquire_owned_with(Priority::High))),
     ];
     eprintln!("{sizes:?}");
     for (what, size) in sizes {

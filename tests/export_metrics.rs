@@ -138,10 +138,10 @@ async fn every_figure_is_told_under_its_name_and_with_its_unit() {
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into();
-    for (count, outcome) in metrics.waits.by_outcome() {
+    for (outcome, count) in metrics.waits.by_outcome() {
         counters.insert(format!("millpond_acquire_waits_total {outcome}"), count);
     }
-    for (count, reason) in metrics.closed.by_reason() {
+    for (reason, count) in metrics.closed.by_reason() {
         counters.insert(format!("millpond_connections_closed_total {reason}"), count);
     }
     assert_eq!(told.counters, counters);
@@ -356,7 +356,7 @@ async fn every_series_of_a_clusters_node_says_which_node_of_which_cluster_and_no
     let orders = pool_of(&TestManager::new(), "orders").time_use(true).build_lazy().unwrap();
     let monitor = monitor_of(&orders);
     let shop = cluster_of("shop");
-    shop.show_to(&monitor).unwrap();
+    monitor.add_cluster(&shop).unwrap();
     let recorder = DebuggingRecorder::new();
     with_local_recorder(&recorder, || Exporter::new(monitor).flush());
     let mut whose: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -386,7 +386,7 @@ async fn every_series_of_a_clusters_node_says_which_node_of_which_cluster_and_no
 async fn the_role_of_a_node_is_told_while_it_is_there() {
     let monitor = Monitor::new();
     let shop = cluster_of("shop");
-    shop.show_to(&monitor).unwrap();
+    monitor.add_cluster(&shop).unwrap();
     let exporter = Exporter::new(monitor);
     let recorder = DebuggingRecorder::new();
     let roles = || {

@@ -222,10 +222,10 @@ async fn every_figure_has_the_name_unit_and_attributes_of_the_conventions_or_its
     ]
     .map(|(name, value, figure)| ((name.to_owned(), value.to_owned()), figure))
     .into();
-    for (count, outcome) in metrics.waits.by_outcome() {
+    for (outcome, count) in metrics.waits.by_outcome() {
         figures.insert(("millpond.acquire_waits".to_owned(), outcome.to_owned()), count as f64);
     }
-    for (count, reason) in metrics.closed.by_reason() {
+    for (reason, count) in metrics.closed.by_reason() {
         figures.insert(("millpond.connections_closed".to_owned(), reason.to_owned()), count as f64);
     }
     let mut rest = told.figures.clone();
@@ -379,7 +379,7 @@ async fn every_figure_of_a_clusters_node_says_which_node_of_which_cluster_and_no
     let monitor = monitor_of(&orders);
     let builder = Cluster::builder().name("shop").pools(|pool| pool.time_use(true));
     let shop: Cluster<String, TestManager> = builder.build().unwrap();
-    shop.show_to(&monitor).unwrap();
+    monitor.add_cluster(&shop).unwrap();
     for node in ["db1", "db2"] {
         shop.add_node(node.to_owned(), slow()).unwrap();
         shop.acquire(node).await.unwrap().discard();
@@ -417,7 +417,7 @@ async fn the_role_of_a_node_is_told_as_its_server_says_it() {
     let options = NodeOptions::default();
     shop.add_node_with("db1".to_owned(), manager.clone(), options).unwrap();
     let monitor = Monitor::new();
-    shop.show_to(&monitor).unwrap();
+    monitor.add_cluster(&shop).unwrap();
     let sdk = Sdk::new();
     let _exporter = Exporter::new(monitor, &sdk.meter());
     let role = || {

@@ -190,10 +190,10 @@ fn tells_of(scrape: &Scrape, pool: &Pool<TestManager>) -> usize {
     ] {
         says(family, None, figure);
     }
-    for (count, outcome) in metrics.waits.by_outcome() {
+    for (outcome, count) in metrics.waits.by_outcome() {
         says("millpond_acquire_waits_total", Some(("outcome", outcome)), count as f64);
     }
-    for (count, reason) in metrics.closed.by_reason() {
+    for (reason, count) in metrics.closed.by_reason() {
         says("millpond_connections_closed_total", Some(("reason", reason)), count as f64);
     }
     for (family, times) in [
@@ -356,6 +356,34 @@ async fn a_registry_may_have_a_prefix_and_labels() {
     assert_eq!(scrape.values_of("zone"), ["a\"b"].into());
 }
 
+/// The names in backticks between two phrases of a text.
+#[cfg(feature = "cluster")]
+fn quoted<'t>(text: &'t str, from: &str, to: &str) -> BTreeSet<&'t str> {
+    let (_, rest) = text.split_once(from).expect("the rule begins");
+    let (rule, _) = rest.split_once(to).expect("the rule ends");
+    rule.split('`').skip(1).step_by(2).collect()
+}
+
+#[cfg(feature = "cluster")]
+#[tokio::test(start_paused = true)]
+async fn the_documentation_names_all_labels_that_a_registry_must_not_have_too() {
+    let (shop, monitor) = (cluster_of("shop"), Monitor::new());
+    drop(shop.acquire("db1").await.unwrap());
+    monitor.add_cluster(&shop).unwrap();
+    let scrape = Scrape::read(&prometheus::text(&monitor));
+    let labels = scrape.samples.keys().flat_map(|(_, labels)| labels.keys());
+    let used: BTreeSet<&str> = labels.map(String::as_str).collect();
+    let collector = include_str!("../src/export/prometheus.rs");
+    assert_eq!(quoted(collector, "no label of it may be called", "A scrape"), used);
+    let exporters = include_str!("../src/export/mod.rs");
+    // A target has no buckets, and so no bounds.
+    let theirs = used.iter().filter(|label| **label != "le").copied().collect();
+    assert_eq!(
+        quoted(exporters, "A Prometheus whose targets have labels called", "themselves"),
+        theirs
+    );
+}
+
 #[test]
 fn what_has_no_figures_has_no_heading() {
     let monitor = Monitor::new();
@@ -388,7 +416,7 @@ async fn every_series_of_a_clusters_node_says_which_node_of_which_cluster_and_no
     let orders = pool_of(&TestManager::new(), "orders").time_use(true).build_lazy().unwrap();
     let monitor = monitor_of(&[&orders]);
     let shop = cluster_of("shop");
-    shop.show_to(&monitor).unwrap();
+    monitor.add_cluster(&shop).unwrap();
     let mut open = String::new();
     openmetrics::encode(&mut open, &registry_of(Registry::default(), &monitor)).unwrap();
     for text in [prometheus::text(&monitor), open] {
@@ -420,7 +448,7 @@ async fn every_series_of_a_clusters_node_says_which_node_of_which_cluster_and_no
 async fn a_change_of_role_changes_figures_and_begins_no_series() {
     let monitor = Monitor::new();
     let shop = cluster_of("shop");
-    shop.show_to(&monitor).unwrap();
+    monitor.add_cluster(&shop).unwrap();
     let scrape = || Scrape::read(&prometheus::text(&monitor));
     let role = |scrape: &Scrape, node: &str| {
         let pool = format!("shop/{node}");
@@ -630,7 +658,7 @@ async fn promtool_has_nothing_to_object_to() {
     #[cfg(feature = "cluster")]
     let shops = ["shop", "a \"shop\" with \\ and\na newline"].map(cluster_of);
     #[cfg(feature = "cluster")]
-    shops.iter().for_each(|shop| shop.show_to(&monitor).unwrap());
+    shops.iter().for_each(|shop| monitor.add_cluster(shop).unwrap());
     let text = prometheus::text(&monitor);
     let mut check = Command::new(promtool)
         .args(["check", "metrics"])

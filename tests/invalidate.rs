@@ -1203,7 +1203,7 @@ mod in_a_cluster {
         drop(held);
         turns().await;
         assert_eq!(managers[1].ledger.live(), 0);
-        assert_eq!(cluster.node_stats("b").unwrap().closed.invalidated, 2);
+        assert_eq!(cluster.node("b").unwrap().metrics().closed.invalidated, 2);
     }
 
     #[tokio::test(start_paused = true)]

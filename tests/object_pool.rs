@@ -4,9 +4,10 @@ mod support;
 
 use millpond::{
     AcquireObjectError, AddError, ConfigError, IdleOrder, Object, ObjectPool, OwnedObject,
-    TryAcquireError,
+    TryAcquireError, WeakObjectPool,
 };
 use std::future::{Future, pending, ready};
+use std::ops::DerefMut;
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -212,6 +213,7 @@ fn pools_and_guards_may_go_to_other_threads_and_are_small() {
     everywhere::<ObjectPool<Vec<u8>>>();
     everywhere::<Object<'static, Vec<u8>>>();
     everywhere::<OwnedObject<Vec<u8>>>();
+    everywhere::<WeakObjectPool<Vec<u8>>>();
     // An object that is only `Send` makes the pool `Sync` all the same: one thread has it at a time.
     everywhere::<ObjectPool<std::cell::Cell<u8>>>();
     let pool = ObjectPool::new(1, || 0);
@@ -350,13 +352,38 @@ guard_tests!(owned, acquire_owned, "OwnedObject");
 
 #[test]
 fn an_owned_object_outlives_every_handle() {
-    let (pool, tally) = pool_of(2);
-    let mut thing = pollster::block_on(pool.acquire_owned()).unwrap();
+    type Acquire = fn(&ObjectPool<Thing>) -> OwnedObject<Thing>;
+    let ways: [Acquire; 4] = [
+        |pool| pollster::block_on(pool.acquire_owned()).unwrap(),
+        |pool| pool.try_acquire_owned().unwrap(),
+        |pool| pool.acquire_blocking_owned().unwrap(),
+        |pool| pool.acquire_blocking_owned_timeout(Duration::ZERO).unwrap(),
+    ];
+    for acquire in ways {
+        let (pool, tally) = pool_of(2);
+        let mut thing = acquire(&pool);
+        drop(pool);
+        thing.note = 4;
+        assert_eq!(tally.live(), 1, "the idle one is gone with the last handle");
+        assert_eq!(thing.note, 4);
+        drop(join(thread::spawn(move || thing)));
+        assert_eq!(tally.live(), 0);
+    }
+}
+
+#[test]
+fn a_weak_handle_keeps_neither_the_pool_open_nor_its_objects() {
+    let (pool, tally) = pool_of(1);
+    let weak = pool.downgrade();
+    assert_eq!(format!("{weak:?}"), "WeakObjectPool");
+    let again = weak.clone().upgrade().expect("there is a handle");
     drop(pool);
-    thing.note = 4;
-    assert_eq!(tally.live(), 1, "the idle one is gone with the last handle");
-    assert_eq!(thing.note, 4);
-    drop(thing);
+    assert!(!again.is_closed(), "what was upgraded is a handle like any other");
+    assert!(again.try_acquire().is_ok());
+    let held = again.try_acquire_owned().unwrap();
+    drop(again);
+    assert!(weak.upgrade().is_none(), "a guard is no handle");
+    drop(held);
     assert_eq!(tally.live(), 0);
 }
 
@@ -438,11 +465,14 @@ fn try_acquire_says_empty_and_closed_and_never_makes_one() {
     let (pool, tally) = pool_of(1);
     let held = pool.try_acquire().unwrap();
     assert_eq!(pool.try_acquire().unwrap_err(), TryAcquireError::Empty);
+    assert_eq!(pool.try_acquire_owned().unwrap_err(), TryAcquireError::Empty);
     drop(held.detach());
     assert_eq!(pool.try_acquire().unwrap_err(), TryAcquireError::Empty);
+    assert_eq!(pool.try_acquire_owned().unwrap_err(), TryAcquireError::Empty);
     assert_eq!(tally.made(), 1);
     pool.close();
     assert_eq!(pool.try_acquire().unwrap_err(), TryAcquireError::Closed);
+    assert_eq!(pool.try_acquire_owned().unwrap_err(), TryAcquireError::Closed);
 }
 
 #[test]
@@ -705,6 +735,8 @@ fn a_blocking_acquire_with_no_time_looks_once() {
     let held = pool.acquire_blocking_timeout(Duration::ZERO).unwrap();
     let late = pool.acquire_blocking_timeout(Duration::ZERO);
     assert!(matches!(late, Err(AcquireObjectError::Timeout)));
+    let late = pool.acquire_blocking_owned_timeout(Duration::ZERO);
+    assert!(matches!(late, Err(AcquireObjectError::Timeout)));
     assert_counts(&pool, (0, 0, 1, 0));
     drop(held.detach());
     // Looking includes making one for a vacant place.
@@ -713,6 +745,24 @@ fn a_blocking_acquire_with_no_time_looks_once() {
     pool.close();
     let closed = pool.acquire_blocking_timeout(Duration::ZERO);
     assert!(matches!(closed, Err(AcquireObjectError::Closed)));
+    let closed = pool.acquire_blocking_owned();
+    assert!(matches!(closed, Err(AcquireObjectError::Closed)));
+}
+
+#[test]
+fn a_plain_thread_waits_for_an_object_that_it_may_move_anywhere() {
+    let (pool, _) = pool_of(1);
+    let held = pool.try_acquire_owned().unwrap();
+    let waiter = thread::spawn({
+        let pool = pool.clone();
+        move || pool.acquire_blocking_owned().unwrap()
+    });
+    eventually_blocking("the thread waits", || pool.counts().waiters == 1);
+    drop(held);
+    let thing = join(waiter);
+    assert_counts(&pool, (0, 0, 1, 0));
+    drop(thing);
+    assert_counts(&pool, (0, 1, 0, 0));
 }
 
 #[test]
@@ -1022,17 +1072,28 @@ fn random_things_on_many_threads_lose_no_object_and_share_none() {
     }
 }
 
+/// A guard of either kind.
+fn boxed<'p>(guard: impl DerefMut<Target = Thing> + 'p) -> Box<dyn DerefMut<Target = Thing> + 'p> {
+    Box::new(guard)
+}
+
 fn do_random_things(pool: &ObjectPool<Thing>, mut random: Random) {
+    let briefly = Duration::from_micros(50);
     for _ in 0..1500 {
         let mut held = Vec::new();
         for _ in 0..=random.below(3) {
-            let acquired = match random.below(5) {
-                0 => pool.try_acquire().ok(),
-                1 => pool.acquire_blocking_timeout(Duration::from_micros(50)).ok(),
-                2 => pollster::block_on(pool.acquire_until(ready(()))).ok(),
+            let acquired = match random.below(8) {
+                0 => pool.try_acquire().ok().map(boxed),
+                1 => pool.try_acquire_owned().ok().map(boxed),
+                2 => pool.acquire_blocking_timeout(briefly).ok().map(boxed),
+                3 => pool.acquire_blocking_owned_timeout(briefly).ok().map(boxed),
+                4 => pollster::block_on(pool.acquire_until(ready(()))).ok().map(boxed),
                 // Only whoever holds nothing may wait for good.
-                3 if held.is_empty() => pollster::block_on(pool.acquire()).ok(),
-                _ if held.is_empty() => pool.acquire_blocking_timeout(PATIENCE).ok(),
+                5 if held.is_empty() => pollster::block_on(pool.acquire()).ok().map(boxed),
+                6 if held.is_empty() => {
+                    pool.acquire_blocking_owned_timeout(PATIENCE).ok().map(boxed)
+                }
+                _ if held.is_empty() => pool.acquire_blocking_timeout(PATIENCE).ok().map(boxed),
                 _ => None,
             };
             if let Some(mut thing) = acquired {

@@ -8,7 +8,8 @@ mod support;
 use support::*;
 
 use millpond::{
-    AcquireError, CheckPolicy, Deadlock, Hooks, Pool, PoolBuilder, Priority, Shed, TryAcquireError,
+    AcquireError, AcquireOptions, CheckPolicy, Deadlock, Hooks, Pool, PoolBuilder, Priority, Shed,
+    Stage, TryAcquireError,
 };
 use std::collections::VecDeque;
 use std::error::Error;
@@ -540,6 +541,75 @@ async fn high_priority_is_served_before_normal_callers_who_came_first() {
         }
         balanced(&pool, &manager.ledger).await;
     }
+}
+
+/// As somebody asks who goes first, and waits no longer than this.
+fn first_within(limit: Duration) -> AcquireOptions {
+    AcquireOptions::new().priority(Priority::High).timeout(limit)
+}
+
+#[tokio::test(start_paused = true)]
+async fn priority_and_a_deadline_of_ones_own_go_together() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).acquire_timeout(4 * SECOND);
+    let pool = pool.maintenance_interval(100 * MILLISECOND).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let mut normal = pin!(pool.acquire_timeout(Duration::MAX));
+    assert!(poll_once(normal.as_mut()).is_pending());
+    for (limit, error) in [
+        (SECOND, pool.acquire_with(first_within(SECOND)).await.unwrap_err()),
+        (SECOND, pool.acquire_owned_with(first_within(SECOND)).await.unwrap_err()),
+        (4 * SECOND, pool.acquire_with(AcquireOptions::new()).await.unwrap_err()),
+        (4 * SECOND, pool.acquire_owned_with(Priority::High).await.unwrap_err()),
+    ] {
+        let AcquireError::Timeout(timeout) = error else { panic!("{error:?}") };
+        assert_eq!((timeout.waited(), timeout.stage()), (limit, Stage::Queued));
+        assert_eq!((timeout.counts().in_use, timeout.counts().waiters), (1, 1));
+        let holder = timeout.longest_held().expect("somebody holds it");
+        assert!(holder.site.is_some_and(|site| site.file() == file!()), "{holder}");
+    }
+    assert_eq!(pool.metrics().waits.timed_out, 4);
+    let mut first = pin!(pool.acquire_with(first_within(SECOND)));
+    assert!(poll_once(first.as_mut()).is_pending());
+    drop(held);
+    let held = first.await.expect("before the one who came before");
+    let mut second = pin!(pool.acquire_owned_with(first_within(SECOND)));
+    assert!(poll_once(second.as_mut()).is_pending());
+    drop(held);
+    let held = second.await.expect("so is this one");
+    turns().await;
+    assert!(poll_once(normal.as_mut()).is_pending());
+    drop(held);
+    drop(normal.await.unwrap());
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[test]
+fn a_thread_with_priority_may_have_a_deadline_of_its_own() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).build_blocking().unwrap();
+    let held = pool.acquire().unwrap();
+    let normal = thread::spawn({
+        let pool = pool.clone();
+        move || pool.acquire_timeout(PATIENCE).map(drop).unwrap()
+    });
+    eventually_blocking("it waits", || pool.counts().waiters == 1);
+    for refused in [
+        pool.acquire_with(first_within(Duration::ZERO)).map(drop),
+        pool.acquire_owned_with(first_within(20 * MILLISECOND)).map(drop),
+    ] {
+        assert!(matches!(refused, Err(AcquireError::Timeout(_))), "{refused:?}");
+    }
+    let first = thread::spawn({
+        let pool = pool.clone();
+        move || pool.acquire_owned_with(first_within(PATIENCE)).unwrap()
+    });
+    eventually_blocking("both wait", || pool.counts().waiters == 2);
+    drop(held);
+    let held = join(first);
+    assert_eq!(pool.counts().waiters, 1, "the other one still does");
+    drop(held);
+    join(normal);
 }
 
 #[tokio::test(start_paused = true)]

@@ -247,7 +247,7 @@ async fn a_node_tells_its_cluster_and_the_role_that_it_has_now() {
     use millpond::cluster::{Cluster, NodeOptions, Role};
     let monitor = Monitor::new();
     let cluster = Cluster::builder().name("shop").build().unwrap();
-    cluster.show_to(&monitor).unwrap();
+    monitor.add_cluster(&cluster).unwrap();
     cluster.add_node("db1", TestManager::new()).unwrap();
     let app = web::router(&monitor);
     let mut viewer = Viewer::of(&app).await;
@@ -270,7 +270,7 @@ async fn a_group_is_told_of_with_its_pools_and_the_health_that_a_probe_goes_by()
     let monitor = Monitor::new();
     let (_, _plain) = watched(&monitor, "plain", 1);
     let cluster = Cluster::builder().name("shop").build().unwrap();
-    cluster.show_to(&monitor).unwrap();
+    monitor.add_cluster(&cluster).unwrap();
     let app = web::router(&monitor);
     let mut viewer = Viewer::of(&app).await;
     let none = json!({
@@ -362,7 +362,7 @@ async fn health_is_200_while_a_node_of_a_cluster_is_up_and_503_when_none_is() {
     use millpond::cluster::Cluster;
     let monitor = Monitor::new();
     let cluster: Cluster<String, TestManager> = Cluster::builder().name("shop").build().unwrap();
-    cluster.show_to(&monitor).unwrap();
+    monitor.add_cluster(&cluster).unwrap();
     let app = web::router(&monitor);
     let health = async || {
         let response = fetch(&app, "/health").await;

@@ -214,7 +214,7 @@ fn watched_cluster<const N: usize>(
 ) -> (TestCluster, [TestManager; N]) {
     let pools = Cluster::builder().name(name).pools(|pool| pool.max_size(2));
     let cluster = pools.acquire_timeout(PATIENCE).build().unwrap();
-    cluster.show_to(monitor).unwrap();
+    monitor.add_cluster(&cluster).unwrap();
     let managers = nodes.map(|(key, role)| {
         let manager = TestManager::new();
         let options = NodeOptions::default().role(role);
@@ -301,17 +301,22 @@ async fn the_page_shows_the_figures_of_the_pool() {
         assert_eq!(state[1], scraped("connections", &label), "{state}");
     }
     let tables = [
-        ("outcomes", "acquire_waits_total", "outcome", pool.metrics().waits.by_outcome().to_vec()),
+        (
+            "outcomes",
+            "acquire_waits_total",
+            "outcome",
+            pool.metrics().waits.by_outcome().collect::<Vec<_>>(),
+        ),
         (
             "closed",
             "connections_closed_total",
             "reason",
-            pool.metrics().closed.by_reason().to_vec(),
+            pool.metrics().closed.by_reason().collect(),
         ),
     ];
     for (table, name, label, totals) in tables {
         let told = rows(&format!("[data-table={table}] tbody tr")).await;
-        let there_are = totals.iter().filter(|(number, _)| *number > 0).count();
+        let there_are = totals.iter().filter(|(_, number)| *number > 0).count();
         assert_eq!(told.as_array().unwrap().len(), there_are, "{told}");
         assert_ne!(there_are, 0);
         for row in told.as_array().unwrap() {
@@ -432,7 +437,7 @@ async fn a_cluster_stands_above_its_nodes_with_their_sums() {
         let cluster = cluster.clone();
         async move { cluster.acquire("db2").await.map(drop) }
     });
-    eventually("it waits", || cluster.node_stats("db2").unwrap().counts.waiters == 1).await;
+    eventually("it waits", || cluster.node("db2").unwrap().metrics().counts.waiters == 1).await;
 
     let service = Service::start(&monitor);
     let window = Window::open(&browser).await;
@@ -571,7 +576,7 @@ async fn a_node_that_may_have_no_connection_for_now_is_drawn_as_any_other() {
     let Some(browser) = Browser::start() else { return };
     let monitor = Monitor::new();
     let cluster: TestCluster = Cluster::builder().name("shop").max_connections(1).build().unwrap();
-    cluster.show_to(&monitor).unwrap();
+    monitor.add_cluster(&cluster).unwrap();
     for node in ["db1", "db2"] {
         cluster.add_node(node.to_owned(), TestManager::new()).unwrap();
     }

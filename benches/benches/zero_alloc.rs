@@ -63,7 +63,9 @@ macro_rules! rows {
         hits!("acquire().await", pool.acquire().await);
         hits!("acquire_owned().await", pool.acquire_owned().await);
         hits!("acquire_blocking()", pool.acquire_blocking());
+        hits!("acquire_blocking_owned()", pool.acquire_blocking_owned());
         hits!("try_acquire()", pool.try_acquire());
+        hits!("try_acquire_owned()", pool.try_acquire_owned());
 
         // What the first one makes is made once, so no other row would show it.
         let held = one.acquire().await.expect("idle");

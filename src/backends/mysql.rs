@@ -131,10 +131,6 @@ impl MysqlManager {
     /// that. Switch it off if such an address leads elsewhere, into a container or through a tunnel: a
     /// path that is good there may be another server's here. That is why it is always off for any other
     /// address, where mysql_async would try it too.
-    ///
-    /// # Panics
-    ///
-    /// If they are a string that is no URL; see [`from_url`](Self::from_url).
     pub fn new(opts: impl Into<Opts>) -> Self {
         let opts = opts.into();
         Self::with(move || opts.clone())

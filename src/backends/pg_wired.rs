@@ -15,6 +15,7 @@ use ::pg_wired::{PgWireError, TlsMode, WireConn};
 use std::fmt;
 use std::io::ErrorKind;
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 /// Opens connections of pg-wired 0.4, of one of its two kinds.
 ///
@@ -69,8 +70,8 @@ use std::marker::PhantomData;
 ///
 /// pg-wired's connections of the first kind consist of two tasks, and those of 0.4 never end the one
 /// that reads: it stays behind, with its socket, whenever a connection is closed. So the tasks do not
-/// run on the program's runtime but on one with one thread, which up to 16 connections share, and
-/// which ends together with the last of them.
+/// run on the program's runtime but on one with one thread, which up to 16 connections share, those of
+/// clones of the manager too, and which ends together with the last of them.
 ///
 /// # Examples
 ///
@@ -88,11 +89,24 @@ use std::marker::PhantomData;
 /// ```
 #[must_use]
 pub struct PgWiredManager<C = Connection> {
-    options: Box<dyn Fn() -> Options + Send + Sync>,
+    options: Arc<dyn Fn() -> Options + Send + Sync>,
     verify: bool,
     discard: bool,
-    grounds: Grounds,
+    grounds: Arc<Grounds>,
     opens: PhantomData<fn() -> C>,
+}
+
+// Not derived: that would ask the connection for it too, of which there is none here.
+impl<C> Clone for PgWiredManager<C> {
+    fn clone(&self) -> Self {
+        Self {
+            options: self.options.clone(),
+            verify: self.verify,
+            discard: self.discard,
+            grounds: self.grounds.clone(),
+            opens: PhantomData,
+        }
+    }
 }
 
 /// Where the server is, and who logs in how.
@@ -200,10 +214,10 @@ impl PgWiredManager {
     /// change, [`Pool::rotate`](crate::Pool::rotate) replaces the connections there are.
     pub fn with(options: impl Fn() -> Options + Send + Sync + 'static) -> Self {
         Self {
-            options: Box::new(options),
+            options: Arc::new(options),
             verify: true,
             discard: true,
-            grounds: Grounds::default(),
+            grounds: Arc::default(),
             opens: PhantomData,
         }
     }
@@ -226,7 +240,7 @@ impl PgWiredManager {
             options: self.options,
             verify: true,
             discard: false,
-            grounds: Grounds::default(),
+            grounds: Arc::default(),
             opens: PhantomData,
         }
     }

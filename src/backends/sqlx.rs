@@ -17,10 +17,11 @@ use sqlx_core::transaction::TransactionManager;
 use std::fmt;
 use std::future::Future;
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 type Options<DB> = <<DB as Database>::Connection as Connection>::Options;
-type IsPermanent = Box<dyn Fn(&Error) -> bool + Send + Sync>;
+type IsPermanent = Arc<dyn Fn(&Error) -> bool + Send + Sync>;
 
 /// Opens connections of one of sqlx's databases: `SqlxManager<Postgres>` and so on.
 ///
@@ -99,9 +100,17 @@ type IsPermanent = Box<dyn Fn(&Error) -> bool + Send + Sync>;
 /// ```
 #[must_use]
 pub struct SqlxManager<DB: Database> {
-    options: Box<dyn Fn() -> Options<DB> + Send + Sync>,
+    options: Arc<dyn Fn() -> Options<DB> + Send + Sync>,
     verify: bool,
     permanent: Option<IsPermanent>,
+}
+
+// Not derived: that would ask the database for it too, of which there is none here.
+impl<DB: Database> Clone for SqlxManager<DB> {
+    fn clone(&self) -> Self {
+        let (options, permanent) = (self.options.clone(), self.permanent.clone());
+        Self { options, verify: self.verify, permanent }
+    }
 }
 
 impl<DB: Database> SqlxManager<DB> {
@@ -122,7 +131,7 @@ impl<DB: Database> SqlxManager<DB> {
     /// Opens each connection by what `options` says at that moment: for passwords that change. After a
     /// change, [`Pool::rotate`](crate::Pool::rotate) replaces the connections there are.
     pub fn with(options: impl Fn() -> Options<DB> + Send + Sync + 'static) -> Self {
-        Self { options: Box::new(options), verify: true, permanent: None }
+        Self { options: Arc::new(options), verify: true, permanent: None }
     }
 
     /// Whether every connection that comes back is asked whether it is clean. Default: `true`.
@@ -147,7 +156,7 @@ impl<DB: Database> SqlxManager<DB> {
         mut self,
         is_permanent: impl Fn(&Error) -> bool + Send + Sync + 'static,
     ) -> Self {
-        self.permanent = Some(Box::new(is_permanent));
+        self.permanent = Some(Arc::new(is_permanent));
         self
     }
 

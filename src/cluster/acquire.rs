@@ -24,10 +24,10 @@
 //! Not here: which nodes are allowed, and in which order (`policy.rs`).
 
 use super::error::{ClusterError, NodeReport, UnknownNode, Unserved};
-use super::node::{Member, Node, Role, Roving, TRIED_AGAIN};
+use super::node::{Member, Node, Roving, TRIED_AGAIN};
 use super::policy::{Choice, Policy};
 use super::table::{Current, Table};
-use super::{Cluster, Key, Shared};
+use super::{Cluster, Key, Role, Shared};
 use crate::error::{AcquireError, ReleaseError};
 use crate::manager::Manager;
 use crate::metrics::Outcome;

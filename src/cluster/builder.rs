@@ -56,7 +56,7 @@ impl<K: Key, M: Manager> Settings<K, M> {
         let name = format!("{}/{key}", self.name);
         let (cluster, node, asked) = (self.name.clone(), Arc::<str>::from(key), state.clone());
         let told = state.clone();
-        let which = move || ClusterNode::new(cluster.clone(), node.clone(), asked.role().word());
+        let which = move || ClusterNode::new(cluster.clone(), node.clone(), asked.role());
         // Whoever is told that a node is down can go to another; its prober goes on.
         let pool = builder
             .name(&name)

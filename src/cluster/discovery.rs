@@ -30,6 +30,7 @@ use tokio::runtime::Handle;
 
 /// A node that a cluster is to have.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct NodeSpec<K> {
     /// What it is known by.
     pub key: K,
@@ -133,12 +134,12 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     /// All of this happens at one instant: every acquire sees either the nodes of before, with their
     /// roles, or those of the set; a role that is [read](super::ClusterBuilder::read_role) from the server
     /// is set a moment before that. The call waits for nothing. Old pools refuse everybody when it returns, and are drained
-    /// in the background: connections in use are waited for until `deadline` from now, and closed when
-    /// they come back, before it or after. Any number of drains may be under way, and none holds up the
+    /// in the background: connections in use are waited for, for `limit` at the most, and closed when
+    /// they come back, before that or after. Any number of drains may be under way, and none holds up the
     /// next set. Each goes on although the cluster is dropped or closed. With the feature `tracing` it is
-    /// told which connections are still out at the deadline; who needs that in the program removes the
-    /// node with [`remove_node`](Self::remove_node) first. Outside a tokio runtime nobody waits for the
-    /// deadline.
+    /// told which connections are still out then; who needs that in the program removes the
+    /// node with [`remove_node`](Self::remove_node) first. Outside a tokio runtime nobody waits
+    /// for them.
     ///
     /// # Errors
     ///
@@ -193,9 +194,9 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     pub fn apply(
         &self,
         set: impl IntoIterator<Item = NodeSpec<K>>,
-        deadline: Duration,
+        limit: Duration,
     ) -> Result<Changes<K>, SetError> {
-        self.shared.apply(set.into_iter().collect(), deadline, None)
+        self.shared.apply(set.into_iter().collect(), limit, None)
     }
 }
 
@@ -249,13 +250,13 @@ impl<K: Key, M: Manager> Shared<K, M> {
     pub(super) fn apply(
         &self,
         set: Vec<NodeSpec<K>>,
-        deadline: Duration,
+        limit: Duration,
         watch: Option<&Weak<()>>,
     ) -> Result<Changes<K>, SetError> {
         if set.is_empty() && !self.settings.accept_empty_sets {
             return Err(SetError::Empty { cluster: self.name() });
         }
-        let changes = self.carry_out(Plan::new(self, set, watch), deadline)?;
+        let changes = self.carry_out(Plan::new(self, set, watch), limit)?;
         self.tell_applied(&changes, &[]);
         Ok(changes)
     }
@@ -266,32 +267,28 @@ impl<K: Key, M: Manager> Shared<K, M> {
         &self,
         rest: &mut Rest<K>,
         make: bool,
-        deadline: Duration,
+        limit: Duration,
         watch: &Weak<()>,
     ) -> Result<Option<Changes<K>>, SetError> {
         let is_time = make && rest.has_unmade();
         if !is_time && !rest.has_free(&self.table.load()) {
             return Ok(None);
         }
-        let changes = self.carry_out(Plan::of_rest(self, rest, make, watch), deadline)?;
+        let changes = self.carry_out(Plan::of_rest(self, rest, make, watch), limit)?;
         self.tell_applied(&changes, &rest.refused);
         let is_news = !changes.is_empty() || !rest.is_refused_alike(&changes.errors);
         rest.refused = changes.errors.clone();
         Ok(is_news.then_some(changes))
     }
 
-    fn carry_out(
-        &self,
-        mut plan: Plan<'_, K, M>,
-        deadline: Duration,
-    ) -> Result<Changes<K>, SetError> {
+    fn carry_out(&self, mut plan: Plan<'_, K, M>, limit: Duration) -> Result<Changes<K>, SetError> {
         // Each turn makes nodes that were not made before, so there are no more turns than nodes.
         loop {
             match self.swap(|table| plan.look(table)) {
                 Look::Closed => return Err(SetError::Closed { cluster: self.name() }),
                 Look::Missing(missing) => missing.into_iter().for_each(|place| plan.make(place)),
                 Look::Done(changes, leaving) => {
-                    leaving.into_iter().for_each(|node| drain(self.name(), node, deadline));
+                    leaving.into_iter().for_each(|node| drain(self.name(), node, limit));
                     return Ok(changes);
                 }
             }
@@ -553,9 +550,9 @@ impl<'p, K: Key, M: Manager> Plan<'p, K, M> {
 }
 
 /// Has a pool refuse everybody at once, and waits in the background for what is out of it.
-fn drain<K: Key, M: Manager>(cluster: Arc<str>, node: Arc<Node<K, M>>, deadline: Duration) {
+fn drain<K: Key, M: Manager>(cluster: Arc<str>, node: Arc<Node<K, M>>, limit: Duration) {
     let mut drain = Box::pin(async move {
-        let report = node.pool.drain(deadline).await;
+        let report = node.pool.drain(limit).await;
         #[cfg(feature = "tracing")]
         if !report.still_out.is_empty() {
             let (cluster, node) = (&*cluster, node.key());

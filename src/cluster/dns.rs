@@ -22,6 +22,7 @@ use tokio::time::Sleep;
 /// A lookup has failed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot look up {endpoint}")]
+#[non_exhaustive]
 pub struct LookupError {
     /// What was looked up.
     pub endpoint: Endpoint,

@@ -2,8 +2,8 @@
 //!
 //! Not here: what goes wrong in one pool (`crate::error`).
 
-use super::Key;
-use super::node::{Node, Role};
+use super::node::Node;
+use super::{Key, Role};
 use crate::error::{AcquireError, ConfigError};
 use crate::manager::Manager;
 use crate::metrics::Health;
@@ -13,34 +13,67 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Why a cluster hands out no connection. Small, since every acquire has room for one.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug)]
 #[non_exhaustive]
-pub enum ClusterError<K: fmt::Display, E: Error + 'static> {
+pub enum ClusterError<K, E> {
     /// There is no node with this key.
-    #[error("cluster {} has no node {}; its nodes are: {}", .0.cluster, .0.key, .0.nodes)]
     UnknownNode(Box<UnknownNode>),
     /// The node was removed while the caller waited.
-    #[error("node {} was removed from cluster {}", .0.key, .0.cluster)]
     Removed(Box<RemovedNode<K>>),
     /// The only node that could serve does not.
-    #[error(transparent)]
     Node(Box<NodeRefusal<K, E>>),
     /// No node that may serve is in reach, and the cluster is [to fail
     /// fast](super::ClusterBuilder::fail_fast).
-    #[error("no node of cluster {} can serve {}: {}", .0.cluster, .0.policy, List(&.0.nodes))]
     Unavailable(Box<Unserved<K>>),
     /// The deadline has passed.
-    #[error(
-        "no connection of cluster {} for {} within {:.1?}: {}",
-        .0.cluster, .0.policy, .0.waited, List(&.0.nodes)
-    )]
     Timeout(Box<Unserved<K>>),
     /// The cluster is closed.
-    #[error("cluster {cluster} is closed")]
     Closed {
         /// The cluster's name.
         cluster: Arc<str>,
     },
+}
+
+impl<K: fmt::Display, E> fmt::Display for ClusterError<K, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnknownNode(unknown) => {
+                let UnknownNode { cluster, key, nodes } = &**unknown;
+                write!(f, "cluster {cluster} has no node {key}; its nodes are: {nodes}")
+            }
+            Self::Removed(removed) => {
+                let RemovedNode { cluster, key } = &**removed;
+                write!(f, "node {key} was removed from cluster {cluster}")
+            }
+            Self::Node(refusal) => fmt::Display::fmt(refusal, f),
+            Self::Unavailable(unserved) => {
+                let Unserved { cluster, policy, waited: _, nodes } = &**unserved;
+                write!(f, "no node of cluster {cluster} can serve {policy}: {}", List(nodes))
+            }
+            Self::Timeout(unserved) => {
+                let Unserved { cluster, policy, waited, nodes } = &**unserved;
+                let nodes = List(nodes);
+                write!(
+                    f,
+                    "no connection of cluster {cluster} for {policy} within {waited:.1?}: {nodes}"
+                )
+            }
+            Self::Closed { cluster } => write!(f, "cluster {cluster} is closed"),
+        }
+    }
+}
+
+impl<K: fmt::Debug + fmt::Display, E: Error + 'static> Error for ClusterError<K, E> {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Node(refusal) => refusal.source(),
+            Self::UnknownNode(_)
+            | Self::Removed(_)
+            | Self::Unavailable(_)
+            | Self::Timeout(_)
+            | Self::Closed { .. } => None,
+        }
+    }
 }
 
 /// A key that no node has.
@@ -71,14 +104,14 @@ pub struct RemovedNode<K> {
 /// [source](std::error::Error::source) is what lies behind that, so that no chain says anything twice.
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct NodeRefusal<K: fmt::Display, E: Error + 'static> {
+pub struct NodeRefusal<K, E> {
     /// The node.
     pub key: K,
     /// What its pool says.
     pub source: AcquireError<E>,
 }
 
-impl<K: fmt::Display, E: Error + 'static> fmt::Display for NodeRefusal<K, E> {
+impl<K: fmt::Display, E> fmt::Display for NodeRefusal<K, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "node {}: {}", self.key, self.source)
     }
@@ -104,7 +137,7 @@ pub struct Unserved<K> {
     pub nodes: Vec<NodeReport<K>>,
 }
 
-impl<K: fmt::Display, E: Error + 'static> ClusterError<K, E> {
+impl<K, E> ClusterError<K, E> {
     pub(super) fn removed(cluster: Arc<str>, key: K) -> Self {
         Self::Removed(Box::new(RemovedNode { cluster, key }))
     }

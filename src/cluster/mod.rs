@@ -61,19 +61,18 @@ pub use self::endpoint::{Endpoint, ParseEndpointError};
 pub use self::error::{
     ClusterError, NodeError, NodeRefusal, NodeReport, RemovedNode, UnknownNode, Unserved,
 };
-pub use self::node::{Member, NodeOptions, NodeView, Role, RoleFuture};
+pub use self::node::{Member, NodeOptions, NodeView, RoleFuture};
 pub use self::policy::{Policy, Rank};
 pub use self::status::{ClusterStatus, NodeStatus};
 pub use self::watch::{Watch, WatchError};
+pub use crate::metrics::Role;
 
 use self::limits::Cap;
 use self::node::{Node, Origin, State};
 use self::policy::Turns;
 use self::table::{Current, Table};
 use crate::manager::Manager;
-use crate::metrics::{
-    DuplicateName, Group, Health, Monitor, PoolMetrics, PoolStatus, Source, watched,
-};
+use crate::metrics::{DuplicateName, Group, Health, Monitor, PoolStatus, Source, watched};
 use crate::pool::DrainReport;
 use event_listener::{Event, IntoNotification};
 use std::borrow::Borrow;
@@ -173,9 +172,9 @@ impl<K: Key, M: Manager> Shared<K, M> {
     }
 
     /// Drains the pool of a node that is out of the table.
-    async fn drain(&self, node: Arc<Node<K, M>>, deadline: Duration) -> DrainReport {
+    async fn drain(&self, node: Arc<Node<K, M>>, limit: Duration) -> DrainReport {
         // Cancel: its first poll has closed the pool.
-        let report = node.pool.drain(deadline).await;
+        let report = node.pool.drain(limit).await;
         self.forget_removed();
         report
     }
@@ -242,6 +241,42 @@ impl<K: Key, M: Manager> Group for Nodes<K, M> {
         let nodes =
             pools.iter().filter_map(|pool| Some((&*pool.cluster.as_ref()?.node, &pool.health)));
         status::health(is_closed, nodes)
+    }
+}
+
+impl Monitor {
+    /// Looks at the pools of all nodes of a cluster too, whichever there are at the moment, as long as the
+    /// cluster is there. Each has the name `cluster/node`; [exporters](crate::export) tell besides which
+    /// cluster and which node it is, and its role. A [probe](Self::health) goes by the health of the
+    /// cluster as a whole, as [`Cluster::status`] has it.
+    ///
+    /// # Errors
+    ///
+    /// As [`add`](Self::add).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{cluster::Cluster, from_fn};
+    /// # use std::convert::Infallible;
+    /// use millpond::Monitor;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = from_fn(|| std::future::ready(Ok::<_, Infallible>(())));
+    /// let cluster = Cluster::builder().name("orders").build()?;
+    /// let monitor = Monitor::new();
+    /// monitor.add_cluster(&cluster)?;
+    /// cluster.add_node("db1", manager)?;
+    /// assert_eq!(&*monitor.statuses()[0].config.name, "orders/db1");
+    /// # Ok(()) }
+    /// ```
+    pub fn add_cluster<K: Key, M: Manager>(
+        &self,
+        cluster: &Cluster<K, M>,
+    ) -> Result<(), DuplicateName> {
+        let shared = Arc::downgrade(&cluster.shared);
+        self.add_group(Nodes { name: cluster.name().to_owned(), shared })
     }
 }
 
@@ -315,7 +350,7 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     }
 
     /// Takes a node out, and drains its pool as [`Pool::drain`](crate::Pool::drain) does: whoever
-    /// waits for it is told, and connections in use are waited for until `deadline` from now. From
+    /// waits for it is told, and connections in use are waited for, for `limit` at the most. From
     /// the first poll on, nobody is given a connection of it any more, nor does anybody keep one who was
     /// served while he waited and has not run since.
     ///
@@ -326,11 +361,7 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     /// # Cancel safety
     ///
     /// The node is out at the first poll. Dropping the future closes its pool at once.
-    pub async fn remove_node<Q>(
-        &self,
-        key: &Q,
-        deadline: Duration,
-    ) -> Result<DrainReport, NodeError>
+    pub async fn remove_node<Q>(&self, key: &Q, limit: Duration) -> Result<DrainReport, NodeError>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + fmt::Display + ?Sized,
@@ -340,11 +371,11 @@ impl<K: Key, M: Manager> Cluster<K, M> {
             Ok((table.without(node.key()), node.clone()))
         })?;
         // Cancel: its first poll has closed the pool.
-        Ok(self.shared.drain(node, deadline).await)
+        Ok(self.shared.drain(node, limit).await)
     }
 
-    /// Puts another manager, and a new pool, in the place of a node's, and drains the old one. Whoever
-    /// waits for the node goes on waiting, for the new one.
+    /// Puts another manager, and a new pool, in the place of a node's, and drains the old one, for `limit` at
+    /// the most. Whoever waits for the node goes on waiting, for the new one.
     ///
     /// # Errors
     ///
@@ -357,7 +388,7 @@ impl<K: Key, M: Manager> Cluster<K, M> {
         &self,
         key: &Q,
         manager: M,
-        deadline: Duration,
+        limit: Duration,
     ) -> Result<DrainReport, NodeError>
     where
         K: Borrow<Q>,
@@ -385,7 +416,7 @@ impl<K: Key, M: Manager> Cluster<K, M> {
             Ok((table.with(node), old.clone()))
         })?;
         // Cancel: as in `remove_node`.
-        Ok(self.shared.drain(old, deadline).await)
+        Ok(self.shared.drain(old, limit).await)
     }
 
     /// Gives a node another role, another weight and other labels; its connections stay.
@@ -411,53 +442,11 @@ impl<K: Key, M: Manager> Cluster<K, M> {
         self.shared.table.load().nodes().iter().map(|node| node.key().clone()).collect()
     }
 
-    /// The figures of a node's pool; `None` if there is no such node. Costs one pass over all its
-    /// slots.
-    #[must_use]
-    pub fn node_stats<Q>(&self, key: &Q) -> Option<PoolMetrics>
-    where
-        K: Borrow<Q>,
-        Q: Hash + Eq + ?Sized,
-    {
-        self.shared.table.load().get(key).map(|node| node.pool.metrics())
-    }
-
     /// How the cluster and each of its nodes are, for a terminal or, with the feature `serde`, for a
     /// program. Costs one pass over all slots of all nodes.
     #[must_use]
     pub fn status(&self) -> ClusterStatus {
         ClusterStatus::new(&self.shared)
-    }
-
-    /// Has a monitor look at the pools of all nodes, whichever there are at the moment, as long as the
-    /// cluster is there. Each has the name `cluster/node`; [exporters](crate::export) tell besides which
-    /// cluster and which node it is, and its role. A [probe](Monitor::health) goes by the health of the
-    /// cluster as a whole, as [`status`](Self::status) has it.
-    ///
-    /// # Errors
-    ///
-    /// [`DuplicateName`] if the monitor looks at something of the cluster's name already.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # use millpond::{cluster::Cluster, from_fn};
-    /// # use std::convert::Infallible;
-    /// use millpond::Monitor;
-    ///
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let manager = from_fn(|| std::future::ready(Ok::<_, Infallible>(())));
-    /// let cluster = Cluster::builder().name("orders").build()?;
-    /// let monitor = Monitor::new();
-    /// cluster.show_to(&monitor)?;
-    /// cluster.add_node("db1", manager)?;
-    /// assert_eq!(&*monitor.statuses()[0].config.name, "orders/db1");
-    /// # Ok(()) }
-    /// ```
-    pub fn show_to(&self, monitor: &Monitor) -> Result<(), DuplicateName> {
-        monitor
-            .add_group(Nodes { name: self.name().to_owned(), shared: Arc::downgrade(&self.shared) })
     }
 
     /// The cluster's name.
@@ -486,7 +475,7 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     }
 
     /// Closes the cluster for good like [`close`](Self::close), but waits for the connections that are in
-    /// use too, at all nodes together, until `deadline` from now. Whoever waits or comes gets
+    /// use too, at all nodes together, for `limit` at the most. Whoever waits or comes gets
     /// [`ClusterError::Closed`]. Answers what [`Pool::drain`](crate::Pool::drain) does, of each node in the
     /// order of [`nodes`](Self::nodes). May be called again, and by several tasks at once.
     ///
@@ -511,10 +500,10 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     /// }
     /// # Ok(()) }
     /// ```
-    pub async fn drain(&self, deadline: Duration) -> Vec<(K, DrainReport)> {
+    pub async fn drain(&self, limit: Duration) -> Vec<(K, DrainReport)> {
         let table = self.shared.shut();
         let nodes = table.nodes();
-        let reports = together(nodes.iter().map(|node| node.pool.drain(deadline))).await;
+        let reports = together(nodes.iter().map(|node| node.pool.drain(limit))).await;
         nodes.iter().map(|node| node.key().clone()).zip(reports).collect()
     }
 }

@@ -13,7 +13,7 @@ use super::{Key, Shared};
 use crate::core::Counts;
 use crate::error::ConfigError;
 use crate::manager::{Condition, Manager};
-use crate::metrics::Source;
+use crate::metrics::{Role, Source};
 use crate::pool::Pool;
 use crate::pool::node_side::{self, Attempt, Counted, PooledBare, attempt, nanos};
 use event_listener::{Event, EventListener, IntoNotification};
@@ -31,43 +31,6 @@ use tokio::time::Instant;
 
 /// How often a node that is down is tried again, for all who pass it over or wait for it.
 pub(super) const TRIED_AGAIN: Duration = Duration::from_secs(1);
-
-/// What a node is for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum Role {
-    /// Nobody has said.
-    #[default]
-    Unknown,
-    /// It takes writes.
-    Primary,
-    /// It can be read from.
-    Replica,
-}
-
-impl Role {
-    fn from_code(code: u8) -> Self {
-        [Self::Unknown, Self::Primary, Self::Replica][usize::from(code)]
-    }
-
-    /// One word.
-    pub(super) fn word(self) -> &'static str {
-        match self {
-            Self::Unknown => "unknown",
-            Self::Primary => "primary",
-            Self::Replica => "replica",
-        }
-    }
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Unknown => "role unknown",
-            Self::Primary | Self::Replica => self.word(),
-        })
-    }
-}
 
 /// What a node is for, how much of the load it takes, and what else is to be known of it.
 ///
@@ -190,7 +153,7 @@ impl<K> State<K> {
     }
 
     pub(super) fn role(&self) -> Role {
-        Role::from_code(self.role.load(Ordering::Relaxed))
+        Role::ALL[usize::from(self.role.load(Ordering::Relaxed))]
     }
 
     /// The role of a node with these options. Where no server is asked, it is theirs, so that it changes

@@ -6,9 +6,9 @@
 //!
 //! Not here: how it waits at several nodes at once (`acquire.rs`).
 
-use super::node::{Node, NodeView, Role};
+use super::node::{Node, NodeView};
 use super::table::Table;
-use super::{Key, Shared};
+use super::{Key, Role, Shared};
 use crate::manager::Manager;
 use std::fmt;
 use std::sync::Arc;
@@ -23,6 +23,7 @@ pub type Rank<'f, K> = dyn Fn(&NodeView<'_, K>) -> Option<f64> + Sync + 'f;
 /// Nodes that connecting fails to are passed over as long as there are others that may be used. A
 /// node whose connections are all in use has not failed: it stays allowed, and an acquire waits for
 /// it and for all others that are allowed at the same time.
+#[non_exhaustive]
 pub enum Policy<'f, K> {
     /// All nodes, by turns and by their weights.
     RoundRobin,

@@ -2,8 +2,8 @@
 //!
 //! Not here: how a pool is (`crate::metrics`).
 
-use super::node::{NodeView, Role};
-use super::{Key, Shared};
+use super::node::NodeView;
+use super::{Key, Role, Shared};
 use crate::manager::Manager;
 use crate::metrics::{Health, PoolMetrics, PoolStatus};
 use std::fmt;
@@ -101,18 +101,8 @@ impl fmt::Display for ClusterStatus {
 
 #[cfg(feature = "serde")]
 mod serialize {
-    use super::{ClusterStatus, NodeStatus, Role};
+    use super::{ClusterStatus, NodeStatus};
     use serde::ser::{Serialize, SerializeStruct, Serializer};
-
-    impl Serialize for Role {
-        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-            serializer.serialize_str(match self {
-                Self::Unknown => "unknown",
-                Self::Primary => "primary",
-                Self::Replica => "replica",
-            })
-        }
-    }
 
     impl Serialize for NodeStatus {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -143,8 +143,8 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     /// [`Watch::last_error`], and, with the feature `tracing`, told as a warning. Then the stream is
     /// asked again at once: it is the stream that has to pause. A stream that panics ends the watch.
     ///
-    /// Sets are applied in order and each of them at once, since drains are not waited for; `deadline`
-    /// is that of the drains, from each set on.
+    /// Sets are applied in order and each of them at once, since drains are not waited for; `limit`
+    /// is that of the drains, from each set on: see [`apply`](Self::apply).
     ///
     /// # Panics
     ///
@@ -173,7 +173,7 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     /// # Ok(()) }
     /// ```
     #[track_caller]
-    pub fn watch<S, E>(&self, stream: S, deadline: Duration) -> Watch<K>
+    pub fn watch<S, E>(&self, stream: S, limit: Duration) -> Watch<K>
     where
         S: Stream<Item = Result<Vec<NodeSpec<K>>, E>> + Send + 'static,
         E: Into<Box<dyn Error + Send + Sync>> + 'static,
@@ -185,7 +185,7 @@ impl<K: Key, M: Manager> Cluster<K, M> {
             cluster: Arc::downgrade(&self.shared),
             changed: self.shared.changed.clone(),
             told: told.clone(),
-            deadline,
+            limit,
         };
         Watch { told, task: tokio::spawn(watching.run(stream)) }
     }
@@ -255,7 +255,7 @@ struct Watching<K: Key, M: Manager> {
     /// Notified when the cluster is closed or gone, and when it has changed otherwise.
     changed: Arc<Event>,
     told: Arc<Told<K>>,
-    deadline: Duration,
+    limit: Duration,
 }
 
 impl<K: Key, M: Manager> Watching<K, M> {
@@ -285,7 +285,7 @@ impl<K: Key, M: Manager> Watching<K, M> {
 
     fn apply(&self, set: Vec<NodeSpec<K>>, owner: &Owner) -> Result<Changes<K>, WatchError> {
         let applied = match self.cluster.upgrade() {
-            Some(cluster) => cluster.apply(set, self.deadline, Some(&owner.mark())),
+            Some(cluster) => cluster.apply(set, self.limit, Some(&owner.mark())),
             None => Err(SetError::Closed { cluster: self.name.clone() }),
         };
         applied.map_err(WatchError::Refused)
@@ -315,7 +315,7 @@ impl<K: Key, M: Manager> Watching<K, M> {
     fn take_up(&self, left: &mut Option<Left<K>>, make: bool, owner: &Owner) {
         let (Some(it), Some(cluster)) = (&mut *left, self.cluster.upgrade()) else { return };
         // An error: the cluster is closed, which is seen next.
-        let taken = cluster.apply_rest(&mut it.rest, make, self.deadline, &owner.mark());
+        let taken = cluster.apply_rest(&mut it.rest, make, self.limit, &owner.mark());
         if make || (it.pause.is_none() && it.rest.has_unmade()) {
             it.pause_longer();
         }

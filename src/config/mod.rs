@@ -52,6 +52,57 @@ pub enum Priority {
     High,
 }
 
+/// How one acquire waits where that is not as for all: see [`Pool::acquire_with`](crate::Pool::acquire_with),
+/// which takes a [`Priority`] alone as well.
+///
+/// # Examples
+///
+/// ```
+/// use millpond::{AcquireOptions, Priority};
+/// use std::time::Duration;
+///
+/// let probe = AcquireOptions::new().priority(Priority::High).timeout(Duration::from_millis(500));
+/// assert_eq!((probe.priority, probe.timeout), (Priority::High, Some(Duration::from_millis(500))));
+/// assert_eq!(AcquireOptions::from(Priority::High).timeout, None);
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct AcquireOptions {
+    /// In which line it waits. Default: [`Priority::Normal`].
+    pub priority: Priority,
+    /// How long it waits at the most: zero takes what is idle or gives up at once, and [`Duration::MAX`] waits
+    /// for good. Default: `None`, for [`acquire_timeout`](Config::acquire_timeout).
+    pub timeout: Option<Duration>,
+}
+
+impl AcquireOptions {
+    /// As all others wait.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { priority: Priority::Normal, timeout: None }
+    }
+
+    /// In the line of this priority.
+    #[must_use]
+    pub const fn priority(mut self, priority: Priority) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    /// For `limit` at the most.
+    #[must_use]
+    pub const fn timeout(mut self, limit: Duration) -> Self {
+        self.timeout = Some(limit);
+        self
+    }
+}
+
+impl From<Priority> for AcquireOptions {
+    fn from(priority: Priority) -> Self {
+        Self::new().priority(priority)
+    }
+}
+
 /// When callers who have waited too long are turned away, so that the others are served in time.
 ///
 /// If the smallest wait over an interval was longer than the target, the line does not empty any

@@ -3,13 +3,13 @@
 //! Not here: how each of them says it.
 
 use crate::core::Counts;
-use crate::metrics::{ClusterNode, Histogram, PoolStatus};
+use crate::metrics::{ClusterNode, Histogram, PoolStatus, Role};
 #[cfg(any(feature = "metrics", feature = "prometheus"))]
 use std::sync::Arc;
 use std::time::Duration;
 
 /// A label's value, or nothing, and a count.
-type Labelled = (u64, &'static str);
+pub(super) type Labelled = (&'static str, u64);
 
 /// What is told of a pool under one name.
 #[allow(dead_code, reason = "no exporter reads all of it")]
@@ -69,7 +69,7 @@ impl Family {
 }
 
 const fn one(count: u64) -> Labelled {
-    (count, "")
+    ("", count)
 }
 
 /// Labels that say whose a figure is: the pool's name, and which node of which cluster it stands for,
@@ -108,7 +108,7 @@ pub(super) const FAMILIES: [Family; 22] = [
     ),
     Family::gauge("millpond_health", "{pool}", "1 for the state in which the pool is", |status| {
         let is = status.health.word();
-        ["healthy", "degraded", "down"].map(|word| ((word == is).into(), word)).into()
+        ["healthy", "degraded", "down"].map(|word| (word, (word == is).into())).into()
     })
     .by("state"),
     Family::gauge(
@@ -162,7 +162,7 @@ pub(super) const FAMILIES: [Family; 22] = [
         "millpond_acquire_waits_total",
         "{acquire}",
         "Acquires that had to wait, by how they ended",
-        |status| status.metrics.waits.by_outcome().into(),
+        |status| status.metrics.waits.by_outcome().collect(),
     )
     .by("outcome"),
     Family::counter(
@@ -187,7 +187,7 @@ pub(super) const FAMILIES: [Family; 22] = [
         "millpond_connections_closed_total",
         "{connection}",
         "Connections that the pool let go of, by reason",
-        |status| status.metrics.closed.by_reason().into(),
+        |status| status.metrics.closed.by_reason().collect(),
     )
     .by("reason"),
     Family::counter("millpond_checks_total", "{check}", "Checks, successful or not", |status| {
@@ -255,7 +255,7 @@ pub(super) const FAMILIES: [Family; 22] = [
 ];
 
 fn by_role(node: &ClusterNode) -> Vec<Labelled> {
-    ["primary", "replica", "unknown"].map(|role| ((role == node.role).into(), role)).into()
+    Role::ALL.map(|role| (role.word(), (role == node.role).into())).into()
 }
 
 fn by_state(counts: &Counts) -> Vec<Labelled> {
@@ -271,16 +271,16 @@ fn by_state(counts: &Counts) -> Vec<Labelled> {
         waiters: _,
     } = *counts;
     let states = [
-        (idle, "idle"),
-        (in_use, "in_use"),
-        (checking, "checking"),
-        (resetting, "resetting"),
-        (closing, "closing"),
-        (connecting, "connecting"),
-        (vacant, "vacant"),
-        (spare, "spare"),
+        ("idle", idle),
+        ("in_use", in_use),
+        ("checking", checking),
+        ("resetting", resetting),
+        ("closing", closing),
+        ("connecting", connecting),
+        ("vacant", vacant),
+        ("spare", spare),
     ];
-    states.map(|(count, state)| (count as u64, state)).into()
+    states.map(|(state, count)| (state, count as u64)).into()
 }
 
 #[cfg(test)]

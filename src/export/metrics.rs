@@ -145,7 +145,7 @@ fn tell(family: &Family, pool: &PoolNews, recorder: &dyn Recorder) {
     let PoolNews { now, before } = pool;
     match family.kind {
         Kind::Gauge(figures) => {
-            for (count, value) in figures(now) {
+            for (value, count) in figures(now) {
                 recorder.register_gauge(&key(family, now, value), &METADATA).set(count as f64);
             }
         }
@@ -154,8 +154,8 @@ fn tell(family: &Family, pool: &PoolNews, recorder: &dyn Recorder) {
         }
         Kind::Counter(figures) => {
             let mut earlier = before.as_ref().map(|before| figures(before)).into_iter().flatten();
-            for (count, value) in figures(now) {
-                let more = count.saturating_sub(earlier.next().map_or(0, |(count, _)| count));
+            for (value, count) in figures(now) {
+                let more = count.saturating_sub(earlier.next().map_or(0, |(_, count)| count));
                 recorder.register_counter(&key(family, now, value), &METADATA).increment(more);
             }
         }
@@ -173,10 +173,10 @@ fn tell(family: &Family, pool: &PoolNews, recorder: &dyn Recorder) {
 fn forget(family: &Family, status: &PoolStatus, recorder: &dyn Recorder) {
     let values = match family.kind {
         Kind::Gauge(figures) => figures(status),
-        Kind::Time(_) => vec![(0, "")],
+        Kind::Time(_) => vec![("", 0)],
         Kind::Counter(_) | Kind::Times { .. } => return,
     };
-    for (_, value) in values {
+    for (value, _) in values {
         recorder.register_gauge(&key(family, status, value), &METADATA).set(0.0);
     }
 }

@@ -27,8 +27,8 @@
 //! A cluster without nodes has no series: `absent(millpond_up{cluster="…"})` tells of it, and so does
 //! [`Monitor::health`](crate::Monitor::health).
 //!
-//! A Prometheus whose targets have labels called `cluster` or `node` themselves shows these ones as
-//! `exported_cluster` and `exported_node`, unless its `honor_labels` is set.
+//! A Prometheus whose targets have labels called `pool`, `cluster`, `node`, `state`, `role`, `outcome` or
+//! `reason` themselves shows these ones with `exported_` before them, unless its `honor_labels` is set.
 //!
 //! | name | kind | labels | what |
 //! |---|---|---|---|

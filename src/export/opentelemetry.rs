@@ -46,7 +46,7 @@
 //!
 //! Not here: an SDK, and what the figures are (`figures.rs`).
 
-use super::figures::{FAMILIES, Family, Kind};
+use super::figures::{FAMILIES, Family, Kind, Labelled};
 use super::news::{Ledger, MOST, Repeat, Schedule, StartError, thinned};
 use crate::metrics::{Histogram, Monitor, PoolStatus, SourceId};
 use crate::panics::caught;
@@ -175,9 +175,9 @@ impl Exporter {
 /// How an instrument behaves, and its figures with the values of its attribute.
 #[derive(Clone, Copy)]
 enum Figures {
-    UpDown(fn(&PoolStatus) -> Vec<(u64, &'static str)>),
-    Counter(fn(&PoolStatus) -> Vec<(u64, &'static str)>),
-    Gauge(fn(&PoolStatus) -> Vec<(u64, &'static str)>),
+    UpDown(fn(&PoolStatus) -> Vec<Labelled>),
+    Counter(fn(&PoolStatus) -> Vec<Labelled>),
+    Gauge(fn(&PoolStatus) -> Vec<Labelled>),
     Time(fn(&PoolStatus) -> Duration),
 }
 
@@ -204,28 +204,28 @@ fn conventional() -> [Instrument; 6] {
             ..connections("db.client.connection.count", "Connections by state", |status| {
                 let counts = &status.metrics.counts;
                 let states = [
-                    (counts.idle, "idle"),
-                    (counts.in_use, "used"),
-                    (counts.checking, "checking"),
-                    (counts.resetting, "resetting"),
-                    (counts.closing, "closing"),
+                    ("idle", counts.idle),
+                    ("used", counts.in_use),
+                    ("checking", counts.checking),
+                    ("resetting", counts.resetting),
+                    ("closing", counts.closing),
                 ];
-                states.map(|(count, state)| (count as u64, state)).into()
+                states.map(|(state, count)| (state, count as u64)).into()
             })
         },
         connections("db.client.connection.max", "The most connections", |status| {
-            vec![(status.max_size as u64, "")]
+            vec![("", status.max_size as u64)]
         }),
         connections("db.client.connection.idle.max", "The most idle connections", |status| {
-            vec![(status.max_size as u64, "")]
+            vec![("", status.max_size as u64)]
         }),
         connections("db.client.connection.idle.min", "Idle connections to keep ready", |status| {
-            vec![(status.config.min_idle as u64, "")]
+            vec![("", status.config.min_idle as u64)]
         }),
         Instrument {
             unit: "{request}",
             ..connections("db.client.connection.pending_requests", "Callers that wait", |status| {
-                vec![(status.metrics.counts.waiters as u64, "")]
+                vec![("", status.metrics.counts.waiters as u64)]
             })
         },
         Instrument {
@@ -233,7 +233,7 @@ fn conventional() -> [Instrument; 6] {
             unit: "{timeout}",
             help: "Acquires that ran into their deadline",
             attribute: None,
-            figures: Figures::Counter(|status| vec![(status.metrics.waits.timed_out, "")]),
+            figures: Figures::Counter(|status| vec![("", status.metrics.waits.timed_out)]),
         },
     ]
 }
@@ -378,9 +378,9 @@ impl Observed {
 fn figures_of(
     status: &PoolStatus,
     attribute: Option<&Key>,
-    figures: fn(&PoolStatus) -> Vec<(u64, &'static str)>,
+    figures: fn(&PoolStatus) -> Vec<Labelled>,
 ) -> impl Iterator<Item = (u64, Vec<KeyValue>)> {
-    figures(status).into_iter().map(move |(count, value)| {
+    figures(status).into_iter().map(move |(value, count)| {
         let attribute = attribute.map(|attribute| KeyValue::new(attribute.clone(), value));
         let mut attributes = whose(status);
         attributes.extend(attribute);
@@ -393,7 +393,7 @@ fn observe<T>(
     told: &dyn AsyncInstrument<T>,
     statuses: &[(SourceId, PoolStatus)],
     attribute: Option<&Key>,
-    figures: fn(&PoolStatus) -> Vec<(u64, &'static str)>,
+    figures: fn(&PoolStatus) -> Vec<Labelled>,
     number: impl Fn(u64) -> T,
 ) {
     for (_, status) in statuses {
@@ -425,7 +425,7 @@ impl Series {
         counter: &dyn AsyncInstrument<u64>,
         statuses: &[(SourceId, PoolStatus)],
         attribute: Option<&Key>,
-        figures: fn(&PoolStatus) -> Vec<(u64, &'static str)>,
+        figures: fn(&PoolStatus) -> Vec<Labelled>,
     ) {
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let earlier = std::mem::take(&mut *told);

@@ -27,9 +27,12 @@ pub const CONTENT_TYPE: &str = prometheus_text::CONTENT_TYPE;
 
 /// Tells a registry of the pools of a monitor, each time it is scraped.
 ///
-/// The registry's prefix and labels apply as to any collector; no label of it may be called `pool`, nor
-/// `cluster` or `node` if the monitor looks at a cluster. A scrape looks at each pool once; a pool under
-/// its name in two monitors of one registry would be told of twice, which Prometheus refuses.
+/// The registry's prefix and labels apply as to any collector. They stand beside those of the figures, and
+/// Prometheus refuses a scrape in which a series has a label twice: so no label of it may be called `pool`,
+/// `state`, `outcome`, `reason` or `le`, nor `cluster`, `node` or `role` if the monitor looks at a cluster.
+///
+/// A scrape looks at each pool once; a pool under its name in two monitors of one registry would be told of
+/// twice, which Prometheus refuses as well.
 ///
 /// # Examples
 ///
@@ -145,13 +148,13 @@ fn encode_pool(
         labels
     };
     match family.kind {
-        Kind::Gauge(figures) => figures(status).into_iter().try_for_each(|(count, value)| {
+        Kind::Gauge(figures) => figures(status).into_iter().try_for_each(|(value, count)| {
             metric.encode_family(&labels(value))?.encode_gauge(&count)
         }),
         Kind::Time(time) => {
             metric.encode_family(&labels(""))?.encode_gauge(&time(status).as_secs_f64())
         }
-        Kind::Counter(figures) => figures(status).into_iter().try_for_each(|(count, value)| {
+        Kind::Counter(figures) => figures(status).into_iter().try_for_each(|(value, count)| {
             let labels = labels(value);
             metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, f64>(&count, None)
         }),

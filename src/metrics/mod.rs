@@ -23,7 +23,7 @@ pub(crate) use self::monitor::look_at;
 #[cfg(feature = "cluster")]
 pub(crate) use self::monitor::watched;
 pub use self::monitor::{DuplicateName, Group, Monitor, Source};
-pub use self::status::{ClusterNode, Health, PoolStatus};
+pub use self::status::{ClusterNode, Health, PoolStatus, Role};
 pub(crate) use self::status::{Connecting, Signs};
 
 use self::histogram::Recorder;
@@ -218,7 +218,7 @@ impl Totals {
         counts: Counts,
         acquires: u64,
         oldest_holder: Option<Holder>,
-        last_connect_error: Option<ConnectError>,
+        last_connect_error: Option<ConnectFailure>,
     ) -> PoolMetrics {
         let closed = |reason: CloseReason| self.closed[reason as usize].load(Ordering::Relaxed);
         let waits = |outcome: Outcome| {
@@ -302,7 +302,7 @@ pub struct PoolMetrics {
     /// How long those took that succeeded, set-up included.
     pub connect_time: Histogram,
     /// The last one that failed, also if others have succeeded since.
-    pub last_connect_error: Option<ConnectError>,
+    pub last_connect_error: Option<ConnectFailure>,
     /// Resets that succeeded.
     pub resets: u64,
     /// Checks, by acquires and to keep connections alive, whether they succeeded or not.
@@ -403,25 +403,25 @@ impl Waits {
         timed_out + cancelled + shed + closed + queue_full + failed
     }
 
-    /// Each count with the name of its outcome.
-    #[must_use]
-    pub fn by_outcome(&self) -> [(u64, &'static str); 7] {
+    /// The name of each outcome with its count, in the order of the fields.
+    pub fn by_outcome(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
         [
-            (self.served, "served"),
-            (self.timed_out, "timed_out"),
-            (self.cancelled, "cancelled"),
-            (self.shed, "shed"),
-            (self.closed, "closed"),
-            (self.queue_full, "queue_full"),
-            (self.failed, "failed"),
+            ("served", self.served),
+            ("timed_out", self.timed_out),
+            ("cancelled", self.cancelled),
+            ("shed", self.shed),
+            ("closed", self.closed),
+            ("queue_full", self.queue_full),
+            ("failed", self.failed),
         ]
+        .into_iter()
     }
 }
 
 /// A failure to connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct ConnectError {
+pub struct ConnectFailure {
     /// What went wrong, with all causes; what several of them say is said once.
     pub message: String,
     /// How long ago that was.
@@ -506,28 +506,28 @@ impl Closed {
     /// The sum over all reasons.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.by_reason().iter().map(|(count, _)| count).sum()
+        self.by_reason().map(|(_, count)| count).sum()
     }
 
-    /// Each count with the name of its reason.
-    #[must_use]
-    pub fn by_reason(&self) -> [(u64, &'static str); 15] {
+    /// The name of each reason with its count, in the order of the fields.
+    pub fn by_reason(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
         [
-            (self.broken, "broken"),
-            (self.failed_check, "failed_check"),
-            (self.failed_reset, "failed_reset"),
-            (self.discarded, "discarded"),
-            (self.detached, "detached"),
-            (self.holder_panicked, "holder_panicked"),
-            (self.pool_closed, "pool_closed"),
-            (self.drained, "drained"),
-            (self.abandoned, "abandoned"),
-            (self.lifetime, "lifetime"),
-            (self.idle, "idle"),
-            (self.invalidated, "invalidated"),
-            (self.surplus, "surplus"),
-            (self.removed, "removed"),
-            (self.rejected, "rejected"),
+            ("broken", self.broken),
+            ("failed_check", self.failed_check),
+            ("failed_reset", self.failed_reset),
+            ("discarded", self.discarded),
+            ("detached", self.detached),
+            ("holder_panicked", self.holder_panicked),
+            ("pool_closed", self.pool_closed),
+            ("drained", self.drained),
+            ("abandoned", self.abandoned),
+            ("lifetime", self.lifetime),
+            ("idle", self.idle),
+            ("invalidated", self.invalidated),
+            ("surplus", self.surplus),
+            ("removed", self.removed),
+            ("rejected", self.rejected),
         ]
+        .into_iter()
     }
 }

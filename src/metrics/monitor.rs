@@ -117,6 +117,7 @@ pub trait Group: Send + Sync {
 
 /// Two sources of a monitor would have the same name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 #[error(
     "there is something called {name} already: give each pool and cluster its own name with its builder's `name`"
 )]

@@ -2,7 +2,7 @@
 //!
 //! Not here: settings, which are read as well (`config/text.rs`).
 
-use super::{ClusterNode, ConnectError, Health, Histogram, PoolStatus};
+use super::{ClusterNode, ConnectFailure, Health, Histogram, PoolStatus, Role};
 use crate::pool::Holder;
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 use std::time::Duration;
@@ -36,9 +36,9 @@ impl Serialize for Holder {
     }
 }
 
-impl Serialize for ConnectError {
+impl Serialize for ConnectFailure {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut fields = serializer.serialize_struct("ConnectError", 2)?;
+        let mut fields = serializer.serialize_struct("ConnectFailure", 2)?;
         fields.serialize_field("message", &self.message)?;
         fields.serialize_field("seconds_ago", &self.ago.as_secs_f64())?;
         fields.end()
@@ -68,6 +68,12 @@ impl Serialize for ClusterNode {
         fields.serialize_field("node", &**node)?;
         fields.serialize_field("role", role)?;
         fields.end()
+    }
+}
+
+impl Serialize for Role {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.word())
     }
 }
 

@@ -32,14 +32,53 @@ pub struct ClusterNode {
     pub name: Arc<str>,
     /// The node's key.
     pub node: Arc<str>,
-    /// Its role at the moment: `primary`, `replica` or `unknown`.
-    pub role: &'static str,
+    /// Its role at the moment.
+    pub role: Role,
 }
 
 impl ClusterNode {
     #[cfg(feature = "cluster")]
-    pub(crate) fn new(name: Arc<str>, node: Arc<str>, role: &'static str) -> Self {
+    pub(crate) fn new(name: Arc<str>, node: Arc<str>, role: Role) -> Self {
         Self { name, node, role }
+    }
+}
+
+/// What a node of a cluster is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(u8)]
+#[non_exhaustive]
+pub enum Role {
+    /// Nobody has said.
+    #[default]
+    Unknown,
+    /// It takes writes.
+    Primary,
+    /// It can be read from.
+    Replica,
+}
+
+impl Role {
+    /// Each at the place that its number says.
+    #[allow(dead_code, reason = "a cluster keeps the number, exporters tell of each")]
+    pub(crate) const ALL: [Self; 3] = [Self::Unknown, Self::Primary, Self::Replica];
+
+    /// One word: `unknown`, `primary` or `replica`.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Primary => "primary",
+            Self::Replica => "replica",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unknown => "role unknown",
+            Self::Primary | Self::Replica => self.word(),
+        })
     }
 }
 
@@ -238,7 +277,7 @@ impl fmt::Display for PoolStatus {
         )?;
         let waits = &metrics.waits;
         if waits.failures() > 0 {
-            row("in vain", format_args!("{}", List(&waits.by_outcome()[1..])))?;
+            row("in vain", format_args!("{}", list(waits.by_outcome().skip(1))))?;
         }
         let connect = Short(metrics.connect_time.quantile(0.5).unwrap_or_default());
         row(
@@ -252,7 +291,7 @@ impl fmt::Display for PoolStatus {
             row("last error", format_args!("{:.0?} ago: {}", error.ago, error.message))?;
         }
         if metrics.closed.total() > 0 {
-            row("closed", format_args!("{}", List(&metrics.closed.by_reason())))?;
+            row("closed", format_args!("{}", list(metrics.closed.by_reason())))?;
         }
         if let Some(holder) = &metrics.oldest_holder {
             row("held longest", format_args!("{holder}"))?;
@@ -271,15 +310,8 @@ impl fmt::Display for Short {
 }
 
 /// Counts with their names, without those that are zero.
-struct List<'l>(&'l [(u64, &'static str)]);
-
-impl fmt::Display for List<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let counts = self.0.iter().filter(|(count, _)| *count > 0);
-        for (index, (count, what)) in counts.enumerate() {
-            let comma = if index == 0 { "" } else { ", " };
-            write!(f, "{comma}{count} {}", what.replace('_', " "))?;
-        }
-        Ok(())
-    }
+fn list(counts: impl Iterator<Item = (&'static str, u64)>) -> String {
+    let counts = counts.filter(|(_, count)| *count > 0);
+    let each = counts.map(|(what, count)| format!("{count} {}", what.replace('_', " ")));
+    each.collect::<Vec<_>>().join(", ")
 }

@@ -4,6 +4,7 @@
 //! found is made fit for use (`prepare.rs`).
 
 use super::connector::Verdict;
+use super::guard::{Pooled, PooledOwned};
 use super::life::nanos;
 use super::operation::{FAR_FUTURE, has_timer, poll_timer, runs_async_task, timer};
 use super::prepare::{
@@ -11,9 +12,10 @@ use super::prepare::{
 };
 use super::terms::Terms;
 use super::{DRAINING, Shared, deadlock::Waiting};
-use crate::config::CheckPolicy;
+use crate::config::{AcquireOptions, CheckPolicy, Priority};
 use crate::core::{
-    Flags, Found, Keeper, Lease, Line, Loan, State, Woken, try_acquire as look, wait, wait_blocking,
+    Flags, Found, Keeper, Lease, Line, Loan, State, Woken, try_acquire as look, try_acquire_owned,
+    wait, wait_blocking,
 };
 use crate::error::{AcquireError, Stage, Timeout, TryAcquireError};
 use crate::manager::Manager;
@@ -22,6 +24,7 @@ use std::future::{Future, poll_fn};
 use std::ops::{Deref, Range};
 use std::panic::Location;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -59,6 +62,14 @@ impl Ask<'_> {
         Self { caller, limit: None, line: Line::General, terms: None, counted: Counted::Here }
     }
 
+    pub(super) fn with(caller: Caller, options: AcquireOptions) -> Self {
+        let line = match options.priority {
+            Priority::Normal => Line::General,
+            Priority::High => Line::High,
+        };
+        Self { limit: options.timeout, line, ..Self::new(caller) }
+    }
+
     /// How many may wait before it.
     fn most_waiters<M: Manager>(&self, shared: &Shared<M>) -> usize {
         match self.line {
@@ -66,6 +77,55 @@ impl Ask<'_> {
             Line::General => shared.config.max_waiters.unwrap_or(usize::MAX),
             Line::High => usize::MAX,
         }
+    }
+}
+
+/// What all do whose guard borrows the pool. What they ask for is put together after a miss, so that a hit
+/// need not.
+#[inline(always)]
+pub(super) async fn acquire<M: Manager>(
+    shared: &Shared<M>,
+    caller: Caller,
+    options: impl FnOnce() -> AcquireOptions,
+) -> Result<Pooled<'_, M>, AcquireError<M::Error>> {
+    match look(&shared, caller) {
+        Found::Ready(loan) => Ok(Pooled::new(loan)),
+        found => {
+            let ask = Ask::with(caller, options());
+            acquire_slow(shared, ask, found).await.map(Pooled::new)
+        }
+    }
+}
+
+/// The same where it owns the pool.
+#[inline(always)]
+pub(super) async fn acquire_owned<M: Manager>(
+    shared: Arc<Shared<M>>,
+    caller: Caller,
+    options: impl FnOnce() -> AcquireOptions,
+) -> Result<PooledOwned<M>, AcquireError<M::Error>> {
+    let (shared, found) = match try_acquire_owned(shared, caller) {
+        Ok(loan) => return Ok(PooledOwned::new(loan)),
+        Err(missed) => missed,
+    };
+    let ask = Ask::with(caller, options());
+    acquire_slow(shared, ask, found).await.map(PooledOwned::new)
+}
+
+/// What all do that block their thread.
+#[inline(always)]
+pub(super) fn acquire_blocking<M, R>(
+    keeper: &R,
+    caller: Caller,
+    options: impl FnOnce() -> AcquireOptions,
+) -> Result<Loan<R>, AcquireError<M::Error>>
+where
+    M: Manager,
+    R: Deref<Target = Shared<M>> + Clone,
+{
+    match look(keeper, caller) {
+        Found::Ready(loan) => Ok(loan),
+        found => acquire_blocking_slow(keeper, Ask::with(caller, options()), found),
     }
 }
 
@@ -394,7 +454,7 @@ where
 
 /// As [`acquire_slow`], blocking the thread.
 #[cold]
-pub(super) fn acquire_blocking_slow<M, R>(
+fn acquire_blocking_slow<M, R>(
     keeper: &R,
     ask: Ask<'_>,
     found: Found<R>,

@@ -33,7 +33,7 @@ pub struct DrainReport {
     /// Connections whose end has begun meanwhile; the last of them may still be closing, each for up to
     /// `close_timeout`.
     pub closed: u64,
-    /// Who still held a connection at the deadline. Each is closed when its guard is dropped.
+    /// Who still held a connection at the end. Each is closed when its guard is dropped.
     pub still_out: Vec<Holder>,
 }
 
@@ -325,7 +325,7 @@ impl<M: Manager> Pool<M> {
     }
 
     /// Closes the pool for good like [`close`](Self::close), but waits for the connections that are
-    /// in use too, until `deadline` from now. Meanwhile whoever waits or comes gets
+    /// in use too, for `limit` at the most. Meanwhile whoever waits or comes gets
     /// [`AcquireError::Draining`](crate::AcquireError::Draining), afterwards
     /// [`AcquireError::Closed`](crate::AcquireError::Closed). May be called again, and by several
     /// tasks at once: it is being drained until the last of them is done. Outside a tokio runtime, and
@@ -350,7 +350,7 @@ impl<M: Manager> Pool<M> {
     /// assert_eq!(report.still_out.len(), 1);
     /// # Ok(()) }
     /// ```
-    pub async fn drain(&self, deadline: Duration) -> DrainReport {
+    pub async fn drain(&self, limit: Duration) -> DrainReport {
         let draining = Draining::begin(&self.shared);
         let all = async {
             loop {
@@ -362,14 +362,14 @@ impl<M: Manager> Pool<M> {
             }
         };
         // Whether in time or not, the report says what is still out.
-        drop(within(deadline, all).await);
+        drop(within(limit, all).await);
         draining.report()
     }
 
     /// As [`drain`](Self::drain), blocking the thread.
-    pub(crate) fn drain_blocking(&self, deadline: Duration) -> DrainReport {
+    pub(crate) fn drain_blocking(&self, limit: Duration) -> DrainReport {
         let draining = Draining::begin(&self.shared);
-        let deadline = Instant::now().checked_add(deadline);
+        let deadline = Instant::now().checked_add(limit);
         loop {
             listener!(self.shared.changed => changed);
             if self.shared.is_empty() {

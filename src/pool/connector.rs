@@ -25,7 +25,7 @@ use crate::core::{Line, Reservation, State, reserve};
 use crate::error::{AcquireError, OperationError};
 use crate::hooks::Hooks;
 use crate::manager::Manager;
-use crate::metrics::{ConnectError, Connecting};
+use crate::metrics::{self, Connecting};
 use crate::panics::caught;
 use event_listener::{Event, IntoNotification, listener};
 use std::error::Error;
@@ -233,9 +233,9 @@ impl<E> Connector<E> {
     }
 
     /// The last failure ever.
-    pub(super) fn last_failure(&self) -> Option<ConnectError> {
+    pub(super) fn last_failure(&self) -> Option<metrics::ConnectFailure> {
         let (message, when) = lock(&self.trouble).said.clone()?;
-        Some(ConnectError { message, ago: when.elapsed() })
+        Some(metrics::ConnectFailure { message, ago: when.elapsed() })
     }
 
     /// What whoever comes is told while there is a prober, if no connection may come back to him: the last

@@ -33,7 +33,7 @@ pub(crate) use self::close::Ending;
 pub use self::guard::{ConnectionInfo, ConnectionState, Pooled, PooledOwned};
 pub use self::reaper::{Holder, Maintenance};
 
-use self::acquire::{Ask, acquire_blocking_slow, acquire_slow};
+use self::acquire::{acquire, acquire_blocking, acquire_owned};
 use self::connector::Connector;
 use self::deadlock::Detector;
 pub(crate) use self::life::nanos;
@@ -42,9 +42,8 @@ pub(crate) use self::operation::runs_async_task;
 use self::reaper::{Memory, Upkeep};
 use self::report::Reports;
 use self::shed::Shedder;
-use crate::config::{Config, Priority};
-use crate::core::{Core, Counts, Doubt, Flags, Found, Keeper, Lease, Line, Trial};
-use crate::core::{try_acquire as look, try_acquire_owned};
+use crate::config::{AcquireOptions, Config};
+use crate::core::{Core, Counts, Doubt, Flags, Keeper, Lease, Line, Trial};
 use crate::error::{AcquireError, TryAcquireError};
 use crate::hooks::Hooks;
 use crate::manager::Manager;
@@ -305,20 +304,13 @@ impl<M: Manager> Pool<M> {
         &self,
     ) -> impl Future<Output = Result<Pooled<'_, M>, AcquireError<M::Error>>> + Send + use<'_, M>
     {
-        let caller = Location::caller();
-        async move {
-            let shared = &*self.shared;
-            match look(&shared, caller) {
-                Found::Ready(loan) => Ok(Pooled::new(loan)),
-                found => acquire_slow(shared, Ask::new(caller), found).await.map(Pooled::new),
-            }
-        }
+        acquire(&self.shared, Location::caller(), AcquireOptions::new)
     }
 
-    /// Acquires a connection, waiting in the line of this priority; otherwise as
+    /// Acquires a connection, waiting in the line of a [`Priority`](crate::Priority), or as these options say; otherwise as
     /// [`acquire`](Self::acquire).
     ///
-    /// Callers with [`Priority::High`] are served before all others, have the
+    /// Callers with [`Priority::High`](crate::Priority::High) are served before all others, have the
     /// [reserved](PoolBuilder::reserved) connections to themselves, and are neither refused because
     /// of `max_waiters` nor shed. While they keep coming, nobody else is served.
     ///
@@ -332,7 +324,8 @@ impl<M: Manager> Pool<M> {
     /// ```
     /// # use millpond::{Pool, from_fn};
     /// # use std::convert::Infallible;
-    /// use millpond::Priority;
+    /// use millpond::{AcquireOptions, Priority};
+    /// use std::time::Duration;
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -341,23 +334,23 @@ impl<M: Manager> Pool<M> {
     /// let bulk = pool.acquire().await?;
     /// assert!(pool.try_acquire().is_err()); // the other one is reserved
     /// let probe = pool.acquire_with(Priority::High).await?;
+    ///
+    /// // With a deadline of its own.
+    /// let briefly = AcquireOptions::new().priority(Priority::High).timeout(Duration::from_millis(10));
+    /// assert!(pool.acquire_with(briefly).await.is_err());
     /// # Ok(()) }
     /// ```
     #[track_caller]
     #[inline]
-    pub fn acquire_with(
+    pub fn acquire_with<O>(
         &self,
-        priority: Priority,
-    ) -> impl Future<Output = Result<Pooled<'_, M>, AcquireError<M::Error>>> + Send + use<'_, M>
+        options: O,
+    ) -> impl Future<Output = Result<Pooled<'_, M>, AcquireError<M::Error>>> + Send + use<'_, M, O>
+    where
+        O: Into<AcquireOptions>,
     {
-        let ask = Ask { line: line(priority), ..Ask::new(Location::caller()) };
-        async move {
-            let shared = &*self.shared;
-            match look(&shared, ask.caller) {
-                Found::Ready(loan) => Ok(Pooled::new(loan)),
-                found => acquire_slow(shared, ask, found).await.map(Pooled::new),
-            }
-        }
+        let options = options.into();
+        acquire(&self.shared, Location::caller(), move || options)
     }
 
     /// Acquires a connection, waiting for `limit` at the most instead of `acquire_timeout`. Zero
@@ -375,17 +368,7 @@ impl<M: Manager> Pool<M> {
         limit: Duration,
     ) -> impl Future<Output = Result<Pooled<'_, M>, AcquireError<M::Error>>> + Send + use<'_, M>
     {
-        let caller = Location::caller();
-        async move {
-            let shared = &*self.shared;
-            match look(&shared, caller) {
-                Found::Ready(loan) => Ok(Pooled::new(loan)),
-                found => {
-                    let ask = Ask { limit: Some(limit), ..Ask::new(caller) };
-                    acquire_slow(shared, ask, found).await.map(Pooled::new)
-                }
-            }
-        }
+        acquire(&self.shared, Location::caller(), move || AcquireOptions::new().timeout(limit))
     }
 
     /// Acquires a connection that is not tied to this handle's lifetime, for one `Arc` clone more. While it
@@ -405,15 +388,28 @@ impl<M: Manager> Pool<M> {
     pub fn acquire_owned(
         &self,
     ) -> impl Future<Output = Result<PooledOwned<M>, AcquireError<M::Error>>> + Send + use<M> {
-        let caller = Location::caller();
-        let shared = self.shared.clone();
-        async move {
-            let (shared, found) = match try_acquire_owned(shared, caller) {
-                Ok(loan) => return Ok(PooledOwned::new(loan)),
-                Err(missed) => missed,
-            };
-            acquire_slow(shared, Ask::new(caller), found).await.map(PooledOwned::new)
-        }
+        acquire_owned(self.shared.clone(), Location::caller(), AcquireOptions::new)
+    }
+
+    /// As [`acquire_owned`](Self::acquire_owned), waiting in the line of a [`Priority`](crate::Priority), or as these options
+    /// say; see [`acquire_with`](Self::acquire_with).
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Self::acquire); so is its cancel safety. Its cost is that of
+    /// [`acquire_owned`](Self::acquire_owned), and of a reserved connection that of
+    /// [`acquire_with`](Self::acquire_with).
+    #[track_caller]
+    #[inline]
+    pub fn acquire_owned_with<O>(
+        &self,
+        options: O,
+    ) -> impl Future<Output = Result<PooledOwned<M>, AcquireError<M::Error>>> + Send + use<M, O>
+    where
+        O: Into<AcquireOptions>,
+    {
+        let options = options.into();
+        acquire_owned(self.shared.clone(), Location::caller(), move || options)
     }
 
     /// As [`acquire_owned`](Self::acquire_owned), waiting for `limit` at the most instead of
@@ -444,16 +440,9 @@ impl<M: Manager> Pool<M> {
         &self,
         limit: Duration,
     ) -> impl Future<Output = Result<PooledOwned<M>, AcquireError<M::Error>>> + Send + use<M> {
-        let caller = Location::caller();
-        let shared = self.shared.clone();
-        async move {
-            let (shared, found) = match try_acquire_owned(shared, caller) {
-                Ok(loan) => return Ok(PooledOwned::new(loan)),
-                Err(missed) => missed,
-            };
-            let ask = Ask { limit: Some(limit), ..Ask::new(caller) };
-            acquire_slow(shared, ask, found).await.map(PooledOwned::new)
-        }
+        acquire_owned(self.shared.clone(), Location::caller(), move || {
+            AcquireOptions::new().timeout(limit)
+        })
     }
 
     /// Acquires a connection if one is idle and nobody waits; never waits, never opens one.
@@ -532,11 +521,7 @@ impl<M: Manager> Pool<M> {
     #[track_caller]
     #[inline]
     pub fn acquire_blocking(&self) -> Result<Pooled<'_, M>, AcquireError<M::Error>> {
-        let (shared, caller) = (&*self.shared, Location::caller());
-        match look(&shared, caller) {
-            Found::Ready(loan) => Ok(Pooled::new(loan)),
-            found => acquire_blocking_slow(&shared, Ask::new(caller), found).map(Pooled::new),
-        }
+        acquire_blocking(&&*self.shared, Location::caller(), AcquireOptions::new).map(Pooled::new)
     }
 
     /// As [`acquire_blocking`](Self::acquire_blocking), for `limit` at the most; zero is that of
@@ -551,18 +536,12 @@ impl<M: Manager> Pool<M> {
         &self,
         limit: Duration,
     ) -> Result<Pooled<'_, M>, AcquireError<M::Error>> {
-        let (shared, caller) = (&*self.shared, Location::caller());
-        match look(&shared, caller) {
-            Found::Ready(loan) => Ok(Pooled::new(loan)),
-            found => {
-                let ask = Ask { limit: Some(limit), ..Ask::new(caller) };
-                acquire_blocking_slow(&shared, ask, found).map(Pooled::new)
-            }
-        }
+        let options = || AcquireOptions::new().timeout(limit);
+        acquire_blocking(&&*self.shared, Location::caller(), options).map(Pooled::new)
     }
 
-    /// As [`acquire_blocking`](Self::acquire_blocking), in the line of this priority; see
-    /// [`acquire_with`](Self::acquire_with).
+    /// As [`acquire_blocking`](Self::acquire_blocking), in the line of a [`Priority`](crate::Priority), or as these options
+    /// say; see [`acquire_with`](Self::acquire_with).
     ///
     /// # Errors
     ///
@@ -571,14 +550,10 @@ impl<M: Manager> Pool<M> {
     #[inline]
     pub fn acquire_blocking_with(
         &self,
-        priority: Priority,
+        options: impl Into<AcquireOptions>,
     ) -> Result<Pooled<'_, M>, AcquireError<M::Error>> {
-        let shared = &*self.shared;
-        let ask = Ask { line: line(priority), ..Ask::new(Location::caller()) };
-        match look(&shared, ask.caller) {
-            Found::Ready(loan) => Ok(Pooled::new(loan)),
-            found => acquire_blocking_slow(&shared, ask, found).map(Pooled::new),
-        }
+        let options = options.into();
+        acquire_blocking(&&*self.shared, Location::caller(), || options).map(Pooled::new)
     }
 
     /// As [`acquire_blocking`](Self::acquire_blocking), for a connection that is not tied to this
@@ -590,11 +565,8 @@ impl<M: Manager> Pool<M> {
     #[track_caller]
     #[inline]
     pub fn acquire_blocking_owned(&self) -> Result<PooledOwned<M>, AcquireError<M::Error>> {
-        let (shared, caller) = (&self.shared, Location::caller());
-        match look(shared, caller) {
-            Found::Ready(loan) => Ok(PooledOwned::new(loan)),
-            found => acquire_blocking_slow(shared, Ask::new(caller), found).map(PooledOwned::new),
-        }
+        acquire_blocking(&self.shared, Location::caller(), AcquireOptions::new)
+            .map(PooledOwned::new)
     }
 
     /// As [`acquire_blocking_owned`](Self::acquire_blocking_owned), for `limit` at the most.
@@ -608,14 +580,24 @@ impl<M: Manager> Pool<M> {
         &self,
         limit: Duration,
     ) -> Result<PooledOwned<M>, AcquireError<M::Error>> {
-        let (shared, caller) = (&self.shared, Location::caller());
-        match look(shared, caller) {
-            Found::Ready(loan) => Ok(PooledOwned::new(loan)),
-            found => {
-                let ask = Ask { limit: Some(limit), ..Ask::new(caller) };
-                acquire_blocking_slow(shared, ask, found).map(PooledOwned::new)
-            }
-        }
+        let options = || AcquireOptions::new().timeout(limit);
+        acquire_blocking(&self.shared, Location::caller(), options).map(PooledOwned::new)
+    }
+
+    /// As [`acquire_blocking_owned`](Self::acquire_blocking_owned), in the line of a [`Priority`](crate::Priority), or as these
+    /// options say; see [`acquire_with`](Self::acquire_with).
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire_blocking`](Self::acquire_blocking).
+    #[track_caller]
+    #[inline]
+    pub fn acquire_blocking_owned_with(
+        &self,
+        options: impl Into<AcquireOptions>,
+    ) -> Result<PooledOwned<M>, AcquireError<M::Error>> {
+        let options = options.into();
+        acquire_blocking(&self.shared, Location::caller(), || options).map(PooledOwned::new)
     }
 
     /// Closes the pool for good: everyone who waits gets [`AcquireError::Closed`], so does whoever
@@ -760,14 +742,6 @@ impl<M: Manager> Pool<M> {
     #[must_use]
     pub fn downgrade(&self) -> WeakPool<M> {
         WeakPool { handles: Arc::downgrade(&self.handles) }
-    }
-}
-
-/// The line of the core in which callers of this priority wait.
-fn line(priority: Priority) -> Line {
-    match priority {
-        Priority::Normal => Line::General,
-        Priority::High => Line::High,
     }
 }
 

@@ -240,7 +240,7 @@ impl<M: Manager> Shared<M> {
 #[cfg(all(test, feature = "tracing", feature = "cluster"))]
 mod tests {
     use crate::manager::from_fn;
-    use crate::metrics::ClusterNode;
+    use crate::metrics::{ClusterNode, Role};
     use crate::pool::Pool;
     use std::convert::Infallible;
     use std::sync::Arc;
@@ -252,7 +252,7 @@ mod tests {
         let count = asked.clone();
         let which = move || {
             count.fetch_add(1, SeqCst);
-            ClusterNode::new("shop".into(), "a".into(), "unknown")
+            ClusterNode::new("shop".into(), "a".into(), Role::Unknown)
         };
         let manager = from_fn(|| async { Ok::<_, Infallible>(()) });
         let pool = Pool::builder(manager).cluster(which).trace_uses(true).build().await.unwrap();

@@ -10,8 +10,9 @@
 //! assert_eq!(manager.ledger.live(), 0);
 //! ```
 
-use millpond::{Condition, Manager};
+use millpond::{Condition, Manager, OperationError};
 use std::collections::VecDeque;
+use std::error::Error;
 use std::future::pending;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -175,7 +176,17 @@ impl std::fmt::Display for TestError {
     }
 }
 
-impl std::error::Error for TestError {}
+impl Error for TestError {}
+
+impl TestError {
+    /// The one in another error, found as the documentation of [`OperationError`] finds it.
+    pub fn within<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e Self> {
+        match error.downcast_ref() {
+            Some(OperationError::Failed(error)) => Some(error),
+            _ => error.source().and_then(Self::within),
+        }
+    }
+}
 
 /// Counts connections.
 #[derive(Debug, Default)]

@@ -130,6 +130,8 @@ const CANCELLED_AGAIN: u32 = 10;
 /// A `COPY … FROM STDIN` that has failed costs a round trip in the background: the server may answer its
 /// end twice, and the pool makes sure that it does not, or closes the connection.
 ///
+/// A clone knows what the others have found out about hosts that do not answer.
+///
 /// # Examples
 ///
 /// ```no_run
@@ -142,20 +144,21 @@ const CANCELLED_AGAIN: u32 = 10;
 /// assert_eq!(row.get::<_, i32>(0), 2);
 /// # Ok(()) }
 /// ```
+#[derive(Clone)]
 #[must_use]
 pub struct PostgresManager<T = NoTls> {
-    config: Box<dyn Fn() -> Config + Send + Sync>,
+    config: Arc<dyn Fn() -> Config + Send + Sync>,
     /// `None`: without encryption.
     tls: Option<T>,
     mode: PoolMode,
     reset_query: Option<String>,
     reset_always: bool,
-    statement_cache: usize,
+    statement_cache_capacity: usize,
     /// Instead of the hosts of the configuration.
     only: Option<Target>,
     /// Instead of that of each host.
     certificate_name: Option<String>,
-    silence: Silence,
+    silence: Arc<Silence>,
 }
 
 impl PostgresManager {
@@ -185,15 +188,15 @@ impl PostgresManager {
     /// there are.
     pub fn with(config: impl Fn() -> Config + Send + Sync + 'static) -> Self {
         Self {
-            config: Box::new(config),
+            config: Arc::new(config),
             tls: None,
             mode: PoolMode::default(),
             reset_query: None,
             reset_always: false,
-            statement_cache: 100,
+            statement_cache_capacity: 100,
             only: None,
             certificate_name: None,
-            silence: Silence::default(),
+            silence: Arc::default(),
         }
     }
 
@@ -209,10 +212,10 @@ impl PostgresManager {
             mode: self.mode,
             reset_query: self.reset_query,
             reset_always: self.reset_always,
-            statement_cache: self.statement_cache,
+            statement_cache_capacity: self.statement_cache_capacity,
             only: self.only,
             certificate_name: self.certificate_name,
-            silence: Silence::default(),
+            silence: Arc::default(),
         }
     }
 }
@@ -243,8 +246,8 @@ impl<T> PostgresManager<T> {
 
     /// How many statements each connection keeps for
     /// [`prepare_cached`](Client::prepare_cached); 0 for none. Default: 100.
-    pub fn statement_cache(mut self, capacity: usize) -> Self {
-        self.statement_cache = capacity;
+    pub fn statement_cache_capacity(mut self, capacity: usize) -> Self {
+        self.statement_cache_capacity = capacity;
         self
     }
 
@@ -333,7 +336,7 @@ where
             session,
             driver,
             crank,
-            statements: Statements::new(self.statement_cache),
+            statements: Statements::new(self.statement_cache_capacity),
         };
         let writable = match attributes {
             TargetSessionAttrs::Any => return Ok(client),
@@ -734,7 +737,7 @@ impl<T> fmt::Debug for PostgresManager<T> {
             .field("mode", &self.mode)
             .field("reset_query", &self.reset_query)
             .field("reset_always", &self.reset_always)
-            .field("statement_cache", &self.statement_cache)
+            .field("statement_cache_capacity", &self.statement_cache_capacity)
             .finish_non_exhaustive()
     }
 }
