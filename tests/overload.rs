@@ -967,21 +967,27 @@ async fn a_permanent_error_is_told_as_such_with_fail_fast_too() {
 
 #[tokio::test(start_paused = true)]
 async fn a_failure_of_the_past_refuses_nobody_while_a_connect_that_may_go_well_is_under_way() {
-    let manager = TestManager::new();
-    manager.connect.once(Act::Permanent);
-    manager.connect.always(Act::Gated);
-    let pool = failing_fast(&manager, 4).build_lazy().unwrap();
-    assert!(matches!(pool.acquire().await, Err(AcquireError::Connect(_))));
-    let mut waiters: Vec<_> = (0..4).map(|_| Box::pin(pool.acquire())).collect();
-    for waiter in &mut waiters {
-        assert!(poll_once(waiter.as_mut()).is_pending());
-    }
-    eventually("one tries again", || manager.connect.running() == 1).await;
-    manager.connect.open(4);
-    for waiter in waiters {
+    for act in [Act::Permanent, Act::Error] {
+        let manager = TestManager::new();
+        manager.connect.once(act);
+        manager.connect.always(Act::Gated);
+        let pool = failing_fast(&manager, 4).build_lazy().unwrap();
+        pool.warm_up(1).await.unwrap_err();
+        let mut waiters: Vec<_> = (0..4).map(|_| Box::pin(pool.acquire())).collect();
+        for waiter in &mut waiters {
+            assert!(poll_once(waiter.as_mut()).is_pending());
+        }
+        eventually("one tries again", || manager.connect.running() == 1).await;
+        let mut waiter = pin!(pool.acquire());
+        assert!(poll_once(waiter.as_mut()).is_pending(), "{act:?}");
+        drop(waiters.pop());
+        manager.connect.open(4);
         drop(waiter.await.unwrap());
+        for waiter in waiters {
+            drop(waiter.await.unwrap());
+        }
+        balanced(&pool, &manager.ledger).await;
     }
-    balanced(&pool, &manager.ledger).await;
 }
 
 #[tokio::test(start_paused = true)]
