@@ -59,6 +59,8 @@ pub(super) fn run(setting: Setting, script: impl Iterator<Item = Operation>) -> 
             .max_lifetime(None)
             .idle_timeout(None)
             .keepalive_interval(None)
+            // Whenever one is found dead, those that are idle are doubted.
+            .maintenance_interval(Duration::from_nanos(1))
             .leak_after(setting.in_turn().then_some(INSTANT))
             .build_lazy()
             .expect("the settings are in range");

@@ -428,8 +428,16 @@ impl Model {
         self.totals.checks += 1;
         if !self.checks_succeed {
             self.end(slot, End::FailedCheck);
+            self.doubt_idle();
         }
         self.checks_succeed
+    }
+
+    /// One was found dead: those that are idle may be so too.
+    fn doubt_idle(&mut self) {
+        for slot in self.walk() {
+            self.slots[slot].unchecked |= self.checked;
+        }
     }
 
     pub(super) fn cancel(&mut self, name: Name) -> Option<Fate> {
@@ -493,7 +501,10 @@ impl Model {
         self.totals.calls.on_checkin += 1;
         self.totals.calls.after_release += 1;
         match wear {
-            Wear::Broken => return self.end(slot, End::Broken),
+            Wear::Broken => {
+                self.end(slot, End::Broken);
+                return self.doubt_idle();
+            }
             Wear::Soiled => self.totals.resets += 1,
             Wear::None => {}
         }
