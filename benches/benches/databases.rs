@@ -1,5 +1,6 @@
-//! `SELECT 1` on PostgreSQL over a Unix socket, by 64 tasks that share 8 connections, and by one task with
-//! one connection: through Millpond, through its peers, and through a bare channel.
+//! `SELECT 1` on PostgreSQL over a Unix socket, by 64 tasks that share 8 connections, by one task with one
+//! connection, and by the body of `main` with one: through Millpond, through its peers, and through a bare
+//! channel.
 //!
 //! It starts a server of its own from what is installed (Debian's package `postgresql`), on a free
 //! loopback port and in a temporary folder. The contestants run in turn, each on a runtime and on
@@ -33,12 +34,18 @@ mod servers;
 /// How many tasks, on how many connections.
 #[derive(Clone, Copy)]
 struct Load {
+    /// 0: one after the other, in what the runtime blocks on, which is none of its tasks.
     tasks: usize,
     connections: usize,
 }
 
-/// One where the processors are what is short of, and one where they sleep between two statements.
-const LOADS: [Load; 2] = [Load { tasks: 64, connections: 8 }, Load { tasks: 1, connections: 1 }];
+/// One where the processors are what is short of, one where they sleep between two statements, and one where
+/// the connection is run on another thread than it is used on.
+const LOADS: [Load; 3] = [
+    Load { tasks: 64, connections: 8 },
+    Load { tasks: 1, connections: 1 },
+    Load { tasks: 0, connections: 1 },
+];
 const ROUNDS: usize = 60;
 const WINDOW: Duration = Duration::from_millis(150);
 
@@ -68,11 +75,23 @@ struct Sample {
     effort: f64,
 }
 
+impl Sample {
+    /// So many turns have been taken since then, when the process had run for so long.
+    fn new(turns: u64, began: Instant, ran: Duration) -> Self {
+        let turns = turns as f64;
+        let rate = turns / began.elapsed().as_secs_f64();
+        Self { rate, effort: run_time().saturating_sub(ran).as_secs_f64() * 1e6 / turns }
+    }
+}
+
 /// How many times a second `turn` is taken by all tasks together, and what that takes.
 async fn throughput<F>(tasks: usize, turn: impl Fn() -> F + Clone + Send + 'static) -> Sample
 where
     F: Future<Output = ()> + Send,
 {
+    if tasks == 0 {
+        return throughput_here(turn).await;
+    }
     let (stop, turns) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let tasks: Vec<_> = (0..tasks)
         .map(|_| {
@@ -89,14 +108,26 @@ where
     tokio::time::sleep(WINDOW / 2).await;
     let (began, ran, before) = (Instant::now(), run_time(), turns.load(Ordering::Relaxed));
     tokio::time::sleep(WINDOW).await;
-    let turned = (turns.load(Ordering::Relaxed) - before) as f64;
-    let rate = turned / began.elapsed().as_secs_f64();
-    let effort = run_time().saturating_sub(ran).as_secs_f64() * 1e6 / turned;
+    let sample = Sample::new(turns.load(Ordering::Relaxed) - before, began, ran);
     stop.store(true, Ordering::Relaxed);
     for task in tasks {
         task.await.expect("a task panicked");
     }
-    Sample { rate, effort }
+    sample
+}
+
+/// The same by this task alone.
+async fn throughput_here<F: Future<Output = ()>>(turn: impl Fn() -> F) -> Sample {
+    let begun = Instant::now();
+    while begun.elapsed() < WINDOW / 2 {
+        turn().await;
+    }
+    let (began, ran, mut turns) = (Instant::now(), run_time(), 0);
+    while began.elapsed() < WINDOW {
+        turn().await;
+        turns += 1;
+    }
+    Sample::new(turns, began, ran)
 }
 
 async fn through_channel(config: Config, load: Load) -> Sample {
@@ -229,6 +260,7 @@ fn compare(config: &Config, load: Load, rounds: usize) {
     });
 
     let Load { tasks, connections } = load;
+    let tasks = if tasks == 0 { "none but `main`".to_owned() } else { tasks.to_string() };
     println!("\nSELECT 1, tasks: {tasks}, connections: {connections}, over a Unix socket\n");
     print!("| | a second | client, µs each ");
     println!("| times the channel | times deadpool | with a deadline | times bb8 |");

@@ -55,6 +55,11 @@ mod postgres {
     use std::sync::Arc;
     use std::task::{Context, Poll, Waker};
 
+    /// Loom: he is as the body of `#[tokio::main]`; a task only wakes the driver's.
+    fn is_in_task() -> bool {
+        false
+    }
+
     const WAITING: u32 = 0;
     const REGISTERING: u32 = 1;
     const WAKING: u32 = 2;

@@ -563,6 +563,11 @@ impl Started {
     }
 }
 
+/// Whether whoever is here runs in a task of tokio's, as the body of `#[tokio::main]` does not.
+fn is_in_task() -> bool {
+    tokio::task::try_id().is_some()
+}
+
 /// A connection has ended that nobody has closed: tells whoever listens, with the feature `tracing`.
 ///
 /// A server that ends one says why, and the driver passes that on to nobody unless a query is running. The
