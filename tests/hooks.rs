@@ -579,9 +579,11 @@ async fn new_connections_that_are_all_rejected_are_opened_with_growing_pauses() 
     assert_eq!(began.elapsed(), 10 * SECOND);
     let opened = manager.connect.calls();
     assert!((5..=100).contains(&opened), "{opened} connections in 10 s");
-    assert_eq!(rejected.load(Ordering::SeqCst), opened);
+    // The last one may have been opened just when nobody waited any more.
+    let rejected = rejected.load(Ordering::SeqCst);
+    assert!((rejected..=rejected + 1).contains(&opened), "{rejected} of {opened}");
     let metrics = balanced(&pool, &manager.ledger).await;
-    assert_eq!((metrics.closed.rejected, metrics.connect_failures), (opened as u64, 0));
+    assert_eq!((metrics.closed.rejected, metrics.connect_failures), (rejected as u64, 0));
     assert!(metrics.last_connect_error.is_some_and(|it| it.message.contains("hook")));
 }
 

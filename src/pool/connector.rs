@@ -858,19 +858,21 @@ impl<M: Manager> Dial<M> {
                         self.state = DialState::Refused;
                         return;
                     }
-                    if failure.tell {
-                        shared.core.nudge_all();
-                    }
                     failure
                 }
             };
             drop(vacant);
             if !self.probes {
                 self.probes = shared.connector.probe_or_leave();
-                if !self.probes {
-                    self.state = DialState::Gone;
-                    return;
-                }
+            }
+            // Not before it is known that there is a prober: whoever has got in line since the verdict, because
+            // there was none, is told too.
+            if failure.tell {
+                shared.core.nudge_all();
+            }
+            if !self.probes {
+                self.state = DialState::Gone;
+                return;
             }
             line = if failure.tell { Line::High } else { Line::General };
             let goes_on = if failure.permanent {
