@@ -6,6 +6,7 @@ use super::{Server, answers, common, is_root, program, run, skip};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 /// A running PostgreSQL server, with a superuser `postgres`, a user `millpond`, who needs no
 /// password, a user `locked`, whose password is `secret`, and a database `millpond`. It may have
@@ -18,6 +19,9 @@ pub struct Postgres {
 
 common!(Postgres);
 
+/// This process's; it goes with it.
+static BLANK: OnceLock<Postgres> = OnceLock::new();
+
 impl Postgres {
     /// Starts a server with these settings, such as `max_connections=5`, or says that the test is
     /// skipped.
@@ -29,8 +33,22 @@ impl Postgres {
     /// `.`, they are in `..`.
     pub fn start_with(settings: &[&str], files: &[(&str, &str)]) -> Option<Self> {
         let server = Self::prepared(settings, files, |server| {
+            let blank = BLANK.get_or_init(Self::blank);
+            // With its owner, who is not this process's where that is root.
+            run(Command::new("cp").arg("-a").arg(blank.data().join(".")).arg(server.data()));
+        })?;
+        server.restart();
+        Some(server)
+    }
+
+    /// A server that has been started once, given its users and its database, and stopped. Each one begins as a
+    /// copy of it, which takes a quarter of the time.
+    fn blank() -> Self {
+        let blank = Self::prepared(&[], &[], |server| {
             let mut initdb = server.command("initdb");
             initdb.args(["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8"]);
+            // Less to copy.
+            initdb.arg("--wal-segsize=1");
             run(initdb.arg("--no-locale").arg("-D").arg(server.data()));
             let access = "local all all trust\n\
                           host all locked 127.0.0.1/32 scram-sha-256\n\
@@ -38,14 +56,16 @@ impl Postgres {
                           local replication all trust\n\
                           host replication all 127.0.0.1/32 trust\n";
             fs::write(server.data().join("pg_hba.conf"), access).expect("access rules");
-        })?;
-        server.restart();
-        server.run_in(
+        });
+        let blank = blank.expect("the programs of the one that is to begin as its copy");
+        blank.restart();
+        blank.run_in(
             "postgres",
             "CREATE ROLE millpond LOGIN; CREATE ROLE locked LOGIN PASSWORD 'secret'",
         );
-        server.run_in("postgres", "CREATE DATABASE millpond OWNER millpond");
-        Some(server)
+        blank.run_in("postgres", "CREATE DATABASE millpond OWNER millpond");
+        blank.stop();
+        blank
     }
 
     /// Starts a replica that follows this server, with this server's settings and some of its own, and
