@@ -2,8 +2,9 @@
 
 What `loom-tests/mutants` and `tests/mutants` share; each has the mutants and says how to build. A
 mutant is a tuple: its name, the file, the text before, the text after, the test program and the test
-in it. It is one exact replacement: it is an error if the text is not found exactly once, or if the
-result does not compile. It survives if the named test passes or does not come to an end.
+in it, or several tests, and further programs with theirs. It is one exact replacement: it is an error
+if the text is not found exactly once, or if the result does not compile. It survives if one of the
+named tests passes or does not come to an end.
 """
 
 import os
@@ -19,6 +20,8 @@ from pathlib import Path
 TOP = Path(__file__).resolve().parent.parent
 # How long a build, and a test, may take, in seconds.
 BUILD, RUN = 600, 120
+# What the doc of a test says before the names of its mutants.
+CAUGHT = "seen to be caught:"
 
 
 def copy_to(place, members):
@@ -55,35 +58,58 @@ def call(command, place, env, limit):
         raise
 
 
-def select(program):
-    """What makes cargo build this program only: the name of a file of tests, or of a kind."""
-    return [program] if program.startswith("--") else ["--test", program]
+def cases(where):
+    """What a mutant has behind its texts, as pairs of a program and a test."""
+    return [(program, test) for program, tests in zip(where[::2], where[1::2], strict=True)
+            for test in ([tests] if isinstance(tests, str) else tests)]
 
 
-def faults(mutants, folders):
+def select(programs):
+    """What makes cargo build these programs only: the names of files of tests, or a kind."""
+    return [part for program in sorted(programs)
+            for part in ([program] if program.startswith("--") else ["--test", program])]
+
+
+def built(output):
+    """The path of each program, as cargo tells it when it has built them."""
+    told = re.findall(r"Executable (?:unittests src/(lib)|tests/(\w+))\.rs \((.*)\)", output)
+    return {"--lib" if lib else name: path for lib, name, path in told}
+
+
+def faults(mutants, folders, told):
     """What keeps mutants from being what they are called: a text that is not there exactly once, or a
-    test that is in none of the folders."""
+    test that is in none of the folders; and, if the tests are to have been `told` of them, a doc that does
+    not name the mutant, or none at all."""
     texts = {file: (TOP / file).read_text() for _, file, *_ in mutants}
     tests = "\n".join(path.read_text() for folder in folders for path in (TOP / folder).rglob("*.rs"))
     names = set(re.findall(r"\bfn (\w+)", tests))
-    for name, file, before, _, program, test in mutants:
-        found = texts[file].count(before)
+    docs = {name: re.sub(r"\s*///\s*", " ", doc)
+            for doc, name in re.findall(r"((?: *///.*\n)*) *#\[test\]\n(?: *#\[.*\n)* *fn (\w+)", tests)}
+    if told:
+        yield from (f"{name}: its doc names no mutant" for name, doc in docs.items() if CAUGHT not in doc)
+    for name, file, before, _, *where in mutants:
+        found, title = texts[file].count(before), re.sub(r" \(\w+\)$", "", name)
         if found != 1:
             yield f"{name}: found {found} times in {file}:\n{before}"
-        if test.split("::")[-1] not in names:
-            yield f"{name}: no test {program}::{test}"
+        for program, test in cases(where):
+            test = test.split("::")[-1]
+            if test not in names:
+                yield f"{name}: no test {program}::{test}"
+            elif told and not any(f'"{words}"' in docs.get(test, "") for words in (name, title)):
+                yield f"{name}: not named where {program}::{test} is"
 
 
-def run(mutants, arguments, members, target, env):
+def run(mutants, arguments, members, target, env, told=False):
     """Runs those mutants whose names have the script's argument in them, and tells of each; with
     `--check` it only looks whether their texts and tests are there.
 
-    `arguments` follow `cargo test`; `env` is what the tests see besides the environment.
+    `arguments` follow `cargo test`; `env` is what the tests see besides the environment; `told`: the doc
+    of each test names the mutants that it must notice.
     """
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
     folders = members or ["src", "tests"]
     if wanted == "--check":
-        bad = list(faults(mutants, folders))
+        bad = list(faults(mutants, folders, told))
         print(*bad, f"{len(mutants)} mutants, {len(bad)} of them without their text or test", sep="\n")
         sys.exit(1 if bad else 0)
     # One for all mutants, so that only the pool and the tests are built again; and for nothing
@@ -91,38 +117,42 @@ def run(mutants, arguments, members, target, env):
     # apart by no more than their files' times.
     env = {**os.environ, "RUST_BACKTRACE": "0", **env, "CARGO_TARGET_DIR": str(TOP / "target" / target)}
     chosen = [mutant for mutant in mutants if wanted in mutant[0]]
-    if bad := list(faults(chosen, folders)):
+    if bad := list(faults(chosen, folders, told)):
         sys.exit("\n".join(bad))
     survivors, rows = [], []
     with tempfile.TemporaryDirectory(prefix="millpond-mutants-") as place:
         place = Path(place)
         copy_to(place, members)
-        for name, file, before, after, program, test in chosen:
+        for name, file, before, after, *where in chosen:
             began = time.monotonic()
             original = (place / file).read_text()
             (place / file).write_text(original.replace(before, after))
-            command = ["cargo", "test", *arguments, *select(program)]
-            code, output = call([*command, "--no-run"], place, env, BUILD)
+            programs = {program for program, _ in cases(where)}
+            command = ["cargo", "test", *arguments, *select(programs), "--no-run"]
+            code, output = call(command, place, env, BUILD)
             if code != 0:
                 sys.exit(f"{name}: does not compile\n{output}")
-            try:
-                code, output = call([*command, "--", "--exact", test], place, env, RUN)
-                if "running 1 test" not in output:
-                    sys.exit(f"{name}: no test {program}::{test}\n{output}")
-                caught = reason(output) if code != 0 else None
-            except subprocess.TimeoutExpired:
-                caught = None
+            paths = built(output)
+            for program, test in cases(where):
+                try:
+                    # Not by cargo, which would look again whether there is anything to build.
+                    code, output = call([place / paths[program], "--exact", test], place, env, RUN)
+                    if "running 1 test" not in output:
+                        sys.exit(f"{name}: no test {program}::{test}\n{output}")
+                    caught = reason(output) if code != 0 else None
+                except subprocess.TimeoutExpired:
+                    caught = None
+                seconds, began = time.monotonic() - began, time.monotonic()
+                if caught is None and name not in survivors:
+                    survivors.append(name)
+                rows.append((name, f"{program}::{test}: {caught or 'SURVIVED'}", seconds))
+                print(f"{name} | {rows[-1][1]} | {seconds:.1f}", flush=True)
             (place / file).write_text(original)
-            seconds = time.monotonic() - began
-            if caught is None:
-                survivors.append(name)
-            rows.append((name, f"{program}::{test}: {caught}" if caught else "SURVIVED", seconds))
-            print(f"{name} | {rows[-1][1]} | {seconds:.1f}", flush=True)
 
     print("\n| mutant | caught by | seconds |\n|---|---|---|")
     for name, by, seconds in rows:
         print(f"| {name} | {by} | {seconds:.1f} |")
     total = sum(seconds for _, _, seconds in rows)
-    print(f"\n{len(rows) - len(survivors)} of {len(rows)} mutants caught in {total:.0f} s")
+    print(f"\n{len(chosen) - len(survivors)} of {len(chosen)} mutants caught in {total:.0f} s")
     if survivors or not rows:
         sys.exit("survived: " + ", ".join(survivors) if survivors else "no such mutant")

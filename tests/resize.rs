@@ -148,7 +148,7 @@ async fn what_is_too_many_in_use_closes_when_it_comes_back_and_no_more_than_that
 }
 
 #[tokio::test(start_paused = true)]
-async fn counts_add_up_and_never_go_below_zero_while_the_surplus_comes_back() {
+async fn no_slot_too_many_and_none_too_few_is_in_service_while_the_surplus_comes_back() {
     let manager = TestManager::new();
     let pool = pool_of(&manager, 8).build_lazy().unwrap();
     let mut held = Vec::new();
@@ -173,9 +173,9 @@ async fn counts_add_up_and_never_go_below_zero_while_the_surplus_comes_back() {
             _ => drop(guard),
         }
         let counts = pool.metrics().counts;
-        // A subtraction below zero would be a number with no place in this sum.
-        assert_eq!(counts.capacity(), CAPACITY, "{counts:?}");
-        assert!(counts.in_service() >= held.len().max(1), "{counts:?}");
+        // One is to stay, and what is still held or being closed.
+        let least = held.len().max(1);
+        assert!((least..=least + counts.closing).contains(&counts.in_service()), "{counts:?}");
         yield_now().await;
     }
     eventually("all are gone", || pool.metrics().counts.closing == 0).await;
@@ -580,8 +580,9 @@ fn storm(seed: u64, order: IdleOrder, reserved: usize) {
         move || {
             let live = manager.ledger.live();
             assert!(live <= LARGEST, "{live} are alive");
-            let counts = pool.metrics().counts;
-            assert_eq!(counts.capacity(), CAPACITY, "{counts:?}");
+            let metrics = pool.metrics();
+            assert!(metrics.counts.waiters <= USERS, "{metrics:?}");
+            assert!(metrics.created as usize <= manager.connect.calls(), "{metrics:?}");
         }
     });
     let resizers: Vec<_> = (0..2)

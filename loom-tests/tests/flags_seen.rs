@@ -63,6 +63,8 @@ fn an_invalidation_beside_a_release_leaves_nothing_old() {
 }
 
 /// Two come back, of which the second displaces the first from the hot place.
+///
+/// Mutant seen to be caught: "the alert changes nothing".
 #[test]
 fn a_slot_displaced_beside_an_invalidation_is_seen() {
     for order in ORDERS {
@@ -107,6 +109,8 @@ fn a_slot_displaced_before_a_search_comes_to_it_is_seen() {
 }
 
 /// An acquire that begins after the flags are raised gets nothing old, while the search is under way.
+///
+/// Mutant seen to be caught: "an acquire looks at no flags".
 #[test]
 fn an_acquire_beside_the_search_gets_nothing_old() {
     for order in ORDERS {
@@ -133,6 +137,8 @@ fn an_acquire_beside_the_search_gets_nothing_old() {
 }
 
 /// A caller that waits, and must be served with a new connection in the end.
+///
+/// Mutant seen to be caught: "a flag does not publish what it is for".
 #[test]
 fn whoever_parks_beside_an_invalidation_gets_something_new() {
     for order in [IdleOrder::Recent, IdleOrder::Lifo] {
@@ -153,6 +159,8 @@ fn whoever_parks_beside_an_invalidation_gets_something_new() {
 }
 
 /// A hand-off comes back from a waiter that leaves, beside the invalidation.
+///
+/// Mutant seen to be caught: "the alert changes nothing".
 #[test]
 fn a_cancelled_hand_off_beside_an_invalidation_is_seen() {
     check(|| {
@@ -171,6 +179,8 @@ fn a_cancelled_hand_off_beside_an_invalidation_is_seen() {
 }
 
 /// A walk that wants nothing holds a slot, unflagged, while the other search passes by.
+///
+/// Mutant seen to be caught: "no fence".
 #[test]
 fn a_slot_that_a_search_held_meanwhile_is_seen() {
     for order in ORDERS {
@@ -190,6 +200,8 @@ fn a_slot_that_a_search_held_meanwhile_is_seen() {
 }
 
 /// A walk that takes a slot and restores it, as the pool's does with one that may stay.
+///
+/// Mutant seen to be caught: "no fence".
 #[test]
 fn a_slot_that_is_restored_meanwhile_is_seen() {
     for order in ORDERS {
@@ -216,6 +228,8 @@ fn a_slot_that_is_restored_meanwhile_is_seen() {
 
 /// A slot is flagged while a newcomer counts as a waiter but does not listen yet: whoever holds the
 /// slot puts it down, and does not turn round until the flag is seen.
+///
+/// Mutant seen to be caught: "whoever puts down a flagged slot turns round for it".
 #[test]
 fn nobody_turns_round_for_a_flag_that_is_seen_later() {
     check(|| {

@@ -35,6 +35,8 @@ fn a_new_object_is_made_only_when_the_old_one_is_gone() {
 }
 
 /// Two callers and one who gives up its connection all want to connect, with one slot.
+///
+/// Mutant seen to be caught: "nobody hears of a vacant slot".
 #[test]
 fn connectors_that_race_share_one_right() {
     check(|| {
@@ -61,6 +63,8 @@ fn connectors_that_race_share_one_right() {
 
 /// An object is detached and another one added just when somebody parks, who gets that one or makes a
 /// third.
+///
+/// Mutant seen to be caught: "nobody hears of a vacant slot".
 #[test]
 fn a_detached_place_is_filled_once() {
     check(|| {

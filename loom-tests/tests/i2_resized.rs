@@ -44,6 +44,7 @@ fn a_shrink_beside_a_release_ends_one_connection() {
     }
 }
 
+/// Mutant seen to be caught: "a claimed slot stays in service".
 #[test]
 fn a_shrink_beside_a_hand_off_serves_the_waiter() {
     check(|| {
@@ -62,6 +63,7 @@ fn a_shrink_beside_a_hand_off_serves_the_waiter() {
     });
 }
 
+/// Mutant seen to be caught: "a dropped reservation keeps its slot".
 #[test]
 fn a_shrink_beside_a_failed_connect_takes_its_slot() {
     check(|| {
@@ -76,6 +78,7 @@ fn a_shrink_beside_a_failed_connect_takes_its_slot() {
     });
 }
 
+/// Mutant seen to be caught: "the alert changes nothing".
 #[test]
 fn a_shrink_beside_a_connect_ends_one_connection() {
     check(|| {
@@ -90,6 +93,7 @@ fn a_shrink_beside_a_connect_ends_one_connection() {
     });
 }
 
+/// Mutant seen to be caught: "a release looks at no flags".
 #[test]
 fn a_shrink_beside_a_detach_takes_its_slot() {
     check(|| {
@@ -104,6 +108,8 @@ fn a_shrink_beside_a_detach_takes_its_slot() {
 }
 
 /// A slot whose flag went with its resource is up for grabs while the surplus is still there.
+///
+/// Mutant seen to be caught: "what becomes vacant is not weighed against the limit".
 #[test]
 fn a_reservation_takes_nothing_that_a_shrink_is_owed() {
     check(|| {
@@ -129,7 +135,7 @@ fn a_reservation_takes_nothing_that_a_shrink_is_owed() {
 
 /// A shrink has claimed a connection that is still being closed when the pool grows again.
 ///
-/// Mutant seen to be caught: "no fence (spare)".
+/// Mutant seen to be caught: "no fence behind a spare slot".
 #[test]
 fn a_growth_beside_a_closing_slot_takes_it_back() {
     check(|| {
@@ -195,6 +201,7 @@ fn a_surplus_that_is_claimed_ends_nothing_else() {
     });
 }
 
+/// Mutant seen to be caught: "a resize moves no slots".
 #[test]
 fn a_growth_serves_whoever_parks_meanwhile() {
     check(|| {
@@ -212,6 +219,8 @@ fn a_growth_serves_whoever_parks_meanwhile() {
 }
 
 /// A shrink is made up for by a growth, beside somebody who parks and wants the vacant slot.
+///
+/// Mutant seen to be caught: "no fence behind a spare slot".
 #[test]
 fn a_shrink_and_a_growth_at_once_lose_nothing() {
     check(|| {
@@ -234,6 +243,8 @@ fn a_shrink_and_a_growth_at_once_lose_nothing() {
 
 /// One shrinks and one grows, and there are spare slots to grow into: whoever has the last word, there
 /// were never to be more than two.
+///
+/// Mutant seen to be caught: "a resize moves no slots".
 #[test]
 fn two_resizes_at_once_let_no_more_live_than_the_larger_one() {
     check(|| {
@@ -250,6 +261,8 @@ fn two_resizes_at_once_let_no_more_live_than_the_larger_one() {
 }
 
 /// The shrinker holds the only vacant slot while somebody else ends a connection and a waiter parks.
+///
+/// Mutant seen to be caught: "a slot that need not go any more is lost".
 #[test]
 fn a_shrink_that_others_pay_gives_back_what_it_took() {
     check(|| {
@@ -272,6 +285,8 @@ fn a_shrink_that_others_pay_gives_back_what_it_took() {
 }
 
 /// A connection is closed and another brought in its slot, beside a shrink: the slot keeps its flag.
+///
+/// Mutant seen to be caught: "a release does not compare the control word".
 #[test]
 fn a_renewed_slot_beside_a_shrink_is_one_of_them() {
     check(|| {

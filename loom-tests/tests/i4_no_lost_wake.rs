@@ -58,6 +58,8 @@ fn a_hand_off_that_came_too_early_is_tried_again() {
 }
 
 /// The same with a thread that blocks.
+///
+/// Mutant seen to be caught: "nobody looks after a release".
 #[test]
 fn a_release_finds_whoever_blocks_meanwhile() {
     check(|| {
@@ -108,7 +110,7 @@ fn a_displaced_slot_finds_whoever_parks_meanwhile() {
 
 /// The same behind the hot slot with a stack.
 ///
-/// Mutant seen to be caught: "no fence".
+/// Mutants seen to be caught: "no fence", "no fence before a stack is empty".
 #[test]
 fn a_slot_displaced_to_the_stack_finds_whoever_parks_meanwhile() {
     two_releases_beside_a_taker_and_a_waiter(IdleOrder::Lifo, 1);
@@ -141,6 +143,8 @@ fn two_releases_serve_a_parked_waiter_and_another() {
 }
 
 /// Two releases beside two waiters that are both just parking, and keep what they get.
+///
+/// Mutant seen to be caught: "a second wake is swallowed".
 #[test]
 fn two_releases_serve_two_waiters() {
     for (order, shards) in
@@ -202,6 +206,8 @@ fn an_offer_that_came_too_early_is_made_again() {
 }
 
 /// An object is added just when somebody parks.
+///
+/// Mutant seen to be caught: "the newcomer does not search".
 #[test]
 fn an_added_object_finds_whoever_parks_meanwhile() {
     for (shards, home) in [(1, 0), (2, 1)] {
@@ -240,6 +246,8 @@ fn a_failed_connect_leaves_its_right_to_whoever_parks_meanwhile() {
 }
 
 /// A connect succeeds while somebody parks.
+///
+/// Mutant seen to be caught: "nobody looks after a release".
 #[test]
 fn a_new_connection_finds_whoever_parks_meanwhile() {
     check(|| {
@@ -259,6 +267,8 @@ fn a_new_connection_finds_whoever_parks_meanwhile() {
 }
 
 /// Of two connections one comes back and one ends, beside two waiters that keep what they get.
+///
+/// Mutant seen to be caught: "nobody hears of a vacant slot".
 #[test]
 fn a_release_and_a_retirement_serve_two_waiters() {
     check(|| {

@@ -49,6 +49,8 @@ fn what_a_search_puts_back_finds_whoever_parks_meanwhile() {
 }
 
 /// The same with the parts exchanged.
+///
+/// Mutant seen to be caught: "nobody looks after a search has put a slot back".
 #[test]
 fn whoever_parks_finds_what_a_search_puts_back_meanwhile() {
     for order in ORDERS {
@@ -70,6 +72,8 @@ fn whoever_parks_finds_what_a_search_puts_back_meanwhile() {
 }
 
 /// A walk that restores what it has looked at, beside somebody who parks.
+///
+/// Mutant seen to be caught: "nobody looks after a search has put a slot back".
 #[test]
 fn what_a_search_restores_finds_whoever_parks_meanwhile() {
     for order in ORDERS {
@@ -88,6 +92,8 @@ fn what_a_search_restores_finds_whoever_parks_meanwhile() {
 }
 
 /// I9: a newcomer that does not wait, beside a walk and somebody who is parked.
+///
+/// Mutant seen to be caught: "a newcomer looks at no control word".
 #[test]
 fn a_search_lets_nobody_overtake() {
     for order in ORDERS {
@@ -163,6 +169,8 @@ fn a_stolen_slot_that_comes_back_is_not_lost() {
 
 /// Of two slots one was hot and is taken, and the other is stolen from the stack just when somebody parks,
 /// who can only get that one.
+///
+/// Mutant seen to be caught: "nobody looks after a search has put a slot back".
 #[test]
 fn a_stolen_slot_that_comes_back_finds_whoever_parks_meanwhile() {
     check(|| {
@@ -180,6 +188,8 @@ fn a_stolen_slot_that_comes_back_finds_whoever_parks_meanwhile() {
 }
 
 /// A push is interrupted before it has linked its slot, and a thief takes it from there.
+///
+/// Mutant seen to be caught: "what the hot slot displaces is dropped".
 #[test]
 fn a_slot_is_stolen_before_it_is_linked() {
     check(|| {
@@ -197,6 +207,8 @@ fn a_slot_is_stolen_before_it_is_linked() {
 }
 
 /// A walk that wants nothing beside a waiter that leaves.
+///
+/// Mutant seen to be caught: "a slot dropped on the way is lost".
 #[test]
 fn a_search_beside_a_cancelled_waiter_loses_nothing() {
     check(|| {

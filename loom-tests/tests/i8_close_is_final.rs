@@ -74,7 +74,7 @@ fn a_release_beside_close_drops_the_object_once() {
 
 /// Two releases, the second of which displaces the first.
 ///
-/// Mutant seen to be caught: "no fence (close)".
+/// Mutant seen to be caught: "no fence".
 #[test]
 fn two_releases_beside_close_drop_both_objects() {
     for order in ORDERS {
@@ -91,6 +91,8 @@ fn two_releases_beside_close_drop_both_objects() {
 }
 
 /// Somebody has parked, and leaves just when the pool is closed.
+///
+/// Mutant seen to be caught: "the word to look again is lost on the way".
 #[test]
 fn a_waiter_that_leaves_beside_close_is_counted_no_more() {
     check(|| {
@@ -113,6 +115,8 @@ fn a_waiter_that_leaves_beside_close_is_counted_no_more() {
 }
 
 /// The same while an object or a vacant place is on its way to it, which nobody receives then.
+///
+/// Mutant seen to be caught: "a slot dropped on the way is lost".
 #[test]
 fn a_hand_off_that_is_left_behind_beside_close_leaves_nothing() {
     for detaches in [false, true] {
@@ -140,6 +144,8 @@ fn a_hand_off_that_is_left_behind_beside_close_leaves_nothing() {
 }
 
 /// Somebody acquires just when the pool is closed: it gets the object or the error.
+///
+/// Mutant seen to be caught: "no fence".
 #[test]
 fn an_acquire_beside_close_gets_the_object_or_the_error() {
     for order in ORDERS {
@@ -161,6 +167,8 @@ fn an_acquire_beside_close_gets_the_object_or_the_error() {
 }
 
 /// A waiter, a release and a close all at once.
+///
+/// Mutant seen to be caught: "close wakes nobody".
 #[test]
 fn a_waiter_beside_a_release_and_a_close_ends_either_way() {
     for (shards, home) in [(1, 0), (2, 1)] {
@@ -235,6 +243,8 @@ fn an_add_beside_close_drops_the_object_once_or_gives_it_back() {
 }
 
 /// A place becomes vacant beside a waiter that would fill it, just when the pool is closed.
+///
+/// Mutant seen to be caught: "close wakes nobody".
 #[test]
 fn a_detach_beside_close_ends_the_waiter() {
     check(|| {
@@ -258,6 +268,7 @@ fn a_detach_beside_close_ends_the_waiter() {
 
 /// A drain: somebody parks while the core is closed, and what is in use comes back after that.
 ///
+/// Mutant seen to be caught: "what comes back after close stays".
 #[test]
 fn a_drain_ends_whoever_parks_and_empties_what_comes_back() {
     for order in ORDERS {
@@ -282,7 +293,7 @@ fn a_drain_ends_whoever_parks_and_empties_what_comes_back() {
 
 /// A walk holds a slot just when the core is closed: it goes the way of the others.
 ///
-/// Mutant seen to be caught: "nobody looks after a search has put a slot back (close)".
+/// Mutant seen to be caught: "nobody looks after a search has put a slot back".
 #[test]
 fn a_search_beside_close_leaves_nothing() {
     for order in ORDERS {

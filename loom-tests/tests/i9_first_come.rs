@@ -41,6 +41,8 @@ fn a_newcomer_takes_nothing_while_somebody_is_parked() {
 }
 
 /// A newcomer that waits, beside a release.
+///
+/// Mutant seen to be caught: "a newcomer looks at no control word".
 #[test]
 fn the_first_to_park_is_the_first_to_be_served() {
     for order in ORDERS {
@@ -73,6 +75,8 @@ fn the_first_to_park_is_the_first_to_be_served() {
 }
 
 /// Two parked in turn, then two releases: the second release serves nobody before the first.
+///
+/// Mutant seen to be caught: "whoever was served stands aside".
 #[test]
 fn two_that_are_parked_are_served_in_turn() {
     for order in ORDERS {
@@ -94,6 +98,8 @@ fn two_that_are_parked_are_served_in_turn() {
 }
 
 /// The same when an object is newly made for a place that has become vacant.
+///
+/// Mutant seen to be caught: "a newcomer fills a vacant place out of turn".
 #[test]
 fn a_new_object_goes_to_the_first_to_park() {
     check(|| {

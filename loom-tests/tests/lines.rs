@@ -33,6 +33,7 @@ fn assert_both_idle(station: &Arc<Station>) {
     drop((general, reserved.expect("it is open")));
 }
 
+/// Mutant seen to be caught: "no fence".
 #[test]
 fn a_reserved_slot_finds_whoever_parks_in_the_high_line_meanwhile() {
     check(|| {
@@ -45,6 +46,8 @@ fn a_reserved_slot_finds_whoever_parks_in_the_high_line_meanwhile() {
 }
 
 /// The same with the parts exchanged.
+///
+/// Mutant seen to be caught: "the arrivals are not compared".
 #[test]
 fn whoever_parks_in_the_high_line_finds_a_reserved_slot_that_comes_back_meanwhile() {
     check(|| {
@@ -58,6 +61,8 @@ fn whoever_parks_in_the_high_line_finds_a_reserved_slot_that_comes_back_meanwhil
 }
 
 /// The reserved connection ends just when somebody parks who may have its slot.
+///
+/// Mutant seen to be caught: "nobody hears of a vacant slot".
 #[test]
 fn a_reserved_slot_that_becomes_vacant_is_filled_for_whoever_parks_meanwhile() {
     check(|| {
@@ -70,6 +75,8 @@ fn a_reserved_slot_that_becomes_vacant_is_filled_for_whoever_parks_meanwhile() {
 }
 
 /// The reserved slot comes back just when the core is closed, beside a high waiter or not.
+///
+/// Mutant seen to be caught: "what comes back after close stays".
 #[test]
 fn a_close_ends_a_reserved_slot_and_the_high_line() {
     for is_awaited in [false, true] {
@@ -92,6 +99,7 @@ fn a_close_ends_a_reserved_slot_and_the_high_line() {
     }
 }
 
+/// Mutant seen to be caught: "a reserved slot goes to anybody".
 #[test]
 fn a_general_waiter_never_gets_a_reserved_slot() {
     check(|| {
@@ -114,6 +122,8 @@ fn a_general_waiter_never_gets_a_reserved_slot() {
 }
 
 /// A reserved slot is vacant, and a shrink is owed a general one: until that is gone there is no room.
+///
+/// Mutant seen to be caught: "a reserved slot is filled although a shrink is owed one".
 #[test]
 fn a_reserved_slot_is_filled_once_a_shrink_has_been_paid() {
     check(|| {
@@ -133,6 +143,8 @@ fn a_reserved_slot_is_filled_once_a_shrink_has_been_paid() {
 }
 
 /// A slot is on its way to a high waiter that leaves, and goes on to a high one or to a general one.
+///
+/// Mutant seen to be caught: "a slot dropped on the way is lost".
 #[test]
 fn a_cancelled_high_waiters_slot_goes_on() {
     for (line, of_reserved) in [(Line::High, true), (Line::High, false), (Line::General, false)] {
@@ -159,6 +171,8 @@ fn a_cancelled_high_waiters_slot_goes_on() {
 }
 
 /// A high waiter and a general one, and one general slot that comes back: the high one was first.
+///
+/// Mutant seen to be caught: "a general slot passes the high line by".
 #[test]
 fn the_high_line_comes_first() {
     check(|| {
@@ -227,6 +241,8 @@ fn whoever_is_turned_away_takes_no_wake_along() {
 }
 
 /// The only waiter leaves, one newcomer is turned away on its account, and another one comes.
+///
+/// Mutant seen to be caught: "whoever is turned away is counted for a moment".
 #[test]
 fn whoever_is_turned_away_takes_up_no_room_in_line() {
     check(|| {

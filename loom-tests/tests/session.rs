@@ -229,12 +229,16 @@ mod postgres {
         });
     }
 
+    /// Mutants seen to be caught: "a run does not say that it runs", "no fence", "a run serves the
+    /// calls that came meanwhile", "nothing is called", "a run does not publish", "whoever sees
+    /// that a run is over does not see what it did".
     #[test]
     fn whoever_has_asked_does_not_find_the_session_quiet() {
         asks(true);
         asks(false);
     }
 
+    /// Mutant seen to be caught: "a run serves the calls that came meanwhile".
     #[test]
     fn whoever_has_asked_and_runs_the_driver_does_not_either() {
         check(|| {
@@ -252,6 +256,7 @@ mod postgres {
         });
     }
 
+    /// Mutant seen to be caught: "whoever asks beside a run wakes nobody".
     #[test]
     fn whoever_asks_is_heard() {
         check(|| {
@@ -265,6 +270,8 @@ mod postgres {
         });
     }
 
+    /// Mutants seen to be caught: "an answer ends before its status", "whoever sees the end of an
+    /// answer does not see its status".
     #[test]
     fn whoever_finds_it_quiet_knows_how_the_last_answer_ended() {
         check(|| {
@@ -282,6 +289,9 @@ mod postgres {
         });
     }
 
+    /// Mutants seen to be caught: "whoever waits calls nobody", "whoever waits looks for the task
+    /// first", "a first run looks for calls before its task is known", "a waker wakes nobody",
+    /// "nobody is told that it is quiet".
     #[test]
     fn whoever_waits_for_quiet_hears_of_it() {
         check(|| {
@@ -300,6 +310,8 @@ mod postgres {
         });
     }
 
+    /// Mutants seen to be caught: "nobody is told of the end", "whoever waits does not look for the
+    /// end".
     #[test]
     fn whoever_waits_for_quiet_hears_of_the_end() {
         check(|| {

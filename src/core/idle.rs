@@ -175,8 +175,9 @@ pub(super) struct Walk {
 /// How many slots a ring has room for.
 ///
 /// A push to a ring waits for the pop of the same place one lap earlier. With room to spare that
-/// pop is long over. (Nothing like it helps a pop, which waits for a push of its place that is half done.) A small pool gives each ring twice what the whole pool has; in a large one the
-/// rings have that together, and a slot whose home ring is full goes to the next.
+/// pop is long over. (Nothing like it helps a pop, which waits for a push of its place that is half
+/// done.) A small pool gives each ring twice what the whole pool has; in a large one the rings have
+/// that together, and a slot whose home ring is full goes to the next.
 fn room(capacity: usize, shards: usize) -> usize {
     const SMALL: usize = 128;
     (2 * capacity).min(SMALL).max((2 * capacity).div_ceil(shards))
