@@ -96,12 +96,13 @@ impl<C: Future + Unpin> Engine<C> {
         if !self.session.has_begun() {
             return false;
         }
+        let Ok(mut place) = self.running.try_lock() else { return false };
         // The connection reads for as long as there is anything to read, and an answer may have no end.
-        // Its task is made to yield at times; whoever is here is not.
+        // Its task is made to yield at times; whoever is here is not. Nobody else has one asked for
+        // meanwhile.
         if self.session.unanswered() > 0 {
             return false;
         }
-        let Ok(mut place) = self.running.try_lock() else { return false };
         if place.is_some() && self.run(&mut place).is_ready() {
             // The task is to end as well.
             self.session.call_driver();
