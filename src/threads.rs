@@ -113,9 +113,15 @@ fn wait(number: u64, given: &mpsc::Receiver<Job>) -> Option<Job> {
 }
 
 /// Does this where it may block: here, if that is one of these threads or one without a runtime, and
-/// elsewhere on one of them.
+/// elsewhere on one of them, inside the runtime of this thread.
 pub(crate) fn aside(work: impl FnOnce() + Send + 'static) {
-    if IS_OURS.get() || Handle::try_current().is_err() { work() } else { run(work) }
+    match Handle::try_current() {
+        Ok(runtime) if !IS_OURS.get() => run(move || {
+            let _inside = runtime.enter();
+            work();
+        }),
+        _ => work(),
+    }
 }
 
 /// A call on one of the threads. Dropping it lets the call go on alone or, if it has not begun, keeps it
