@@ -680,8 +680,8 @@ impl<M: Manager> Pool<M> {
         self.shared.core.counts()
     }
 
-    /// How the pool is: its health in words, its figures and its settings, for a terminal or, with
-    /// the feature `serde`, for a program. Costs one pass over all slots.
+    /// How the pool is: its health in words, its figures and its settings, for a terminal, in one line for a
+    /// log (`{:#}`) or, with the feature `serde`, for a program. Costs one pass over all slots.
     ///
     /// How connecting goes, the last attempt says, also that of a [`rotate`](Self::rotate). A pool that is down
     /// because connecting fails goes on trying though nobody asks it for anything,
@@ -701,7 +701,10 @@ impl<M: Manager> Pool<M> {
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
     /// let pool = Pool::builder(manager).name("orders").min_idle(1).build().await?;
-    /// assert!(pool.status().to_string().starts_with("pool orders: healthy"));
+    /// let status = pool.status();
+    /// assert!(status.to_string().starts_with("pool orders: healthy"));
+    /// let line = format!("{status:#}");
+    /// assert_eq!(line, "pool orders: healthy; 0 of 10 in use, 1 idle, 0 waiting");
     /// # Ok(()) }
     /// ```
     #[must_use]
