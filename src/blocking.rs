@@ -499,7 +499,7 @@ impl<M: Manager> Pool<M> {
         self.pool.metrics()
     }
 
-    /// How the pool is: its health, its figures and its settings.
+    /// How the pool is: its health, its figures and its settings; `{:#}` is one line for a log.
     #[must_use]
     pub fn status(&self) -> PoolStatus {
         self.pool.status()

@@ -195,6 +195,24 @@ impl<M: Manager> Hooks<M> {
 
     /// Told of each connection that is held for longer than `leak_after`, and once more when it
     /// comes back or is detached, unless the pool is closed by then; both to the reaper's resolution.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{Pool, from_fn};
+    /// # use std::{convert::Infallible, time::Duration};
+    /// use millpond::{Hooks, Leak};
+    ///
+    /// # let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
+    /// let hooks = Hooks::new().on_leak(|leak| match leak {
+    ///     // Such as `connection 7 for 60s, acquired at src/orders.rs:12:30`.
+    ///     Leak::Held(holder) => eprintln!("who has forgotten {holder}?"),
+    ///     over => eprintln!("{over}"),
+    /// });
+    /// let limit = Duration::from_secs(60);
+    /// let pool = Pool::builder(manager).leak_after(limit).hooks(hooks).build_lazy()?;
+    /// # Ok::<(), millpond::ConfigError>(())
+    /// ```
     pub fn on_leak(mut self, hook: impl Fn(&Leak) + Send + Sync + 'static) -> Self {
         self.on_leak = Some(Box::new(hook));
         self

@@ -14,6 +14,7 @@ use std::cell::Cell;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::task::{Context, Poll};
@@ -33,15 +34,33 @@ struct Idle {
     calls: mpsc::Sender<Job>,
 }
 
-static IDLE: Mutex<Vec<Idle>> = Mutex::new(Vec::new());
+/// The threads that wait for a call, and whose they are.
+struct Waiting {
+    process: u32,
+    threads: Vec<Idle>,
+}
+
+impl Waiting {
+    /// This process has this number. One that is forked has none of the threads of the one that it comes from,
+    /// only their list.
+    fn belong_to(&mut self, process: u32) {
+        if process != self.process {
+            *self = Self { process, threads: Vec::new() };
+        }
+    }
+}
+
+static IDLE: Mutex<Waiting> = Mutex::new(Waiting { process: 0, threads: Vec::new() });
 
 thread_local! {
     /// Whether this is one of these threads.
     static IS_OURS: Cell<bool> = const { Cell::new(false) };
 }
 
-fn idle() -> MutexGuard<'static, Vec<Idle>> {
-    IDLE.lock().unwrap_or_else(PoisonError::into_inner)
+fn idle() -> MutexGuard<'static, Waiting> {
+    let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+    idle.belong_to(process::id());
+    idle
 }
 
 /// Does this on one of the threads. If the system has no thread left, it is not done, but dropped.
@@ -53,7 +72,7 @@ fn give(mut job: Job) {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     loop {
         // The one that has waited for the shortest time, so that the others can end.
-        let Some(thread) = idle().pop() else { break };
+        let Some(thread) = idle().threads.pop() else { break };
         match thread.calls.send(job) {
             Ok(()) => return,
             Err(mpsc::SendError(back)) => job = back,
@@ -67,7 +86,7 @@ fn give(mut job: Job) {
         while let Some(job) = next {
             // What panics in a call is told to whoever waits for it; what panics in a drop, to nobody.
             drop(caught(job));
-            idle().push(Idle { number, calls: calls.clone() });
+            idle().threads.push(Idle { number, calls: calls.clone() });
             next = wait(number, &given);
         }
     };
@@ -80,9 +99,9 @@ fn wait(number: u64, given: &mpsc::Receiver<Job>) -> Option<Job> {
         return Some(job);
     }
     let mut idle = idle();
-    match idle.iter().position(|thread| thread.number == number) {
+    match idle.threads.iter().position(|thread| thread.number == number) {
         Some(place) => {
-            idle.remove(place);
+            idle.threads.remove(place);
             None
         }
         // Somebody has taken it out to give it a call.
@@ -94,9 +113,15 @@ fn wait(number: u64, given: &mpsc::Receiver<Job>) -> Option<Job> {
 }
 
 /// Does this where it may block: here, if that is one of these threads or one without a runtime, and
-/// elsewhere on one of them.
+/// elsewhere on one of them, inside the runtime of this thread.
 pub(crate) fn aside(work: impl FnOnce() + Send + 'static) {
-    if IS_OURS.get() || Handle::try_current().is_err() { work() } else { run(work) }
+    match Handle::try_current() {
+        Ok(runtime) if !IS_OURS.get() => run(move || {
+            let _inside = runtime.enter();
+            work();
+        }),
+        _ => work(),
+    }
 }
 
 /// A call on one of the threads. Dropping it lets the call go on alone or, if it has not begun, keeps it
@@ -202,6 +227,20 @@ mod tests {
         drop(call);
         drop(go);
         assert_ne!(told.recv().expect("it is dropped"), thread::current().id());
+    }
+
+    #[test]
+    fn a_process_that_is_forked_counts_on_no_thread_of_the_one_that_it_comes_from() {
+        let (calls, _given) = mpsc::channel();
+        let mut idle = Waiting { process: 1, threads: vec![Idle { number: 0, calls }] };
+        idle.belong_to(1);
+        assert_eq!(idle.threads.len(), 1);
+        idle.belong_to(2);
+        assert!(idle.threads.is_empty());
+        let (calls, _given) = mpsc::channel();
+        idle.threads.push(Idle { number: 1, calls });
+        idle.belong_to(2);
+        assert_eq!(idle.threads.len(), 1);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use millpond::{AcquireError, OperationError, Pool, PoolBuilder, PoolMetrics, Poo
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock, mpsc};
+use tokio::task::coop::{consume_budget, has_budget_remaining};
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::MakeTlsConnect;
@@ -101,6 +102,28 @@ async fn a_clean_connection_is_used_again_and_costs_no_statement() {
     assert_eq!(count("a clean connection"), 20, "{statements:#?}");
     assert_eq!((count("BEGIN"), count("START TRANSACTION"), count("COMMIT")), (0, 10, 10));
     assert_eq!((count("ROLLBACK"), count("DISCARD")), (0, 0), "{statements:#?}");
+}
+
+/// Leaves the end of a statement to be written, when there is nothing left of the task's budget.
+async fn gives_back_without_a_budget(pool: Pool<PostgresManager>) {
+    let client = pool.acquire().await.unwrap();
+    let statement = client.prepare("SELECT 1").await.unwrap();
+    client.query_one(&statement, &[]).await.unwrap();
+    while has_budget_remaining() {
+        consume_budget().await;
+    }
+    drop(statement);
+}
+
+#[tokio::test]
+async fn a_clean_connection_that_comes_back_when_the_tasks_budget_is_used_up_is_not_reset() {
+    let Some(server) = server() else { return };
+    let pool = single(server).await;
+    joined(tokio::spawn(gives_back_without_a_budget(pool.clone()))).await;
+    assert_eq!(at_rest(&pool).await.resets, 0, "after a task");
+    // Outside of a task, what is asked for is written where that is done.
+    gives_back_without_a_budget(pool.clone()).await;
+    assert_eq!(at_rest(&pool).await.resets, 0, "after the body of `main`");
 }
 
 // ---- what is put right ----

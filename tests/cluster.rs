@@ -744,6 +744,11 @@ async fn a_node_that_is_down_costs_nobody_an_acquire_and_serves_again_when_it_is
         matches!(&status.health, Health::Degraded(reasons) if reasons[0].starts_with("node a is down"))
     );
     assert!(!status.nodes[0].is_up && status.nodes[1].is_up);
+    assert_eq!(
+        format!("{status:#}"),
+        "cluster test: degraded; 2 nodes, 0 of 8 in use, 1 idle, 0 waiting; \
+         node a is down: connecting fails: scripted connect error"
+    );
     // By name it is told at once.
     let error = cluster.acquire("a").await.unwrap_err();
     let ClusterError::Node(refusal) = &error else { panic!("{error}") };

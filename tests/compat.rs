@@ -588,6 +588,8 @@ struct BlockingParts {
     live: AtomicUsize,
     most_live: AtomicUsize,
     connects: AtomicUsize,
+    /// Connections that were dropped inside a runtime.
+    dropped_inside: AtomicUsize,
     threads: Mutex<Vec<ThreadId>>,
 }
 
@@ -648,6 +650,9 @@ impl Wire {
 impl Drop for Wire {
     fn drop(&mut self) {
         self.manager.0.threads.lock().unwrap().push(thread::current().id());
+        if tokio::runtime::Handle::try_current().is_ok() {
+            self.manager.0.dropped_inside.fetch_add(1, SeqCst);
+        }
         self.manager.0.live.fetch_sub(1, SeqCst);
     }
 }
@@ -722,6 +727,7 @@ async fn a_connection_that_is_dropped_unclosed_is_dropped_on_no_thread_of_tasks(
     eventually("it is dropped", || manager.live() < opened()).await;
     assert_eq!(pool.metrics().closed.abandoned, 1);
     assert!(!manager.0.threads.lock().unwrap().contains(&thread::current().id()));
+    assert_eq!(manager.0.dropped_inside.load(SeqCst), 1, "as the other calls");
 }
 
 #[test]

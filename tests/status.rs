@@ -8,7 +8,7 @@ use support::*;
 
 use millpond::{
     AcquireError, CheckPolicy, Config, Group, Health, Holder, Hooks, IdleOrder, Monitor, Pool,
-    PoolBuilder, PoolStatus, Priority, Shed, Source,
+    PoolBuilder, PoolStatus, Priority, Shed, Source, from_fn,
 };
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -427,6 +427,35 @@ async fn a_status_is_a_table_whose_columns_are_aligned() {
         assert!(table.contains(what), "no {what:?} in\n{table}");
     }
     drop(held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_is_one_line_for_a_log() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    drop(pool.acquire().await.unwrap());
+    let line = || format!("{:#}", pool.status());
+    assert_eq!(line(), "pool orders: healthy; 1 of 2 in use, 1 idle, 0 waiting");
+    pool.acquire().await.unwrap().discard();
+    manager.connect.always(Act::Error);
+    pool.acquire_timeout(SECOND).await.map(drop).unwrap_err();
+    let mut waiter = pin!(pool.acquire_timeout(Duration::MAX));
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    pool.maintenance().pause();
+    assert_eq!(
+        line(),
+        "pool orders: degraded; 1 of 2 in use, 0 idle, 1 waiting; \
+         connecting fails: scripted connect error; maintenance is paused"
+    );
+    drop(held);
+
+    // Whatever a server says.
+    let refuses = || async { Err::<(), _>(std::io::Error::other("no:\nnot\r\nnow")) };
+    let pool = Pool::builder(from_fn(refuses)).name("orders").build_lazy().unwrap();
+    pool.acquire_timeout(SECOND).await.map(drop).unwrap_err();
+    let line = format!("{:#}", pool.status());
+    assert!(line.ends_with("; connecting fails: no: not  now"), "{line}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -48,7 +48,7 @@ mod postgres {
     use self::session::Session;
     use crate::sync::AtomicU32;
     use loom::sync::Notify;
-    use loom::sync::atomic::Ordering::{AcqRel, Acquire, Release};
+    use loom::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
     use millpond_loom::{block_on, check, thread};
     use std::future::Future;
     use std::pin::Pin;
@@ -58,6 +58,11 @@ mod postgres {
     /// Loom: he is as the body of `#[tokio::main]`; a task only wakes the driver's.
     fn is_in_task() -> bool {
         false
+    }
+
+    /// Loom: no task here has a budget.
+    fn beyond_budget<T>(mut poll: impl FnMut() -> Poll<T>) -> Poll<T> {
+        poll()
     }
 
     const WAITING: u32 = 0;
@@ -116,14 +121,16 @@ mod postgres {
         /// Of what arrives, as the tap has it.
         arrived: AtomicWaker,
         heard: Notify,
+        /// Whoever runs the connection from now on is no task. The model checker does not see it.
+        no_task: std::sync::atomic::AtomicBool,
     }
 
     impl Line {
         fn new() -> Self {
             let zero = || AtomicU32::new(0);
             let (asked, arrived) = (AtomicWaker::default(), AtomicWaker::default());
-            let heard = Notify::new();
-            Self { requests: zero(), answers: zero(), ends: zero(), asked, arrived, heard }
+            let (heard, no_task) = (Notify::new(), Default::default());
+            Self { requests: zero(), answers: zero(), ends: zero(), asked, arrived, heard, no_task }
         }
 
         fn tell(&self, what: &AtomicU32) {
@@ -166,6 +173,9 @@ mod postgres {
         type Output = ();
 
         fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+            if self.line.no_task.load(Relaxed) {
+                assert_eq!(self.unanswered, 0, "an answer is read by who is no task");
+            }
             while self.work() {}
             self.line.asked.register(cx.waker());
             self.line.arrived.register(&self.session.clone().into());
@@ -257,6 +267,20 @@ mod postgres {
     }
 
     /// Mutant seen to be caught: "whoever asks beside a run wakes nobody".
+    #[test]
+    fn whoever_asks_beside_another_leaves_that_ones_answer_to_the_task() {
+        check(|| {
+            let (line, _session, _driver, crank) = begun(0);
+            line.no_task.store(true, Relaxed);
+            let asks = thread::spawn({
+                let line = line.clone();
+                move || line.ask()
+            });
+            crank.turn();
+            asks.join().unwrap();
+        });
+    }
+
     #[test]
     fn whoever_asks_is_heard() {
         check(|| {

@@ -442,8 +442,8 @@ impl<K: Key, M: Manager> Cluster<K, M> {
         self.shared.table.load().nodes().iter().map(|node| node.key().clone()).collect()
     }
 
-    /// How the cluster and each of its nodes are, for a terminal or, with the feature `serde`, for a
-    /// program. Costs one pass over all slots of all nodes.
+    /// How the cluster and each of its nodes are, for a terminal, in one line for a log (`{:#}`) or, with the
+    /// feature `serde`, for a program. Costs one pass over all slots of all nodes.
     #[must_use]
     pub fn status(&self) -> ClusterStatus {
         ClusterStatus::new(&self.shared)

@@ -5,8 +5,8 @@
 use super::node::NodeView;
 use super::{Key, Role, Shared};
 use crate::manager::Manager;
-use crate::metrics::{Health, PoolMetrics, PoolStatus};
-use std::fmt;
+use crate::metrics::{Health, OneLine, PoolMetrics, PoolStatus, write_line};
+use std::fmt::{self, Write};
 use std::time::Duration;
 
 /// How a cluster is.
@@ -81,11 +81,17 @@ pub(super) fn health<'n>(
     }
 }
 
-/// A line for the cluster, and a table for each node.
+/// A line for the cluster, and a table for each node; `{:#}` is one line for a log: name, health, connections, and
+/// what is wrong.
 impl fmt::Display for ClusterStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, health, nodes, totals } = self;
         let (counts, count) = (totals.counts, nodes.len());
+        if f.alternate() {
+            let max_size = nodes.iter().map(|node| node.pool.max_size).sum();
+            write!(OneLine(f), "cluster {name}: {}; {count} nodes, ", health.word())?;
+            return write_line(f, counts, max_size, health);
+        }
         writeln!(f, "cluster {name}: {}; {count} nodes, {counts}", health.word())?;
         for node in nodes {
             let NodeStatus { role, weight, latency, pool, .. } = node;

@@ -154,10 +154,10 @@ impl Shed {
 ///
 /// What is left out has its default, or makes way for what is there: an `idle_timeout` is no longer than
 /// `max_lifetime`, a `backoff_max` no shorter than `backoff`, a `backoff` no longer than `backoff_max`, and
-/// so are the times of shedding, of which the target is the shorter one. A key or value that is wrong is an error that names it, and the rule. Of what is no setting
-/// it does not tell the value, which may be a secret; but the `toml` crate's own errors quote a line of
-/// the file, which [`message`](https://docs.rs/toml/latest/toml/de/struct.Error.html#method.message) does
-/// not.
+/// so are the times of shedding, of which the target is the shorter one. A key or value that is wrong is an
+/// error that names it, and the rule. Of what is no setting it does not tell the value, which may be a
+/// secret; but the `toml` crate's own errors quote a line of the file, which
+/// [`message`](https://docs.rs/toml/latest/toml/de/struct.Error.html#method.message) does not.
 ///
 /// # Examples
 ///

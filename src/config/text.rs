@@ -24,6 +24,9 @@ const TIME: Wrong = "must be a time, such as \"30s\" or \"5m\"";
 const TIME_OR_NEVER: Wrong = "must be a time, such as \"30s\" or \"5m\", or \"never\"";
 const TIME_OUT_OF_RANGE: Wrong = "must be at most 584554530872 years, and whole nanoseconds; \
     with a fraction of an hour or more, whole seconds";
+const NUMBER_IN_PARTS: Wrong = "must be a time without white space inside of a number";
+const MINUTES_OR_MONTHS: Wrong = "must be a time with \"m\" for minutes or \"months\", \
+    since \"M\" may be taken for either";
 const COUNT: Wrong = "must be a whole number, from 0";
 const COUNT_OR_NONE: Wrong = "must be a whole number, from 0, or \"none\"";
 #[cfg(target_pointer_width = "64")]
@@ -40,6 +43,12 @@ fn time(text: &str) -> Result<Duration, Wrong> {
 fn time_or(text: &str, wrong: Wrong) -> Result<Duration, Wrong> {
     let mut sum = Duration::ZERO;
     for part in parts(text) {
+        if is_number_in_parts(part) {
+            return Err(NUMBER_IN_PARTS);
+        }
+        if part.trim_matches(|char: char| !char.is_alphabetic()) == "M" {
+            return Err(MINUTES_OR_MONTHS);
+        }
         let part = humantime::parse_duration(part).map_err(|error| match error {
             humantime::DurationError::NumberOverflow => TIME_OUT_OF_RANGE,
             _ => wrong,
@@ -66,6 +75,17 @@ fn parts(text: &str) -> impl Iterator<Item = &str> {
         let (part, others) = end.map_or((text, None), |end| (&text[..end], Some(&text[end..])));
         rest = others;
         Some(part)
+    })
+}
+
+/// Whether there is white space inside of a number, over which humantime reads on.
+fn is_number_in_parts(text: &str) -> bool {
+    let is_of_number = |char: char| char.is_ascii_digit() || char == '.';
+    let mut words = text.split_whitespace();
+    let mut last = words.next().unwrap_or_default();
+    words.any(|word| {
+        let before = std::mem::replace(&mut last, word);
+        before.ends_with(is_of_number) && word.starts_with(is_of_number)
     })
 }
 
@@ -605,10 +625,18 @@ mod tests {
         {
             assert_eq!(time(text), Err(TIME), "{text}");
         }
+        // Whoever reads "1 30s" as a minute and a half is not given 130 s.
+        for text in ["1 30s", "1.5 5s", "1 .5s", "1. 5s", "1\t000ms", " 1 h 3 0 m "] {
+            assert_eq!(time(text), Err(NUMBER_IN_PARTS), "{text}");
+        }
+        for text in ["30M", "1 M", "1h 30M", "30M 1s", "1.5M"] {
+            assert_eq!(time(text), Err(MINUTES_OR_MONTHS), "{text}");
+        }
         for (text, seconds) in [
             ("1h 30m", 5400),
             ("1h30m", 5400),
-            (" 1 h 3 0 m ", 5400),
+            (" 1 h 30 m ", 5400),
+            ("1month 1 months", 2 * 2_630_016),
             ("1.5m 2s", 92),
             ("1d1s", 86_401),
         ] {

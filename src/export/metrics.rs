@@ -38,7 +38,7 @@ use std::time::Duration;
 ///
 /// # Cost
 ///
-/// A flush looks at each pool once, and has the recorder look up some 60 series of each and record at
+/// A flush looks at each pool once, and has the recorder look up some 50 series of each and record at
 /// most 40,000 times of it. Some 20 kB of each pool are kept for the next flush.
 ///
 /// # Examples

@@ -25,6 +25,8 @@ pub(crate) use self::monitor::watched;
 pub use self::monitor::{DuplicateName, Group, Monitor, Source};
 pub use self::status::{ClusterNode, Health, PoolStatus, Role};
 pub(crate) use self::status::{Connecting, Signs};
+#[cfg(feature = "cluster")]
+pub(crate) use self::status::{OneLine, write_line};
 
 use self::histogram::Recorder;
 use crate::core::Counts;

@@ -4,7 +4,8 @@
 
 use super::PoolMetrics;
 use crate::config::Config;
-use std::fmt;
+use crate::core::Counts;
+use std::fmt::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -251,10 +252,14 @@ fn health(signs: &Signs, metrics: &PoolMetrics, config: &Config) -> Health {
     if reasons.is_empty() { Health::Healthy } else { Health::Degraded(reasons) }
 }
 
-/// A table for a terminal.
+/// A table for a terminal; `{:#}` is one line for a log: name, health, connections, and what is wrong.
 impl fmt::Display for PoolStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { health, max_size, metrics, config, cluster: _ } = self;
+        if f.alternate() {
+            write!(OneLine(f), "pool {}: {}; ", config.name, health.word())?;
+            return write_line(f, metrics.counts, *max_size, health);
+        }
         writeln!(f, "pool {}: {}", config.name, health.word())?;
         for reason in health.reasons() {
             writeln!(f, "  ! {reason}")?;
@@ -295,6 +300,36 @@ impl fmt::Display for PoolStatus {
         }
         if let Some(holder) = &metrics.oldest_holder {
             row("held longest", format_args!("{holder}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// The end of a line that says how something is: its connections, and what is wrong.
+pub(crate) fn write_line(
+    f: &mut fmt::Formatter<'_>,
+    counts: Counts,
+    max_size: usize,
+    health: &Health,
+) -> fmt::Result {
+    let Counts { in_use, idle, waiters, .. } = counts;
+    write!(f, "{in_use} of {max_size} in use, {idle} idle, {waiters} waiting")?;
+    for reason in health.reasons() {
+        write!(OneLine(f), "; {reason}")?;
+    }
+    Ok(())
+}
+
+/// Writes what has several lines, such as what a server has said, as one.
+pub(crate) struct OneLine<'l, 'f>(pub(crate) &'l mut fmt::Formatter<'f>);
+
+impl fmt::Write for OneLine<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for (index, line) in text.split(['\n', '\r']).enumerate() {
+            if index > 0 {
+                self.0.write_char(' ')?;
+            }
+            self.0.write_str(line)?;
         }
         Ok(())
     }

@@ -114,6 +114,20 @@ impl<M: Manager> Pool<M> {
     /// # Cancel safety
     ///
     /// Dropping the future stops the connects that it has begun; what is open stays open.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{Pool, from_fn};
+    /// # use std::convert::Infallible;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
+    /// let pool = Pool::builder(manager).max_size(4).build().await?;
+    /// pool.warm_up(3).await?; // before the rush
+    /// assert_eq!(pool.counts().idle, 3);
+    /// # Ok(()) }
+    /// ```
     pub async fn warm_up(&self, count: usize) -> Result<(), WarmUpError<M::Error>> {
         let most = self.max_size();
         if count > most {
@@ -131,6 +145,21 @@ impl<M: Manager> Pool<M> {
     /// Declares all connections of the pool out of date: idle ones are closed now, those in use when
     /// they come back, and those that are being opened when they arrive. No acquire that begins after
     /// this gets one of them. For a failover, or whatever else makes them useless.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{Pool, from_fn};
+    /// # use std::convert::Infallible;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
+    /// let pool = Pool::builder(manager).max_size(1).build().await?;
+    /// let before = pool.acquire().await?.info().id;
+    /// pool.invalidate();
+    /// assert_ne!(pool.acquire().await?.info().id, before);
+    /// # Ok(()) }
+    /// ```
     pub fn invalidate(&self) {
         self.shared.next_generation();
         self.shared.look_at_all();

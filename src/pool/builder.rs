@@ -348,6 +348,17 @@ impl<M: Manager> PoolBuilder<M> {
     /// # Errors
     ///
     /// [`ConfigError`] if a setting is out of range.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{Pool, from_fn};
+    /// # use std::convert::Infallible;
+    /// # let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
+    /// let pool = Pool::builder(manager).max_size(4).build_lazy()?; // no runtime, no server
+    /// assert_eq!(pool.counts().vacant, 4);
+    /// # Ok::<(), millpond::ConfigError>(())
+    /// ```
     pub fn build_lazy(self) -> Result<Pool<M>, ConfigError> {
         let Self { manager, config, hooks, reports, cluster, on_connect, share_of, .. } = self;
         config.validate()?;

@@ -57,7 +57,7 @@ pub struct PooledOwned<M: Manager> {
     pub(super) loan: Loan<Arc<Shared<M>>>,
 }
 
-/// What a pool knows of a connection.
+/// What a pool knows of a connection. Which node of a cluster it belongs to, its guard says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConnectionInfo {

@@ -2,12 +2,13 @@
 //!
 //! A task runs it, as the driver's library has it; so does whoever releases the connection, and whoever asks for
 //! something outside of a task, so that what there is to write has been written without a turn of the driver's
-//! task, which is on another thread then. What arrives is read by that task alone, but for what comes unasked.
+//! task, which is on another thread then if the runtime has several. What arrives is read by that task alone, but
+//! for what comes unasked.
 //!
 //! Not here: what the account means (`session.rs`).
 
-use super::is_in_task;
 use super::session::Session;
+use super::{beyond_budget, is_in_task};
 use crate::sync::{Mutex, MutexGuard};
 use std::future::Future;
 use std::pin::Pin;
@@ -64,7 +65,8 @@ impl<C: Future<Output: Send> + Unpin + Send> Crank for Engine<C> {
 
 /// Whoever asks has it written at once, if nothing is in the way and he is no task: the driver's would have to be
 /// woken on another thread. Woken by a task, it has its turn on the same one, after what is ready there; with many
-/// tasks on few connections, writing at once was worth some per cent less than that.
+/// tasks on few connections, writing at once was worth some per cent less than that. Tasks of another runtime, and
+/// calls in `spawn_blocking`, have it woken on another thread as well, and are not told apart.
 impl<C: Future<Output: Send> + Unpin + Send> Wake for Engine<C> {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
@@ -96,13 +98,15 @@ impl<C: Future + Unpin> Engine<C> {
         if !self.session.has_begun() {
             return false;
         }
+        let Ok(mut place) = self.running.try_lock() else { return false };
         // The connection reads for as long as there is anything to read, and an answer may have no end.
-        // Its task is made to yield at times; whoever is here is not.
+        // Its task is made to yield at times; whoever is here is not. Nobody else has one asked for
+        // meanwhile.
         if self.session.unanswered() > 0 {
             return false;
         }
-        let Ok(mut place) = self.running.try_lock() else { return false };
-        if place.is_some() && self.run(&mut place).is_ready() {
+        // A socket would be as good as full to a task that has done much.
+        if place.is_some() && beyond_budget(|| self.run(&mut place)).is_ready() {
             // The task is to end as well.
             self.session.call_driver();
         }

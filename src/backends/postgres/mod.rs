@@ -30,10 +30,13 @@ use crate::error::ConfigError;
 use crate::manager::{Condition, Manager};
 use std::any::TypeId;
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
+use tokio::task::unconstrained;
 use tokio::time::timeout;
 use tokio_postgres::config::{SslMode, TargetSessionAttrs};
 use tokio_postgres::error::SqlState;
@@ -566,6 +569,12 @@ impl Started {
 /// Whether whoever is here runs in a task of tokio's, as the body of `#[tokio::main]` does not.
 fn is_in_task() -> bool {
     tokio::task::try_id().is_some()
+}
+
+/// Polls with whatever it takes, also in a task that has used up its budget.
+fn beyond_budget<T>(mut poll: impl FnMut() -> Poll<T>) -> Poll<T> {
+    let polled = pin!(unconstrained(poll_fn(|_| poll())));
+    polled.poll(&mut Context::from_waker(Waker::noop()))
 }
 
 /// A connection has ended that nobody has closed: tells whoever listens, with the feature `tracing`.

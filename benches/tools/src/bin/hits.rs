@@ -12,6 +12,7 @@ use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 use tokio::runtime::{Builder, Runtime};
 
 /// The loop whose instructions are counted. The script looks for its name.
@@ -78,6 +79,12 @@ fn main() -> ExitCode {
                 assert!(queue.push(black_box(number)).is_ok(), "the queue has room");
             });
         }
+        // And this.
+        "clock" => counted_loop(count, || {
+            black_box(Instant::now());
+            let number = queue.pop().expect("a number");
+            assert!(queue.push(black_box(number)).is_ok(), "the queue has room");
+        }),
         "object" => counted_loop(count, || {
             black_box(&*objects.acquire_blocking().expect("an idle object"));
         }),
