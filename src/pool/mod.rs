@@ -709,13 +709,15 @@ impl<M: Manager> Pool<M> {
         let shared = &*self.shared;
         let metrics = shared.metrics();
         let (rejections, _) = shared.connector.rejections();
+        let (connecting, failure) = shared.connector.state();
         let signs = Signs {
             closed: match shared.phase.load(Ordering::SeqCst) {
                 OPEN => None,
                 DRAINING => Some("being drained"),
                 _ => Some("closed"),
             },
-            connecting: shared.connector.connecting(),
+            connecting,
+            failure,
             is_dialing: shared.connector.is_dialing(),
             all_are_rejected: rejections > 0,
             maintenance_is_paused: self.maintenance().is_paused(),
