@@ -28,7 +28,6 @@ use crate::error::ConfigError;
 use crate::hooks::Leak;
 use crate::manager::Manager;
 use crate::metrics::CloseReason;
-use crate::panics::caught;
 use event_listener::{Event, IntoNotification, listener};
 use std::cell::Cell;
 use std::fmt;
@@ -224,8 +223,7 @@ impl<M: Manager> Shared<M> {
                 Leak::Held(_) => self.totals.leaked(),
                 Leak::Returned(_) => self.totals.came_back_late(),
             }
-            // A listener that panics ends nothing else that the look has found.
-            drop(caught(|| self.tell_leak(leak)));
+            self.tell_leak(leak);
             self.hooks.leaked(leak);
         }
         self.retire(&mut ends, surplus);
