@@ -909,13 +909,16 @@ impl<M: Manager> Dial<M> {
             if !self.probes {
                 self.probes = shared.connector.probe_or_leave();
             }
+            if !self.probes {
+                // At once: a waker that panics below ends this one, which is off the count already.
+                self.state = DialState::Gone;
+            }
             // Not before it is known that there is a prober: whoever has got in line since the verdict, because
             // there was none, is told too.
             if failure.tell {
                 shared.core.nudge_all();
             }
             if !self.probes {
-                self.state = DialState::Gone;
                 return;
             }
             line = if failure.tell { Line::High } else { Line::General };
