@@ -933,6 +933,29 @@ fn a_connection_is_closed_by_the_manager_on_the_current_runtime_if_the_pools_own
 }
 
 #[test]
+fn what_comes_back_to_a_closed_pool_whose_runtime_has_ended_is_closed_on_the_current_one() {
+    let manager = TestManager::new();
+    must_end({
+        let manager = manager.clone();
+        move || {
+            let first = single();
+            let pool = first.block_on(pool_of(&manager, 2).min_idle(2).build()).unwrap();
+            let held = [(); 2].map(|()| pool.try_acquire().unwrap());
+            first.block_on(pool.close());
+            drop(first);
+            for connection in held {
+                // The first of these has ended as well when the second connection comes back.
+                single().block_on(async {
+                    drop(connection);
+                    balanced(&pool, &manager.ledger).await;
+                });
+            }
+        }
+    });
+    assert_eq!(manager.ledger.closed(), 2, "there was a runtime that could have run it");
+}
+
+#[test]
 fn a_dirty_connection_is_reset_on_the_current_runtime_if_the_pools_own_has_ended() {
     let manager = TestManager::new();
     must_end({

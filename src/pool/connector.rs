@@ -17,7 +17,7 @@
 //!
 //! Not here: who gets the connection (`core`), checks and resets (`prepare.rs`, `guard.rs`).
 
-use super::operation::{bounded, has_timer, unless};
+use super::operation::{bounded, has_ended, has_timer, unless};
 use super::reaper::Reaper;
 use super::report::Reporter;
 use super::{Shared, Tenant, life::nanos, lock, trace::no_span};
@@ -479,7 +479,13 @@ impl<M: Manager> Drop for Unborn<'_, M> {
 impl<M: Manager> Shared<M> {
     /// The runtime for the pool's own tasks, unless it has ended.
     pub(super) fn ground(&self) -> Option<Ground> {
-        lock(&self.connector.ground).clone()
+        let ground = lock(&self.connector.ground).clone()?;
+        // The reaper, by whose end an open pool hears of that, ends with the pool.
+        if self.core.is_closed() && has_ended(&ground.runtime) {
+            self.connector.forget(ground.generation);
+            return None;
+        }
+        Some(ground)
     }
 
     /// The same, or the caller's if there is none.

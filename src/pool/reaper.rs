@@ -596,7 +596,7 @@ impl<M: Manager> Reaper<M> {
 
 impl<M: Manager> Drop for Reaper<M> {
     fn drop(&mut self) {
-        // A closed pool still closes connections there, if there still is a there.
+        // A closed pool still closes connections there, and looks itself whether there still is a there.
         if let Some(shared) = self.open() {
             shared.connector.forget(self.generation);
         }
