@@ -5,15 +5,7 @@
 //! with a [`Reservation`], which outlive the caller. A connection that a dial opens goes to whoever
 //! is first in line.
 //!
-//! | what | how |
-//! |---|---|
-//! | how many at once | `admitted`: 1 at first and after a failure; each success doubles it, up to `max_connecting` |
-//! | a dial fails | it stays as the prober, unless there is one: it tries again, with growing pauses, while a connection is wanted; a success elsewhere ends its pause |
-//! | connecting has failed and nothing is alive | the prober goes on though nobody waits, and if there is none, the reaper's next look begins one: a pool that calls itself down must find out that it is not, since whoever balances the load may send nobody there until then |
-//! | new connections that a hook rejects | the second in a row, and each after that, is followed by a pause like a failure |
-//! | an error that the manager calls permanent, and nothing is alive | is a verdict: no retry, not for the pool's own sake either (accounts get locked), and everybody who waits hears of it |
-//! | the same beside connections that are alive | whoever may have one of them waits on, and whoever comes later and may not hears of it at once; it is tried again while a connection is wanted, `backoff_max` after the last time, a rotation's included, or at once when the last one has gone for which somebody waits, so that he hears of it |
-//! | the runtime ends | the reaper, its task, is dropped and forgets it; a dial that is dropped has a waiter look again, and so has whoever parks beside a vacant slot, or makes one vacant, when there is none; that one starts the next dial on its own runtime, or is refused |
+//! By which rules they begin, fail, pause and end is the table "Connecting" of `ARCHITECTURE.md`.
 //!
 //! Not here: who gets the connection (`core`), checks and resets (`prepare.rs`, `guard.rs`).
 
@@ -45,12 +37,15 @@ pub(super) struct Connector<E> {
     /// Dials under way, the prober's pauses included.
     dials: AtomicUsize,
     /// How many there may be at the moment.
+    // Ordering: SeqCst, partner: the load in `admit`. The dial that changes this takes itself off `dials` after that,
+    // and looks for demand again (I4).
     pub(super) admitted: AtomicUsize,
     /// Callers who wait, or are about to, and want nothing opened.
     pub(super) patients: Arc<AtomicUsize>,
     /// Rotations that wait for room, or are about to: they open a connection of their own.
     pub(super) rotations: Arc<AtomicUsize>,
-    /// Warm-ups under way, that of a pool which is being built included.
+    /// Warm-ups under way, that of a pool which is being built included. It orders nothing: whoever has missed a
+    /// change looks again at the reaper's next tick.
     pub(super) warm_ups: AtomicUsize,
     /// Where they run: the runtime that the pool was built on, or, when that has ended, the one of
     /// the first caller who needed one after that.
@@ -302,7 +297,7 @@ impl<E> Connector<E> {
 
     /// Whether dials are under way, the prober's pauses included.
     pub(super) fn is_dialing(&self) -> bool {
-        self.dials.load(Ordering::SeqCst) > 0
+        self.dials.load(Ordering::Relaxed) > 0
     }
 
     /// How many verdicts there have been.
@@ -635,7 +630,7 @@ impl<M: Manager> Shared<M> {
         let counts = self.core.counts();
         // Whoever else is connecting finds out just as well; and one that fails while the pool is built
         // is the only one.
-        let others = counts.connecting + self.connector.warm_ups.load(Ordering::SeqCst);
+        let others = counts.connecting + self.connector.warm_ups.load(Ordering::Relaxed);
         usize::from(counts.alive() + others == 0)
     }
 

@@ -44,6 +44,8 @@ use tokio::time::Instant;
 
 /// When the reaper looks.
 pub(super) struct Upkeep {
+    // Ordering: SeqCst for these three. Whoever changes one notifies `changed` after that, and whoever goes by one
+    // looks after listening, so he either sees the change or hears of it.
     paused: AtomicBool,
     /// In nanoseconds.
     interval: AtomicU64,
@@ -326,7 +328,7 @@ impl<M: Manager> Shared<M> {
             return;
         }
         let now = self.now();
-        let interval = self.upkeep.interval.load(Ordering::SeqCst);
+        let interval = self.upkeep.interval.load(Ordering::Relaxed);
         let due = |last| (last == u64::MAX || now.saturating_sub(last) >= interval).then_some(now);
         let doubted = &self.upkeep.doubted;
         if doubted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, due).is_err() {
@@ -662,7 +664,7 @@ impl<M: Manager> Maintenance<'_, M> {
     /// How often the pool looks. At first, `maintenance_interval`.
     #[must_use]
     pub fn interval(&self) -> Duration {
-        Duration::from_nanos(self.upkeep().interval.load(Ordering::SeqCst))
+        Duration::from_nanos(self.upkeep().interval.load(Ordering::Relaxed))
     }
 
     /// Changes that, from now on.
