@@ -530,7 +530,8 @@ mod managed {
         }
 
         /// The last failure to connect, if no connect has succeeded since and a connection could have
-        /// been opened for the caller.
+        /// been opened for the caller; or why a hook has rejected the last new connection, if none has been
+        /// handed out since.
         #[must_use]
         pub fn last_connect_error(&self) -> Option<&Arc<OperationError<E>>> {
             self.last_connect_error.as_ref()

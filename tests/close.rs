@@ -9,11 +9,11 @@ use millpond::{
     AcquireError, CheckPolicy, Hooks, OperationError, Pool, PoolBuilder, Priority, ReleaseError,
     TryAcquireError, WarmUpError, from_fn,
 };
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, Once, mpsc};
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
@@ -32,7 +32,13 @@ fn single() -> Runtime {
 }
 
 fn multi() -> Runtime {
-    Builder::new_multi_thread().worker_threads(2).enable_time().build().expect("a runtime")
+    let here = REPORTED.with_borrow(Arc::clone);
+    Builder::new_multi_thread()
+        .worker_threads(2)
+        .on_thread_start(move || REPORTED.set(here.clone()))
+        .enable_time()
+        .build()
+        .expect("a runtime")
 }
 
 /// Runs `work` on a thread of its own, and panics if it takes longer than [`PATIENCE`].
@@ -450,7 +456,7 @@ async fn a_guard_dropped_on_a_plain_thread_goes_back_or_is_reset_or_closed() {
 fn guards_dropped_while_the_runtime_shuts_down_neither_panic_nor_hang() {
     for runtime in [single as fn() -> Runtime, multi] {
         let manager = TestManager::new();
-        let pool = must_end({
+        let (pool, reported) = must_end({
             let manager = manager.clone();
             move || {
                 let runtime = runtime();
@@ -475,10 +481,12 @@ fn guards_dropped_while_the_runtime_shuts_down_neither_panic_nor_hang() {
                     async move { pool.acquire().await.map(drop) }
                 }));
                 runtime.block_on(eventually("a dial hangs", || manager.connect.running() == 1));
-                drop(runtime);
-                pool
+                // tokio catches what a task panics with while it is dropped.
+                let reported = panics_here(|| drop(runtime));
+                (pool, reported)
             }
         });
+        assert_eq!(reported, 0);
         let metrics = balanced_blocking(&pool, &manager.ledger);
         assert_eq!(metrics.counts.in_use, 0, "{metrics:?}");
         assert_eq!(metrics.closed.broken, 1, "{metrics:?}");
@@ -617,20 +625,27 @@ fn guards_dropped_after_the_runtime_is_gone_neither_panic_nor_hang() {
     assert_eq!(manager.ledger.live(), 0);
 }
 
-/// Runs `work`, and counts the panics that are reported of this thread meanwhile, caught or not: with
-/// `panic = "abort"` the first is the end of the program.
+thread_local! {
+    /// The panics of this thread, and of those of the runtimes that it has [built](multi).
+    static REPORTED: RefCell<Arc<AtomicUsize>> = RefCell::default();
+}
+
+/// Runs `work`, and counts the panics that are reported of this thread meanwhile, or of those of a runtime that
+/// it has built, caught or not: with `panic = "abort"` the first is the end of the program.
 fn panics_here(work: impl FnOnce()) -> usize {
     static ONCE: Once = Once::new();
-    thread_local! { static REPORTED: Cell<usize> = const { Cell::new(0) } }
     ONCE.call_once(|| {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            REPORTED.set(REPORTED.get() + 1);
+            // A thread that ends may have none any more.
+            let _ = REPORTED.try_with(|here| here.borrow().fetch_add(1, Ordering::SeqCst));
             before(info);
         }));
     });
+    let reported = REPORTED.with_borrow(Arc::clone);
+    let before = reported.load(Ordering::SeqCst);
     work();
-    REPORTED.get()
+    reported.load(Ordering::SeqCst) - before
 }
 
 #[test]
@@ -930,6 +945,29 @@ fn a_connection_is_closed_by_the_manager_on_the_current_runtime_if_the_pools_own
         }
     });
     assert_eq!(manager.ledger.closed(), 1, "there was a runtime that could have run it");
+}
+
+#[test]
+fn what_comes_back_to_a_closed_pool_whose_runtime_has_ended_is_closed_on_the_current_one() {
+    let manager = TestManager::new();
+    must_end({
+        let manager = manager.clone();
+        move || {
+            let first = single();
+            let pool = first.block_on(pool_of(&manager, 2).min_idle(2).build()).unwrap();
+            let held = [(); 2].map(|()| pool.try_acquire().unwrap());
+            first.block_on(pool.close());
+            drop(first);
+            for connection in held {
+                // The first of these has ended as well when the second connection comes back.
+                single().block_on(async {
+                    drop(connection);
+                    balanced(&pool, &manager.ledger).await;
+                });
+            }
+        }
+    });
+    assert_eq!(manager.ledger.closed(), 2, "there was a runtime that could have run it");
 }
 
 #[test]

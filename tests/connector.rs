@@ -279,6 +279,43 @@ async fn beside_a_live_connection_a_permanent_error_is_tried_again_after_the_lon
     balanced(&pool, &manager.ledger).await;
 }
 
+/// A waker that panics.
+struct Explosive;
+
+impl Wake for Explosive {
+    fn wake(self: Arc<Self>) {
+        panic!("scripted panic in a waker");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waker_that_panics_when_a_dial_tells_of_a_refusal_keeps_no_dial_from_being_begun() {
+    hush_scripted_panics();
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(3).reserved(Priority::High, 1).shards(1);
+    let pool = pool.build_lazy().unwrap();
+    let [first, second] = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    let reserved = pool.acquire_with(Priority::High).await.unwrap();
+    first.discard();
+    second.discard();
+    eventually("all others have gone", || pool.counts().alive() == 1).await;
+    // One dial stays as the prober. The other one is refused beside it, and leaves.
+    manager.connect.once(Act::Error);
+    manager.connect.once(Act::Permanent);
+    // The event counts one waiter too few after such a panic, so this one never leaves it.
+    let mut told =
+        Box::leak(Box::new(Box::pin(pool.acquire_owned_timeout(Duration::MAX)))).as_mut();
+    assert!(poll_with(told.as_mut(), &Arc::new(Explosive).into()).is_pending());
+    let other = waiting(&pool, 1);
+    settle().await;
+    assert_eq!(manager.connect.calls(), 5);
+    drop(other);
+    tokio::time::sleep(60 * SECOND).await;
+    assert_eq!(manager.connect.calls(), 5, "nobody waits, and both have ended");
+    drop(pool.acquire().await.expect("a dial is begun"));
+    drop(reserved);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_permanent_error_ends_every_wait_once_the_last_connection_has_gone() {
     let manager = TestManager::new();

@@ -521,6 +521,67 @@ async fn a_connect_that_succeeds_after_a_rejection_ends_a_failure_for_good() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_hook_that_accepts_a_new_connection_does_not_hide_that_a_rotation_could_not_connect() {
+    for act in [Act::Error, Act::Permanent] {
+        let manager = TestManager::new();
+        let hook = once(Act::Panic);
+        let hooks = Hooks::new().on_checkout(move |_| panic_if(hook()));
+        let pool = pool_of(&manager, 3).min_idle(1).hooks(hooks).build().await.unwrap();
+        assert_eq!(pool.try_acquire().map(drop).unwrap_err(), TryAcquireError::Empty);
+        eventually("another one is there", || pool.counts().idle == 1).await;
+        manager.connect.always(act);
+        pool.rotate(|_| Box::pin(async { Ok(()) })).await.unwrap_err();
+        let _accepted = pool.try_acquire().unwrap();
+        let Health::Degraded(reasons) = pool.status().health else { panic!("{}", pool.status()) };
+        assert!(reasons[0].contains("scripted connect error"), "{reasons:?}");
+        let error = pool.acquire_timeout(SECOND).await.map(drop).unwrap_err();
+        let AcquireError::Timeout(late) = error else { panic!("{error}") };
+        let cause = late.last_connect_error().expect("what the rotation met");
+        assert_eq!(cause.to_string(), "scripted connect error");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_rotation_is_refused_for_good_is_not_tried_again_because_a_hook_rejects_another() {
+    let manager = TestManager::new();
+    let hook = once(Act::Panic);
+    let hooks = Hooks::new().on_checkout(move |_| panic_if(hook()));
+    let pool = pool_of(&manager, 4).min_idle(2).hooks(hooks).build().await.unwrap();
+    manager.connect.always(Act::Permanent);
+    pool.rotate(|_| Box::pin(async { Ok(()) })).await.unwrap_err();
+    drop(pool.try_acquire().unwrap());
+    assert_eq!(pool.metrics().closed.rejected, 1);
+    sleep(3_600 * SECOND).await;
+    assert_eq!(manager.connect.calls(), 3, "an account would have been locked");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connect_that_succeeds_after_a_rejection_leaves_no_more_to_be_told_than_the_rejection() {
+    let manager = TestManager::new();
+    let act = once(Act::Error);
+    let hooks = Hooks::new().before_acquire(asynchronous(move |_| match act() {
+        Act::Ok => acting(Act::Slow(5 * SECOND)),
+        act => acting(act),
+    }));
+    let pool = pool_of(&manager, 1).hooks(hooks).backoff(6_000 * SECOND, 6_000 * SECOND);
+    let pool = pool.check_timeout(10 * SECOND).build_lazy().unwrap();
+    manager.connect.once(Act::Ok);
+    manager.connect.once(Act::Error);
+    let error = pool.acquire_timeout(SECOND).await.map(drop).unwrap_err();
+    assert_eq!(error.source().expect("the last failure").to_string(), "scripted connect error");
+    pool.warm_up(1).await.unwrap();
+    let health = pool.status().health.to_string();
+    assert_eq!(health, "degraded: connecting fails: scripted hook error");
+    // While the new one is examined.
+    let mut first = pin!(pool.acquire());
+    assert!(poll_once(first.as_mut()).is_pending());
+    let error = pool.acquire_timeout(SECOND).await.map(drop).unwrap_err();
+    assert_eq!(error.source().expect("the last failure").to_string(), "scripted hook error");
+    drop(first.await.unwrap());
+    assert_eq!(pool.status().health, Health::Healthy);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pause_after_a_failure_is_over_when_a_hook_accepts_what_was_opened_since() {
     let manager = TestManager::new();
     let act = once(Act::Panic);

@@ -661,6 +661,56 @@ async fn vacant_reserved_slots_are_not_dialled_for_normal_callers() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn no_more_reserved_connections_are_opened_than_callers_wait_who_may_have_them() {
+    for (min_idle, normal) in [(0, 2), (2, 0)] {
+        let manager = TestManager::new();
+        let pool = pool_of(&manager, 5).reserved(Priority::High, 3).min_idle(min_idle);
+        let pool = pool.build_lazy().unwrap();
+        let _held = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+        let mut waiters: Vec<_> = (0..normal).map(|_| Box::pin(pool.acquire())).collect();
+        for waiter in &mut waiters {
+            assert!(poll_once(waiter.as_mut()).is_pending());
+        }
+        turns().await;
+        assert_eq!(manager.connect.calls(), 2);
+        let high = pool.acquire_with(Priority::High).await.unwrap();
+        turns().await;
+        assert_eq!((manager.connect.calls(), pool.counts().idle), (3, 0), "min_idle {min_idle}");
+        let both = [pool.acquire_with(Priority::High), pool.acquire_with(Priority::High)];
+        let mut both = both.map(Box::pin);
+        for waiter in &mut both {
+            assert!(poll_once(waiter.as_mut()).is_pending());
+        }
+        for served in both {
+            drop(served.await.unwrap());
+        }
+        assert_eq!(manager.connect.calls(), 5, "and one for each of those");
+        drop(high);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reserved_connection_is_opened_beside_connects_for_others_that_hang() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 5).reserved(Priority::High, 3).build_lazy().unwrap();
+    let [first, second] = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    first.discard();
+    second.discard();
+    eventually("both have gone", || pool.counts().alive() == 0).await;
+    manager.connect.once(Act::Never);
+    manager.connect.once(Act::Never);
+    let mut normal = [pool.acquire(), pool.acquire()].map(Box::pin);
+    for waiter in &mut normal {
+        assert!(poll_once(waiter.as_mut()).is_pending());
+    }
+    turns().await;
+    assert_eq!(manager.connect.running(), 2);
+    let began = Instant::now();
+    drop(pool.acquire_with(Priority::High).await.unwrap());
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
 async fn build_and_warm_up_come_to_an_end_without_the_reserved_connections() {
     let manager = TestManager::new();
     let pool = pool_of(&manager, 4).reserved(Priority::High, 2).min_idle(4);

@@ -23,6 +23,44 @@ fn refusal(builder: PoolBuilder<TestManager>) -> String {
 }
 
 #[test]
+fn the_defaults_are_those_that_are_documented() {
+    // As text, in which no field is missing.
+    let defaults = format!("{:?}", Config::default());
+    let expected = [
+        r#"name: "millpond""#,
+        "max_size: 10",
+        "capacity: None",
+        "min_idle: 0",
+        "acquire_timeout: 5s",
+        "connect_timeout: 5s",
+        "check_timeout: 1s",
+        "reset_timeout: 1s",
+        "close_timeout: 1s",
+        "max_connecting: 4",
+        "backoff: 50ms",
+        "backoff_max: 2s",
+        "check: IfIdleFor(5s)",
+        "max_lifetime: Some(1800s)",
+        "lifetime_jitter: 0.2",
+        "idle_timeout: Some(600s)",
+        "keepalive_interval: Some(120s)",
+        "maintenance_interval: 1s",
+        "leak_after: None",
+        "slow_acquire: None",
+        "max_waiters: None",
+        "reserved: (High, 0)",
+        "shed: None",
+        "fail_fast: false",
+        "detect_deadlock: false",
+        "time_use: false",
+        "trace_uses: false",
+        "order: Recent",
+        "shards: None",
+    ];
+    assert_eq!(defaults, format!("Config {{ {} }}", expected.join(", ")));
+}
+
+#[test]
 fn a_capacity_below_max_size_is_refused() {
     assert_eq!(
         refusal(builder().max_size(4).capacity(3)),

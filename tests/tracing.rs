@@ -440,6 +440,91 @@ async fn a_listener_that_panics_when_it_hears_of_a_leak_does_not_end_upkeep() {
     }
 }
 
+/// Has happen to a pool whatever can be told of it; answers with what came of it.
+async fn troubled() -> [u64; 14] {
+    let manager = TestManager::new();
+    for act in [Act::Error, Act::Ok, Act::Ok, Act::Ok, Act::Permanent, Act::Permanent] {
+        manager.connect.once(act);
+    }
+    // No more than these, or a pool that connects again and again would have the clock stand still.
+    manager.connect.always(Act::Never);
+    let pool = pool_of(&manager, 1).check(CheckPolicy::Always).backoff(SECOND, SECOND);
+    let pool = pool.slow_acquire(SECOND).close_timeout(SECOND).build_lazy().unwrap();
+    drop(pool.acquire().await.unwrap());
+    manager.check.once(Act::Error);
+    let held = pool.acquire().await.unwrap();
+    manager.condition.once(Act::Slow(SECOND));
+    manager.reset.once(Act::Error);
+    held.release().await.unwrap_err();
+    let held = pool.acquire_owned().await.unwrap();
+    let slow = tokio::spawn({
+        let pool = pool.clone();
+        async move { pool.acquire_owned().await.unwrap() }
+    });
+    tokio::time::sleep(2 * SECOND).await;
+    drop(held);
+    let held = slow.await.unwrap();
+    let refused = [(); 3].map(|()| {
+        let pool = pool.clone();
+        tokio::spawn(async move { pool.acquire_owned().await.map(drop) })
+    });
+    eventually("three wait", || pool.counts().waiters == 3).await;
+    held.discard();
+    for refused in refused {
+        let refused = refused.await.unwrap();
+        assert!(matches!(refused, Err(AcquireError::Connect(_))), "scripted panic: {refused:?}");
+    }
+    pool.rotate(|_| Box::pin(async { Ok(()) })).await.unwrap_err();
+    pool.close().await;
+    let (metrics, ledger) = (balanced(&pool, &manager.ledger).await, &manager.ledger);
+    let (closed, waits) = (metrics.closed, metrics.waits);
+    let count = |count: usize| count as u64;
+    [
+        metrics.created,
+        metrics.connect_failures,
+        metrics.checks,
+        metrics.resets,
+        closed.failed_check,
+        closed.failed_reset,
+        closed.discarded,
+        closed.total(),
+        waits.served,
+        waits.failed,
+        waits.failures(),
+        count(manager.connect.calls()),
+        count(ledger.dropped()),
+        count(ledger.closed()),
+    ]
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listener_that_panics_changes_nothing_of_what_it_is_told_of() {
+    hush_scripted_panics();
+    let expected = troubled().await;
+    let mut changed = Vec::new();
+    for message in [
+        "connected",
+        "cannot connect",
+        "cannot connect, and trying again will not help",
+        "cannot connect to rotate",
+        "connecting succeeds again",
+        "a check has failed",
+        "a reset has failed",
+        "a slow acquire",
+        "a connection ends",
+        "the pool is",
+    ] {
+        let listener = tracing_subscriber::registry().with(Trips(message));
+        let _listening = tracing::subscriber::set_default(listener);
+        // A panic of its own task is a change as well.
+        let became = tokio::spawn(troubled()).await.ok();
+        if became != Some(expected) {
+            changed.push((message, became));
+        }
+    }
+    assert!(changed.is_empty(), "{expected:?} became {changed:#?}");
+}
+
 #[cfg(feature = "cluster")]
 #[tokio::test(start_paused = true)]
 async fn a_listener_that_panics_keeps_nobody_from_what_a_cap_gives_him() {

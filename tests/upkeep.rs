@@ -386,12 +386,13 @@ async fn what_on_leak_uses_is_not_ended_for_having_been_idle() {
         for idle_timeout in [None, Some(MINUTE)] {
             let manager = TestManager::new();
             let weak: Arc<OnceLock<WeakPool<TestManager>>> = Arc::default();
+            let used = Arc::new(Mutex::new(Vec::new()));
             // The look that finds the leak finds the others idle for too long, just before this.
             let hooks = Hooks::new().on_leak({
-                let weak = weak.clone();
+                let (weak, used) = (weak.clone(), used.clone());
                 move |_| {
                     let pool = weak.get().and_then(WeakPool::upgrade).expect("it is there");
-                    assert_eq!(idle_in_order(&pool).len(), 3);
+                    used.lock().unwrap().push(idle_in_order(&pool).len());
                 }
             });
             let pool = builder(&manager)
@@ -409,11 +410,32 @@ async fn what_on_leak_uses_is_not_ended_for_having_been_idle() {
             while pool.metrics().leaks == 0 {
                 sleep(SECOND / 10).await;
             }
+            assert_eq!(*used.lock().unwrap(), [3], "{order:?}");
             assert_eq!(pool.metrics().closed.total(), 0, "{order:?}");
             orders.push(idle_in_order(&pool));
         }
         assert_eq!(orders[1], orders[0], "{order:?}: and the look leaves no trace");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn on_leak_may_ask_the_pool_for_all_that_it_knows() {
+    let manager = TestManager::new();
+    let weak: Arc<OnceLock<WeakPool<TestManager>>> = Arc::default();
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let hooks = Hooks::new().on_leak({
+        let (weak, heard) = (weak.clone(), heard.clone());
+        move |_| {
+            let pool = weak.get().and_then(WeakPool::upgrade).expect("it is there");
+            let leaks = (pool.metrics().leaks, pool.status().metrics.leaks);
+            heard.lock().unwrap().push((leaks, pool.holders().len()));
+        }
+    });
+    let pool = builder(&manager).leak_after(MINUTE).hooks(hooks).build().await.unwrap();
+    weak.set(pool.downgrade()).expect("once");
+    let _held = pool.acquire().await.unwrap();
+    sleep(2 * MINUTE).await;
+    assert_eq!(*heard.lock().unwrap(), [((1, 1), 1)]);
 }
 
 #[tokio::test(start_paused = true)]

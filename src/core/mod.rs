@@ -370,11 +370,14 @@ impl<K: Keeper> Core<K> {
         !self.vacant.is_empty() || line == Line::High && self.has_vacant_reserved()
     }
 
+    /// How many wait in the high line, and nobody has woken yet.
+    pub fn waiters_of_the_high_line(&self) -> usize {
+        self.shards[self.high()].listening.load(Ordering::Relaxed) as usize
+    }
+
     /// Whether a reserved slot is vacant, and somebody waits who may have it.
     fn is_reserved_wanted(&self) -> bool {
-        self.reserved > 0
-            && self.shards[self.high()].listening.load(Ordering::Relaxed) > 0
-            && self.has_vacant_reserved()
+        self.reserved > 0 && self.waiters_of_the_high_line() > 0 && self.has_vacant_reserved()
     }
 
     /// Whether a reserved slot is vacant.

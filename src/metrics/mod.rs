@@ -303,7 +303,9 @@ pub struct PoolMetrics {
     pub connect_failures: u64,
     /// How long those took that succeeded, set-up included.
     pub connect_time: Histogram,
-    /// The last one that failed, also if others have succeeded since.
+    /// The last one that failed, also if others have succeeded since; or what
+    /// [`before_acquire`](crate::Hooks::before_acquire) or [`on_checkout`](crate::Hooks::on_checkout) has said since
+    /// then of a new connection that it rejected, which is none of the `connect_failures`.
     pub last_connect_error: Option<ConnectFailure>,
     /// Resets that succeeded.
     pub resets: u64,
@@ -420,7 +422,7 @@ impl Waits {
     }
 }
 
-/// A failure to connect.
+/// A failure to connect, or a hook's rejection of a new connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConnectFailure {
@@ -452,14 +454,17 @@ pub struct Closed {
     pub pool_closed: u64,
     /// The pool was drained.
     pub drained: u64,
-    /// A check or reset was abandoned: its caller gave up, or its runtime ended.
+    /// What was done to it was abandoned half-way: a check, a reset, [`before_acquire`](crate::Hooks::before_acquire)
+    /// or the verification for a [`rotate`](crate::Pool::rotate) was dropped, since its caller gave up or its runtime
+    /// ended; or the closure of a [`retain`](crate::Pool::retain) panicked.
     pub abandoned: u64,
     /// It had reached its lifetime.
     pub lifetime: u64,
     /// It had not been needed for `idle_timeout`.
     pub idle: u64,
     /// It was older than the last [`invalidate`](crate::Pool::invalidate) or
-    /// [`rotate`](crate::Pool::rotate).
+    /// [`rotate`](crate::Pool::rotate), or made room for a `rotate`, whatever came of that; or it came back
+    /// [outdated](crate::Condition::Outdated), or another one did that was as old.
     pub invalidated: u64,
     /// The pool was made smaller.
     pub surplus: u64,

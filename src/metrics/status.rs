@@ -2,7 +2,7 @@
 //!
 //! Not here: the figures themselves (`mod.rs`).
 
-use super::PoolMetrics;
+use super::{ConnectFailure, PoolMetrics};
 use crate::config::Config;
 use crate::core::Counts;
 use std::fmt::{self, Write};
@@ -154,7 +154,7 @@ impl fmt::Display for Health {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Connecting {
     Works,
-    /// It has failed and has not succeeded since.
+    /// It has failed and has not succeeded since, or a hook has rejected what was opened.
     Fails,
     /// The same, and there is no point in trying again.
     FailsForGood,
@@ -165,6 +165,8 @@ pub(crate) struct Signs {
     /// `None` while it is open: then what it is instead.
     pub(crate) closed: Option<&'static str>,
     pub(crate) connecting: Connecting,
+    /// Why it fails, if it does.
+    pub(crate) failure: Option<ConnectFailure>,
     /// Somebody is connecting, or pauses before he tries again.
     pub(crate) is_dialing: bool,
     /// A hook has rejected what was opened last.
@@ -198,8 +200,8 @@ fn health(signs: &Signs, metrics: &PoolMetrics, config: &Config) -> Health {
     // Once all connections that there may be are there, an old failure says nothing any more, unless
     // it is they who were rejected.
     if !is_full || signs.all_are_rejected {
-        let last = metrics.last_connect_error.as_ref();
-        let why = last.map_or("?", |error| &error.message);
+        let failure = signs.failure.as_ref();
+        let why = failure.map_or("?", |error| &error.message);
         match signs.connecting {
             Connecting::Works => {}
             // A pool that is down goes on trying.
@@ -207,7 +209,7 @@ fn health(signs: &Signs, metrics: &PoolMetrics, config: &Config) -> Health {
                 reasons.push(format!("connecting fails: {why}"));
             }
             Connecting::Fails => {
-                let ago = last.map_or(Duration::ZERO, |error| error.ago);
+                let ago = failure.map_or(Duration::ZERO, |error| error.ago);
                 reasons.push(format!(
                     "connecting failed {ago:.0?} ago: {why}; it is tried again when one more is wanted"
                 ));

@@ -470,14 +470,14 @@ struct WarmUp<'c>(&'c AtomicUsize);
 
 impl<'c> WarmUp<'c> {
     fn begin(count: &'c AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::SeqCst);
+        count.fetch_add(1, Ordering::Relaxed);
         Self(count)
     }
 }
 
 impl Drop for WarmUp<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -117,8 +117,7 @@ impl<M: Manager> Shared<M> {
     /// Counts a connection that the pool lets go of.
     pub(super) fn ends(&self, tenant: &Tenant<M::Connection>, reason: CloseReason) {
         self.totals.closed(reason);
-        // What is told of its end must not get in the way of that, nor of the end of others.
-        drop(caught(|| self.tell_ended(tenant, reason)));
+        self.tell_ended(tenant, reason);
         self.totals.lived(nanos(tenant.created.elapsed()));
     }
 
@@ -136,8 +135,7 @@ impl<M: Manager> Shared<M> {
         let _ = self.phase.compare_exchange(OPEN, CLOSED, Ordering::SeqCst, Ordering::SeqCst);
         if self.core.close() {
             let draining = self.phase.load(Ordering::SeqCst) == DRAINING;
-            // What is idle has to go, whatever a listener does.
-            drop(caught(|| self.tell_shut(if draining { "being drained" } else { "closed" })));
+            self.tell_shut(if draining { "being drained" } else { "closed" });
         }
         self.connector.close();
         self.upkeep.notify();

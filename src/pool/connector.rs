@@ -5,19 +5,11 @@
 //! with a [`Reservation`], which outlive the caller. A connection that a dial opens goes to whoever
 //! is first in line.
 //!
-//! | what | how |
-//! |---|---|
-//! | how many at once | `admitted`: 1 at first and after a failure; each success doubles it, up to `max_connecting` |
-//! | a dial fails | it stays as the prober, unless there is one: it tries again, with growing pauses, while a connection is wanted; a success elsewhere ends its pause |
-//! | connecting has failed and nothing is alive | the prober goes on though nobody waits, and if there is none, the reaper's next look begins one: a pool that calls itself down must find out that it is not, since whoever balances the load may send nobody there until then |
-//! | new connections that a hook rejects | the second in a row, and each after that, is followed by a pause like a failure |
-//! | an error that the manager calls permanent, and nothing is alive | is a verdict: no retry, not for the pool's own sake either (accounts get locked), and everybody who waits hears of it |
-//! | the same beside connections that are alive | whoever may have one of them waits on, and whoever comes later and may not hears of it at once; it is tried again while a connection is wanted, `backoff_max` after the last time, a rotation's included, or at once when the last one has gone for which somebody waits, so that he hears of it |
-//! | the runtime ends | the reaper, its task, is dropped and forgets it; a dial that is dropped has a waiter look again, and so has whoever parks beside a vacant slot, or makes one vacant, when there is none; that one starts the next dial on its own runtime, or is refused |
+//! By which rules they begin, fail, pause and end is the table "Connecting" of `ARCHITECTURE.md`.
 //!
 //! Not here: who gets the connection (`core`), checks and resets (`prepare.rs`, `guard.rs`).
 
-use super::operation::{bounded, has_timer, unless};
+use super::operation::{bounded, has_ended, has_timer, unless};
 use super::reaper::Reaper;
 use super::report::Reporter;
 use super::{Shared, Tenant, life::nanos, lock, trace::no_span};
@@ -45,12 +37,15 @@ pub(super) struct Connector<E> {
     /// Dials under way, the prober's pauses included.
     dials: AtomicUsize,
     /// How many there may be at the moment.
+    // Ordering: SeqCst, partner: the load in `admit`. The dial that changes this takes itself off `dials` after that,
+    // and looks for demand again (I4).
     pub(super) admitted: AtomicUsize,
     /// Callers who wait, or are about to, and want nothing opened.
     pub(super) patients: Arc<AtomicUsize>,
     /// Rotations that wait for room, or are about to: they open a connection of their own.
     pub(super) rotations: Arc<AtomicUsize>,
-    /// Warm-ups under way, that of a pool which is being built included.
+    /// Warm-ups under way, that of a pool which is being built included. It orders nothing: whoever has missed a
+    /// change looks again at the reaper's next tick.
     pub(super) warm_ups: AtomicUsize,
     /// Where they run: the runtime that the pool was built on, or, when that has ended, the one of
     /// the first caller who needed one after that.
@@ -92,23 +87,67 @@ impl Ground {
 }
 
 /// What is known of failures.
+///
+/// That connecting fails and that hooks reject what is new are two troubles: a connect that succeeds ends the
+/// one, a new connection that is accepted the other.
 struct Trouble<E> {
-    /// The last failure, that of a rotation included, until a connect succeeds.
-    last: Option<Arc<OperationError<E>>>,
+    /// The last failed connect, that of a rotation included, until one succeeds.
+    failed: Option<Failure<E>>,
+    /// There is no point in trying the same again.
+    permanent: bool,
+    /// Failures since the last success, without those of rotations.
+    in_a_row: u32,
     /// A dial is the prober: it pauses, or tries again after a pause.
     probing: bool,
-    /// There is no point in trying again; and when that was found out.
-    permanent: Option<Instant>,
-    /// What the last failure ever said, and when.
-    said: Option<(String, Instant)>,
-    /// Failures since the last success.
-    in_a_row: u32,
-    /// New connections in a row that a hook has rejected before anybody has used them.
-    rejected: u32,
-    /// When the last of them was.
-    rejected_at: Instant,
     /// The last verdict.
     verdict: Option<Verdict<E>>,
+    /// What a hook last said of a new connection that it rejected, until one is accepted.
+    rejected: Option<Failure<E>>,
+    /// How many it has rejected since then, each before anybody has used it.
+    rejections: u32,
+    /// The last failure of either kind ever.
+    last_ever: Option<Saying>,
+}
+
+impl<E> Trouble<E> {
+    /// Of what is wrong now, what is to be told: a failure for good, since nothing is opened unasked until it is
+    /// over, or whichever came last.
+    fn now(&self) -> Option<&Failure<E>> {
+        match (&self.failed, &self.rejected) {
+            (Some(failed), Some(rejected)) => {
+                let later = rejected.said.when > failed.said.when && !self.permanent;
+                Some(if later { rejected } else { failed })
+            }
+            (failed, rejected) => failed.as_ref().or(rejected.as_ref()),
+        }
+    }
+
+    fn connecting(&self) -> Connecting {
+        match self.now() {
+            Some(_) if self.permanent => Connecting::FailsForGood,
+            Some(_) => Connecting::Fails,
+            None => Connecting::Works,
+        }
+    }
+}
+
+/// A failed connect, or a new connection that a hook has rejected.
+struct Failure<E> {
+    error: Arc<OperationError<E>>,
+    said: Saying,
+}
+
+/// What a failure said, and when.
+#[derive(Clone)]
+struct Saying {
+    words: Arc<str>,
+    when: Instant,
+}
+
+impl From<&Saying> for metrics::ConnectFailure {
+    fn from(said: &Saying) -> Self {
+        Self { message: said.words.to_string(), ago: said.when.elapsed() }
+    }
 }
 
 /// A failure that ends every wait.
@@ -140,10 +179,10 @@ impl<E> From<Verdict<E>> for AcquireError<E> {
     }
 }
 
-impl<E: Error + 'static> Connector<E> {
-    /// Takes down what a failure says, with all causes. Many libraries' errors say what their cause says,
-    /// and some causes what their error says: neither is said twice.
-    pub(super) fn note(&self, error: &OperationError<E>) {
+impl<E: Error + 'static> Failure<E> {
+    /// Takes down what it says, with all causes. Many libraries' errors say what their cause says, and some
+    /// causes what their error says: neither is said twice.
+    fn new(error: OperationError<E>) -> Self {
         let say = || {
             let mut said = error.to_string();
             // Where the last of them begins.
@@ -168,7 +207,8 @@ impl<E: Error + 'static> Connector<E> {
         let said = caught(say).unwrap_or_else(|panic| {
             format!("an error that panicked while it was told: {}", panic.message())
         });
-        lock(&self.trouble).said = Some((said, Instant::now()));
+        let said = Saying { words: said.into(), when: Instant::now() };
+        Self { error: Arc::new(error), said }
     }
 }
 
@@ -183,14 +223,14 @@ impl<E> Connector<E> {
             ground: Mutex::new(None),
             generations: AtomicU64::new(0),
             trouble: Mutex::new(Trouble {
-                last: None,
-                probing: false,
-                permanent: None,
-                said: None,
+                failed: None,
+                permanent: false,
                 in_a_row: 0,
-                rejected: 0,
-                rejected_at: Instant::now(),
+                probing: false,
                 verdict: None,
+                rejected: None,
+                rejections: 0,
+                last_ever: None,
             }),
             verdicts: AtomicU64::new(0),
             recovered: Event::new(),
@@ -207,24 +247,28 @@ impl<E> Connector<E> {
         }
     }
 
-    /// The last failure, if connecting has failed since it last succeeded.
+    /// What is wrong now, if anything is.
     pub(super) fn last_error(&self) -> Option<Arc<OperationError<E>>> {
-        lock(&self.trouble).last.clone()
+        lock(&self.trouble).now().map(|failure| failure.error.clone())
     }
 
-    /// Whether connecting has failed since it last succeeded, and if so, whether it does for good.
+    /// Whether connecting has failed since it last succeeded, or a hook has rejected what was opened, and if so,
+    /// whether it fails for good.
     pub(super) fn connecting(&self) -> Connecting {
+        lock(&self.trouble).connecting()
+    }
+
+    /// The same, and what is wrong.
+    pub(super) fn state(&self) -> (Connecting, Option<metrics::ConnectFailure>) {
         let trouble = lock(&self.trouble);
-        match (&trouble.last, trouble.permanent) {
-            (_, Some(_)) => Connecting::FailsForGood,
-            (Some(_), None) => Connecting::Fails,
-            (None, None) => Connecting::Works,
-        }
+        (trouble.connecting(), trouble.now().map(|failure| (&failure.said).into()))
     }
 
     /// How long ago it was that connecting failed for good, if it has not succeeded since.
     fn failed_for_good(&self) -> Option<Duration> {
-        lock(&self.trouble).permanent.map(|when| when.elapsed())
+        let trouble = lock(&self.trouble);
+        let failed = trouble.failed.as_ref().filter(|_| trouble.permanent);
+        failed.map(|failed| failed.said.when.elapsed())
     }
 
     /// Whether the last connect that was noted has succeeded.
@@ -234,8 +278,7 @@ impl<E> Connector<E> {
 
     /// The last failure ever.
     pub(super) fn last_failure(&self) -> Option<metrics::ConnectFailure> {
-        let (message, when) = lock(&self.trouble).said.clone()?;
-        Some(metrics::ConnectFailure { message, ago: when.elapsed() })
+        lock(&self.trouble).last_ever.as_ref().map(Into::into)
     }
 
     /// What whoever comes is told while there is a prober, if no connection may come back to him: the last
@@ -245,16 +288,16 @@ impl<E> Connector<E> {
         if !trouble.probing {
             return None;
         }
-        let error = trouble.last.clone()?;
+        let error = trouble.now()?.error.clone();
         match trouble.permanent {
-            Some(_) => Some(AcquireError::Connect(error)),
-            None => fail_fast.then_some(AcquireError::Unavailable(error)),
+            true => Some(AcquireError::Connect(error)),
+            false => fail_fast.then_some(AcquireError::Unavailable(error)),
         }
     }
 
     /// Whether dials are under way, the prober's pauses included.
     pub(super) fn is_dialing(&self) -> bool {
-        self.dials.load(Ordering::SeqCst) > 0
+        self.dials.load(Ordering::Relaxed) > 0
     }
 
     /// How many verdicts there have been.
@@ -313,21 +356,19 @@ impl<E> Connector<E> {
     fn succeeded(&self, most: usize) -> u32 {
         // Here and below, an error that nobody else has is dropped after the lock: what its drop does is
         // the manager's own affair, and may be to look at the pool.
-        let (failures, permanent, last) = {
+        let (failures, failed, rejections) = {
             let mut trouble = lock(&self.trouble);
-            let failures = mem::take(&mut trouble.in_a_row);
-            let permanent = trouble.permanent.take();
-            if trouble.rejected > 0 {
-                // Whether this one is of any use is still to be seen.
-                return failures;
-            }
-            (failures, permanent, trouble.last.take())
+            trouble.permanent = false;
+            (mem::take(&mut trouble.in_a_row), trouble.failed.take(), trouble.rejections)
         };
-        // One step, so that a failure that sets the number back meanwhile is not undone.
-        let double = |admitted: usize| Some(admitted.saturating_mul(2).min(most));
-        let doubled = self.admitted.fetch_update(Ordering::SeqCst, Ordering::SeqCst, double);
-        debug_assert!(doubled.is_ok(), "BUG: doubling cannot be refused");
-        if last.is_some() || permanent.is_some() {
+        // While hooks reject what is new, whether this one is of any use is still to be seen.
+        if rejections == 0 {
+            // One step, so that a failure that sets the number back meanwhile is not undone.
+            let double = |admitted: usize| Some(admitted.saturating_mul(2).min(most));
+            let doubled = self.admitted.fetch_update(Ordering::SeqCst, Ordering::SeqCst, double);
+            debug_assert!(doubled.is_ok(), "BUG: doubling cannot be refused");
+        }
+        if failed.is_some() {
             self.recovered.notify(usize::MAX.additional());
         }
         failures
@@ -336,35 +377,32 @@ impl<E> Connector<E> {
     /// A rotation could not connect. It is the last failure, for good or not, and all else goes by that. But it is
     /// none of those in a row, and whoever waits does not hear of it before his time is up: the old connections
     /// may serve them.
-    fn rotation_failed(&self, error: Arc<OperationError<E>>, permanent: bool) {
+    fn rotation_failed(&self, failure: Failure<E>, permanent: bool) {
         self.admitted.store(1, Ordering::SeqCst);
-        let _last;
+        let _failed;
         let mut trouble = lock(&self.trouble);
-        trouble.permanent = permanent.then(Instant::now);
-        _last = trouble.last.replace(error);
+        trouble.permanent = permanent;
+        trouble.last_ever = Some(failure.said.clone());
+        _failed = trouble.failed.replace(failure);
     }
 
     /// A hook has rejected a new connection that nobody has used yet.
-    fn rejected(&self, error: OperationError<E>) {
-        self.admitted.store(1, Ordering::SeqCst);
-        let _last;
+    fn rejected(&self, failure: Failure<E>) {
+        let _rejected;
         let mut trouble = lock(&self.trouble);
-        trouble.rejected = trouble.rejected.saturating_add(1);
-        trouble.rejected_at = Instant::now();
-        _last = trouble.last.replace(Arc::new(error));
-        trouble.permanent = None;
+        trouble.rejections = trouble.rejections.saturating_add(1);
+        trouble.last_ever = Some(failure.said.clone());
+        _rejected = trouble.rejected.replace(failure);
     }
 
     /// A new connection has been handed out.
     fn accepted(&self) {
-        let mut last = None;
-        {
+        let rejected = {
             let mut trouble = lock(&self.trouble);
-            if mem::take(&mut trouble.rejected) > 0 && trouble.in_a_row == 0 {
-                last = trouble.last.take();
-            }
-        }
-        if last.is_some() {
+            trouble.rejections = 0;
+            trouble.rejected.take()
+        };
+        if rejected.is_some() {
             // What was opened is of use after all.
             self.recovered.notify(usize::MAX.additional());
         }
@@ -388,7 +426,8 @@ impl<E> Connector<E> {
     /// How many new connections a hook has rejected in a row, and how long ago the last one.
     pub(super) fn rejections(&self) -> (u32, Duration) {
         let trouble = lock(&self.trouble);
-        (trouble.rejected, trouble.rejected_at.elapsed())
+        let ago = trouble.rejected.as_ref().map(|rejected| rejected.said.when.elapsed());
+        (trouble.rejections, ago.unwrap_or_default())
     }
 
     /// Notes a failure, and the verdict on it; answers how many there have been in a row. A dial that is to
@@ -396,15 +435,15 @@ impl<E> Connector<E> {
     /// failure finds that it is not followed up.
     fn failed(
         &self,
-        error: Arc<OperationError<E>>,
+        failure: Failure<E>,
         permanent: bool,
         verdict: Option<Verdict<E>>,
         probes: Option<&mut bool>,
     ) -> u32 {
         self.admitted.store(1, Ordering::SeqCst);
-        let (_last, _verdict);
+        let (_failed, _verdict);
         let mut trouble = lock(&self.trouble);
-        trouble.permanent = permanent.then(Instant::now);
+        trouble.permanent = permanent;
         if let Some(probes) = probes.filter(|_| !permanent) {
             *probes |= !mem::replace(&mut trouble.probing, true);
         }
@@ -414,7 +453,8 @@ impl<E> Connector<E> {
             // verdict behind the lock.
             self.verdicts.fetch_add(1, Ordering::Release);
         }
-        _last = trouble.last.replace(error);
+        trouble.last_ever = Some(failure.said.clone());
+        _failed = trouble.failed.replace(failure);
         trouble.in_a_row = trouble.in_a_row.saturating_add(1);
         trouble.in_a_row
     }
@@ -434,7 +474,13 @@ impl<M: Manager> Drop for Unborn<'_, M> {
 impl<M: Manager> Shared<M> {
     /// The runtime for the pool's own tasks, unless it has ended.
     pub(super) fn ground(&self) -> Option<Ground> {
-        lock(&self.connector.ground).clone()
+        let ground = lock(&self.connector.ground).clone()?;
+        // The reaper, by whose end an open pool hears of that, ends with the pool.
+        if self.core.is_closed() && has_ended(&ground.runtime) {
+            self.connector.forget(ground.generation);
+            return None;
+        }
+        Some(ground)
     }
 
     /// The same, or the caller's if there is none.
@@ -502,7 +548,7 @@ impl<M: Manager> Shared<M> {
             // Asked first: whoever takes an idle connection when few are left comes by here, and has no
             // lock to wait for unless there is something to do.
             let wanted = wanted(self);
-            if wanted == 0 {
+            if wanted == 0 || self.are_reserved_enough() {
                 break;
             }
             let Some(ground) = ground(self) else { return false };
@@ -520,6 +566,18 @@ impl<M: Manager> Shared<M> {
             }
         }
         true
+    }
+
+    /// Whether nothing but reserved slots is vacant, and one is being filled for each of those who may have them:
+    /// whoever else waits, and what is kept idle, is no reason to fill more.
+    fn are_reserved_enough(&self) -> bool {
+        if self.core.has_vacant_for(Line::General) {
+            return false;
+        }
+        // Ordering: SeqCst, as in `unserved`. A rotation is on this count before it is in line.
+        let rotations = self.connector.rotations.load(Ordering::SeqCst);
+        let callers = self.core.waiters_of_the_high_line().saturating_sub(rotations);
+        callers <= self.reserved_in(State::Connecting)
     }
 
     /// How many callers wait who would have a connection opened, or a slot to open one themselves.
@@ -572,7 +630,7 @@ impl<M: Manager> Shared<M> {
         let counts = self.core.counts();
         // Whoever else is connecting finds out just as well; and one that fails while the pool is built
         // is the only one.
-        let others = counts.connecting + self.connector.warm_ups.load(Ordering::SeqCst);
+        let others = counts.connecting + self.connector.warm_ups.load(Ordering::Relaxed);
         usize::from(counts.alive() + others == 0)
     }
 
@@ -661,8 +719,8 @@ impl<M: Manager> Shared<M> {
             told(false);
         }
         let permanent = self.is_permanent(&error);
-        self.connector.note(&error);
-        let error = Arc::new(error);
+        let failure = Failure::new(error);
+        let error = failure.error.clone();
         // Whoever may have one that is alive waits on. For callers with priority one may be left, of which
         // they see to it.
         let hopeless = (permanent || self.config.fail_fast) && !self.has_alive_for(Line::General);
@@ -674,7 +732,7 @@ impl<M: Manager> Shared<M> {
             false => Verdict::Down(error.clone()),
         });
         let tell = verdict.is_some();
-        let in_a_row = self.connector.failed(error.clone(), permanent, verdict, probes);
+        let in_a_row = self.connector.failed(failure, permanent, verdict, probes);
         self.tell_again();
         self.tell_connect_failed(&error, permanent, in_a_row);
         self.changed();
@@ -700,9 +758,9 @@ impl<M: Manager> Shared<M> {
     ) -> Arc<OperationError<M::Error>> {
         self.totals.connect_failed();
         let permanent = self.is_permanent(&error);
-        self.connector.note(&error);
-        let error = Arc::new(error);
-        self.connector.rotation_failed(error.clone(), permanent);
+        let failure = Failure::new(error);
+        let error = failure.error.clone();
+        self.connector.rotation_failed(failure, permanent);
         self.tell_rotation_failed(&error);
         error
     }
@@ -710,8 +768,7 @@ impl<M: Manager> Shared<M> {
     /// A hook has rejected a connection, with an error or by a panic. `new`: nobody has used it yet.
     pub(super) fn rejected(&self, new: bool, error: OperationError<M::Error>) {
         if new {
-            self.connector.note(&error);
-            self.connector.rejected(error);
+            self.connector.rejected(Failure::new(error));
         }
     }
 
@@ -865,13 +922,16 @@ impl<M: Manager> Dial<M> {
             if !self.probes {
                 self.probes = shared.connector.probe_or_leave();
             }
+            if !self.probes {
+                // At once: a waker that panics below ends this one, which is off the count already.
+                self.state = DialState::Gone;
+            }
             // Not before it is known that there is a prober: whoever has got in line since the verdict, because
             // there was none, is told too.
             if failure.tell {
                 shared.core.nudge_all();
             }
             if !self.probes {
-                self.state = DialState::Gone;
                 return;
             }
             line = if failure.tell { Line::High } else { Line::General };

@@ -107,12 +107,16 @@ pub(crate) struct Shared<M: Manager> {
     /// False until the first connections are open, or somebody wants one.
     keeps_idle: AtomicBool,
     /// Connections that are being closed at the moment.
+    // Ordering: SeqCst, partner: the decrement in `Count::drop`. Who waits for it looks after listening (I8).
     closing: AtomicUsize,
     /// Notified when a slot becomes vacant, a connection has been opened, or none is being closed.
     changed: Event,
     /// [`OPEN`], [`DRAINING`] or [`CLOSED`]; only tells which error a closed core stands for.
+    // Ordering: SeqCst, partner: the flag of the core, which is raised after this has changed: whoever finds the core
+    // closed does not find the phase open.
     phase: AtomicU8,
     /// How many drains are under way.
+    // Ordering: SeqCst, partner: `phase`. A drain is on this count before it changes that, and off it first.
     drains: AtomicUsize,
     /// When the pool's clock began.
     began: Instant,
@@ -465,7 +469,7 @@ impl<M: Manager> Pool<M> {
     ///
     /// ```
     /// # use millpond::{Pool, from_fn};
-    /// # use std::{convert::Infallible, time::Duration};
+    /// # use std::convert::Infallible;
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
@@ -473,7 +477,7 @@ impl<M: Manager> Pool<M> {
     /// let first = pool.try_acquire();
     /// assert!(first.is_ok());
     /// assert!(pool.try_acquire().is_err());
-    /// # let _ = Duration::ZERO; Ok(()) }
+    /// # Ok(()) }
     /// ```
     #[track_caller]
     #[inline]
@@ -511,7 +515,7 @@ impl<M: Manager> Pool<M> {
     ///
     /// ```
     /// # use millpond::{Pool, from_fn};
-    /// # use std::{convert::Infallible, time::Duration};
+    /// # use std::convert::Infallible;
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
@@ -521,7 +525,7 @@ impl<M: Manager> Pool<M> {
     ///     move || pool.acquire_blocking().map(|connection| connection.len())
     /// });
     /// assert_eq!(on_a_thread.await??, 5);
-    /// # let _ = Duration::ZERO; Ok(()) }
+    /// # Ok(()) }
     /// ```
     #[track_caller]
     #[inline]
@@ -666,7 +670,7 @@ impl<M: Manager> Pool<M> {
     ///
     /// ```
     /// # use millpond::{Pool, from_fn};
-    /// # use std::{convert::Infallible, time::Duration};
+    /// # use std::convert::Infallible;
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
@@ -675,7 +679,7 @@ impl<M: Manager> Pool<M> {
     /// let metrics = pool.metrics();
     /// assert_eq!((metrics.created, metrics.acquires), (1, 1));
     /// assert_eq!((metrics.counts.idle, metrics.counts.vacant), (1, 3));
-    /// # let _ = Duration::ZERO; Ok(()) }
+    /// # Ok(()) }
     /// ```
     #[must_use]
     pub fn metrics(&self) -> PoolMetrics {
@@ -735,13 +739,15 @@ impl<M: Manager> Pool<M> {
         let shared = &*self.shared;
         let metrics = shared.metrics();
         let (rejections, _) = shared.connector.rejections();
+        let (connecting, failure) = shared.connector.state();
         let signs = Signs {
             closed: match shared.phase.load(Ordering::SeqCst) {
                 OPEN => None,
                 DRAINING => Some("being drained"),
                 _ => Some("closed"),
             },
-            connecting: shared.connector.connecting(),
+            connecting,
+            failure,
             is_dialing: shared.connector.is_dialing(),
             all_are_rejected: rejections > 0,
             maintenance_is_paused: self.maintenance().is_paused(),

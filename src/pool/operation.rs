@@ -135,7 +135,7 @@ pub(crate) fn runs_async_task() -> bool {
 }
 
 /// Whether this runtime has ended. A thread may be in it all the same: one of `spawn_blocking` is.
-fn has_ended(runtime: &Handle) -> bool {
+pub(super) fn has_ended(runtime: &Handle) -> bool {
     // One that has ended drops a task as it is spawned; one that goes never gets to the end of this one.
     let task = runtime.spawn(pending::<()>());
     let dropped = task.is_finished();

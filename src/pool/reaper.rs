@@ -28,7 +28,6 @@ use crate::error::ConfigError;
 use crate::hooks::Leak;
 use crate::manager::Manager;
 use crate::metrics::CloseReason;
-use crate::panics::caught;
 use event_listener::{Event, IntoNotification, listener};
 use std::cell::Cell;
 use std::fmt;
@@ -45,6 +44,8 @@ use tokio::time::Instant;
 
 /// When the reaper looks.
 pub(super) struct Upkeep {
+    // Ordering: SeqCst for these three. Whoever changes one notifies `changed` after that, and whoever goes by one
+    // looks after listening, so he either sees the change or hears of it.
     paused: AtomicBool,
     /// In nanoseconds.
     interval: AtomicU64,
@@ -224,8 +225,7 @@ impl<M: Manager> Shared<M> {
                 Leak::Held(_) => self.totals.leaked(),
                 Leak::Returned(_) => self.totals.came_back_late(),
             }
-            // A listener that panics ends nothing else that the look has found.
-            drop(caught(|| self.tell_leak(leak)));
+            self.tell_leak(leak);
             self.hooks.leaked(leak);
         }
         self.retire(&mut ends, surplus);
@@ -328,7 +328,7 @@ impl<M: Manager> Shared<M> {
             return;
         }
         let now = self.now();
-        let interval = self.upkeep.interval.load(Ordering::SeqCst);
+        let interval = self.upkeep.interval.load(Ordering::Relaxed);
         let due = |last| (last == u64::MAX || now.saturating_sub(last) >= interval).then_some(now);
         let doubted = &self.upkeep.doubted;
         if doubted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, due).is_err() {
@@ -598,7 +598,7 @@ impl<M: Manager> Reaper<M> {
 
 impl<M: Manager> Drop for Reaper<M> {
     fn drop(&mut self) {
-        // A closed pool still closes connections there, if there still is a there.
+        // A closed pool still closes connections there, and looks itself whether there still is a there.
         if let Some(shared) = self.open() {
             shared.connector.forget(self.generation);
         }
@@ -664,7 +664,7 @@ impl<M: Manager> Maintenance<'_, M> {
     /// How often the pool looks. At first, `maintenance_interval`.
     #[must_use]
     pub fn interval(&self) -> Duration {
-        Duration::from_nanos(self.upkeep().interval.load(Ordering::SeqCst))
+        Duration::from_nanos(self.upkeep().interval.load(Ordering::Relaxed))
     }
 
     /// Changes that, from now on.

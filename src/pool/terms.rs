@@ -25,8 +25,10 @@ pub(crate) struct Terms {
     /// It is in line, as far as it knows.
     in_line: AtomicBool,
     /// How many patient ones of its kind are in line at the pool, or about to be.
+    // Ordering: SeqCst, partner: the load in `unserved`. It is off this count before it looks for demand (I4).
     patients: Arc<AtomicUsize>,
     /// This is counted as one of them.
+    // Ordering: SeqCst, as `patients`: of the wait and whoever wakes it, the one that changes this changes that.
     counted: AtomicBool,
     /// A connection is being checked or prepared for it.
     checking: AtomicBool,
@@ -105,7 +107,6 @@ impl Terms {
 
     fn count_out(&self) {
         if self.counted.swap(false, Ordering::SeqCst) {
-            // Ordering: SeqCst, partner: the load in `unserved`.
             self.patients.fetch_sub(1, Ordering::SeqCst);
         }
     }

@@ -1,7 +1,8 @@
 //! Tells what happens to whoever listens, with the feature `tracing`; without it nothing of this is
 //! left.
 //!
-//! What there is, and with which levels and fields, is in the documentation of the crate.
+//! What there is, and with which levels and fields, is in the documentation of the crate. A listener that
+//! panics changes nothing of what it is told of.
 //!
 //! Not here: when these things happen.
 
@@ -22,6 +23,7 @@ use std::time::Duration;
 use {
     super::WhichNode,
     crate::metrics::ClusterNode,
+    crate::panics::caught,
     std::fmt,
     tracing::field::{DisplayValue, display},
 };
@@ -45,13 +47,15 @@ pub(super) fn no_span() -> Span {
 #[cfg(feature = "tracing")]
 macro_rules! tell {
     ($level:ident, $pool:expr, $($fields:tt)*) => {
-        tracing::$level!(
+        // A panic of a listener's is the panic hook's, and must not get in the way of what is told, nor of what
+        // is to be done after it.
+        drop(caught(|| tracing::$level!(
             target: "millpond",
             pool = %$pool.config.name,
             cluster = $pool.cluster(),
             node = $pool.node(),
             $($fields)*
-        )
+        )))
     };
 }
 
