@@ -157,7 +157,7 @@ pub use crate::error::{
 #[cfg(feature = "tokio")]
 pub use crate::hooks::{HookFuture, Hooks, Leak};
 #[cfg(feature = "tokio")]
-pub use crate::manager::{Condition, FromFn, Manager, from_fn};
+pub use crate::manager::{Condition, FromFn, LossSignal, Manager, from_fn};
 #[cfg(feature = "tokio")]
 pub use crate::metrics::{
     Closed, ClusterNode, ConnectFailure, DuplicateName, Group, Health, Histogram, Monitor,

@@ -5,6 +5,8 @@
 use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 /// Opens connections for a pool, and looks after them.
 ///
@@ -69,6 +71,17 @@ pub trait Manager: Send + Sync + 'static {
         Condition::Clean
     }
 
+    /// Called once for each connection, before anybody gets it, by a manager whose connections find out by
+    /// themselves that they have ended, such as those that a task of their own reads from: keep the signal
+    /// where that is found out, and [send](LossSignal::send) it then. The pool ends an idle one at once, so
+    /// that nobody gets it; of one in use, its guard's release learns it. It must not block.
+    ///
+    /// Default: drops the signal. That an idle connection has ended is found out by a check, or by the use
+    /// that fails.
+    fn watch(&self, connection: &mut Self::Connection, signal: LossSignal) {
+        let _ = (connection, signal);
+    }
+
     /// Finds out whether a connection is alive, before it is handed out; when that happens is the
     /// pool's [`CheckPolicy`](crate::CheckPolicy). Limited by `check_timeout`. A connection that
     /// fails, or whose check was abandoned, is closed.
@@ -123,6 +136,116 @@ pub trait Manager: Send + Sync + 'static {
     fn is_permanent(&self, error: &Self::Error) -> bool {
         let _ = error;
         false
+    }
+}
+
+/// By which a connection tells its pool that it has ended; from [`Manager::watch`].
+///
+/// # Examples
+///
+/// ```
+/// use millpond::{LossSignal, Manager};
+/// use std::convert::Infallible;
+/// use tokio::task::JoinHandle;
+///
+/// struct Wire { reads: Option<JoinHandle<()>> }
+/// struct Wires;
+///
+/// impl Manager for Wires {
+///     type Connection = Wire;
+///     type Error = Infallible;
+///
+///     async fn connect(&self) -> Result<Wire, Infallible> {
+///         // Here it would read until the other side hangs up.
+///         Ok(Wire { reads: Some(tokio::spawn(tokio::task::yield_now())) })
+///     }
+///
+///     fn watch(&self, wire: &mut Wire, signal: LossSignal) {
+///         let reads = wire.reads.take();
+///         tokio::spawn(async move {
+///             if let Some(reads) = reads {
+///                 drop(reads.await);
+///             }
+///             signal.send();
+///         });
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let pool = millpond::Pool::builder(Wires).build().await?;
+/// drop(pool.acquire().await?);
+/// while pool.metrics().closed.broken == 0 {
+///     tokio::task::yield_now().await;
+/// }
+/// assert_eq!(pool.metrics().counts.idle, 0, "it has hung up");
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct LossSignal {
+    loss: Arc<Loss>,
+    pool: Weak<dyn Heed>,
+    slot: usize,
+}
+
+/// Whether a connection is lost.
+#[derive(Default)]
+pub(crate) struct Loss {
+    is_lost: AtomicBool,
+    /// The pool has let go of it.
+    is_over: AtomicBool,
+}
+
+/// A pool that is told of a loss.
+pub(crate) trait Heed: Send + Sync {
+    /// The connection of this slot may be lost.
+    fn heed(&self, slot: usize);
+}
+
+impl Loss {
+    pub(crate) fn has_been_told(&self) -> bool {
+        // Ordering: Relaxed; whoever lowers the flag of the slot sees what it was raised for.
+        self.is_lost.load(Ordering::Relaxed)
+    }
+
+    /// Nobody wants to hear of it any more.
+    pub(crate) fn ends(&self) {
+        // Ordering: Relaxed; whoever misses that has a slot looked at for nothing.
+        self.is_over.store(true, Ordering::Relaxed);
+    }
+}
+
+impl LossSignal {
+    pub(crate) fn new(pool: Weak<dyn Heed>, slot: usize) -> Self {
+        Self { loss: Arc::default(), pool, slot }
+    }
+
+    /// What the pool has of it, unless nobody has sent it or is left who could.
+    pub(crate) fn loss(self) -> Option<Arc<Loss>> {
+        let may_come = Arc::strong_count(&self.loss) > 1 || self.loss.has_been_told();
+        may_come.then_some(self.loss)
+    }
+
+    /// Tells the pool that the connection has ended. It counts as [broken](crate::Closed::broken), and what
+    /// else is idle is checked before its next use, as when a release finds one broken.
+    ///
+    /// To say it again, or once the pool has let go of the connection or is gone, does nothing. Neither
+    /// blocks nor waits; looks once at each idle connection.
+    pub fn send(&self) {
+        // Ordering: Relaxed; the flag that the pool raises of the slot publishes it.
+        let loss = &self.loss;
+        if loss.is_over.load(Ordering::Relaxed) || loss.is_lost.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        if let Some(pool) = self.pool.upgrade() {
+            pool.heed(self.slot);
+        }
+    }
+}
+
+impl fmt::Debug for LossSignal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LossSignal").finish_non_exhaustive()
     }
 }
 

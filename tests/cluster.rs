@@ -2794,7 +2794,8 @@ fn a_hook_may_use_the_cluster_when_a_cap_has_its_connection_closed() {
                 by_d.fetch_add(usize::from(is_d), Ordering::SeqCst);
             }
         });
-        pool.max_size(3).hooks(hooks)
+        // Where their runtime has ended nobody could check what is idle.
+        pool.max_size(3).hooks(hooks).check(CheckPolicy::Never)
     };
     let builder = builder().pools(pools).max_connections(5);
     let nodes = [("a", plain()), ("b", plain()), ("c", plain()), ("d", plain())];
@@ -3988,7 +3989,9 @@ fn without_a_timer_who_may_go_anywhere_gets_what_is_idle_or_is_told() {
 #[test]
 fn on_a_runtime_that_has_ended_who_may_go_anywhere_gets_what_is_idle_or_is_told() {
     for limit in [PATIENCE, Duration::MAX] {
-        let builder = builder().pools(|pool| pool.max_size(1)).acquire_timeout(limit);
+        // What is idle is not to be checked, which nobody could do on it.
+        let pools = |pool: PoolBuilder<_>| pool.max_size(1).check(CheckPolicy::Never);
+        let builder = builder().pools(pools).acquire_timeout(limit);
         let (cluster, _managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
         let ended = runtime();
         ended.block_on(async { drop(cluster.acquire("b").await.unwrap()) });

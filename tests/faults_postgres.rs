@@ -305,6 +305,51 @@ async fn connections_that_the_server_ends_one_by_one_are_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_while_all_are_idle_costs_nobody_a_request() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    let pool = pool_of(PostgresManager::new(config(&server)), 4).build().await.unwrap();
+    let four = || async {
+        let mut guards = Vec::new();
+        for _ in 0..4 {
+            guards.push(pool.acquire().await.unwrap());
+        }
+        guards
+    };
+    drop(four().await);
+    // One that has just been opened may not be quiet yet.
+    eventually("all are idle", || pool.counts().idle == 4).await;
+    server.stop();
+    // Nobody has asked for one meanwhile.
+    eventually("they are known to be gone", || pool.counts().vacant == 4).await;
+    let metrics = pool.metrics();
+    assert_eq!((metrics.closed.broken, metrics.closed.total()), (4, 4), "{metrics:?}");
+    server.restart();
+    for guard in four().await {
+        guard.simple_query("SELECT 1").await.unwrap();
+    }
+    whole(&pool).await;
+}
+
+/// As one in a `static` that several tests share, each with a runtime of its own.
+#[test]
+fn a_pool_that_outlives_its_runtimes_costs_nobody_a_request() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    let pool = pool_of(PostgresManager::new(config(&server)), 2).build_lazy().unwrap();
+    for round in 0..10 {
+        let runtime = match round % 2 {
+            0 => tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap(),
+            _ => tokio::runtime::Runtime::new().unwrap(),
+        };
+        runtime.block_on(async {
+            let guards = (pool.acquire().await.unwrap(), pool.acquire().await.unwrap());
+            guards.0.simple_query("SELECT 1").await.unwrap();
+            guards.1.simple_query("SELECT 1").await.unwrap();
+        });
+    }
+    assert_eq!(pool.metrics().created, 20);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_becomes_read_only_loses_all_its_connections_at_once() {
     let Some(server) = Postgres::start(&[]) else { return };
     let url = format!("{}?target_session_attrs=read-write", server.url());

@@ -5,8 +5,13 @@
 mod support;
 use support::*;
 
-use millpond::{AcquireError, CheckPolicy, Pool, PoolBuilder, ReleaseError, TryAcquireError};
+use millpond::{
+    AcquireError, CheckPolicy, LossSignal, Manager, Pool, PoolBuilder, ReleaseError,
+    TryAcquireError,
+};
 use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -52,6 +57,143 @@ async fn a_broken_connection_is_closed_and_a_waiter_gets_a_new_one() {
     let metrics = balanced(&pool, &manager.ledger).await;
     assert_eq!((metrics.closed.broken, metrics.closed.total()), (1, 1));
     assert_eq!((manager.ledger.closed(), manager.reset.calls()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_that_says_that_it_is_lost_is_closed_before_anybody_gets_it() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(2).build_lazy().unwrap();
+    used(&pool, 2).await;
+    manager.lose(1);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((pool.counts().idle, pool.counts().vacant), (1, 1));
+    assert_eq!((metrics.closed.broken, metrics.closed.total(), manager.ledger.closed()), (1, 1, 1));
+
+    // What is idle then is checked before its next use.
+    let guards = (pool.acquire().await.unwrap(), pool.acquire().await.unwrap());
+    assert_eq!((guards.0.id, guards.1.id, manager.check.calls()), (2, 3, 1));
+    manager.lose(1);
+    assert_eq!(pool.counts().in_use, 2, "it is gone already");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_in_use_that_says_that_it_is_lost_ends_when_it_comes_back() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(1).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let mut acquire = pin!(pool.acquire());
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    manager.lose(1);
+    assert_eq!(pool.counts().in_use, 1);
+    // Its condition is clean.
+    drop(held);
+    assert_eq!(acquire.await.unwrap().id, 2);
+    assert_eq!(balanced(&pool, &manager.ledger).await.closed.broken, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_connection_is_replaced_for_min_idle() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(3).min_idle(2).build().await.unwrap();
+    manager.lose(1);
+    manager.lose(2);
+    eventually("both are replaced", || pool.counts().idle == 2).await;
+    assert_eq!(pool.metrics().closed.broken, 2);
+    let (one, other) = (pool.acquire().await.unwrap(), pool.acquire().await.unwrap());
+    assert_eq!(one.id + other.id, 3 + 4);
+}
+
+#[tokio::test]
+async fn a_connection_may_be_lost_before_it_is_in_its_slot_or_with_a_panic() {
+    /// Opens connections of which the first is lost at once.
+    struct Fleeting(AtomicUsize);
+
+    impl Manager for Fleeting {
+        type Connection = usize;
+        type Error = std::io::Error;
+
+        async fn connect(&self) -> std::io::Result<usize> {
+            Ok(self.0.fetch_add(1, Ordering::SeqCst))
+        }
+
+        fn watch(&self, connection: &mut usize, signal: LossSignal) {
+            match *connection {
+                0 => signal.send(),
+                1 => panic!("scripted panic in watch"),
+                _ => {}
+            }
+        }
+    }
+
+    hush_scripted_panics();
+    let pool = Pool::builder(Fleeting(AtomicUsize::new(0))).max_size(2).build_lazy().unwrap();
+    let guards = (pool.acquire().await.unwrap(), pool.acquire().await.unwrap());
+    assert_eq!((*guards.0, *guards.1), (1, 2), "a panic there says nothing of a connection");
+    assert_eq!(pool.metrics().closed.broken, 1);
+}
+
+/// Conservation: whoever is told of losses beside acquires and releases neither loses nor doubles a slot, and
+/// nobody gets a connection that was lost before he asked.
+#[test]
+fn losses_beside_acquires_and_releases_cost_nothing_but_themselves() {
+    const ROUNDS: usize = 20_000;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_time()
+        .build()
+        .unwrap();
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(4).check(CheckPolicy::Never);
+    let pool = runtime.block_on(pool.build()).unwrap();
+    // For each connection the moment by which it had said so, and 0 before.
+    let lost: Arc<Vec<AtomicUsize>> = Arc::new((0..=ROUNDS).map(|_| AtomicUsize::new(0)).collect());
+    let moment = Arc::new(AtomicUsize::new(0));
+    let tasks: Vec<_> = (0..4)
+        .map(|_| {
+            let (pool, manager) = (pool.clone(), manager.clone());
+            let (lost, moment) = (lost.clone(), moment.clone());
+            runtime.spawn(async move {
+                for round in 0..ROUNDS / 4 {
+                    let began = moment.load(Ordering::SeqCst);
+                    let guard = pool.acquire().await.unwrap();
+                    let lost_at = lost[guard.id].load(Ordering::SeqCst);
+                    assert!(lost_at == 0 || lost_at > began, "{}: {lost_at} {began}", guard.id);
+                    drop(guard);
+                    if round % 10 == 0 {
+                        let ids = manager.lose_all();
+                        let now = moment.fetch_add(1, Ordering::SeqCst) + 1;
+                        ids.iter().for_each(|id| lost[*id].store(now, Ordering::SeqCst));
+                    }
+                }
+            })
+        })
+        .collect();
+    runtime.block_on(async {
+        for task in tasks {
+            task.await.unwrap();
+        }
+    });
+    let metrics = balanced_blocking(&pool, &manager.ledger);
+    assert_eq!(metrics.closed.broken, metrics.closed.total());
+    assert!(metrics.closed.broken > 0);
+    let counts = pool.counts();
+    assert_eq!(counts.vacant + counts.idle, 4, "{counts:?}");
+}
+
+#[test]
+fn what_is_idle_when_its_runtime_ends_is_checked_before_its_next_use() {
+    let single = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    for (policy, checks) in
+        [(CheckPolicy::IfIdleFor(SECOND), 1), (CheckPolicy::Always, 1), (CheckPolicy::Never, 0)]
+    {
+        let manager = TestManager::new();
+        let pool = Pool::builder(manager.clone()).max_size(1).check(policy).build_lazy().unwrap();
+        single().block_on(used(&pool, 1));
+        manager.check.once(Act::Error);
+        let id = single().block_on(async { pool.acquire().await.unwrap().id });
+        assert_eq!((manager.check.calls(), id), (checks, 1 + checks), "{policy:?}");
+        balanced_blocking(&pool, &manager.ledger);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -266,7 +266,23 @@ mod postgres {
         });
     }
 
-    /// Mutant seen to be caught: "whoever asks beside a run wakes nobody".
+    /// Mutant seen to be caught: "whoever comes after the end of a session is not told".
+    #[test]
+    fn whoever_asks_to_be_told_of_the_end_is_told_once() {
+        check(|| {
+            let (_line, session, driver, _crank) = begun(0);
+            let told = Arc::new(AtomicU32::new(0));
+            let ends = thread::spawn(move || drop(driver));
+            session.when_ended({
+                let told = told.clone();
+                move || drop(told.fetch_add(1, AcqRel))
+            });
+            ends.join().unwrap();
+            assert_eq!(told.load(Acquire), 1);
+        });
+    }
+
+    /// Mutant seen to be caught: "whoever asks looks for an answer before nobody else can ask".
     #[test]
     fn whoever_asks_beside_another_leaves_that_ones_answer_to_the_task() {
         check(|| {
@@ -281,6 +297,7 @@ mod postgres {
         });
     }
 
+    /// Mutant seen to be caught: "whoever asks beside a run wakes nobody".
     #[test]
     fn whoever_asks_is_heard() {
         check(|| {

@@ -12,7 +12,7 @@ use super::limits::PATIENCE;
 use super::{Key, Shared};
 use crate::core::Counts;
 use crate::error::ConfigError;
-use crate::manager::{Condition, Manager};
+use crate::manager::{Condition, LossSignal, Manager};
 use crate::metrics::{Role, Source};
 use crate::pool::Pool;
 use crate::pool::node_side::{self, Attempt, Counted, PooledBare, attempt, nanos};
@@ -283,6 +283,10 @@ impl<K: Key, M: Manager> Manager for Member<K, M> {
             return Err(error);
         }
         Ok(connection)
+    }
+
+    fn watch(&self, connection: &mut M::Connection, signal: LossSignal) {
+        self.manager.watch(connection, signal);
     }
 
     fn condition(&self, connection: &mut M::Connection) -> Condition {

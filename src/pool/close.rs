@@ -116,6 +116,9 @@ impl<M: Manager> Shared<M> {
 
     /// Counts a connection that the pool lets go of.
     pub(super) fn ends(&self, tenant: &Tenant<M::Connection>, reason: CloseReason) {
+        if let Some(loss) = &tenant.loss {
+            loss.ends();
+        }
         self.totals.closed(reason);
         self.tell_ended(tenant, reason);
         self.totals.lived(nanos(tenant.created.elapsed()));

@@ -671,7 +671,8 @@ impl<M: Manager> Shared<M> {
         self.totals.connected(nanos(created - began));
         self.tell_connected(id, created - began);
         let span = no_span();
-        Ok(Tenant { connection, id, created, generation, term, uses_before, lent_at: 0, span })
+        let (lent_at, loss) = (0, None);
+        Ok(Tenant { connection, id, created, generation, term, uses_before, lent_at, span, loss })
     }
 
     /// A connect has been noted. Of several at once, the one that was noted last has to be told last.

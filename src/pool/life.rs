@@ -10,8 +10,9 @@
 use super::guard::end;
 use super::{Shared, Tenant};
 use crate::core::{Flags, Lease, Reservation, Search};
-use crate::manager::Manager;
+use crate::manager::{Heed, LossSignal, Manager};
 use crate::metrics::CloseReason;
+use crate::panics::caught;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -95,11 +96,15 @@ impl<M: Manager> Shared<M> {
     pub(super) fn move_in<R>(
         &self,
         reservation: Reservation<R>,
-        tenant: Tenant<M::Connection>,
+        mut tenant: Tenant<M::Connection>,
     ) -> Lease<R>
     where
         R: Deref<Target = Self> + Clone,
     {
+        // A loss that is told of before the connection is in its slot leaves that flagged.
+        let signal = LossSignal::new(self.me.clone(), reservation.slot());
+        drop(caught(|| self.manager.watch(&mut tenant.connection, signal.clone())));
+        tenant.loss = signal.loss();
         let record = &self.records[reservation.slot()];
         record.connection.store(tenant.id, Ordering::Relaxed);
         record.soft.store(tenant.term.soft, Ordering::Relaxed);
@@ -115,6 +120,9 @@ impl<M: Manager> Shared<M> {
     fn over(&self, tenant: &Tenant<M::Connection>) -> Option<CloseReason> {
         if tenant.generation < self.generation() {
             return Some(CloseReason::Invalidated);
+        }
+        if tenant.loss.as_ref().is_some_and(|loss| loss.has_been_told()) {
+            return Some(CloseReason::Broken);
         }
         (tenant.term.soft <= self.now()).then_some(CloseReason::Lifetime)
     }
@@ -142,6 +150,11 @@ impl<M: Manager> Shared<M> {
     /// Has every connection looked over: idle ones now, the others when they come back.
     pub(super) fn look_at_all(&self) {
         self.core.raise_all(Flags::LOOK);
+        self.look_now();
+    }
+
+    /// Has those looked over that have just been flagged.
+    fn look_now(&self) {
         self.core.alert();
         self.look_at_flagged();
     }
@@ -154,6 +167,13 @@ impl<M: Manager> Shared<M> {
                 search.restore(lease);
             }
         }
+    }
+}
+
+impl<M: Manager> Heed for Shared<M> {
+    fn heed(&self, slot: usize) {
+        self.core.raise(slot, Flags::LOOK);
+        self.look_now();
     }
 }
 
@@ -173,6 +193,10 @@ where
     match shared.over(lease.resource_mut()) {
         Some(reason) => {
             end(lease, reason);
+            if reason == CloseReason::Broken {
+                // The others may be too.
+                shared.doubt_idle();
+            }
             None
         }
         None => Some(lease),

@@ -46,7 +46,7 @@ use crate::config::{AcquireOptions, Config};
 use crate::core::{Core, Counts, Doubt, Flags, Keeper, Lease, Line, Trial};
 use crate::error::{AcquireError, TryAcquireError};
 use crate::hooks::Hooks;
-use crate::manager::Manager;
+use crate::manager::{Loss, Manager};
 use crate::metrics::{CloseReason, ClusterNode, PoolMetrics, PoolStatus, Signs, Totals};
 use event_listener::{Event, IntoNotification};
 use std::fmt;
@@ -160,6 +160,8 @@ pub(crate) struct Tenant<C> {
     lent_at: u64,
     /// That of its use, if that is asked for.
     span: trace::Span,
+    /// Where it says that it has ended, if it does.
+    loss: Option<Arc<Loss>>,
 }
 
 impl<M: Manager> Shared<M> {

@@ -324,7 +324,7 @@ impl<M: Manager> Shared<M> {
     #[cold]
     pub(super) fn doubt_idle(&self) {
         // Where no runtime is left, nobody could check them either.
-        if self.config.check == CheckPolicy::Never || self.ground().is_none() {
+        if self.ground().is_none() {
             return;
         }
         let now = self.now();
@@ -332,6 +332,14 @@ impl<M: Manager> Shared<M> {
         let due = |last| (last == u64::MAX || now.saturating_sub(last) >= interval).then_some(now);
         let doubted = &self.upkeep.doubted;
         if doubted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, due).is_err() {
+            return;
+        }
+        self.raise_check_of_idle();
+    }
+
+    /// Has each connection that is idle checked before its next use, unless none ever is.
+    fn raise_check_of_idle(&self) {
+        if self.config.check == CheckPolicy::Never {
             return;
         }
         for slot in 0..self.core.capacity() {
@@ -601,6 +609,8 @@ impl<M: Manager> Drop for Reaper<M> {
         // A closed pool still closes connections there, and looks itself whether there still is a there.
         if let Some(shared) = self.open() {
             shared.connector.forget(self.generation);
+            // The connections that were opened there are dead, unless they need no runtime.
+            shared.raise_check_of_idle();
         }
     }
 }

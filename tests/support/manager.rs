@@ -10,8 +10,8 @@
 //! assert_eq!(manager.ledger.live(), 0);
 //! ```
 
-use millpond::{Condition, Manager, OperationError};
-use std::collections::VecDeque;
+use millpond::{Condition, LossSignal, Manager, OperationError};
+use std::collections::{HashMap, VecDeque};
 use std::error::Error;
 use std::future::pending;
 use std::ops::Deref;
@@ -23,7 +23,7 @@ use tokio::sync::Semaphore;
 /// What one call of one of the manager's methods does.
 ///
 /// `condition`, which cannot wait or fail, answers: `Ok` clean, `Gated` unchecked, `Slow` dirty,
-/// `Permanent` outdated, anything else broken.
+/// `Permanent` outdated, anything else broken. `watch` keeps the signal, unless it panics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
     /// Succeeds at its first poll.
@@ -291,6 +291,10 @@ pub struct Scripts {
     pub close: Script,
     /// What `condition` answers; see [`Act`].
     pub condition: Script,
+    /// What `watch` does.
+    pub watch: Script,
+    /// By the numbers of the connections.
+    signals: Mutex<HashMap<usize, LossSignal>>,
     /// The connections.
     pub ledger: Arc<Ledger>,
 }
@@ -309,6 +313,8 @@ impl TestManager {
             reset: Script::new(),
             close: Script::new(),
             condition: Script::new(),
+            watch: Script::new(),
+            signals: Mutex::default(),
             ledger: Arc::new(Ledger { whole, ..Ledger::default() }),
         }))
     }
@@ -318,9 +324,26 @@ impl TestManager {
         Arc::strong_count(&self.0)
     }
 
+    /// The connection with this number finds out that it has ended. May be said more than once.
+    pub fn lose(&self, id: usize) {
+        let signal = self.signals.lock().unwrap().get(&id).cloned();
+        signal.expect("its signal was kept").send();
+    }
+
+    /// All connections find out that they have ended; answers with their numbers.
+    pub fn lose_all(&self) -> Vec<usize> {
+        let signals = std::mem::take(&mut *self.signals.lock().unwrap());
+        let lost = signals.into_iter().map(|(id, signal)| {
+            signal.send();
+            id
+        });
+        lost.collect()
+    }
+
     /// From now on all goes well.
     pub fn clear(&self) {
-        for script in [&self.connect, &self.check, &self.reset, &self.close, &self.condition] {
+        let Scripts { connect, check, reset, close, condition, watch, .. } = &**self;
+        for script in [connect, check, reset, close, condition, watch] {
             script.calm();
         }
     }
@@ -344,6 +367,11 @@ impl Manager for TestManager {
         conn.id = self.ledger.opened.fetch_add(1, Ordering::SeqCst) + 1;
         conn.opened = true;
         Ok(conn)
+    }
+
+    fn watch(&self, conn: &mut Conn, signal: LossSignal) {
+        assert!(self.watch.begin() != Act::Panic, "scripted panic in watch");
+        self.signals.lock().unwrap().insert(conn.id, signal);
     }
 
     fn condition(&self, _: &mut Conn) -> Condition {

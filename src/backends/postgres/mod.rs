@@ -27,7 +27,7 @@ use self::driver::{Crank, Driver};
 use self::session::Session;
 use self::tap::{Tap, TapInside};
 use crate::error::ConfigError;
-use crate::manager::{Condition, Manager};
+use crate::manager::{Condition, LossSignal, Manager};
 use std::any::TypeId;
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -129,6 +129,9 @@ const CANCELLED_AGAIN: u32 = 10;
 /// All of it is a part of the *pool's* [`connect_timeout`](crate::PoolBuilder::connect_timeout), by default
 /// 5 s: a dial that is cut there goes on behind the place that has held it up, next time. Names are looked
 /// up on a thread of Millpond's own, for which tokio's paused clock does not stand still.
+///
+/// An idle connection that the server ends, or whose runtime does, is closed as soon as that is known, without
+/// anybody having asked for it.
 ///
 /// A `COPY … FROM STDIN` that has failed costs a round trip in the background: the server may answer its
 /// end twice, and the pool makes sure that it does not, or closes the connection.
@@ -657,6 +660,10 @@ where
             course.failed(place);
         }
         Err(last.expect("BUG: a target without an outcome"))
+    }
+
+    fn watch(&self, client: &mut Client, signal: LossSignal) {
+        client.session.when_ended(move || signal.send());
     }
 
     fn condition(&self, client: &mut Client) -> Condition {

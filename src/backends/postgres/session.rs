@@ -21,9 +21,11 @@
 //!
 //! Not here: what is done about it (`mod.rs`), and what the bytes mean (`tap.rs`).
 
-use crate::sync::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, OnceLock, Ordering, fence};
+use crate::sync::{
+    AtomicBool, AtomicU8, AtomicU32, AtomicU64, Mutex, MutexGuard, OnceLock, Ordering, fence,
+};
 use event_listener::{Event, IntoNotification, listener};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::task::{Wake, Waker};
 
 /// What is known of a session.
@@ -52,7 +54,11 @@ pub(super) struct Session {
     /// Somebody waits until the session is quiet.
     watched: AtomicBool,
     quiet: Event,
+    /// What is to be done when the driver has ended.
+    last_will: Mutex<Option<Will>>,
 }
+
+type Will = Box<dyn FnOnce() + Send>;
 
 const RUNNING: u64 = u64::MAX;
 const ENDED: u64 = u64::MAX - 1;
@@ -77,6 +83,7 @@ impl Session {
             in_doubt: AtomicBool::new(false),
             watched: AtomicBool::new(false),
             quiet: Event::new(),
+            last_will: Mutex::new(None),
         }
     }
 
@@ -96,6 +103,22 @@ impl Session {
         // Ordering: Acquire, partner: `publish_unanswered`. Whoever sees that an answer has ended sees
         // the status that it ended with.
         self.rests() && self.unanswered.load(Ordering::Acquire) == 0
+    }
+
+    /// Has something done once the driver has ended: at once if it has.
+    pub(super) fn when_ended(&self, last_will: impl FnOnce() + Send + 'static) {
+        let mut place = self.last_will();
+        // Ordering: Relaxed; `end` says so before it takes the lock.
+        if self.served.load(Ordering::Relaxed) != ENDED {
+            *place = Some(Box::new(last_will));
+            return;
+        }
+        drop(place);
+        last_will();
+    }
+
+    fn last_will(&self) -> MutexGuard<'_, Option<Will>> {
+        self.last_will.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many answers have still to end, as of late.
@@ -246,6 +269,11 @@ impl Session {
         self.served.store(ENDED, Ordering::Release);
         // `until_quiet` listens first and looks for the end second.
         self.quiet.notify(usize::MAX.additional());
+        // Not under the lock: it ends connections.
+        let last_will = self.last_will().take();
+        if let Some(last_will) = last_will {
+            last_will();
+        }
     }
 
     #[inline]
