@@ -39,7 +39,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 /// [owned guard](Self::acquire_owned): drivers work on that runtime. It does not wait for what was
 /// [detached](crate::Pooled::detach): such a connection is of use while the pool is.
 ///
-/// Guards are those of [`crate::Pool`]. To hear whether giving a connection back worked, there is
+/// It is [`UnwindSafe`](std::panic::UnwindSafe) as [`crate::Pool`] is, and guards are those of that. To hear whether giving a connection back worked, there is
 /// [`release_blocking`](Pooled::release_blocking).
 ///
 /// The callers may block, the [`Manager`] must not: its asynchronous methods run on that one thread, and

@@ -63,6 +63,9 @@ use tokio::time::Instant;
 /// A clone is another handle to the same pool. When the last handle is dropped, idle connections
 /// are closed; guards that are still out go on working, and close theirs when they are dropped.
 ///
+/// A panic beside it, or in its manager, leaves it in order: it is [`UnwindSafe`](std::panic::UnwindSafe)
+/// whatever the manager is, and what is in a guard that a panic drops is closed.
+///
 /// # Examples
 ///
 /// ```
