@@ -561,7 +561,8 @@ pub struct Maintenance<'p, M: Manager> {
 }
 
 impl<M: Manager> Maintenance<'_, M> {
-    /// Stops looking until [`resume`](Self::resume). A look that has begun goes on to its end.
+    /// Stops looking until [`resume`](Self::resume). A look that has begun goes on to its end. What becomes idle
+    /// while nobody looks counts as idle from the [next look](Self::run_once) on.
     pub fn pause(&self) {
         self.upkeep.pause();
     }
@@ -594,7 +595,8 @@ impl<M: Manager> Maintenance<'_, M> {
 
     /// Looks once, paused or not, and returns when the keepalive checks that were due are done;
     /// connections that have to go may still be closing then. Inside an asynchronous task and on the
-    /// pool's own thread it looks, and waits for no checks.
+    /// pool's own thread it looks, and waits for no checks. From when on a connection counts as idle:
+    /// [`crate::Maintenance::run_once`].
     pub fn run_once(&self) {
         if self.driver.must_not_wait() {
             let look = pin!(self.upkeep.run_once());
