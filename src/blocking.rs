@@ -377,6 +377,12 @@ impl<M: Manager> Pool<M> {
         }
     }
 
+    /// Closes the pool, and waits for nothing.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn shut(&self) {
+        self.pool.shut();
+    }
+
     /// The most connections that may be alive or being opened at the moment; see
     /// [`crate::Pool::max_size`].
     #[must_use]
