@@ -118,7 +118,8 @@ macro_rules! pooled {
             }
 
             /// Gives the connection back like a drop, but resets a dirty one here and now, and
-            /// reports what went wrong.
+            /// reports what went wrong. For threads, as those of a [`blocking::Pool`](crate::blocking::Pool),
+            /// its twin is [`release_blocking`](Self::release_blocking).
             ///
             /// # Errors
             ///
