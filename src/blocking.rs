@@ -22,6 +22,7 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::pin;
+use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
@@ -38,7 +39,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 /// [owned guard](Self::acquire_owned): drivers work on that runtime. It does not wait for what was
 /// [detached](crate::Pooled::detach): such a connection is of use while the pool is.
 ///
-/// Guards are those of [`crate::Pool`]. To hear whether giving a connection back worked, there is
+/// It is [`UnwindSafe`](std::panic::UnwindSafe) as [`crate::Pool`] is, and guards are those of that. To hear whether giving a connection back worked, there is
 /// [`release_blocking`](Pooled::release_blocking).
 ///
 /// The callers may block, the [`Manager`] must not: its asynchronous methods run on that one thread, and
@@ -77,6 +78,8 @@ struct Driver {
     thread: Option<JoinHandle<()>>,
     /// Says that the thread goes on, for the sake of connections that are in use.
     goes_on: Mutex<mpsc::Receiver<()>>,
+    /// Whose thread it is.
+    process: u32,
 }
 
 impl Driver {
@@ -156,6 +159,12 @@ impl Stop {
 
 impl Drop for Driver {
     fn drop(&mut self) {
+        if process::id() != self.process {
+            // The process was forked off from the one that has the thread: it would be waited for in vain, and a
+            // lock that it held at that moment is never released here. Nor is its handle of any use.
+            Box::leak(Box::new(self.thread.take()));
+            return;
+        }
         self.stop.stop();
         if let Some(thread) = self.thread.take() {
             // The last handle may be dropped by one of the pool's own tasks.
@@ -174,6 +183,10 @@ impl Drop for Driver {
 impl<M: Manager> PoolBuilder<M> {
     /// Builds the pool for a program without a runtime, and opens its first `min_idle`
     /// connections. Blocks until they are open.
+    ///
+    /// If the process is to fork, build it after that, in each child. The copy that a child has of a pool comes
+    /// without its thread: it opens, checks and closes nothing, and all that can be done with it is to drop
+    /// it, which waits for nothing there.
     ///
     /// # Errors
     ///
@@ -199,7 +212,8 @@ impl<M: Manager> PoolBuilder<M> {
         };
         let thread = thread.spawn(drive).map_err(BuildError::Thread)?;
         let (thread, goes_on) = (Some(thread), Mutex::new(goes_on));
-        let driver = Arc::new(Driver { stop, runtime: handle, thread, goes_on });
+        let process = process::id();
+        let driver = Arc::new(Driver { stop, runtime: handle, thread, goes_on, process });
         match built.recv() {
             Ok(built) => Ok(Pool { pool: built?, driver }),
             Err(_) => Err(BuildError::Thread(io::Error::other("the pool's thread panicked"))),
@@ -361,6 +375,12 @@ impl<M: Manager> Pool<M> {
         } else {
             self.pool.close_blocking();
         }
+    }
+
+    /// Closes the pool, and waits for nothing.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn shut(&self) {
+        self.pool.shut();
     }
 
     /// The most connections that may be alive or being opened at the moment; see
@@ -547,7 +567,8 @@ pub struct Maintenance<'p, M: Manager> {
 }
 
 impl<M: Manager> Maintenance<'_, M> {
-    /// Stops looking until [`resume`](Self::resume). A look that has begun goes on to its end.
+    /// Stops looking until [`resume`](Self::resume). A look that has begun goes on to its end. What becomes idle
+    /// while nobody looks counts as idle from the [next look](Self::run_once) on.
     pub fn pause(&self) {
         self.upkeep.pause();
     }
@@ -580,7 +601,8 @@ impl<M: Manager> Maintenance<'_, M> {
 
     /// Looks once, paused or not, and returns when the keepalive checks that were due are done;
     /// connections that have to go may still be closing then. Inside an asynchronous task and on the
-    /// pool's own thread it looks, and waits for no checks.
+    /// pool's own thread it looks, and waits for no checks. From when on a connection counts as idle:
+    /// [`crate::Maintenance::run_once`].
     pub fn run_once(&self) {
         if self.driver.must_not_wait() {
             let look = pin!(self.upkeep.run_once());
@@ -718,6 +740,20 @@ mod tests {
         assert!(weak().is_none());
         allow.send(()).expect("it is still closing");
         is_closed.recv().expect("it is closed as ever");
+    }
+
+    /// In a child of the process, which has a copy of the pool and not its thread.
+    #[test]
+    fn the_last_handle_in_another_process_waits_for_no_thread() {
+        let (mut pool, allow, is_closed) = slow();
+        let driver = Arc::get_mut(&mut pool.driver).expect("there is one handle");
+        driver.process = driver.process.wrapping_add(1);
+        let stop = driver.stop.clone();
+        drop(pool);
+        allow.send(()).expect("it is still closing");
+        is_closed.recv().expect("the thread is there after all");
+        assert!(!stop.stopped.load(Ordering::SeqCst), "no lock of its thread is taken");
+        stop.stop();
     }
 
     #[test]

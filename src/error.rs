@@ -163,7 +163,9 @@ pub enum OperationError<E> {
     /// The method returned an error: this one.
     ///
     /// It says what that error says, and its [source](std::error::Error::source) is that error's
-    /// source, so that no chain says anything twice. Whoever looks for the manager's own error in a
+    /// source, so that the pool says nothing twice. Some drivers' errors say what their own source says, as
+    /// those of redis, MySQL and sqlx, and their chains are left as they are; what the pool itself tells of a
+    /// failure, as in [`ConnectFailure::message`](crate::ConnectFailure::message), says it once. Whoever looks for the manager's own error in a
     /// chain looks for an `OperationError` and takes it out of this variant.
     #[error(transparent)]
     Failed(E),

@@ -114,6 +114,37 @@ impl<M: Manager> Default for Hooks<M> {
 
 impl<M: Manager> Hooks<M> {
     /// No hooks.
+    ///
+    /// What a closure is given has to be known where it stands: from the manager's type at `new`, as here, or
+    /// from the closure's own arguments (`|connection: &mut String|`). The type of the variable that all of it
+    /// goes to comes too late for the compiler.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use millpond::{Hooks, Manager, Pool};
+    /// # use std::convert::Infallible;
+    /// # struct Greeter;
+    /// # impl Manager for Greeter {
+    /// #     type Connection = String;
+    /// #     type Error = Infallible;
+    /// #     async fn connect(&self) -> Result<String, Infallible> { Ok(String::from("hello")) }
+    /// #     async fn check(&self, _: &mut String) -> Result<(), Infallible> { Ok(()) }
+    /// # }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// // `Greeter` is a manager, such as `PostgresManager`.
+    /// let hooks = Hooks::<Greeter>::new().after_connect(move |connection| {
+    ///     Box::pin(async move {
+    ///         connection.push_str(", set up");
+    ///         Ok(())
+    ///     })
+    /// });
+    /// let pool = Pool::builder(Greeter).hooks(hooks).build().await?;
+    /// assert_eq!(*pool.acquire().await?, "hello, set up");
+    /// # Ok(()) }
+    /// ```
     pub fn new() -> Self {
         Self {
             after_connect: None,

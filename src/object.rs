@@ -31,6 +31,9 @@ use std::time::{Duration, Instant};
 /// because its holder panicked. A pool that was made from objects ([`from_iter`](Self::from_iter))
 /// has those and what is [added](Self::add).
 ///
+/// A panic beside it, or in its functions, leaves it in order: it is [`UnwindSafe`](std::panic::UnwindSafe)
+/// whatever the objects are, and an object in a guard that a panic drops is dropped.
+///
 /// # Cost
 ///
 /// Acquire and release allocate nothing, take no lock and read no clock while nobody waits; a wait

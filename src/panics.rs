@@ -2,8 +2,9 @@
 //!
 //! Not here: what is done about them.
 
+use crate::{Object, ObjectPool, OwnedObject, WeakObjectPool};
 use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, RefUnwindSafe, UnwindSafe, catch_unwind};
 
 /// Does this; if it panics, which the panic hook reports, that is what it comes to.
 #[inline]
@@ -35,6 +36,51 @@ impl Drop for Panic {
             Box::leak(again);
         }
     }
+}
+
+// Handles survive whatever panics beside them, the code of their managers included. What is in a guard that a
+// panic drops is closed or dropped; a guard that outlives the panic is as good as what is in it.
+
+impl<T> UnwindSafe for ObjectPool<T> {}
+impl<T> RefUnwindSafe for ObjectPool<T> {}
+impl<T> UnwindSafe for WeakObjectPool<T> {}
+impl<T> RefUnwindSafe for WeakObjectPool<T> {}
+impl<T> UnwindSafe for Object<'_, T> {}
+impl<T: RefUnwindSafe> RefUnwindSafe for Object<'_, T> {}
+impl<T> UnwindSafe for OwnedObject<T> {}
+impl<T: RefUnwindSafe> RefUnwindSafe for OwnedObject<T> {}
+
+#[cfg(feature = "tokio")]
+mod managed {
+    use super::{RefUnwindSafe, UnwindSafe};
+    use crate::{Manager, Pool, Pooled, PooledOwned, WeakPool, blocking};
+
+    impl<M: Manager> UnwindSafe for Pool<M> {}
+    impl<M: Manager> RefUnwindSafe for Pool<M> {}
+    impl<M: Manager> UnwindSafe for WeakPool<M> {}
+    impl<M: Manager> RefUnwindSafe for WeakPool<M> {}
+    impl<M: Manager> UnwindSafe for blocking::Pool<M> {}
+    impl<M: Manager> RefUnwindSafe for blocking::Pool<M> {}
+    impl<M: Manager> UnwindSafe for blocking::WeakPool<M> {}
+    impl<M: Manager> RefUnwindSafe for blocking::WeakPool<M> {}
+    impl<M: Manager> UnwindSafe for Pooled<'_, M> {}
+    impl<M: Manager<Connection: RefUnwindSafe>> RefUnwindSafe for Pooled<'_, M> {}
+    impl<M: Manager> UnwindSafe for PooledOwned<M> {}
+    impl<M: Manager<Connection: RefUnwindSafe>> RefUnwindSafe for PooledOwned<M> {}
+}
+
+#[cfg(feature = "cluster")]
+mod cluster {
+    use super::{RefUnwindSafe, UnwindSafe};
+    use crate::Manager;
+    use crate::cluster::{Cluster, ClusterGuard, Key, NodeHandle};
+
+    impl<K: Key, M: Manager> UnwindSafe for Cluster<K, M> {}
+    impl<K: Key, M: Manager> RefUnwindSafe for Cluster<K, M> {}
+    impl<K: Key, M: Manager> UnwindSafe for NodeHandle<K, M> {}
+    impl<K: Key, M: Manager> RefUnwindSafe for NodeHandle<K, M> {}
+    impl<K: Key, M: Manager> UnwindSafe for ClusterGuard<'_, K, M> {}
+    impl<K: Key, M: Manager<Connection: RefUnwindSafe>> RefUnwindSafe for ClusterGuard<'_, K, M> {}
 }
 
 #[cfg(test)]

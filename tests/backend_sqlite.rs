@@ -17,6 +17,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -1115,6 +1116,68 @@ async fn a_database_has_one_connection_that_writes_whatever_its_pools_may_be_res
     let error = database.writer().resize(4).unwrap_err();
     assert_eq!(error.to_string(), "max_size is 4, but it must be at most capacity, which is 1");
     database.readers().resize(8).unwrap();
+}
+
+#[test]
+fn threads_that_write_wait_in_line_and_the_close_of_their_database_leaves_no_log() {
+    let file = File::new();
+    let log = file.path.with_extension("db-wal");
+    // Without patience any two that write at once would fail.
+    let manager = file.manager().busy_timeout(Duration::ZERO);
+    let settings =
+        |pool: PoolBuilder<_>| pool.name("shop").reset_timeout(PATIENCE).close_timeout(PATIENCE);
+    let database = SqliteDatabase::open_blocking_with(manager, 2, settings).unwrap();
+    assert_eq!(&*database.writer().config().name, "shop-writer");
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..20 {
+                    insert(database.writer().acquire().unwrap().in_place().unwrap(), 1).unwrap();
+                    rows(database.readers().acquire().unwrap().in_place().unwrap()).unwrap();
+                }
+            });
+        }
+    });
+    let mut reader = database.readers().acquire_owned().unwrap();
+    let error = insert(reader.in_place().unwrap(), 1).unwrap_err();
+    assert_eq!(error.sqlite_error_code(), Some(ErrorCode::ReadOnly));
+    reader.in_place().unwrap().execute_batch("BEGIN").unwrap();
+    assert!(log.exists());
+    thread::scope(|scope| {
+        scope.spawn(|| database.close());
+        eventually_blocking("it is closed", || database.readers().is_closed());
+        let refused = database.readers().acquire();
+        assert!(matches!(refused, Err(AcquireError::Closed)), "not `Draining`");
+        drop(reader);
+    });
+    assert!(!log.exists(), "it is in the file");
+    assert!(matches!(database.writer().acquire(), Err(AcquireError::Closed)));
+    assert_eq!(file.rows(), 80);
+}
+
+#[test]
+fn the_writer_of_a_database_for_threads_that_is_dropped_outlives_its_readers() {
+    let file = File::new();
+    let log = file.path.with_extension("db-wal");
+    for held in [false, true] {
+        let database = SqliteDatabase::open_blocking(file.manager(), 1).unwrap();
+        insert(database.writer().acquire().unwrap().in_place().unwrap(), 1).unwrap();
+        let mut reader = database.readers().acquire_owned().unwrap();
+        rows(reader.in_place().unwrap()).unwrap();
+        let writer = database.writer().downgrade();
+        if held {
+            drop(database);
+            assert!(writer.upgrade().is_some(), "a reader is open");
+            drop(reader);
+            eventually_blocking("the log is in the file", || !log.exists());
+        } else {
+            drop(reader);
+            drop(database);
+            assert!(!log.exists(), "it is in the file");
+        }
+        eventually_blocking("nobody is left", || writer.upgrade().is_none());
+    }
+    assert_eq!(file.rows(), 2);
 }
 
 #[tokio::test]

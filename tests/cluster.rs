@@ -4103,6 +4103,23 @@ async fn under_a_cap_who_holds_a_connection_gets_another_as_long_as_more_can_com
 }
 
 #[tokio::test]
+async fn who_holds_a_connection_by_a_guard_that_was_made_owned_may_wait_for_another() {
+    let builder = builder().pools(|pool| pool.max_size(1).detect_deadlock(true));
+    let (cluster, _managers) = cluster_of(builder, [("a", plain())]);
+    let held = cluster.acquire("a").await.unwrap().into_owned();
+    let elsewhere = tokio::spawn({
+        let cluster = cluster.clone();
+        async move {
+            let counts = || cluster.node("a").unwrap().metrics().counts;
+            eventually("somebody waits", || counts().waiters == 1).await;
+            drop(held);
+        }
+    });
+    drop(cluster.acquire("a").await.unwrap());
+    joined(elsewhere).await;
+}
+
+#[tokio::test]
 async fn a_node_that_is_tried_in_the_background_is_not_kept_open_by_that() {
     let builder = builder().pools(|pool| pool.max_size(4).connect_timeout(100 * SECOND));
     let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);

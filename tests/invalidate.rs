@@ -18,6 +18,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 use tokio::task::yield_now;
@@ -767,6 +768,88 @@ async fn a_full_pool_makes_room_and_never_has_more_than_its_size() {
     let metrics = balanced(&pool, &manager.ledger).await;
     assert_eq!((metrics.closed.invalidated, metrics.created, metrics.counts.idle), (3, 4, 1));
     assert_eq!((manager.ledger.most_live(), manager.ledger.closed()), (3, 3));
+}
+
+/// The next one is refused. What has passed the first is all that is left, while the others are closing.
+#[tokio::test(start_paused = true)]
+async fn a_rotation_right_after_another_one_waits_for_what_is_closing_and_takes_nothing_else() {
+    for act in [Act::Error, Act::Permanent] {
+        for min_idle in 0..=3 {
+            let manager = TestManager::new();
+            let pool = pool_of(&manager, 3).min_idle(min_idle).build_lazy().unwrap();
+            pool.warm_up(3).await.unwrap();
+            manager.close.once(Act::Ok);
+            manager.close.always(Act::Gated);
+            pool.rotate(passes).await.unwrap();
+            manager.connect.always(act);
+            let mut rotation = pin!(pool.rotate(passes));
+            assert!(poll_once(rotation.as_mut()).is_pending());
+            assert_eq!(pool.metrics().counts.idle, 1, "{act:?}, {min_idle}");
+            manager.close.open(2);
+            let error = rotation.await.unwrap_err();
+            assert!(matches!(error, RotateError::Connect(_)), "{error:?}");
+            let metrics = pool.metrics();
+            let closed = (metrics.closed.invalidated, metrics.closed.total());
+            assert_eq!(closed, (3, 3), "{act:?}, {min_idle}");
+            assert_eq!(pool.acquire().await.unwrap().id, 4, "the one that has passed");
+            manager.clear();
+            has_all_its_slots(&pool).await;
+            balanced(&pool, &manager.ledger).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rotation_that_waits_for_what_is_closing_hears_of_a_close_and_may_be_cancelled() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).close_timeout(10 * SECOND).build_lazy().unwrap();
+    pool.warm_up(2).await.unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.close.once(Act::Gated);
+    held.discard();
+    {
+        let mut rotation = pin!(pool.rotate(passes));
+        assert!(poll_once(rotation.as_mut()).is_pending());
+    }
+    assert_eq!((pool.counts().idle, pool.counts().closing), (1, 1));
+    let mut rotation = pin!(pool.rotate(passes));
+    assert!(poll_once(rotation.as_mut()).is_pending());
+    let mut close = pin!(pool.close());
+    assert!(poll_once(close.as_mut()).is_pending());
+    let Poll::Ready(rotated) = poll_once(rotation.as_mut()) else { panic!("it waits on") };
+    assert!(matches!(rotated, Err(RotateError::Closed)), "{rotated:?}");
+    manager.close.open(1);
+    close.await;
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connect_that_hangs_keeps_a_rotation_from_the_last_connection_for_close_timeout_only() {
+    for refused in [true, false] {
+        let manager = TestManager::new();
+        let pool = pool_of(&manager, 2).close_timeout(2 * SECOND).build_lazy().unwrap();
+        pool.warm_up(1).await.unwrap();
+        manager.connect.once(Act::Gated);
+        let held = pool.acquire().await.unwrap();
+        {
+            let mut waiter = pin!(pool.acquire());
+            assert!(poll_once(waiter.as_mut()).is_pending());
+            eventually("another one is being opened", || manager.connect.running() == 1).await;
+        }
+        drop(held);
+        let began = tokio::time::Instant::now();
+        let mut rotation = pin!(pool.rotate(passes));
+        assert!(poll_once(rotation.as_mut()).is_pending());
+        assert_eq!((pool.counts().idle, pool.counts().connecting), (1, 1));
+        if refused {
+            manager.connect.refuse();
+        }
+        rotation.await.unwrap();
+        let metrics = pool.metrics();
+        assert_eq!((began.elapsed().as_secs(), metrics.created), (if refused { 0 } else { 2 }, 2));
+        manager.connect.refuse();
+        assert_eq!(balanced(&pool, &manager.ledger).await.closed.invalidated, 1);
+    }
 }
 
 #[tokio::test(start_paused = true)]

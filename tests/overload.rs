@@ -9,7 +9,7 @@ use support::*;
 
 use millpond::{
     AcquireError, AcquireOptions, CheckPolicy, Deadlock, Hooks, Pool, PoolBuilder, Priority, Shed,
-    Stage, TryAcquireError,
+    Stage, TryAcquireError, blocking,
 };
 use std::collections::VecDeque;
 use std::error::Error;
@@ -1268,6 +1268,51 @@ async fn there_is_no_alarm_for_who_holds_nothing_or_while_there_is_room() {
     turns().await;
     drop(pool.acquire().await.unwrap());
     holder.await.unwrap();
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[test]
+fn an_owned_guard_that_was_moved_to_a_thread_is_held_by_nobody_who_waits() {
+    let manager = TestManager::new();
+    let pool = detecting(&manager, 1).build_blocking().unwrap();
+    let by_try = |pool: &blocking::Pool<TestManager>| {
+        eventually_blocking("it is idle", || pool.counts().idle == 1);
+        pool.try_acquire_owned().unwrap()
+    };
+    for acquire in [|pool: &blocking::Pool<_>| pool.acquire_owned().unwrap(), by_try] {
+        let held = acquire(&pool);
+        let elsewhere = thread::spawn({
+            let pool = pool.clone();
+            move || {
+                eventually_blocking("somebody waits", || pool.counts().waiters == 1);
+                drop(held);
+            }
+        });
+        drop(pool.acquire().unwrap());
+        join(elsewhere);
+    }
+    assert_eq!(manager.ledger.opened(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owned_guard_that_was_moved_to_a_task_is_held_by_nobody_who_waits() {
+    let manager = TestManager::new();
+    let pool = detecting(&manager, 1).build_lazy().unwrap();
+    let for_a_second = |held| {
+        tokio::spawn(async move {
+            sleep(SECOND).await;
+            drop(held);
+        })
+    };
+    let other = for_a_second(pool.acquire_owned().await.unwrap());
+    // Served in line, and served at once.
+    for idle in [0, 1] {
+        assert_eq!(pool.counts().idle, idle);
+        let elsewhere = for_a_second(pool.acquire_owned().await.unwrap());
+        drop(pool.acquire().await.unwrap());
+        elsewhere.await.unwrap();
+    }
+    other.await.unwrap();
     balanced(&pool, &manager.ledger).await;
 }
 

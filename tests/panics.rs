@@ -8,12 +8,14 @@ mod support;
 use support::*;
 
 use millpond::{
-    AcquireError, CheckPolicy, Condition, HookFuture, Hooks, Manager, OperationError, Pool,
-    PoolBuilder, PoolMetrics, ReleaseError,
+    AcquireError, CheckPolicy, Condition, HookFuture, Hooks, Manager, Object, ObjectPool,
+    OperationError, OwnedObject, Pool, PoolBuilder, PoolMetrics, Pooled, PooledOwned, ReleaseError,
+    WeakObjectPool, WeakPool, blocking,
 };
+use std::convert::Infallible;
 use std::error::Error;
 use std::future::{Future, pending};
-use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
+use std::panic::{AssertUnwindSafe, RefUnwindSafe, UnwindSafe, catch_unwind, panic_any};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -656,4 +658,69 @@ async fn a_connection_that_cannot_be_set_up_and_panics_while_it_is_dropped_costs
     pool.manager().hang.store(true, Ordering::SeqCst);
     costs_attempts_and_no_more(pool).await;
     assert_eq!(manager.ledger.live(), 0);
+}
+
+/// It has whatever a manager may have, and is not unwind-safe itself.
+struct Closures {
+    _any: TestConnection,
+}
+
+impl Manager for Closures {
+    type Connection = TestConnection;
+    type Error = Infallible;
+
+    async fn connect(&self) -> Result<TestConnection, Infallible> {
+        Ok(Box::new(|| {}))
+    }
+
+    async fn check(&self, _: &mut TestConnection) -> Result<(), Infallible> {
+        Ok(())
+    }
+}
+
+type TestConnection = Box<dyn Fn() + Send + Sync>;
+
+fn may_be_used_across_a_panic<T: UnwindSafe + RefUnwindSafe>() {}
+
+fn may_be_dropped_by_a_panic<T: UnwindSafe>() {}
+
+#[test]
+fn handles_may_be_used_across_a_panic_and_guards_be_dropped_by_one() {
+    may_be_used_across_a_panic::<Pool<Closures>>();
+    may_be_used_across_a_panic::<WeakPool<Closures>>();
+    may_be_used_across_a_panic::<blocking::Pool<Closures>>();
+    may_be_used_across_a_panic::<blocking::WeakPool<Closures>>();
+    may_be_used_across_a_panic::<ObjectPool<TestConnection>>();
+    may_be_used_across_a_panic::<WeakObjectPool<TestConnection>>();
+    may_be_dropped_by_a_panic::<Pooled<'_, Closures>>();
+    may_be_dropped_by_a_panic::<PooledOwned<Closures>>();
+    may_be_dropped_by_a_panic::<Object<'_, TestConnection>>();
+    may_be_dropped_by_a_panic::<OwnedObject<TestConnection>>();
+    // A guard that outlives the panic is as good as its connection.
+    may_be_used_across_a_panic::<Pooled<'_, TestManager>>();
+    may_be_used_across_a_panic::<PooledOwned<TestManager>>();
+    may_be_used_across_a_panic::<Object<'_, String>>();
+    may_be_used_across_a_panic::<OwnedObject<String>>();
+}
+
+#[cfg(feature = "cluster")]
+#[test]
+fn a_clusters_handles_may_be_used_across_a_panic_and_its_guards_be_dropped_by_one() {
+    use millpond::cluster::{Cluster, ClusterGuard, NodeHandle};
+    may_be_used_across_a_panic::<Cluster<String, Closures>>();
+    may_be_used_across_a_panic::<NodeHandle<String, Closures>>();
+    may_be_dropped_by_a_panic::<ClusterGuard<'_, String, Closures>>();
+    may_be_used_across_a_panic::<ClusterGuard<'_, String, TestManager>>();
+}
+
+#[test]
+fn a_thread_that_panics_beside_a_pool_is_caught_without_more_ado() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager).build_blocking().unwrap();
+    let caught = catch_unwind(|| {
+        let _held = pool.acquire().unwrap();
+        panic!("scripted in a holder");
+    });
+    assert!(caught.is_err());
+    assert_eq!(pool.acquire().unwrap().id, 2, "nobody knows how the first was left");
 }

@@ -3,12 +3,14 @@
 //!
 //! Not here: databases in memory, which belong to one connection each.
 
+use crate::blocking;
 use crate::config::{Config, Priority};
 use crate::error::BuildError;
 use crate::manager::{Condition, Manager};
 use crate::pool::{Pool, PoolBuilder};
 use crate::threads::{self, Call, Lost};
 use rusqlite::{Connection, Error, ErrorCode, OpenFlags, ffi};
+use std::any::Any;
 use std::cell::RefCell;
 use std::fmt;
 use std::fs;
@@ -93,7 +95,7 @@ pub struct SqliteManager {
     on_open: Option<Arc<Init>>,
     init: Option<Arc<Init>>,
     /// Of readers: the pool that stays open until they are closed.
-    _writer: Option<Pool<Self>>,
+    _writer: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 /// How long what is done to open a connection waits for a lock: less than a pool's `connect_timeout`, so
@@ -736,11 +738,67 @@ impl Patience {
 /// assert_eq!(b, 1);
 /// # Ok(()) }
 /// ```
+///
+/// For threads, with pools that bring their own runtime:
+///
+/// ```
+/// use millpond::backends::sqlite::{SqliteDatabase, SqliteManager};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("shop.db");
+/// let database = SqliteDatabase::open_blocking(SqliteManager::new(path), 4)?;
+/// let mut writer = database.writer().acquire()?;
+/// writer.in_place()?.execute_batch("CREATE TABLE a (b); INSERT INTO a VALUES (1)")?;
+/// let mut reader = database.readers().acquire()?;
+/// let b: i64 = reader.in_place()?.query_row("SELECT b FROM a", [], |row| row.get(0))?;
+/// assert_eq!(b, 1);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
-pub struct SqliteDatabase {
+pub struct SqliteDatabase<P = Pool<SqliteManager>> {
     // Their manager has a handle of the writer's pool.
-    readers: Pool<SqliteManager>,
-    writer: Pool<SqliteManager>,
+    readers: P,
+    writer: P,
+}
+
+type Builder = PoolBuilder<SqliteManager>;
+
+impl<P> SqliteDatabase<P> {
+    /// The pool of the one connection that writes.
+    #[must_use]
+    pub fn writer(&self) -> &P {
+        &self.writer
+    }
+
+    /// The pool of those that only read.
+    #[must_use]
+    pub fn readers(&self) -> &P {
+        &self.readers
+    }
+}
+
+/// The pool of the writer, which goes first: readers can neither create the file nor give it a log.
+fn writing(manager: SqliteManager, settings: impl Fn(Builder) -> Builder) -> Builder {
+    let writer = settings(Pool::builder(manager.wal(true).read_only(false)));
+    let writer = writer.part("writer").max_size(1).capacity(1).reserved(Priority::High, 0);
+    writer.min_idle(1)
+}
+
+/// The pool of so many readers, beside that of the writer.
+fn reading(
+    manager: SqliteManager,
+    readers: usize,
+    writer: impl Any + Send + Sync,
+    settings: impl Fn(Builder) -> Builder,
+) -> Builder {
+    let manager = SqliteManager { _writer: Some(Arc::new(writer)), ..manager.read_only(true) };
+    settings(Pool::builder(manager)).part("readers").max_size(readers)
+}
+
+/// How long the close of a database waits for one of its pools.
+fn patience(config: &Config) -> Duration {
+    config.reset_timeout.saturating_add(config.close_timeout)
 }
 
 impl SqliteDatabase {
@@ -770,26 +828,9 @@ impl SqliteDatabase {
         readers: usize,
         settings: impl Fn(PoolBuilder<SqliteManager>) -> PoolBuilder<SqliteManager>,
     ) -> Result<Self, BuildError<rusqlite::Error>> {
-        let writer = settings(Pool::builder(manager.clone().wal(true).read_only(false)));
-        // It goes first: readers can neither create the file nor give it a log.
-        let writer = writer.part("writer").max_size(1).capacity(1).reserved(Priority::High, 0);
-        let writer = writer.min_idle(1).build().await?;
-        let reading = SqliteManager { _writer: Some(writer.clone()), ..manager.read_only(true) };
-        let reading = settings(Pool::builder(reading));
-        let readers = reading.part("readers").max_size(readers).build().await?;
-        Ok(Self { readers, writer })
-    }
-
-    /// The pool of the one connection that writes.
-    #[must_use]
-    pub fn writer(&self) -> &Pool<SqliteManager> {
-        &self.writer
-    }
-
-    /// The pool of those that only read.
-    #[must_use]
-    pub fn readers(&self) -> &Pool<SqliteManager> {
-        &self.readers
+        let writer = writing(manager.clone(), &settings).build().await?;
+        let readers = reading(manager, readers, writer.clone(), &settings);
+        Ok(Self { readers: readers.build().await?, writer })
     }
 
     /// Closes both pools, the writer's last: closing the last connection to a file writes the rest of
@@ -821,8 +862,45 @@ impl SqliteDatabase {
         for pool in [&self.readers, writer.0] {
             // First: whom it refuses is not told of a drain.
             pool.shut();
-            let Config { reset_timeout, close_timeout, .. } = pool.config();
-            drop(pool.drain(reset_timeout.saturating_add(*close_timeout)).await);
+            drop(pool.drain(patience(pool.config())).await);
+        }
+    }
+}
+
+impl SqliteDatabase<blocking::Pool<SqliteManager>> {
+    /// As [`open`](SqliteDatabase::open), for threads: each of the two pools is a [`blocking::Pool`].
+    ///
+    /// # Errors
+    ///
+    /// As [`PoolBuilder::build_blocking`].
+    pub fn open_blocking(
+        manager: SqliteManager,
+        readers: usize,
+    ) -> Result<Self, BuildError<rusqlite::Error>> {
+        Self::open_blocking_with(manager, readers, |builder| builder)
+    }
+
+    /// The same with settings for both pools, as [`open_with`](SqliteDatabase::open_with) takes them.
+    ///
+    /// # Errors
+    ///
+    /// As [`PoolBuilder::build_blocking`].
+    pub fn open_blocking_with(
+        manager: SqliteManager,
+        readers: usize,
+        settings: impl Fn(PoolBuilder<SqliteManager>) -> PoolBuilder<SqliteManager>,
+    ) -> Result<Self, BuildError<rusqlite::Error>> {
+        let writer = writing(manager.clone(), &settings).build_blocking()?;
+        let readers = reading(manager, readers, writer.clone(), &settings);
+        Ok(Self { readers: readers.build_blocking()?, writer })
+    }
+
+    /// Closes both pools, the writer's last, and waits for each as [`SqliteDatabase::close`] of tasks does.
+    pub fn close(&self) {
+        for pool in [&self.readers, &self.writer] {
+            // First: whom it refuses is not told of a drain.
+            pool.shut();
+            drop(pool.drain(patience(pool.config())));
         }
     }
 }

@@ -312,11 +312,14 @@ pub struct Config {
     /// Finds out when everybody who holds a connection waits for another one, and ends the last wait with
     /// [`AcquireError::WouldDeadlock`](crate::AcquireError::WouldDeadlock). Default: `false`.
     ///
-    /// It makes each acquire slower, and takes a connection to be held by the task that acquired it: a task
-    /// that waits for several side by side (`join!`, `buffer_unordered`) and holds one of them already is
-    /// told so although it would go on. Who waits for any node of a cluster, also if one alone is allowed at
-    /// the time, counts as one who will go on, since another node may come to serve; so does, under a cap
-    /// over all nodes, who waits for a node that the cap may let have more.
+    /// It makes each acquire slower, and takes a connection to be held by the task that acquired it, or the
+    /// thread outside of tasks. Of one with an owned guard, which may be anywhere by then, it knows no holder:
+    /// those who wait for each other are not found out if one of them holds such a guard. A task that waits
+    /// for several side by side (`join!`, `buffer_unordered`) and holds one of them already is told so
+    /// although it would go on, and so is who has lent a guard that borrows the pool to a scoped thread. Who
+    /// waits for any node of a cluster, also if one alone is allowed at the time, counts as one who will go
+    /// on, since another node may come to serve; so does, under a cap over all nodes, who waits for a node
+    /// that the cap may let have more.
     pub detect_deadlock: bool,
     /// Measures for how long connections are in use, for
     /// [`PoolMetrics::use_time`](crate::PoolMetrics::use_time). Each acquire and release leaves the

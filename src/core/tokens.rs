@@ -231,6 +231,11 @@ impl<R: Deref<Target: Keeper> + Clone> Loan<R> {
         Self { keeper, slot: ManuallyDrop::new(Some(slot)) }
     }
 
+    /// The slot's number.
+    pub fn number(&self) -> usize {
+        self.slot().id as usize
+    }
+
     #[inline]
     pub fn keeper(&self) -> &R {
         &self.keeper
@@ -301,6 +306,11 @@ impl<K: Keeper> BareLoan<K> {
     #[inline(always)]
     pub fn keeper(&self) -> &Arc<K> {
         self.slot().ticket.as_ref().expect("BUG: a bare loan without its ticket")
+    }
+
+    /// The slot's number.
+    pub fn number(&self) -> usize {
+        self.slot().id as usize
     }
 
     /// Whether nothing is left in it.

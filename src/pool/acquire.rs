@@ -14,8 +14,8 @@ use super::terms::Terms;
 use super::{DRAINING, Shared, deadlock::Waiting};
 use crate::config::{AcquireOptions, CheckPolicy, Priority};
 use crate::core::{
-    Flags, Found, Keeper, Lease, Line, Loan, State, Woken, try_acquire as look, try_acquire_owned,
-    wait, wait_blocking,
+    Flags, Found, Keeper, Lease, Line, Loan, State, Woken, try_acquire as look,
+    try_acquire_owned as look_owned, wait, wait_blocking,
 };
 use crate::error::{AcquireError, Stage, Timeout, TryAcquireError};
 use crate::manager::Manager;
@@ -104,28 +104,43 @@ pub(super) async fn acquire_owned<M: Manager>(
     caller: Caller,
     options: impl FnOnce() -> AcquireOptions,
 ) -> Result<PooledOwned<M>, AcquireError<M::Error>> {
-    let (shared, found) = match try_acquire_owned(shared, caller) {
+    let (shared, found) = match look_owned(shared, caller) {
         Ok(loan) => return Ok(PooledOwned::new(loan)),
         Err(missed) => missed,
     };
     let ask = Ask::with(caller, options());
-    acquire_slow(shared, ask, found).await.map(PooledOwned::new)
+    acquire_slow(shared, ask, found).await.map(PooledOwned::at_large)
 }
 
-/// What all do that block their thread.
+/// What all do that block their thread and whose guard borrows the pool.
 #[inline(always)]
-pub(super) fn acquire_blocking<M, R>(
-    keeper: &R,
+pub(super) fn acquire_blocking<M: Manager>(
+    shared: &Shared<M>,
     caller: Caller,
     options: impl FnOnce() -> AcquireOptions,
-) -> Result<Loan<R>, AcquireError<M::Error>>
-where
-    M: Manager,
-    R: Deref<Target = Shared<M>> + Clone,
-{
-    match look(keeper, caller) {
-        Found::Ready(loan) => Ok(loan),
-        found => acquire_blocking_slow(keeper, Ask::with(caller, options()), found),
+) -> Result<Pooled<'_, M>, AcquireError<M::Error>> {
+    match look(&shared, caller) {
+        Found::Ready(loan) => Ok(Pooled::new(loan)),
+        found => {
+            let ask = Ask::with(caller, options());
+            acquire_blocking_slow(&shared, ask, found).map(Pooled::new)
+        }
+    }
+}
+
+/// The same where it owns the pool.
+#[inline(always)]
+pub(super) fn acquire_blocking_owned<M: Manager>(
+    shared: &Arc<Shared<M>>,
+    caller: Caller,
+    options: impl FnOnce() -> AcquireOptions,
+) -> Result<PooledOwned<M>, AcquireError<M::Error>> {
+    match look(shared, caller) {
+        Found::Ready(loan) => Ok(PooledOwned::new(loan)),
+        found => {
+            let ask = Ask::with(caller, options());
+            acquire_blocking_slow(shared, ask, found).map(PooledOwned::at_large)
+        }
     }
 }
 
@@ -404,14 +419,25 @@ where
 
 /// A connection that is ready at once.
 #[inline]
-pub(super) fn try_acquire<M, R>(shared: &R, caller: Caller) -> Result<Loan<R>, TryAcquireError>
-where
-    M: Manager,
-    R: Deref<Target = Shared<M>> + Clone,
-{
+pub(super) fn try_acquire<M: Manager>(
+    shared: &Shared<M>,
+    caller: Caller,
+) -> Result<Pooled<'_, M>, TryAcquireError> {
+    match look(&shared, caller) {
+        Found::Ready(loan) => Ok(Pooled::new(loan)),
+        found => try_acquire_slow(&shared, caller, found).map(Pooled::new),
+    }
+}
+
+/// The same for a guard that owns the pool.
+#[inline]
+pub(super) fn try_acquire_owned<M: Manager>(
+    shared: &Arc<Shared<M>>,
+    caller: Caller,
+) -> Result<PooledOwned<M>, TryAcquireError> {
     match look(shared, caller) {
-        Found::Ready(loan) => Ok(loan),
-        found => try_acquire_slow(shared, caller, found),
+        Found::Ready(loan) => Ok(PooledOwned::new(loan)),
+        found => try_acquire_slow(shared, caller, found).map(PooledOwned::at_large),
     }
 }
 

@@ -169,10 +169,11 @@ impl<M: Manager> Pool<M> {
     /// and only if that goes well [invalidates](Self::invalidate) all others. The manager must
     /// connect the new way already, for instance because it reads a `watch` channel.
     ///
-    /// If the pool is full, one connection makes room: an idle one, or the first that comes back or ends
-    /// within `acquire_timeout`; so does one that was being opened and is refused, `fail_fast` or not. That
-    /// is no acquire: no hook of one sees it, and it is not counted as one. `verify` may take
-    /// `check_timeout`.
+    /// If the pool is full, one connection makes room: one that is closing anyway, as right after another
+    /// rotation, for which this waits up to `close_timeout`, and so it does, beside the last one there is, for
+    /// one that is being opened and may be refused; then an idle one, or the first that comes back or ends
+    /// within `acquire_timeout`, or is refused after all, `fail_fast` or not. That is no acquire: no hook of
+    /// one sees it, and it is not counted as one. `verify` may take `check_timeout`.
     ///
     /// # Errors
     ///
@@ -601,6 +602,13 @@ impl<M: Manager> Shared<M> {
         if let Some(reservation) = reserve(self.clone()) {
             return Ok(reservation);
         }
+        let limit = self.config.close_timeout.min(self.config.acquire_timeout);
+        // Cancel: it has nothing yet.
+        match within(limit, self.first_to_end()).await {
+            Ok(Some(reservation)) => return Ok(reservation),
+            Ok(None) | Err(Over::Late) => {}
+            Err(Over::NoRuntime) => return Err(RotateError::NoRuntime),
+        }
         if self.core.is_closed() {
             return Err(RotateError::Closed);
         }
@@ -627,6 +635,26 @@ impl<M: Manager> Shared<M> {
             self.say_goodbye(tenant.connection).await;
         }
         Ok(trial.renew())
+    }
+
+    /// Waits for room that comes by itself, rather than for a connection to close, which may be the last that
+    /// is of any use: while others are being closed, and beside the last one while others are being opened.
+    /// `None` if there is no such room to come, or the pool is closed.
+    async fn first_to_end(self: &Arc<Self>) -> Option<Reservation<Arc<Self>>> {
+        loop {
+            listener!(self.changed => changed);
+            // After listening.
+            if let Some(reservation) = reserve(self.clone()) {
+                return Some(reservation);
+            }
+            let closes = self.closing.load(Ordering::SeqCst) > 0;
+            let counts = self.core.counts();
+            let opens = counts.connecting > 0 && counts.alive() - counts.closing == 1;
+            if self.core.is_closed() || !(closes || opens) {
+                return None;
+            }
+            changed.await;
+        }
     }
 
     /// Takes the first connection that is to be had, before everybody who waits, to close it: nobody

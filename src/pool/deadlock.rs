@@ -1,8 +1,9 @@
 //! Finds out when everybody who holds a connection waits for another one.
 //!
-//! Who holds a connection is the task that acquired it, or the thread outside of tasks: a guard that
-//! is moved to another task, or two acquires that one task drives side by side, are taken for what
-//! they are not. That is why this is an option.
+//! Who holds a connection is the task that acquired it, or the thread outside of tasks. Who has an owned
+//! guard nobody knows: it is there to be moved, so it counts as held by somebody who waits for nothing. Two
+//! acquires that one task drives side by side, or a guard that borrows the pool and is moved to a scoped
+//! thread all the same, are taken for what they are not. That is why this is an option.
 //!
 //! Not here: anything on the fast path. With this option each acquire leaves it.
 

@@ -118,7 +118,8 @@ macro_rules! pooled {
             }
 
             /// Gives the connection back like a drop, but resets a dirty one here and now, and
-            /// reports what went wrong.
+            /// reports what went wrong. For threads, as those of a [`blocking::Pool`](crate::blocking::Pool),
+            /// its twin is [`release_blocking`](Self::release_blocking).
             ///
             /// # Errors
             ///
@@ -182,6 +183,14 @@ macro_rules! pooled {
 pooled!(Pooled<'p, M>, &'p Shared<M>);
 pooled!(PooledOwned<M>, Arc<Shared<M>>);
 
+impl<M: Manager> PooledOwned<M> {
+    /// A guard for whoever may take it anywhere: nobody knows who will hold the connection.
+    pub(super) fn at_large(loan: Loan<Arc<Shared<M>>>) -> Self {
+        loan.keeper().no_longer_lent(loan.number());
+        Self::new(loan)
+    }
+}
+
 impl<C> Tenant<C> {
     /// Whether nobody has used a connection in a slot that has been acquired `uses` times.
     pub(super) fn is_new(&self, uses: u64) -> bool {
@@ -225,7 +234,7 @@ impl<M: Manager> Shared<M> {
     }
 
     /// The detector of deadlocks is to forget who holds the connection of this slot.
-    fn no_longer_lent(&self, slot: usize) {
+    pub(super) fn no_longer_lent(&self, slot: usize) {
         if let Some(detector) = &self.detector {
             detector.returned(slot);
         }

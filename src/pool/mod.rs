@@ -33,7 +33,7 @@ pub(crate) use self::close::Ending;
 pub use self::guard::{ConnectionInfo, ConnectionState, Pooled, PooledOwned};
 pub use self::reaper::{Holder, Maintenance};
 
-use self::acquire::{acquire, acquire_blocking, acquire_owned};
+use self::acquire::{acquire, acquire_blocking, acquire_blocking_owned, acquire_owned};
 use self::connector::Connector;
 use self::deadlock::Detector;
 pub(crate) use self::life::nanos;
@@ -62,6 +62,9 @@ use tokio::time::Instant;
 ///
 /// A clone is another handle to the same pool. When the last handle is dropped, idle connections
 /// are closed; guards that are still out go on working, and close theirs when they are dropped.
+///
+/// A panic beside it, or in its manager, leaves it in order: it is [`UnwindSafe`](std::panic::UnwindSafe)
+/// whatever the manager is, and what is in a guard that a panic drops is closed.
 ///
 /// # Examples
 ///
@@ -484,7 +487,7 @@ impl<M: Manager> Pool<M> {
     #[track_caller]
     #[inline]
     pub fn try_acquire(&self) -> Result<Pooled<'_, M>, TryAcquireError> {
-        acquire::try_acquire(&&*self.shared, Location::caller()).map(Pooled::new)
+        acquire::try_acquire(&self.shared, Location::caller())
     }
 
     /// As [`try_acquire`](Self::try_acquire), for a connection that is not tied to this handle's
@@ -496,7 +499,7 @@ impl<M: Manager> Pool<M> {
     #[track_caller]
     #[inline]
     pub fn try_acquire_owned(&self) -> Result<PooledOwned<M>, TryAcquireError> {
-        acquire::try_acquire(&self.shared, Location::caller()).map(PooledOwned::new)
+        acquire::try_acquire_owned(&self.shared, Location::caller())
     }
 
     /// Acquires a connection from a thread that runs no asynchronous tasks, blocking it while it
@@ -532,7 +535,7 @@ impl<M: Manager> Pool<M> {
     #[track_caller]
     #[inline]
     pub fn acquire_blocking(&self) -> Result<Pooled<'_, M>, AcquireError<M::Error>> {
-        acquire_blocking(&&*self.shared, Location::caller(), AcquireOptions::new).map(Pooled::new)
+        acquire_blocking(&self.shared, Location::caller(), AcquireOptions::new)
     }
 
     /// As [`acquire_blocking`](Self::acquire_blocking), for `limit` at the most; zero is that of
@@ -548,7 +551,7 @@ impl<M: Manager> Pool<M> {
         limit: Duration,
     ) -> Result<Pooled<'_, M>, AcquireError<M::Error>> {
         let options = || AcquireOptions::new().timeout(limit);
-        acquire_blocking(&&*self.shared, Location::caller(), options).map(Pooled::new)
+        acquire_blocking(&self.shared, Location::caller(), options)
     }
 
     /// As [`acquire_blocking`](Self::acquire_blocking), in the line of a [`Priority`](crate::Priority), or as these options
@@ -564,7 +567,7 @@ impl<M: Manager> Pool<M> {
         options: impl Into<AcquireOptions>,
     ) -> Result<Pooled<'_, M>, AcquireError<M::Error>> {
         let options = options.into();
-        acquire_blocking(&&*self.shared, Location::caller(), || options).map(Pooled::new)
+        acquire_blocking(&self.shared, Location::caller(), || options)
     }
 
     /// As [`acquire_blocking`](Self::acquire_blocking), for a connection that is not tied to this
@@ -576,8 +579,7 @@ impl<M: Manager> Pool<M> {
     #[track_caller]
     #[inline]
     pub fn acquire_blocking_owned(&self) -> Result<PooledOwned<M>, AcquireError<M::Error>> {
-        acquire_blocking(&self.shared, Location::caller(), AcquireOptions::new)
-            .map(PooledOwned::new)
+        acquire_blocking_owned(&self.shared, Location::caller(), AcquireOptions::new)
     }
 
     /// As [`acquire_blocking_owned`](Self::acquire_blocking_owned), for `limit` at the most.
@@ -592,7 +594,7 @@ impl<M: Manager> Pool<M> {
         limit: Duration,
     ) -> Result<PooledOwned<M>, AcquireError<M::Error>> {
         let options = || AcquireOptions::new().timeout(limit);
-        acquire_blocking(&self.shared, Location::caller(), options).map(PooledOwned::new)
+        acquire_blocking_owned(&self.shared, Location::caller(), options)
     }
 
     /// As [`acquire_blocking_owned`](Self::acquire_blocking_owned), in the line of a [`Priority`](crate::Priority), or as these
@@ -608,7 +610,7 @@ impl<M: Manager> Pool<M> {
         options: impl Into<AcquireOptions>,
     ) -> Result<PooledOwned<M>, AcquireError<M::Error>> {
         let options = options.into();
-        acquire_blocking(&self.shared, Location::caller(), || options).map(PooledOwned::new)
+        acquire_blocking_owned(&self.shared, Location::caller(), || options)
     }
 
     /// Closes the pool for good: everyone who waits gets [`AcquireError::Closed`], so does whoever

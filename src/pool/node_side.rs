@@ -323,8 +323,9 @@ impl<M: Manager> PooledBare<M> {
         drop(self.loan.with_keeper(pool));
     }
 
-    /// This guard in another place. Nothing is left in this one.
+    /// This guard for whoever may take it anywhere, as [`PooledOwned`]. Nothing is left in this one.
     pub(crate) fn take(&mut self) -> Self {
+        self.pool().no_longer_lent(self.loan.number());
         Self { loan: self.loan.take() }
     }
 

@@ -651,7 +651,8 @@ impl<M: Manager> Maintenance<'_, M> {
         &self.pool.shared.upkeep
     }
 
-    /// Stops looking until [`resume`](Self::resume). A look that has begun goes on to its end.
+    /// Stops looking until [`resume`](Self::resume). A look that has begun goes on to its end. What becomes idle
+    /// while nobody looks counts as idle from the [next look](Self::run_once) on.
     pub fn pause(&self) {
         self.upkeep().paused.store(true, Ordering::SeqCst);
         self.upkeep().notify();
@@ -692,6 +693,10 @@ impl<M: Manager> Maintenance<'_, M> {
     /// Looks once, paused or not, and completes when no keepalive check is under way: those that were
     /// due are done then, unless earlier ones were still under way at the look, and the next one has
     /// them done. Connections that have to go may still be closing.
+    ///
+    /// How long a connection has been idle, or held, is counted from the first look that sees it so, since
+    /// acquire and release read no clock. So in a pool that is paused, the first of two looks begins to count,
+    /// and it is the second that finds `idle_timeout`, `keepalive_interval` or `leak_after` over.
     ///
     /// The checks run on the pool's runtime. While nobody drives that, such as one of a single thread
     /// outside `block_on`, this waits for them without a limit.
