@@ -2147,6 +2147,79 @@ async fn who_was_asked_to_give_and_need_not_closes_nothing() {
     assert_eq!((closed(&managers), whole.most_live()), (0, 3));
 }
 
+/// This many connections of a node, one after the other.
+async fn hold<'c>(cluster: &'c TestCluster, key: &str, many: usize) -> Vec<Guard<'c>> {
+    let mut held = Vec::new();
+    for _ in 0..many {
+        held.push(cluster.acquire(key).await.unwrap());
+    }
+    held
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_unit_goes_to_and_fro_while_one_who_is_to_give_his_last_one_wants_more() {
+    let nodes = [("x", plain()), ("q", plain()), ("p", plain())];
+    let (cluster, managers, whole) = capped(5, 5, nodes);
+    let (mut of_x, of_p) = (hold(&cluster, "x", 4).await, hold(&cluster, "p", 1).await);
+    tokio::time::sleep(60 * MILLISECOND).await;
+    let mut q = pin!(cluster.acquire("q"));
+    assert!(poll_once(q.as_mut()).is_pending());
+    // After 50 ms x has been waited for in vain, and p is asked as well.
+    tokio::time::sleep(65 * MILLISECOND).await;
+    let mut more = pin!(cluster.acquire("p"));
+    assert!(poll_once(more.as_mut()).is_pending());
+    drop(of_x.pop());
+    let q = timeout(40 * MILLISECOND, q).await.expect("x has given one").unwrap();
+    tokio::time::sleep(200 * MILLISECOND).await;
+    drop(of_x);
+    drop((timeout(SECOND, more).await.expect("x has one to give").unwrap(), of_p, q));
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_unit_goes_to_and_fro_while_one_who_closes_a_connection_wants_it_back() {
+    let nodes = [("x", plain()), ("p", plain()), ("z", plain())];
+    let (cluster, managers, whole) = capped(8, 8, nodes);
+    let (of_z, of_p) = (hold(&cluster, "z", 4).await, hold(&cluster, "p", 2).await);
+    let mut of_x = hold(&cluster, "x", 2).await;
+    drop(of_x.pop());
+    // The cap sees that nobody has use for it.
+    assert!(poll_once(pin!(cluster.acquire("z"))).is_pending());
+    tokio::time::sleep(60 * MILLISECOND).await;
+    let (mut p, mut x) = (pin!(cluster.acquire("p")), pin!(cluster.acquire("x")));
+    // The close has only begun by then.
+    assert!(poll_once(p.as_mut()).is_pending());
+    assert!(poll_once(x.as_mut()).is_pending());
+    tokio::time::sleep(20 * MILLISECOND).await;
+    drop((of_z, of_p, of_x));
+    drop((timeout(SECOND, p).await.expect("in time").unwrap(), x.await.unwrap()));
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_asked_to_give_what_only_his_own_callers_miss_closes_nothing() {
+    // Less than after which p has been asked in vain, and more.
+    for pause in [20, 200] {
+        let (cluster, managers, _) = capped(1, 2, [("p", plain()), ("q", plain())]);
+        let held = cluster.acquire("p").await.unwrap();
+        tokio::time::sleep(60 * MILLISECOND).await;
+        let mut more = pin!(cluster.acquire("p"));
+        {
+            let mut q = pin!(cluster.acquire("q"));
+            assert!(poll_once(q.as_mut()).is_pending());
+            assert!(poll_once(more.as_mut()).is_pending());
+            tokio::time::sleep(pause * MILLISECOND).await;
+        }
+        tokio::time::sleep(10 * MILLISECOND).await;
+        drop(held);
+        drop(timeout(MILLISECOND, more).await.expect("it is the next").unwrap());
+        settled(&cluster, &managers).await;
+        assert_eq!(closed(&managers), 0, "after {pause} ms");
+    }
+}
+
 #[tokio::test]
 async fn an_idle_connection_makes_room_though_another_node_is_to_give_one_that_is_out() {
     let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
@@ -2726,6 +2799,31 @@ async fn of_idle_connections_no_more_are_closed_than_may_be_opened_in_their_plac
     drop(held);
     settled(&cluster, &managers).await;
     assert_eq!(whole.most_live(), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_connections_in_use_none_is_closed_while_another_node_has_idle_ones() {
+    let nodes = [("a", plain()), ("b", plain()), ("q", plain())];
+    let (cluster, managers, whole) = capped(13, 13, nodes);
+    let of_a = hold(&cluster, "a", 8).await;
+    drop(hold(&cluster, "b", 5).await);
+    tokio::time::sleep(60 * MILLISECOND).await;
+    // One at a time may be opened there at first.
+    managers[2].connect.always(Act::Gated);
+    let mut waiting: Vec<_> = (0..5).map(|_| Box::pin(cluster.acquire("q"))).collect();
+    waiting.iter_mut().for_each(|acquire| assert!(poll_once(acquire.as_mut()).is_pending()));
+    tokio::time::sleep(20 * MILLISECOND).await;
+    drop(of_a);
+    tokio::time::sleep(20 * MILLISECOND).await;
+    assert_eq!((closed(&managers[..1]), closed(&managers[1..2])), (0, 1));
+    managers[2].connect.open(5);
+    let mut of_q = Vec::new();
+    for acquire in waiting {
+        of_q.push(timeout(SECOND, acquire).await.expect("others have some to give").unwrap());
+    }
+    drop(of_q);
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 13);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
