@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
 use std::future::{pending, ready};
 use std::iter::successors;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak, mpsc};
 use std::task::{Poll, Wake};
@@ -32,6 +32,7 @@ const LARGEST_FUTURE: usize = if cfg!(feature = "tracing") { 1408 } else { 1368 
 
 type TestCluster = Cluster<String, TestManager>;
 type Guard<'c> = ClusterGuard<'c, String, TestManager>;
+type Served<'c> = Result<Guard<'c>, ClusterError<String, TestError>>;
 
 fn builder() -> ClusterBuilder<String, TestManager> {
     Cluster::builder().name("test").pools(|pool| pool.max_size(4)).acquire_timeout(PATIENCE)
@@ -2689,6 +2690,54 @@ async fn the_only_unit_leaves_a_node_that_does_not_answer() {
     managers[0].connect.calm();
     drop(timeout(2 * SECOND, cluster.acquire("a")).await.expect("in time").unwrap());
     settled(&cluster, &managers).await;
+}
+
+/// So many callers of a node for whom connections are opened at once, none of which comes to be.
+async fn opens<'c>(
+    cluster: &'c TestCluster,
+    a: &TestManager,
+    many: usize,
+) -> Vec<Pin<Box<dyn Future<Output = Served<'c>> + 'c>>> {
+    // At first only one may be opened at a time.
+    for guard in hold(cluster, "a", many).await {
+        guard.discard();
+    }
+    eventually("all are gone", || a.ledger.live() == 0).await;
+    a.connect.always(Act::Never);
+    let mut waiting: Vec<Pin<Box<dyn Future<Output = _>>>> = Vec::new();
+    for _ in 0..many {
+        waiting.push(Box::pin(cluster.acquire("a")));
+    }
+    waiting.iter_mut().for_each(|acquire| assert!(poll_once(acquire.as_mut()).is_pending()));
+    eventually("all are being opened", || a.connect.running() == many).await;
+    waiting
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_unit_leaves_a_node_that_does_not_answer_though_it_has_several() {
+    for many in [2, 3] {
+        let (cluster, managers, whole) = capped(many, 4, [("a", plain()), ("b", plain())]);
+        let of_a = opens(&cluster, &managers[0], many).await;
+        let served = timeout(1_300 * MILLISECOND, cluster.acquire("b")).await;
+        drop(served.expect("a has been silent for a second").unwrap());
+        drop(of_a);
+        assert_eq!(whole.most_live(), many);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_connections_that_are_opened_those_for_nobody_make_room() {
+    let (cluster, managers, _) = capped(3, 3, [("a", plain()), ("b", plain())]);
+    let mut of_a = opens(&cluster, &managers[0], 3).await;
+    let begun = managers[0].connect.calls();
+    let mut of_b = Vec::new();
+    for more in [1, 2] {
+        drop(of_a.pop());
+        let served = timeout(200 * MILLISECOND, cluster.acquire("b")).await;
+        of_b.push(served.expect("nobody wants one of those that a opens").unwrap());
+        // The others go on.
+        assert_eq!((managers[0].connect.running(), managers[0].connect.calls()), (3 - more, begun));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -52,7 +52,7 @@ pub(super) struct Look {
     pub(super) is_urgent: bool,
     /// It has had its last one for a while.
     pub(super) had_its_turn: bool,
-    /// It has been opening its only connection for a long while.
+    /// It has been opening its only connections for a long while.
     pub(super) is_silent: bool,
     /// It has just been given one, to see whether it is back.
     pub(super) is_tried: bool,
@@ -159,7 +159,7 @@ impl Look {
 
     /// Whether the next one that it lets go of is one that it opens for nobody.
     pub(super) fn opens_for_nobody(&self) -> bool {
-        self.spare() == 0 && self.connecting > 0 && self.waiting == 0
+        self.spare() == 0 && self.connecting > self.waiting
     }
 
     /// Whether its callers have any.
@@ -185,6 +185,8 @@ pub(super) enum Step {
     Give(usize),
     /// It is to let go of one.
     Take(usize),
+    /// What it is opening, with one that it was to let go of, is to be given up.
+    Recall(usize),
     /// It was merely passed over, and there are not enough for every node to have one.
     Forgo(usize),
 }
@@ -202,10 +204,10 @@ pub(super) fn step(looks: &[Look], most: usize) -> Option<Step> {
         return Some(Step::Give(first));
     }
     let soon = Allotment::new(looks, sum(|look| look.soon));
-    let giver = giver_of_idle(looks, &soon).or_else(|| giver(looks, &later));
+    let idle = giver_of_idle(looks, &soon).map(Step::Take);
     // Last, those who can wait are told that there are not enough for every node to have one.
     let patient = || looks.iter().position(Look::gives_way).map(Step::Forgo);
-    giver.map(Step::Take).or_else(patient)
+    idle.or_else(|| giver(looks, &later)).or_else(patient)
 }
 
 /// Who will have how many units once so many more have been given, each to whoever was first by then of
@@ -265,8 +267,8 @@ fn giver_of_idle(looks: &[Look], soon: &Allotment) -> Option<usize> {
 }
 
 /// Who is to let go of one that is in use, because somebody will have too few otherwise, and could not have one
-/// that is idle once he can use it. First, what is opened for nobody.
-fn giver(looks: &[Look], later: &Allotment) -> Option<usize> {
+/// that is idle once he can use it. First, what is opened for nobody or does not get any further.
+fn giver(looks: &[Look], later: &Allotment) -> Option<Step> {
     let lacking = later.lacking(looks, Look::lacks).into_iter();
     let lacking = lacking.map(|(poor, has)| (&looks[poor], has));
     let lacking: Vec<_> = lacking
@@ -275,10 +277,11 @@ fn giver(looks: &[Look], later: &Allotment) -> Option<usize> {
     let find = |from: fn(&[Look], &Look, usize) -> Option<usize>| {
         lacking.iter().find_map(|(poor, has)| from(looks, poor, *has))
     };
+    let overdue = overdue(looks).filter(|_| !lacking.is_empty()).map(Step::Recall);
     let in_use = |looks: &[Look], poor: &Look, has| {
         richest(looks, poor, has).or_else(|| last(looks, poor, has))
     };
-    find(unwanted).or_else(|| find(in_use))
+    overdue.or_else(|| find(unwanted).or_else(|| find(in_use)).map(Step::Take))
 }
 
 /// Who has something to give to this one. Nobody gives the last one to a node that can wait, unless to
@@ -299,6 +302,11 @@ fn idle(looks: &[Look], poor: &Look, has: usize) -> Option<usize> {
     let may = |look: &Look| look.spare() > 0 && (look.can_spare(has) || by_turns(look));
     let idle = able(looks, poor).filter(|(_, look)| may(look));
     idle.max_by_key(|(_, look)| (look.rested > 0, look.spare())).map(|(index, _)| index)
+}
+
+/// One that has been asked for one, and does not get any further with what it opens with that.
+fn overdue(looks: &[Look]) -> Option<usize> {
+    looks.iter().position(|look| look.in_vain && look.is_silent)
 }
 
 /// One that opens a connection for nobody.
@@ -443,9 +451,10 @@ mod tests {
             };
             steps.push(next);
             let turn = 1 + nodes.iter().map(|node| node.turn).max().unwrap_or_default();
-            let (Step::Give(index) | Step::Take(index) | Step::Forgo(index)) = next;
+            let (Step::Give(index) | Step::Take(index) | Step::Recall(index) | Step::Forgo(index)) =
+                next;
             let node = &mut nodes[index];
-            if matches!(next, Step::Take(_)) {
+            if matches!(next, Step::Take(_) | Step::Recall(_)) {
                 node.was_asked_long_ago = false;
                 if looks[index].is_silent {
                     (node.is_silent, node.is_urgent) = (false, false);
@@ -462,6 +471,7 @@ mod tests {
                     }
                     -1
                 }
+                Step::Recall(_) => 0,
                 Step::Forgo(_) => {
                     node.was_passed_over = false;
                     0

@@ -22,7 +22,7 @@
 //! A unit is given on only when the connection is gone; if nobody else misses it any more before that, it
 //! stays. Of idle ones no more are taken at once than the node may open at once; the others are as good as
 //! its own, and none in use is asked for in their place. What a node opens for
-//! nobody is given up, and so is what one has been opening with its only unit for a long while
+//! nobody is given up, and so is what one that has nothing else has been opening for a long while
 //! ([`SILENCE`]), after which it lets the others have theirs for as long.
 //!
 //! A node that was merely passed over, so that nobody waits for it, comes after all for which somebody
@@ -53,7 +53,7 @@ use tokio::time::Instant;
 /// that has no more than its share.
 const TURN: Duration = Duration::from_millis(50);
 
-/// For so long a node may open its only connection before it has to let others try, and for twice as long
+/// For so long a node may open its only connections before it has to let others try, and for twice as long
 /// each next time: one that merely takes long to connect would never serve otherwise.
 const SILENCE: Duration = Duration::from_secs(1);
 
@@ -86,15 +86,16 @@ struct Share<K: Key, M: Manager> {
     since: Instant,
     /// How many connections it had opened when it was last looked at.
     opened: u64,
-    /// When it was first seen to open the next one while it had no other.
+    /// When it was first seen to open the next ones while it had no other, or has last been told to give up
+    /// what it opens.
     opening: Option<Instant>,
-    /// How often it has lost its only unit since it opened one, because it took too long.
+    /// How often it has been told so since it opened one, because it took too long.
     silences: u32,
-    /// How often its connections had been acquired when it was last seen to open its only one.
+    /// How often its connections had been acquired when it was last seen to open the next ones.
     unused: Option<u64>,
     /// When it was last told to let go of one.
     asked: Instant,
-    /// Until when it lets others have their turn, because it has lost its only unit like that.
+    /// Until when it lets others have their turn, because of that.
     silent: Option<Instant>,
     /// For each of its units, when it was last seen to have use for as many.
     used: Vec<Instant>,
@@ -175,16 +176,17 @@ impl<K: Key, M: Manager> Share<K, M> {
         (self.turn, self.since) = (turn, Instant::now());
     }
 
-    /// It has been told to let go of one.
+    /// It has been told to let go of one, or of what it opens.
     fn was_asked(&mut self, look: &Look) {
         self.asked = Instant::now();
-        if look.limit == 1 && look.is_silent {
+        if look.is_silent {
             self.silent = Some(self.asked + self.long());
             self.silences += 1;
+            self.opening = None;
         }
     }
 
-    /// Whether it has been opening its only connection for a long while.
+    /// Whether it has been opening its only connections for a long while.
     fn is_silent(&mut self, opens: bool, now: Instant) -> bool {
         let opened = self.pool.opened();
         let has_answered = mem::replace(&mut self.opened, opened) != opened;
@@ -198,7 +200,7 @@ impl<K: Key, M: Manager> Share<K, M> {
         opens && now - *self.opening.get_or_insert(now) >= self.long()
     }
 
-    /// For how long it may open its only connection.
+    /// For how long it may open its only connections.
     fn long(&self) -> Duration {
         SILENCE * (1 << self.silences.min(DOUBLINGS))
     }
@@ -223,22 +225,20 @@ impl<K: Key, M: Manager> Share<K, M> {
 struct Change<K: Key, M: Manager> {
     pool: Pool<Member<K, M>>,
     shrinks: bool,
-    /// What it is opening is to be given up.
-    recalls: bool,
+    /// How much of what it is opening is to be given up.
+    recalls: usize,
 }
 
 impl<K: Key, M: Manager> Change<K, M> {
-    /// Gives a pool so many units.
-    fn begin(share: &Share<K, M>, limit: usize, recalls: bool) -> Self {
+    /// Gives a pool so many units, and has it give up what it is opening with others.
+    fn begin(share: &Share<K, M>, limit: usize, recalls: usize) -> Self {
         let shrinks = share.pool.begin_resize(limit);
         Self { pool: share.pool.clone(), shrinks, recalls }
     }
 
     fn carry_out(self) {
         self.pool.end_resize(self.shrinks);
-        if self.recalls {
-            self.pool.give_up_dials();
-        }
+        self.pool.give_up_dials(self.recalls);
     }
 }
 
@@ -315,7 +315,7 @@ impl<K: Key, M: Manager> Cap<K, M> {
             let change = match step(&looks, self.most) {
                 Some(Step::Give(index)) => {
                     shares[index].got_one(turn);
-                    Some((index, looks[index].limit + 1, false))
+                    Some((index, looks[index].limit + 1, 0))
                 }
                 Some(Step::Take(index)) => {
                     let look = &looks[index];
@@ -324,8 +324,13 @@ impl<K: Key, M: Manager> Cap<K, M> {
                         // It is the last to get one again.
                         shares[index].turn = turn;
                     }
-                    let recalls = look.opens_for_nobody() || look.limit == 1 && look.is_silent;
+                    let of_one = usize::from(look.opens_for_nobody());
+                    let recalls = if look.is_silent { usize::MAX } else { of_one };
                     Some((index, look.limit - 1, recalls))
+                }
+                Some(Step::Recall(index)) => {
+                    shares[index].was_asked(&looks[index]);
+                    Some((index, looks[index].limit, usize::MAX))
                 }
                 Some(Step::Forgo(index)) => {
                     shares[index].passed_over = None;
