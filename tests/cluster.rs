@@ -2778,6 +2778,26 @@ async fn what_is_opened_with_the_only_unit_serves_before_that_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_only_unit_leaves_a_node_whose_callers_use_up_what_it_opens_at_once() {
+    let (cluster, managers, whole) = capped(1, 1, [("a", plain()), ("b", plain())]);
+    // The cap looks every 5 ms, and never sees one in use.
+    managers[0].connect.always(Act::Slow(303 * MILLISECOND));
+    let of_a = [(); 60].map(|()| {
+        let cluster = cluster.clone();
+        tokio::spawn(async move { cluster.acquire("a").await.unwrap().discard() })
+    });
+    tokio::time::sleep(100 * MILLISECOND).await;
+    for _ in 0..3 {
+        let served = timeout(2 * SECOND, cluster.acquire("b")).await;
+        drop(served.expect("a has used it for a second").unwrap());
+        tokio::time::sleep(100 * MILLISECOND).await;
+    }
+    of_a.iter().for_each(tokio::task::JoinHandle::abort);
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_node_that_takes_long_to_connect_gets_its_only_unit_for_longer_each_time() {
     let (cluster, managers, whole) = capped(1, 1, [("a", plain()), ("b", plain())]);
     managers[0].connect.always(Act::Slow(3_500 * MILLISECOND));

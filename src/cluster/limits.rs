@@ -82,8 +82,9 @@ struct Share<K: Key, M: Manager> {
     passed_over: Option<Instant>,
     /// When it got a unit, or lost its only one: a number that grows with each of these.
     turn: u64,
-    /// When it last got one.
+    /// When it last got one, and how often its connections had been acquired by then.
     since: Instant,
+    uses_then: u64,
     /// How many connections it had opened when it was last looked at.
     opened: u64,
     /// When it was first seen to open the next ones while it had no other, or has last been told to give up
@@ -111,6 +112,7 @@ impl<K: Key, M: Manager> Share<K, M> {
             passed_over: None,
             turn: 0,
             since: now,
+            uses_then: 0,
             opened: 0,
             opening: None,
             silences: 0,
@@ -156,7 +158,9 @@ impl<K: Key, M: Manager> Share<K, M> {
         // One that is still being opened, or on its way to the first who uses it, would have been opened in
         // vain.
         let is_new = look.is_in_use() && self.unused == Some(uses);
-        let had_its_turn = if opens { is_silent } else { !is_new && now - self.since >= TURN };
+        let has_served = uses != self.uses_then && now - self.since >= SILENCE;
+        let had_a_while = !is_new && now - self.since >= TURN;
+        let had_its_turn = if opens { is_silent || has_served } else { had_a_while };
         Look {
             in_vain: look.coming > look.soon && now - self.asked >= TURN,
             rested: self.rested(look.need, look.limit, uses, now),
@@ -173,7 +177,7 @@ impl<K: Key, M: Manager> Share<K, M> {
     /// It has got a unit, or has back one that it was to let go of.
     fn got_one(&mut self, turn: u64) {
         (self.passed_over, self.silent) = (None, None);
-        (self.turn, self.since) = (turn, Instant::now());
+        (self.turn, self.since, self.uses_then) = (turn, Instant::now(), self.seen.1);
     }
 
     /// It has been told to let go of one, or of what it opens.
