@@ -66,18 +66,29 @@
 //! | level | what |
 //! |---|---|
 //! | error | connecting fails for good |
-//! | warn | connecting fails, also to rotate; a check or a reset fails; a connection is held for too long; an acquire was slow; a connection is lost (`postgres`) |
-//! | info | connecting succeeds again; the pool is drained or closed; a leaked connection comes back |
+//! | warn | connecting fails, also to rotate; a check or a reset fails; a connection is held for too long; an acquire was slow; a connection is lost (`postgres`); of a set of nodes, one is refused, no set is learned, or a node that was taken away is not drained in time (`cluster`) |
+//! | info | connecting succeeds again; the pool is drained or closed; a leaked connection comes back; a set of nodes has changed which there are, or no more sets are to come (`cluster`) |
 //! | debug | a connection is opened or ends; the span `acquire` of one that has to wait (one that does not has none) |
 //! | trace | the span `use` of a connection in somebody's hands, if `Config::trace_uses` asks for it |
 //!
 //! Each has the field `pool`, the pool's name; at a cluster's node also `cluster` and `node`; and, where there
-//! is one, `connection`, its number. The spans, and the warning of a slow acquire, have `site`: where it was
-//! called. What an attempt, a check or a reset fails with, and a connection is lost with, is `error`. Of a lost
-//! one nothing else is known but `server`, its address: it is told as soon as the server ends it or the network
-//! fails, used or idle, with what the server has said, such as `terminating connection due to administrator
-//! command`; or when the driver has lost count of the answers, as after a `COPY … FROM STDIN` that was refused
-//! before it began (`unexpected message from server`).
+//! is one, `connection`, its number. What is told of a set of nodes has no `pool` but `cluster`, and `node` if it
+//! is about one. The spans, and the warning of a slow acquire, have `site`: where it was called. What an attempt,
+//! a check or a reset fails with, a connection is lost with, a node is refused for, and a set is not learned for,
+//! is `error`. Also:
+//!
+//! | of | there is |
+//! |---|---|
+//! | a connection that is opened | `took`: how long that took |
+//! | one that ends | `reason` and `age` |
+//! | connecting that fails | `in_a_row`: how many times by now, if not to rotate |
+//! | connecting that succeeds again | `failures`: how many times it had failed before |
+//! | an acquire that was slow | `waited`: for how long; `outcome`: how it ended; and `counts`: what the connections were doing then |
+//!
+//! Of a lost connection nothing else is known but `server`, its address: it is told as soon as the server ends
+//! it or the network fails, used or idle, with what the server has said, such as `terminating connection due to
+//! administrator command`; or when the driver has lost count of the answers, as after a `COPY … FROM STDIN` that
+//! was refused before it began (`unexpected message from server`).
 //!
 //! # How to read the code
 //!

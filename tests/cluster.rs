@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
 use std::future::{pending, ready};
 use std::iter::successors;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak, mpsc};
 use std::task::{Poll, Wake};
@@ -32,6 +32,7 @@ const LARGEST_FUTURE: usize = if cfg!(feature = "tracing") { 1408 } else { 1368 
 
 type TestCluster = Cluster<String, TestManager>;
 type Guard<'c> = ClusterGuard<'c, String, TestManager>;
+type Served<'c> = Result<Guard<'c>, ClusterError<String, TestError>>;
 
 fn builder() -> ClusterBuilder<String, TestManager> {
     Cluster::builder().name("test").pools(|pool| pool.max_size(4)).acquire_timeout(PATIENCE)
@@ -2152,6 +2153,79 @@ async fn who_was_asked_to_give_and_need_not_closes_nothing() {
     assert_eq!((closed(&managers), whole.most_live()), (0, 3));
 }
 
+/// This many connections of a node, one after the other.
+async fn hold<'c>(cluster: &'c TestCluster, key: &str, many: usize) -> Vec<Guard<'c>> {
+    let mut held = Vec::new();
+    for _ in 0..many {
+        held.push(cluster.acquire(key).await.unwrap());
+    }
+    held
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_unit_goes_to_and_fro_while_one_who_is_to_give_his_last_one_wants_more() {
+    let nodes = [("x", plain()), ("q", plain()), ("p", plain())];
+    let (cluster, managers, whole) = capped(5, 5, nodes);
+    let (mut of_x, of_p) = (hold(&cluster, "x", 4).await, hold(&cluster, "p", 1).await);
+    tokio::time::sleep(60 * MILLISECOND).await;
+    let mut q = pin!(cluster.acquire("q"));
+    assert!(poll_once(q.as_mut()).is_pending());
+    // After 50 ms x has been waited for in vain, and p is asked as well.
+    tokio::time::sleep(65 * MILLISECOND).await;
+    let mut more = pin!(cluster.acquire("p"));
+    assert!(poll_once(more.as_mut()).is_pending());
+    drop(of_x.pop());
+    let q = timeout(40 * MILLISECOND, q).await.expect("x has given one").unwrap();
+    tokio::time::sleep(200 * MILLISECOND).await;
+    drop(of_x);
+    drop((timeout(SECOND, more).await.expect("x has one to give").unwrap(), of_p, q));
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_unit_goes_to_and_fro_while_one_who_closes_a_connection_wants_it_back() {
+    let nodes = [("x", plain()), ("p", plain()), ("z", plain())];
+    let (cluster, managers, whole) = capped(8, 8, nodes);
+    let (of_z, of_p) = (hold(&cluster, "z", 4).await, hold(&cluster, "p", 2).await);
+    let mut of_x = hold(&cluster, "x", 2).await;
+    drop(of_x.pop());
+    // The cap sees that nobody has use for it.
+    assert!(poll_once(pin!(cluster.acquire("z"))).is_pending());
+    tokio::time::sleep(60 * MILLISECOND).await;
+    let (mut p, mut x) = (pin!(cluster.acquire("p")), pin!(cluster.acquire("x")));
+    // The close has only begun by then.
+    assert!(poll_once(p.as_mut()).is_pending());
+    assert!(poll_once(x.as_mut()).is_pending());
+    tokio::time::sleep(20 * MILLISECOND).await;
+    drop((of_z, of_p, of_x));
+    drop((timeout(SECOND, p).await.expect("in time").unwrap(), x.await.unwrap()));
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_asked_to_give_what_only_his_own_callers_miss_closes_nothing() {
+    // Less than after which p has been asked in vain, and more.
+    for pause in [20, 200] {
+        let (cluster, managers, _) = capped(1, 2, [("p", plain()), ("q", plain())]);
+        let held = cluster.acquire("p").await.unwrap();
+        tokio::time::sleep(60 * MILLISECOND).await;
+        let mut more = pin!(cluster.acquire("p"));
+        {
+            let mut q = pin!(cluster.acquire("q"));
+            assert!(poll_once(q.as_mut()).is_pending());
+            assert!(poll_once(more.as_mut()).is_pending());
+            tokio::time::sleep(pause * MILLISECOND).await;
+        }
+        tokio::time::sleep(10 * MILLISECOND).await;
+        drop(held);
+        drop(timeout(MILLISECOND, more).await.expect("it is the next").unwrap());
+        settled(&cluster, &managers).await;
+        assert_eq!(closed(&managers), 0, "after {pause} ms");
+    }
+}
+
 #[tokio::test]
 async fn an_idle_connection_makes_room_though_another_node_is_to_give_one_that_is_out() {
     let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
@@ -2623,6 +2697,54 @@ async fn the_only_unit_leaves_a_node_that_does_not_answer() {
     settled(&cluster, &managers).await;
 }
 
+/// So many callers of a node for whom connections are opened at once, none of which comes to be.
+async fn opens<'c>(
+    cluster: &'c TestCluster,
+    a: &TestManager,
+    many: usize,
+) -> Vec<Pin<Box<dyn Future<Output = Served<'c>> + 'c>>> {
+    // At first only one may be opened at a time.
+    for guard in hold(cluster, "a", many).await {
+        guard.discard();
+    }
+    eventually("all are gone", || a.ledger.live() == 0).await;
+    a.connect.always(Act::Never);
+    let mut waiting: Vec<Pin<Box<dyn Future<Output = _>>>> = Vec::new();
+    for _ in 0..many {
+        waiting.push(Box::pin(cluster.acquire("a")));
+    }
+    waiting.iter_mut().for_each(|acquire| assert!(poll_once(acquire.as_mut()).is_pending()));
+    eventually("all are being opened", || a.connect.running() == many).await;
+    waiting
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_unit_leaves_a_node_that_does_not_answer_though_it_has_several() {
+    for many in [2, 3] {
+        let (cluster, managers, whole) = capped(many, 4, [("a", plain()), ("b", plain())]);
+        let of_a = opens(&cluster, &managers[0], many).await;
+        let served = timeout(1_300 * MILLISECOND, cluster.acquire("b")).await;
+        drop(served.expect("a has been silent for a second").unwrap());
+        drop(of_a);
+        assert_eq!(whole.most_live(), many);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_connections_that_are_opened_those_for_nobody_make_room() {
+    let (cluster, managers, _) = capped(3, 3, [("a", plain()), ("b", plain())]);
+    let mut of_a = opens(&cluster, &managers[0], 3).await;
+    let begun = managers[0].connect.calls();
+    let mut of_b = Vec::new();
+    for more in [1, 2] {
+        drop(of_a.pop());
+        let served = timeout(200 * MILLISECOND, cluster.acquire("b")).await;
+        of_b.push(served.expect("nobody wants one of those that a opens").unwrap());
+        // The others go on.
+        assert_eq!((managers[0].connect.running(), managers[0].connect.calls()), (3 - more, begun));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_node_that_opens_again_is_not_silent_however_long_ago_it_got_its_unit() {
     let (cluster, managers, whole) = capped(1, 1, [("a", plain()), ("b", plain())]);
@@ -2656,6 +2778,26 @@ async fn what_is_opened_with_the_only_unit_serves_before_that_goes_on() {
     assert_eq!(began.elapsed(), 300 * MILLISECOND);
     b.await.unwrap();
     assert_eq!(managers.each_ref().map(|manager| manager.ledger.opened()), [1, 1]);
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_only_unit_leaves_a_node_whose_callers_use_up_what_it_opens_at_once() {
+    let (cluster, managers, whole) = capped(1, 1, [("a", plain()), ("b", plain())]);
+    // The cap looks every 5 ms, and never sees one in use.
+    managers[0].connect.always(Act::Slow(303 * MILLISECOND));
+    let of_a = [(); 60].map(|()| {
+        let cluster = cluster.clone();
+        tokio::spawn(async move { cluster.acquire("a").await.unwrap().discard() })
+    });
+    tokio::time::sleep(100 * MILLISECOND).await;
+    for _ in 0..3 {
+        let served = timeout(2 * SECOND, cluster.acquire("b")).await;
+        drop(served.expect("a has used it for a second").unwrap());
+        tokio::time::sleep(100 * MILLISECOND).await;
+    }
+    of_a.iter().for_each(tokio::task::JoinHandle::abort);
     settled(&cluster, &managers).await;
     assert_eq!(whole.most_live(), 1);
 }
@@ -2731,6 +2873,31 @@ async fn of_idle_connections_no_more_are_closed_than_may_be_opened_in_their_plac
     drop(held);
     settled(&cluster, &managers).await;
     assert_eq!(whole.most_live(), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_connections_in_use_none_is_closed_while_another_node_has_idle_ones() {
+    let nodes = [("a", plain()), ("b", plain()), ("q", plain())];
+    let (cluster, managers, whole) = capped(13, 13, nodes);
+    let of_a = hold(&cluster, "a", 8).await;
+    drop(hold(&cluster, "b", 5).await);
+    tokio::time::sleep(60 * MILLISECOND).await;
+    // One at a time may be opened there at first.
+    managers[2].connect.always(Act::Gated);
+    let mut waiting: Vec<_> = (0..5).map(|_| Box::pin(cluster.acquire("q"))).collect();
+    waiting.iter_mut().for_each(|acquire| assert!(poll_once(acquire.as_mut()).is_pending()));
+    tokio::time::sleep(20 * MILLISECOND).await;
+    drop(of_a);
+    tokio::time::sleep(20 * MILLISECOND).await;
+    assert_eq!((closed(&managers[..1]), closed(&managers[1..2])), (0, 1));
+    managers[2].connect.open(5);
+    let mut of_q = Vec::new();
+    for acquire in waiting {
+        of_q.push(timeout(SECOND, acquire).await.expect("others have some to give").unwrap());
+    }
+    drop(of_q);
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 13);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

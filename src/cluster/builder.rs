@@ -177,7 +177,9 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
     /// connections than nodes that are in use they are closed and opened all the time: each such node has
     /// one by turns, for some 50 ms and until it comes back, or for a second if it does not answer: that is
     /// twice as long the next time, and four seconds from then on, so one that takes longer to connect may
-    /// not serve while callers wait for the others. Default: `None`.
+    /// not serve while callers wait for the others. For as long a node that has no connection yet may open
+    /// several at once; one that has some in use keeps what it opens until its
+    /// [`connect_timeout`](crate::Config::connect_timeout). Default: `None`.
     ///
     /// It costs a hit nothing. While somebody waits for more, it looks every 5 ms who could give.
     ///

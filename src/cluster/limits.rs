@@ -14,13 +14,15 @@
 //! | one in use, of the node that has most, as above, if no idle one can be had | when it comes back; if that takes longer than a turn, another node is asked as well |
 //! | the only one of a node, if the other has none | once it has had it for a turn, and has used what it opened |
 //!
-//! What moves at once makes the shares more equal, which comes to an end; all else takes a turn. So
+//! What moves at once goes to a node that then has no more than the giver keeps, and is not given back
+//! ([`allot`](super::allot)): the shares become more equal, and that comes to an end. All else takes a turn. So
 //! however the loads go up and down, a node that stays within its fair share loses each of its units at
 //! most once a turn, and nobody waits longer than that for what another has no use for.
 //!
-//! A unit is given on only when the connection is gone; if nobody misses it any more before that, it
-//! stays. Of idle ones no more are taken at once than the node may open at once. What a node opens for
-//! nobody is given up, and so is what one has been opening with its only unit for a long while
+//! A unit is given on only when the connection is gone; if nobody else misses it any more before that, it
+//! stays. Of idle ones no more are taken at once than the node may open at once; the others are as good as
+//! its own, and none in use is asked for in their place. What a node opens for
+//! nobody is given up, and so is what one that has nothing else has been opening for a long while
 //! ([`SILENCE`]), after which it lets the others have theirs for as long.
 //!
 //! A node that was merely passed over, so that nobody waits for it, comes after all for which somebody
@@ -28,15 +30,15 @@
 //! relieve the others: it comes before those that have some, and gets the last unit of one that has had
 //! no use for it for a turn.
 //!
-//! Not here: what a pool does when its limit changes (`crate::core`).
+//! Not here: the rules by which that is decided ([`allot`](super::allot)); what a pool does when its limit
+//! changes (`crate::core`).
 
+use super::allot::{Figures, Look, Step, step};
 use super::node::{Member, Node};
 use super::{Key, Shared};
 use crate::manager::Manager;
 use crate::pool::Pool;
 use event_listener::{Event, EventListener, IntoNotification};
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::future::poll_fn;
 use std::mem;
 use std::pin::{Pin, pin};
@@ -51,7 +53,7 @@ use tokio::time::Instant;
 /// that has no more than its share.
 const TURN: Duration = Duration::from_millis(50);
 
-/// For so long a node may open its only connection before it has to let others try, and for twice as long
+/// For so long a node may open its only connections before it has to let others try, and for twice as long
 /// each next time: one that merely takes long to connect would never serve otherwise.
 const SILENCE: Duration = Duration::from_secs(1);
 
@@ -80,105 +82,26 @@ struct Share<K: Key, M: Manager> {
     passed_over: Option<Instant>,
     /// When it got a unit, or lost its only one: a number that grows with each of these.
     turn: u64,
-    /// When it last got one.
+    /// When it last got one, and how often its connections had been acquired by then.
     since: Instant,
+    uses_then: u64,
     /// How many connections it had opened when it was last looked at.
     opened: u64,
-    /// When it was first seen to open the next one while it had no other.
+    /// When it was first seen to open the next ones while it had no other, or has last been told to give up
+    /// what it opens.
     opening: Option<Instant>,
-    /// How often it has lost its only unit since it opened one, because it took too long.
+    /// How often it has been told so since it opened one, because it took too long.
     silences: u32,
-    /// How often its connections had been acquired when it was last seen to open its only one.
+    /// How often its connections had been acquired when it was last seen to open the next ones.
     unused: Option<u64>,
     /// When it was last told to let go of one.
     asked: Instant,
-    /// Until when it lets others have their turn, because it has lost its only unit like that.
+    /// Until when it lets others have their turn, because of that.
     silent: Option<Instant>,
     /// For each of its units, when it was last seen to have use for as many.
     used: Vec<Instant>,
     /// When it was last looked at, and how often its connections had been acquired by then.
     seen: (Instant, u64),
-}
-
-/// What one share looks like at a moment.
-#[derive(Default)]
-struct Look {
-    limit: usize,
-    /// How many units it has, which nobody else may use.
-    units: usize,
-    /// How many of its units are to come back.
-    coming: usize,
-    /// How many of these do so without anybody's doing: those that are not in use.
-    soon: usize,
-    /// The others have been waited for already.
-    in_vain: bool,
-    /// How many units its callers could do with.
-    need: usize,
-    /// How many they will, once those have come back that are to.
-    need_then: usize,
-    /// How many of these they could use now: those for whom nothing may be opened yet do not count.
-    usable: usize,
-    /// Callers wait for it.
-    waits: bool,
-    /// How many of its units are neither idle nor vacant, be it for nobody.
-    busy: usize,
-    /// How many it has had no use for since a turn ago.
-    rested: usize,
-    /// It needs one because it was passed over, and nobody waits.
-    can_wait: bool,
-    /// Connecting to it has failed.
-    is_down: bool,
-    /// Callers wait for one who cannot be served elsewhere.
-    is_urgent: bool,
-    /// It has had its last one for a while.
-    had_its_turn: bool,
-    /// It has been opening its only connection for a long while.
-    is_silent: bool,
-    /// What it is opening is for nobody.
-    opens_for_nobody: bool,
-    /// It has just been given one, to see whether it is back.
-    is_tried: bool,
-    /// Who has a lower one is served first.
-    turn: u64,
-}
-
-impl Look {
-    /// Whether its limit is to be higher.
-    fn starves(&self) -> bool {
-        self.need > self.limit
-    }
-
-    /// Whether it is to have one only if nobody waits for that. One that is down is to be tried, or it
-    /// never relieves the others.
-    fn gives_way(&self) -> bool {
-        self.can_wait && !self.is_down
-    }
-
-    /// In which order units are given to those who have so many: who gives way is last; of the others,
-    /// who has least is first, and of those who have the same whoever is urgent, by turns.
-    fn precedence(&self, has: usize) -> (bool, usize, bool, u64) {
-        (self.gives_way(), has, !self.is_urgent, self.turn)
-    }
-
-    /// How many units others are to let go of for it.
-    fn missing(&self) -> usize {
-        self.need.saturating_sub(self.units)
-    }
-
-    /// How many of its units are still waited for.
-    fn expected(&self) -> usize {
-        if self.in_vain { self.soon } else { self.coming }
-    }
-
-    /// How many units it has that are idle, or not even open.
-    fn spare(&self) -> usize {
-        self.limit.saturating_sub(self.busy)
-    }
-
-    /// Whether one that will have so many may have one that this one has no use for.
-    fn can_spare(&self, has: usize) -> bool {
-        self.limit > has + 1 || self.rested > 0
-    }
 }
 
 impl<K: Key, M: Manager> Share<K, M> {
@@ -189,6 +112,7 @@ impl<K: Key, M: Manager> Share<K, M> {
             passed_over: None,
             turn: 0,
             since: now,
+            uses_then: 0,
             opened: 0,
             opening: None,
             silences: 0,
@@ -212,67 +136,61 @@ impl<K: Key, M: Manager> Share<K, M> {
         let (is_closed, uses) = (self.pool.is_closed(), self.pool.uses());
         let (counts, waiting) = (self.pool.counts(), self.pool.unserved());
         if is_closed {
-            // It has what is still alive, and will have none. What is out comes back when whoever has
-            // it likes, which may be never: he has been waited for already.
-            let units = counts.connecting + counts.alive();
-            let coming = units - counts.in_use;
-            return Look { units, coming, soon: coming, turn, ..Look::default() };
+            return Look { turn, ..Look::of_a_closed_pool(&counts) };
         }
         let now = Instant::now();
-        let (limit, most) = (self.pool.max_size(), self.pool.config().max_size);
-        let (kept, connecting) =
-            (counts.in_use + counts.checking + counts.resetting, counts.connecting);
-        // What is being opened is for those who wait; what is being closed is for nobody.
-        let need = (kept + waiting).min(most);
-        let usable = (kept + waiting.min(connecting.max(self.pool.admitted()))).min(most);
-        let busy = kept + connecting.max(waiting);
-        let patience = |since: Instant| now - since < PATIENCE;
-        let can_wait = busy == 0 && self.passed_over.is_some_and(patience);
-        let (need, usable) = if can_wait { (1, 1) } else { (need, usable) };
-        let units = limit.max(counts.in_service());
-        let coming = units - limit;
-        // It closes what is idle first.
-        let soon = coming - (counts.in_use + connecting).saturating_sub(limit);
-        let need_then = (kept.saturating_sub(coming - soon) + waiting).min(most);
-        let in_vain = coming > soon && now - self.asked >= TURN;
-        let opens = kept == 0 && connecting > 0;
+        let look = Look::new(&Figures {
+            counts,
+            limit: self.pool.max_size(),
+            most: self.pool.config().max_size,
+            waiting,
+            admitted: self.pool.admitted(),
+            was_passed_over: self.passed_over.is_some_and(|since| now - since < PATIENCE),
+        });
+        let opens = look.opens();
         let is_silent = self.is_silent(opens, now);
         let state = &self.pool.manager().state;
+        let (is_down, roving) = (!state.is_up(), state.roving());
         let was_silent = self.silent.is_some_and(|until| now < until);
-        let is_urgent = waiting > state.roving() && !was_silent;
         if opens {
             self.unused = Some(uses);
         }
         // One that is still being opened, or on its way to the first who uses it, would have been opened in
         // vain.
-        let is_new = kept > 0 && self.unused == Some(uses);
-        let had_its_turn = if opens { is_silent } else { !is_new && now - self.since >= TURN };
-        let is_down = !state.is_up();
-        let rested = self.rested(need, limit, uses, now);
+        let is_new = look.is_in_use() && self.unused == Some(uses);
+        let has_served = uses != self.uses_then && now - self.since >= SILENCE;
+        let had_a_while = !is_new && now - self.since >= TURN;
+        let had_its_turn = if opens { is_silent || has_served } else { had_a_while };
         Look {
-            limit,
-            units,
-            coming,
-            soon,
-            in_vain,
-            need,
-            need_then: need_then.max(usize::from(can_wait)),
-            usable,
-            waits: waiting > 0,
-            busy,
-            rested,
-            can_wait,
+            in_vain: look.coming > look.soon && now - self.asked >= TURN,
+            rested: self.rested(look.need, look.limit, uses, now),
             is_down,
-            is_urgent,
+            is_urgent: waiting > roving && !was_silent && !is_silent,
             had_its_turn,
             is_silent,
-            opens_for_nobody: connecting > 0 && waiting == 0,
             is_tried: is_down && now - self.since < PATIENCE,
             turn,
+            ..look
         }
     }
 
-    /// Whether it has been opening its only connection for a long while.
+    /// It has got a unit, or has back one that it was to let go of.
+    fn got_one(&mut self, turn: u64) {
+        (self.passed_over, self.silent) = (None, None);
+        (self.turn, self.since, self.uses_then) = (turn, Instant::now(), self.seen.1);
+    }
+
+    /// It has been told to let go of one, or of what it opens.
+    fn was_asked(&mut self, look: &Look) {
+        self.asked = Instant::now();
+        if look.is_silent {
+            self.silent = Some(self.asked + self.long());
+            self.silences += 1;
+            self.opening = None;
+        }
+    }
+
+    /// Whether it has been opening its only connections for a long while.
     fn is_silent(&mut self, opens: bool, now: Instant) -> bool {
         let opened = self.pool.opened();
         let has_answered = mem::replace(&mut self.opened, opened) != opened;
@@ -286,7 +204,7 @@ impl<K: Key, M: Manager> Share<K, M> {
         opens && now - *self.opening.get_or_insert(now) >= self.long()
     }
 
-    /// For how long it may open its only connection.
+    /// For how long it may open its only connections.
     fn long(&self) -> Duration {
         SILENCE * (1 << self.silences.min(DOUBLINGS))
     }
@@ -311,22 +229,20 @@ impl<K: Key, M: Manager> Share<K, M> {
 struct Change<K: Key, M: Manager> {
     pool: Pool<Member<K, M>>,
     shrinks: bool,
-    /// What it is opening is to be given up.
-    recalls: bool,
+    /// How much of what it is opening is to be given up.
+    recalls: usize,
 }
 
 impl<K: Key, M: Manager> Change<K, M> {
-    /// Gives a pool one unit more, or has it let go of one.
-    fn begin(share: &Share<K, M>, limit: usize) -> Self {
+    /// Gives a pool so many units, and has it give up what it is opening with others.
+    fn begin(share: &Share<K, M>, limit: usize, recalls: usize) -> Self {
         let shrinks = share.pool.begin_resize(limit);
-        Self { pool: share.pool.clone(), shrinks, recalls: false }
+        Self { pool: share.pool.clone(), shrinks, recalls }
     }
 
     fn carry_out(self) {
         self.pool.end_resize(self.shrinks);
-        if self.recalls {
-            self.pool.give_up_dials();
-        }
+        self.pool.give_up_dials(self.recalls);
     }
 }
 
@@ -398,39 +314,36 @@ impl<K: Key, M: Manager> Cap<K, M> {
             let looks: Vec<Look> = shares.iter_mut().map(Share::look).collect();
             let starving = looks.iter().enumerate().filter(|(_, look)| look.starves());
             let poorest = starving.min_by_key(|(_, look)| look.precedence(look.limit));
-            let Some((poorest, look)) = poorest else { return (changes, None) };
-            let given: usize = looks.iter().map(|look| look.units).sum();
+            let Some((poorest, _)) = poorest else { return (changes, None) };
             let turn = 1 + looks.iter().map(|look| look.turn).max().unwrap_or_default();
-            if given < self.most {
-                let share = &mut shares[poorest];
-                (share.passed_over, share.silent) = (None, None);
-                (share.turn, share.since) = (turn, Instant::now());
-                changes.push(Change::begin(share, look.limit + 1));
-                continue;
-            }
-            if let Some(keeper) = keeper(&looks) {
-                changes.push(Change::begin(&shares[keeper], looks[keeper].limit + 1));
-                continue;
-            }
-            if let Some(giver) = giver(&looks) {
-                let share = &mut shares[giver];
-                share.asked = Instant::now();
-                let look = &looks[giver];
-                if look.limit == 1 {
-                    // It is the last to get one again.
-                    share.turn = turn;
-                    share.silent = look.is_silent.then(|| share.asked + share.long());
-                    share.silences += u32::from(look.is_silent);
+            let change = match step(&looks, self.most) {
+                Some(Step::Give(index)) => {
+                    shares[index].got_one(turn);
+                    Some((index, looks[index].limit + 1, 0))
                 }
-                let mut change = Change::begin(share, look.limit - 1);
-                change.recalls =
-                    look.spare() == 0 && look.opens_for_nobody || look.limit == 1 && look.is_silent;
-                changes.push(change);
-                continue;
-            }
-            if let Some(patient) = looks.iter().position(Look::gives_way) {
-                // There are not enough for every node to have one.
-                shares[patient].passed_over = None;
+                Some(Step::Take(index)) => {
+                    let look = &looks[index];
+                    shares[index].was_asked(look);
+                    if look.limit == 1 {
+                        // It is the last to get one again.
+                        shares[index].turn = turn;
+                    }
+                    let of_one = usize::from(look.opens_for_nobody());
+                    let recalls = if look.is_silent { usize::MAX } else { of_one };
+                    Some((index, look.limit - 1, recalls))
+                }
+                Some(Step::Recall(index)) => {
+                    shares[index].was_asked(&looks[index]);
+                    Some((index, looks[index].limit, usize::MAX))
+                }
+                Some(Step::Forgo(index)) => {
+                    shares[index].passed_over = None;
+                    continue;
+                }
+                None => None,
+            };
+            if let Some((index, limit, recalls)) = change {
+                changes.push(Change::begin(&shares[index], limit, recalls));
                 continue;
             }
             if !changes.is_empty() {
@@ -448,113 +361,6 @@ impl<K: Key, M: Manager> Cap<K, M> {
             return (changes, Some((shares[poorest].pool.clone(), listeners)));
         }
     }
-}
-
-/// Who is to let go of one in use that nobody misses any more: he may keep it.
-fn keeper(looks: &[Look]) -> Option<usize> {
-    let sum = |of: fn(&Look) -> usize| looks.iter().map(of).sum::<usize>();
-    let missing = sum(Look::missing);
-    // While somebody misses one, those who have been waited for in vain have still to give.
-    let coming = if missing == 0 { sum(|look| look.coming) } else { sum(Look::expected) };
-    if coming <= missing {
-        return None;
-    }
-    let is_waited_for = |look: &Look| missing == 0 || !look.in_vain;
-    looks.iter().position(|look| look.starves() && look.coming > look.soon && is_waited_for(look))
-}
-
-/// Who is to let go of a unit, because somebody will not have enough otherwise.
-fn giver(looks: &[Look]) -> Option<usize> {
-    let soon = lacking(looks, |look| look.soon, |look| look.usable);
-    let idle = soon.into_iter().find_map(|(poor, has)| idle(looks, &looks[poor], has));
-    idle.or_else(|| {
-        let poor = lacking(looks, Look::expected, |look| look.need);
-        poor.into_iter().find_map(|(poor, has)| {
-            let poor = &looks[poor];
-            unwanted(looks, poor, has)
-                .or_else(|| richest(looks, poor, has))
-                .or_else(|| last(looks, poor, has))
-        })
-    })
-}
-
-/// Those who will have less than they want once all that comes has been given to whoever is first then,
-/// and how much each will have; whoever would be the next to be given one is the first.
-fn lacking(
-    looks: &[Look],
-    comes: impl Fn(&Look) -> usize,
-    wants: impl Fn(&Look) -> usize,
-) -> Vec<(usize, usize)> {
-    let mut has: Vec<usize> = looks.iter().map(|look| look.limit).collect();
-    let rank = |index: usize, has: usize| Reverse((looks[index].precedence(has), index));
-    let starving = (0..looks.len()).filter(|index| looks[*index].need_then > has[*index]);
-    let mut next: BinaryHeap<_> = starving.map(|index| rank(index, has[index])).collect();
-    for _ in 0..looks.iter().map(comes).sum() {
-        let Some(Reverse((_, index))) = next.pop() else { break };
-        has[index] += 1;
-        if looks[index].need_then > has[index] {
-            next.push(rank(index, has[index]));
-        }
-    }
-    // Whoever still waits would get what is asked for one that gives way.
-    let some_wait = next.into_iter().any(|Reverse((_, index))| !looks[index].gives_way());
-    let lacks = |index: &usize| {
-        let look = &looks[*index];
-        wants(look) > has[*index].max(look.units) && !(some_wait && look.gives_way())
-    };
-    let mut lacking: Vec<usize> = (0..looks.len()).filter(lacks).collect();
-    lacking.sort_by_key(|index| looks[*index].precedence(has[*index]));
-    lacking.into_iter().map(|index| (index, has[index])).collect()
-}
-
-/// Who has something to give to this one. Nobody gives the last one to a node that can wait, unless to
-/// see whether that is back, and without a use for it.
-fn able<'l>(looks: &'l [Look], poor: &Look) -> impl Iterator<Item = (usize, &'l Look)> {
-    let (can_wait, is_down) = (poor.can_wait, poor.is_down);
-    let may = move |look: &Look| match look.limit {
-        0 => false,
-        1 => !can_wait || is_down && look.rested > 0,
-        _ => true,
-    };
-    looks.iter().enumerate().filter(move |(_, look)| may(look))
-}
-
-/// The one that has most that is idle, first of those that have had no use for it for a while.
-fn idle(looks: &[Look], poor: &Look, has: usize) -> Option<usize> {
-    let by_turns = |look: &Look| poor.is_urgent && has == 0 && look.limit == 1 && look.had_its_turn;
-    let may = |look: &Look| look.spare() > 0 && (look.can_spare(has) || by_turns(look));
-    let idle = able(looks, poor).filter(|(_, look)| may(look));
-    idle.max_by_key(|(_, look)| (look.rested > 0, look.spare())).map(|(index, _)| index)
-}
-
-/// One that opens a connection for nobody.
-fn unwanted(looks: &[Look], poor: &Look, has: usize) -> Option<usize> {
-    let may = |look: &Look| look.spare() == 0 && look.limit > look.need && look.can_spare(has);
-    let is_free = |look: &Look| !look.in_vain && !look.is_tried;
-    let mut unwanted = able(looks, poor).filter(|(_, look)| may(look) && is_free(look));
-    unwanted.find(|_| !poor.can_wait).map(|(index, _)| index)
-}
-
-/// The one that has most, all of it in use, if that is more than the other will have then. One where
-/// callers wait gives none to one that gives way: it would get it back.
-fn richest(looks: &[Look], poor: &Look, has: usize) -> Option<usize> {
-    let may = |look: &Look| {
-        let has_most = look.spare() == 0 && look.limit > has + 1;
-        has_most && !look.in_vain && !(poor.gives_way() && look.waits)
-    };
-    let richest = able(looks, poor).filter(|(_, look)| may(look));
-    richest.max_by_key(|(_, look)| look.limit).map(|(index, _)| index)
-}
-
-/// The one that has had its only unit for longest, if the other has none and callers wait there who are
-/// served by nobody else.
-fn last(looks: &[Look], poor: &Look, has: usize) -> Option<usize> {
-    let may = |look: &Look| {
-        let is_due = look.had_its_turn && (poor.is_urgent || look.is_silent);
-        look.limit == 1 && is_due && !look.in_vain
-    };
-    let last = able(looks, poor).filter(|(_, look)| may(look)).min_by_key(|(_, look)| look.turn);
-    last.filter(|_| has == 0 && !poor.can_wait).map(|(index, _)| index)
 }
 
 impl<K: Key, M: Manager> Shared<K, M> {

@@ -40,6 +40,7 @@
 //! ```
 
 mod acquire;
+mod allot;
 mod builder;
 mod discovery;
 mod dns;

@@ -316,7 +316,7 @@ pub struct PoolMetrics {
     /// Those of them that came back after all, or were detached, while the pool was open.
     pub late_returns: u64,
     /// Acquires that were [turned away](crate::Shed) because they had waited too long, or would have
-    /// been.
+    /// been. Each node of a cluster counts for itself, those included whom another one serves.
     pub shed: u64,
     /// Connections that the pool let go of, by reason.
     pub closed: Closed,
@@ -360,8 +360,9 @@ impl PoolMetrics {
 /// Acquires that had to wait, by how they ended.
 ///
 /// One that found a connection idle and fit for use is not among them, nor is a `try_acquire`, nor what a
-/// cluster does to ask a server for its role, or whether it is back. One that waits at several nodes of a
-/// cluster is counted at one of them; what a node refuses is its failure, though another one may serve.
+/// cluster does to ask a server for its role, or whether it is back. One that may go to several nodes of a
+/// cluster is counted at one of them, however many refuse it: at that which serves it, or else where it has
+/// waited first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]

@@ -57,7 +57,7 @@ pub(super) struct Connector<E> {
     verdicts: AtomicU64,
     /// Notified when connecting works again: for dials that pause because it failed.
     recovered: Event,
-    /// Notified on close, and when they are to be given up: for dials that hang or pause.
+    /// Notified on close, and when they are to be given up: for dials that hang.
     giving_up: Event,
     /// Notified on close.
     closing: Event,
@@ -311,14 +311,14 @@ impl<E> Connector<E> {
         if self.verdicts() > before { lock(&self.trouble).verdict.clone() } else { None }
     }
 
-    /// Ends the dials that are under way, the prober's pause included.
-    pub(super) fn give_up(&self) {
-        self.giving_up.notify(usize::MAX.additional());
+    /// Ends so many of the connects that are under way, those first that began first.
+    pub(super) fn give_up(&self, many: usize) {
+        self.giving_up.notify(many.additional());
     }
 
     /// Ends whatever is under way.
     pub(super) fn close(&self) {
-        self.give_up();
+        self.give_up(usize::MAX);
         self.closing.notify(usize::MAX.additional());
     }
 
@@ -954,7 +954,7 @@ impl<M: Manager> Dial<M> {
     async fn pauses(&self, pause: impl Future<Output = ()>) -> bool {
         let shared = &self.shared;
         // Cancel: nothing is held but the place among the dials.
-        if shared.unless_given_up(pause).await.is_none() {
+        if shared.unless_closed(pause).await.is_none() {
             return false;
         }
         // With `fail_fast` nobody waits, and it is the prober who finds out that the server is back.

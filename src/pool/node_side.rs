@@ -116,9 +116,9 @@ impl<M: Manager> Pool<M> {
         self.shared.totals.answers()
     }
 
-    /// Ends the connects that are under way; if there is room for them, others begin.
-    pub(crate) fn give_up_dials(&self) {
-        self.shared.connector.give_up();
+    /// Ends so many of the connects that are under way; if there is room for them, others begin.
+    pub(crate) fn give_up_dials(&self, many: usize) {
+        self.shared.connector.give_up(many);
     }
 
     /// Whether these are handles to the same pool.
