@@ -788,6 +788,157 @@ async fn a_node_that_is_down_is_tried_again_though_the_others_always_serve() {
     }
 }
 
+/// Two replicas of the same size, `a` and `b`, with so many connections each, all idle. The server of `a`
+/// refuses any more of them, and that is known.
+async fn at_its_limit(of_a: usize, of_b: usize) -> (TestCluster, [TestManager; 2]) {
+    let builder = builder().pools(|pool| pool.max_size(3).check(CheckPolicy::Never));
+    let (cluster, managers) = cluster_of(builder, [("a", replica()), ("b", replica())]);
+    for (key, many) in [("a", of_a), ("b", of_b)] {
+        cluster.node(key).unwrap().warm_up(many).await.unwrap();
+    }
+    managers[0].connect.always(Act::Error);
+    cluster.node("a").unwrap().warm_up(of_a + 1).await.unwrap_err();
+    assert!(!cluster.status().nodes[0].is_up);
+    (cluster, managers)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_node_has_that_refuses_more_serves_once_all_others_are_in_use() {
+    let first_a = first("a");
+    for policy in [
+        Policy::Replica,
+        Policy::ReplicasThenPrimary,
+        Policy::RoundRobin,
+        Policy::LeastInUse,
+        Policy::Nearest,
+        Policy::Rank(&first_a),
+    ] {
+        let (cluster, managers) = at_its_limit(2, 3).await;
+        let began = tokio::time::Instant::now();
+        let (tried, checked) = (managers[0].connect.calls(), managers[0].check.calls());
+        let mut held = Vec::new();
+        for (key, checks) in [("b", 0), ("b", 0), ("b", 0), ("a", 1), ("a", 2)] {
+            let guard = cluster.acquire_any(policy).await.unwrap();
+            assert_eq!(guard.node(), key, "{policy:?}");
+            assert_eq!(managers[0].check.calls() - checked, checks, "{policy:?}");
+            held.push(guard);
+        }
+        // Now nothing is idle anywhere: whatever comes back serves.
+        let mut waits = [(); 4].map(|()| Box::pin(cluster.acquire_any(policy)));
+        for wait in &mut waits {
+            assert!(poll_once(wait.as_mut()).is_pending(), "{policy:?}");
+        }
+        for (wait, key) in waits.iter_mut().zip(["a", "b", "a", "b"]) {
+            let place = held.iter().position(|guard| guard.node() == key).unwrap();
+            drop(held.swap_remove(place));
+            let Poll::Ready(served) = poll_once(wait.as_mut()) else { panic!("{key}: {policy:?}") };
+            assert_eq!(served.as_ref().unwrap().node(), key, "{policy:?}");
+            held.push(served.unwrap());
+        }
+        assert_eq!(managers[0].connect.calls(), tried, "{policy:?}: something was opened for them");
+        assert_eq!(began.elapsed(), Duration::ZERO, "{policy:?}");
+        drop(held);
+        settled(&cluster, &managers).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_node_has_that_refuses_more_is_taken_by_whom_the_others_have_no_room_for() {
+    let (cluster, managers) = at_its_limit(2, 0).await;
+    managers[1].connect.always(Act::Gated);
+    let mut waits = [(); 3].map(|()| Box::pin(cluster.acquire_any(Policy::RoundRobin)));
+    for wait in &mut waits {
+        assert!(poll_once(wait.as_mut()).is_pending(), "b has room for three");
+    }
+    let of_a = || cluster.node("a").unwrap().metrics().counts;
+    assert_eq!((of_a().idle, of_a().in_use), (2, 0));
+    // What b has room for is for those who have come first.
+    let began = tokio::time::Instant::now();
+    assert_eq!(cluster.acquire_any(Policy::RoundRobin).await.unwrap().node(), "a");
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    managers[1].connect.open(3);
+    let mut guards = Vec::new();
+    for wait in waits {
+        guards.push(wait.await.unwrap());
+    }
+    assert!(guards.iter().all(|guard| guard.node() == "b"), "{guards:?}");
+    drop(guards);
+    settled(&cluster, &managers).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_node_has_that_refuses_more_is_taken_if_another_does_not_answer() {
+    let (cluster, managers) = at_its_limit(1, 0).await;
+    managers[1].connect.always(Act::Never);
+    let began = tokio::time::Instant::now();
+    let guard = cluster.acquire_any(Policy::RoundRobin).await.unwrap();
+    assert_eq!((guard.node().as_str(), began.elapsed()), ("a", 250 * MILLISECOND));
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_what_a_node_has_does_not_pass_its_check_nothing_is_opened_in_its_place() {
+    let (cluster, managers) = at_its_limit(2, 3).await;
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(cluster.acquire("b").await.unwrap());
+    }
+    managers[0].check.always(Act::Error);
+    let tried = managers[0].connect.calls();
+    let mut acquire = pin!(cluster.acquire_any(Policy::Replica));
+    assert!(timeout(100 * MILLISECOND, acquire.as_mut()).await.is_err());
+    let a = cluster.node("a").unwrap().metrics();
+    assert_eq!((a.counts.alive(), a.closed.failed_check), (0, 2));
+    assert_eq!(managers[0].connect.calls(), tried);
+    drop(held.pop());
+    assert_eq!(acquire.await.unwrap().node(), "b");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_has_one_opened_at_a_node_that_refuses_it_has_the_next_one_do_so_at_once() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+    let _held = cluster.acquire("a").await.unwrap();
+    managers[0].connect.always(Act::Slow(10 * MILLISECOND));
+    managers[0].connect.once(Act::Gated);
+    let began = tokio::time::Instant::now();
+    let first_a = first("a");
+    let mut acquire = pin!(cluster.acquire_any(Policy::Rank(&first_a)));
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    eventually("it connects", || managers[0].connect.running() == 1).await;
+    managers[0].connect.refuse();
+    assert_eq!(acquire.await.unwrap().node(), "b");
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_handed_an_unchecked_connection_of_a_node_that_is_frozen_nor_waits_for_its_check()
+{
+    let (cluster, managers) = at_its_limit(2, 3).await;
+    managers[0].check.always(Act::Never);
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(cluster.acquire("b").await.unwrap());
+    }
+    let (began, of_a) = (tokio::time::Instant::now(), cluster.node("a").unwrap());
+    let mut waits = [(); 4].map(|()| Box::pin(cluster.acquire_any(Policy::Replica)));
+    for wait in &mut waits {
+        assert!(poll_once(wait.as_mut()).is_pending());
+    }
+    assert_eq!((managers[0].check.running(), of_a.metrics().counts.checking), (2, 2));
+    let [one, two, three, _four] = &mut waits;
+    // What comes back elsewhere serves at once, and so does a node that comes; the check goes on.
+    drop(held.pop());
+    let served = one.await.unwrap();
+    assert_eq!(served.node(), "b");
+    let new = TestManager::new();
+    cluster.add_node_with("c".to_owned(), new, replica()).unwrap();
+    let guards = [two.await.unwrap(), three.await.unwrap()];
+    assert!(guards.iter().all(|guard| guard.node() != "a"), "{guards:?}");
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    assert_eq!(of_a.metrics().counts.checking, 2);
+    eventually("its connections are closed", || of_a.metrics().counts.alive() == 0).await;
+    assert_eq!((of_a.metrics().acquires, of_a.metrics().closed.failed_check), (0, 2));
+}
+
 /// Its first connect fails; it asks whether that is for good, and is told when to go on.
 struct HeldUp {
     connects: AtomicUsize,

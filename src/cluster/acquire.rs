@@ -14,7 +14,14 @@
 //! failure that may pass, and the node's pool tries again, every `backoff_max`. An idle
 //! connection that has to be checked first is waited for in the same way: nobody looks further as long as
 //! its check takes no longer than that, and a check that is late goes on in the background when another
-//! node serves. So no acquire waits beside a connection that it could have, none takes more than it
+//! node serves.
+//!
+//! A node that is down beside others that are up may have connections that work all the same, as where a
+//! server is at its limit. So it comes last: an acquire waits there too, but has nothing opened, and what is
+//! idle there it takes, once that has been checked, if the others have no room for it. Nothing else waits for
+//! that check.
+//!
+//! So no acquire waits beside a connection that it could have, none takes more than it
 //! needs, and a node that does not answer costs it little of its time.
 //!
 //! An acquire that waits counts once in the figures, however many nodes it waits at and refuse it: where it
@@ -295,7 +302,8 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     }
 
     /// Acquires a connection of any node that the policy allows: an idle one if there is one, of the
-    /// node that it prefers if possible.
+    /// node that it prefers if possible; of a node that connecting fails to only if the others have none, nor
+    /// room for one.
     ///
     /// # Errors
     ///
@@ -691,6 +699,8 @@ struct Runner<K: Key, M: Manager> {
     late: bool,
     /// It has something opened, and one of the others may serve as well.
     roving: Option<Roving<K>>,
+    /// The node was down beside others when it came there.
+    in_doubt: bool,
 }
 
 /// Whether a connection is being checked for a runner.
@@ -705,11 +715,17 @@ enum Check {
 }
 
 impl<K: Key, M: Manager> Runner<K, M> {
-    fn new(node: Arc<Node<K, M>>, missed: Missed<Member<K, M>>, began: Instant) -> Self {
+    fn new(
+        node: Arc<Node<K, M>>,
+        missed: Missed<Member<K, M>>,
+        began: Instant,
+        in_doubt: bool,
+    ) -> Self {
         let check = if missed.has_found() { Check::UnderWay } else { Check::No };
-        let (terms, waiting) = missed.wait_among_others(began);
+        let (terms, waiting) = missed.wait_among_others(began, in_doubt);
         let waiting = Box::pin(waiting);
-        Self { node, waiting, terms, check, hurried: false, asked: None, late: false, roving: None }
+        let (hurried, asked, late, roving) = (false, None, false, None);
+        Self { node, waiting, terms, check, hurried, asked, late, roving, in_doubt }
     }
 
     fn is_at<N: Borrow<Node<K, M>>>(&self, node: &N) -> bool {
@@ -734,6 +750,11 @@ impl<K: Key, M: Manager> Runner<K, M> {
             self.check = Check::Begun;
         }
         failed
+    }
+
+    /// Whether a check is under way for it that may be over soon.
+    fn is_checking(&self) -> bool {
+        matches!(self.check, Check::Begun | Check::UnderWay)
     }
 
     /// Takes down whether the node is being asked for something.
@@ -925,7 +946,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                     // was opened. Back it goes.
                 }
                 Event::Answer(index, Err(error)) => {
-                    let Runner { node, .. } = self.runners.remove(index);
+                    let Runner { node, in_doubt, .. } = self.runners.remove(index);
                     if matches!(error, AcquireError::NoRuntime) {
                         break Err(ClusterError::of_node(node.key().clone(), error));
                     }
@@ -934,7 +955,9 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                         // It waits there for what may come back, if anything may.
                         true => self.hopeless.push(node.clone()),
                     }
-                    self.refusal = Some((node.key().clone(), error));
+                    if !in_doubt {
+                        self.refusal = Some((node.key().clone(), error));
+                    }
                 }
                 Event::LookAgain => {}
                 Event::Changed => {
@@ -1022,17 +1045,16 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                 false
             }
         });
-        let some_are_up = allowed().any(|node| node.is_up());
-        for node in allowed() {
+        let is_up = |place: &usize| table.nodes()[*place].is_up();
+        let (mut order, mut down): (Vec<_>, Vec<_>) = order.into_iter().partition(is_up);
+        if order.is_empty() {
+            mem::swap(&mut order, &mut down);
+        }
+        for node in order.iter().map(|place| &table.nodes()[*place]) {
             if self.waits_for_a_check() {
                 break;
             }
-            let mut others = self.out.iter().chain(self.runners.iter().map(|runner| &runner.node));
-            if others.any(|other| other.pool.is(&node.pool)) {
-                continue;
-            }
-            if some_are_up && !node.is_up() {
-                node.try_again(cluster);
+            if self.has_been_at(node) {
                 continue;
             }
             let missed = match self.first.take_if(|missed| missed.is_at(&node.pool)) {
@@ -1048,21 +1070,68 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             };
             // One that has to be checked first is nearly as good as one that is ready.
             self.begun |= missed.has_found();
-            if self.counted_at.as_ref().is_none_or(|node| node.pool.is_closed()) {
-                self.counted_at = Some(node.clone());
-            }
-            self.runners.push(Runner::new(node.clone(), missed, self.began));
+            self.wait_at(node, missed, false);
         }
         // A connection that was found at a node that may not be used after all goes back.
         self.first = None;
-        if self.runners.is_empty() {
-            self.nobody_is_left(&table)?;
+        for node in down.iter().map(|place| &table.nodes()[*place]) {
+            node.try_again(cluster);
         }
         if !self.waits_for_a_check() {
             order.retain(|place| !self.is_hopeless(&table.nodes()[*place]));
-            self.have_some_opened(&order, &table);
+            let is_provided_for = self.have_some_opened(&order, &table);
+            if let Some(pooled) = self.fall_back(&down, is_provided_for, &table) {
+                return Ok(Some(pooled));
+            }
+        }
+        if self.runners.is_empty() {
+            self.nobody_is_left(&table)?;
         }
         Ok(None)
+    }
+
+    /// Whether it waits at this node, or has been refused there just now.
+    fn has_been_at(&self, node: &Node<K, M>) -> bool {
+        let mut others = self.out.iter().chain(self.runners.iter().map(|runner| &runner.node));
+        others.any(|other| other.pool.is(&node.pool))
+    }
+
+    fn wait_at(&mut self, node: &Arc<Node<K, M>>, missed: Missed<Member<K, M>>, in_doubt: bool) {
+        if self.counted_at.as_ref().is_none_or(|node| node.pool.is_closed()) {
+            self.counted_at = Some(node.clone());
+        }
+        self.runners.push(Runner::new(node.clone(), missed, self.began, in_doubt));
+    }
+
+    /// Waits also at these nodes, which are down beside others: nothing is opened there, but what they have
+    /// may work. What is idle there is left alone by whom the others have room for.
+    fn fall_back(
+        &mut self,
+        down: &[usize],
+        is_provided_for: bool,
+        table: &Table<K, M>,
+    ) -> Option<PooledBare<Member<K, M>>> {
+        for node in down.iter().map(|place| &table.nodes()[*place]) {
+            let counts = node.pool.counts();
+            if counts.alive() == 0 || self.has_been_at(node) {
+                continue;
+            }
+            let is_checking = || self.runners.iter().any(|runner| runner.is_checking());
+            if counts.idle > 0 && (is_provided_for || is_checking()) {
+                continue;
+            }
+            // The server may be frozen.
+            node.pool.have_idle_checked();
+            match self.look_at(node) {
+                Attempt::Miss(missed) => self.wait_at(node, missed, true),
+                // It has come back just now.
+                Attempt::Hit(pooled) => {
+                    self.counted_at = Some(node.clone());
+                    return Some(pooled);
+                }
+            }
+        }
+        None
     }
 
     /// All that have failed are looked at again, so what they said does not hold any more.
@@ -1119,8 +1188,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
 
     /// Whether something has been found that may be ready soon.
     fn waits_for_a_check(&self) -> bool {
-        let soon = |runner: &Runner<K, M>| matches!(runner.check, Check::Begun | Check::UnderWay);
-        self.runners.iter().any(soon)
+        self.runners.iter().any(|runner| runner.is_checking() && !runner.in_doubt)
     }
 
     /// Another node has served because the one that was picked had nothing idle. It is to have next
@@ -1180,22 +1248,25 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
 
     /// Sees to it that the first of the nodes that have room open a connection for this acquire, or, if
     /// these are too few and there is a cap on all nodes together, that may get more room; if there are
-    /// none of either, that the first one does once it has room. Those that do so already go on.
-    fn have_some_opened(&mut self, order: &[usize], table: &Table<K, M>) {
+    /// none of either, that the first one does once it has room. Those that do so already go on. Answers
+    /// whether one of them has room for this acquire, beside all others who wait there.
+    fn have_some_opened(&mut self, order: &[usize], table: &Table<K, M>) -> bool {
         let nodes = || order.iter().map(|place| &table.nodes()[*place]);
         let capped = self.cluster.cap.is_some();
         let has_room = |node: &Node<K, M>| node.pool.counts().vacant > 0;
         let may_grow = |node: &Node<K, M>| {
             capped && !has_room(node) && node.pool.max_size() < node.pool.config().max_size
         };
-        let impatient = || self.runners.iter().filter(|runner| !runner.terms.is_patient());
-        let at_work = impatient().filter(|runner| {
+        let impatient = |runner: &&Runner<K, M>| {
+            !runner.terms.is_patient() && nodes().any(|node| runner.is_at(node))
+        };
+        let at_work = self.runners.iter().filter(impatient).filter(|runner| {
             let counts = runner.node.pool.counts();
             let has_room = counts.vacant + counts.connecting > 0;
             has_room || runner.check != Check::No || may_grow(&runner.node)
         });
         let mut missing = self.dials.saturating_sub(at_work.count());
-        let mut none = impatient().next().is_none();
+        let mut none = !self.runners.iter().any(|runner| impatient(&runner));
         let roomy = nodes().filter(|node| has_room(node));
         for node in roomy.chain(nodes().filter(|node| may_grow(node))) {
             if missing == 0 {
@@ -1213,6 +1284,12 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             self.word = Some(Word::default());
             self.rove();
         }
+        let is_provided_for = |runner: &Runner<K, M>| {
+            let counts = runner.node.pool.counts();
+            let wanted = runner.node.pool.unserved() + usize::from(!runner.terms.is_in_line());
+            counts.vacant + counts.connecting >= wanted || may_grow(&runner.node)
+        };
+        missing == 0 && self.runners.iter().filter(impatient).any(is_provided_for)
     }
 
     /// Tells the nodes where something is to be opened whether another one may serve.

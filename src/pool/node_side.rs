@@ -63,6 +63,11 @@ impl<M: Manager> Pool<M> {
         &self.shared
     }
 
+    /// Has all that is idle checked before its next use, whatever the policy.
+    pub(crate) fn have_idle_checked(&self) {
+        self.shared.have_idle_checked();
+    }
+
     /// How many callers wait who would have a connection opened.
     pub(crate) fn unserved(&self) -> usize {
         self.shared.unserved()
@@ -235,13 +240,16 @@ impl<M: Manager> Missed<M> {
     }
 
     /// Goes on for an acquire that began then and waits elsewhere too, on these terms and without a
-    /// deadline.
+    /// deadline. It is patient if it has found nothing, or is to be.
     pub(crate) fn wait_among_others(
         self,
         began: tokio::time::Instant,
+        is_patient: bool,
     ) -> (Arc<Terms>, impl Future<Output = Served<M>> + use<M>) {
         let patients = self.keeper.connector.patients.clone();
-        let terms = Arc::new(Terms::new(patients, began, self.has_found()));
+        let has_found = self.has_found();
+        let terms = Terms::new(patients, began, has_found, is_patient || !has_found);
+        let terms = Arc::new(terms);
         let patient = Patient { keeper: self.keeper.clone(), terms: terms.clone() };
         let waiting = async move {
             // Dropped after the wait.

@@ -334,6 +334,11 @@ impl<M: Manager> Shared<M> {
         if doubted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, due).is_err() {
             return;
         }
+        self.have_idle_checked();
+    }
+
+    /// All that is idle is checked before its next use.
+    pub(super) fn have_idle_checked(&self) {
         for slot in 0..self.core.capacity() {
             if self.core.glimpse(slot).state == State::Idle {
                 self.core.raise(slot, Flags::CHECK);

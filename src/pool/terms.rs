@@ -38,11 +38,16 @@ pub(crate) struct Terms {
 
 impl Terms {
     /// Of an acquire that began then. If it has found a connection, it is to be checked at once, and
-    /// another one to be opened if it fails; if not, the wait is patient at first.
-    pub(super) fn new(patients: Arc<AtomicUsize>, began: Instant, has_found: bool) -> Self {
+    /// another one to be opened if it fails, unless the wait is patient at first.
+    pub(super) fn new(
+        patients: Arc<AtomicUsize>,
+        began: Instant,
+        has_found: bool,
+        is_patient: bool,
+    ) -> Self {
         Self {
             began,
-            patient: AtomicBool::new(!has_found),
+            patient: AtomicBool::new(is_patient),
             in_line: AtomicBool::new(false),
             patients,
             counted: AtomicBool::new(false),
@@ -65,6 +70,10 @@ impl Terms {
     pub(super) fn hurry(&self) -> bool {
         self.patient.store(false, Ordering::Relaxed);
         self.count_out();
+        self.in_line.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_in_line(&self) -> bool {
         self.in_line.load(Ordering::Relaxed)
     }
 
