@@ -4081,6 +4081,51 @@ async fn who_is_shed_by_what_replaces_his_node_is_told_that_he_has_waited_since_
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_acquire_that_several_nodes_turn_away_or_would_is_counted_once() {
+    for reports in [false, true] {
+        let mut shed = Shed::new(5 * MILLISECOND, 50 * MILLISECOND);
+        shed.report_only = reports;
+        let builder = builder().pools(move |pool| pool.max_size(2).shed(shed));
+        let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
+        let (cluster, managers) = cluster_of(builder, nodes);
+        let callers = (0..64).map(|_| {
+            let cluster = cluster.clone();
+            tokio::spawn(async move {
+                let (mut late, mut refused) = (0, 0);
+                for _ in 0..40 {
+                    let began = tokio::time::Instant::now();
+                    match cluster.acquire_any(Policy::RoundRobin).await {
+                        Ok(_guard) => {
+                            late += u64::from(began.elapsed() > 10 * MILLISECOND);
+                            tokio::time::sleep(5 * MILLISECOND).await;
+                        }
+                        Err(error) => {
+                            assert!(matches!(&error, ClusterError::Node(node) if matches!(node.source, AcquireError::Shed { .. })), "{error}");
+                            refused += 1;
+                        }
+                    }
+                }
+                (late, refused)
+            })
+        });
+        let (mut late, mut refused) = (0, 0);
+        for caller in callers.collect::<Vec<_>>() {
+            let (more_late, more_refused) = caller.await.unwrap();
+            (late, refused) = (late + more_late, refused + more_refused);
+        }
+        let totals = cluster.status().totals;
+        assert_eq!(totals.waits.shed, refused);
+        match reports {
+            false => {
+                assert!(totals.shed == refused && refused > 0, "{} for {refused}", totals.shed);
+            }
+            true => assert!((1..=late).contains(&totals.shed), "{} for {late}", totals.shed),
+        }
+        settled(&cluster, &managers).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_never_wants_the_next_node_tried_may_say_so() {
     let never = || builder().try_next_after(Duration::MAX);
     let (cluster, _managers) = cluster_of(never(), [("a", plain())]);

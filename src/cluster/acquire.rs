@@ -933,12 +933,13 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             self.over = false;
             match self.next(&mut changed, quiet.as_mut(), late.as_mut()).await {
                 Event::Answer(index, Ok(pooled)) => {
-                    let node = self.runners.remove(index).node;
+                    let Runner { node, terms, .. } = self.runners.remove(index);
                     let table = self.cluster.table.load();
                     // By the options that it has now; one that has been removed meanwhile has those that it had.
                     let is_same = |other: &&Arc<Node<K, M>>| other.pool.is(&node.pool);
                     let by_now = table.nodes().iter().find(is_same).unwrap_or(&node);
                     if self.aim.allows(&self.choice(&table), by_now) {
+                        node.pool.serves(&terms);
                         self.counted_at = Some(node);
                         break Ok(pooled);
                     }

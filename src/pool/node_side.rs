@@ -106,6 +106,13 @@ impl<M: Manager> Pool<M> {
         self.shared.has_waited(site, outcome, waited);
     }
 
+    /// An acquire is served here that has waited on these terms.
+    pub(crate) fn serves(&self, terms: &Terms) {
+        if terms.would_be_shed().load(Ordering::Relaxed) {
+            self.shared.totals.would_be_shed();
+        }
+    }
+
     /// How many acquires there have been. Costs one pass over all slots.
     pub(crate) fn uses(&self) -> u64 {
         self.shared.core.uses()

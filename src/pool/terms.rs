@@ -32,6 +32,8 @@ pub(crate) struct Terms {
     checking: AtomicBool,
     /// The acquire has ended, and a check under way is to be brought to its end.
     left: AtomicBool,
+    /// What it has got here it would not have, if that were not only reported.
+    would_be_shed: AtomicBool,
     /// Whom to wake.
     waker: Mutex<Option<Waker>>,
 }
@@ -53,6 +55,7 @@ impl Terms {
             counted: AtomicBool::new(false),
             checking: AtomicBool::new(has_found),
             left: AtomicBool::new(false),
+            would_be_shed: AtomicBool::new(false),
             waker: Mutex::new(None),
         }
     }
@@ -83,6 +86,10 @@ impl Terms {
 
     pub(super) fn checking(&self) -> &AtomicBool {
         &self.checking
+    }
+
+    pub(super) fn would_be_shed(&self) -> &AtomicBool {
+        &self.would_be_shed
     }
 
     pub(super) fn is_left(&self) -> bool {
