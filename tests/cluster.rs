@@ -219,6 +219,37 @@ async fn reserved_connections_are_refused_as_no_acquire_of_a_cluster_has_a_prior
 }
 
 #[tokio::test]
+async fn settings_that_are_the_clusters_business_are_refused_at_its_pools() {
+    let config = |change: fn(&mut Config)| {
+        let mut config = Config::default();
+        change(&mut config);
+        let pools = move |pool: PoolBuilder<_>| pool.config(config.clone());
+        let builder: ClusterBuilder<String, TestManager> = Cluster::builder().name("test");
+        builder.pools(pools)
+    };
+    let add = |builder: ClusterBuilder<String, TestManager>| {
+        let cluster = builder.build().unwrap();
+        cluster.add_node("a".to_owned(), TestManager::new())
+    };
+    let name: fn(&mut Config) = |config| config.name = "test".into();
+    let timeout: fn(&mut Config) = |config| config.acquire_timeout = 100 * MILLISECOND;
+    let fail_fast: fn(&mut Config) = |config| config.fail_fast = true;
+    for (field, value, builder) in [
+        ("name", "test", config(name).name("other")),
+        ("acquire_timeout", "100ms", config(timeout)),
+        ("fail_fast", "true", config(fail_fast)),
+    ] {
+        let error = add(builder).expect_err(field);
+        let rule = format!("must be left to the cluster: set it by ClusterBuilder::{field}");
+        assert_eq!(error.to_string(), format!("node a: {field} is {value}, but it {rule}"));
+    }
+    // What the cluster has anyway may be said.
+    add(config(name)).unwrap();
+    add(config(timeout).acquire_timeout(100 * MILLISECOND)).unwrap();
+    add(config(fail_fast).fail_fast(true)).unwrap();
+}
+
+#[tokio::test]
 async fn an_endpoint_becomes_a_node_by_the_template_and_only_by_it() {
     let asked = Arc::new(std::sync::Mutex::new(Vec::new()));
     let template = {

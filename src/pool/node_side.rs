@@ -17,6 +17,7 @@ use super::acquire::{Ask, Caller, acquire_slow};
 use super::connector::Ground;
 use super::prepare::{Welcome, welcome};
 use super::{ConnectionInfo, Pool, PoolBuilder, Pooled, PooledOwned};
+use crate::config::Config;
 use crate::core::{BareLoan, Counts, Found, Loan, try_acquire as look, try_acquire_bare};
 use crate::error::AcquireError;
 use crate::manager::Manager;
@@ -35,6 +36,11 @@ impl<M: Manager> PoolBuilder<M> {
     ) -> Self {
         self.cluster = Some(Box::new(node));
         self
+    }
+
+    /// The settings, which nobody has checked yet.
+    pub(crate) fn config_so_far(&self) -> &Config {
+        &self.config
     }
 
     /// Who is told of each connect whether it has succeeded.
