@@ -7,8 +7,8 @@ mod support;
 use support::*;
 
 use millpond::cluster::{
-    Cluster, ClusterBuilder, ClusterError, ClusterGuard, Endpoint, Member, NodeError, NodeOptions,
-    NodeView, Policy, Role,
+    Cluster, ClusterBuilder, ClusterError, ClusterGuard, Endpoint, Member, NodeError, NodeHandle,
+    NodeOptions, NodeView, Policy, Role,
 };
 use millpond::{
     AcquireError, CheckPolicy, Condition, Config, DrainReport, Health, Hooks, Manager, PoolBuilder,
@@ -16,9 +16,9 @@ use millpond::{
 };
 use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
-use std::future::{pending, ready};
+use std::future::{Future, pending, ready};
 use std::iter::successors;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak, mpsc};
 use std::task::{Poll, Wake};
@@ -4152,6 +4152,80 @@ async fn an_acquire_that_several_nodes_turn_away_or_would_is_counted_once() {
             }
             true => assert!((1..=late).contains(&totals.shed), "{} for {late}", totals.shed),
         }
+        settled(&cluster, &managers).await;
+    }
+}
+
+/// An acquire of each kind with a deadline of its own, and its name.
+fn within<'c>(
+    cluster: &'c TestCluster,
+    node: &'c NodeHandle<String, TestManager>,
+    limit: Duration,
+) -> [(&'static str, Bounded<'c>); 4] {
+    let of_node = async move { node.acquire_timeout(limit).await.map(|_| ()) };
+    let named = async move { cluster.acquire_timeout("a", limit).await.map(|_| ()) };
+    let any =
+        async move { cluster.acquire_any_timeout(Policy::RoundRobin, limit).await.map(|_| ()) };
+    let session = async move { cluster.acquire_for_timeout(b"session", limit).await.map(|_| ()) };
+    [
+        ("handle", Box::pin(of_node)),
+        ("named", Box::pin(named)),
+        ("any", Box::pin(any)),
+        ("session", Box::pin(session)),
+    ]
+}
+
+type Bounded<'c> = Pin<Box<dyn Future<Output = Result<(), ClusterError<String, TestError>>> + 'c>>;
+
+#[tokio::test(start_paused = true)]
+async fn an_acquire_may_have_a_deadline_of_its_own() {
+    let builder = builder().pools(|pool| pool.max_size(1)).acquire_timeout(SECOND);
+    let (cluster, managers) = cluster_of(builder, [("a", plain())]);
+    let node = cluster.node("a").unwrap();
+    let held = cluster.acquire("a").await.unwrap();
+    let is_timeout = |error: &ClusterError<String, TestError>| match error {
+        ClusterError::Timeout(_) => true,
+        ClusterError::Node(node) => matches!(node.source, AcquireError::Timeout(_)),
+        _ => false,
+    };
+    for limit in [Duration::ZERO, 20 * MILLISECOND, 3 * SECOND] {
+        for (what, acquire) in within(&cluster, &node, limit) {
+            let before = node.metrics().waits;
+            let began = tokio::time::Instant::now();
+            let error = acquire.await.unwrap_err();
+            assert!(is_timeout(&error), "{what}: {error}");
+            assert_eq!(began.elapsed(), limit, "{what}");
+            let waits = node.metrics().waits;
+            assert_eq!(waits.timed_out - before.timed_out, 1, "{what}: {waits:?}");
+            assert_eq!(waits.total() - before.total(), 1, "{what}: {waits:?}");
+        }
+    }
+    for (what, mut acquire) in within(&cluster, &node, Duration::MAX) {
+        assert!(timeout(10 * SECOND, acquire.as_mut()).await.is_err(), "{what}");
+    }
+    drop(held);
+    for limit in [Duration::ZERO, SECOND, Duration::MAX] {
+        for (what, acquire) in within(&cluster, &node, limit) {
+            acquire.await.expect(what);
+        }
+    }
+    settled(&cluster, &managers).await;
+}
+
+#[tokio::test]
+async fn who_has_no_time_at_all_gives_up_at_once_and_has_one_opened_for_the_next() {
+    for place in 0..4 {
+        let (cluster, managers) = cluster_of(builder(), [("a", plain())]);
+        let node = cluster.node("a").unwrap();
+        let (what, mut acquire) =
+            within(&cluster, &node, Duration::ZERO).into_iter().nth(place).unwrap();
+        assert!(matches!(poll_once(acquire.as_mut()), Poll::Ready(Err(_))), "{what}");
+        eventually("one is opened", || node.metrics().counts.idle == 1).await;
+        drop(acquire);
+        let (_, mut acquire) =
+            within(&cluster, &node, Duration::ZERO).into_iter().nth(place).unwrap();
+        assert!(matches!(poll_once(acquire.as_mut()), Poll::Ready(Ok(()))), "{what}");
+        drop(acquire);
         settled(&cluster, &managers).await;
     }
 }

@@ -253,7 +253,60 @@ impl<K: Key, M: Manager> Cluster<K, M> {
         K: Borrow<Q>,
         Q: Hash + Eq + fmt::Display + Sync + ?Sized,
     {
-        let caller = Location::caller();
+        self.acquire_within(key, Location::caller(), || None)
+    }
+
+    /// Acquires a connection of one node, waiting for `limit` at the most instead of the cluster's
+    /// `acquire_timeout`. Zero takes what is idle or gives up at once; what has to be checked or opened first
+    /// is so in the background then, for the next caller. [`Duration::MAX`] waits for good.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Self::acquire); so are its cancel safety and its cost.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{cluster::Cluster, from_fn};
+    /// # use std::{convert::Infallible, time::Duration};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = from_fn(|| std::future::ready(Ok::<_, Infallible>("hello")));
+    /// let cluster = Cluster::builder().pools(|pool| pool.max_size(1)).build()?;
+    /// cluster.add_node("db1", manager)?;
+    /// let held = cluster.acquire("db1").await?;
+    /// let error = cluster.acquire_timeout("db1", Duration::from_millis(10)).await.unwrap_err();
+    /// assert!(error.to_string().starts_with("node db1: pool cluster/db1: no connection within 1"));
+    /// # Ok(()) }
+    /// ```
+    #[track_caller]
+    #[inline]
+    pub fn acquire_timeout<'c, 'k, Q>(
+        &'c self,
+        key: &'k Q,
+        limit: Duration,
+    ) -> impl Future<Output = Served<'c, K, M>> + Send + use<'c, 'k, Q, K, M>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + fmt::Display + Sync + ?Sized,
+    {
+        self.acquire_within(key, Location::caller(), move || Some(limit))
+    }
+
+    /// What both do. For how long is asked after a miss, so that a hit need not.
+    #[allow(clippy::manual_async_fn, reason = "an async function has room for its arguments twice")]
+    #[inline(always)]
+    fn acquire_within<'c, 'k, Q, L>(
+        &'c self,
+        key: &'k Q,
+        caller: Caller,
+        limit: L,
+    ) -> impl Future<Output = Served<'c, K, M>> + Send + use<'c, 'k, Q, K, M, L>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + fmt::Display + Sync + ?Sized,
+        L: FnOnce() -> Option<Duration> + Send,
+    {
         async move {
             let nodes = &self.shared.table;
             let missed = match nodes.attempt_at(key, caller) {
@@ -261,7 +314,8 @@ impl<K: Key, M: Manager> Cluster<K, M> {
                 Some(Attempt::Miss(missed)) => missed,
                 None => return Err(self.shared.unknown(key)),
             };
-            self.shared.acquire_slow(key, missed, caller).await
+            let limit = limit().unwrap_or(self.shared.settings.acquire_timeout);
+            self.shared.acquire_slow(key, missed, limit, caller).await
         }
     }
 
@@ -355,7 +409,24 @@ impl<K: Key, M: Manager> Cluster<K, M> {
         policy: Policy<'p, K>,
     ) -> impl Future<Output = Served<'c, K, M>> + Send + use<'c, 'p, K, M> {
         let caller = Location::caller();
-        async move { self.shared.acquire_of(Aim::Policy(policy), caller).await }
+        async move { self.shared.acquire_of(Aim::Policy(policy), None, caller).await }
+    }
+
+    /// Acquires a connection of any node that the policy allows, waiting for `limit` at the most instead of
+    /// the cluster's `acquire_timeout`; zero and [`Duration::MAX`] are those of
+    /// [`acquire_timeout`](Self::acquire_timeout).
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire_any`](Self::acquire_any); so are its cancel safety and its cost.
+    #[track_caller]
+    pub fn acquire_any_timeout<'c, 'p>(
+        &'c self,
+        policy: Policy<'p, K>,
+        limit: Duration,
+    ) -> impl Future<Output = Served<'c, K, M>> + Send + use<'c, 'p, K, M> {
+        let caller = Location::caller();
+        async move { self.shared.acquire_of(Aim::Policy(policy), Some(limit), caller).await }
     }
 
     /// Acquires a connection of the node that this session belongs to, by a hash of its name: always
@@ -379,7 +450,24 @@ impl<K: Key, M: Manager> Cluster<K, M> {
         session: &'s [u8],
     ) -> impl Future<Output = Served<'c, K, M>> + Send + use<'c, 's, K, M> {
         let caller = Location::caller();
-        async move { self.shared.acquire_of(Aim::Session(session), caller).await }
+        async move { self.shared.acquire_of(Aim::Session(session), None, caller).await }
+    }
+
+    /// As [`acquire_for`](Self::acquire_for), waiting for `limit` at the most instead of the cluster's
+    /// `acquire_timeout`; zero and [`Duration::MAX`] are those of [`acquire_timeout`](Self::acquire_timeout).
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire_any`](Self::acquire_any); so is its cancel safety. Its cost is that of
+    /// [`acquire_for`](Self::acquire_for).
+    #[track_caller]
+    pub fn acquire_for_timeout<'c, 's>(
+        &'c self,
+        session: &'s [u8],
+        limit: Duration,
+    ) -> impl Future<Output = Served<'c, K, M>> + Send + use<'c, 's, K, M> {
+        let caller = Location::caller();
+        async move { self.shared.acquire_of(Aim::Session(session), Some(limit), caller).await }
     }
 }
 
@@ -416,12 +504,38 @@ impl<K: Key, M: Manager> NodeHandle<K, M> {
     pub fn acquire(
         &self,
     ) -> impl Future<Output = Answer<Pooled<'_, Member<K, M>>, K, M>> + Send + use<'_, K, M> {
-        let caller = Location::caller();
+        self.acquire_within(Location::caller(), || None)
+    }
+
+    /// Acquires a connection of this node, waiting for `limit` at the most instead of the cluster's
+    /// `acquire_timeout`; zero and [`Duration::MAX`] are those of [`Cluster::acquire_timeout`].
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Self::acquire); so are its cancel safety and its cost.
+    #[track_caller]
+    #[inline]
+    pub fn acquire_timeout(
+        &self,
+        limit: Duration,
+    ) -> impl Future<Output = Answer<Pooled<'_, Member<K, M>>, K, M>> + Send + use<'_, K, M> {
+        self.acquire_within(Location::caller(), move || Some(limit))
+    }
+
+    /// What both do.
+    #[allow(clippy::manual_async_fn, reason = "an async function has room for its arguments twice")]
+    #[inline(always)]
+    fn acquire_within<L: FnOnce() -> Option<Duration> + Send>(
+        &self,
+        caller: Caller,
+        limit: L,
+    ) -> impl Future<Output = Answer<Pooled<'_, Member<K, M>>, K, M>> + Send + use<'_, K, M, L>
+    {
         async move {
             match self.node.pool.attempt_here(caller) {
                 Ok(pooled) => Ok(pooled),
                 Err(missed) => {
-                    let mut waiting = pin!(missed.wait());
+                    let mut waiting = pin!(missed.wait(limit()));
                     let served = self.cluster.in_line(waiting.as_mut()).await;
                     served.map_err(|error| self.explain(error))
                 }
@@ -521,6 +635,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
         self: &'c Arc<Self>,
         key: &Q,
         mut missed: Missed<Member<K, M>>,
+        limit: Duration,
         caller: Caller,
     ) -> Served<'c, K, M>
     where
@@ -528,7 +643,6 @@ impl<K: Key, M: Manager> Shared<K, M> {
         Q: Hash + Eq + fmt::Display + ?Sized,
     {
         let began = Instant::now();
-        let limit = self.settings.acquire_timeout;
         let mut again: Option<Again<K, M>> = None;
         loop {
             let node = missed.manager().key().clone();
@@ -602,6 +716,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
     async fn acquire_of<'c>(
         self: &'c Arc<Self>,
         aim: Aim<'_, K>,
+        limit: Option<Duration>,
         caller: Caller,
     ) -> Served<'c, K, M> {
         let nodes = &self.table;
@@ -613,7 +728,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
             },
             None => None,
         };
-        let race = Race::new(self, aim, caller, first);
+        let race = Race::new(self, aim, limit, caller, first);
         // The second question takes a reference to the runtime that all its threads share, so it is
         // asked only outside tasks.
         if task::try_id().is_none() && Handle::try_current().is_err() {
@@ -798,6 +913,8 @@ struct Race<'a, K: Key, M: Manager> {
     aim: Aim<'a, K>,
     caller: Caller,
     began: Instant,
+    /// When it gives up, if ever.
+    deadline: Option<Instant>,
     /// What was found at the node that was picked.
     first: Option<Missed<Member<K, M>>>,
     /// The node that was picked. Another one is only if this one cannot be used any more, or each change
@@ -852,14 +969,17 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
     fn new(
         cluster: &'a Arc<Shared<K, M>>,
         aim: Aim<'a, K>,
+        limit: Option<Duration>,
         caller: Caller,
         first: Option<Missed<Member<K, M>>>,
     ) -> Self {
+        let (limit, began) = (limit.unwrap_or(cluster.settings.acquire_timeout), Instant::now());
         Self {
             cluster,
             aim,
             caller,
-            began: Instant::now(),
+            began,
+            deadline: (limit < Duration::MAX).then(|| began + limit.min(FAR_FUTURE)),
             first,
             picked: None,
             runners: Vec::new(),
@@ -904,13 +1024,11 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
     }
 
     async fn run(mut self) -> Raced<K, M> {
-        let limit = self.cluster.settings.acquire_timeout;
         let pause = self.cluster.settings.try_next_after.min(FAR_FUTURE);
         let Some(quiet) = timer(Instant::now() + pause) else { return self.run_at_once() };
         let mut quiet = pin!(quiet);
         let mut quiet_at = quiet.deadline();
-        let deadline = self.began + limit.min(FAR_FUTURE);
-        let mut late = pin!((limit < Duration::MAX).then(|| sleep_until(deadline)));
+        let mut late = pin!(self.deadline.map(sleep_until));
         // Before the first look, and after each change before the next one: none is missed.
         let mut changed = self.cluster.changed.listen();
         let served = loop {
@@ -1350,6 +1468,10 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                 match poll_timer(late, cx) {
                     None => return Poll::Ready(Event::Ended),
                     Some(Poll::Ready(())) => return Poll::Ready(Event::Late),
+                    // Timers go by whole milliseconds, and none is left at all.
+                    Some(Poll::Pending) if self.deadline == Some(self.began) => {
+                        return Poll::Ready(Event::Late);
+                    }
                     Some(Poll::Pending) => {}
                 }
             }

@@ -304,10 +304,14 @@ impl<'p, M: Manager> MissedHere<'p, M> {
         }
     }
 
-    /// Goes on as any acquire does.
-    pub(crate) async fn wait(self) -> Result<Pooled<'p, M>, AcquireError<M::Error>> {
+    /// Goes on as any acquire does, for `limit` at the most; `None` for `acquire_timeout`.
+    pub(crate) async fn wait(
+        self,
+        limit: Option<Duration>,
+    ) -> Result<Pooled<'p, M>, AcquireError<M::Error>> {
         let Self { keeper, found, caller } = self;
-        acquire_slow(keeper, Ask::new(caller), found).await.map(Pooled::new)
+        let ask = Ask { limit, ..Ask::new(caller) };
+        acquire_slow(keeper, ask, found).await.map(Pooled::new)
     }
 }
 
