@@ -11,8 +11,8 @@ use millpond::cluster::{
     NodeOptions, NodeView, Policy, Role,
 };
 use millpond::{
-    AcquireError, CheckPolicy, Condition, Config, DrainReport, Health, Hooks, Manager, PoolBuilder,
-    Priority, Shed, from_fn,
+    AcquireError, CheckPolicy, Condition, Config, DrainReport, Health, Hooks, Manager,
+    OperationError, PoolBuilder, Priority, Shed, Stage, from_fn,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
@@ -309,6 +309,59 @@ async fn no_error_of_a_cluster_says_anything_twice() {
             assert!(!pair[0].contains(&pair[1]), "{said:#?}");
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timeout_has_the_cause_for_its_source_and_says_who_holds_what_and_what_no_node_is() {
+    let builder = builder().pools(|pool| pool.max_size(1)).acquire_timeout(3 * SECOND);
+    let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", replica())]);
+    let held = cluster.acquire("a").await.unwrap();
+    managers[1].connect.always(Act::Error);
+    let error = cluster.acquire_any(Policy::RoundRobin).await.unwrap_err();
+    let ClusterError::Timeout(unserved) = &error else { panic!("{error}") };
+    let [a, b] = &*unserved.nodes else { panic!("{error}") };
+    assert_eq!((a.stage, b.stage), (Stage::Queued, Stage::ConnectFailing));
+    assert_eq!(a.longest_held.and_then(|holder| holder.site).unwrap().file(), "tests/cluster.rs");
+    let last = b.last_connect_error.as_deref();
+    assert!(matches!(last, Some(OperationError::Failed(error)) if error.what == "connect"));
+    // Of the only node where connecting fails, though another was waited at first.
+    assert_eq!(chain(&error)[1..], ["scripted connect error"]);
+    assert!(TestError::within(&error).is_some(), "the manager's own error is found: {error:?}");
+    let said = error.to_string();
+    assert!(said.contains("a (role unknown) is degraded: all 1 connections are in use"), "{said}");
+    assert!(said.contains("; held longest: connection 1"), "{said}");
+    assert!(said.contains(", acquired at tests/cluster.rs:"), "{said}");
+    assert!(said.contains("; b (replica) is down: connecting fails ["), "{said}");
+    drop(held);
+
+    // Of the one that was waited at first. What is not the same is said of the other one too.
+    managers[0].condition.once(Act::Error);
+    managers[0].connect.always(Act::Never);
+    drop(cluster.acquire("a").await.unwrap());
+    let first_a = first("a");
+    let error = cluster.acquire_any(Policy::Rank(&first_a)).await.unwrap_err();
+    assert_eq!(chain(&error)[1..], ["scripted connect error"], "one at a is under way");
+    tokio::time::sleep(5 * SECOND).await;
+    let first_b = first("b");
+    let error = cluster.acquire_any(Policy::Rank(&first_b)).await.unwrap_err();
+    assert_eq!(chain(&error)[1..], ["scripted connect error"]);
+    let said = error.to_string();
+    let of_a =
+        "a (role unknown) is down: connecting fails: no answer within 5s (connect_timeout) [";
+    assert!(
+        said.contains(of_a) && said.contains("; b (replica) is down: connecting fails ["),
+        "{said}"
+    );
+
+    let primary = cluster.acquire_any(Policy::Primary).await.unwrap_err().to_string();
+    let begins =
+        "no connection of cluster test for the primary within 3.0s: no node is a primary: a (";
+    assert!(primary.starts_with(begins), "{primary}");
+    let none = cluster.acquire_any(Policy::Rank(&|_| None)).await.unwrap_err().to_string();
+    assert!(
+        none.contains(" the caller's own choice within 3.0s: it allows no node: a ("),
+        "{none}"
+    );
 }
 
 #[tokio::test]
@@ -687,7 +740,7 @@ async fn a_rank_of_the_callers_own_decides() {
     let nan = |_: &millpond::cluster::NodeView<'_, String>| Some(f64::NAN);
     let error = cluster.acquire_any(Policy::Rank(&nan)).await.unwrap_err();
     assert!(
-        error.to_string().contains("can serve the caller's own choice: a (role unknown)"),
+        error.to_string().contains("the caller's own choice: it allows no node: a (role unknown)"),
         "{error}"
     );
 }
@@ -1247,8 +1300,9 @@ async fn while_all_nodes_are_down_an_acquire_waits_for_one_until_its_deadline() 
         text.starts_with("no connection of cluster test for any node, by turns within 3.0s: "),
         "{text}"
     );
-    assert!(text.contains("a (primary) is down: connecting fails: scripted"), "{text}");
-    assert!(text.contains("b (replica) is down: connecting fails: scripted"), "{text}");
+    assert!(text.contains("a (primary) is down: connecting fails ["), "{text}");
+    assert!(text.contains("b (replica) is down: connecting fails ["), "{text}");
+    assert_eq!(chain(&error)[1..], ["scripted connect error"]);
     let acquire = tokio::spawn({
         let cluster = cluster.clone();
         async move { cluster.acquire_any(Policy::RoundRobin).await.map(|guard| guard.node().clone()) }
@@ -1273,7 +1327,9 @@ async fn while_all_nodes_are_down_a_cluster_may_fail_fast() {
         }
         let error = cluster.acquire_any(Policy::Primary).await.unwrap_err();
         assert!(
-            error.to_string().contains("can serve the primary: a (role unknown) is down"),
+            error
+                .to_string()
+                .contains("the primary: no node is a primary: a (role unknown) is down"),
             "{error}"
         );
     }

@@ -590,6 +590,14 @@ impl<K: Key> Aim<'_, K> {
         }
     }
 
+    /// What is said where no node is what it is after.
+    fn no_match(&self) -> Option<&'static str> {
+        match self {
+            Self::Policy(policy) => policy.no_match(),
+            Self::Session(_) => None,
+        }
+    }
+
     /// The place of the node to look at first.
     fn pick<M: Manager>(&self, choice: &Choice<'_, K, M>) -> Option<usize> {
         match self {
@@ -735,17 +743,6 @@ impl<K: Key, M: Manager> Shared<K, M> {
             return Ok(ClusterGuard::new(race.run_at_once()?, nodes));
         }
         Ok(ClusterGuard::new(race.run().await?, nodes))
-    }
-
-    /// An acquire that began then and ends now.
-    #[cold]
-    fn unserved(&self, aim: &Aim<'_, K>, began: Instant) -> Box<Unserved<K>> {
-        Box::new(Unserved {
-            cluster: self.name(),
-            policy: aim.name(),
-            waited: began.elapsed(),
-            nodes: self.table.load().nodes().iter().map(|node| NodeReport::new(node)).collect(),
-        })
     }
 }
 
@@ -1104,8 +1101,27 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
     }
 
     #[cold]
-    fn unserved(&self) -> Box<Unserved<K>> {
-        self.cluster.unserved(&self.aim, self.began)
+    fn unserved(&self) -> Box<Unserved<K, M::Error>> {
+        let table = self.cluster.table.load_full();
+        let choice = self.choice(&table);
+        let nodes = table.nodes();
+        let is_checking = |node: &Node<K, M>| {
+            let mut runners = self.runners.iter();
+            runners.any(|runner| runner.is_at(node) && runner.terms.is_checking())
+        };
+        let reports = nodes.iter().map(|node| NodeReport::new(node, is_checking(node)));
+        let is_first = |node: &Arc<Node<K, M>>| {
+            self.counted_at.as_ref().is_some_and(|first| first.pool.is(&node.pool))
+        };
+        let none_fits = !nodes.iter().any(|node| self.aim.allows(&choice, node));
+        Box::new(Unserved::new(
+            self.cluster.name(),
+            self.aim.name(),
+            self.began.elapsed(),
+            self.aim.no_match().filter(|_| none_fits),
+            reports.collect(),
+            nodes.iter().position(is_first),
+        ))
     }
 
     /// As what an acquire counts that ended with this.

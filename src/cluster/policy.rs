@@ -71,6 +71,17 @@ impl<K> Policy<'_, K> {
             Self::Rank(_) => "the caller's own choice",
         }
     }
+
+    /// What is said where it allows none of the nodes that there are.
+    pub(super) fn no_match(&self) -> Option<&'static str> {
+        match self {
+            Self::RoundRobin | Self::LeastInUse | Self::Nearest => None,
+            Self::Primary => Some("no node is a primary"),
+            Self::Replica => Some("no node is a replica"),
+            Self::ReplicasThenPrimary => Some("no node is a replica or a primary"),
+            Self::Rank(_) => Some("it allows no node"),
+        }
+    }
 }
 
 impl<K> fmt::Debug for Policy<'_, K> {

@@ -656,6 +656,16 @@ impl<M: Manager> Shared<M> {
         waited: Duration,
         checking: bool,
     ) -> AcquireError<M::Error> {
+        AcquireError::Timeout(Box::new(self.timeout(line, waited, checking)))
+    }
+
+    /// What is known at the deadline.
+    pub(super) fn timeout(
+        &self,
+        line: Line,
+        waited: Duration,
+        checking: bool,
+    ) -> Timeout<M::Error> {
         let counts = self.core.counts();
         let last_connect_error = self.connector.last_error().filter(|_| self.could_open_for(line));
         let stage = if checking {
@@ -673,15 +683,7 @@ impl<M: Manager> Shared<M> {
             Line::High => 0,
         };
         let longest_held = self.oldest_holder();
-        AcquireError::Timeout(Box::new(Timeout {
-            pool,
-            waited,
-            stage,
-            counts,
-            kept,
-            longest_held,
-            last_connect_error,
-        }))
+        Timeout { pool, waited, stage, counts, kept, longest_held, last_connect_error }
     }
 
     /// Whether a connection could be opened, or is being opened, for those who wait in this line. If

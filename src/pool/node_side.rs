@@ -18,8 +18,8 @@ use super::connector::Ground;
 use super::prepare::{Welcome, welcome};
 use super::{ConnectionInfo, Pool, PoolBuilder, Pooled, PooledOwned};
 use crate::config::Config;
-use crate::core::{BareLoan, Counts, Found, Loan, try_acquire as look, try_acquire_bare};
-use crate::error::AcquireError;
+use crate::core::{BareLoan, Counts, Found, Line, Loan, try_acquire as look, try_acquire_bare};
+use crate::error::{AcquireError, Timeout};
 use crate::manager::Manager;
 use crate::metrics::{ClusterNode, Connecting, Outcome};
 use event_listener::EventListener;
@@ -72,6 +72,11 @@ impl<M: Manager> Pool<M> {
     /// Has all that is idle checked before its next use, whatever the policy.
     pub(crate) fn have_idle_checked(&self) {
         self.shared.have_idle_checked();
+    }
+
+    /// What an acquire is told that runs into its deadline now, while a connection is being checked for it or not.
+    pub(crate) fn timeout_now(&self, is_checking: bool) -> Timeout<M::Error> {
+        self.shared.timeout(Line::General, Duration::ZERO, is_checking)
     }
 
     /// How many callers wait who would have a connection opened.
