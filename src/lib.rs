@@ -68,6 +68,7 @@
 //! | error | connecting fails for good |
 //! | warn | connecting fails, also to rotate; a check or a reset fails; a connection is held for too long; an acquire was slow; a connection is lost (`postgres`); of a set of nodes, one is refused, no set is learned, or a node that was taken away is not drained in time (`cluster`) |
 //! | info | connecting succeeds again; the pool is drained or closed; a leaked connection comes back; a set of nodes has changed which there are, or no more sets are to come (`cluster`) |
+//! | info, with `cluster` and `node`, without `pool` | a node's role changes (`from`, `to`); a node is added, removed, replaced or given other options by hand |
 //! | debug | a connection is opened or ends; the span `acquire` of one that has to wait (one that does not has none) |
 //! | trace | the span `use` of a connection in somebody's hands, if `Config::trace_uses` asks for it |
 //!

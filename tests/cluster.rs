@@ -7,16 +7,16 @@ mod support;
 use support::*;
 
 use millpond::cluster::{
-    Cluster, ClusterBuilder, ClusterError, ClusterGuard, Endpoint, Member, NodeError, NodeOptions,
-    NodeView, Policy, Role,
+    Cluster, ClusterBuilder, ClusterError, ClusterGuard, Endpoint, Member, NodeError, NodeHandle,
+    NodeOptions, NodeView, Policy, Role,
 };
 use millpond::{
-    AcquireError, CheckPolicy, Condition, Config, DrainReport, Health, Hooks, Manager, PoolBuilder,
-    Priority, Shed, from_fn,
+    AcquireError, CheckPolicy, Condition, Config, DrainReport, Health, Hooks, Manager,
+    OperationError, PoolBuilder, Priority, Shed, Stage, from_fn,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
-use std::future::{pending, ready};
+use std::future::{Future, pending, ready};
 use std::iter::successors;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -220,6 +220,37 @@ async fn reserved_connections_are_refused_as_no_acquire_of_a_cluster_has_a_prior
 }
 
 #[tokio::test]
+async fn settings_that_are_the_clusters_business_are_refused_at_its_pools() {
+    let config = |change: fn(&mut Config)| {
+        let mut config = Config::default();
+        change(&mut config);
+        let pools = move |pool: PoolBuilder<_>| pool.config(config.clone());
+        let builder: ClusterBuilder<String, TestManager> = Cluster::builder().name("test");
+        builder.pools(pools)
+    };
+    let add = |builder: ClusterBuilder<String, TestManager>| {
+        let cluster = builder.build().unwrap();
+        cluster.add_node("a".to_owned(), TestManager::new())
+    };
+    let name: fn(&mut Config) = |config| config.name = "test".into();
+    let timeout: fn(&mut Config) = |config| config.acquire_timeout = 100 * MILLISECOND;
+    let fail_fast: fn(&mut Config) = |config| config.fail_fast = true;
+    for (field, value, builder) in [
+        ("name", "test", config(name).name("other")),
+        ("acquire_timeout", "100ms", config(timeout)),
+        ("fail_fast", "true", config(fail_fast)),
+    ] {
+        let error = add(builder).expect_err(field);
+        let rule = format!("must be left to the cluster: set it by ClusterBuilder::{field}");
+        assert_eq!(error.to_string(), format!("node a: {field} is {value}, but it {rule}"));
+    }
+    // What the cluster has anyway may be said.
+    add(config(name)).unwrap();
+    add(config(timeout).acquire_timeout(100 * MILLISECOND)).unwrap();
+    add(config(fail_fast).fail_fast(true)).unwrap();
+}
+
+#[tokio::test]
 async fn an_endpoint_becomes_a_node_by_the_template_and_only_by_it() {
     let asked = Arc::new(std::sync::Mutex::new(Vec::new()));
     let template = {
@@ -279,6 +310,59 @@ async fn no_error_of_a_cluster_says_anything_twice() {
             assert!(!pair[0].contains(&pair[1]), "{said:#?}");
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_timeout_has_the_cause_for_its_source_and_says_who_holds_what_and_what_no_node_is() {
+    let builder = builder().pools(|pool| pool.max_size(1)).acquire_timeout(3 * SECOND);
+    let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", replica())]);
+    let held = cluster.acquire("a").await.unwrap();
+    managers[1].connect.always(Act::Error);
+    let error = cluster.acquire_any(Policy::RoundRobin).await.unwrap_err();
+    let ClusterError::Timeout(unserved) = &error else { panic!("{error}") };
+    let [a, b] = &*unserved.nodes else { panic!("{error}") };
+    assert_eq!((a.stage, b.stage), (Stage::Queued, Stage::ConnectFailing));
+    assert_eq!(a.longest_held.and_then(|holder| holder.site).unwrap().file(), "tests/cluster.rs");
+    let last = b.last_connect_error.as_deref();
+    assert!(matches!(last, Some(OperationError::Failed(error)) if error.what == "connect"));
+    // Of the only node where connecting fails, though another was waited at first.
+    assert_eq!(chain(&error)[1..], ["scripted connect error"]);
+    assert!(TestError::within(&error).is_some(), "the manager's own error is found: {error:?}");
+    let said = error.to_string();
+    assert!(said.contains("a (role unknown) is degraded: all 1 connections are in use"), "{said}");
+    assert!(said.contains("; held longest: connection 1"), "{said}");
+    assert!(said.contains(", acquired at tests/cluster.rs:"), "{said}");
+    assert!(said.contains("; b (replica) is down: connecting fails ["), "{said}");
+    drop(held);
+
+    // Of the one that was waited at first. What is not the same is said of the other one too.
+    managers[0].condition.once(Act::Error);
+    managers[0].connect.always(Act::Never);
+    drop(cluster.acquire("a").await.unwrap());
+    let first_a = first("a");
+    let error = cluster.acquire_any(Policy::Rank(&first_a)).await.unwrap_err();
+    assert_eq!(chain(&error)[1..], ["scripted connect error"], "one at a is under way");
+    tokio::time::sleep(5 * SECOND).await;
+    let first_b = first("b");
+    let error = cluster.acquire_any(Policy::Rank(&first_b)).await.unwrap_err();
+    assert_eq!(chain(&error)[1..], ["scripted connect error"]);
+    let said = error.to_string();
+    let of_a =
+        "a (role unknown) is down: connecting fails: no answer within 5s (connect_timeout) [";
+    assert!(
+        said.contains(of_a) && said.contains("; b (replica) is down: connecting fails ["),
+        "{said}"
+    );
+
+    let primary = cluster.acquire_any(Policy::Primary).await.unwrap_err().to_string();
+    let begins =
+        "no connection of cluster test for the primary within 3.0s: no node is a primary: a (";
+    assert!(primary.starts_with(begins), "{primary}");
+    let none = cluster.acquire_any(Policy::Rank(&|_| None)).await.unwrap_err().to_string();
+    assert!(
+        none.contains(" the caller's own choice within 3.0s: it allows no node: a ("),
+        "{none}"
+    );
 }
 
 #[tokio::test]
@@ -657,7 +741,7 @@ async fn a_rank_of_the_callers_own_decides() {
     let nan = |_: &millpond::cluster::NodeView<'_, String>| Some(f64::NAN);
     let error = cluster.acquire_any(Policy::Rank(&nan)).await.unwrap_err();
     assert!(
-        error.to_string().contains("can serve the caller's own choice: a (role unknown)"),
+        error.to_string().contains("the caller's own choice: it allows no node: a (role unknown)"),
         "{error}"
     );
 }
@@ -792,6 +876,157 @@ async fn a_node_that_is_down_is_tried_again_though_the_others_always_serve() {
         assert!(!cluster.status().nodes[1].is_up);
         comes_back_under_light_load(&cluster, "b", aim).await;
     }
+}
+
+/// Two replicas of the same size, `a` and `b`, with so many connections each, all idle. The server of `a`
+/// refuses any more of them, and that is known.
+async fn at_its_limit(of_a: usize, of_b: usize) -> (TestCluster, [TestManager; 2]) {
+    let builder = builder().pools(|pool| pool.max_size(3).check(CheckPolicy::Never));
+    let (cluster, managers) = cluster_of(builder, [("a", replica()), ("b", replica())]);
+    for (key, many) in [("a", of_a), ("b", of_b)] {
+        cluster.node(key).unwrap().warm_up(many).await.unwrap();
+    }
+    managers[0].connect.always(Act::Error);
+    cluster.node("a").unwrap().warm_up(of_a + 1).await.unwrap_err();
+    assert!(!cluster.status().nodes[0].is_up);
+    (cluster, managers)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_node_has_that_refuses_more_serves_once_all_others_are_in_use() {
+    let first_a = first("a");
+    for policy in [
+        Policy::Replica,
+        Policy::ReplicasThenPrimary,
+        Policy::RoundRobin,
+        Policy::LeastInUse,
+        Policy::Nearest,
+        Policy::Rank(&first_a),
+    ] {
+        let (cluster, managers) = at_its_limit(2, 3).await;
+        let began = tokio::time::Instant::now();
+        let (tried, checked) = (managers[0].connect.calls(), managers[0].check.calls());
+        let mut held = Vec::new();
+        for (key, checks) in [("b", 0), ("b", 0), ("b", 0), ("a", 1), ("a", 2)] {
+            let guard = cluster.acquire_any(policy).await.unwrap();
+            assert_eq!(guard.node(), key, "{policy:?}");
+            assert_eq!(managers[0].check.calls() - checked, checks, "{policy:?}");
+            held.push(guard);
+        }
+        // Now nothing is idle anywhere: whatever comes back serves.
+        let mut waits = [(); 4].map(|()| Box::pin(cluster.acquire_any(policy)));
+        for wait in &mut waits {
+            assert!(poll_once(wait.as_mut()).is_pending(), "{policy:?}");
+        }
+        for (wait, key) in waits.iter_mut().zip(["a", "b", "a", "b"]) {
+            let place = held.iter().position(|guard| guard.node() == key).unwrap();
+            drop(held.swap_remove(place));
+            let Poll::Ready(served) = poll_once(wait.as_mut()) else { panic!("{key}: {policy:?}") };
+            assert_eq!(served.as_ref().unwrap().node(), key, "{policy:?}");
+            held.push(served.unwrap());
+        }
+        assert_eq!(managers[0].connect.calls(), tried, "{policy:?}: something was opened for them");
+        assert_eq!(began.elapsed(), Duration::ZERO, "{policy:?}");
+        drop(held);
+        settled(&cluster, &managers).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_node_has_that_refuses_more_is_taken_by_whom_the_others_have_no_room_for() {
+    let (cluster, managers) = at_its_limit(2, 0).await;
+    managers[1].connect.always(Act::Gated);
+    let mut waits = [(); 3].map(|()| Box::pin(cluster.acquire_any(Policy::RoundRobin)));
+    for wait in &mut waits {
+        assert!(poll_once(wait.as_mut()).is_pending(), "b has room for three");
+    }
+    let of_a = || cluster.node("a").unwrap().metrics().counts;
+    assert_eq!((of_a().idle, of_a().in_use), (2, 0));
+    // What b has room for is for those who have come first.
+    let began = tokio::time::Instant::now();
+    assert_eq!(cluster.acquire_any(Policy::RoundRobin).await.unwrap().node(), "a");
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    managers[1].connect.open(3);
+    let mut guards = Vec::new();
+    for wait in waits {
+        guards.push(wait.await.unwrap());
+    }
+    assert!(guards.iter().all(|guard| guard.node() == "b"), "{guards:?}");
+    drop(guards);
+    settled(&cluster, &managers).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_node_has_that_refuses_more_is_taken_if_another_does_not_answer() {
+    let (cluster, managers) = at_its_limit(1, 0).await;
+    managers[1].connect.always(Act::Never);
+    let began = tokio::time::Instant::now();
+    let guard = cluster.acquire_any(Policy::RoundRobin).await.unwrap();
+    assert_eq!((guard.node().as_str(), began.elapsed()), ("a", 250 * MILLISECOND));
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_what_a_node_has_does_not_pass_its_check_nothing_is_opened_in_its_place() {
+    let (cluster, managers) = at_its_limit(2, 3).await;
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(cluster.acquire("b").await.unwrap());
+    }
+    managers[0].check.always(Act::Error);
+    let tried = managers[0].connect.calls();
+    let mut acquire = pin!(cluster.acquire_any(Policy::Replica));
+    assert!(timeout(100 * MILLISECOND, acquire.as_mut()).await.is_err());
+    let a = cluster.node("a").unwrap().metrics();
+    assert_eq!((a.counts.alive(), a.closed.failed_check), (0, 2));
+    assert_eq!(managers[0].connect.calls(), tried);
+    drop(held.pop());
+    assert_eq!(acquire.await.unwrap().node(), "b");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_has_one_opened_at_a_node_that_refuses_it_has_the_next_one_do_so_at_once() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+    let _held = cluster.acquire("a").await.unwrap();
+    managers[0].connect.always(Act::Slow(10 * MILLISECOND));
+    managers[0].connect.once(Act::Gated);
+    let began = tokio::time::Instant::now();
+    let first_a = first("a");
+    let mut acquire = pin!(cluster.acquire_any(Policy::Rank(&first_a)));
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    eventually("it connects", || managers[0].connect.running() == 1).await;
+    managers[0].connect.refuse();
+    assert_eq!(acquire.await.unwrap().node(), "b");
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_handed_an_unchecked_connection_of_a_node_that_is_frozen_nor_waits_for_its_check()
+{
+    let (cluster, managers) = at_its_limit(2, 3).await;
+    managers[0].check.always(Act::Never);
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(cluster.acquire("b").await.unwrap());
+    }
+    let (began, of_a) = (tokio::time::Instant::now(), cluster.node("a").unwrap());
+    let mut waits = [(); 4].map(|()| Box::pin(cluster.acquire_any(Policy::Replica)));
+    for wait in &mut waits {
+        assert!(poll_once(wait.as_mut()).is_pending());
+    }
+    assert_eq!((managers[0].check.running(), of_a.metrics().counts.checking), (2, 2));
+    let [one, two, three, _four] = &mut waits;
+    // What comes back elsewhere serves at once, and so does a node that comes; the check goes on.
+    drop(held.pop());
+    let served = one.await.unwrap();
+    assert_eq!(served.node(), "b");
+    let new = TestManager::new();
+    cluster.add_node_with("c".to_owned(), new, replica()).unwrap();
+    let guards = [two.await.unwrap(), three.await.unwrap()];
+    assert!(guards.iter().all(|guard| guard.node() != "a"), "{guards:?}");
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    assert_eq!(of_a.metrics().counts.checking, 2);
+    eventually("its connections are closed", || of_a.metrics().counts.alive() == 0).await;
+    assert_eq!((of_a.metrics().acquires, of_a.metrics().closed.failed_check), (0, 2));
 }
 
 /// Its first connect fails; it asks whether that is for good, and is told when to go on.
@@ -1071,8 +1306,9 @@ async fn while_all_nodes_are_down_an_acquire_waits_for_one_until_its_deadline() 
         text.starts_with("no connection of cluster test for any node, by turns within 3.0s: "),
         "{text}"
     );
-    assert!(text.contains("a (primary) is down: connecting fails: scripted"), "{text}");
-    assert!(text.contains("b (replica) is down: connecting fails: scripted"), "{text}");
+    assert!(text.contains("a (primary) is down: connecting fails ["), "{text}");
+    assert!(text.contains("b (replica) is down: connecting fails ["), "{text}");
+    assert_eq!(chain(&error)[1..], ["scripted connect error"]);
     let acquire = tokio::spawn({
         let cluster = cluster.clone();
         async move { cluster.acquire_any(Policy::RoundRobin).await.map(|guard| guard.node().clone()) }
@@ -1097,7 +1333,9 @@ async fn while_all_nodes_are_down_a_cluster_may_fail_fast() {
         }
         let error = cluster.acquire_any(Policy::Primary).await.unwrap_err();
         assert!(
-            error.to_string().contains("can serve the primary: a (role unknown) is down"),
+            error
+                .to_string()
+                .contains("the primary: no node is a primary: a (role unknown) is down"),
             "{error}"
         );
     }
@@ -4100,6 +4338,125 @@ async fn who_is_shed_by_what_replaces_his_node_is_told_that_he_has_waited_since_
     assert_eq!(waited, 1_300 * MILLISECOND);
     let a = cluster.node("a").unwrap().metrics();
     assert_eq!((a.waits.shed, a.shed), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acquire_that_several_nodes_turn_away_or_would_is_counted_once() {
+    for reports in [false, true] {
+        let mut shed = Shed::new(5 * MILLISECOND, 50 * MILLISECOND);
+        shed.report_only = reports;
+        let builder = builder().pools(move |pool| pool.max_size(2).shed(shed));
+        let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
+        let (cluster, managers) = cluster_of(builder, nodes);
+        let callers = (0..64).map(|_| {
+            let cluster = cluster.clone();
+            tokio::spawn(async move {
+                let (mut late, mut refused) = (0, 0);
+                for _ in 0..40 {
+                    let began = tokio::time::Instant::now();
+                    match cluster.acquire_any(Policy::RoundRobin).await {
+                        Ok(_guard) => {
+                            late += u64::from(began.elapsed() > 10 * MILLISECOND);
+                            tokio::time::sleep(5 * MILLISECOND).await;
+                        }
+                        Err(error) => {
+                            assert!(matches!(&error, ClusterError::Node(node) if matches!(node.source, AcquireError::Shed { .. })), "{error}");
+                            refused += 1;
+                        }
+                    }
+                }
+                (late, refused)
+            })
+        });
+        let (mut late, mut refused) = (0, 0);
+        for caller in callers.collect::<Vec<_>>() {
+            let (more_late, more_refused) = caller.await.unwrap();
+            (late, refused) = (late + more_late, refused + more_refused);
+        }
+        let totals = cluster.status().totals;
+        assert_eq!(totals.waits.shed, refused);
+        match reports {
+            false => {
+                assert!(totals.shed == refused && refused > 0, "{} for {refused}", totals.shed);
+            }
+            true => assert!((1..=late).contains(&totals.shed), "{} for {late}", totals.shed),
+        }
+        settled(&cluster, &managers).await;
+    }
+}
+
+/// An acquire of each kind with a deadline of its own, and its name.
+fn within<'c>(
+    cluster: &'c TestCluster,
+    node: &'c NodeHandle<String, TestManager>,
+    limit: Duration,
+) -> [(&'static str, Bounded<'c>); 4] {
+    let of_node = async move { node.acquire_timeout(limit).await.map(|_| ()) };
+    let named = async move { cluster.acquire_timeout("a", limit).await.map(|_| ()) };
+    let any =
+        async move { cluster.acquire_any_timeout(Policy::RoundRobin, limit).await.map(|_| ()) };
+    let session = async move { cluster.acquire_for_timeout(b"session", limit).await.map(|_| ()) };
+    [
+        ("handle", Box::pin(of_node)),
+        ("named", Box::pin(named)),
+        ("any", Box::pin(any)),
+        ("session", Box::pin(session)),
+    ]
+}
+
+type Bounded<'c> = Pin<Box<dyn Future<Output = Result<(), ClusterError<String, TestError>>> + 'c>>;
+
+#[tokio::test(start_paused = true)]
+async fn an_acquire_may_have_a_deadline_of_its_own() {
+    let builder = builder().pools(|pool| pool.max_size(1)).acquire_timeout(SECOND);
+    let (cluster, managers) = cluster_of(builder, [("a", plain())]);
+    let node = cluster.node("a").unwrap();
+    let held = cluster.acquire("a").await.unwrap();
+    let is_timeout = |error: &ClusterError<String, TestError>| match error {
+        ClusterError::Timeout(_) => true,
+        ClusterError::Node(node) => matches!(node.source, AcquireError::Timeout(_)),
+        _ => false,
+    };
+    for limit in [Duration::ZERO, 20 * MILLISECOND, 3 * SECOND] {
+        for (what, acquire) in within(&cluster, &node, limit) {
+            let before = node.metrics().waits;
+            let began = tokio::time::Instant::now();
+            let error = acquire.await.unwrap_err();
+            assert!(is_timeout(&error), "{what}: {error}");
+            assert_eq!(began.elapsed(), limit, "{what}");
+            let waits = node.metrics().waits;
+            assert_eq!(waits.timed_out - before.timed_out, 1, "{what}: {waits:?}");
+            assert_eq!(waits.total() - before.total(), 1, "{what}: {waits:?}");
+        }
+    }
+    for (what, mut acquire) in within(&cluster, &node, Duration::MAX) {
+        assert!(timeout(10 * SECOND, acquire.as_mut()).await.is_err(), "{what}");
+    }
+    drop(held);
+    for limit in [Duration::ZERO, SECOND, Duration::MAX] {
+        for (what, acquire) in within(&cluster, &node, limit) {
+            acquire.await.expect(what);
+        }
+    }
+    settled(&cluster, &managers).await;
+}
+
+#[tokio::test]
+async fn who_has_no_time_at_all_gives_up_at_once_and_has_one_opened_for_the_next() {
+    for place in 0..4 {
+        let (cluster, managers) = cluster_of(builder(), [("a", plain())]);
+        let node = cluster.node("a").unwrap();
+        let (what, mut acquire) =
+            within(&cluster, &node, Duration::ZERO).into_iter().nth(place).unwrap();
+        assert!(matches!(poll_once(acquire.as_mut()), Poll::Ready(Err(_))), "{what}");
+        eventually("one is opened", || node.metrics().counts.idle == 1).await;
+        drop(acquire);
+        let (_, mut acquire) =
+            within(&cluster, &node, Duration::ZERO).into_iter().nth(place).unwrap();
+        assert!(matches!(poll_once(acquire.as_mut()), Poll::Ready(Ok(()))), "{what}");
+        drop(acquire);
+        settled(&cluster, &managers).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

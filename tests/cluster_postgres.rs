@@ -8,9 +8,9 @@
 mod support;
 use support::*;
 
-use millpond::Manager as _;
 use millpond::backends::postgres::{self, Client, Error, PoolMode, PostgresManager, PostgresNodes};
 use millpond::cluster::{Cluster, ClusterBuilder, NodeOptions, NodeSpec, Policy, Role};
+use millpond::{Manager as _, OperationError};
 use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -534,6 +534,42 @@ async fn asking_for_the_role_leaves_nothing_to_tidy_up() {
     drop(client);
     drop(cluster.acquire_any(Policy::Primary).await.unwrap());
     assert_eq!(cluster.status().totals.resets, 1);
+}
+
+/// The code of what a server has said, which lies behind this.
+fn code(error: &(dyn std::error::Error + 'static)) -> Option<SqlState> {
+    match error.downcast_ref::<OperationError<Error>>() {
+        Some(OperationError::Failed(error)) => error.code().cloned(),
+        _ => error.source().and_then(code),
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_lets_nobody_else_in_serves_with_the_connections_that_it_has() {
+    let (Some(full), Some(other)) = (Postgres::start(&[]), Postgres::start(&[])) else { return };
+    full.run("ALTER ROLE millpond CONNECTION LIMIT 3");
+    let cluster = cluster(&[&full, &other]);
+    let node = cluster.node(&key(&full)).unwrap();
+    node.warm_up(3).await.unwrap();
+    let error = node.warm_up(4).await.unwrap_err();
+    assert_eq!(code(&error), Some(SqlState::TOO_MANY_CONNECTIONS), "{error}");
+    assert!(!is_up(&cluster, &key(&full)));
+    let mut held = Vec::new();
+    for server in [&other; SIZE].into_iter().chain([&full; 3]) {
+        let guard = cluster.acquire_any(Policy::RoundRobin).await.unwrap();
+        assert_eq!(guard.node(), &key(server));
+        assert_eq!(who_answers(&guard).await.unwrap(), key(server));
+        held.push(guard);
+    }
+    let late = cluster.acquire_any_timeout(Policy::RoundRobin, 300 * MILLISECOND);
+    let error = late.await.unwrap_err();
+    assert_eq!(code(&error), Some(SqlState::TOO_MANY_CONNECTIONS), "{error}");
+    // Whoever waits is served there too, and nothing is opened for him.
+    let mut waits = pin!(cluster.acquire_any(Policy::RoundRobin));
+    assert!(timeout(50 * MILLISECOND, waits.as_mut()).await.is_err());
+    drop(held.pop());
+    assert_eq!(waits.await.unwrap().node(), &key(&full));
+    assert_eq!(node.metrics().created, 3);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

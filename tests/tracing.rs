@@ -273,6 +273,46 @@ async fn a_set_of_nodes_is_told_of_and_what_of_it_is_refused_and_what_is_not_dra
 
 #[cfg(feature = "cluster")]
 #[tokio::test(start_paused = true)]
+async fn a_node_whose_role_changes_is_told_of_and_so_is_one_that_is_changed_by_hand() {
+    use millpond::cluster::{Cluster, NodeOptions, Policy, Role};
+    use std::sync::atomic::Ordering;
+
+    let (notes, _listening) = listen();
+    let builder = Cluster::builder().name("shop").read_role(|conn: &mut Conn| {
+        let is_primary = conn.server().mark.load(Ordering::SeqCst) > 0;
+        let role = if is_primary { Role::Primary } else { Role::Replica };
+        Box::pin(std::future::ready(Ok(role)))
+    });
+    let cluster: Cluster<String, TestManager> = builder.build().unwrap();
+    let manager = TestManager::new();
+    cluster.add_node("a".to_owned(), manager.clone()).unwrap();
+    assert_eq!(notes.take(), ["INFO a node is added cluster=shop node=a"]);
+    drop(cluster.acquire("a").await.unwrap());
+    let role = "INFO the role has changed cluster=shop node=a";
+    has(&notes.take(), role, "from=\"unknown\" to=\"replica\"");
+    drop(cluster.acquire("a").await.unwrap());
+    assert_eq!(notes.take(), [""; 0], "it is the same");
+    manager.ledger.mark.store(1, Ordering::SeqCst);
+    drop(cluster.acquire_any(Policy::Primary).await.unwrap());
+    has(&notes.take(), role, "from=\"replica\" to=\"primary\"");
+
+    let heavy = NodeOptions::default().weight(2);
+    cluster.set_options("a", heavy.clone()).unwrap();
+    assert_eq!(notes.take(), ["INFO a node has other options cluster=shop node=a"]);
+    cluster.set_options("a", heavy.clone()).unwrap();
+    assert_eq!(notes.take(), [""; 0], "they are the same");
+    cluster.set_options("a", heavy.role(Role::Replica)).unwrap();
+    let told = notes.take();
+    has(&told, role, "from=\"primary\" to=\"replica\"");
+    assert_eq!(told.len(), 2, "{told:#?}");
+    cluster.replace("a", TestManager::new(), SECOND).await.unwrap();
+    has(&notes.take(), "INFO a node is replaced cluster=shop node=a", "");
+    cluster.remove_node("a", SECOND).await.unwrap();
+    has(&notes.take(), "INFO a node is removed cluster=shop node=a", "");
+}
+
+#[cfg(feature = "cluster")]
+#[tokio::test(start_paused = true)]
 async fn a_drain_in_the_background_goes_on_without_the_cluster() {
     use millpond::cluster::{Cluster, Endpoint, NodeSpec};
 
@@ -301,6 +341,7 @@ async fn what_is_told_of_a_clusters_node_says_which_node_it_is_and_what_of_other
     let builder = Cluster::builder().name("shop").pools(|pool| pool.trace_uses(true));
     let cluster: Cluster<String, TestManager> = builder.build().unwrap();
     cluster.add_node("a".to_owned(), TestManager::new()).unwrap();
+    notes.take();
     cluster.acquire("a").await.unwrap().discard();
     cluster.close().await;
     let told = notes.take();
@@ -523,6 +564,25 @@ async fn a_listener_that_panics_changes_nothing_of_what_it_is_told_of() {
         }
     }
     assert!(changed.is_empty(), "{expected:?} became {changed:#?}");
+}
+
+#[cfg(feature = "cluster")]
+#[tokio::test(start_paused = true)]
+async fn a_listener_that_panics_keeps_no_node_that_was_removed_open() {
+    use millpond::cluster::Cluster;
+
+    hush_scripted_panics();
+    let (cluster, manager) =
+        (Cluster::<&str, TestManager>::builder().build().unwrap(), TestManager::new());
+    cluster.add_node("a", manager.clone()).unwrap();
+    let node = cluster.node("a").unwrap();
+    node.warm_up(1).await.unwrap();
+    let listener = tracing_subscriber::registry().with(Trips("a node is removed"));
+    let listening = tracing::subscriber::set_default(listener);
+    cluster.remove_node("a", SECOND).await.unwrap();
+    drop(listening);
+    assert_eq!(manager.ledger.live(), 0);
+    assert!(node.acquire().await.is_err());
 }
 
 #[cfg(feature = "cluster")]

@@ -14,7 +14,14 @@
 //! failure that may pass, and the node's pool tries again, every `backoff_max`. An idle
 //! connection that has to be checked first is waited for in the same way: nobody looks further as long as
 //! its check takes no longer than that, and a check that is late goes on in the background when another
-//! node serves. So no acquire waits beside a connection that it could have, none takes more than it
+//! node serves.
+//!
+//! A node that is down beside others that are up may have connections that work all the same, as where a
+//! server is at its limit. So it comes last: an acquire waits there too, but has nothing opened, and what is
+//! idle there it takes, once that has been checked, if the others have no room for it. Nothing else waits for
+//! that check.
+//!
+//! So no acquire waits beside a connection that it could have, none takes more than it
 //! needs, and a node that does not answer costs it little of its time.
 //!
 //! An acquire that waits counts once in the figures, however many nodes it waits at and refuse it: where it
@@ -246,7 +253,60 @@ impl<K: Key, M: Manager> Cluster<K, M> {
         K: Borrow<Q>,
         Q: Hash + Eq + fmt::Display + Sync + ?Sized,
     {
-        let caller = Location::caller();
+        self.acquire_within(key, Location::caller(), || None)
+    }
+
+    /// Acquires a connection of one node, waiting for `limit` at the most instead of the cluster's
+    /// `acquire_timeout`. Zero takes what is idle or gives up at once; what has to be checked or opened first
+    /// is so in the background then, for the next caller. [`Duration::MAX`] waits for good.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Self::acquire); so are its cancel safety and its cost.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{cluster::Cluster, from_fn};
+    /// # use std::{convert::Infallible, time::Duration};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = from_fn(|| std::future::ready(Ok::<_, Infallible>("hello")));
+    /// let cluster = Cluster::builder().pools(|pool| pool.max_size(1)).build()?;
+    /// cluster.add_node("db1", manager)?;
+    /// let held = cluster.acquire("db1").await?;
+    /// let error = cluster.acquire_timeout("db1", Duration::from_millis(10)).await.unwrap_err();
+    /// assert!(error.to_string().starts_with("node db1: pool cluster/db1: no connection within 1"));
+    /// # Ok(()) }
+    /// ```
+    #[track_caller]
+    #[inline]
+    pub fn acquire_timeout<'c, 'k, Q>(
+        &'c self,
+        key: &'k Q,
+        limit: Duration,
+    ) -> impl Future<Output = Served<'c, K, M>> + Send + use<'c, 'k, Q, K, M>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + fmt::Display + Sync + ?Sized,
+    {
+        self.acquire_within(key, Location::caller(), move || Some(limit))
+    }
+
+    /// What both do. For how long is asked after a miss, so that a hit need not.
+    #[allow(clippy::manual_async_fn, reason = "an async function has room for its arguments twice")]
+    #[inline(always)]
+    fn acquire_within<'c, 'k, Q, L>(
+        &'c self,
+        key: &'k Q,
+        caller: Caller,
+        limit: L,
+    ) -> impl Future<Output = Served<'c, K, M>> + Send + use<'c, 'k, Q, K, M, L>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + fmt::Display + Sync + ?Sized,
+        L: FnOnce() -> Option<Duration> + Send,
+    {
         async move {
             let nodes = &self.shared.table;
             let missed = match nodes.attempt_at(key, caller) {
@@ -254,7 +314,8 @@ impl<K: Key, M: Manager> Cluster<K, M> {
                 Some(Attempt::Miss(missed)) => missed,
                 None => return Err(self.shared.unknown(key)),
             };
-            self.shared.acquire_slow(key, missed, caller).await
+            let limit = limit().unwrap_or(self.shared.settings.acquire_timeout);
+            self.shared.acquire_slow(key, missed, limit, caller).await
         }
     }
 
@@ -295,7 +356,8 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     }
 
     /// Acquires a connection of any node that the policy allows: an idle one if there is one, of the
-    /// node that it prefers if possible.
+    /// node that it prefers if possible; of a node that connecting fails to only if the others have none, nor
+    /// room for one.
     ///
     /// # Errors
     ///
@@ -347,7 +409,24 @@ impl<K: Key, M: Manager> Cluster<K, M> {
         policy: Policy<'p, K>,
     ) -> impl Future<Output = Served<'c, K, M>> + Send + use<'c, 'p, K, M> {
         let caller = Location::caller();
-        async move { self.shared.acquire_of(Aim::Policy(policy), caller).await }
+        async move { self.shared.acquire_of(Aim::Policy(policy), None, caller).await }
+    }
+
+    /// Acquires a connection of any node that the policy allows, waiting for `limit` at the most instead of
+    /// the cluster's `acquire_timeout`; zero and [`Duration::MAX`] are those of
+    /// [`acquire_timeout`](Self::acquire_timeout).
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire_any`](Self::acquire_any); so are its cancel safety and its cost.
+    #[track_caller]
+    pub fn acquire_any_timeout<'c, 'p>(
+        &'c self,
+        policy: Policy<'p, K>,
+        limit: Duration,
+    ) -> impl Future<Output = Served<'c, K, M>> + Send + use<'c, 'p, K, M> {
+        let caller = Location::caller();
+        async move { self.shared.acquire_of(Aim::Policy(policy), Some(limit), caller).await }
     }
 
     /// Acquires a connection of the node that this session belongs to, by a hash of its name: always
@@ -371,7 +450,24 @@ impl<K: Key, M: Manager> Cluster<K, M> {
         session: &'s [u8],
     ) -> impl Future<Output = Served<'c, K, M>> + Send + use<'c, 's, K, M> {
         let caller = Location::caller();
-        async move { self.shared.acquire_of(Aim::Session(session), caller).await }
+        async move { self.shared.acquire_of(Aim::Session(session), None, caller).await }
+    }
+
+    /// As [`acquire_for`](Self::acquire_for), waiting for `limit` at the most instead of the cluster's
+    /// `acquire_timeout`; zero and [`Duration::MAX`] are those of [`acquire_timeout`](Self::acquire_timeout).
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire_any`](Self::acquire_any); so is its cancel safety. Its cost is that of
+    /// [`acquire_for`](Self::acquire_for).
+    #[track_caller]
+    pub fn acquire_for_timeout<'c, 's>(
+        &'c self,
+        session: &'s [u8],
+        limit: Duration,
+    ) -> impl Future<Output = Served<'c, K, M>> + Send + use<'c, 's, K, M> {
+        let caller = Location::caller();
+        async move { self.shared.acquire_of(Aim::Session(session), Some(limit), caller).await }
     }
 }
 
@@ -408,12 +504,38 @@ impl<K: Key, M: Manager> NodeHandle<K, M> {
     pub fn acquire(
         &self,
     ) -> impl Future<Output = Answer<Pooled<'_, Member<K, M>>, K, M>> + Send + use<'_, K, M> {
-        let caller = Location::caller();
+        self.acquire_within(Location::caller(), || None)
+    }
+
+    /// Acquires a connection of this node, waiting for `limit` at the most instead of the cluster's
+    /// `acquire_timeout`; zero and [`Duration::MAX`] are those of [`Cluster::acquire_timeout`].
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Self::acquire); so are its cancel safety and its cost.
+    #[track_caller]
+    #[inline]
+    pub fn acquire_timeout(
+        &self,
+        limit: Duration,
+    ) -> impl Future<Output = Answer<Pooled<'_, Member<K, M>>, K, M>> + Send + use<'_, K, M> {
+        self.acquire_within(Location::caller(), move || Some(limit))
+    }
+
+    /// What both do.
+    #[allow(clippy::manual_async_fn, reason = "an async function has room for its arguments twice")]
+    #[inline(always)]
+    fn acquire_within<L: FnOnce() -> Option<Duration> + Send>(
+        &self,
+        caller: Caller,
+        limit: L,
+    ) -> impl Future<Output = Answer<Pooled<'_, Member<K, M>>, K, M>> + Send + use<'_, K, M, L>
+    {
         async move {
             match self.node.pool.attempt_here(caller) {
                 Ok(pooled) => Ok(pooled),
                 Err(missed) => {
-                    let mut waiting = pin!(missed.wait());
+                    let mut waiting = pin!(missed.wait(limit()));
                     let served = self.cluster.in_line(waiting.as_mut()).await;
                     served.map_err(|error| self.explain(error))
                 }
@@ -468,6 +590,14 @@ impl<K: Key> Aim<'_, K> {
         }
     }
 
+    /// What is said where no node is what it is after.
+    fn no_match(&self) -> Option<&'static str> {
+        match self {
+            Self::Policy(policy) => policy.no_match(),
+            Self::Session(_) => None,
+        }
+    }
+
     /// The place of the node to look at first.
     fn pick<M: Manager>(&self, choice: &Choice<'_, K, M>) -> Option<usize> {
         match self {
@@ -513,6 +643,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
         self: &'c Arc<Self>,
         key: &Q,
         mut missed: Missed<Member<K, M>>,
+        limit: Duration,
         caller: Caller,
     ) -> Served<'c, K, M>
     where
@@ -520,7 +651,6 @@ impl<K: Key, M: Manager> Shared<K, M> {
         Q: Hash + Eq + fmt::Display + ?Sized,
     {
         let began = Instant::now();
-        let limit = self.settings.acquire_timeout;
         let mut again: Option<Again<K, M>> = None;
         loop {
             let node = missed.manager().key().clone();
@@ -594,6 +724,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
     async fn acquire_of<'c>(
         self: &'c Arc<Self>,
         aim: Aim<'_, K>,
+        limit: Option<Duration>,
         caller: Caller,
     ) -> Served<'c, K, M> {
         let nodes = &self.table;
@@ -605,24 +736,13 @@ impl<K: Key, M: Manager> Shared<K, M> {
             },
             None => None,
         };
-        let race = Race::new(self, aim, caller, first);
+        let race = Race::new(self, aim, limit, caller, first);
         // The second question takes a reference to the runtime that all its threads share, so it is
         // asked only outside tasks.
         if task::try_id().is_none() && Handle::try_current().is_err() {
             return Ok(ClusterGuard::new(race.run_at_once()?, nodes));
         }
         Ok(ClusterGuard::new(race.run().await?, nodes))
-    }
-
-    /// An acquire that began then and ends now.
-    #[cold]
-    fn unserved(&self, aim: &Aim<'_, K>, began: Instant) -> Box<Unserved<K>> {
-        Box::new(Unserved {
-            cluster: self.name(),
-            policy: aim.name(),
-            waited: began.elapsed(),
-            nodes: self.table.load().nodes().iter().map(|node| NodeReport::new(node)).collect(),
-        })
     }
 }
 
@@ -691,6 +811,8 @@ struct Runner<K: Key, M: Manager> {
     late: bool,
     /// It has something opened, and one of the others may serve as well.
     roving: Option<Roving<K>>,
+    /// The node was down beside others when it came there.
+    in_doubt: bool,
 }
 
 /// Whether a connection is being checked for a runner.
@@ -705,11 +827,17 @@ enum Check {
 }
 
 impl<K: Key, M: Manager> Runner<K, M> {
-    fn new(node: Arc<Node<K, M>>, missed: Missed<Member<K, M>>, began: Instant) -> Self {
+    fn new(
+        node: Arc<Node<K, M>>,
+        missed: Missed<Member<K, M>>,
+        began: Instant,
+        in_doubt: bool,
+    ) -> Self {
         let check = if missed.has_found() { Check::UnderWay } else { Check::No };
-        let (terms, waiting) = missed.wait_among_others(began);
+        let (terms, waiting) = missed.wait_among_others(began, in_doubt);
         let waiting = Box::pin(waiting);
-        Self { node, waiting, terms, check, hurried: false, asked: None, late: false, roving: None }
+        let (hurried, asked, late, roving) = (false, None, false, None);
+        Self { node, waiting, terms, check, hurried, asked, late, roving, in_doubt }
     }
 
     fn is_at<N: Borrow<Node<K, M>>>(&self, node: &N) -> bool {
@@ -734,6 +862,11 @@ impl<K: Key, M: Manager> Runner<K, M> {
             self.check = Check::Begun;
         }
         failed
+    }
+
+    /// Whether a check is under way for it that may be over soon.
+    fn is_checking(&self) -> bool {
+        matches!(self.check, Check::Begun | Check::UnderWay)
     }
 
     /// Takes down whether the node is being asked for something.
@@ -777,6 +910,8 @@ struct Race<'a, K: Key, M: Manager> {
     aim: Aim<'a, K>,
     caller: Caller,
     began: Instant,
+    /// When it gives up, if ever.
+    deadline: Option<Instant>,
     /// What was found at the node that was picked.
     first: Option<Missed<Member<K, M>>>,
     /// The node that was picked. Another one is only if this one cannot be used any more, or each change
@@ -831,14 +966,17 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
     fn new(
         cluster: &'a Arc<Shared<K, M>>,
         aim: Aim<'a, K>,
+        limit: Option<Duration>,
         caller: Caller,
         first: Option<Missed<Member<K, M>>>,
     ) -> Self {
+        let (limit, began) = (limit.unwrap_or(cluster.settings.acquire_timeout), Instant::now());
         Self {
             cluster,
             aim,
             caller,
-            began: Instant::now(),
+            began,
+            deadline: (limit < Duration::MAX).then(|| began + limit.min(FAR_FUTURE)),
             first,
             picked: None,
             runners: Vec::new(),
@@ -883,13 +1021,11 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
     }
 
     async fn run(mut self) -> Raced<K, M> {
-        let limit = self.cluster.settings.acquire_timeout;
         let pause = self.cluster.settings.try_next_after.min(FAR_FUTURE);
         let Some(quiet) = timer(Instant::now() + pause) else { return self.run_at_once() };
         let mut quiet = pin!(quiet);
         let mut quiet_at = quiet.deadline();
-        let deadline = self.began + limit.min(FAR_FUTURE);
-        let mut late = pin!((limit < Duration::MAX).then(|| sleep_until(deadline)));
+        let mut late = pin!(self.deadline.map(sleep_until));
         // Before the first look, and after each change before the next one: none is missed.
         let mut changed = self.cluster.changed.listen();
         let served = loop {
@@ -912,12 +1048,13 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             self.over = false;
             match self.next(&mut changed, quiet.as_mut(), late.as_mut()).await {
                 Event::Answer(index, Ok(pooled)) => {
-                    let node = self.runners.remove(index).node;
+                    let Runner { node, terms, .. } = self.runners.remove(index);
                     let table = self.cluster.table.load();
                     // By the options that it has now; one that has been removed meanwhile has those that it had.
                     let is_same = |other: &&Arc<Node<K, M>>| other.pool.is(&node.pool);
                     let by_now = table.nodes().iter().find(is_same).unwrap_or(&node);
                     if self.aim.allows(&self.choice(&table), by_now) {
+                        node.pool.serves(&terms);
                         self.counted_at = Some(node);
                         break Ok(pooled);
                     }
@@ -925,7 +1062,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                     // was opened. Back it goes.
                 }
                 Event::Answer(index, Err(error)) => {
-                    let Runner { node, .. } = self.runners.remove(index);
+                    let Runner { node, in_doubt, .. } = self.runners.remove(index);
                     if matches!(error, AcquireError::NoRuntime) {
                         break Err(ClusterError::of_node(node.key().clone(), error));
                     }
@@ -934,7 +1071,9 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                         // It waits there for what may come back, if anything may.
                         true => self.hopeless.push(node.clone()),
                     }
-                    self.refusal = Some((node.key().clone(), error));
+                    if !in_doubt {
+                        self.refusal = Some((node.key().clone(), error));
+                    }
                 }
                 Event::LookAgain => {}
                 Event::Changed => {
@@ -962,8 +1101,27 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
     }
 
     #[cold]
-    fn unserved(&self) -> Box<Unserved<K>> {
-        self.cluster.unserved(&self.aim, self.began)
+    fn unserved(&self) -> Box<Unserved<K, M::Error>> {
+        let table = self.cluster.table.load_full();
+        let choice = self.choice(&table);
+        let nodes = table.nodes();
+        let is_checking = |node: &Node<K, M>| {
+            let mut runners = self.runners.iter();
+            runners.any(|runner| runner.is_at(node) && runner.terms.is_checking())
+        };
+        let reports = nodes.iter().map(|node| NodeReport::new(node, is_checking(node)));
+        let is_first = |node: &Arc<Node<K, M>>| {
+            self.counted_at.as_ref().is_some_and(|first| first.pool.is(&node.pool))
+        };
+        let none_fits = !nodes.iter().any(|node| self.aim.allows(&choice, node));
+        Box::new(Unserved::new(
+            self.cluster.name(),
+            self.aim.name(),
+            self.began.elapsed(),
+            self.aim.no_match().filter(|_| none_fits),
+            reports.collect(),
+            nodes.iter().position(is_first),
+        ))
     }
 
     /// As what an acquire counts that ended with this.
@@ -1022,17 +1180,16 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                 false
             }
         });
-        let some_are_up = allowed().any(|node| node.is_up());
-        for node in allowed() {
+        let is_up = |place: &usize| table.nodes()[*place].is_up();
+        let (mut order, mut down): (Vec<_>, Vec<_>) = order.into_iter().partition(is_up);
+        if order.is_empty() {
+            mem::swap(&mut order, &mut down);
+        }
+        for node in order.iter().map(|place| &table.nodes()[*place]) {
             if self.waits_for_a_check() {
                 break;
             }
-            let mut others = self.out.iter().chain(self.runners.iter().map(|runner| &runner.node));
-            if others.any(|other| other.pool.is(&node.pool)) {
-                continue;
-            }
-            if some_are_up && !node.is_up() {
-                node.try_again(cluster);
+            if self.has_been_at(node) {
                 continue;
             }
             let missed = match self.first.take_if(|missed| missed.is_at(&node.pool)) {
@@ -1048,21 +1205,68 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             };
             // One that has to be checked first is nearly as good as one that is ready.
             self.begun |= missed.has_found();
-            if self.counted_at.as_ref().is_none_or(|node| node.pool.is_closed()) {
-                self.counted_at = Some(node.clone());
-            }
-            self.runners.push(Runner::new(node.clone(), missed, self.began));
+            self.wait_at(node, missed, false);
         }
         // A connection that was found at a node that may not be used after all goes back.
         self.first = None;
-        if self.runners.is_empty() {
-            self.nobody_is_left(&table)?;
+        for node in down.iter().map(|place| &table.nodes()[*place]) {
+            node.try_again(cluster);
         }
         if !self.waits_for_a_check() {
             order.retain(|place| !self.is_hopeless(&table.nodes()[*place]));
-            self.have_some_opened(&order, &table);
+            let is_provided_for = self.have_some_opened(&order, &table);
+            if let Some(pooled) = self.fall_back(&down, is_provided_for, &table) {
+                return Ok(Some(pooled));
+            }
+        }
+        if self.runners.is_empty() {
+            self.nobody_is_left(&table)?;
         }
         Ok(None)
+    }
+
+    /// Whether it waits at this node, or has been refused there just now.
+    fn has_been_at(&self, node: &Node<K, M>) -> bool {
+        let mut others = self.out.iter().chain(self.runners.iter().map(|runner| &runner.node));
+        others.any(|other| other.pool.is(&node.pool))
+    }
+
+    fn wait_at(&mut self, node: &Arc<Node<K, M>>, missed: Missed<Member<K, M>>, in_doubt: bool) {
+        if self.counted_at.as_ref().is_none_or(|node| node.pool.is_closed()) {
+            self.counted_at = Some(node.clone());
+        }
+        self.runners.push(Runner::new(node.clone(), missed, self.began, in_doubt));
+    }
+
+    /// Waits also at these nodes, which are down beside others: nothing is opened there, but what they have
+    /// may work. What is idle there is left alone by whom the others have room for.
+    fn fall_back(
+        &mut self,
+        down: &[usize],
+        is_provided_for: bool,
+        table: &Table<K, M>,
+    ) -> Option<PooledBare<Member<K, M>>> {
+        for node in down.iter().map(|place| &table.nodes()[*place]) {
+            let counts = node.pool.counts();
+            if counts.alive() == 0 || self.has_been_at(node) {
+                continue;
+            }
+            let is_checking = || self.runners.iter().any(|runner| runner.is_checking());
+            if counts.idle > 0 && (is_provided_for || is_checking()) {
+                continue;
+            }
+            // The server may be frozen.
+            node.pool.have_idle_checked();
+            match self.look_at(node) {
+                Attempt::Miss(missed) => self.wait_at(node, missed, true),
+                // It has come back just now.
+                Attempt::Hit(pooled) => {
+                    self.counted_at = Some(node.clone());
+                    return Some(pooled);
+                }
+            }
+        }
+        None
     }
 
     /// All that have failed are looked at again, so what they said does not hold any more.
@@ -1119,8 +1323,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
 
     /// Whether something has been found that may be ready soon.
     fn waits_for_a_check(&self) -> bool {
-        let soon = |runner: &Runner<K, M>| matches!(runner.check, Check::Begun | Check::UnderWay);
-        self.runners.iter().any(soon)
+        self.runners.iter().any(|runner| runner.is_checking() && !runner.in_doubt)
     }
 
     /// Another node has served because the one that was picked had nothing idle. It is to have next
@@ -1180,22 +1383,25 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
 
     /// Sees to it that the first of the nodes that have room open a connection for this acquire, or, if
     /// these are too few and there is a cap on all nodes together, that may get more room; if there are
-    /// none of either, that the first one does once it has room. Those that do so already go on.
-    fn have_some_opened(&mut self, order: &[usize], table: &Table<K, M>) {
+    /// none of either, that the first one does once it has room. Those that do so already go on. Answers
+    /// whether one of them has room for this acquire, beside all others who wait there.
+    fn have_some_opened(&mut self, order: &[usize], table: &Table<K, M>) -> bool {
         let nodes = || order.iter().map(|place| &table.nodes()[*place]);
         let capped = self.cluster.cap.is_some();
         let has_room = |node: &Node<K, M>| node.pool.counts().vacant > 0;
         let may_grow = |node: &Node<K, M>| {
             capped && !has_room(node) && node.pool.max_size() < node.pool.config().max_size
         };
-        let impatient = || self.runners.iter().filter(|runner| !runner.terms.is_patient());
-        let at_work = impatient().filter(|runner| {
+        let impatient = |runner: &&Runner<K, M>| {
+            !runner.terms.is_patient() && nodes().any(|node| runner.is_at(node))
+        };
+        let at_work = self.runners.iter().filter(impatient).filter(|runner| {
             let counts = runner.node.pool.counts();
             let has_room = counts.vacant + counts.connecting > 0;
             has_room || runner.check != Check::No || may_grow(&runner.node)
         });
         let mut missing = self.dials.saturating_sub(at_work.count());
-        let mut none = impatient().next().is_none();
+        let mut none = !self.runners.iter().any(|runner| impatient(&runner));
         let roomy = nodes().filter(|node| has_room(node));
         for node in roomy.chain(nodes().filter(|node| may_grow(node))) {
             if missing == 0 {
@@ -1213,6 +1419,12 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             self.word = Some(Word::default());
             self.rove();
         }
+        let is_provided_for = |runner: &Runner<K, M>| {
+            let counts = runner.node.pool.counts();
+            let wanted = runner.node.pool.unserved() + usize::from(!runner.terms.is_in_line());
+            counts.vacant + counts.connecting >= wanted || may_grow(&runner.node)
+        };
+        missing == 0 && self.runners.iter().filter(impatient).any(is_provided_for)
     }
 
     /// Tells the nodes where something is to be opened whether another one may serve.
@@ -1272,6 +1484,10 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                 match poll_timer(late, cx) {
                     None => return Poll::Ready(Event::Ended),
                     Some(Poll::Ready(())) => return Poll::Ready(Event::Late),
+                    // Timers go by whole milliseconds, and none is left at all.
+                    Some(Poll::Pending) if self.deadline == Some(self.began) => {
+                        return Poll::Ready(Event::Late);
+                    }
                     Some(Poll::Pending) => {}
                 }
             }

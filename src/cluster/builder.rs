@@ -8,7 +8,7 @@ use super::node::{Member, ReadRole, RoleFuture, State};
 use super::policy::Turns;
 use super::table::{Current, Table};
 use super::{Cluster, Key, Shared};
-use crate::config::above_zero;
+use crate::config::{Config, above_zero};
 use crate::error::ConfigError;
 use crate::manager::Manager;
 use crate::metrics::ClusterNode;
@@ -41,6 +41,29 @@ impl<K: Key, M: Manager> Settings<K, M> {
         self.read_role.is_some()
     }
 
+    /// Whether what the cluster settles for all nodes is left to it, or is said to be what it is anyway.
+    fn are_ours(&self, config: &Config) -> Result<(), ConfigError> {
+        let usual = Config::default();
+        let (name, timeout) = (&config.name, config.acquire_timeout);
+        let settings = [
+            ("name", name.to_string(), [&usual.name, &self.name].contains(&name)),
+            (
+                "acquire_timeout",
+                format!("{timeout:?}"),
+                [usual.acquire_timeout, self.acquire_timeout].contains(&timeout),
+            ),
+            ("fail_fast", config.fail_fast.to_string(), !config.fail_fast || self.fail_fast),
+        ];
+        match settings.into_iter().find(|(.., is_ours)| !is_ours) {
+            None => Ok(()),
+            Some((field, value, _)) => {
+                let rule =
+                    format!("must be left to the cluster: set it by ClusterBuilder::{field}");
+                Err(ConfigError::new(field, value, rule))
+            }
+        }
+    }
+
     /// A node's pool.
     pub(super) fn pool(
         &self,
@@ -53,6 +76,7 @@ impl<K: Key, M: Manager> Settings<K, M> {
         if let Some(pools) = &self.pools {
             builder = pools(builder);
         }
+        self.are_ours(builder.config_so_far())?;
         let name = format!("{}/{key}", self.name);
         let (cluster, node, asked) = (self.name.clone(), Arc::<str>::from(key), state.clone());
         let told = state.clone();
@@ -107,9 +131,11 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
         self
     }
 
-    /// Settles the nodes' pools; called once for each. Their names, `fail_fast` and `acquire_timeout`
-    /// are the cluster's business. A node whose pool is to have [`reserved`](crate::Config::reserved)
-    /// connections is an error: no acquire of a cluster has a priority. Default: a pool's defaults.
+    /// Settles the nodes' pools; called once for each. Their [`name`](Self::name), [`fail_fast`](Self::fail_fast)
+    /// and [`acquire_timeout`](Self::acquire_timeout) are the cluster's business: a node whose pool is to have
+    /// another one than the cluster or the default is an error. So is one whose pool is to have
+    /// [`reserved`](crate::Config::reserved) connections: no acquire of a cluster has a priority. Default: a
+    /// pool's defaults.
     pub fn pools(
         mut self,
         pools: impl Fn(PoolBuilder<Member<K, M>>) -> PoolBuilder<Member<K, M>> + Send + Sync + 'static,

@@ -4,9 +4,10 @@
 
 use super::node::Node;
 use super::{Key, Role};
-use crate::error::{AcquireError, ConfigError};
+use crate::error::{AcquireError, ConfigError, OperationError, Stage};
 use crate::manager::Manager;
 use crate::metrics::Health;
+use crate::pool::Holder;
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
@@ -24,9 +25,9 @@ pub enum ClusterError<K, E> {
     Node(Box<NodeRefusal<K, E>>),
     /// No node that may serve is in reach, and the cluster is [to fail
     /// fast](super::ClusterBuilder::fail_fast).
-    Unavailable(Box<Unserved<K>>),
+    Unavailable(Box<Unserved<K, E>>),
     /// The deadline has passed.
-    Timeout(Box<Unserved<K>>),
+    Timeout(Box<Unserved<K, E>>),
     /// The cluster is closed.
     Closed {
         /// The cluster's name.
@@ -47,15 +48,14 @@ impl<K: fmt::Display, E> fmt::Display for ClusterError<K, E> {
             }
             Self::Node(refusal) => fmt::Display::fmt(refusal, f),
             Self::Unavailable(unserved) => {
-                let Unserved { cluster, policy, waited: _, nodes } = &**unserved;
-                write!(f, "no node of cluster {cluster} can serve {policy}: {}", List(nodes))
+                let Unserved { cluster, policy, .. } = &**unserved;
+                write!(f, "no node of cluster {cluster} can serve {policy}: {unserved}")
             }
             Self::Timeout(unserved) => {
-                let Unserved { cluster, policy, waited, nodes } = &**unserved;
-                let nodes = List(nodes);
+                let Unserved { cluster, policy, waited, .. } = &**unserved;
                 write!(
                     f,
-                    "no connection of cluster {cluster} for {policy} within {waited:.1?}: {nodes}"
+                    "no connection of cluster {cluster} for {policy} within {waited:.1?}: {unserved}"
                 )
             }
             Self::Closed { cluster } => write!(f, "cluster {cluster} is closed"),
@@ -67,11 +67,10 @@ impl<K: fmt::Debug + fmt::Display, E: Error + 'static> Error for ClusterError<K,
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Node(refusal) => refusal.source(),
-            Self::UnknownNode(_)
-            | Self::Removed(_)
-            | Self::Unavailable(_)
-            | Self::Timeout(_)
-            | Self::Closed { .. } => None,
+            Self::Unavailable(unserved) | Self::Timeout(unserved) => {
+                unserved.cause().map(|error| &**error as _)
+            }
+            Self::UnknownNode(_) | Self::Removed(_) | Self::Closed { .. } => None,
         }
     }
 }
@@ -124,17 +123,62 @@ impl<K: fmt::Debug + fmt::Display, E: Error + 'static> Error for NodeRefusal<K, 
 }
 
 /// An acquire that no node has served.
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// The error's [source](std::error::Error::source) is the last failure to connect to the node that it waited at
+/// first, or else to the first that has one; where it is the same at other nodes, they do not repeat it.
+#[derive(Debug)]
 #[non_exhaustive]
-pub struct Unserved<K> {
+pub struct Unserved<K, E> {
     /// The cluster's name.
     pub cluster: Arc<str>,
     /// What was asked for.
     pub policy: &'static str,
     /// How long the caller has waited.
     pub waited: Duration,
+    /// That no node is what was asked for, in words, such as `no node is a primary`.
+    pub no_match: Option<&'static str>,
     /// What is known of each node.
-    pub nodes: Vec<NodeReport<K>>,
+    pub nodes: Vec<NodeReport<K, E>>,
+    /// The place of the node whose failure is the source.
+    cause: Option<usize>,
+}
+
+impl<K, E> Unserved<K, E> {
+    /// One that waited at the node of this place first, if at any.
+    pub(super) fn new(
+        cluster: Arc<str>,
+        policy: &'static str,
+        waited: Duration,
+        no_match: Option<&'static str>,
+        nodes: Vec<NodeReport<K, E>>,
+        first: Option<usize>,
+    ) -> Self {
+        let fails = |place: &usize| nodes[*place].last_connect_error.is_some();
+        let cause = first.filter(fails).or_else(|| (0..nodes.len()).find(fails));
+        Self { cluster, policy, waited, no_match, nodes, cause }
+    }
+
+    fn cause(&self) -> Option<&Arc<OperationError<E>>> {
+        self.cause.and_then(|place| self.nodes[place].last_connect_error.as_ref())
+    }
+}
+
+/// What is known of the nodes, one after the other.
+impl<K: fmt::Display, E> fmt::Display for Unserved<K, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.nodes.is_empty() {
+            return f.write_str("there are no nodes");
+        }
+        if let Some(no_match) = self.no_match {
+            write!(f, "{no_match}: ")?;
+        }
+        let cause = self.cause.map(|place| &*self.nodes[place].failure);
+        for (index, report) in self.nodes.iter().enumerate() {
+            f.write_str(if index == 0 { "" } else { "; " })?;
+            report.say(f, cause)?;
+        }
+        Ok(())
+    }
 }
 
 impl<K, E> ClusterError<K, E> {
@@ -148,9 +192,9 @@ impl<K, E> ClusterError<K, E> {
 }
 
 /// What is known of a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 #[non_exhaustive]
-pub struct NodeReport<K> {
+pub struct NodeReport<K, E> {
     /// The node.
     pub key: K,
     /// Its role.
@@ -159,39 +203,58 @@ pub struct NodeReport<K> {
     pub health: Health,
     /// Its connections, in words.
     pub connections: String,
+    /// What an acquire there waits for.
+    pub stage: Stage,
+    /// Who has held a connection of it for longest, to the resolution of the pool's maintenance.
+    pub longest_held: Option<Holder>,
+    /// The last failure to connect, if no connect has succeeded since and one could have been opened.
+    pub last_connect_error: Option<Arc<OperationError<E>>>,
+    /// What that said, with all causes; nothing if there is none.
+    failure: String,
 }
 
-impl<K: Key> NodeReport<K> {
-    pub(super) fn new<M: Manager>(node: &Node<K, M>) -> Self {
+impl<K: Key, E> NodeReport<K, E> {
+    /// Of a node where a connection is being checked for the acquire, or not.
+    pub(super) fn new<M: Manager<Error = E>>(node: &Node<K, M>, is_checking: bool) -> Self {
         let status = node.pool.status();
+        let timeout = node.pool.timeout_now(is_checking);
+        let failure = status.metrics.last_connect_error.map(|failure| failure.message);
+        let failure = failure.filter(|_| timeout.last_connect_error.is_some());
         Self {
             key: node.key().clone(),
             role: node.role(),
             health: status.health,
             connections: status.metrics.counts.to_string(),
+            stage: timeout.stage,
+            longest_held: timeout.longest_held,
+            last_connect_error: timeout.last_connect_error,
+            failure: failure.unwrap_or_default(),
         }
     }
 }
 
-impl<K: fmt::Display> fmt::Display for NodeReport<K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { key, role, health, connections } = self;
-        write!(f, "{key} ({role}) is {health} [{connections}]")
+impl<K: fmt::Display, E> NodeReport<K, E> {
+    /// In one line, without what is `told` already.
+    fn say(&self, f: &mut fmt::Formatter<'_>, told: Option<&str>) -> fmt::Result {
+        let Self { key, role, health, connections, stage, longest_held, failure, .. } = self;
+        let health = health.to_string();
+        let health = match told {
+            Some(told) if told == failure && !told.is_empty() => {
+                health.replacen(&format!(": {failure}"), "", 1)
+            }
+            _ => health,
+        };
+        write!(f, "{key} ({role}) is {health} [{connections}")?;
+        match longest_held {
+            Some(holder) if *stage == Stage::Queued => write!(f, "; held longest: {holder}]"),
+            _ => f.write_str("]"),
+        }
     }
 }
 
-/// One after the other.
-struct List<'l, K>(&'l [NodeReport<K>]);
-
-impl<K: fmt::Display> fmt::Display for List<'_, K> {
+impl<K: fmt::Display, E> fmt::Display for NodeReport<K, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
-            return f.write_str("there are no nodes");
-        }
-        for (index, report) in self.0.iter().enumerate() {
-            write!(f, "{}{report}", if index == 0 { "" } else { "; " })?;
-        }
-        Ok(())
+        self.say(f, None)
     }
 }
 

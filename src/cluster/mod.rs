@@ -74,6 +74,8 @@ use self::policy::Turns;
 use self::table::{Current, Table};
 use crate::manager::Manager;
 use crate::metrics::{DuplicateName, Group, Health, Monitor, PoolStatus, Source, watched};
+#[cfg(feature = "tracing")]
+use crate::panics::caught;
 use crate::pool::DrainReport;
 use event_listener::{Event, IntoNotification};
 use std::borrow::Borrow;
@@ -158,6 +160,18 @@ impl<K: Key, M: Manager> Shared<K, M> {
         NodeError::Unknown { cluster: self.name(), key: key.to_string(), nodes: table.names() }
     }
 
+    /// Tells what has been done to a node by hand, to whoever listens with `tracing`; though he panics, what is
+    /// still to be done is done.
+    fn tell_node(&self, key: &K, what: &'static str) {
+        #[cfg(feature = "tracing")]
+        drop(caught(|| {
+            let cluster = tracing::field::display(&self.settings.name);
+            tracing::info!(target: "millpond", cluster, node = %key, "{what}");
+        }));
+        #[cfg(not(feature = "tracing"))]
+        let _ = (key, what);
+    }
+
     /// A node is about to be put into the table.
     fn admit(&self, node: &Node<K, M>) {
         if let Some(cap) = &self.cap {
@@ -213,7 +227,8 @@ impl<K: Key, M: Manager> Shared<K, M> {
         options.validate().map_err(wrong)?;
         let seed = xxhash_rust::xxh3::xxh3_64(name.as_bytes());
         let (reads_role, changed) = (self.settings.reads_role(), self.changed.clone());
-        let state = Arc::new(State::new(key, options.role, reads_role, self.began, changed));
+        let (role, began, cluster) = (options.role, self.began, self.name());
+        let state = Arc::new(State::new(key, role, reads_role, began, changed, cluster));
         let pool = self.settings.pool(manager, &state, &name).map_err(wrong)?;
         let watched = watched(&pool);
         Ok(Arc::new(Node { state, pool, options, seed, watched, origin }))
@@ -321,7 +336,9 @@ impl<K: Key, M: Manager> Cluster<K, M> {
             }
             self.shared.admit(&node);
             Ok((table.with(node.clone()), ()))
-        })
+        })?;
+        self.shared.tell_node(node.key(), "a node is added");
+        Ok(())
     }
 
     /// Adds a node whose manager the cluster's [template](ClusterBuilder::template) makes.
@@ -371,6 +388,7 @@ impl<K: Key, M: Manager> Cluster<K, M> {
             let node = table.get(key).ok_or_else(|| self.shared.no_such_node(key, table))?;
             Ok((table.without(node.key()), node.clone()))
         })?;
+        self.shared.tell_node(node.key(), "a node is removed");
         // Cancel: its first poll has closed the pool.
         Ok(self.shared.drain(node, limit).await)
     }
@@ -416,6 +434,7 @@ impl<K: Key, M: Manager> Cluster<K, M> {
             self.shared.admit(&node);
             Ok((table.with(node), old.clone()))
         })?;
+        self.shared.tell_node(old.key(), "a node is replaced");
         // Cancel: as in `remove_node`.
         Ok(self.shared.drain(old, limit).await)
     }
@@ -431,10 +450,19 @@ impl<K: Key, M: Manager> Cluster<K, M> {
         Q: Hash + Eq + fmt::Display + ?Sized,
     {
         options.validate().map_err(|error| NodeError::Config { key: key.to_string(), error })?;
-        self.shared.change(|table| {
-            let node = table.get(key).ok_or_else(|| self.shared.no_such_node(key, table))?;
-            Ok((table.with(Arc::new(node.with_options(options))), ()))
-        })
+        let (old, role, node) = self.shared.change(|table| {
+            let old = table.get(key).ok_or_else(|| self.shared.no_such_node(key, table))?;
+            let (old, role) = (old.clone(), old.role());
+            let node = Arc::new(old.with_options(options));
+            Ok((table.with(node.clone()), (old, role, node)))
+        })?;
+        if node.options != old.options {
+            self.shared.tell_node(node.key(), "a node has other options");
+        }
+        if node.role() != role {
+            node.state.tell_role(role, node.role());
+        }
+        Ok(())
     }
 
     /// The keys of the nodes, in the order in which they were added.

@@ -125,6 +125,9 @@ pub(super) struct State<K> {
     began: Instant,
     /// Notified when a node has changed.
     changed: Arc<Event>,
+    /// The cluster's name.
+    #[cfg_attr(not(feature = "tracing"), allow(dead_code))]
+    cluster: Arc<str>,
 }
 
 impl<K> State<K> {
@@ -134,6 +137,7 @@ impl<K> State<K> {
         reads_role: bool,
         began: Instant,
         changed: Arc<Event>,
+        cluster: Arc<str>,
     ) -> Self {
         let zero = || AtomicU64::new(0);
         Self {
@@ -149,6 +153,7 @@ impl<K> State<K> {
             roving: AtomicUsize::new(0),
             began,
             changed,
+            cluster,
         }
     }
 
@@ -162,10 +167,14 @@ impl<K> State<K> {
         if self.reads_role { self.role() } else { options.role }
     }
 
-    pub(super) fn set_role(&self, role: Role) {
-        if self.role.swap(role as u8, Ordering::SeqCst) != role as u8 {
+    /// Answers which role it had, if that was another one.
+    fn set_role(&self, role: Role) -> Option<Role> {
+        let before = Role::ALL[usize::from(self.role.swap(role as u8, Ordering::SeqCst))];
+        let is_other = before != role;
+        if is_other {
             self.tell();
         }
+        is_other.then_some(before)
     }
 
     /// How many of those for whom its pool is to open a connection may be served elsewhere.
@@ -233,6 +242,30 @@ impl<K> State<K> {
     }
 }
 
+impl<K: Key> State<K> {
+    /// The server has said which role it has.
+    fn learn_role(&self, role: Role) {
+        if let Some(before) = self.set_role(role) {
+            self.tell_role(before, role);
+        }
+    }
+
+    /// Tells of a change of its role, to whoever listens with `tracing`.
+    pub(super) fn tell_role(&self, from: Role, to: Role) {
+        #[cfg(feature = "tracing")]
+        tracing::info!(
+            target: "millpond",
+            cluster = %self.cluster,
+            node = %self.key,
+            from = from.word(),
+            to = to.word(),
+            "the role has changed"
+        );
+        #[cfg(not(feature = "tracing"))]
+        let _ = (from, to);
+    }
+}
+
 /// The manager of a node's pool: the user's own, and what is taken down of the node on the way.
 pub struct Member<K: Key, M: Manager> {
     manager: M,
@@ -260,7 +293,7 @@ impl<K: Key, M: Manager> Member<K, M> {
     /// Finds out what a new connection can tell of its server.
     async fn get_to_know(&self, connection: &mut M::Connection) -> Result<(), M::Error> {
         if let Some(read_role) = &self.read_role {
-            self.state.set_role(read_role(connection).await?);
+            self.state.learn_role(read_role(connection).await?);
         }
         if self.state.latency.load(Ordering::Relaxed) == 0 {
             // Once for each node: how far away it is.
@@ -298,7 +331,7 @@ impl<K: Key, M: Manager> Manager for Member<K, M> {
         self.manager.check(connection).await?;
         self.state.took(began.elapsed());
         if let Some(read_role) = &self.read_role {
-            self.state.set_role(read_role(connection).await?);
+            self.state.learn_role(read_role(connection).await?);
         }
         Ok(())
     }
@@ -502,7 +535,7 @@ impl<K: Key, M: Manager> Node<K, M> {
             // Cancel: `asked` closes the connection.
             if let Ok(Ok(role)) = tokio::time::timeout(limit, read_role(&mut asked)).await {
                 asked.has_answered();
-                trying.0.set_role(role);
+                trying.0.learn_role(role);
             }
         });
     }

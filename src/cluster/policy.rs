@@ -20,9 +20,12 @@ pub type Rank<'f, K> = dyn Fn(&NodeView<'_, K>) -> Option<f64> + Sync + 'f;
 
 /// Which node an acquire goes to that may go to several.
 ///
-/// Nodes that connecting fails to are passed over as long as there are others that may be used. A
-/// node whose connections are all in use has not failed: it stays allowed, and an acquire waits for
-/// it and for all others that are allowed at the same time.
+/// Nodes that connecting fails to come last as long as there are others that may be used: nothing is opened
+/// there, but what they have may work, as where a server is at its limit. What is idle there is taken once it has
+/// been checked, whatever the [`CheckPolicy`](crate::CheckPolicy), if none of the others has an idle one, or room
+/// for one. A node whose connections are all in use has not failed: it stays allowed, and an acquire waits for
+/// it and for all others that are allowed at the same time, also for what comes back at one that connecting
+/// fails to.
 #[non_exhaustive]
 pub enum Policy<'f, K> {
     /// All nodes, by turns and by their weights.
@@ -66,6 +69,17 @@ impl<K> Policy<'_, K> {
             Self::ReplicasThenPrimary => "a replica, or else the primary",
             Self::Nearest => "the nearest node",
             Self::Rank(_) => "the caller's own choice",
+        }
+    }
+
+    /// What is said where it allows none of the nodes that there are.
+    pub(super) fn no_match(&self) -> Option<&'static str> {
+        match self {
+            Self::RoundRobin | Self::LeastInUse | Self::Nearest => None,
+            Self::Primary => Some("no node is a primary"),
+            Self::Replica => Some("no node is a replica"),
+            Self::ReplicasThenPrimary => Some("no node is a replica or a primary"),
+            Self::Rank(_) => Some("it allows no node"),
         }
     }
 }

@@ -100,7 +100,8 @@ pub(crate) struct Totals {
     trials: AtomicU64,
     leaks: AtomicU64,
     late_returns: AtomicU64,
-    shed: AtomicU64,
+    /// Those that would have been; those that were are among the `waits`.
+    would_be_shed: AtomicU64,
     closed: [AtomicU64; REASONS],
     /// One for each group of threads.
     waits: Box<[CachePadded<Waited>]>,
@@ -121,7 +122,7 @@ impl Totals {
             trials: zero(),
             leaks: zero(),
             late_returns: zero(),
-            shed: zero(),
+            would_be_shed: zero(),
             closed: std::array::from_fn(|_| zero()),
             waits: (0..shards.min(MOST_GROUPS)).map(|_| Waited::new().into()).collect(),
             connect_times: Recorder::new(),
@@ -200,8 +201,9 @@ impl Totals {
         self.late_returns.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn shed(&self) {
-        self.shed.fetch_add(1, Ordering::Relaxed);
+    /// An acquire has been served that would have been turned away, but for `report_only`.
+    pub(crate) fn would_be_shed(&self) {
+        self.would_be_shed.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Connections that the pool has closed so far; not those that were detached.
@@ -258,7 +260,7 @@ impl Totals {
             checks: self.checks.load(Ordering::Relaxed),
             leaks: self.leaks.load(Ordering::Relaxed),
             late_returns: self.late_returns.load(Ordering::Relaxed),
-            shed: self.shed.load(Ordering::Relaxed),
+            shed: waits(Outcome::Shed) + self.would_be_shed.load(Ordering::Relaxed),
             closed: Closed {
                 broken: closed(CloseReason::Broken),
                 failed_check: closed(CloseReason::FailedCheck),
@@ -316,7 +318,7 @@ pub struct PoolMetrics {
     /// Those of them that came back after all, or were detached, while the pool was open.
     pub late_returns: u64,
     /// Acquires that were [turned away](crate::Shed) because they had waited too long, or would have
-    /// been. Each node of a cluster counts for itself, those included whom another one serves.
+    /// been. One that may go to several nodes of a cluster counts once, as it ends.
     pub shed: u64,
     /// Connections that the pool let go of, by reason.
     pub closed: Closed,

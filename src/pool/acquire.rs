@@ -249,6 +249,8 @@ struct Wait<'k, M: Manager> {
     checking: AtomicBool,
     /// Its time is up.
     is_late: AtomicBool,
+    /// It is served, and would have been turned away if that were not only reported.
+    would_be_shed: AtomicBool,
 }
 
 impl<'k, M: Manager> Wait<'k, M> {
@@ -261,7 +263,8 @@ impl<'k, M: Manager> Wait<'k, M> {
         let outcome = (ask.counted == Counted::Here).then_some(Outcome::Cancelled);
         let (caller, deadline) = (ask.caller, began.saturating_add(nanos(limit)));
         let no = || AtomicBool::new(false);
-        Self { keeper, caller, began, deadline, outcome, checking: no(), is_late: no() }
+        let (checking, is_late, would_be_shed) = (no(), no(), no());
+        Self { keeper, caller, began, deadline, outcome, checking, is_late, would_be_shed }
     }
 
     /// Whether it may take any time at all.
@@ -282,6 +285,24 @@ impl<'k, M: Manager> Wait<'k, M> {
     /// Whether a connection is being checked for it.
     fn checks(&self, ask: &Ask<'_>, is: bool) {
         ask.terms.map_or(&self.checking, Terms::checking).store(is, Ordering::Relaxed);
+    }
+
+    /// Whether its caller, who has been in line so far, is still to be served.
+    fn in_time(&self, ask: &Ask<'_>) -> Result<(), AcquireError<M::Error>> {
+        let Some(shedder) = &self.keeper.shedder else { return Ok(()) };
+        let now = self.keeper.now();
+        let waited = Duration::from_nanos(now.saturating_sub(self.began));
+        let nobody_waits = self.keeper.core.waiters() == 0;
+        let is_late = shedder.is_too_late(now, waited, ask.line, nobody_waits);
+        if !is_late || ask.counted == Counted::Never {
+            return Ok(());
+        }
+        if !shedder.reports_only() {
+            return Err(AcquireError::Shed { waited });
+        }
+        let would_be_shed = ask.terms.map_or(&self.would_be_shed, Terms::would_be_shed);
+        would_be_shed.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     fn end<T>(
@@ -313,6 +334,9 @@ impl<E> From<&AcquireError<E>> for Outcome {
 
 impl<M: Manager> Drop for Wait<'_, M> {
     fn drop(&mut self) {
+        if self.would_be_shed.load(Ordering::Relaxed) {
+            self.keeper.totals.would_be_shed();
+        }
         if let Some(outcome) = self.outcome {
             self.keeper.has_waited(self.caller, outcome, self.keeper.since(self.began));
         }
@@ -391,7 +415,7 @@ where
         most = usize::MAX;
         match woken {
             Woken::Lease(lease) => {
-                keeper.in_time(ask, acquire.began)?;
+                acquire.in_time(ask)?;
                 match welcome(lease, ask.caller) {
                     Welcome::Given(loan) => return Ok(loan),
                     Welcome::Unready(lease) => unready = Some(lease),
@@ -560,7 +584,7 @@ where
         most = usize::MAX;
         match woken {
             Woken::Lease(lease) => {
-                keeper.in_time(&ask, acquire.began)?;
+                acquire.in_time(&ask)?;
                 match welcome(lease, ask.caller) {
                     Welcome::Given(loan) => return Ok(loan),
                     Welcome::Unready(lease) => unready = Some(lease),
@@ -645,19 +669,6 @@ impl<M: Manager> Shared<M> {
         waiting.map(Some).map_err(AcquireError::WouldDeadlock)
     }
 
-    /// Whether a caller that has been in line since `began` is still to be served.
-    fn in_time(&self, ask: &Ask<'_>, began: u64) -> Result<(), AcquireError<M::Error>> {
-        let Some(shedder) = &self.shedder else { return Ok(()) };
-        let now = self.now();
-        let waited = Duration::from_nanos(now.saturating_sub(began));
-        let is_late = shedder.is_too_late(now, waited, ask.line, self.core.waiters() == 0);
-        if !is_late || ask.counted == Counted::Never {
-            return Ok(());
-        }
-        self.totals.shed();
-        if shedder.reports_only() { Ok(()) } else { Err(AcquireError::Shed { waited }) }
-    }
-
     /// A waiter that may have been told to look again leaves without doing so: whoever is next in
     /// line must hear of it (I7).
     fn give_up(&self, error: AcquireError<M::Error>) -> AcquireError<M::Error> {
@@ -671,6 +682,16 @@ impl<M: Manager> Shared<M> {
         waited: Duration,
         checking: bool,
     ) -> AcquireError<M::Error> {
+        AcquireError::Timeout(Box::new(self.timeout(line, waited, checking)))
+    }
+
+    /// What is known at the deadline.
+    pub(super) fn timeout(
+        &self,
+        line: Line,
+        waited: Duration,
+        checking: bool,
+    ) -> Timeout<M::Error> {
         let counts = self.core.counts();
         let last_connect_error = self.connector.last_error().filter(|_| self.could_open_for(line));
         let stage = if checking {
@@ -688,15 +709,7 @@ impl<M: Manager> Shared<M> {
             Line::High => 0,
         };
         let longest_held = self.oldest_holder();
-        AcquireError::Timeout(Box::new(Timeout {
-            pool,
-            waited,
-            stage,
-            counts,
-            kept,
-            longest_held,
-            last_connect_error,
-        }))
+        Timeout { pool, waited, stage, counts, kept, longest_held, last_connect_error }
     }
 
     /// Whether a connection could be opened, or is being opened, for those who wait in this line. If

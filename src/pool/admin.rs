@@ -687,7 +687,7 @@ impl<M: Manager> Shared<M> {
     /// its failure be told to those who wait.
     async fn first_in_line(self: &Arc<Self>) -> Woken<Arc<Self>> {
         let now = tokio::time::Instant::now();
-        let terms = Arc::new(Terms::new(self.connector.rotations.clone(), now, false));
+        let terms = Arc::new(Terms::new(self.connector.rotations.clone(), now, false, true));
         // Cancel: it gets out of line. Declared before the wait, so dropped after it.
         let _place = InLine { shared: self, terms: terms.clone() };
         terms.get_in_line();

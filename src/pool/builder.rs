@@ -28,7 +28,7 @@ use tokio::time::Instant;
 #[must_use]
 pub struct PoolBuilder<M: Manager> {
     manager: M,
-    config: Config,
+    pub(super) config: Config,
     hooks: Hooks<M>,
     reports: Option<Reports>,
     pub(super) cluster: Option<Box<WhichNode>>,

@@ -17,8 +17,9 @@ use super::acquire::{Ask, Caller, acquire_slow};
 use super::connector::Ground;
 use super::prepare::{Welcome, welcome};
 use super::{ConnectionInfo, Pool, PoolBuilder, Pooled, PooledOwned};
-use crate::core::{BareLoan, Counts, Found, Loan, try_acquire as look, try_acquire_bare};
-use crate::error::AcquireError;
+use crate::config::Config;
+use crate::core::{BareLoan, Counts, Found, Line, Loan, try_acquire as look, try_acquire_bare};
+use crate::error::{AcquireError, Timeout};
 use crate::manager::Manager;
 use crate::metrics::{ClusterNode, Connecting, Outcome};
 use event_listener::EventListener;
@@ -35,6 +36,11 @@ impl<M: Manager> PoolBuilder<M> {
     ) -> Self {
         self.cluster = Some(Box::new(node));
         self
+    }
+
+    /// The settings, which nobody has checked yet.
+    pub(crate) fn config_so_far(&self) -> &Config {
+        &self.config
     }
 
     /// Who is told of each connect whether it has succeeded.
@@ -61,6 +67,16 @@ impl<M: Manager> Pool<M> {
     /// The pool without its handle, which does not keep it open.
     pub(crate) fn without_handle(&self) -> &Arc<Shared<M>> {
         &self.shared
+    }
+
+    /// Has all that is idle checked before its next use, whatever the policy.
+    pub(crate) fn have_idle_checked(&self) {
+        self.shared.have_idle_checked();
+    }
+
+    /// What an acquire is told that runs into its deadline now, while a connection is being checked for it or not.
+    pub(crate) fn timeout_now(&self, is_checking: bool) -> Timeout<M::Error> {
+        self.shared.timeout(Line::General, Duration::ZERO, is_checking)
     }
 
     /// How many callers wait who would have a connection opened.
@@ -99,6 +115,13 @@ impl<M: Manager> Pool<M> {
     /// An acquire that is to be counted here has waited for so long, here or elsewhere.
     pub(crate) fn has_waited(&self, site: Caller, outcome: Outcome, waited: Duration) {
         self.shared.has_waited(site, outcome, waited);
+    }
+
+    /// An acquire is served here that has waited on these terms.
+    pub(crate) fn serves(&self, terms: &Terms) {
+        if terms.would_be_shed().load(Ordering::Relaxed) {
+            self.shared.totals.would_be_shed();
+        }
     }
 
     /// How many acquires there have been. Costs one pass over all slots.
@@ -235,13 +258,16 @@ impl<M: Manager> Missed<M> {
     }
 
     /// Goes on for an acquire that began then and waits elsewhere too, on these terms and without a
-    /// deadline.
+    /// deadline. It is patient if it has found nothing, or is to be.
     pub(crate) fn wait_among_others(
         self,
         began: tokio::time::Instant,
+        is_patient: bool,
     ) -> (Arc<Terms>, impl Future<Output = Served<M>> + use<M>) {
         let patients = self.keeper.connector.patients.clone();
-        let terms = Arc::new(Terms::new(patients, began, self.has_found()));
+        let has_found = self.has_found();
+        let terms = Terms::new(patients, began, has_found, is_patient || !has_found);
+        let terms = Arc::new(terms);
         let patient = Patient { keeper: self.keeper.clone(), terms: terms.clone() };
         let waiting = async move {
             // Dropped after the wait.
@@ -283,10 +309,14 @@ impl<'p, M: Manager> MissedHere<'p, M> {
         }
     }
 
-    /// Goes on as any acquire does.
-    pub(crate) async fn wait(self) -> Result<Pooled<'p, M>, AcquireError<M::Error>> {
+    /// Goes on as any acquire does, for `limit` at the most; `None` for `acquire_timeout`.
+    pub(crate) async fn wait(
+        self,
+        limit: Option<Duration>,
+    ) -> Result<Pooled<'p, M>, AcquireError<M::Error>> {
         let Self { keeper, found, caller } = self;
-        acquire_slow(keeper, Ask::new(caller), found).await.map(Pooled::new)
+        let ask = Ask { limit, ..Ask::new(caller) };
+        acquire_slow(keeper, ask, found).await.map(Pooled::new)
     }
 }
 

@@ -324,7 +324,7 @@ impl<M: Manager> Shared<M> {
     #[cold]
     pub(super) fn doubt_idle(&self) {
         // Where no runtime is left, nobody could check them either.
-        if self.ground().is_none() {
+        if self.config.check == CheckPolicy::Never || self.ground().is_none() {
             return;
         }
         let now = self.now();
@@ -334,14 +334,11 @@ impl<M: Manager> Shared<M> {
         if doubted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, due).is_err() {
             return;
         }
-        self.raise_check_of_idle();
+        self.have_idle_checked();
     }
 
-    /// Has each connection that is idle checked before its next use, unless none ever is.
-    fn raise_check_of_idle(&self) {
-        if self.config.check == CheckPolicy::Never {
-            return;
-        }
+    /// Has each connection that is idle checked before its next use, whatever the policy.
+    pub(super) fn have_idle_checked(&self) {
         for slot in 0..self.core.capacity() {
             if self.core.glimpse(slot).state == State::Idle {
                 self.core.raise(slot, Flags::CHECK);
@@ -610,7 +607,9 @@ impl<M: Manager> Drop for Reaper<M> {
         if let Some(shared) = self.open() {
             shared.connector.forget(self.generation);
             // The connections that were opened there are dead, unless they need no runtime.
-            shared.raise_check_of_idle();
+            if shared.config.check != CheckPolicy::Never {
+                shared.have_idle_checked();
+            }
         }
     }
 }

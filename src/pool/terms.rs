@@ -34,22 +34,30 @@ pub(crate) struct Terms {
     checking: AtomicBool,
     /// The acquire has ended, and a check under way is to be brought to its end.
     left: AtomicBool,
+    /// What it has got here it would not have, if that were not only reported.
+    would_be_shed: AtomicBool,
     /// Whom to wake.
     waker: Mutex<Option<Waker>>,
 }
 
 impl Terms {
     /// Of an acquire that began then. If it has found a connection, it is to be checked at once, and
-    /// another one to be opened if it fails; if not, the wait is patient at first.
-    pub(super) fn new(patients: Arc<AtomicUsize>, began: Instant, has_found: bool) -> Self {
+    /// another one to be opened if it fails, unless the wait is patient at first.
+    pub(super) fn new(
+        patients: Arc<AtomicUsize>,
+        began: Instant,
+        has_found: bool,
+        is_patient: bool,
+    ) -> Self {
         Self {
             began,
-            patient: AtomicBool::new(!has_found),
+            patient: AtomicBool::new(is_patient),
             in_line: AtomicBool::new(false),
             patients,
             counted: AtomicBool::new(false),
             checking: AtomicBool::new(has_found),
             left: AtomicBool::new(false),
+            would_be_shed: AtomicBool::new(false),
             waker: Mutex::new(None),
         }
     }
@@ -70,12 +78,20 @@ impl Terms {
         self.in_line.load(Ordering::Relaxed)
     }
 
+    pub(crate) fn is_in_line(&self) -> bool {
+        self.in_line.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn is_checking(&self) -> bool {
         self.checking.load(Ordering::Relaxed)
     }
 
     pub(super) fn checking(&self) -> &AtomicBool {
         &self.checking
+    }
+
+    pub(super) fn would_be_shed(&self) -> &AtomicBool {
+        &self.would_be_shed
     }
 
     pub(super) fn is_left(&self) -> bool {
