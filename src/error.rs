@@ -277,8 +277,9 @@ mod managed {
     pub enum AcquireError<E> {
         /// The time was up. What the pool knows of the reason is inside.
         Timeout(Box<Timeout<E>>),
-        /// Connecting failed in a way that the manager calls [permanent](crate::Manager::is_permanent), and no
-        /// connection is left that could come back to the caller.
+        /// Connecting failed in a way that the manager calls [permanent](crate::Manager::is_permanent), for the
+        /// caller or so shortly before that it is too early to try again, and no connection is left that could come
+        /// back to him.
         Connect(Arc<OperationError<E>>),
         /// Connecting fails, no connection is left that could come back to the caller, and the pool is set to
         /// `fail_fast`. It goes on trying by itself.

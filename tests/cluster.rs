@@ -340,6 +340,7 @@ async fn a_node_that_is_back_takes_its_share_little_by_little_beside_one_that_ou
     drop(cluster.acquire("r").await.unwrap());
     managers[1].connect.once(Act::Permanent);
     assert!(cluster.acquire("q").await.is_err());
+    tokio::time::sleep(SECOND).await; // until it may be tried again
     drop(cluster.acquire("q").await.unwrap());
     let share = async || spread(&cluster, Policy::Replica, 1_000).await.get("q").copied();
     assert!(share().await.is_some_and(|served| (10..=120).contains(&served)));
@@ -355,6 +356,7 @@ async fn a_node_that_is_back_is_chosen_by_a_thread_with_another_clock_too() {
     tokio::time::sleep(100 * SECOND).await;
     managers[0].connect.once(Act::Permanent);
     assert!(cluster.acquire("a").await.is_err());
+    tokio::time::sleep(SECOND).await; // until it may be tried again
     drop(cluster.acquire("a").await.unwrap());
     // For a thread without a runtime that lies ahead.
     let other = cluster.clone();
@@ -3646,6 +3648,7 @@ async fn whoever_waits_where_connecting_fails_for_good_is_served_when_others_suc
         assert!(poll_once(acquire.as_mut()).is_pending());
     }
     managers[0].connect.calm();
+    tokio::time::sleep(100 * MILLISECOND).await; // until it may be tried again
     drop(cluster.acquire("a").await.unwrap());
     assert!(poll_once(acquire.as_mut()).is_ready(), "it was not in line");
 }

@@ -599,7 +599,7 @@ impl<M: Manager> Shared<M> {
         if self.has_alive_for(line) {
             return Ok(());
         }
-        match self.connector.error_while_probing(self.config.fail_fast) {
+        match self.connector.refusal(self.config.fail_fast) {
             // Whether it still fails for good will show.
             Some(AcquireError::Connect(_)) if self.is_opening_for(line) => Ok(()),
             Some(error) => Err(error),

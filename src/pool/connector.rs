@@ -97,6 +97,9 @@ struct Trouble<E> {
     permanent: bool,
     /// Failures since the last success, without those of rotations.
     in_a_row: u32,
+    /// After a failure for good that has ended every wait, for how long nobody tries the same again for whoever
+    /// comes: accounts get locked. Nothing waits for its end, so it needs no runtime.
+    truce: Duration,
     /// A dial is the prober: it pauses, or tries again after a pause.
     probing: bool,
     /// The last verdict.
@@ -120,6 +123,12 @@ impl<E> Trouble<E> {
             }
             (failed, rejected) => failed.as_ref().or(rejected.as_ref()),
         }
+    }
+
+    /// What whoever comes is told because it is not time yet to try again what has failed for good.
+    fn too_early(&self) -> Option<&Arc<OperationError<E>>> {
+        let failed = self.failed.as_ref().filter(|_| self.permanent)?;
+        (failed.said.when.elapsed() < self.truce).then_some(&failed.error)
     }
 
     fn connecting(&self) -> Connecting {
@@ -226,6 +235,7 @@ impl<E> Connector<E> {
                 failed: None,
                 permanent: false,
                 in_a_row: 0,
+                truce: Duration::ZERO,
                 probing: false,
                 verdict: None,
                 rejected: None,
@@ -281,10 +291,14 @@ impl<E> Connector<E> {
         lock(&self.trouble).last_ever.as_ref().map(Into::into)
     }
 
-    /// What whoever comes is told while there is a prober, if no connection may come back to him: the last
-    /// failure, if that was for good, since nobody else tries the same now; with `fail_fast`, any.
-    pub(super) fn error_while_probing(&self, fail_fast: bool) -> Option<AcquireError<E>> {
+    /// What whoever comes is told at once, if no connection may come back to him: a failure for good while it is
+    /// too early to try again; while there is a prober, the last failure, if that was for good, since nobody else
+    /// tries the same now; with `fail_fast`, any.
+    pub(super) fn refusal(&self, fail_fast: bool) -> Option<AcquireError<E>> {
         let trouble = lock(&self.trouble);
+        if let Some(error) = trouble.too_early() {
+            return Some(AcquireError::Connect(error.clone()));
+        }
         if !trouble.probing {
             return None;
         }
@@ -295,6 +309,29 @@ impl<E> Connector<E> {
         }
     }
 
+    /// Repeats the last verdict if it is too early to try again what has failed for good.
+    fn repeats_refusal(&self) -> bool {
+        let _verdict;
+        let mut trouble = lock(&self.trouble);
+        let Some(error) = trouble.too_early().cloned() else { return false };
+        _verdict = self.pass(&mut trouble, Verdict::Permanent { error, for_all: true });
+        true
+    }
+
+    /// Has the next who comes try again what has failed for good.
+    pub(super) fn end_truce(&self) {
+        lock(&self.trouble).truce = Duration::ZERO;
+    }
+
+    /// Passes a verdict; answers the one before it, to be dropped after the lock.
+    fn pass(&self, trouble: &mut Trouble<E>, verdict: Verdict<E>) -> Option<Verdict<E>> {
+        let before = trouble.verdict.replace(verdict);
+        // Ordering: Release, partner: the load in `verdicts`; whoever sees the count finds the
+        // verdict behind the lock.
+        self.verdicts.fetch_add(1, Ordering::Release);
+        before
+    }
+
     /// Whether dials are under way, the prober's pauses included.
     pub(super) fn is_dialing(&self) -> bool {
         self.dials.load(Ordering::Relaxed) > 0
@@ -302,7 +339,7 @@ impl<E> Connector<E> {
 
     /// How many verdicts there have been.
     pub(super) fn verdicts(&self) -> u64 {
-        // Ordering: Acquire, partner: the increment in `failed`.
+        // Ordering: Acquire, partner: the increment in `pass`.
         self.verdicts.load(Ordering::Acquire)
     }
 
@@ -432,30 +469,31 @@ impl<E> Connector<E> {
 
     /// Notes a failure, and the verdict on it; answers how many there have been in a row. A dial that is to
     /// try again soon becomes the prober in the same step, unless another one is: so nobody who hears of the
-    /// failure finds that it is not followed up.
+    /// failure finds that it is not followed up. After one for good that ends every wait, it is not tried again
+    /// for so long as the number says.
     fn failed(
         &self,
         failure: Failure<E>,
         permanent: bool,
         verdict: Option<Verdict<E>>,
         probes: Option<&mut bool>,
+        truce: impl FnOnce(u32) -> Duration,
     ) -> u32 {
         self.admitted.store(1, Ordering::SeqCst);
         let (_failed, _verdict);
         let mut trouble = lock(&self.trouble);
+        trouble.in_a_row = trouble.in_a_row.saturating_add(1);
+        let is_refusal = matches!(verdict, Some(Verdict::Permanent { .. }));
+        trouble.truce = if is_refusal { truce(trouble.in_a_row) } else { Duration::ZERO };
         trouble.permanent = permanent;
         if let Some(probes) = probes.filter(|_| !permanent) {
             *probes |= !mem::replace(&mut trouble.probing, true);
         }
-        if verdict.is_some() {
-            _verdict = mem::replace(&mut trouble.verdict, verdict);
-            // Ordering: Release, partner: the load in `verdicts`; whoever sees the count finds the
-            // verdict behind the lock.
-            self.verdicts.fetch_add(1, Ordering::Release);
+        if let Some(verdict) = verdict {
+            _verdict = self.pass(&mut trouble, verdict);
         }
         trouble.last_ever = Some(failure.said.clone());
         _failed = trouble.failed.replace(failure);
-        trouble.in_a_row = trouble.in_a_row.saturating_add(1);
         trouble.in_a_row
     }
 }
@@ -732,7 +770,8 @@ impl<M: Manager> Shared<M> {
             false => Verdict::Down(error.clone()),
         });
         let tell = verdict.is_some();
-        let in_a_row = self.connector.failed(failure, permanent, verdict, probes);
+        let truce = |failures| self.longest_pause(failures);
+        let in_a_row = self.connector.failed(failure, permanent, verdict, probes, truce);
         self.tell_again();
         self.tell_connect_failed(&error, permanent, in_a_row);
         self.changed();
@@ -821,9 +860,12 @@ impl<M: Manager> Shared<M> {
 
     /// The pause after `failures` in a row: random, up to a limit that doubles with each.
     fn pause(&self, failures: u32) -> Duration {
+        Duration::from_nanos(fastrand::u64(0..=nanos(self.longest_pause(failures))))
+    }
+
+    fn longest_pause(&self, failures: u32) -> Duration {
         let doublings = failures.saturating_sub(1).min(31);
-        let most = self.config.backoff.saturating_mul(1 << doublings).min(self.config.backoff_max);
-        Duration::from_nanos(fastrand::u64(0..=nanos(most)))
+        self.config.backoff.saturating_mul(1 << doublings).min(self.config.backoff_max)
     }
 }
 
@@ -869,6 +911,12 @@ impl<M: Manager> Dial<M> {
         self.state = DialState::Unfinished;
         let shared = self.shared.clone();
         let mut reservation = Some(first);
+        // Whoever it was begun for got in line just before a failure for good was known, or while somebody else
+        // connected.
+        if !shared.has_alive_for(Line::High) && shared.connector.repeats_refusal() {
+            self.state = DialState::Refused;
+            return;
+        }
         let (rejections, ago) = shared.connector.rejections();
         if rejections > 1 {
             // If none is fit for use, as many would be opened and closed as the server can bear. One may be
