@@ -1058,6 +1058,20 @@ async fn a_node_that_does_not_answer_costs_a_quarter_of_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_cluster_of_nodes_that_do_not_answer_is_down_before_their_connects_have_failed() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+    for manager in &managers {
+        manager.connect.always(Act::Never);
+    }
+    let mut acquire = pin!(cluster.acquire_any(Policy::RoundRobin));
+    assert!(timeout(3 * SECOND, acquire.as_mut()).await.is_err());
+    let health = cluster.status().health;
+    let text = health.to_string();
+    assert!(!health.is_up(), "{text}");
+    assert_eq!(text.matches("is down: opening a connection has gone on for").count(), 2, "{text}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn while_all_nodes_are_down_an_acquire_waits_for_one_until_its_deadline() {
     let builder = builder().acquire_timeout(3 * SECOND);
     let (cluster, managers) = cluster_of(builder, [("a", primary()), ("b", replica())]);

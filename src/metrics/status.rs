@@ -169,6 +169,8 @@ pub(crate) struct Signs {
     pub(crate) failure: Option<ConnectFailure>,
     /// Somebody is connecting, or pauses before he tries again.
     pub(crate) is_dialing: bool,
+    /// For how long the oldest connect has been under way.
+    pub(crate) connecting_for: Option<Duration>,
     /// A hook has rejected what was opened last.
     pub(crate) all_are_rejected: bool,
     pub(crate) maintenance_is_paused: bool,
@@ -189,6 +191,10 @@ impl PoolStatus {
         Self { health, max_size: signs.max_size, metrics, config, cluster }
     }
 }
+
+/// How long a connect may take before that is something wrong, if somebody waits for it. An `acquire_timeout` that
+/// is shorter takes its place.
+const LONG_CONNECT: Duration = Duration::from_secs(1);
 
 fn health(signs: &Signs, metrics: &PoolMetrics, config: &Config) -> Health {
     if let Some(what) = signs.closed {
@@ -218,6 +224,16 @@ fn health(signs: &Signs, metrics: &PoolMetrics, config: &Config) -> Health {
                 "connecting fails for good: {why}; it is tried again only when somebody has to wait \
                  for one more, or for a warm-up or a rotation"
             )),
+        }
+    }
+    // A server that does not answer is known to fail only when `connect_timeout` is over.
+    let patience = LONG_CONNECT.min(config.acquire_timeout);
+    if let Some(long) = signs.connecting_for.filter(|long| *long > patience) {
+        let waiters = counts.waiters;
+        if signs.connecting == Connecting::Works && waiters > 0 && counts.idle == 0 {
+            reasons.push(format!(
+                "opening a connection has gone on for {long:.1?}, and {waiters} wait for one"
+            ));
         }
     }
     if !reasons.is_empty() && counts.alive() == 0 {

@@ -52,6 +52,8 @@ pub(super) struct Connector<E> {
     ground: Mutex<Option<Ground>>,
     /// Runtimes so far.
     generations: AtomicU64,
+    /// When the connects under way began, those of warm-ups and rotations included.
+    begun: Mutex<Vec<Instant>>,
     trouble: Mutex<Trouble<E>>,
     /// Verdicts so far; whoever waits reads this without the lock.
     verdicts: AtomicU64,
@@ -231,6 +233,7 @@ impl<E> Connector<E> {
             warm_ups: AtomicUsize::new(0),
             ground: Mutex::new(None),
             generations: AtomicU64::new(0),
+            begun: Mutex::default(),
             trouble: Mutex::new(Trouble {
                 failed: None,
                 permanent: false,
@@ -335,6 +338,11 @@ impl<E> Connector<E> {
     /// Whether dials are under way, the prober's pauses included.
     pub(super) fn is_dialing(&self) -> bool {
         self.dials.load(Ordering::Relaxed) > 0
+    }
+
+    /// For how long the oldest connect has been under way.
+    pub(super) fn connecting_for(&self) -> Option<Duration> {
+        lock(&self.begun).iter().min().map(Instant::elapsed)
     }
 
     /// How many verdicts there have been.
@@ -495,6 +503,30 @@ impl<E> Connector<E> {
         trouble.last_ever = Some(failure.said.clone());
         _failed = trouble.failed.replace(failure);
         trouble.in_a_row
+    }
+}
+
+/// A connect under way, which has begun then.
+struct Begun<'c> {
+    all: &'c Mutex<Vec<Instant>>,
+    at: Instant,
+}
+
+impl<'c> Begun<'c> {
+    fn now(all: &'c Mutex<Vec<Instant>>) -> Self {
+        let at = Instant::now();
+        lock(all).push(at);
+        Self { all, at }
+    }
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        let mut all = lock(self.all);
+        // Of several that began at the same time one is as good as another.
+        if let Some(place) = all.iter().position(|at| *at == self.at) {
+            all.swap_remove(place);
+        }
     }
 }
 
@@ -678,7 +710,9 @@ impl<M: Manager> Shared<M> {
         uses_before: u64,
     ) -> Result<Tenant<M::Connection>, OperationError<M::Error>> {
         let generation = self.generation();
-        let began = Instant::now();
+        // Cancel: it is taken off the list.
+        let under_way = Begun::now(&self.connector.begun);
+        let began = under_way.at;
         let limit = self.config.connect_timeout;
         // Declared before the connection, so dropped after it.
         let mut unborn = Unborn::<M>(None);
