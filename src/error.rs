@@ -496,6 +496,7 @@ mod managed {
         pub(crate) kept: usize,
         pub(crate) longest_held: Option<Holder>,
         pub(crate) last_connect_error: Option<Arc<OperationError<E>>>,
+        pub(crate) failed_hook: Option<&'static str>,
     }
 
     impl<E> Timeout<E> {
@@ -537,12 +538,22 @@ mod managed {
         pub fn last_connect_error(&self) -> Option<&Arc<OperationError<E>>> {
             self.last_connect_error.as_ref()
         }
+
+        /// The [hook](crate::Hooks) whose error that is, such as `before_acquire`; `None` if it is none's.
+        #[must_use]
+        pub fn failed_hook(&self) -> Option<&'static str> {
+            self.failed_hook
+        }
     }
 
     impl<E> fmt::Display for Timeout<E> {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             let Self { pool, waited, stage, counts, kept, .. } = self;
-            write!(f, "pool {pool}: no connection within {waited:?}: {stage} ({counts}")?;
+            write!(f, "pool {pool}: no connection within {waited:?}: {stage}")?;
+            if let Some(hook) = self.failed_hook.filter(|_| *stage == Stage::ConnectFailing) {
+                write!(f, " in the hook {hook}")?;
+            }
+            write!(f, " ({counts}")?;
             match kept {
                 0 => f.write_str(")"),
                 1 => f.write_str("; 1 is kept for Priority::High)"),
@@ -565,6 +576,7 @@ mod managed {
                 .field("kept", &self.kept)
                 .field("longest_held", &self.longest_held)
                 .field("last_connect_error", &self.last_connect_error)
+                .field("failed_hook", &self.failed_hook)
                 .finish()
         }
     }

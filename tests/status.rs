@@ -204,8 +204,8 @@ async fn a_pool_whose_new_connections_were_all_rejected_opens_one_and_no_more_fo
     // Whether that one is any better, the next caller will find out.
     let status = pool.status();
     let [reason] = status.health.reasons() else { panic!("{status}") };
-    assert!(reason.starts_with("connecting failed 36"), "{reason}");
-    assert!(reason.contains("s ago: scripted hook error; "), "{reason}");
+    assert!(reason.starts_with("hooks rejected what was opened 36"), "{reason}");
+    assert!(reason.contains("s ago: before_acquire: scripted hook error; "), "{reason}");
     assert_eq!((manager.connect.calls(), pool.counts().idle), (opened, 1));
 }
 

@@ -167,6 +167,8 @@ pub(crate) struct Signs {
     pub(crate) connecting: Connecting,
     /// Why it fails, if it does.
     pub(crate) failure: Option<ConnectFailure>,
+    /// That is what a hook has said of a new connection, and not a failed connect.
+    pub(crate) rejects: bool,
     /// Somebody is connecting, or pauses before he tries again.
     pub(crate) is_dialing: bool,
     /// For how long the oldest connect has been under way.
@@ -208,16 +210,20 @@ fn health(signs: &Signs, metrics: &PoolMetrics, config: &Config) -> Health {
     if !is_full || signs.all_are_rejected {
         let failure = signs.failure.as_ref();
         let why = failure.map_or("?", |error| &error.message);
+        let (fails, failed) = match signs.rejects {
+            true => ("hooks reject what is opened", "hooks rejected what was opened"),
+            false => ("connecting fails", "connecting failed"),
+        };
         match signs.connecting {
             Connecting::Works => {}
             // A pool that is down goes on trying.
             Connecting::Fails if signs.is_dialing || counts.alive() == 0 => {
-                reasons.push(format!("connecting fails: {why}"));
+                reasons.push(format!("{fails}: {why}"));
             }
             Connecting::Fails => {
                 let ago = failure.map_or(Duration::ZERO, |error| error.ago);
                 reasons.push(format!(
-                    "connecting failed {ago:.0?} ago: {why}; it is tried again when one more is wanted"
+                    "{failed} {ago:.0?} ago: {why}; it is tried again when one more is wanted"
                 ));
             }
             Connecting::FailsForGood => reasons.push(format!(

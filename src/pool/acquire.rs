@@ -646,7 +646,9 @@ impl<M: Manager> Shared<M> {
         checking: bool,
     ) -> AcquireError<M::Error> {
         let counts = self.core.counts();
-        let last_connect_error = self.connector.last_error().filter(|_| self.could_open_for(line));
+        let last_error = self.connector.last_error().filter(|_| self.could_open_for(line));
+        let (last_connect_error, failed_hook) =
+            last_error.map_or((None, None), |(error, hook)| (Some(error), hook));
         let stage = if checking {
             Stage::Checking
         } else if last_connect_error.is_some() {
@@ -670,6 +672,7 @@ impl<M: Manager> Shared<M> {
             kept,
             longest_held,
             last_connect_error,
+            failed_hook,
         }))
     }
 

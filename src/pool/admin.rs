@@ -592,7 +592,7 @@ impl<M: Manager> Shared<M> {
             Err(panic) => {
                 let message = panic.to_string();
                 let error = OperationError::Panicked { message };
-                Err(WarmUpError::Connect(self.warm_up_failed(error)))
+                Err(WarmUpError::Connect(self.warm_up_failed(error.into())))
             }
         }
     }

@@ -24,6 +24,7 @@ use std::error::Error;
 use std::future::Future;
 use std::mem;
 use std::pin::pin;
+use std::ptr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -145,7 +146,27 @@ impl<E> Trouble<E> {
 /// A failed connect, or a new connection that a hook has rejected.
 struct Failure<E> {
     error: Arc<OperationError<E>>,
+    /// The hook whose error it is, if it is one's.
+    hook: Option<&'static str>,
     said: Saying,
+}
+
+/// Why a new connection could not be opened or was rejected.
+pub(super) struct Unopened<E> {
+    error: OperationError<E>,
+    hook: Option<&'static str>,
+}
+
+impl<E> Unopened<E> {
+    fn by(hook: &'static str, error: OperationError<E>) -> Self {
+        Self { error, hook: Some(hook) }
+    }
+}
+
+impl<E> From<OperationError<E>> for Unopened<E> {
+    fn from(error: OperationError<E>) -> Self {
+        Self { error, hook: None }
+    }
 }
 
 /// What a failure said, and when.
@@ -191,9 +212,9 @@ impl<E> From<Verdict<E>> for AcquireError<E> {
 }
 
 impl<E: Error + 'static> Failure<E> {
-    /// Takes down what it says, with all causes. Many libraries' errors say what their cause says, and some
+    /// Takes down what it says, with the hook that said it and all causes. Many libraries' errors say what their cause says, and some
     /// causes what their error says: neither is said twice.
-    fn new(error: OperationError<E>) -> Self {
+    fn new(Unopened { error, hook }: Unopened<E>) -> Self {
         let say = || {
             let mut said = error.to_string();
             // Where the last of them begins.
@@ -218,8 +239,12 @@ impl<E: Error + 'static> Failure<E> {
         let said = caught(say).unwrap_or_else(|panic| {
             format!("an error that panicked while it was told: {}", panic.message())
         });
+        let said = match hook {
+            Some(hook) => format!("{hook}: {said}"),
+            None => said,
+        };
         let said = Saying { words: said.into(), when: Instant::now() };
-        Self { error: Arc::new(error), said }
+        Self { error: Arc::new(error), hook, said }
     }
 }
 
@@ -260,9 +285,9 @@ impl<E> Connector<E> {
         }
     }
 
-    /// What is wrong now, if anything is.
-    pub(super) fn last_error(&self) -> Option<Arc<OperationError<E>>> {
-        lock(&self.trouble).now().map(|failure| failure.error.clone())
+    /// What is wrong now, if anything is, and the hook that has said so, if one has.
+    pub(super) fn last_error(&self) -> Option<(Arc<OperationError<E>>, Option<&'static str>)> {
+        lock(&self.trouble).now().map(|failure| (failure.error.clone(), failure.hook))
     }
 
     /// Whether connecting has failed since it last succeeded, or a hook has rejected what was opened, and if so,
@@ -271,10 +296,12 @@ impl<E> Connector<E> {
         lock(&self.trouble).connecting()
     }
 
-    /// The same, and what is wrong.
-    pub(super) fn state(&self) -> (Connecting, Option<metrics::ConnectFailure>) {
+    /// The same, what is wrong, and whether that is a hook's rejection.
+    pub(super) fn state(&self) -> (Connecting, Option<metrics::ConnectFailure>, bool) {
         let trouble = lock(&self.trouble);
-        (trouble.connecting(), trouble.now().map(|failure| (&failure.said).into()))
+        let now = trouble.now();
+        let rejects = now.zip(trouble.rejected.as_ref()).is_some_and(|(a, b)| ptr::eq(a, b));
+        (trouble.connecting(), now.map(|failure| (&failure.said).into()), rejects)
     }
 
     /// How long ago it was that connecting failed for good, if it has not succeeded since.
@@ -708,7 +735,7 @@ impl<M: Manager> Shared<M> {
     pub(super) async fn connect(
         &self,
         uses_before: u64,
-    ) -> Result<Tenant<M::Connection>, OperationError<M::Error>> {
+    ) -> Result<Tenant<M::Connection>, Unopened<M::Error>> {
         let generation = self.generation();
         // Cancel: it is taken off the list.
         let under_way = Begun::now(&self.connector.begun);
@@ -728,8 +755,10 @@ impl<M: Manager> Shared<M> {
                 bounded("connect_timeout", left, async { hook(&mut connection).await }).await
             }
         };
+        let set_up = set_up.map_err(|error| Unopened::by("after_connect", error));
         let ready = set_up.and_then(|()| {
-            let panicked = |message| OperationError::Panicked { message };
+            let panicked =
+                |message| Unopened::by("on_create", OperationError::Panicked { message });
             self.hooks.create(&connection).map_err(panicked)
         });
         if let Err(error) = ready {
@@ -780,9 +809,9 @@ impl<M: Manager> Shared<M> {
     }
 
     /// Takes note of a failed connect. `probes`: it is a dial's, which is, or may become, the prober.
-    pub(super) fn connect_failed(
+    fn connect_failed(
         &self,
-        error: OperationError<M::Error>,
+        unopened: Unopened<M::Error>,
         probes: Option<&mut bool>,
     ) -> ConnectFailure<M> {
         self.totals.connect_failed();
@@ -790,8 +819,8 @@ impl<M: Manager> Shared<M> {
             // First, so that whoever is refused does not come again because nobody has heard of it.
             told(false);
         }
-        let permanent = self.is_permanent(&error);
-        let failure = Failure::new(error);
+        let permanent = self.is_permanent(&unopened.error);
+        let failure = Failure::new(unopened);
         let error = failure.error.clone();
         // Whoever may have one that is alive waits on. For callers with priority one may be left, of which
         // they see to it.
@@ -815,9 +844,9 @@ impl<M: Manager> Shared<M> {
     /// The same for a warm-up's, which has everybody who waits hear of a verdict.
     pub(super) fn warm_up_failed(
         &self,
-        error: OperationError<M::Error>,
+        unopened: Unopened<M::Error>,
     ) -> Arc<OperationError<M::Error>> {
-        let failure = self.connect_failed(error, None);
+        let failure = self.connect_failed(unopened, None);
         if failure.tell {
             self.core.nudge_all();
         }
@@ -827,11 +856,11 @@ impl<M: Manager> Shared<M> {
     /// Takes note of a rotation's failed connect.
     pub(super) fn rotation_failed(
         &self,
-        error: OperationError<M::Error>,
+        unopened: Unopened<M::Error>,
     ) -> Arc<OperationError<M::Error>> {
         self.totals.connect_failed();
-        let permanent = self.is_permanent(&error);
-        let failure = Failure::new(error);
+        let permanent = self.is_permanent(&unopened.error);
+        let failure = Failure::new(unopened);
         let error = failure.error.clone();
         self.connector.rotation_failed(failure, permanent);
         self.tell_rotation_failed(&error);
@@ -839,9 +868,9 @@ impl<M: Manager> Shared<M> {
     }
 
     /// A hook has rejected a connection, with an error or by a panic. `new`: nobody has used it yet.
-    pub(super) fn rejected(&self, new: bool, error: OperationError<M::Error>) {
+    pub(super) fn rejected(&self, new: bool, hook: &'static str, error: OperationError<M::Error>) {
         if new {
-            self.connector.rejected(Failure::new(error));
+            self.connector.rejected(Failure::new(Unopened::by(hook, error)));
         }
     }
 
@@ -991,8 +1020,8 @@ impl<M: Manager> Dial<M> {
                     shared.changed();
                     break;
                 }
-                Some(Err(error)) => {
-                    let failure = shared.connect_failed(error, Some(&mut self.probes));
+                Some(Err(unopened)) => {
+                    let failure = shared.connect_failed(unopened, Some(&mut self.probes));
                     if failure.permanent && !shared.has_alive_for(Line::High) {
                         self.state = DialState::Refused;
                         return;

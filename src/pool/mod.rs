@@ -743,7 +743,7 @@ impl<M: Manager> Pool<M> {
         let shared = &*self.shared;
         let metrics = shared.metrics();
         let (rejections, _) = shared.connector.rejections();
-        let (connecting, failure) = shared.connector.state();
+        let (connecting, failure, rejects) = shared.connector.state();
         let signs = Signs {
             closed: match shared.phase.load(Ordering::SeqCst) {
                 OPEN => None,
@@ -752,6 +752,7 @@ impl<M: Manager> Pool<M> {
             },
             connecting,
             failure,
+            rejects,
             is_dialing: shared.connector.is_dialing(),
             connecting_for: shared.connector.connecting_for(),
             all_are_rejected: rejections > 0,
