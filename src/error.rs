@@ -279,8 +279,9 @@ mod managed {
     pub enum AcquireError<E> {
         /// The time was up. What the pool knows of the reason is inside.
         Timeout(Box<Timeout<E>>),
-        /// Connecting failed in a way that the manager calls [permanent](crate::Manager::is_permanent), and no
-        /// connection is left that could come back to the caller.
+        /// Connecting failed in a way that the manager calls [permanent](crate::Manager::is_permanent), for the
+        /// caller or so shortly before that it is too early to try again, and no connection is left that could come
+        /// back to him.
         Connect(Arc<OperationError<E>>),
         /// Connecting fails, no connection is left that could come back to the caller, and the pool is set to
         /// `fail_fast`. It goes on trying by itself.
@@ -497,6 +498,7 @@ mod managed {
         pub(crate) kept: usize,
         pub(crate) longest_held: Option<Holder>,
         pub(crate) last_connect_error: Option<Arc<OperationError<E>>>,
+        pub(crate) failed_hook: Option<&'static str>,
     }
 
     impl<E> Timeout<E> {
@@ -538,12 +540,22 @@ mod managed {
         pub fn last_connect_error(&self) -> Option<&Arc<OperationError<E>>> {
             self.last_connect_error.as_ref()
         }
+
+        /// The [hook](crate::Hooks) whose error that is, such as `before_acquire`; `None` if it is none's.
+        #[must_use]
+        pub fn failed_hook(&self) -> Option<&'static str> {
+            self.failed_hook
+        }
     }
 
     impl<E> fmt::Display for Timeout<E> {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             let Self { pool, waited, stage, counts, kept, .. } = self;
-            write!(f, "pool {pool}: no connection within {waited:?}: {stage} ({counts}")?;
+            write!(f, "pool {pool}: no connection within {waited:?}: {stage}")?;
+            if let Some(hook) = self.failed_hook.filter(|_| *stage == Stage::ConnectFailing) {
+                write!(f, " in the hook {hook}")?;
+            }
+            write!(f, " ({counts}")?;
             match kept {
                 0 => f.write_str(")"),
                 1 => f.write_str("; 1 is kept for Priority::High)"),
@@ -566,6 +578,7 @@ mod managed {
                 .field("kept", &self.kept)
                 .field("longest_held", &self.longest_held)
                 .field("last_connect_error", &self.last_connect_error)
+                .field("failed_hook", &self.failed_hook)
                 .finish()
         }
     }

@@ -123,7 +123,12 @@ pub trait Manager: Send + Sync + 'static {
 
     /// Whether trying again to connect is pointless, as with a wrong password. Such an error ends
     /// every acquire that waits, after one attempt, and nobody tries again unasked, since accounts get
-    /// locked. But whoever may have a connection that is alive, in use or not, waits on for that one, until
+    /// locked. Nor is it tried again for whoever comes soon after: he is told of the last error at once, for as
+    /// long as the longest pause of [`backoff`](crate::PoolBuilder::backoff), which grows with each such failure
+    /// up to its limit. The first who comes after that has it tried again. A warm-up and a rotation by hand try
+    /// at once; they, [`invalidate`](crate::Pool::invalidate) and [`resize`](crate::Pool::resize) end that time.
+    ///
+    /// But whoever may have a connection that is alive, in use or not, waits on for that one, until
     /// its deadline: then the error is the timeout's source. Meanwhile another attempt is made only while
     /// somebody waits, and [`backoff_max`](crate::PoolBuilder::backoff) after the last one, that of a rotation
     /// included; or at once when the last connection has gone, whose answer everybody hears. Until then, whoever

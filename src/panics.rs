@@ -12,6 +12,18 @@ pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Panic> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|left| Panic(Some(left)))
 }
 
+/// Tells an event to whoever listens. A panic of a listener's is the panic hook's, and must not get in the way of
+/// what is told, nor of what is to be done after it.
+#[cfg(feature = "tracing")]
+macro_rules! tell {
+    ($level:ident, $($fields:tt)*) => {
+        drop($crate::panics::caught(|| tracing::$level!(target: "millpond", $($fields)*)))
+    };
+}
+
+#[cfg(feature = "tracing")]
+pub(crate) use tell;
+
 /// What a panic has left. It may be dropped anywhere.
 pub(crate) struct Panic(Option<Box<dyn Any + Send>>);
 

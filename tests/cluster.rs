@@ -425,6 +425,7 @@ async fn a_node_that_is_back_takes_its_share_little_by_little_beside_one_that_ou
     drop(cluster.acquire("r").await.unwrap());
     managers[1].connect.once(Act::Permanent);
     assert!(cluster.acquire("q").await.is_err());
+    tokio::time::sleep(SECOND).await; // until it may be tried again
     drop(cluster.acquire("q").await.unwrap());
     let share = async || spread(&cluster, Policy::Replica, 1_000).await.get("q").copied();
     assert!(share().await.is_some_and(|served| (10..=120).contains(&served)));
@@ -440,6 +441,7 @@ async fn a_node_that_is_back_is_chosen_by_a_thread_with_another_clock_too() {
     tokio::time::sleep(100 * SECOND).await;
     managers[0].connect.once(Act::Permanent);
     assert!(cluster.acquire("a").await.is_err());
+    tokio::time::sleep(SECOND).await; // until it may be tried again
     drop(cluster.acquire("a").await.unwrap());
     // For a thread without a runtime that lies ahead.
     let other = cluster.clone();
@@ -1287,6 +1289,20 @@ async fn a_node_that_does_not_answer_costs_a_quarter_of_a_second() {
     let guard = cluster.acquire_any(Policy::Rank(&first)).await.unwrap();
     assert_eq!(guard.node(), "b");
     assert_eq!(began.elapsed(), 250 * MILLISECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cluster_of_nodes_that_do_not_answer_is_down_before_their_connects_have_failed() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+    for manager in &managers {
+        manager.connect.always(Act::Never);
+    }
+    let mut acquire = pin!(cluster.acquire_any(Policy::RoundRobin));
+    assert!(timeout(3 * SECOND, acquire.as_mut()).await.is_err());
+    let health = cluster.status().health;
+    let text = health.to_string();
+    assert!(!health.is_up(), "{text}");
+    assert_eq!(text.matches("is down: opening a connection has gone on for").count(), 2, "{text}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -4050,6 +4066,7 @@ async fn whoever_waits_where_connecting_fails_for_good_is_served_when_others_suc
         assert!(poll_once(acquire.as_mut()).is_pending());
     }
     managers[0].connect.calm();
+    tokio::time::sleep(100 * MILLISECOND).await; // until it may be tried again
     drop(cluster.acquire("a").await.unwrap());
     assert!(poll_once(acquire.as_mut()).is_ready(), "it was not in line");
 }

@@ -165,18 +165,127 @@ async fn the_error_of_a_refused_acquire_leads_to_the_cause() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_acquire_after_a_permanent_error_tries_again_once() {
-    let manager = TestManager::new();
-    manager.connect.always(Act::Permanent);
-    let pool = Pool::builder(manager.clone()).max_size(2).build_lazy().unwrap();
-    for attempt in 1..=3 {
+async fn an_acquire_after_a_permanent_error_tries_again_once_and_only_after_a_pause_that_grows() {
+    for fail_fast in [false, true] {
+        let manager = TestManager::new();
+        manager.connect.always(Act::Permanent);
+        let pool = Pool::builder(manager.clone()).max_size(2).fail_fast(fail_fast);
+        let pool = pool.backoff(SECOND, 3 * SECOND).build_lazy().unwrap();
+        for (attempt, pause) in [(1, 1), (2, 2), (3, 3), (4, 3)] {
+            assert_refused(pool.acquire().await);
+            settle().await;
+            assert_eq!(manager.connect.calls(), attempt);
+            let began = Instant::now();
+            tokio::time::sleep(pause * SECOND - MILLISECOND).await;
+            for _ in 0..10 {
+                assert_refused(pool.acquire().await);
+                let owned = pool.acquire_owned_timeout(Duration::MAX).await;
+                assert!(matches!(owned, Err(AcquireError::Connect(_))), "{owned:?}");
+                settle().await;
+            }
+            assert_eq!(manager.connect.calls(), attempt, "whoever comes too soon tries nothing");
+            tokio::time::sleep(MILLISECOND).await;
+            assert_eq!(began.elapsed(), pause * SECOND, "nor does he wait");
+        }
+        assert_eq!(manager.connect.calls(), 4, "nor does anybody unasked");
+        manager.connect.calm();
+        drop(pool.acquire().await.unwrap());
+        assert_eq!(balanced(&pool, &manager.ledger).await.connect_failures, 4);
+        // A success ends the pauses, and those that follow are short again.
+        pool.invalidate();
+        manager.connect.once(Act::Permanent);
+        eventually("it has gone", || pool.counts().alive() == 0).await;
+        assert_refused(pool.acquire().await);
+        tokio::time::sleep(SECOND).await;
+        drop(pool.acquire().await.unwrap());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_done_by_hand_ends_the_pause_after_a_permanent_error() {
+    let verified = || Box::pin(ready(Ok(())));
+    for by_hand in ["warm_up", "rotate", "invalidate", "resize"] {
+        let manager = TestManager::new();
+        manager.connect.once(Act::Permanent);
+        let pool = Pool::builder(manager.clone()).max_size(2).build_lazy().unwrap();
+        assert_refused(pool.acquire().await);
         assert_refused(pool.acquire().await);
         settle().await;
-        assert_eq!(manager.connect.calls(), attempt);
+        let began = Instant::now();
+        match by_hand {
+            "warm_up" => pool.warm_up(1).await.unwrap(),
+            "rotate" => pool.rotate(|_| verified()).await.unwrap(),
+            "invalidate" => pool.invalidate(),
+            _ => pool.resize(1).unwrap(),
+        }
+        drop(pool.acquire().await.unwrap());
+        assert_eq!((began.elapsed(), manager.connect.calls()), (Duration::ZERO, 2), "{by_hand}");
+        balanced(&pool, &manager.ledger).await;
     }
-    manager.connect.calm();
-    drop(pool.acquire().await.unwrap());
-    assert_eq!(balanced(&pool, &manager.ledger).await.connect_failures, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_for_what_a_warm_up_tries_again_by_hand_is_refused_by_no_error_of_the_past() {
+    let manager = TestManager::new();
+    manager.connect.once(Act::Permanent);
+    let pool = Pool::builder(manager.clone()).max_size(2).build_lazy().unwrap();
+    assert_refused(pool.acquire().await);
+    manager.connect.always(Act::Gated);
+    let mut warm_up = pin!(pool.warm_up(1));
+    assert!(poll_once(warm_up.as_mut()).is_pending());
+    eventually("it is tried again", || manager.connect.running() == 1).await;
+    let acquires = waiting(&pool, 1);
+    settle().await;
+    manager.connect.open(2);
+    for acquire in acquires {
+        drop(acquire.await.unwrap());
+    }
+    warm_up.await.unwrap();
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dial_that_has_not_begun_by_a_permanent_error_is_not_begun_after_it() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Gated);
+    let pool = Pool::builder(manager.clone()).max_size(2).build_lazy().unwrap();
+    let mut warm_up = pin!(pool.warm_up(1));
+    assert!(poll_once(warm_up.as_mut()).is_pending());
+    eventually("it is tried", || manager.connect.running() == 1).await;
+    // The warm-up's task goes on before that of the dial, which is only made now.
+    manager.connect.refuse_for_good();
+    for acquire in waiting(&pool, 2) {
+        assert_refused(acquire.await);
+    }
+    assert!(warm_up.await.is_err());
+    settle().await;
+    assert_eq!(manager.connect.calls(), 1);
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_who_come_as_fast_as_they_can_have_a_permanent_error_tried_once() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Permanent);
+    let hour = 3_600 * SECOND;
+    let pool = Pool::builder(manager.clone()).max_size(8).backoff(hour, hour).build_lazy();
+    let pool = pool.unwrap();
+    let threads = (0..4).map(|number| {
+        let (pool, runtime) = (pool.clone(), tokio::runtime::Handle::current());
+        thread::spawn(move || {
+            for _ in 0..1_000 {
+                drop(assert_refused(match number % 2 {
+                    0 => runtime.block_on(pool.acquire_timeout(Duration::MAX)),
+                    _ => pool.acquire_blocking_timeout(Duration::MAX),
+                }));
+            }
+        })
+    });
+    let threads: Vec<_> = threads.collect();
+    eventually("all have come", || threads.iter().all(thread::JoinHandle::is_finished)).await;
+    threads.into_iter().for_each(join);
+    assert_eq!(manager.connect.calls(), 1);
+    balanced(&pool, &manager.ledger).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -398,6 +507,7 @@ async fn who_may_have_none_of_those_that_are_left_hears_of_a_permanent_error_bef
         let manager = TestManager::new();
         let pool = with_a_reserved_one(&manager, fail_fast);
         let reserved = beside_nothing_else(&pool, &manager).await;
+        tokio::time::sleep(60 * SECOND).await; // the prober's pause is longer
         let began = Instant::now();
         for _ in 0..3 {
             assert_refused(pool.acquire().await);
@@ -494,6 +604,7 @@ async fn a_permanent_error_of_the_past_does_not_end_a_new_wait() {
     manager.connect.once(Act::Permanent);
     let pool = Pool::builder(manager).max_size(1).build_lazy().unwrap();
     assert_refused(pool.acquire().await);
+    pool.invalidate(); // so that it is tried again at once
     let _held = pool.acquire().await.unwrap();
     // At its deadline a thread looks again, as if it had been told to.
     let blocked = std::thread::spawn({

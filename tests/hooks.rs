@@ -556,6 +556,42 @@ async fn what_a_rotation_is_refused_for_good_is_not_tried_again_because_a_hook_r
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_hook_that_fails_with_what_is_new_is_named_wherever_that_is_told() {
+    type Failing = fn(Hooks<TestManager>) -> Hooks<TestManager>;
+    let rejects = "hooks reject what is opened";
+    let hooks: [(&str, &str, &str, Failing); 4] = [
+        ("before_acquire", rejects, "scripted hook error", |hooks| {
+            hooks.before_acquire(asynchronous(|_| acting(Act::Error)))
+        }),
+        ("before_acquire", rejects, "no answer within 1s (check_timeout)", |hooks| {
+            hooks.before_acquire(asynchronous(|_| acting(Act::Never)))
+        }),
+        ("on_checkout", rejects, "panicked: scripted panic", |hooks| {
+            hooks.on_checkout(|_| panic!("scripted panic"))
+        }),
+        ("after_connect", "connecting fails", "scripted hook error", |hooks| {
+            hooks.after_connect(asynchronous(|_| acting(Act::Error)))
+        }),
+    ];
+    hush_scripted_panics();
+    for (name, what, said, failing) in hooks {
+        let manager = TestManager::new();
+        let pool = pool_of(&manager, 1).hooks(failing(Hooks::new())).check_timeout(SECOND);
+        let pool = pool.backoff(60 * SECOND, 60 * SECOND).build_lazy().unwrap();
+        let error = pool.acquire_timeout(600 * SECOND).await.map(drop).unwrap_err();
+        let AcquireError::Timeout(late) = error else { panic!("{error}") };
+        assert_eq!(late.failed_hook(), Some(name));
+        let named = format!(": opening one keeps failing in the hook {name} (");
+        assert!(late.to_string().contains(&named), "{late}");
+        let status = pool.status();
+        let [reason] = status.health.reasons() else { panic!("{status}") };
+        assert!(reason.starts_with(&format!("{what}: {name}: {said}")), "{reason}");
+        let last = status.metrics.last_connect_error.expect("a failure");
+        assert!(last.message.starts_with(&format!("{name}: {said}")), "{last:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_connect_that_succeeds_after_a_rejection_leaves_no_more_to_be_told_than_the_rejection() {
     let manager = TestManager::new();
     let act = once(Act::Error);
@@ -571,7 +607,10 @@ async fn a_connect_that_succeeds_after_a_rejection_leaves_no_more_to_be_told_tha
     assert_eq!(error.source().expect("the last failure").to_string(), "scripted connect error");
     pool.warm_up(1).await.unwrap();
     let health = pool.status().health.to_string();
-    assert_eq!(health, "degraded: connecting fails: scripted hook error");
+    assert_eq!(
+        health,
+        "degraded: hooks reject what is opened: before_acquire: scripted hook error"
+    );
     // While the new one is examined.
     let mut first = pin!(pool.acquire());
     assert!(poll_once(first.as_mut()).is_pending());

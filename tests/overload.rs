@@ -1023,6 +1023,7 @@ async fn a_failure_of_the_past_refuses_nobody_while_a_connect_that_may_go_well_i
         manager.connect.always(Act::Gated);
         let pool = failing_fast(&manager, 4).build_lazy().unwrap();
         pool.warm_up(1).await.unwrap_err();
+        sleep(SECOND).await; // until a failure for good may be tried again
         let mut waiters: Vec<_> = (0..4).map(|_| Box::pin(pool.acquire())).collect();
         for waiter in &mut waiters {
             assert!(poll_once(waiter.as_mut()).is_pending());

@@ -60,6 +60,46 @@ async fn a_pool_that_cannot_connect_is_degraded_and_down_when_nothing_is_left() 
     assert_eq!(pool.status().health, Health::Healthy, "an old failure is no reason");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_connect_that_takes_long_is_told_while_somebody_waits_though_nothing_has_failed_yet() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).connect_timeout(60 * SECOND).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.connect.always(Act::Gated);
+    let mut waits = Box::pin(pool.acquire());
+    assert!(poll_once(waits.as_mut()).is_pending());
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(pool.status().health, Health::Healthy, "it may take so long");
+    tokio::time::sleep(SECOND / 5).await;
+    let reason = "opening a connection has gone on for 1.2s, and 1 wait for one";
+    degraded(&pool.status(), &[reason]);
+    held.discard();
+    eventually("it is closed", || pool.counts().alive() == 0).await;
+    let status = pool.status();
+    assert_eq!(status.health.to_string(), format!("down: {reason}"), "nobody is served");
+    assert!(format!("{status:#}").ends_with(&format!("; {reason}")), "{status:#}");
+    drop(waits);
+    assert_eq!(pool.status().health, Health::Healthy, "nobody waits");
+    manager.connect.open(1);
+    let _held = pool.acquire().await.unwrap();
+    tokio::time::sleep(2 * SECOND).await;
+    let mut waits = Box::pin(pool.acquire());
+    assert!(poll_once(waits.as_mut()).is_pending());
+    assert_eq!(pool.status().health, Health::Healthy, "that connect is over");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connect_takes_long_once_it_takes_longer_than_an_acquire_may() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Gated);
+    let pool = pool_of(&manager, 1).acquire_timeout(SECOND / 10).build_lazy().unwrap();
+    drop(pool.acquire().await.map(drop).unwrap_err());
+    let mut waits = Box::pin(pool.acquire());
+    assert!(poll_once(waits.as_mut()).is_pending());
+    tokio::time::sleep(SECOND / 100).await;
+    assert!(!pool.status().health.is_up(), "{}", pool.status());
+}
+
 /// A pool with no connection, to which connecting has failed, and which nobody asks for one.
 async fn down(manager: &TestManager, build: PoolBuilder<TestManager>) -> Pool<TestManager> {
     manager.connect.always(Act::Error);
@@ -164,8 +204,8 @@ async fn a_pool_whose_new_connections_were_all_rejected_opens_one_and_no_more_fo
     // Whether that one is any better, the next caller will find out.
     let status = pool.status();
     let [reason] = status.health.reasons() else { panic!("{status}") };
-    assert!(reason.starts_with("connecting failed 36"), "{reason}");
-    assert!(reason.contains("s ago: scripted hook error; "), "{reason}");
+    assert!(reason.starts_with("hooks rejected what was opened 36"), "{reason}");
+    assert!(reason.contains("s ago: before_acquire: scripted hook error; "), "{reason}");
     assert_eq!((manager.connect.calls(), pool.counts().idle), (opened, 1));
 }
 

@@ -738,6 +738,58 @@ async fn a_copy_that_is_refused_before_it_begins_is_told_as_a_connection_that_is
     assert!(lost.len() == 1 && lost[0].starts_with(&said), "{lost:#?}");
 }
 
+#[cfg(feature = "cluster")]
+#[tokio::test(start_paused = true)]
+async fn a_listener_that_panics_ends_no_watch_and_keeps_no_set_of_nodes_from_being_applied() {
+    use futures_util::stream;
+    use millpond::cluster::{Cluster, Endpoint, NodeSpec};
+
+    hush_scripted_panics();
+    let mut harmed = Vec::new();
+    for message in
+        ["a node is refused", "the nodes have changed", "removed, but", "no nodes", "a watch"]
+    {
+        let listener = tracing_subscriber::registry().with(Trips(message));
+        let _listening = tracing::subscriber::set_default(listener);
+        let cluster =
+            Cluster::<String, TestManager>::builder().template(|_| TestManager::new()).build();
+        let cluster = cluster.unwrap();
+        cluster.add_node("mine".to_owned(), TestManager::new()).unwrap();
+        let set = |keys: [&str; 2]| {
+            Ok(keys.map(|key| NodeSpec::<String>::new(key, Endpoint::new(key, 1))).to_vec())
+        };
+        // The first is refused one of its nodes, the second an error, and the third leaves a connection out.
+        let answers = [set(["a", "mine"]), Err("scripted source"), set(["b", "c"])];
+        let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+        let stream = stream::unfold(receiver, |mut receiver| async move {
+            receiver.recv().await.map(|answer| (answer, receiver))
+        });
+        let watch = cluster.watch(stream, SECOND);
+        let mut held = None;
+        let mut errors = 0;
+        for answer in answers {
+            let is_error = answer.is_err();
+            if sender.send(answer).is_err() {
+                break;
+            }
+            tokio::time::sleep(SECOND / 2).await;
+            errors += usize::from(is_error && watch.last_error().is_some());
+            if held.is_none() {
+                held = cluster.acquire("a").await.ok();
+            }
+        }
+        tokio::time::sleep(2 * SECOND).await; // the drain is over
+        let nodes = cluster.nodes();
+        if (errors, watch.applied(), nodes.len(), watch.is_running()) != (1, 2, 3, true) {
+            harmed.push((message, errors, watch.applied(), nodes));
+        }
+        drop(sender);
+        eventually("the watch has ended", || !watch.is_running()).await;
+        drop(held);
+    }
+    assert!(harmed.is_empty(), "{harmed:#?}");
+}
+
 /// An idle connection that was lent by way of a cluster keeps its pool in memory until it is closed.
 #[cfg(feature = "cluster")]
 #[tokio::test(start_paused = true)]

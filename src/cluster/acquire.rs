@@ -363,8 +363,8 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     ///
     /// - [`ClusterError::Timeout`] after the cluster's `acquire_timeout`. An acquire waits until then
     ///   although no node is up, or none has the role that it takes, because that may change. A node
-    ///   whose error is [permanent](Manager::is_permanent) is tried once for it, and after that once a
-    ///   second for all who wait; while a connection of it is alive, also by its pool, every
+    ///   whose error is [permanent](Manager::is_permanent) is tried once for it, unless it has said so just now,
+    ///   and after that once a second for all who wait; while a connection of it is alive, also by its pool, every
     ///   [`backoff_max`](crate::Config::backoff_max).
     /// - [`ClusterError::Unavailable`] instead, at once, if the cluster is to
     ///   [fail fast](super::ClusterBuilder::fail_fast), or there is no tokio runtime to wait on.

@@ -19,6 +19,8 @@ use super::table::Table;
 use super::{Cluster, Key, Shared};
 use crate::manager::Manager;
 use crate::panics::caught;
+#[cfg(feature = "tracing")]
+use crate::panics::tell;
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
@@ -303,10 +305,10 @@ impl<K: Key, M: Manager> Shared<K, M> {
             let is_told = |key: &K| told.iter().any(|(other, _)| other == key);
             for (key, error) in changes.errors.iter().filter(|(key, _)| !is_told(key)) {
                 let error = error as &(dyn std::error::Error + 'static);
-                tracing::warn!(target: "millpond", cluster, node = %key, error, "a node is refused");
+                tell!(warn, cluster, node = %key, error, "a node is refused");
             }
             if !changes.is_empty() {
-                tracing::info!(target: "millpond", cluster, "the nodes have changed: {changes}");
+                tell!(info, cluster, "the nodes have changed: {changes}");
             }
         }
         #[cfg(not(feature = "tracing"))]
@@ -556,7 +558,7 @@ fn drain<K: Key, M: Manager>(cluster: Arc<str>, node: Arc<Node<K, M>>, limit: Du
         #[cfg(feature = "tracing")]
         if !report.still_out.is_empty() {
             let (cluster, node) = (&*cluster, node.key());
-            tracing::warn!(target: "millpond", %cluster, %node, "removed, but not drained: {report}");
+            tell!(warn, %cluster, %node, "removed, but not drained: {report}");
         }
         #[cfg(not(feature = "tracing"))]
         drop((report, cluster));

@@ -9,6 +9,8 @@ use super::discovery::{Changes, NodeSpec, Rest, SetError};
 use super::{Cluster, Key, Shared};
 use crate::manager::Manager;
 use crate::panics::caught;
+#[cfg(feature = "tracing")]
+use crate::panics::tell;
 use event_listener::{Event, IntoNotification};
 use futures_core::Stream;
 use std::error::Error;
@@ -372,18 +374,20 @@ impl<K: Key, M: Manager> Watching<K, M> {
     }
 
     fn failed(&self, error: WatchError) {
+        let error = Arc::new(error);
+        // First, so that whoever hears of it finds it noted.
+        self.told.news().error = Some(error.clone());
         #[cfg(feature = "tracing")]
         {
-            let cause = error.source().unwrap_or(&error);
+            let cause = error.source().unwrap_or(&*error);
             let cluster = tracing::field::display(&self.name);
-            tracing::warn!(target: "millpond", cluster, error = cause, "no nodes are learned");
+            tell!(warn, cluster, error = cause, "no nodes are learned");
         }
-        self.told.news().error = Some(Arc::new(error));
     }
 
     fn tell_ended(&self) {
         #[cfg(feature = "tracing")]
-        tracing::info!(target: "millpond", cluster = %self.name, "a watch of nodes has ended");
+        tell!(info, cluster = %self.name, "a watch of nodes has ended");
         #[cfg(not(feature = "tracing"))]
         let _ = &self.name;
     }

@@ -264,7 +264,9 @@ pub struct Config {
     /// [rotation](crate::Pool::rotate). Default: 4.
     pub max_connecting: usize,
     /// The pause after a failed connect is random, up to this; each further failure doubles it.
-    /// Above zero, at most `backoff_max`. Default: 50 ms.
+    /// Above zero, at most `backoff_max`. After a failure [for good](crate::Manager::is_permanent) with
+    /// nothing alive it is not random, nobody tries again before it is over, and whoever comes meanwhile is told of
+    /// that failure at once. Default: 50 ms.
     pub backoff: Duration,
     /// The most that the pause grows to; above zero. Default: 2 s.
     pub backoff_max: Duration,

@@ -429,7 +429,8 @@ impl Waits {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConnectFailure {
-    /// What went wrong, with all causes; what several of them say is said once.
+    /// What went wrong, with all causes; what several of them say is said once. If it was a hook, its name comes
+    /// first.
     pub message: String,
     /// How long ago that was.
     pub ago: Duration,

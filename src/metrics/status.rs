@@ -167,8 +167,12 @@ pub(crate) struct Signs {
     pub(crate) connecting: Connecting,
     /// Why it fails, if it does.
     pub(crate) failure: Option<ConnectFailure>,
+    /// That is what a hook has said of a new connection, and not a failed connect.
+    pub(crate) rejects: bool,
     /// Somebody is connecting, or pauses before he tries again.
     pub(crate) is_dialing: bool,
+    /// For how long the oldest connect has been under way.
+    pub(crate) connecting_for: Option<Duration>,
     /// A hook has rejected what was opened last.
     pub(crate) all_are_rejected: bool,
     pub(crate) maintenance_is_paused: bool,
@@ -190,6 +194,10 @@ impl PoolStatus {
     }
 }
 
+/// How long a connect may take before that is something wrong, if somebody waits for it. An `acquire_timeout` that
+/// is shorter takes its place.
+const LONG_CONNECT: Duration = Duration::from_secs(1);
+
 fn health(signs: &Signs, metrics: &PoolMetrics, config: &Config) -> Health {
     if let Some(what) = signs.closed {
         return Health::Down(vec![format!("the pool is {what}")]);
@@ -202,22 +210,36 @@ fn health(signs: &Signs, metrics: &PoolMetrics, config: &Config) -> Health {
     if !is_full || signs.all_are_rejected {
         let failure = signs.failure.as_ref();
         let why = failure.map_or("?", |error| &error.message);
+        let (fails, failed) = match signs.rejects {
+            true => ("hooks reject what is opened", "hooks rejected what was opened"),
+            false => ("connecting fails", "connecting failed"),
+        };
         match signs.connecting {
             Connecting::Works => {}
             // A pool that is down goes on trying.
             Connecting::Fails if signs.is_dialing || counts.alive() == 0 => {
-                reasons.push(format!("connecting fails: {why}"));
+                reasons.push(format!("{fails}: {why}"));
             }
             Connecting::Fails => {
                 let ago = failure.map_or(Duration::ZERO, |error| error.ago);
                 reasons.push(format!(
-                    "connecting failed {ago:.0?} ago: {why}; it is tried again when one more is wanted"
+                    "{failed} {ago:.0?} ago: {why}; it is tried again when one more is wanted"
                 ));
             }
             Connecting::FailsForGood => reasons.push(format!(
                 "connecting fails for good: {why}; it is tried again only when somebody has to wait \
                  for one more, or for a warm-up or a rotation"
             )),
+        }
+    }
+    // A server that does not answer is known to fail only when `connect_timeout` is over.
+    let patience = LONG_CONNECT.min(config.acquire_timeout);
+    if let Some(long) = signs.connecting_for.filter(|long| *long > patience) {
+        let waiters = counts.waiters;
+        if signs.connecting == Connecting::Works && waiters > 0 && counts.idle == 0 {
+            reasons.push(format!(
+                "opening a connection has gone on for {long:.1?}, and {waiters} wait for one"
+            ));
         }
     }
     if !reasons.is_empty() && counts.alive() == 0 {

@@ -649,7 +649,7 @@ impl<M: Manager> Shared<M> {
         if self.has_alive_for(line) {
             return Ok(());
         }
-        match self.connector.error_while_probing(self.config.fail_fast) {
+        match self.connector.refusal(self.config.fail_fast) {
             // Whether it still fails for good will show.
             Some(AcquireError::Connect(_)) if self.is_opening_for(line) => Ok(()),
             Some(error) => Err(error),
@@ -693,7 +693,9 @@ impl<M: Manager> Shared<M> {
         checking: bool,
     ) -> Timeout<M::Error> {
         let counts = self.core.counts();
-        let last_connect_error = self.connector.last_error().filter(|_| self.could_open_for(line));
+        let last_error = self.connector.last_error().filter(|_| self.could_open_for(line));
+        let (last_connect_error, failed_hook) =
+            last_error.map_or((None, None), |(error, hook)| (Some(error), hook));
         let stage = if checking {
             Stage::Checking
         } else if last_connect_error.is_some() {
@@ -709,7 +711,7 @@ impl<M: Manager> Shared<M> {
             Line::High => 0,
         };
         let longest_held = self.oldest_holder();
-        Timeout { pool, waited, stage, counts, kept, longest_held, last_connect_error }
+        Timeout { pool, waited, stage, counts, kept, longest_held, last_connect_error, failed_hook }
     }
 
     /// Whether a connection could be opened, or is being opened, for those who wait in this line. If

@@ -92,6 +92,7 @@ impl<M: Manager> Pool<M> {
             return Err(ConfigError::new("max_size", max_size, rule));
         }
         shared.config.check_reserved(max_size)?;
+        shared.connector.end_truce();
         shared.end_resize(shared.begin_resize(max_size));
         Ok(())
     }
@@ -137,6 +138,7 @@ impl<M: Manager> Pool<M> {
         if !has_timer() {
             return Err(WarmUpError::NoRuntime);
         }
+        self.shared.connector.end_truce();
         self.shared.open(count).await?;
         self.shared.keep_idle();
         Ok(())
@@ -161,6 +163,7 @@ impl<M: Manager> Pool<M> {
     /// # Ok(()) }
     /// ```
     pub fn invalidate(&self) {
+        self.shared.connector.end_truce();
         self.shared.next_generation();
         self.shared.look_at_all();
     }
@@ -223,6 +226,7 @@ impl<M: Manager> Pool<M> {
                 return Err(RotateError::NoRuntime);
             }
             let shared = self.shared.clone();
+            shared.connector.end_truce();
             // The connection is opened here, and whoever brings the first one brings the reaper.
             if shared.ground_or_current().is_none() {
                 return Err(RotateError::NoRuntime);
@@ -589,7 +593,7 @@ impl<M: Manager> Shared<M> {
             Err(panic) => {
                 let message = panic.to_string();
                 let error = OperationError::Panicked { message };
-                Err(WarmUpError::Connect(self.warm_up_failed(error)))
+                Err(WarmUpError::Connect(self.warm_up_failed(error.into())))
             }
         }
     }

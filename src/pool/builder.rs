@@ -131,7 +131,9 @@ impl<M: Manager> PoolBuilder<M> {
     }
 
     /// The pause after a failed connect: random, up to `first`, which each further failure doubles, up to
-    /// `most`; both above zero. Default: 50 ms, 2 s. See [`Config::backoff`].
+    /// `most`; both above zero. After one [for good](Manager::is_permanent), such as a wrong password, it is not
+    /// random, and whoever comes meanwhile is told of that failure at once. Default: 50 ms, 2 s. See
+    /// [`Config::backoff`].
     ///
     #[doc = example!(".backoff(Duration::from_millis(20), Duration::from_secs(1))", "backoff_max == Duration::from_secs(1)")]
     pub fn backoff(mut self, first: Duration, most: Duration) -> Self {

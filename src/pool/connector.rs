@@ -24,6 +24,7 @@ use std::error::Error;
 use std::future::Future;
 use std::mem;
 use std::pin::pin;
+use std::ptr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -52,6 +53,8 @@ pub(super) struct Connector<E> {
     ground: Mutex<Option<Ground>>,
     /// Runtimes so far.
     generations: AtomicU64,
+    /// When the connects under way began, those of warm-ups and rotations included.
+    begun: Mutex<Vec<Instant>>,
     trouble: Mutex<Trouble<E>>,
     /// Verdicts so far; whoever waits reads this without the lock.
     verdicts: AtomicU64,
@@ -97,6 +100,9 @@ struct Trouble<E> {
     permanent: bool,
     /// Failures since the last success, without those of rotations.
     in_a_row: u32,
+    /// After a failure for good that has ended every wait, for how long nobody tries the same again for whoever
+    /// comes: accounts get locked. Nothing waits for its end, so it needs no runtime.
+    truce: Duration,
     /// A dial is the prober: it pauses, or tries again after a pause.
     probing: bool,
     /// The last verdict.
@@ -122,6 +128,12 @@ impl<E> Trouble<E> {
         }
     }
 
+    /// What whoever comes is told because it is not time yet to try again what has failed for good.
+    fn too_early(&self) -> Option<&Arc<OperationError<E>>> {
+        let failed = self.failed.as_ref().filter(|_| self.permanent)?;
+        (failed.said.when.elapsed() < self.truce).then_some(&failed.error)
+    }
+
     fn connecting(&self) -> Connecting {
         match self.now() {
             Some(_) if self.permanent => Connecting::FailsForGood,
@@ -134,7 +146,27 @@ impl<E> Trouble<E> {
 /// A failed connect, or a new connection that a hook has rejected.
 struct Failure<E> {
     error: Arc<OperationError<E>>,
+    /// The hook whose error it is, if it is one's.
+    hook: Option<&'static str>,
     said: Saying,
+}
+
+/// Why a new connection could not be opened or was rejected.
+pub(super) struct Unopened<E> {
+    error: OperationError<E>,
+    hook: Option<&'static str>,
+}
+
+impl<E> Unopened<E> {
+    fn by(hook: &'static str, error: OperationError<E>) -> Self {
+        Self { error, hook: Some(hook) }
+    }
+}
+
+impl<E> From<OperationError<E>> for Unopened<E> {
+    fn from(error: OperationError<E>) -> Self {
+        Self { error, hook: None }
+    }
 }
 
 /// What a failure said, and when.
@@ -180,9 +212,9 @@ impl<E> From<Verdict<E>> for AcquireError<E> {
 }
 
 impl<E: Error + 'static> Failure<E> {
-    /// Takes down what it says, with all causes. Many libraries' errors say what their cause says, and some
+    /// Takes down what it says, with the hook that said it and all causes. Many libraries' errors say what their cause says, and some
     /// causes what their error says: neither is said twice.
-    fn new(error: OperationError<E>) -> Self {
+    fn new(Unopened { error, hook }: Unopened<E>) -> Self {
         let say = || {
             let mut said = error.to_string();
             // Where the last of them begins.
@@ -207,8 +239,12 @@ impl<E: Error + 'static> Failure<E> {
         let said = caught(say).unwrap_or_else(|panic| {
             format!("an error that panicked while it was told: {}", panic.message())
         });
+        let said = match hook {
+            Some(hook) => format!("{hook}: {said}"),
+            None => said,
+        };
         let said = Saying { words: said.into(), when: Instant::now() };
-        Self { error: Arc::new(error), said }
+        Self { error: Arc::new(error), hook, said }
     }
 }
 
@@ -222,10 +258,12 @@ impl<E> Connector<E> {
             warm_ups: AtomicUsize::new(0),
             ground: Mutex::new(None),
             generations: AtomicU64::new(0),
+            begun: Mutex::default(),
             trouble: Mutex::new(Trouble {
                 failed: None,
                 permanent: false,
                 in_a_row: 0,
+                truce: Duration::ZERO,
                 probing: false,
                 verdict: None,
                 rejected: None,
@@ -247,9 +285,9 @@ impl<E> Connector<E> {
         }
     }
 
-    /// What is wrong now, if anything is.
-    pub(super) fn last_error(&self) -> Option<Arc<OperationError<E>>> {
-        lock(&self.trouble).now().map(|failure| failure.error.clone())
+    /// What is wrong now, if anything is, and the hook that has said so, if one has.
+    pub(super) fn last_error(&self) -> Option<(Arc<OperationError<E>>, Option<&'static str>)> {
+        lock(&self.trouble).now().map(|failure| (failure.error.clone(), failure.hook))
     }
 
     /// Whether connecting has failed since it last succeeded, or a hook has rejected what was opened, and if so,
@@ -258,10 +296,12 @@ impl<E> Connector<E> {
         lock(&self.trouble).connecting()
     }
 
-    /// The same, and what is wrong.
-    pub(super) fn state(&self) -> (Connecting, Option<metrics::ConnectFailure>) {
+    /// The same, what is wrong, and whether that is a hook's rejection.
+    pub(super) fn state(&self) -> (Connecting, Option<metrics::ConnectFailure>, bool) {
         let trouble = lock(&self.trouble);
-        (trouble.connecting(), trouble.now().map(|failure| (&failure.said).into()))
+        let now = trouble.now();
+        let rejects = now.zip(trouble.rejected.as_ref()).is_some_and(|(a, b)| ptr::eq(a, b));
+        (trouble.connecting(), now.map(|failure| (&failure.said).into()), rejects)
     }
 
     /// How long ago it was that connecting failed for good, if it has not succeeded since.
@@ -281,10 +321,14 @@ impl<E> Connector<E> {
         lock(&self.trouble).last_ever.as_ref().map(Into::into)
     }
 
-    /// What whoever comes is told while there is a prober, if no connection may come back to him: the last
-    /// failure, if that was for good, since nobody else tries the same now; with `fail_fast`, any.
-    pub(super) fn error_while_probing(&self, fail_fast: bool) -> Option<AcquireError<E>> {
+    /// What whoever comes is told at once, if no connection may come back to him: a failure for good while it is
+    /// too early to try again; while there is a prober, the last failure, if that was for good, since nobody else
+    /// tries the same now; with `fail_fast`, any.
+    pub(super) fn refusal(&self, fail_fast: bool) -> Option<AcquireError<E>> {
         let trouble = lock(&self.trouble);
+        if let Some(error) = trouble.too_early() {
+            return Some(AcquireError::Connect(error.clone()));
+        }
         if !trouble.probing {
             return None;
         }
@@ -295,14 +339,42 @@ impl<E> Connector<E> {
         }
     }
 
+    /// Repeats the last verdict if it is too early to try again what has failed for good.
+    fn repeats_refusal(&self) -> bool {
+        let _verdict;
+        let mut trouble = lock(&self.trouble);
+        let Some(error) = trouble.too_early().cloned() else { return false };
+        _verdict = self.pass(&mut trouble, Verdict::Permanent { error, for_all: true });
+        true
+    }
+
+    /// Has the next who comes try again what has failed for good.
+    pub(super) fn end_truce(&self) {
+        lock(&self.trouble).truce = Duration::ZERO;
+    }
+
+    /// Passes a verdict; answers the one before it, to be dropped after the lock.
+    fn pass(&self, trouble: &mut Trouble<E>, verdict: Verdict<E>) -> Option<Verdict<E>> {
+        let before = trouble.verdict.replace(verdict);
+        // Ordering: Release, partner: the load in `verdicts`; whoever sees the count finds the
+        // verdict behind the lock.
+        self.verdicts.fetch_add(1, Ordering::Release);
+        before
+    }
+
     /// Whether dials are under way, the prober's pauses included.
     pub(super) fn is_dialing(&self) -> bool {
         self.dials.load(Ordering::Relaxed) > 0
     }
 
+    /// For how long the oldest connect has been under way.
+    pub(super) fn connecting_for(&self) -> Option<Duration> {
+        lock(&self.begun).iter().min().map(Instant::elapsed)
+    }
+
     /// How many verdicts there have been.
     pub(super) fn verdicts(&self) -> u64 {
-        // Ordering: Acquire, partner: the increment in `failed`.
+        // Ordering: Acquire, partner: the increment in `pass`.
         self.verdicts.load(Ordering::Acquire)
     }
 
@@ -432,31 +504,56 @@ impl<E> Connector<E> {
 
     /// Notes a failure, and the verdict on it; answers how many there have been in a row. A dial that is to
     /// try again soon becomes the prober in the same step, unless another one is: so nobody who hears of the
-    /// failure finds that it is not followed up.
+    /// failure finds that it is not followed up. After one for good that ends every wait, it is not tried again
+    /// for so long as the number says.
     fn failed(
         &self,
         failure: Failure<E>,
         permanent: bool,
         verdict: Option<Verdict<E>>,
         probes: Option<&mut bool>,
+        truce: impl FnOnce(u32) -> Duration,
     ) -> u32 {
         self.admitted.store(1, Ordering::SeqCst);
         let (_failed, _verdict);
         let mut trouble = lock(&self.trouble);
+        trouble.in_a_row = trouble.in_a_row.saturating_add(1);
+        let is_refusal = matches!(verdict, Some(Verdict::Permanent { .. }));
+        trouble.truce = if is_refusal { truce(trouble.in_a_row) } else { Duration::ZERO };
         trouble.permanent = permanent;
         if let Some(probes) = probes.filter(|_| !permanent) {
             *probes |= !mem::replace(&mut trouble.probing, true);
         }
-        if verdict.is_some() {
-            _verdict = mem::replace(&mut trouble.verdict, verdict);
-            // Ordering: Release, partner: the load in `verdicts`; whoever sees the count finds the
-            // verdict behind the lock.
-            self.verdicts.fetch_add(1, Ordering::Release);
+        if let Some(verdict) = verdict {
+            _verdict = self.pass(&mut trouble, verdict);
         }
         trouble.last_ever = Some(failure.said.clone());
         _failed = trouble.failed.replace(failure);
-        trouble.in_a_row = trouble.in_a_row.saturating_add(1);
         trouble.in_a_row
+    }
+}
+
+/// A connect under way, which has begun then.
+struct Begun<'c> {
+    all: &'c Mutex<Vec<Instant>>,
+    at: Instant,
+}
+
+impl<'c> Begun<'c> {
+    fn now(all: &'c Mutex<Vec<Instant>>) -> Self {
+        let at = Instant::now();
+        lock(all).push(at);
+        Self { all, at }
+    }
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        let mut all = lock(self.all);
+        // Of several that began at the same time one is as good as another.
+        if let Some(place) = all.iter().position(|at| *at == self.at) {
+            all.swap_remove(place);
+        }
     }
 }
 
@@ -638,9 +735,11 @@ impl<M: Manager> Shared<M> {
     pub(super) async fn connect(
         &self,
         uses_before: u64,
-    ) -> Result<Tenant<M::Connection>, OperationError<M::Error>> {
+    ) -> Result<Tenant<M::Connection>, Unopened<M::Error>> {
         let generation = self.generation();
-        let began = Instant::now();
+        // Cancel: it is taken off the list.
+        let under_way = Begun::now(&self.connector.begun);
+        let began = under_way.at;
         let limit = self.config.connect_timeout;
         // Declared before the connection, so dropped after it.
         let mut unborn = Unborn::<M>(None);
@@ -656,8 +755,10 @@ impl<M: Manager> Shared<M> {
                 bounded("connect_timeout", left, async { hook(&mut connection).await }).await
             }
         };
+        let set_up = set_up.map_err(|error| Unopened::by("after_connect", error));
         let ready = set_up.and_then(|()| {
-            let panicked = |message| OperationError::Panicked { message };
+            let panicked =
+                |message| Unopened::by("on_create", OperationError::Panicked { message });
             self.hooks.create(&connection).map_err(panicked)
         });
         if let Err(error) = ready {
@@ -709,9 +810,9 @@ impl<M: Manager> Shared<M> {
     }
 
     /// Takes note of a failed connect. `probes`: it is a dial's, which is, or may become, the prober.
-    pub(super) fn connect_failed(
+    fn connect_failed(
         &self,
-        error: OperationError<M::Error>,
+        unopened: Unopened<M::Error>,
         probes: Option<&mut bool>,
     ) -> ConnectFailure<M> {
         self.totals.connect_failed();
@@ -719,8 +820,8 @@ impl<M: Manager> Shared<M> {
             // First, so that whoever is refused does not come again because nobody has heard of it.
             told(false);
         }
-        let permanent = self.is_permanent(&error);
-        let failure = Failure::new(error);
+        let permanent = self.is_permanent(&unopened.error);
+        let failure = Failure::new(unopened);
         let error = failure.error.clone();
         // Whoever may have one that is alive waits on. For callers with priority one may be left, of which
         // they see to it.
@@ -733,7 +834,8 @@ impl<M: Manager> Shared<M> {
             false => Verdict::Down(error.clone()),
         });
         let tell = verdict.is_some();
-        let in_a_row = self.connector.failed(failure, permanent, verdict, probes);
+        let truce = |failures| self.longest_pause(failures);
+        let in_a_row = self.connector.failed(failure, permanent, verdict, probes, truce);
         self.tell_again();
         self.tell_connect_failed(&error, permanent, in_a_row);
         self.changed();
@@ -743,9 +845,9 @@ impl<M: Manager> Shared<M> {
     /// The same for a warm-up's, which has everybody who waits hear of a verdict.
     pub(super) fn warm_up_failed(
         &self,
-        error: OperationError<M::Error>,
+        unopened: Unopened<M::Error>,
     ) -> Arc<OperationError<M::Error>> {
-        let failure = self.connect_failed(error, None);
+        let failure = self.connect_failed(unopened, None);
         if failure.tell {
             self.core.nudge_all();
         }
@@ -755,11 +857,11 @@ impl<M: Manager> Shared<M> {
     /// Takes note of a rotation's failed connect.
     pub(super) fn rotation_failed(
         &self,
-        error: OperationError<M::Error>,
+        unopened: Unopened<M::Error>,
     ) -> Arc<OperationError<M::Error>> {
         self.totals.connect_failed();
-        let permanent = self.is_permanent(&error);
-        let failure = Failure::new(error);
+        let permanent = self.is_permanent(&unopened.error);
+        let failure = Failure::new(unopened);
         let error = failure.error.clone();
         self.connector.rotation_failed(failure, permanent);
         self.tell_rotation_failed(&error);
@@ -767,9 +869,9 @@ impl<M: Manager> Shared<M> {
     }
 
     /// A hook has rejected a connection, with an error or by a panic. `new`: nobody has used it yet.
-    pub(super) fn rejected(&self, new: bool, error: OperationError<M::Error>) {
+    pub(super) fn rejected(&self, new: bool, hook: &'static str, error: OperationError<M::Error>) {
         if new {
-            self.connector.rejected(Failure::new(error));
+            self.connector.rejected(Failure::new(Unopened::by(hook, error)));
         }
     }
 
@@ -822,9 +924,12 @@ impl<M: Manager> Shared<M> {
 
     /// The pause after `failures` in a row: random, up to a limit that doubles with each.
     fn pause(&self, failures: u32) -> Duration {
+        Duration::from_nanos(fastrand::u64(0..=nanos(self.longest_pause(failures))))
+    }
+
+    fn longest_pause(&self, failures: u32) -> Duration {
         let doublings = failures.saturating_sub(1).min(31);
-        let most = self.config.backoff.saturating_mul(1 << doublings).min(self.config.backoff_max);
-        Duration::from_nanos(fastrand::u64(0..=nanos(most)))
+        self.config.backoff.saturating_mul(1 << doublings).min(self.config.backoff_max)
     }
 }
 
@@ -870,6 +975,12 @@ impl<M: Manager> Dial<M> {
         self.state = DialState::Unfinished;
         let shared = self.shared.clone();
         let mut reservation = Some(first);
+        // Whoever it was begun for got in line just before a failure for good was known, or while somebody else
+        // connected.
+        if !shared.has_alive_for(Line::High) && shared.connector.repeats_refusal() {
+            self.state = DialState::Refused;
+            return;
+        }
         let (rejections, ago) = shared.connector.rejections();
         if rejections > 1 {
             // If none is fit for use, as many would be opened and closed as the server can bear. One may be
@@ -910,8 +1021,8 @@ impl<M: Manager> Dial<M> {
                     shared.changed();
                     break;
                 }
-                Some(Err(error)) => {
-                    let failure = shared.connect_failed(error, Some(&mut self.probes));
+                Some(Err(unopened)) => {
+                    let failure = shared.connect_failed(unopened, Some(&mut self.probes));
                     if failure.permanent && !shared.has_alive_for(Line::High) {
                         self.state = DialState::Refused;
                         return;

@@ -723,6 +723,10 @@ impl<M: Manager> Pool<M> {
     /// [`warm_up`](Self::warm_up) or a [`rotate`](Self::rotate) succeeds. A pool that has connections tries
     /// again only while one more is wanted: after that it stays degraded, and says when connecting failed.
     ///
+    /// A connect that has not failed yet is something wrong as well once it has taken a second, or
+    /// [`acquire_timeout`](crate::Config::acquire_timeout) if that is shorter, while somebody waits: the pool is
+    /// degraded then, and down if nothing is alive.
+    ///
     /// # Examples
     ///
     /// ```
@@ -743,7 +747,7 @@ impl<M: Manager> Pool<M> {
         let shared = &*self.shared;
         let metrics = shared.metrics();
         let (rejections, _) = shared.connector.rejections();
-        let (connecting, failure) = shared.connector.state();
+        let (connecting, failure, rejects) = shared.connector.state();
         let signs = Signs {
             closed: match shared.phase.load(Ordering::SeqCst) {
                 OPEN => None,
@@ -752,7 +756,9 @@ impl<M: Manager> Pool<M> {
             },
             connecting,
             failure,
+            rejects,
             is_dialing: shared.connector.is_dialing(),
+            connecting_for: shared.connector.connecting_for(),
             all_are_rejected: rejections > 0,
             maintenance_is_paused: self.maintenance().is_paused(),
             max_size: shared.core.limit(),

@@ -60,7 +60,7 @@ where
         let uses = lease.uses();
         let new = lease.resource_mut().is_new(uses);
         if let Err(message) = shared.hooks.checkout(&lease.resource_mut().connection) {
-            shared.rejected(new, OperationError::Panicked { message });
+            shared.rejected(new, "on_checkout", OperationError::Panicked { message });
             end(lease, CloseReason::Rejected);
             return None;
         }
@@ -121,7 +121,8 @@ where
         Err(error) => {
             let unfit = Unfit::from(&error);
             let uses = trial.uses();
-            shared.rejected(trial.resource_mut().is_new(uses), error);
+            let new = trial.resource_mut().is_new(uses);
+            shared.rejected(new, "before_acquire", error);
             shared.close_connection(trial.fail(), CloseReason::Rejected);
             Err(unfit)
         }

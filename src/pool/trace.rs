@@ -23,7 +23,6 @@ use std::time::Duration;
 use {
     super::WhichNode,
     crate::metrics::ClusterNode,
-    crate::panics::caught,
     std::fmt,
     tracing::field::{DisplayValue, display},
 };
@@ -47,15 +46,13 @@ pub(super) fn no_span() -> Span {
 #[cfg(feature = "tracing")]
 macro_rules! tell {
     ($level:ident, $pool:expr, $($fields:tt)*) => {
-        // A panic of a listener's is the panic hook's, and must not get in the way of what is told, nor of what
-        // is to be done after it.
-        drop(caught(|| tracing::$level!(
-            target: "millpond",
+        crate::panics::tell!(
+            $level,
             pool = %$pool.config.name,
             cluster = $pool.cluster(),
             node = $pool.node(),
             $($fields)*
-        )))
+        )
     };
 }
 

@@ -196,6 +196,9 @@ impl Subject for Managed {
 
     fn acquire(&self, ask: Ask) -> Acquire<'_, Guard<'_>> {
         Box::pin(async move {
+            // What has just been refused for good is tried again at once: by hand, as the pause after that never
+            // passes by itself either. Of a closed pool the acquire tells.
+            drop(self.pool.warm_up(0).await);
             let got = match ask {
                 Ask::Owned => {
                     return self.pool.acquire_owned().await.map(Guard::Owned).map_err(refusal);
