@@ -2750,6 +2750,43 @@ async fn a_cap_below_the_number_of_busy_nodes_serves_them_by_turns() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn by_turns_a_node_uses_what_it_opens_for_as_long_as_that_took() {
+    let mut figures = Vec::new();
+    for (cap, connect) in [(2, 10), (2, 40), (2, 60), (2, 150), (1, 300)] {
+        let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
+        let (cluster, managers, whole) = capped(cap, 8, nodes);
+        for manager in &managers {
+            manager.connect.always(Act::Slow(connect * MILLISECOND));
+        }
+        let all = ["a", "b", "c"].map(|key| workers(&cluster, key, 4, MILLISECOND, Duration::ZERO));
+        tokio::time::sleep(6 * SECOND).await;
+        let tasks = || all.iter().flat_map(|(tasks, _)| tasks);
+        tasks().for_each(tokio::task::JoinHandle::abort);
+        let served: usize = all.iter().map(|(_, served)| served.load(Ordering::SeqCst)).sum();
+        let opened: usize = managers.iter().map(|manager| manager.ledger.opened()).sum();
+        figures.push((cap, connect, served / opened));
+        assert_eq!(whole.most_live(), cap);
+    }
+    // Each is held for a millisecond or two.
+    let worth = |&(_, connect, uses): &(_, u32, usize)| uses >= connect.max(50) as usize / 2;
+    assert!(figures.iter().all(worth), "cap, connect in ms, uses of each: {figures:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_turn_takes_a_second_at_the_most_however_long_the_connect() {
+    let (cluster, managers, whole) = capped(1, 2, [("a", plain()), ("b", plain())]);
+    managers[0].connect.always(Act::Slow(3 * SECOND));
+    let (of_a, served) = workers(&cluster, "a", 2, MILLISECOND, Duration::ZERO);
+    eventually("a has its turn", || served.load(Ordering::SeqCst) > 0).await;
+    let began = tokio::time::Instant::now();
+    drop(cluster.acquire("b").await.unwrap());
+    let waited = began.elapsed();
+    assert!((900 * MILLISECOND..1_050 * MILLISECOND).contains(&waited), "{waited:?}");
+    of_a.iter().for_each(tokio::task::JoinHandle::abort);
+    assert_eq!(whole.most_live(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_may_go_anywhere_takes_no_last_connection_of_a_node() {
     let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
     let (cluster, managers, whole) = capped(2, 2, nodes);

@@ -201,7 +201,9 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
     /// to be had gets its fair share of them: at once if they are idle, or else when they come back.
     /// Beyond that it gets those that others have had no use for since some 50 ms. With fewer
     /// connections than nodes that are in use they are closed and opened all the time: each such node has
-    /// one by turns, for some 50 ms and until it comes back, or for a second if it does not answer: that is
+    /// one by turns, and uses it for as long as it took to open it, but for some 50 ms at least and a second
+    /// at most, and until it comes back. So others wait for twice as long as a connect takes, for each
+    /// node before theirs. One that does not answer has a second to do so: that is
     /// twice as long the next time, and four seconds from then on, so one that takes longer to connect may
     /// not serve while callers wait for the others. For as long a node that has no connection yet may open
     /// several at once; one that has some in use keeps what it opens until its

@@ -12,7 +12,7 @@
 //! | an idle one of a node that keeps at least as many as the other then has | at once |
 //! | an idle one of any other node | once that one has had no use for it for a [`TURN`] |
 //! | one in use, of the node that has most, as above, if no idle one can be had | when it comes back; if that takes longer than a turn, another node is asked as well |
-//! | the only one of a node, if the other has none | once it has had it for a turn, and has used what it opened |
+//! | the only one of a node, if the other has none | once it has used what it opened for as long as that took, but for a turn at least and for [`LONGEST_TURN`] at most |
 //!
 //! What moves at once goes to a node that then has no more than the giver keeps, and is not given back
 //! ([`allot`](super::allot)): the shares become more equal, and that comes to an end. All else takes a turn. So
@@ -48,10 +48,13 @@ use std::task::Poll;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// For so long a node keeps its last unit while another one waits for that: many uses, beside which it
+/// For so long at least a node uses its last unit while another one waits for that: many uses, beside which it
 /// costs little to open a connection. For so long nobody has had use for a unit before a node loses it
 /// that has no more than its share.
 const TURN: Duration = Duration::from_millis(50);
+
+/// For so long at most, however long it has taken to open the connection.
+const LONGEST_TURN: Duration = Duration::from_secs(1);
 
 /// For so long a node may open its only connections before it has to let others try, and for twice as long
 /// each next time: one that merely takes long to connect would never serve otherwise.
@@ -85,6 +88,8 @@ struct Share<K: Key, M: Manager> {
     /// When it last got one, and how often its connections had been acquired by then.
     since: Instant,
     uses_then: u64,
+    /// When its callers could begin to use that: when it was last seen to wait for what it opens with it.
+    begun: Instant,
     /// How many connections it had opened when it was last looked at.
     opened: u64,
     /// When it was first seen to open the next ones while it had no other, or has last been told to give up
@@ -113,6 +118,7 @@ impl<K: Key, M: Manager> Share<K, M> {
             turn: 0,
             since: now,
             uses_then: 0,
+            begun: now,
             opened: 0,
             opening: None,
             silences: 0,
@@ -159,7 +165,10 @@ impl<K: Key, M: Manager> Share<K, M> {
         // vain.
         let is_new = look.is_in_use() && self.unused == Some(uses);
         let has_served = uses != self.uses_then && now - self.since >= SILENCE;
-        let had_a_while = !is_new && now - self.since >= TURN;
+        if uses == self.uses_then && (opens || is_new) {
+            self.begun = now;
+        }
+        let had_a_while = !is_new && now - self.begun >= self.turn_takes();
         let had_its_turn = if opens { is_silent || has_served } else { had_a_while };
         Look {
             in_vain: look.coming > look.soon && now - self.asked >= TURN,
@@ -178,6 +187,7 @@ impl<K: Key, M: Manager> Share<K, M> {
     fn got_one(&mut self, turn: u64) {
         (self.passed_over, self.silent) = (None, None);
         (self.turn, self.since, self.uses_then) = (turn, Instant::now(), self.seen.1);
+        self.begun = self.since;
     }
 
     /// It has been told to let go of one, or of what it opens.
@@ -188,6 +198,12 @@ impl<K: Key, M: Manager> Share<K, M> {
             self.silences += 1;
             self.opening = None;
         }
+    }
+
+    /// How long it may use its only unit: no less than it took to open the connection, so that no more than
+    /// half of the time goes into that.
+    fn turn_takes(&self) -> Duration {
+        (self.begun - self.since).clamp(TURN, LONGEST_TURN)
     }
 
     /// Whether it has been opening its only connections for a long while.
