@@ -403,7 +403,8 @@ fn without_a_timer_or_a_deadline_an_acquire_waits_for_what_comes_back() {
     let without = tokio::runtime::Builder::new_current_thread().build().unwrap();
     for is_outside in [false, true] {
         let manager = TestManager::new();
-        let pool = runtime().block_on(builder(&manager).max_size(1).min_idle(1).build()).unwrap();
+        let pool = builder(&manager).max_size(1).min_idle(1).check(CheckPolicy::Never);
+        let pool = runtime().block_on(pool.build()).unwrap();
         let _entered = (!is_outside).then(|| without.enter());
         let held = pool.try_acquire().unwrap();
         let mut acquire = pin!(pool.acquire_timeout(Duration::MAX));
@@ -531,7 +532,9 @@ fn a_release_on_a_runtime_that_has_ended_has_the_pools_own_reset_the_connection(
 fn an_acquire_that_waits_on_a_runtime_that_has_ended_is_a_clear_error() {
     let manager = TestManager::new();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    let pool = runtime.block_on(builder(&manager).max_size(1).min_idle(1).build()).unwrap();
+    // What is idle is not to be checked, which nobody could do then.
+    let pool = builder(&manager).max_size(1).min_idle(1).check(CheckPolicy::Never);
+    let pool = runtime.block_on(pool.build()).unwrap();
     let handle = runtime.handle().clone();
     drop(runtime);
     let held = pool.try_acquire().unwrap();
