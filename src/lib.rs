@@ -150,7 +150,7 @@ pub mod export;
 #[cfg(feature = "axum")]
 pub mod web;
 
-/// The README's examples are tests.
+/// The README's examples are tests. Those that need a server are compiled by `tests/examples.rs`.
 #[cfg(all(doctest, feature = "tokio"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -4709,3 +4709,19 @@ async fn a_node_that_is_tried_in_the_background_is_not_kept_open_by_that() {
     eventually("no task is left", || tasks() == 0).await;
     assert_eq!(managers[0].connect.running(), 0);
 }
+
+#[test]
+fn the_defaults_of_a_cluster_are_those_that_are_documented() {
+    let defaults = format!("{:?}", Cluster::<String, TestManager>::builder());
+    let expected = [
+        r#"name: "cluster""#,
+        "max_connections: None",
+        "acquire_timeout: 5s",
+        "try_next_after: 250ms",
+        "slow_start: 10s",
+        "fail_fast: false",
+        "accept_empty_sets: false",
+        "..",
+    ];
+    assert_eq!(defaults, format!("ClusterBuilder {{ {} }}", expected.join(", ")));
+}

@@ -1,5 +1,5 @@
 //! The examples of backends, each against a server of its own: that they do what they say, and what
-//! they say when there is no server.
+//! they say when there is no server. And those of README.md that rustdoc cannot compile by themselves.
 
 #![cfg(all(
     unix,
@@ -7,7 +7,9 @@
     feature = "bb8",
     feature = "cluster",
     feature = "deadpool",
+    feature = "metrics",
     feature = "mysql",
+    feature = "opentelemetry",
     feature = "pg-wired",
     feature = "postgres",
     feature = "r2d2",
@@ -292,4 +294,79 @@ fn the_example_of_a_failover_shows_who_serves_and_how_long_writes_paused() {
     assert_eq!(replica.run(tables), "0");
     let said = example.said.join("\n");
     assert!(example.said.len() < 20, "it says more than anybody reads:\n{said}");
+}
+
+/// What README.md shows, line by line, with what it leaves to the reader.
+#[rustfmt::skip]
+#[expect(dead_code, unused_variables, reason = "they need servers: it is enough that they compile")]
+mod readme {
+    use axum::Router;
+    use millpond::backends::postgres::{PostgresManager, PostgresNodes};
+    use millpond::cluster::{Cluster, NodeOptions, Policy, Role};
+    use millpond::{Manager, Monitor, Pool, export};
+    use prometheus_client::registry::Registry;
+    use std::error::Error;
+    use std::time::Duration;
+
+    type Outcome = Result<(), Box<dyn Error>>;
+
+    async fn a_database() -> Outcome {
+        let manager = millpond::backends::postgres::PostgresManager::from_url("postgresql://app@db/app")?;
+        let pool = millpond::Pool::builder(manager).max_size(16).build().await?;
+        let row = pool.acquire().await?.query_one("SELECT 1 + 1", &[]).await?;
+        Ok(())
+    }
+
+    async fn several_servers<M: Manager>(manager_of: fn(&str) -> M, session: &str) -> Outcome {
+        let cluster = Cluster::builder().name("orders").pools(|pool| pool.max_size(16)).build()?;
+        cluster.add_node_with("db1", manager_of("db1"), NodeOptions::default().role(Role::Primary))?;
+        cluster.add_node_with("db2", manager_of("db2"), NodeOptions::default().role(Role::Replica).weight(2))?;
+
+        let read = cluster.acquire_any(Policy::ReplicasThenPrimary).await?; // or RoundRobin, LeastInUse, Nearest
+        let write = cluster.acquire_any(Policy::Primary).await?;
+        let mine = cluster.acquire_for(session.as_bytes()).await?; // the same node as long as it is up, by a hash
+        let one = cluster.acquire("db2").await?;
+        let soon = cluster.acquire_any_timeout(Policy::Primary, Duration::from_millis(50)).await?; // so with each of them
+        Ok(())
+    }
+
+    async fn several_hosts() -> Outcome {
+        let nodes = PostgresNodes::from_url("postgresql://app@db1,db2,db3/orders?target_session_attrs=read-write")?;
+        let cluster = nodes.cluster(Cluster::builder().name("orders"), PostgresManager::new)?;
+        let write = cluster.acquire_any(nodes.policy()).await?;
+        Ok(())
+    }
+
+    fn exporters<M: Manager>(pool: Pool<M>, registry: &mut Registry) -> Outcome {
+        let monitor = Monitor::new();
+        monitor.add(&pool)?; // each pool under its own name: Pool::builder(…).name("orders")
+
+        // Prometheus: in a registry of prometheus-client, or as text.
+        registry.register_collector(Box::new(export::prometheus::Collector::new(monitor.clone())));
+        let answer = export::prometheus::text(&monitor);
+        // The metrics facade: whichever recorder is installed, every ten seconds.
+        let exporter = export::metrics::Exporter::start(monitor.clone(), Duration::from_secs(10))?;
+        // OpenTelemetry: whichever SDK is set up; times are recorded every ten seconds. Both stop when they are dropped.
+        let meter = opentelemetry::global::meter("orders");
+        let exporter = export::opentelemetry::Exporter::start(monitor, &meter, Duration::from_secs(10))?;
+        Ok(())
+    }
+
+    fn a_live_page(monitor: Monitor) -> Router {
+        let app = Router::new().nest_service("/pools", millpond::web::router(&monitor));
+        app
+    }
+}
+
+#[test]
+fn the_examples_of_the_readme_that_are_not_compiled_there_are_compiled_here() {
+    let lines =
+        |text: &str| text.lines().map(|line| line.trim().to_owned() + "\n").collect::<String>();
+    let here = lines(include_str!("examples.rs"));
+    let blocks = include_str!("../README.md").split("\n```rust,ignore\n").skip(1);
+    let blocks: Vec<_> = blocks.map(|rest| rest.split_once("\n```").expect("an end").0).collect();
+    assert!(!blocks.is_empty(), "it is to be looked for by another mark");
+    for block in blocks {
+        assert!(here.contains(&lines(block)), "not found here:\n{block}");
+    }
 }

@@ -266,7 +266,7 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
     /// An acquire that may go to several nodes fails at once rather than at its deadline if none of them
     /// is up and none has a connection left that could come back, or if none has the role that it takes;
     /// if the [servers say](Self::read_role) which they have, once those have been asked that have never
-    /// said so. Default: `false`.
+    /// said so. One that names its node does so in any case: another node may serve. Default: `false`.
     pub fn fail_fast(mut self, fail_fast: bool) -> Self {
         self.settings.fail_fast = fail_fast;
         self
@@ -308,6 +308,24 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
 
 impl<K: Key, M: Manager> fmt::Debug for ClusterBuilder<K, M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ClusterBuilder").field("name", &self.settings.name).finish_non_exhaustive()
+        let Settings {
+            name,
+            max_connections,
+            acquire_timeout,
+            try_next_after,
+            slow_start,
+            fail_fast,
+            accept_empty_sets,
+            ..
+        } = &self.settings;
+        f.debug_struct("ClusterBuilder")
+            .field("name", name)
+            .field("max_connections", max_connections)
+            .field("acquire_timeout", acquire_timeout)
+            .field("try_next_after", try_next_after)
+            .field("slow_start", slow_start)
+            .field("fail_fast", fail_fast)
+            .field("accept_empty_sets", accept_empty_sets)
+            .finish_non_exhaustive()
     }
 }

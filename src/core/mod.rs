@@ -515,7 +515,35 @@ pub struct Glimpse {
 /// The number of shards for a pool that does not say: a power of two, no more than the machine's
 /// parallelism and no more than half the capacity, at least 1.
 pub(crate) fn default_shards(capacity: usize) -> usize {
-    let parallelism = std::thread::available_parallelism().map_or(1, usize::from);
+    shards_for(capacity, std::thread::available_parallelism().map_or(1, usize::from))
+}
+
+fn shards_for(capacity: usize, parallelism: usize) -> usize {
     let most = parallelism.min(capacity / 2).clamp(1, MAX_SHARDS);
     1 << most.ilog2()
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::shards_for;
+
+    #[test]
+    fn a_pool_that_does_not_say_has_as_many_shards_as_the_machine_has_use_for() {
+        // Capacity, parallelism, shards.
+        let expected = [
+            (1, 8, 1),
+            (3, 8, 1),
+            (4, 8, 2),
+            (10, 1, 1),
+            (10, 2, 2),
+            (10, 3, 2),
+            (10, 8, 4),
+            (64, 8, 8),
+            (64, 12, 8),
+            (1 << 20, 256, super::MAX_SHARDS),
+        ];
+        for (capacity, parallelism, shards) in expected {
+            assert_eq!(shards_for(capacity, parallelism), shards, "{capacity} on {parallelism}");
+        }
+    }
 }
