@@ -21,6 +21,7 @@ use event_listener::{Event, IntoNotification, listener};
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::ops::Deref;
 use std::pin::pin;
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -199,15 +200,13 @@ impl<M: Manager> PoolBuilder<M> {
         let (go_on, goes_on) = mpsc::channel();
         let stop = Arc::new(Stop::default());
         let runtime = Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(BuildError::Thread)?;
+        let runtime = InBackground(Some(runtime.map_err(BuildError::Thread)?));
         let handle = runtime.handle().clone();
         let thread = thread::Builder::new().name(self.thread_name());
         let drive = {
             let stop = stop.clone();
             move || {
                 drive(&runtime, self, &stop, &report, go_on);
-                // Not a drop, which would wait for blocking calls that the pool has given up.
-                runtime.shutdown_background();
             }
         };
         let thread = thread.spawn(drive).map_err(BuildError::Thread)?;
@@ -217,6 +216,26 @@ impl<M: Manager> PoolBuilder<M> {
         match built.recv() {
             Ok(built) => Ok(Pool { pool: built?, driver }),
             Err(_) => Err(BuildError::Thread(io::Error::other("the pool's thread panicked"))),
+        }
+    }
+}
+
+/// A runtime that does not wait at its end for blocking calls, which the pool has given up; and which may end inside
+/// another one, as where the system refuses a thread for it.
+struct InBackground(Option<Runtime>);
+
+impl Deref for InBackground {
+    type Target = Runtime;
+
+    fn deref(&self) -> &Runtime {
+        self.0.as_ref().expect("BUG: it has ended")
+    }
+}
+
+impl Drop for InBackground {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
         }
     }
 }

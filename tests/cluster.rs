@@ -4725,3 +4725,9 @@ fn the_defaults_of_a_cluster_are_those_that_are_documented() {
     ];
     assert_eq!(defaults, format!("ClusterBuilder {{ {} }}", expected.join(", ")));
 }
+
+#[test]
+fn a_cluster_whose_name_is_empty_is_refused() {
+    let refused = Cluster::<String, TestManager>::builder().name("").build().map(drop).unwrap_err();
+    assert_eq!(refused.to_string(), "name is \"\", but it must not be empty");
+}

@@ -61,6 +61,12 @@ fn the_defaults_are_those_that_are_documented() {
 }
 
 #[test]
+fn a_name_that_is_empty_is_refused() {
+    let refused = "name is \"\", but it must not be empty";
+    assert_eq!(refusal(builder().name("")), refused);
+}
+
+#[test]
 fn a_capacity_below_max_size_is_refused() {
     assert_eq!(
         refusal(builder().max_size(4).capacity(3)),

@@ -145,6 +145,17 @@ async fn a_pool_whose_warm_up_failed_finds_out_as_well() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pool_whose_warm_up_failed_keeps_its_min_idle_from_then_on() {
+    let manager = TestManager::new();
+    manager.connect.once(Act::Error);
+    let pool = pool_of(&manager, 4).min_idle(3).build_lazy().unwrap();
+    assert!(pool.warm_up(2).await.is_err());
+    tokio::time::sleep(60 * SECOND).await;
+    assert_eq!(pool.counts().idle, 3);
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pool_whose_last_connection_ends_after_a_failure_finds_out_as_well() {
     let manager = TestManager::new();
     let pool = pool_of(&manager, 2).idle_timeout(180 * SECOND).build_lazy().unwrap();
@@ -489,6 +500,17 @@ async fn a_status_is_one_line_for_a_log() {
          connecting fails: scripted connect error; maintenance is paused"
     );
     drop(held);
+
+    // Nothing looks then whether the server is back.
+    pool.close().await;
+    let pool = pool_of(&manager, 2).name("orders").build_lazy().unwrap();
+    pool.acquire_timeout(SECOND).await.map(drop).unwrap_err();
+    pool.maintenance().pause();
+    assert_eq!(
+        format!("{:#}", pool.status()),
+        "pool orders: down; 0 of 2 in use, 0 idle, 0 waiting; \
+         connecting fails: scripted connect error; maintenance is paused"
+    );
 
     // Whatever a server says.
     let refuses = || async { Err::<(), _>(std::io::Error::other("no:\nnot\r\nnow")) };

@@ -8,7 +8,7 @@ use super::node::{Member, ReadRole, RoleFuture, State};
 use super::policy::Turns;
 use super::table::{Current, Table};
 use super::{Cluster, Key, Shared};
-use crate::config::{Config, above_zero};
+use crate::config::{Config, above_zero, check_name};
 use crate::error::ConfigError;
 use crate::manager::Manager;
 use crate::metrics::ClusterNode;
@@ -125,7 +125,7 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
     }
 
     /// The cluster's name in messages. The pool of a node is called by this and the node's key, as
-    /// `cluster/node`. Default: `cluster`.
+    /// `cluster/node`. Not empty. Default: `cluster`.
     pub fn name(mut self, name: &str) -> Self {
         self.settings.name = name.into();
         self
@@ -287,6 +287,7 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
     /// [`ConfigError`] if a setting is out of range.
     pub fn build(self) -> Result<Cluster<K, M>, ConfigError> {
         let settings = self.settings;
+        check_name(&settings.name)?;
         above_zero("acquire_timeout", settings.acquire_timeout)?;
         above_zero("try_next_after", settings.try_next_after)?;
         above_zero("slow_start", settings.slow_start)?;

@@ -222,7 +222,7 @@ impl Shed {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Config {
-    /// The pool's name in messages. Default: `millpond`.
+    /// The pool's name in messages and figures; not empty. Default: `millpond`.
     pub name: Arc<str>,
     /// The most connections that are alive or being opened at any instant: 1 to 1,048,576.
     /// [`Pool::resize`](crate::Pool::resize) changes it. Default: 10.
@@ -397,6 +397,7 @@ impl Config {
     }
 
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+        check_name(&self.name)?;
         check_capacity("max_size", self.max_size)?;
         if let Some(capacity) = self.capacity {
             check_capacity("capacity", capacity)?;
@@ -478,6 +479,14 @@ impl Config {
             }
         }
     }
+}
+
+/// A label without a value is no label, to those who collect figures.
+pub(crate) fn check_name(name: &str) -> Result<(), ConfigError> {
+    if name.is_empty() {
+        return Err(ConfigError::new("name", "\"\"", "must not be empty"));
+    }
+    Ok(())
 }
 
 pub(crate) fn above_zero(field: &'static str, time: Duration) -> Result<(), ConfigError> {

@@ -318,7 +318,8 @@ impl Config {
         let mut made = Made::default();
         for (name, value) in variables {
             let Some(name) = name.to_str() else { continue };
-            let key = name.strip_prefix(stem).and_then(|rest| rest.strip_prefix('_'));
+            let Some((start, rest)) = name.split_at_checked(stem.len()) else { continue };
+            let key = rest.strip_prefix('_').filter(|_| start.eq_ignore_ascii_case(stem));
             let Some(key) = key else { continue };
             let named = Named::new(&key.to_ascii_lowercase(), name);
             let named = named.map_err(|error| error.of_variable(name))?;
@@ -582,6 +583,9 @@ mod tests {
         };
         let config = from("POOL_", &[("POOL_MAX_SIZE", "7")]).expect("it is right");
         assert_eq!(config.max_size, 7);
+        // As with the rest of the name.
+        let config = from("pool", &[("POOL_MAX_SIZE", "8"), ("pööl_MAX_SIZE", "9")]);
+        assert_eq!(config.expect("it is right").max_size, 8);
         for prefix in ["", "_"] {
             // What a shell sets for whatever it runs.
             let error = from(prefix, &[("_", "/usr/bin/env")]).expect_err("it says nothing");

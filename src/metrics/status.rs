@@ -242,7 +242,10 @@ fn health(signs: &Signs, metrics: &PoolMetrics, config: &Config) -> Health {
             ));
         }
     }
+    let paused = signs.maintenance_is_paused.then(|| "maintenance is paused".to_owned());
     if !reasons.is_empty() && counts.alive() == 0 {
+        // It may be what keeps the pool from looking whether the server is back.
+        reasons.extend(paused);
         return Health::Down(reasons);
     }
     // Under a cap over several pools one may have room for none, and whoever waits there waits for its
@@ -270,9 +273,7 @@ fn health(signs: &Signs, metrics: &PoolMetrics, config: &Config) -> Health {
     if let Some(holder) = metrics.oldest_holder.filter(|holder| late(&holder.held)) {
         reasons.push(format!("held for too long: {holder}"));
     }
-    if signs.maintenance_is_paused {
-        reasons.push("maintenance is paused".to_owned());
-    }
+    reasons.extend(paused);
     if reasons.is_empty() { Health::Healthy } else { Health::Degraded(reasons) }
 }
 

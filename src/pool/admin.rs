@@ -139,7 +139,11 @@ impl<M: Manager> Pool<M> {
             return Err(WarmUpError::NoRuntime);
         }
         self.shared.connector.end_truce();
-        self.shared.open(count).await?;
+        if let Err(error) = self.shared.open(count).await {
+            // It is not tried again at once, but at the next look.
+            self.shared.keeps_idle.store(true, Ordering::Relaxed);
+            return Err(error);
+        }
         self.shared.keep_idle();
         Ok(())
     }

@@ -718,7 +718,8 @@ impl<M: Manager> Pool<M> {
     /// How connecting goes, the last attempt says, also that of a [`rotate`](Self::rotate). A pool that is down
     /// because connecting fails goes on trying though nobody asks it for anything,
     /// one connect at a time with the pauses of [`backoff`](PoolBuilder::backoff), so it is up again soon
-    /// after the server is. Not so if the manager calls the last failure
+    /// after the server is. If nobody tried at the moment when the last connection went, that begins at the next look of
+    /// the [maintenance](Self::maintenance), and does not while that is paused. Not so if the manager calls the last failure
     /// [permanent](Manager::is_permanent), such as a wrong password, since accounts get locked: then its
     /// health says so, and stays down until an [`acquire`](Self::acquire), a
     /// [`warm_up`](Self::warm_up) or a [`rotate`](Self::rotate) succeeds. A pool that has connections tries

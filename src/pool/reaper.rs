@@ -638,7 +638,8 @@ pub struct Maintenance<'p, M: Manager> {
 
 impl<M: Manager> Pool<M> {
     /// Pauses, resumes or runs what the pool does by the clock: ending connections that are too old
-    /// or idle for too long, checking idle ones, keeping `min_idle`, reporting leaks.
+    /// or idle for too long, checking idle ones, keeping `min_idle`, reporting leaks, and looking whether a server that
+    /// was away is back if nobody else does.
     #[must_use]
     pub fn maintenance(&self) -> Maintenance<'_, M> {
         Maintenance { pool: self }
