@@ -3020,6 +3020,22 @@ async fn a_unit_leaves_a_node_that_does_not_answer_though_it_has_several() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_connect_that_takes_long_goes_on_beside_a_unit_that_its_node_has_no_use_for() {
+    let (cluster, managers, whole) = capped(2, 2, [("a", plain()), ("b", plain())]);
+    for guard in hold(&cluster, "a", 2).await {
+        guard.discard();
+    }
+    eventually("both are gone", || managers[0].ledger.live() == 0).await;
+    managers[0].connect.always(Act::Slow(1_500 * MILLISECOND));
+    let mut of_a = pin!(cluster.acquire("a"));
+    assert!(timeout(1_200 * MILLISECOND, of_a.as_mut()).await.is_err());
+    drop(timeout(200 * MILLISECOND, cluster.acquire("b")).await.expect("a can spare one").unwrap());
+    drop(timeout(400 * MILLISECOND, of_a).await.expect("it has gone on").unwrap());
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn of_connections_that_are_opened_those_for_nobody_make_room() {
     let (cluster, managers, _) = capped(3, 3, [("a", plain()), ("b", plain())]);
     let mut of_a = opens(&cluster, &managers[0], 3).await;

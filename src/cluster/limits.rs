@@ -193,7 +193,7 @@ impl<K: Key, M: Manager> Share<K, M> {
     /// It has been told to let go of one, or of what it opens.
     fn was_asked(&mut self, look: &Look) {
         self.asked = Instant::now();
-        if look.is_silent {
+        if look.gets_no_further() {
             self.silent = Some(self.asked + self.long());
             self.silences += 1;
             self.opening = None;
@@ -345,7 +345,7 @@ impl<K: Key, M: Manager> Cap<K, M> {
                         shares[index].turn = turn;
                     }
                     let of_one = usize::from(look.opens_for_nobody());
-                    let recalls = if look.is_silent { usize::MAX } else { of_one };
+                    let recalls = if look.gets_no_further() { usize::MAX } else { of_one };
                     Some((index, look.limit - 1, recalls))
                 }
                 Some(Step::Recall(index)) => {
