@@ -172,7 +172,8 @@ pub enum OperationError<E> {
     /// The method took longer than its limit and was dropped.
     #[error("no answer within {limit:?} ({setting})")]
     TimedOut {
-        /// The setting that the limit comes from, such as `connect_timeout`.
+        /// The setting that the limit comes from, such as `connect_timeout`; `max_connections` of a connect that
+        /// a cluster gave up so that other nodes could connect.
         setting: &'static str,
         /// The limit: that of the pool's configuration, or, for the hook
         /// [`after_connect`](crate::Hooks::after_connect), what the connect before it had left of

@@ -2986,6 +2986,40 @@ async fn the_only_unit_leaves_a_node_that_does_not_answer() {
     settled(&cluster, &managers).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_node_that_loses_its_unit_because_it_does_not_answer_is_down_and_says_why() {
+    let (cluster, managers, _) = capped(1, 1, [("a", plain()), ("b", plain())]);
+    managers[0].connect.always(Act::Never);
+    let mut of_a = pin!(cluster.acquire("a"));
+    assert!(poll_once(of_a.as_mut()).is_pending());
+    drop(timeout(2 * SECOND, cluster.acquire("b")).await.expect("in time").unwrap());
+    let a = &cluster.status().nodes[0];
+    assert!(!a.is_up && !a.pool.health.is_up(), "{a:?}");
+    assert_eq!(a.pool.metrics.connect_failures, 1);
+    let failure = a.pool.metrics.last_connect_error.clone().expect("it is told").message;
+    assert_eq!(failure, "no answer within 1s (max_connections)");
+    // It may merely take long, so whoever waits for it by its name does so, and so does who comes.
+    assert!(poll_once(of_a.as_mut()).is_pending());
+    assert!(poll_once(pin!(cluster.acquire("a"))).is_pending());
+    // It is tried again, as any node that is down.
+    managers[0].connect.calm();
+    assert!(timeout(SECOND, of_a).await.expect("it has answered").is_ok());
+    assert!(cluster.status().nodes[0].is_up);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_does_not_answer_is_down_though_none_of_its_callers_waits_for_a_second() {
+    let (cluster, managers, _) = capped(1, 1, [("a", plain()), ("b", plain())]);
+    managers[0].connect.always(Act::Never);
+    for _ in 0..3 {
+        assert!(cluster.acquire_timeout("a", 400 * MILLISECOND).await.is_err());
+    }
+    assert!(cluster.status().nodes[0].is_up, "it has all the time that it likes");
+    drop(timeout(SECOND, cluster.acquire("b")).await.expect("nobody waits for a").unwrap());
+    let a = &cluster.status().nodes[0];
+    assert_eq!((a.is_up, a.pool.metrics.connect_failures), (false, 1));
+}
+
 /// So many callers of a node for whom connections are opened at once, none of which comes to be.
 async fn opens<'c>(
     cluster: &'c TestCluster,
@@ -3150,6 +3184,9 @@ async fn a_connection_that_is_opened_for_nobody_makes_room() {
             let served = timeout(200 * MILLISECOND, cluster.acquire("b")).await;
             held.push(served.expect("nobody wants what a opens").unwrap());
         }
+        // Which says nothing against it.
+        let a = &cluster.status().nodes[0];
+        assert_eq!((a.is_up, a.pool.metrics.connect_failures), (true, 0));
         drop(held);
         settled(&cluster, &managers).await;
         assert_eq!(whole.most_live(), cap);

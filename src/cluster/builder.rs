@@ -203,10 +203,10 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
     /// connections than nodes that are in use they are closed and opened all the time: each such node has
     /// one by turns, and uses it for as long as it took to open it, but for some 50 ms at least and a second
     /// at most, and until it comes back. So others wait for twice as long as a connect takes, for each
-    /// node before theirs. One that does not answer has a second to do so: that is
-    /// twice as long the next time, and four seconds from then on, so one that takes longer to connect may
-    /// not serve while callers wait for the others. For as long a node that has no connection yet may open
-    /// several at once; one that has some in use keeps what it opens until its
+    /// node before theirs. One that does not answer has a second to do so; then it has failed to connect, and
+    /// is down. It has twice as long the next time, and four seconds from then on, so one that takes longer
+    /// to connect may not serve while callers wait for the others. For as long a node that has no connection
+    /// yet may open several at once; one that has some in use keeps what it opens until its
     /// [`connect_timeout`](crate::Config::connect_timeout). Default: `None`.
     ///
     /// It costs a hit nothing. While somebody waits for more, it looks every 5 ms who could give.

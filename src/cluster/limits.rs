@@ -38,6 +38,7 @@ use super::node::{Member, Node};
 use super::{Key, Shared};
 use crate::manager::Manager;
 use crate::pool::Pool;
+use crate::pool::node_side::GivenUp;
 use event_listener::{Event, EventListener, IntoNotification};
 use std::future::poll_fn;
 use std::mem;
@@ -190,14 +191,17 @@ impl<K: Key, M: Manager> Share<K, M> {
         self.begun = self.since;
     }
 
-    /// It has been told to let go of one, or of what it opens.
-    fn was_asked(&mut self, look: &Look) {
+    /// It is told to let go of one, or of what it opens; answers how much of that it is to give up, and why.
+    fn was_asked(&mut self, look: &Look) -> Recalls {
         self.asked = Instant::now();
-        if look.gets_no_further() {
-            self.silent = Some(self.asked + self.long());
-            self.silences += 1;
-            self.opening = None;
+        if !look.gets_no_further() {
+            return (usize::from(look.opens_for_nobody()), GivenUp::Unwanted);
         }
+        let long = self.long();
+        self.silent = Some(self.asked + long);
+        self.silences += 1;
+        self.opening = None;
+        (usize::MAX, GivenUp::Silent(long))
     }
 
     /// How long it may use its only unit: no less than it took to open the connection, so that no more than
@@ -245,20 +249,23 @@ impl<K: Key, M: Manager> Share<K, M> {
 struct Change<K: Key, M: Manager> {
     pool: Pool<Member<K, M>>,
     shrinks: bool,
-    /// How much of what it is opening is to be given up.
-    recalls: usize,
+    recalls: Recalls,
 }
+
+/// How much of what a pool is opening is to be given up, and why.
+type Recalls = (usize, GivenUp);
 
 impl<K: Key, M: Manager> Change<K, M> {
     /// Gives a pool so many units, and has it give up what it is opening with others.
-    fn begin(share: &Share<K, M>, limit: usize, recalls: usize) -> Self {
+    fn begin(share: &Share<K, M>, limit: usize, recalls: Recalls) -> Self {
         let shrinks = share.pool.begin_resize(limit);
         Self { pool: share.pool.clone(), shrinks, recalls }
     }
 
     fn carry_out(self) {
         self.pool.end_resize(self.shrinks);
-        self.pool.give_up_dials(self.recalls);
+        let (many, why) = self.recalls;
+        self.pool.give_up_dials(many, why);
     }
 }
 
@@ -335,22 +342,20 @@ impl<K: Key, M: Manager> Cap<K, M> {
             let change = match step(&looks, self.most) {
                 Some(Step::Give(index)) => {
                     shares[index].got_one(turn);
-                    Some((index, looks[index].limit + 1, 0))
+                    Some((index, looks[index].limit + 1, (0, GivenUp::Unwanted)))
                 }
                 Some(Step::Take(index)) => {
                     let look = &looks[index];
-                    shares[index].was_asked(look);
+                    let recalls = shares[index].was_asked(look);
                     if look.limit == 1 {
                         // It is the last to get one again.
                         shares[index].turn = turn;
                     }
-                    let of_one = usize::from(look.opens_for_nobody());
-                    let recalls = if look.gets_no_further() { usize::MAX } else { of_one };
                     Some((index, look.limit - 1, recalls))
                 }
                 Some(Step::Recall(index)) => {
-                    shares[index].was_asked(&looks[index]);
-                    Some((index, looks[index].limit, usize::MAX))
+                    let recalls = shares[index].was_asked(&looks[index]);
+                    Some((index, looks[index].limit, recalls))
                 }
                 Some(Step::Forgo(index)) => {
                     shares[index].passed_over = None;
