@@ -3402,6 +3402,107 @@ async fn with_a_cap_too_a_removal_that_is_given_up_closes_the_node_at_once() {
     assert_eq!(whole.most_live(), 2);
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_fails_because_a_cap_is_used_up_says_so_and_who_has_what() {
+    let builder = builder().max_connections(1).acquire_timeout(400 * MILLISECOND);
+    let (cluster, _) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    let b = cluster.node("b").unwrap();
+    let only_b = |node: &NodeView<'_, String>| (node.key() == "b").then_some(0.0);
+    let held = cluster.acquire("a").await.unwrap();
+    let why = "the cap of 1 connection on all nodes together (max_connections) is used up: a";
+    let failures = [
+        cluster.acquire("b").await.unwrap_err().to_string(),
+        b.acquire().await.unwrap_err().to_string(),
+        cluster.acquire_any(Policy::Rank(&only_b)).await.unwrap_err().to_string(),
+    ];
+    for failure in failures {
+        assert!(failure.ends_with(&format!("; {why} has 1")), "{failure}");
+    }
+    let refused = "warm_up is 1, but it must be at most what the node may have under max_connections, \
+                   which is 0 now";
+    let failure = b.warm_up(1).await.unwrap_err().to_string();
+    assert_eq!(failure, format!("{refused}: {why} has 1"));
+    let failure = b.rotate(|_| Box::pin(async { Ok(()) })).await.unwrap_err();
+    let failure = std::error::Error::source(&failure).expect("there is no room").to_string();
+    assert!(failure.ends_with(&format!("; {why} has 1")), "{failure}");
+    // Also if it is not there any more.
+    cluster.remove_node("a", Duration::ZERO).await.unwrap();
+    let failure = cluster.acquire("b").await.unwrap_err().to_string();
+    assert!(failure.ends_with(&format!("; {why} (removed) has 1")), "{failure}");
+    drop(held);
+    eventually("that of a is closed", || cluster.status().connections == 0).await;
+    let failure = b.warm_up(1).await.unwrap_err().to_string();
+    assert_eq!(failure, format!("{refused}, and gets more as its callers need it"));
+    // Above its own limit it is that which counts.
+    let failure = b.warm_up(5).await.unwrap_err().to_string();
+    assert_eq!(failure, "warm_up is 5, but it must be at most max_size, which is 4");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cap_that_is_not_why_is_not_named() {
+    let builder = builder().pools(|pool| pool.max_size(1)).max_connections(2);
+    let builder = builder.acquire_timeout(400 * MILLISECOND);
+    let (cluster, _) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    let _held = [cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap()];
+    for failure in [
+        cluster.acquire("a").await.unwrap_err().to_string(),
+        cluster.acquire_any(Policy::RoundRobin).await.unwrap_err().to_string(),
+    ] {
+        assert!(!failure.contains("max_connections"), "{failure}");
+    }
+    // Another one could have more, but nobody waits there.
+    cluster.remove_node("b", Duration::ZERO).await.unwrap();
+    cluster.add_node("c".to_owned(), TestManager::new()).unwrap();
+    let only_a = |node: &NodeView<'_, String>| (node.key() == "a").then_some(0.0);
+    let failure = cluster.acquire_any(Policy::Rank(&only_a)).await.unwrap_err().to_string();
+    assert!(!failure.contains("max_connections"), "{failure}");
+    let failure = cluster.acquire("c").await.unwrap_err().to_string();
+    assert!(failure.ends_with(" is used up: a has 1, b (removed) has 1"), "{failure}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_many_nodes_that_use_up_a_cap_the_three_are_named_that_have_most() {
+    let builder = builder().max_connections(7).acquire_timeout(400 * MILLISECOND);
+    let nodes = [("a", plain()), ("b", plain()), ("c", plain()), ("d", plain()), ("e", plain())];
+    let (cluster, _) = cluster_of(builder, nodes);
+    let mut held = Vec::new();
+    for (key, many) in [("a", 1), ("b", 2), ("c", 3), ("d", 1)] {
+        held.extend(hold(&cluster, key, many).await);
+    }
+    let failure = cluster.acquire("e").await.unwrap_err().to_string();
+    let who = "the cap of 7 connections on all nodes together (max_connections) is used up: \
+               c has 3, b has 2, a has 1, others the rest";
+    assert!(failure.ends_with(who), "{failure}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_tells_the_cap_and_how_much_of_it_is_in_use() {
+    let (cluster, _, _) = capped(3, 3, [("a", plain()), ("b", plain())]);
+    let held = hold(&cluster, "a", 2).await;
+    let of_b = cluster.acquire("b").await.unwrap();
+    cluster.remove_node("a", Duration::ZERO).await.unwrap();
+    drop(of_b);
+    let status = cluster.status();
+    assert_eq!((status.max_connections, status.connections), (Some(3), 3));
+    let line = status.to_string().lines().next().unwrap().to_owned();
+    assert!(line.ends_with("; 3 of max_connections 3"), "{line}");
+    let line = format!("{status:#}");
+    assert!(line.contains("; 1 nodes, 3 of max_connections 3, 0 of 1 in use, 1 idle"), "{line}");
+    #[cfg(feature = "serde")]
+    {
+        let json = serde_json::to_value(&status).unwrap();
+        assert_eq!((&json["max_connections"], &json["connections"]), (&3.into(), &3.into()));
+    }
+    drop(held);
+    eventually("those of a are closed", || cluster.status().connections == 1).await;
+    // Without a cap, there are those of the nodes that there are.
+    let (cluster, _) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+    drop([cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap()]);
+    let status = cluster.status();
+    assert_eq!((status.max_connections, status.connections), (None, 2));
+    assert!(!status.to_string().contains("max_connections"));
+}
+
 #[tokio::test]
 async fn settings_that_a_cap_cannot_do_with_are_refused() {
     let error = builder().max_connections(0).build().unwrap_err();

@@ -40,6 +40,7 @@ use crate::manager::Manager;
 use crate::pool::Pool;
 use crate::pool::node_side::GivenUp;
 use event_listener::{Event, EventListener, IntoNotification};
+use std::cmp::Reverse;
 use std::future::poll_fn;
 use std::mem;
 use std::pin::{Pin, pin};
@@ -131,10 +132,10 @@ impl<K: Key, M: Manager> Share<K, M> {
         }
     }
 
-    /// Whether none of its connections is left.
-    fn is_empty(&self) -> bool {
+    /// How many connections it has, or is opening.
+    fn connections(&self) -> usize {
         let counts = self.pool.counts();
-        counts.connecting + counts.alive() == 0
+        counts.connecting + counts.alive()
     }
 
     fn look(&mut self) -> Look {
@@ -280,6 +281,10 @@ impl<K: Key, M: Manager> Cap<K, M> {
         Self { most, shares, collecting: AtomicBool::new(false), wanted, abandoned }
     }
 
+    pub(super) fn most(&self) -> usize {
+        self.most
+    }
+
     fn shares(&self) -> MutexGuard<'_, Vec<Share<K, M>>> {
         self.shares.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -298,7 +303,7 @@ impl<K: Key, M: Manager> Cap<K, M> {
     /// Lets go of pools that were closed, whose last connection is gone: until then they take part.
     pub(super) fn forget(&self) {
         let gone: Vec<Share<K, M>> = {
-            let is_gone = |share: &Share<K, M>| share.pool.is_closed() && share.is_empty();
+            let is_gone = |share: &Share<K, M>| share.pool.is_closed() && share.connections() == 0;
             let mut shares = self.shares();
             if !shares.iter().any(is_gone) {
                 return;
@@ -309,6 +314,39 @@ impl<K: Key, M: Manager> Cap<K, M> {
         };
         // Only now: a manager that is dropped may want the cap itself.
         drop(gone);
+    }
+
+    /// How many connections there are, or are being opened, at all nodes, also at those that were removed.
+    pub(super) fn connections(&self) -> usize {
+        self.shares().iter().map(Share::connections).sum()
+    }
+
+    /// Who has them, if all are taken.
+    fn used_up(&self) -> Option<String> {
+        const SHOWN: usize = 3;
+        let taken = |share: &Share<K, M>| {
+            let limit = if share.pool.is_closed() { 0 } else { share.pool.max_size() };
+            (limit.max(share.connections()), share.pool.clone())
+        };
+        let mut taken: Vec<_> = self.shares().iter().map(taken).collect();
+        taken.retain(|(units, _)| *units > 0);
+        if taken.iter().map(|(units, _)| units).sum::<usize>() < self.most {
+            return None;
+        }
+        taken.sort_by_key(|(units, _)| Reverse(*units));
+        let name = |(units, pool): &(usize, Pool<Member<K, M>>)| {
+            let removed = if pool.is_closed() { " (removed)" } else { "" };
+            format!("{}{removed} has {units}", pool.manager().key())
+        };
+        let mut names: Vec<String> = taken.iter().take(SHOWN).map(name).collect();
+        if taken.len() > SHOWN {
+            names.push("others the rest".to_owned());
+        }
+        let (most, names) = (self.most, names.join(", "));
+        let plural = if most == 1 { "" } else { "s" };
+        Some(format!(
+            "the cap of {most} connection{plural} on all nodes together (max_connections) is used up: {names}"
+        ))
     }
 
     /// The pools that take part.
@@ -385,6 +423,18 @@ impl<K: Key, M: Manager> Cap<K, M> {
 }
 
 impl<K: Key, M: Manager> Shared<K, M> {
+    /// Who has what one of these nodes could have beside its own, if all of the cap is taken.
+    #[cold]
+    pub(super) fn why_no_more<'n>(
+        &self,
+        nodes: impl IntoIterator<Item = &'n Node<K, M>>,
+    ) -> Option<String> {
+        let cap = self.cap.as_ref()?;
+        let could_have_more =
+            |node: &Node<K, M>| node.pool.max_size() < node.pool.config().max_size;
+        if nodes.into_iter().any(could_have_more) { cap.used_up() } else { None }
+    }
+
     /// A caller has been served by another node because this one had nothing.
     #[cold]
     pub(super) fn passed_over(self: &Arc<Self>, node: &Node<K, M>) {
