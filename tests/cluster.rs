@@ -936,24 +936,31 @@ async fn what_a_node_has_that_refuses_more_serves_once_all_others_are_in_use() {
 
 #[tokio::test(start_paused = true)]
 async fn what_a_node_has_that_refuses_more_is_taken_by_whom_the_others_have_no_room_for() {
-    let (cluster, managers) = at_its_limit(2, 1).await;
-    managers[1].connect.always(Act::Gated);
-    let held = cluster.acquire("b").await.unwrap();
-    let mut waits = [(); 2].map(|()| Box::pin(cluster.acquire_any(Policy::RoundRobin)));
-    for wait in &mut waits {
-        assert!(poll_once(wait.as_mut()).is_pending(), "b has room for two");
+    // Of what b has room for, all is being opened, or only the first, since none has been before.
+    for of_b in [1, 0] {
+        let (cluster, managers) = at_its_limit(2, of_b).await;
+        managers[1].connect.always(Act::Gated);
+        let held = hold(&cluster, "b", of_b).await;
+        let waits = (of_b..3).map(|_| Box::pin(cluster.acquire_any(Policy::RoundRobin)));
+        let mut waits: Vec<_> = waits.collect();
+        for wait in &mut waits {
+            assert!(poll_once(wait.as_mut()).is_pending(), "b has room for {}", 3 - of_b);
+        }
+        let of_a = || cluster.node("a").unwrap().metrics().counts;
+        assert_eq!((of_a().idle, of_a().in_use), (2, 0));
+        // That is for those who have come first.
+        let began = tokio::time::Instant::now();
+        let served = cluster.acquire_any(Policy::RoundRobin).await.unwrap();
+        assert_eq!((served.node().as_str(), began.elapsed()), ("a", Duration::ZERO));
+        managers[1].connect.open(waits.len());
+        let mut guards = Vec::new();
+        for wait in waits {
+            guards.push(wait.await.unwrap());
+        }
+        assert!(guards.iter().all(|guard| guard.node() == "b"), "{guards:?}");
+        drop((held, served, guards));
+        settled(&cluster, &managers).await;
     }
-    let of_a = || cluster.node("a").unwrap().metrics().counts;
-    assert_eq!((of_a().idle, of_a().in_use), (2, 0));
-    // What is being opened at b is for those who have come first.
-    let began = tokio::time::Instant::now();
-    assert_eq!(cluster.acquire_any(Policy::RoundRobin).await.unwrap().node(), "a");
-    assert_eq!(began.elapsed(), Duration::ZERO);
-    managers[1].connect.open(2);
-    let guards = [waits[0].as_mut().await.unwrap(), waits[1].as_mut().await.unwrap()];
-    assert!(guards.iter().all(|guard| guard.node() == "b"), "{guards:?}");
-    drop((held, guards));
-    settled(&cluster, &managers).await;
 }
 
 #[tokio::test(start_paused = true)]
