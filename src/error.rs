@@ -172,7 +172,8 @@ pub enum OperationError<E> {
     /// The method took longer than its limit and was dropped.
     #[error("no answer within {limit:?} ({setting})")]
     TimedOut {
-        /// The setting that the limit comes from, such as `connect_timeout`.
+        /// The setting that the limit comes from, such as `connect_timeout`; `max_connections` of a connect that
+        /// a cluster gave up so that other nodes could connect.
         setting: &'static str,
         /// The limit: that of the pool's configuration, or, for the hook
         /// [`after_connect`](crate::Hooks::after_connect), what the connect before it had left of
@@ -499,6 +500,7 @@ mod managed {
         pub(crate) longest_held: Option<Holder>,
         pub(crate) last_connect_error: Option<Arc<OperationError<E>>>,
         pub(crate) failed_hook: Option<&'static str>,
+        pub(crate) cap: Option<String>,
     }
 
     impl<E> Timeout<E> {
@@ -546,6 +548,13 @@ mod managed {
         pub fn failed_hook(&self) -> Option<&'static str> {
             self.failed_hook
         }
+
+        /// In words, if the pool is a node's and its cluster had no more connections for it: the cluster's
+        /// `max_connections`, and which nodes had them.
+        #[must_use]
+        pub fn cap(&self) -> Option<&str> {
+            self.cap.as_deref()
+        }
     }
 
     impl<E> fmt::Display for Timeout<E> {
@@ -561,8 +570,11 @@ mod managed {
                 1 => f.write_str("; 1 is kept for Priority::High)"),
                 kept => write!(f, "; {kept} are kept for Priority::High)"),
             }?;
-            match self.longest_held {
-                Some(holder) => write!(f, "; held longest: {holder}"),
+            if let Some(holder) = self.longest_held {
+                write!(f, "; held longest: {holder}")?;
+            }
+            match &self.cap {
+                Some(cap) => write!(f, "; {cap}"),
                 None => Ok(()),
             }
         }
@@ -579,6 +591,7 @@ mod managed {
                 .field("longest_held", &self.longest_held)
                 .field("last_connect_error", &self.last_connect_error)
                 .field("failed_hook", &self.failed_hook)
+                .field("cap", &self.cap)
                 .finish()
         }
     }
@@ -593,8 +606,8 @@ mod managed {
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     #[non_exhaustive]
     pub enum Stage {
-        /// Every connection was in use, but for what is reserved for others: raise `max_size`, or look for who
-        /// holds them so long.
+        /// Every connection was in use, but for what is reserved for others: raise `max_size`, or, where a
+        /// [cap](Timeout::cap) on a cluster is named, that one, or look for who holds them so long.
         Queued,
         /// A connection was being opened that the caller might have had, and that took too long.
         Connecting,

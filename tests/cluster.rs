@@ -936,24 +936,31 @@ async fn what_a_node_has_that_refuses_more_serves_once_all_others_are_in_use() {
 
 #[tokio::test(start_paused = true)]
 async fn what_a_node_has_that_refuses_more_is_taken_by_whom_the_others_have_no_room_for() {
-    let (cluster, managers) = at_its_limit(2, 1).await;
-    managers[1].connect.always(Act::Gated);
-    let held = cluster.acquire("b").await.unwrap();
-    let mut waits = [(); 2].map(|()| Box::pin(cluster.acquire_any(Policy::RoundRobin)));
-    for wait in &mut waits {
-        assert!(poll_once(wait.as_mut()).is_pending(), "b has room for two");
+    // Of what b has room for, all is being opened, or only the first, since none has been before.
+    for of_b in [1, 0] {
+        let (cluster, managers) = at_its_limit(2, of_b).await;
+        managers[1].connect.always(Act::Gated);
+        let held = hold(&cluster, "b", of_b).await;
+        let waits = (of_b..3).map(|_| Box::pin(cluster.acquire_any(Policy::RoundRobin)));
+        let mut waits: Vec<_> = waits.collect();
+        for wait in &mut waits {
+            assert!(poll_once(wait.as_mut()).is_pending(), "b has room for {}", 3 - of_b);
+        }
+        let of_a = || cluster.node("a").unwrap().metrics().counts;
+        assert_eq!((of_a().idle, of_a().in_use), (2, 0));
+        // That is for those who have come first.
+        let began = tokio::time::Instant::now();
+        let served = cluster.acquire_any(Policy::RoundRobin).await.unwrap();
+        assert_eq!((served.node().as_str(), began.elapsed()), ("a", Duration::ZERO));
+        managers[1].connect.open(waits.len());
+        let mut guards = Vec::new();
+        for wait in waits {
+            guards.push(wait.await.unwrap());
+        }
+        assert!(guards.iter().all(|guard| guard.node() == "b"), "{guards:?}");
+        drop((held, served, guards));
+        settled(&cluster, &managers).await;
     }
-    let of_a = || cluster.node("a").unwrap().metrics().counts;
-    assert_eq!((of_a().idle, of_a().in_use), (2, 0));
-    // What is being opened at b is for those who have come first.
-    let began = tokio::time::Instant::now();
-    assert_eq!(cluster.acquire_any(Policy::RoundRobin).await.unwrap().node(), "a");
-    assert_eq!(began.elapsed(), Duration::ZERO);
-    managers[1].connect.open(2);
-    let guards = [waits[0].as_mut().await.unwrap(), waits[1].as_mut().await.unwrap()];
-    assert!(guards.iter().all(|guard| guard.node() == "b"), "{guards:?}");
-    drop((held, guards));
-    settled(&cluster, &managers).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -2986,6 +2993,40 @@ async fn the_only_unit_leaves_a_node_that_does_not_answer() {
     settled(&cluster, &managers).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_node_that_loses_its_unit_because_it_does_not_answer_is_down_and_says_why() {
+    let (cluster, managers, _) = capped(1, 1, [("a", plain()), ("b", plain())]);
+    managers[0].connect.always(Act::Never);
+    let mut of_a = pin!(cluster.acquire("a"));
+    assert!(poll_once(of_a.as_mut()).is_pending());
+    drop(timeout(2 * SECOND, cluster.acquire("b")).await.expect("in time").unwrap());
+    let a = &cluster.status().nodes[0];
+    assert!(!a.is_up && !a.pool.health.is_up(), "{a:?}");
+    assert_eq!(a.pool.metrics.connect_failures, 1);
+    let failure = a.pool.metrics.last_connect_error.clone().expect("it is told").message;
+    assert_eq!(failure, "no answer within 1s (max_connections)");
+    // It may merely take long, so whoever waits for it by its name does so, and so does who comes.
+    assert!(poll_once(of_a.as_mut()).is_pending());
+    assert!(poll_once(pin!(cluster.acquire("a"))).is_pending());
+    // It is tried again, as any node that is down.
+    managers[0].connect.calm();
+    assert!(timeout(SECOND, of_a).await.expect("it has answered").is_ok());
+    assert!(cluster.status().nodes[0].is_up);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_does_not_answer_is_down_though_none_of_its_callers_waits_for_a_second() {
+    let (cluster, managers, _) = capped(1, 1, [("a", plain()), ("b", plain())]);
+    managers[0].connect.always(Act::Never);
+    for _ in 0..3 {
+        assert!(cluster.acquire_timeout("a", 400 * MILLISECOND).await.is_err());
+    }
+    assert!(cluster.status().nodes[0].is_up, "it has all the time that it likes");
+    drop(timeout(SECOND, cluster.acquire("b")).await.expect("nobody waits for a").unwrap());
+    let a = &cluster.status().nodes[0];
+    assert_eq!((a.is_up, a.pool.metrics.connect_failures), (false, 1));
+}
+
 /// So many callers of a node for whom connections are opened at once, none of which comes to be.
 async fn opens<'c>(
     cluster: &'c TestCluster,
@@ -3017,6 +3058,22 @@ async fn a_unit_leaves_a_node_that_does_not_answer_though_it_has_several() {
         drop(of_a);
         assert_eq!(whole.most_live(), many);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connect_that_takes_long_goes_on_beside_a_unit_that_its_node_has_no_use_for() {
+    let (cluster, managers, whole) = capped(2, 2, [("a", plain()), ("b", plain())]);
+    for guard in hold(&cluster, "a", 2).await {
+        guard.discard();
+    }
+    eventually("both are gone", || managers[0].ledger.live() == 0).await;
+    managers[0].connect.always(Act::Slow(1_500 * MILLISECOND));
+    let mut of_a = pin!(cluster.acquire("a"));
+    assert!(timeout(1_200 * MILLISECOND, of_a.as_mut()).await.is_err());
+    drop(timeout(200 * MILLISECOND, cluster.acquire("b")).await.expect("a can spare one").unwrap());
+    drop(timeout(400 * MILLISECOND, of_a).await.expect("it has gone on").unwrap());
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -3134,6 +3191,9 @@ async fn a_connection_that_is_opened_for_nobody_makes_room() {
             let served = timeout(200 * MILLISECOND, cluster.acquire("b")).await;
             held.push(served.expect("nobody wants what a opens").unwrap());
         }
+        // Which says nothing against it.
+        let a = &cluster.status().nodes[0];
+        assert_eq!((a.is_up, a.pool.metrics.connect_failures), (true, 0));
         drop(held);
         settled(&cluster, &managers).await;
         assert_eq!(whole.most_live(), cap);
@@ -3347,6 +3407,107 @@ async fn with_a_cap_too_a_removal_that_is_given_up_closes_the_node_at_once() {
     drop(guard);
     eventually("the other one is closed", || managers[0].ledger.live() == 0).await;
     assert_eq!(whole.most_live(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_fails_because_a_cap_is_used_up_says_so_and_who_has_what() {
+    let builder = builder().max_connections(1).acquire_timeout(400 * MILLISECOND);
+    let (cluster, _) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    let b = cluster.node("b").unwrap();
+    let only_b = |node: &NodeView<'_, String>| (node.key() == "b").then_some(0.0);
+    let held = cluster.acquire("a").await.unwrap();
+    let why = "the cap of 1 connection on all nodes together (max_connections) is used up: a";
+    let failures = [
+        cluster.acquire("b").await.unwrap_err().to_string(),
+        b.acquire().await.unwrap_err().to_string(),
+        cluster.acquire_any(Policy::Rank(&only_b)).await.unwrap_err().to_string(),
+    ];
+    for failure in failures {
+        assert!(failure.ends_with(&format!("; {why} has 1")), "{failure}");
+    }
+    let refused = "warm_up is 1, but it must be at most what the node may have under max_connections, \
+                   which is 0 now";
+    let failure = b.warm_up(1).await.unwrap_err().to_string();
+    assert_eq!(failure, format!("{refused}: {why} has 1"));
+    let failure = b.rotate(|_| Box::pin(async { Ok(()) })).await.unwrap_err();
+    let failure = std::error::Error::source(&failure).expect("there is no room").to_string();
+    assert!(failure.ends_with(&format!("; {why} has 1")), "{failure}");
+    // Also if it is not there any more.
+    cluster.remove_node("a", Duration::ZERO).await.unwrap();
+    let failure = cluster.acquire("b").await.unwrap_err().to_string();
+    assert!(failure.ends_with(&format!("; {why} (removed) has 1")), "{failure}");
+    drop(held);
+    eventually("that of a is closed", || cluster.status().connections == 0).await;
+    let failure = b.warm_up(1).await.unwrap_err().to_string();
+    assert_eq!(failure, format!("{refused}, and gets more as its callers need it"));
+    // Above its own limit it is that which counts.
+    let failure = b.warm_up(5).await.unwrap_err().to_string();
+    assert_eq!(failure, "warm_up is 5, but it must be at most max_size, which is 4");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cap_that_is_not_why_is_not_named() {
+    let builder = builder().pools(|pool| pool.max_size(1)).max_connections(2);
+    let builder = builder.acquire_timeout(400 * MILLISECOND);
+    let (cluster, _) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    let _held = [cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap()];
+    for failure in [
+        cluster.acquire("a").await.unwrap_err().to_string(),
+        cluster.acquire_any(Policy::RoundRobin).await.unwrap_err().to_string(),
+    ] {
+        assert!(!failure.contains("max_connections"), "{failure}");
+    }
+    // Another one could have more, but nobody waits there.
+    cluster.remove_node("b", Duration::ZERO).await.unwrap();
+    cluster.add_node("c".to_owned(), TestManager::new()).unwrap();
+    let only_a = |node: &NodeView<'_, String>| (node.key() == "a").then_some(0.0);
+    let failure = cluster.acquire_any(Policy::Rank(&only_a)).await.unwrap_err().to_string();
+    assert!(!failure.contains("max_connections"), "{failure}");
+    let failure = cluster.acquire("c").await.unwrap_err().to_string();
+    assert!(failure.ends_with(" is used up: a has 1, b (removed) has 1"), "{failure}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_many_nodes_that_use_up_a_cap_the_three_are_named_that_have_most() {
+    let builder = builder().max_connections(7).acquire_timeout(400 * MILLISECOND);
+    let nodes = [("a", plain()), ("b", plain()), ("c", plain()), ("d", plain()), ("e", plain())];
+    let (cluster, _) = cluster_of(builder, nodes);
+    let mut held = Vec::new();
+    for (key, many) in [("a", 1), ("b", 2), ("c", 3), ("d", 1)] {
+        held.extend(hold(&cluster, key, many).await);
+    }
+    let failure = cluster.acquire("e").await.unwrap_err().to_string();
+    let who = "the cap of 7 connections on all nodes together (max_connections) is used up: \
+               c has 3, b has 2, a has 1, others the rest";
+    assert!(failure.ends_with(who), "{failure}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_tells_the_cap_and_how_much_of_it_is_in_use() {
+    let (cluster, _, _) = capped(3, 3, [("a", plain()), ("b", plain())]);
+    let held = hold(&cluster, "a", 2).await;
+    let of_b = cluster.acquire("b").await.unwrap();
+    cluster.remove_node("a", Duration::ZERO).await.unwrap();
+    drop(of_b);
+    let status = cluster.status();
+    assert_eq!((status.max_connections, status.connections), (Some(3), 3));
+    let line = status.to_string().lines().next().unwrap().to_owned();
+    assert!(line.ends_with("; 3 of max_connections 3"), "{line}");
+    let line = format!("{status:#}");
+    assert!(line.contains("; 1 nodes, 3 of max_connections 3, 0 of 1 in use, 1 idle"), "{line}");
+    #[cfg(feature = "serde")]
+    {
+        let json = serde_json::to_value(&status).unwrap();
+        assert_eq!((&json["max_connections"], &json["connections"]), (&3.into(), &3.into()));
+    }
+    drop(held);
+    eventually("those of a are closed", || cluster.status().connections == 1).await;
+    // Without a cap, there are those of the nodes that there are.
+    let (cluster, _) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
+    drop([cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap()]);
+    let status = cluster.status();
+    assert_eq!((status.max_connections, status.connections), (None, 2));
+    assert!(!status.to_string().contains("max_connections"));
 }
 
 #[tokio::test]

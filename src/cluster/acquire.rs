@@ -35,7 +35,7 @@ use super::node::{Member, Node, Roving, TRIED_AGAIN};
 use super::policy::{Choice, Policy};
 use super::table::{Current, Table};
 use super::{Cluster, Key, Role, Shared};
-use crate::error::{AcquireError, ReleaseError};
+use crate::error::{AcquireError, ReleaseError, Stage};
 use crate::manager::Manager;
 use crate::metrics::Outcome;
 use crate::pool::node_side::{
@@ -551,7 +551,10 @@ impl<K: Key, M: Manager> NodeHandle<K, M> {
                 ClusterError::Closed { cluster }
             }
             AcquireError::Closed | AcquireError::Draining => ClusterError::removed(cluster, key),
-            source => ClusterError::of_node(key, source),
+            mut source => {
+                self.cluster.name_the_cap(&self.node, &mut source);
+                ClusterError::of_node(key, source)
+            }
         }
     }
 }
@@ -699,9 +702,23 @@ impl<K: Key, M: Manager> Shared<K, M> {
                         AcquireError::Shed { waited } => *waited = began.elapsed(),
                         _ => {}
                     }
+                    if let Some(node) = self.table.load().get(key) {
+                        self.name_the_cap(node, &mut source);
+                    }
                     return Err(ClusterError::of_node(node, source));
                 }
             }
+        }
+    }
+
+    /// Adds to what a node's pool says instead of serving why it could have no more, if that is the cap.
+    #[cold]
+    pub(super) fn name_the_cap(&self, node: &Node<K, M>, source: &mut AcquireError<M::Error>) {
+        match source {
+            AcquireError::Timeout(timeout) if timeout.stage == Stage::Queued => {
+                timeout.cap = self.why_no_more([node]);
+            }
+            _ => {}
         }
     }
 
@@ -1110,6 +1127,16 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             runners.any(|runner| runner.is_at(node) && runner.terms.is_checking())
         };
         let reports = nodes.iter().map(|node| NodeReport::new(node, is_checking(node)));
+        let reports: Vec<_> = reports.collect();
+        // Where it is in line, and would have one opened if there was room.
+        let lines_up = |node: &Node<K, M>| {
+            self.runners.iter().any(|runner| runner.is_at(node) && !runner.in_doubt)
+        };
+        let queued = nodes
+            .iter()
+            .zip(&reports)
+            .filter(|(node, report)| report.stage == Stage::Queued && lines_up(node));
+        let cap = self.cluster.why_no_more(queued.map(|(node, _)| &**node));
         let is_first = |node: &Arc<Node<K, M>>| {
             self.counted_at.as_ref().is_some_and(|first| first.pool.is(&node.pool))
         };
@@ -1119,8 +1146,9 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             self.aim.name(),
             self.began.elapsed(),
             self.aim.no_match().filter(|_| none_fits),
-            reports.collect(),
+            reports,
             nodes.iter().position(is_first),
+            cap,
         ))
     }
 

@@ -162,6 +162,11 @@ impl Look {
         self.spare() == 0 && self.connecting > self.waiting
     }
 
+    /// Whether the next one that it lets go of is one that it has been opening for a long while.
+    pub(super) fn gets_no_further(&self) -> bool {
+        self.spare() == 0 && self.is_silent
+    }
+
     /// Whether its callers have any.
     pub(super) fn is_in_use(&self) -> bool {
         self.kept > 0
@@ -456,7 +461,7 @@ mod tests {
             let node = &mut nodes[index];
             if matches!(next, Step::Take(_) | Step::Recall(_)) {
                 node.was_asked_long_ago = false;
-                if looks[index].is_silent {
+                if looks[index].gets_no_further() {
                     (node.is_silent, node.is_urgent) = (false, false);
                 }
             }

@@ -203,13 +203,15 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
     /// connections than nodes that are in use they are closed and opened all the time: each such node has
     /// one by turns, and uses it for as long as it took to open it, but for some 50 ms at least and a second
     /// at most, and until it comes back. So others wait for twice as long as a connect takes, for each
-    /// node before theirs. One that does not answer has a second to do so: that is
-    /// twice as long the next time, and four seconds from then on, so one that takes longer to connect may
-    /// not serve while callers wait for the others. For as long a node that has no connection yet may open
-    /// several at once; one that has some in use keeps what it opens until its
+    /// node before theirs. One that does not answer has a second to do so; then it has failed to connect, and
+    /// is down. It has twice as long the next time, and four seconds from then on, so one that takes longer
+    /// to connect may not serve while callers wait for the others. For as long a node that has no connection
+    /// yet may open several at once; one that has some in use keeps what it opens until its
     /// [`connect_timeout`](crate::Config::connect_timeout). Default: `None`.
     ///
-    /// It costs a hit nothing. While somebody waits for more, it looks every 5 ms who could give.
+    /// It costs a hit nothing. While somebody waits for more, it looks every 5 ms who could give. An acquire
+    /// that gets none in time because all are taken is told which nodes have them, and so are a rotation and
+    /// a warm-up; how many there are says the cluster's [status](Cluster::status).
     ///
     /// A node has room only for what its callers have needed, so its
     /// [`min_idle`](crate::Config::min_idle) is kept within that: none is opened ahead of them, though

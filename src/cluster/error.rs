@@ -56,7 +56,11 @@ impl<K: fmt::Display, E> fmt::Display for ClusterError<K, E> {
                 write!(
                     f,
                     "no connection of cluster {cluster} for {policy} within {waited:.1?}: {unserved}"
-                )
+                )?;
+                match &unserved.cap {
+                    Some(cap) => write!(f, "; {cap}"),
+                    None => Ok(()),
+                }
             }
             Self::Closed { cluster } => write!(f, "cluster {cluster} is closed"),
         }
@@ -139,6 +143,9 @@ pub struct Unserved<K, E> {
     pub no_match: Option<&'static str>,
     /// What is known of each node.
     pub nodes: Vec<NodeReport<K, E>>,
+    /// In words, if that is why one where it waited had no more connections: the cluster's `max_connections`, and
+    /// which nodes had them.
+    pub cap: Option<String>,
     /// The place of the node whose failure is the source.
     cause: Option<usize>,
 }
@@ -152,10 +159,11 @@ impl<K, E> Unserved<K, E> {
         no_match: Option<&'static str>,
         nodes: Vec<NodeReport<K, E>>,
         first: Option<usize>,
+        cap: Option<String>,
     ) -> Self {
         let fails = |place: &usize| nodes[*place].last_connect_error.is_some();
         let cause = first.filter(fails).or_else(|| (0..nodes.len()).find(fails));
-        Self { cluster, policy, waited, no_match, nodes, cause }
+        Self { cluster, policy, waited, no_match, nodes, cap, cause }
     }
 
     fn cause(&self) -> Option<&Arc<OperationError<E>>> {

@@ -5,7 +5,7 @@
 use super::acquire::NodeHandle;
 use super::node::Member;
 use super::{Cluster, Key};
-use crate::error::{RotateError, TryAcquireError, WarmUpError};
+use crate::error::{ConfigError, RotateError, TryAcquireError, WarmUpError};
 use crate::hooks::HookFuture;
 use crate::manager::Manager;
 use crate::metrics::PoolMetrics;
@@ -38,7 +38,28 @@ impl<K: Key, M: Manager> NodeHandle<K, M> {
     ///
     /// As [`Pool::warm_up`](crate::Pool::warm_up).
     pub async fn warm_up(&self, count: usize) -> Result<(), WarmUpError<M::Error>> {
-        self.node.pool.warm_up(count).await
+        self.node.pool.warm_up(count).await.map_err(|error| match error {
+            WarmUpError::TooMany(_) => WarmUpError::TooMany(self.too_many(count)),
+            error => error,
+        })
+    }
+
+    /// By what rule these are more than the node may have open.
+    #[cold]
+    fn too_many(&self, count: usize) -> ConfigError {
+        let (most, room) = (self.node.pool.config().max_size, self.node.pool.max_size());
+        let rule = if count > most {
+            format!("must be at most max_size, which is {most}")
+        } else {
+            let why = match self.cluster.why_no_more([&*self.node]) {
+                Some(why) => format!(": {why}"),
+                None => ", and gets more as its callers need it".to_owned(),
+            };
+            format!(
+                "must be at most what the node may have under max_connections, which is {room} now{why}"
+            )
+        };
+        ConfigError::new("warm_up", count, rule)
     }
 
     /// Declares all connections of this node out of date; see
@@ -53,7 +74,8 @@ impl<K: Key, M: Manager> NodeHandle<K, M> {
     ///
     /// # Errors
     ///
-    /// As [`Pool::rotate`](crate::Pool::rotate).
+    /// As [`Pool::rotate`](crate::Pool::rotate); [`RotateError::NoRoom`] says which nodes have all that there
+    /// may be under a cap.
     ///
     /// # Cancel safety
     ///
@@ -69,7 +91,12 @@ impl<K: Key, M: Manager> NodeHandle<K, M> {
         let rotation = self.node.pool.rotate(verify);
         async move {
             let mut rotation = pin!(rotation);
-            self.cluster.in_line(rotation.as_mut()).await
+            self.cluster.in_line(rotation.as_mut()).await.map_err(|mut error| {
+                if let RotateError::NoRoom(source) = &mut error {
+                    self.cluster.name_the_cap(&self.node, source);
+                }
+                error
+            })
         }
     }
 

@@ -38,7 +38,9 @@ use super::node::{Member, Node};
 use super::{Key, Shared};
 use crate::manager::Manager;
 use crate::pool::Pool;
+use crate::pool::node_side::GivenUp;
 use event_listener::{Event, EventListener, IntoNotification};
+use std::cmp::Reverse;
 use std::future::poll_fn;
 use std::mem;
 use std::pin::{Pin, pin};
@@ -130,10 +132,10 @@ impl<K: Key, M: Manager> Share<K, M> {
         }
     }
 
-    /// Whether none of its connections is left.
-    fn is_empty(&self) -> bool {
+    /// How many connections it has, or is opening.
+    fn connections(&self) -> usize {
         let counts = self.pool.counts();
-        counts.connecting + counts.alive() == 0
+        counts.connecting + counts.alive()
     }
 
     fn look(&mut self) -> Look {
@@ -190,14 +192,17 @@ impl<K: Key, M: Manager> Share<K, M> {
         self.begun = self.since;
     }
 
-    /// It has been told to let go of one, or of what it opens.
-    fn was_asked(&mut self, look: &Look) {
+    /// It is told to let go of one, or of what it opens; answers how much of that it is to give up, and why.
+    fn was_asked(&mut self, look: &Look) -> Recalls {
         self.asked = Instant::now();
-        if look.is_silent {
-            self.silent = Some(self.asked + self.long());
-            self.silences += 1;
-            self.opening = None;
+        if !look.gets_no_further() {
+            return (usize::from(look.opens_for_nobody()), GivenUp::Unwanted);
         }
+        let long = self.long();
+        self.silent = Some(self.asked + long);
+        self.silences += 1;
+        self.opening = None;
+        (usize::MAX, GivenUp::Silent(long))
     }
 
     /// How long it may use its only unit: no less than it took to open the connection, so that no more than
@@ -245,20 +250,23 @@ impl<K: Key, M: Manager> Share<K, M> {
 struct Change<K: Key, M: Manager> {
     pool: Pool<Member<K, M>>,
     shrinks: bool,
-    /// How much of what it is opening is to be given up.
-    recalls: usize,
+    recalls: Recalls,
 }
+
+/// How much of what a pool is opening is to be given up, and why.
+type Recalls = (usize, GivenUp);
 
 impl<K: Key, M: Manager> Change<K, M> {
     /// Gives a pool so many units, and has it give up what it is opening with others.
-    fn begin(share: &Share<K, M>, limit: usize, recalls: usize) -> Self {
+    fn begin(share: &Share<K, M>, limit: usize, recalls: Recalls) -> Self {
         let shrinks = share.pool.begin_resize(limit);
         Self { pool: share.pool.clone(), shrinks, recalls }
     }
 
     fn carry_out(self) {
         self.pool.end_resize(self.shrinks);
-        self.pool.give_up_dials(self.recalls);
+        let (many, why) = self.recalls;
+        self.pool.give_up_dials(many, why);
     }
 }
 
@@ -271,6 +279,10 @@ impl<K: Key, M: Manager> Cap<K, M> {
         let shares = Mutex::new(Vec::new());
         let (wanted, abandoned) = (Event::new(), Event::new());
         Self { most, shares, collecting: AtomicBool::new(false), wanted, abandoned }
+    }
+
+    pub(super) fn most(&self) -> usize {
+        self.most
     }
 
     fn shares(&self) -> MutexGuard<'_, Vec<Share<K, M>>> {
@@ -291,7 +303,7 @@ impl<K: Key, M: Manager> Cap<K, M> {
     /// Lets go of pools that were closed, whose last connection is gone: until then they take part.
     pub(super) fn forget(&self) {
         let gone: Vec<Share<K, M>> = {
-            let is_gone = |share: &Share<K, M>| share.pool.is_closed() && share.is_empty();
+            let is_gone = |share: &Share<K, M>| share.pool.is_closed() && share.connections() == 0;
             let mut shares = self.shares();
             if !shares.iter().any(is_gone) {
                 return;
@@ -302,6 +314,39 @@ impl<K: Key, M: Manager> Cap<K, M> {
         };
         // Only now: a manager that is dropped may want the cap itself.
         drop(gone);
+    }
+
+    /// How many connections there are, or are being opened, at all nodes, also at those that were removed.
+    pub(super) fn connections(&self) -> usize {
+        self.shares().iter().map(Share::connections).sum()
+    }
+
+    /// Who has them, if all are taken.
+    fn used_up(&self) -> Option<String> {
+        const SHOWN: usize = 3;
+        let taken = |share: &Share<K, M>| {
+            let limit = if share.pool.is_closed() { 0 } else { share.pool.max_size() };
+            (limit.max(share.connections()), share.pool.clone())
+        };
+        let mut taken: Vec<_> = self.shares().iter().map(taken).collect();
+        taken.retain(|(units, _)| *units > 0);
+        if taken.iter().map(|(units, _)| units).sum::<usize>() < self.most {
+            return None;
+        }
+        taken.sort_by_key(|(units, _)| Reverse(*units));
+        let name = |(units, pool): &(usize, Pool<Member<K, M>>)| {
+            let removed = if pool.is_closed() { " (removed)" } else { "" };
+            format!("{}{removed} has {units}", pool.manager().key())
+        };
+        let mut names: Vec<String> = taken.iter().take(SHOWN).map(name).collect();
+        if taken.len() > SHOWN {
+            names.push("others the rest".to_owned());
+        }
+        let (most, names) = (self.most, names.join(", "));
+        let plural = if most == 1 { "" } else { "s" };
+        Some(format!(
+            "the cap of {most} connection{plural} on all nodes together (max_connections) is used up: {names}"
+        ))
     }
 
     /// The pools that take part.
@@ -335,22 +380,20 @@ impl<K: Key, M: Manager> Cap<K, M> {
             let change = match step(&looks, self.most) {
                 Some(Step::Give(index)) => {
                     shares[index].got_one(turn);
-                    Some((index, looks[index].limit + 1, 0))
+                    Some((index, looks[index].limit + 1, (0, GivenUp::Unwanted)))
                 }
                 Some(Step::Take(index)) => {
                     let look = &looks[index];
-                    shares[index].was_asked(look);
+                    let recalls = shares[index].was_asked(look);
                     if look.limit == 1 {
                         // It is the last to get one again.
                         shares[index].turn = turn;
                     }
-                    let of_one = usize::from(look.opens_for_nobody());
-                    let recalls = if look.is_silent { usize::MAX } else { of_one };
                     Some((index, look.limit - 1, recalls))
                 }
                 Some(Step::Recall(index)) => {
-                    shares[index].was_asked(&looks[index]);
-                    Some((index, looks[index].limit, usize::MAX))
+                    let recalls = shares[index].was_asked(&looks[index]);
+                    Some((index, looks[index].limit, recalls))
                 }
                 Some(Step::Forgo(index)) => {
                     shares[index].passed_over = None;
@@ -380,6 +423,18 @@ impl<K: Key, M: Manager> Cap<K, M> {
 }
 
 impl<K: Key, M: Manager> Shared<K, M> {
+    /// Who has what one of these nodes could have beside its own, if all of the cap is taken.
+    #[cold]
+    pub(super) fn why_no_more<'n>(
+        &self,
+        nodes: impl IntoIterator<Item = &'n Node<K, M>>,
+    ) -> Option<String> {
+        let cap = self.cap.as_ref()?;
+        let could_have_more =
+            |node: &Node<K, M>| node.pool.max_size() < node.pool.config().max_size;
+        if nodes.into_iter().any(could_have_more) { cap.used_up() } else { None }
+    }
+
     /// A caller has been served by another node because this one had nothing.
     #[cold]
     pub(super) fn passed_over(self: &Arc<Self>, node: &Node<K, M>) {

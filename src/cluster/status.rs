@@ -2,6 +2,7 @@
 //!
 //! Not here: how a pool is (`crate::metrics`).
 
+use super::limits::Cap;
 use super::node::NodeView;
 use super::{Key, Role, Shared};
 use crate::manager::Manager;
@@ -21,6 +22,12 @@ pub struct ClusterStatus {
     pub nodes: Vec<NodeStatus>,
     /// The sums over the nodes that there are; what those had counted that were removed is gone.
     pub totals: PoolMetrics,
+    /// The most connections that there may be at all nodes together, if that is
+    /// [limited](super::ClusterBuilder::max_connections).
+    pub max_connections: Option<usize>,
+    /// How many of them there are, or are being opened; under a limit also at nodes that were removed, as
+    /// long as somebody holds one there.
+    pub connections: usize,
 }
 
 /// How a node of a cluster is.
@@ -62,7 +69,11 @@ impl ClusterStatus {
         let nodes: Vec<NodeStatus> = nodes.collect();
         let each = nodes.iter().map(|node| (&*node.key, &node.pool.health));
         let health = health(table.closed, each);
-        Self { name: shared.settings.name.to_string(), health, nodes, totals }
+        let max_connections = shared.cap.as_ref().map(Cap::most);
+        let there_are = || totals.counts.connecting + totals.counts.alive();
+        let connections = shared.cap.as_ref().map_or_else(there_are, Cap::connections);
+        let name = shared.settings.name.to_string();
+        Self { name, health, nodes, totals, max_connections, connections }
     }
 }
 
@@ -85,14 +96,22 @@ pub(super) fn health<'n>(
 /// what is wrong.
 impl fmt::Display for ClusterStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, health, nodes, totals } = self;
+        let Self { name, health, nodes, totals, max_connections, connections } = self;
         let (counts, count) = (totals.counts, nodes.len());
+        let cap = max_connections.map(|most| format!("{connections} of max_connections {most}"));
         if f.alternate() {
             let max_size = nodes.iter().map(|node| node.pool.max_size).sum();
             write!(OneLine(f), "cluster {name}: {}; {count} nodes, ", health.word())?;
+            if let Some(cap) = cap {
+                write!(f, "{cap}, ")?;
+            }
             return write_line(f, counts, max_size, health);
         }
-        writeln!(f, "cluster {name}: {}; {count} nodes, {counts}", health.word())?;
+        write!(f, "cluster {name}: {}; {count} nodes, {counts}", health.word())?;
+        if let Some(cap) = cap {
+            write!(f, "; {cap}")?;
+        }
+        writeln!(f)?;
         for node in nodes {
             let NodeStatus { role, weight, latency, pool, .. } = node;
             write!(f, "{role}, weight {weight}")?;
@@ -127,13 +146,15 @@ mod serialize {
 
     impl Serialize for ClusterStatus {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-            let Self { name, health, nodes, totals } = self;
-            let mut fields = serializer.serialize_struct("ClusterStatus", 5)?;
+            let Self { name, health, nodes, totals, max_connections, connections } = self;
+            let mut fields = serializer.serialize_struct("ClusterStatus", 7)?;
             fields.serialize_field("name", name)?;
             fields.serialize_field("health", health)?;
             fields.serialize_field("reasons", health.reasons())?;
             fields.serialize_field("nodes", nodes)?;
             fields.serialize_field("totals", totals)?;
+            fields.serialize_field("max_connections", max_connections)?;
+            fields.serialize_field("connections", connections)?;
             fields.end()
         }
     }

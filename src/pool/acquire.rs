@@ -711,7 +711,17 @@ impl<M: Manager> Shared<M> {
             Line::High => 0,
         };
         let longest_held = self.oldest_holder();
-        Timeout { pool, waited, stage, counts, kept, longest_held, last_connect_error, failed_hook }
+        Timeout {
+            pool,
+            waited,
+            stage,
+            counts,
+            kept,
+            longest_held,
+            last_connect_error,
+            failed_hook,
+            cap: None,
+        }
     }
 
     /// Whether a connection could be opened, or is being opened, for those who wait in this line. If

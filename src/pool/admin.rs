@@ -546,7 +546,7 @@ impl<M: Manager> Shared<M> {
                 Poll::Ready(Some(opened)) => Poll::Ready(opened),
                 Poll::Ready(None) | Poll::Pending => Poll::Pending,
             });
-            if let Some(opened) = unless(opened, changed).await {
+            if let Ok(opened) = unless(opened, changed).await {
                 one_is_open |= self.joined(opened)?;
             }
         }
@@ -574,12 +574,12 @@ impl<M: Manager> Shared<M> {
     async fn open_one(self: Arc<Self>, reservation: Reservation<Arc<Self>>) -> Opened<M> {
         match self.unless_given_up(self.connect(reservation.uses())).await {
             // `open` looks itself whether the pool is closed.
-            None => return Ok(false),
-            Some(Ok(tenant)) => {
+            Err(why) => return self.given_up(why).map_or(Ok(false), Err),
+            Ok(Ok(tenant)) => {
                 self.connect_succeeded();
                 drop(self.move_in(reservation, tenant));
             }
-            Some(Err(error)) => return Err(self.warm_up_failed(error)),
+            Ok(Err(error)) => return Err(self.warm_up_failed(error)),
         }
         self.changed();
         Ok(true)
@@ -712,7 +712,7 @@ impl<M: Manager> Shared<M> {
                     None => Poll::Pending,
                 }
             });
-            if let Some(woken) = unless(woken, changed).await {
+            if let Ok(woken) = unless(woken, changed).await {
                 return woken;
             }
         }

@@ -61,7 +61,7 @@ pub(super) struct Connector<E> {
     /// Notified when connecting works again: for dials that pause because it failed.
     recovered: Event,
     /// Notified on close, and when they are to be given up: for dials that hang.
-    giving_up: Event,
+    giving_up: Event<GivenUp>,
     /// Notified on close.
     closing: Event,
 }
@@ -182,6 +182,16 @@ impl From<&Saying> for metrics::ConnectFailure {
     }
 }
 
+/// Why a connect that is under way is given up.
+#[derive(Clone, Copy)]
+pub(crate) enum GivenUp {
+    /// Nobody wants it any more, or the pool is closed.
+    Unwanted,
+    /// It has not answered for so long, and others are to connect.
+    #[cfg_attr(not(feature = "cluster"), allow(dead_code, reason = "only a cap has others"))]
+    Silent(Duration),
+}
+
 /// A failure that ends every wait.
 pub(super) enum Verdict<E> {
     /// There is no point in trying again, and nothing is alive for anybody, or at least for those without
@@ -272,7 +282,7 @@ impl<E> Connector<E> {
             }),
             verdicts: AtomicU64::new(0),
             recovered: Event::new(),
-            giving_up: Event::new(),
+            giving_up: Event::with_tag(),
             closing: Event::new(),
         }
     }
@@ -384,13 +394,13 @@ impl<E> Connector<E> {
     }
 
     /// Ends so many of the connects that are under way, those first that began first.
-    pub(super) fn give_up(&self, many: usize) {
-        self.giving_up.notify(many.additional());
+    pub(super) fn give_up(&self, many: usize, why: GivenUp) {
+        self.giving_up.notify(many.additional().tag(why));
     }
 
     /// Ends whatever is under way.
     pub(super) fn close(&self) {
-        self.give_up(usize::MAX);
+        self.give_up(usize::MAX, GivenUp::Unwanted);
         self.closing.notify(usize::MAX.additional());
     }
 
@@ -489,7 +499,7 @@ impl<E> Connector<E> {
             if self.connecting() == Connecting::Works {
                 return;
             }
-            if unless(pause.as_mut(), recovered).await.is_some() {
+            if unless(pause.as_mut(), recovered).await.is_ok() {
                 return;
             }
         }
@@ -815,17 +825,36 @@ impl<M: Manager> Shared<M> {
         unopened: Unopened<M::Error>,
         probes: Option<&mut bool>,
     ) -> ConnectFailure<M> {
+        let permanent = self.is_permanent(&unopened.error);
+        // Whoever may have one that is alive waits on. For callers with priority one may be left, of which
+        // they see to it.
+        let hopeless = (permanent || self.config.fail_fast) && !self.has_alive_for(Line::General);
+        self.note_failure(unopened, permanent, hopeless, probes)
+    }
+
+    /// Takes note of a connect that was given up; of one that has not answered, as a failure.
+    pub(super) fn given_up(&self, why: GivenUp) -> Option<Arc<OperationError<M::Error>>> {
+        let GivenUp::Silent(limit) = why else { return None };
+        let error = OperationError::TimedOut { setting: "max_connections", limit };
+        // It may take longer the next time, so whoever waits has his own deadline.
+        Some(self.note_failure(error.into(), false, false, None).error)
+    }
+
+    /// Takes note of a failure; if it is `hopeless`, everybody who waits is to hear of it.
+    fn note_failure(
+        &self,
+        unopened: Unopened<M::Error>,
+        permanent: bool,
+        hopeless: bool,
+        probes: Option<&mut bool>,
+    ) -> ConnectFailure<M> {
         self.totals.connect_failed();
         if let Some(told) = &self.on_connect {
             // First, so that whoever is refused does not come again because nobody has heard of it.
             told(false);
         }
-        let permanent = self.is_permanent(&unopened.error);
         let failure = Failure::new(unopened);
         let error = failure.error.clone();
-        // Whoever may have one that is alive waits on. For callers with priority one may be left, of which
-        // they see to it.
-        let hopeless = (permanent || self.config.fail_fast) && !self.has_alive_for(Line::General);
         let verdict = hopeless.then(|| match permanent {
             true => Verdict::Permanent {
                 error: error.clone(),
@@ -884,20 +913,23 @@ impl<M: Manager> Shared<M> {
 
     /// Awaits `work`, unless the pool is closed first.
     pub(super) async fn unless_closed<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        self.unless(&self.connector.closing, work).await
-    }
-
-    /// Awaits `work`, unless the pool is closed or gives up what it opens for callers.
-    pub(super) async fn unless_given_up<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        self.unless(&self.connector.giving_up, work).await
-    }
-
-    async fn unless<T>(&self, event: &Event, work: impl Future<Output = T>) -> Option<T> {
-        listener!(event => ending);
+        listener!(self.connector.closing => closing);
         if self.core.is_closed() {
             return None;
         }
-        unless(pin!(work), ending).await
+        unless(pin!(work), closing).await.ok()
+    }
+
+    /// Awaits a connect, unless the pool is closed or gives up what it opens for callers.
+    pub(super) async fn unless_given_up<T>(
+        &self,
+        connect: impl Future<Output = T>,
+    ) -> Result<T, GivenUp> {
+        listener!(self.connector.giving_up => given_up);
+        if self.core.is_closed() {
+            return Err(GivenUp::Unwanted);
+        }
+        unless(pin!(connect), given_up).await
     }
 
     /// Awaits a pause after a failure for good, unless connecting works again before it is over, or the last
@@ -910,7 +942,7 @@ impl<M: Manager> Shared<M> {
             if !self.has_alive_for(line) {
                 return;
             }
-            if unless(pause.as_mut(), changed).await.is_some() {
+            if unless(pause.as_mut(), changed).await.is_ok() {
                 return;
             }
         }
@@ -1014,14 +1046,17 @@ impl<M: Manager> Dial<M> {
             };
             // Cancel: `vacant` makes the slot vacant again, and `self` says why.
             let failure = match shared.unless_given_up(shared.connect(vacant.uses())).await {
-                None => break,
-                Some(Ok(tenant)) => {
+                Err(why) => {
+                    drop(shared.given_up(why));
+                    break;
+                }
+                Ok(Ok(tenant)) => {
                     shared.connect_succeeded();
                     drop(shared.move_in(vacant, tenant));
                     shared.changed();
                     break;
                 }
-                Some(Err(unopened)) => {
+                Ok(Err(unopened)) => {
                     let failure = shared.connect_failed(unopened, Some(&mut self.probes));
                     if failure.permanent && !shared.has_alive_for(Line::High) {
                         self.state = DialState::Refused;

@@ -9,6 +9,7 @@
 
 pub(crate) use super::Shared;
 pub(crate) use super::acquire::Counted;
+pub(crate) use super::connector::GivenUp;
 pub(crate) use super::nanos;
 pub(crate) use super::operation::{FAR_FUTURE, poll_timer, timer};
 pub(crate) use super::terms::Terms;
@@ -140,8 +141,8 @@ impl<M: Manager> Pool<M> {
     }
 
     /// Ends so many of the connects that are under way; if there is room for them, others begin.
-    pub(crate) fn give_up_dials(&self, many: usize) {
-        self.shared.connector.give_up(many);
+    pub(crate) fn give_up_dials(&self, many: usize, why: GivenUp) {
+        self.shared.connector.give_up(many, why);
     }
 
     /// Whether these are handles to the same pool.

@@ -88,13 +88,13 @@ pub(super) async fn within<T>(limit: Duration, work: impl Future<Output = T>) ->
 /// # Cancel safety
 ///
 /// Dropping it drops both where they stand.
-pub(super) fn unless<T>(
+pub(super) fn unless<T, H>(
     mut work: impl Future<Output = T> + Unpin,
-    mut heard: impl Future<Output = ()> + Unpin,
-) -> impl Future<Output = Option<T>> {
+    mut heard: impl Future<Output = H> + Unpin,
+) -> impl Future<Output = Result<T, H>> {
     poll_fn(move |cx| match Pin::new(&mut work).poll(cx) {
-        Poll::Ready(done) => Poll::Ready(Some(done)),
-        Poll::Pending => Pin::new(&mut heard).poll(cx).map(|()| None),
+        Poll::Ready(done) => Poll::Ready(Ok(done)),
+        Poll::Pending => Pin::new(&mut heard).poll(cx).map(Err),
     })
 }
 

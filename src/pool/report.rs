@@ -56,7 +56,7 @@ impl<M: Manager> Reporter<M> {
                 if shared.upgrade().is_none_or(|shared| shared.core.is_closed()) {
                     return;
                 }
-                if unless(sleep.as_mut(), changed).await.is_some() {
+                if unless(sleep.as_mut(), changed).await.is_ok() {
                     break;
                 }
             }
