@@ -2698,6 +2698,28 @@ async fn a_node_without_room_for_another_connection_is_up_again_when_one_that_it
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_at_its_servers_limit_has_no_more_units_than_it_is_tried_with() {
+    let (cluster, managers, whole) = capped(10, 10, [("p", plain()), ("r", plain())]);
+    let held = cluster.acquire("p").await.unwrap();
+    let (of_r, _) = workers(&cluster, "r", 20, MILLISECOND, Duration::ZERO);
+    eventually("r has the others", || managers[1].ledger.live() == 9).await;
+    managers[0].connect.always(Act::Error);
+    let (of_p, _) = workers(&cluster, "p", 20, MILLISECOND, Duration::ZERO);
+    eventually("p is down", || !cluster.status().nodes[0].is_up).await;
+    eventually("r has what p has no use for", || managers[1].ledger.live() == 8).await;
+    let before = closed(&managers);
+    tokio::time::sleep(2 * SECOND).await;
+    assert_eq!((managers[1].ledger.live(), closed(&managers)), (8, before));
+    // Once its server accepts more it has its share again.
+    managers[0].connect.calm();
+    eventually("p has half of them", || managers[0].ledger.live() == 5).await;
+    of_r.iter().chain(&of_p).for_each(tokio::task::JoinHandle::abort);
+    drop(held);
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 10);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_cap_below_the_number_of_nodes_serves_each_of_them() {
     let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
     let (cluster, managers, whole) = capped(2, 2, nodes);
