@@ -2949,6 +2949,19 @@ async fn a_unit_goes_to_who_waits_before_a_node_that_was_only_passed_over() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_closed_for_a_node_that_was_only_passed_over_makes_room_there() {
+    let (cluster, managers, whole) = capped(3, 3, [("a", plain()), ("b", plain())]);
+    drop(hold(&cluster, "a", 3).await);
+    let guard = cluster.acquire_any(Policy::Rank(&first("b"))).await.unwrap();
+    assert_eq!(guard.node(), "a");
+    drop(guard);
+    eventually("one is closed", || closed(&managers) == 1).await;
+    eventually("b has one", || managers[1].ledger.live() == 1).await;
+    settled(&cluster, &managers).await;
+    assert_eq!((closed(&managers), whole.most_live()), (1, 3));
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_waits_gets_what_is_idle_though_a_node_that_was_passed_over_has_less() {
     let nodes = [("a", plain()), ("b", plain()), ("c", plain()), ("d", plain())];
     let (cluster, managers, whole) = capped(6, 4, nodes);

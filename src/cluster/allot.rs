@@ -212,8 +212,10 @@ pub(super) fn step(looks: &[Look], most: usize) -> Option<Step> {
     }
     let soon = Allotment::new(looks, sum(|look| look.soon));
     let idle = giver_of_idle(looks, &soon).map(Step::Take);
-    // Last, those who can wait are told that there are not enough for every node to have one.
-    let patient = || looks.iter().position(Look::gives_way).map(Step::Forgo);
+    // Last, those who can wait, and for whom none is on its way back, are told that there are not enough for
+    // every node to have one.
+    let has_none = |(look, has): (&Look, &usize)| look.gives_way() && *has == 0;
+    let patient = || looks.iter().zip(&later.has).position(has_none).map(Step::Forgo);
     idle.or_else(|| giver(looks, &later)).or_else(patient)
 }
 
