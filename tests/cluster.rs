@@ -4530,8 +4530,8 @@ async fn an_acquire_may_have_a_deadline_of_its_own() {
 
 #[tokio::test]
 async fn who_has_no_time_at_all_gives_up_at_once_and_has_one_opened_for_the_next() {
-    for place in 0..4 {
-        let (cluster, managers) = cluster_of(builder(), [("a", plain())]);
+    for (place, cap) in (0..4).flat_map(|place| [(place, None), (place, Some(4))]) {
+        let (cluster, managers) = cluster_of(builder().max_connections(cap), [("a", plain())]);
         let node = cluster.node("a").unwrap();
         let (what, mut acquire) =
             within(&cluster, &node, Duration::ZERO).into_iter().nth(place).unwrap();
@@ -4543,6 +4543,28 @@ async fn who_has_no_time_at_all_gives_up_at_once_and_has_one_opened_for_the_next
         assert!(matches!(poll_once(acquire.as_mut()), Poll::Ready(Ok(()))), "{what}");
         drop(acquire);
         settled(&cluster, &managers).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn under_a_cap_who_has_no_time_at_all_has_one_opened_though_there_is_no_room_yet() {
+    // One is free, and the node has none to spare; another node has all, idle; it has its only one.
+    for (cap, of_a, of_b) in [(4, 1, 0), (4, 0, 4), (1, 0, 1)] {
+        for place in 0..2 {
+            let (cluster, managers, whole) = capped(cap, 4, [("a", plain()), ("b", plain())]);
+            let node = cluster.node("a").unwrap();
+            let held = hold(&cluster, "a", of_a).await;
+            drop(hold(&cluster, "b", of_b).await);
+            // In which b has had its turn.
+            tokio::time::sleep(100 * MILLISECOND).await;
+            let (what, acquire) =
+                within(&cluster, &node, Duration::ZERO).into_iter().nth(place).unwrap();
+            assert!(acquire.await.is_err(), "{what}");
+            eventually("one is opened", || node.metrics().counts.idle == 1).await;
+            drop(held);
+            settled(&cluster, &managers).await;
+            assert_eq!((closed(&managers), whole.most_live() <= cap), (of_b.min(1), true));
+        }
     }
 }
 

@@ -536,7 +536,7 @@ impl<K: Key, M: Manager> NodeHandle<K, M> {
                 Ok(pooled) => Ok(pooled),
                 Err(missed) => {
                     let mut waiting = pin!(missed.wait(limit()));
-                    let served = self.cluster.in_line(waiting.as_mut()).await;
+                    let served = self.cluster.in_line(self.key(), waiting.as_mut()).await;
                     served.map_err(|error| self.explain(error))
                 }
             }
@@ -658,7 +658,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
                 if limit == Duration::MAX { limit } else { limit.saturating_sub(began.elapsed()) };
             let counted = again.as_ref().map_or(Counted::Here, |_| Counted::Elsewhere);
             let mut waiting = pin!(missed.wait(left, counted));
-            let served = self.in_line(waiting.as_mut()).await;
+            let served = self.in_line(&node, waiting.as_mut()).await;
             if let Some(again) = &mut again {
                 again.outcome = served.as_ref().map_or_else(Outcome::from, |_| Outcome::Served);
             }
@@ -709,16 +709,37 @@ impl<K: Key, M: Manager> Shared<K, M> {
     /// room for its arguments twice.
     pub(super) fn in_line<F: Future>(
         self: &Arc<Self>,
+        key: &K,
         mut waiting: Pin<&mut F>,
     ) -> impl Future<Output = F::Output> {
-        let mut word = Word::default();
+        let (mut word, mut has_begun) = (Word::default(), false);
         poll_fn(move |cx| {
             let served = waiting.as_mut().poll(cx);
-            if served.is_pending() {
-                word.poll(self, cx);
+            if served.is_ready() {
+                return served;
+            }
+            word.poll(self, cx);
+            if mem::replace(&mut has_begun, true) {
+                return served;
+            }
+            // Who has no time at all was only to be seen by the cap, and gives up now.
+            let served = waiting.as_mut().poll(cx);
+            if served.is_ready() {
+                self.missed(key);
             }
             served
         })
+    }
+
+    /// Somebody who had no time has left the line of this node. If the cap has none for it yet, its first
+    /// connection is opened once there is room for that.
+    #[cold]
+    fn missed(self: &Arc<Self>, key: &K) {
+        let table = self.table.load_full();
+        let none_yet = |node: &&Arc<Node<K, M>>| node.pool.max_size() == 0;
+        let Some(node) = table.get(key).filter(none_yet) else { return };
+        self.passed_over(node);
+        node.try_in_background();
     }
 
     async fn acquire_of<'c>(

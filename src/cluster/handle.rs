@@ -69,7 +69,7 @@ impl<K: Key, M: Manager> NodeHandle<K, M> {
         let rotation = self.node.pool.rotate(verify);
         async move {
             let mut rotation = pin!(rotation);
-            self.cluster.in_line(rotation.as_mut()).await
+            self.cluster.in_line(self.key(), rotation.as_mut()).await
         }
     }
 
