@@ -2568,6 +2568,20 @@ async fn with_a_cap_who_may_go_anywhere_goes_where_there_can_be_more() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn with_a_cap_whoever_was_refused_one_gets_it_where_others_work() {
+    let (cluster, managers, whole) = capped(3, 2, [("a", plain()), ("b", plain())]);
+    let held = (hold(&cluster, "a", 1).await, hold(&cluster, "b", 1).await);
+    managers[1].connect.always(Act::Error);
+    let policy = first("b");
+    let acquire = cluster.acquire_any(Policy::Rank(&policy));
+    let served = timeout(SECOND, acquire).await.expect("b has one to spare").unwrap();
+    assert_eq!(served.node(), "a");
+    drop((held, served));
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 3);
+}
+
+#[tokio::test(start_paused = true)]
 async fn with_a_cap_too_a_node_that_does_not_answer_costs_a_quarter_of_a_second() {
     let (cluster, managers, _) = capped(4, 2, [("a", plain()), ("b", plain())]);
     managers[0].connect.always(Act::Never);

@@ -17,7 +17,7 @@
 //! node serves.
 //!
 //! A node that is down beside others that are up may have connections that work all the same, as where a
-//! server is at its limit. So it comes last: an acquire waits there too, but has nothing opened, and what is
+//! server is at its limit. So it comes last: an acquire waits there too, but has nothing opened any more, and what is
 //! idle there it takes, once that has been checked, if the others have no room for it. Nothing else waits for
 //! that check.
 //!
@@ -832,7 +832,7 @@ struct Runner<K: Key, M: Manager> {
     late: bool,
     /// It has something opened, and one of the others may serve as well.
     roving: Option<Roving<K>>,
-    /// The node was down beside others when it came there.
+    /// The node is down beside others.
     in_doubt: bool,
 }
 
@@ -912,6 +912,15 @@ impl<K: Key, M: Manager> Runner<K, M> {
                 self.check = Check::Late;
                 self.late = true;
             }
+        }
+    }
+
+    /// The node is down beside others, or is not any more.
+    fn doubt(&mut self, in_doubt: bool) {
+        self.in_doubt = in_doubt;
+        if in_doubt {
+            self.terms.be_patient();
+            self.roving = None;
         }
     }
 
@@ -1205,6 +1214,10 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
         let (mut order, mut down): (Vec<_>, Vec<_>) = order.into_iter().partition(is_up);
         if order.is_empty() {
             mem::swap(&mut order, &mut down);
+        }
+        for runner in &mut self.runners {
+            let is_there = |place: &usize| runner.is_at(&table.nodes()[*place]);
+            runner.doubt(down.iter().any(is_there));
         }
         for node in order.iter().map(|place| &table.nodes()[*place]) {
             if self.waits_for_a_check() {
