@@ -479,6 +479,23 @@ async fn a_node_that_is_picked_cold_lets_another_serve_and_warms_up_meanwhile() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_that_is_picked_cold_warms_up_by_one_though_it_closes_others() {
+    let builder = builder().pools(|pool| pool.max_size(16));
+    let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    cluster.node("b").unwrap().warm_up(1).await.unwrap();
+    let a = cluster.node("a").unwrap();
+    a.warm_up(4).await.unwrap();
+    managers[0].close.always(Act::Slow(3 * SECOND));
+    assert_eq!(a.retain(|_, _| false), 4);
+    let guard = cluster.acquire_any(Policy::Rank(&first("a"))).await.unwrap();
+    assert_eq!((guard.node().as_str(), a.metrics().counts.closing), ("b", 4));
+    drop(guard);
+    eventually("all are closed", || a.metrics().counts.closing == 0).await;
+    settled(&cluster, &managers).await;
+    assert_eq!(managers[0].ledger.opened(), 5);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_node_that_cannot_be_connected_to_in_time_is_down() {
     let builder = builder().pools(|pool| pool.max_size(4).connect_timeout(2 * SECOND));
     let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
