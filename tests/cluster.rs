@@ -479,6 +479,23 @@ async fn a_node_that_is_picked_cold_lets_another_serve_and_warms_up_meanwhile() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_that_is_picked_cold_warms_up_by_one_though_it_closes_others() {
+    let builder = builder().pools(|pool| pool.max_size(16));
+    let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    cluster.node("b").unwrap().warm_up(1).await.unwrap();
+    let a = cluster.node("a").unwrap();
+    a.warm_up(4).await.unwrap();
+    managers[0].close.always(Act::Slow(3 * SECOND));
+    assert_eq!(a.retain(|_, _| false), 4);
+    let guard = cluster.acquire_any(Policy::Rank(&first("a"))).await.unwrap();
+    assert_eq!((guard.node().as_str(), a.metrics().counts.closing), ("b", 4));
+    drop(guard);
+    eventually("all are closed", || a.metrics().counts.closing == 0).await;
+    settled(&cluster, &managers).await;
+    assert_eq!(managers[0].ledger.opened(), 5);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_node_that_cannot_be_connected_to_in_time_is_down() {
     let builder = builder().pools(|pool| pool.max_size(4).connect_timeout(2 * SECOND));
     let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
@@ -2575,6 +2592,20 @@ async fn with_a_cap_who_may_go_anywhere_goes_where_there_can_be_more() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn with_a_cap_whoever_was_refused_one_gets_it_where_others_work() {
+    let (cluster, managers, whole) = capped(3, 2, [("a", plain()), ("b", plain())]);
+    let held = (hold(&cluster, "a", 1).await, hold(&cluster, "b", 1).await);
+    managers[1].connect.always(Act::Error);
+    let policy = first("b");
+    let acquire = cluster.acquire_any(Policy::Rank(&policy));
+    let served = timeout(SECOND, acquire).await.expect("b has one to spare").unwrap();
+    assert_eq!(served.node(), "a");
+    drop((held, served));
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 3);
+}
+
+#[tokio::test(start_paused = true)]
 async fn with_a_cap_too_a_node_that_does_not_answer_costs_a_quarter_of_a_second() {
     let (cluster, managers, _) = capped(4, 2, [("a", plain()), ("b", plain())]);
     managers[0].connect.always(Act::Never);
@@ -2702,6 +2733,28 @@ async fn a_node_without_room_for_another_connection_is_up_again_when_one_that_it
     drop((of_a, of_b));
     comes_back_under_light_load(&cluster, "a", "by turns").await;
     assert_eq!(managers[0].ledger.opened(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_at_its_servers_limit_has_no_more_units_than_it_is_tried_with() {
+    let (cluster, managers, whole) = capped(10, 10, [("p", plain()), ("r", plain())]);
+    let held = cluster.acquire("p").await.unwrap();
+    let (of_r, _) = workers(&cluster, "r", 20, MILLISECOND, Duration::ZERO);
+    eventually("r has the others", || managers[1].ledger.live() == 9).await;
+    managers[0].connect.always(Act::Error);
+    let (of_p, _) = workers(&cluster, "p", 20, MILLISECOND, Duration::ZERO);
+    eventually("p is down", || !cluster.status().nodes[0].is_up).await;
+    eventually("r has what p has no use for", || managers[1].ledger.live() == 8).await;
+    let before = closed(&managers);
+    tokio::time::sleep(2 * SECOND).await;
+    assert_eq!((managers[1].ledger.live(), closed(&managers)), (8, before));
+    // Once its server accepts more it has its share again.
+    managers[0].connect.calm();
+    eventually("p has half of them", || managers[0].ledger.live() == 5).await;
+    of_r.iter().chain(&of_p).for_each(tokio::task::JoinHandle::abort);
+    drop(held);
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 10);
 }
 
 #[tokio::test(start_paused = true)]
@@ -2931,6 +2984,19 @@ async fn a_unit_goes_to_who_waits_before_a_node_that_was_only_passed_over() {
     let more = timeout(SECOND, acquire).await.expect("one of a is free").unwrap();
     assert_eq!(managers[1].connect.calls(), 0);
     drop((other, c, d, more));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_closed_for_a_node_that_was_only_passed_over_makes_room_there() {
+    let (cluster, managers, whole) = capped(3, 3, [("a", plain()), ("b", plain())]);
+    drop(hold(&cluster, "a", 3).await);
+    let guard = cluster.acquire_any(Policy::Rank(&first("b"))).await.unwrap();
+    assert_eq!(guard.node(), "a");
+    drop(guard);
+    eventually("one is closed", || closed(&managers) == 1).await;
+    eventually("b has one", || managers[1].ledger.live() == 1).await;
+    settled(&cluster, &managers).await;
+    assert_eq!((closed(&managers), whole.most_live()), (1, 3));
 }
 
 #[tokio::test(start_paused = true)]
@@ -4656,8 +4722,8 @@ async fn an_acquire_may_have_a_deadline_of_its_own() {
 
 #[tokio::test]
 async fn who_has_no_time_at_all_gives_up_at_once_and_has_one_opened_for_the_next() {
-    for place in 0..4 {
-        let (cluster, managers) = cluster_of(builder(), [("a", plain())]);
+    for (place, cap) in (0..4).flat_map(|place| [(place, None), (place, Some(4))]) {
+        let (cluster, managers) = cluster_of(builder().max_connections(cap), [("a", plain())]);
         let node = cluster.node("a").unwrap();
         let (what, mut acquire) =
             within(&cluster, &node, Duration::ZERO).into_iter().nth(place).unwrap();
@@ -4669,6 +4735,28 @@ async fn who_has_no_time_at_all_gives_up_at_once_and_has_one_opened_for_the_next
         assert!(matches!(poll_once(acquire.as_mut()), Poll::Ready(Ok(()))), "{what}");
         drop(acquire);
         settled(&cluster, &managers).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn under_a_cap_who_has_no_time_at_all_has_one_opened_though_there_is_no_room_yet() {
+    // One is free, and the node has none to spare; another node has all, idle; it has its only one.
+    for (cap, of_a, of_b) in [(4, 1, 0), (4, 0, 4), (1, 0, 1)] {
+        for place in 0..2 {
+            let (cluster, managers, whole) = capped(cap, 4, [("a", plain()), ("b", plain())]);
+            let node = cluster.node("a").unwrap();
+            let held = hold(&cluster, "a", of_a).await;
+            drop(hold(&cluster, "b", of_b).await);
+            // In which b has had its turn.
+            tokio::time::sleep(100 * MILLISECOND).await;
+            let (what, acquire) =
+                within(&cluster, &node, Duration::ZERO).into_iter().nth(place).unwrap();
+            assert!(acquire.await.is_err(), "{what}");
+            eventually("one is opened", || node.metrics().counts.idle == 1).await;
+            drop(held);
+            settled(&cluster, &managers).await;
+            assert_eq!((closed(&managers), whole.most_live() <= cap), (of_b.min(1), true));
+        }
     }
 }
 

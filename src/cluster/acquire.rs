@@ -17,7 +17,7 @@
 //! node serves.
 //!
 //! A node that is down beside others that are up may have connections that work all the same, as where a
-//! server is at its limit. So it comes last: an acquire waits there too, but has nothing opened, and what is
+//! server is at its limit. So it comes last: an acquire waits there too, but has nothing opened any more, and what is
 //! idle there it takes, once that has been checked, if the others have no room for it. Nothing else waits for
 //! that check.
 //!
@@ -536,7 +536,7 @@ impl<K: Key, M: Manager> NodeHandle<K, M> {
                 Ok(pooled) => Ok(pooled),
                 Err(missed) => {
                     let mut waiting = pin!(missed.wait(limit()));
-                    let served = self.cluster.in_line(waiting.as_mut()).await;
+                    let served = self.cluster.in_line(self.key(), waiting.as_mut()).await;
                     served.map_err(|error| self.explain(error))
                 }
             }
@@ -661,7 +661,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
                 if limit == Duration::MAX { limit } else { limit.saturating_sub(began.elapsed()) };
             let counted = again.as_ref().map_or(Counted::Here, |_| Counted::Elsewhere);
             let mut waiting = pin!(missed.wait(left, counted));
-            let served = self.in_line(waiting.as_mut()).await;
+            let served = self.in_line(&node, waiting.as_mut()).await;
             if let Some(again) = &mut again {
                 again.outcome = served.as_ref().map_or_else(Outcome::from, |_| Outcome::Served);
             }
@@ -726,16 +726,37 @@ impl<K: Key, M: Manager> Shared<K, M> {
     /// room for its arguments twice.
     pub(super) fn in_line<F: Future>(
         self: &Arc<Self>,
+        key: &K,
         mut waiting: Pin<&mut F>,
     ) -> impl Future<Output = F::Output> {
-        let mut word = Word::default();
+        let (mut word, mut has_begun) = (Word::default(), false);
         poll_fn(move |cx| {
             let served = waiting.as_mut().poll(cx);
-            if served.is_pending() {
-                word.poll(self, cx);
+            if served.is_ready() {
+                return served;
+            }
+            word.poll(self, cx);
+            if mem::replace(&mut has_begun, true) {
+                return served;
+            }
+            // Who has no time at all was only to be seen by the cap, and gives up now.
+            let served = waiting.as_mut().poll(cx);
+            if served.is_ready() {
+                self.missed(key);
             }
             served
         })
+    }
+
+    /// Somebody who had no time has left the line of this node. If the cap has none for it yet, its first
+    /// connection is opened once there is room for that.
+    #[cold]
+    fn missed(self: &Arc<Self>, key: &K) {
+        let table = self.table.load_full();
+        let none_yet = |node: &&Arc<Node<K, M>>| node.pool.max_size() == 0;
+        let Some(node) = table.get(key).filter(none_yet) else { return };
+        self.passed_over(node);
+        node.try_in_background();
     }
 
     async fn acquire_of<'c>(
@@ -828,7 +849,7 @@ struct Runner<K: Key, M: Manager> {
     late: bool,
     /// It has something opened, and one of the others may serve as well.
     roving: Option<Roving<K>>,
-    /// The node was down beside others when it came there.
+    /// The node is down beside others.
     in_doubt: bool,
 }
 
@@ -908,6 +929,15 @@ impl<K: Key, M: Manager> Runner<K, M> {
                 self.check = Check::Late;
                 self.late = true;
             }
+        }
+    }
+
+    /// The node is down beside others, or is not any more.
+    fn doubt(&mut self, in_doubt: bool) {
+        self.in_doubt = in_doubt;
+        if in_doubt {
+            self.terms.be_patient();
+            self.roving = None;
         }
     }
 
@@ -1212,6 +1242,10 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
         let (mut order, mut down): (Vec<_>, Vec<_>) = order.into_iter().partition(is_up);
         if order.is_empty() {
             mem::swap(&mut order, &mut down);
+        }
+        for runner in &mut self.runners {
+            let is_there = |place: &usize| runner.is_at(&table.nodes()[*place]);
+            runner.doubt(down.iter().any(is_there));
         }
         for node in order.iter().map(|place| &table.nodes()[*place]) {
             if self.waits_for_a_check() {

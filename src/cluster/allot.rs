@@ -32,7 +32,7 @@ pub(super) struct Look {
     pub(super) kept: usize,
     /// How many are being opened, be it for nobody.
     pub(super) connecting: usize,
-    /// Callers wait who would have so many opened.
+    /// Callers wait who would have so many opened; of one that is down, those for whom it is tried.
     pub(super) waiting: usize,
     /// For so many of them that may be done now.
     pub(super) admitted: usize,
@@ -72,13 +72,19 @@ pub(super) struct Figures {
     pub(super) admitted: usize,
     /// A caller would have used it a moment ago.
     pub(super) was_passed_over: bool,
+    /// Connecting to it has failed.
+    pub(super) is_down: bool,
 }
 
 impl Look {
     /// What the figures say. All else is for whoever knows what was before.
     pub(super) fn new(figures: &Figures) -> Self {
-        let Figures { ref counts, limit, most, waiting, admitted, was_passed_over } = *figures;
+        let Figures { ref counts, limit, most, waiting, admitted, was_passed_over, is_down } =
+            *figures;
         let connecting = counts.connecting;
+        // One that is down, as where its server is at its limit, would keep vacant what it is not tried with. With
+        // one it is, beside what works there, or nobody would see that it is back.
+        let waiting = if is_down { waiting.min(connecting.max(1)) } else { waiting };
         // What is being opened is for those who wait; what is being closed is for nobody.
         let kept = counts.in_use + counts.checking + counts.resetting;
         let busy = kept + connecting.max(waiting);
@@ -99,6 +105,7 @@ impl Look {
             need: (kept + waiting).min(most).max(usize::from(can_wait)),
             busy,
             can_wait,
+            is_down,
             ..Self::default()
         }
     }
@@ -210,8 +217,10 @@ pub(super) fn step(looks: &[Look], most: usize) -> Option<Step> {
     }
     let soon = Allotment::new(looks, sum(|look| look.soon));
     let idle = giver_of_idle(looks, &soon).map(Step::Take);
-    // Last, those who can wait are told that there are not enough for every node to have one.
-    let patient = || looks.iter().position(Look::gives_way).map(Step::Forgo);
+    // Last, those who can wait, and for whom none is on its way back, are told that there are not enough for
+    // every node to have one.
+    let has_none = |(look, has): (&Look, &usize)| look.gives_way() && *has == 0;
+    let patient = || looks.iter().zip(&later.has).position(has_none).map(Step::Forgo);
     idle.or_else(|| giver(looks, &later)).or_else(patient)
 }
 
@@ -414,15 +423,15 @@ mod tests {
         }
 
         fn look(&self) -> Look {
-            let &Self { limit, most, waiting, admitted, was_passed_over, .. } = self;
-            let counts = self.counts;
-            let look =
-                Look::new(&Figures { counts, limit, most, waiting, admitted, was_passed_over });
+            let &Self { counts, limit, most, waiting, admitted, was_passed_over, is_down, .. } =
+                self;
+            let figures =
+                Figures { counts, limit, most, waiting, admitted, was_passed_over, is_down };
+            let look = Look::new(&figures);
             let is_silent = self.is_silent && look.opens();
             Look {
                 in_vain: look.coming > look.soon && self.was_asked_long_ago,
                 rested: self.rested.min(limit.saturating_sub(look.need)),
-                is_down: self.is_down,
                 is_urgent: self.is_urgent && !is_silent,
                 had_its_turn: self.had_its_turn,
                 is_silent,
@@ -467,6 +476,9 @@ mod tests {
             }
             let way = match next {
                 Step::Give(_) => {
+                    let tried = node.counts.connecting.max(1);
+                    let is_of_use = !node.is_down || node.limit < looks[index].kept + tried;
+                    assert!(is_of_use, "one that is down has too many: {steps:?} from {before:#?}");
                     (node.turn, node.had_its_turn, node.was_passed_over) = (turn, false, false);
                     1
                 }

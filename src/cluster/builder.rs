@@ -209,6 +209,9 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
     /// yet may open several at once; one that has some in use keeps what it opens until its
     /// [`connect_timeout`](crate::Config::connect_timeout). Default: `None`.
     ///
+    /// A node that refuses more than it has, as a server at its limit does, has room for one more to be tried
+    /// with, and gets no other until it accepts that.
+    ///
     /// It costs a hit nothing. While somebody waits for more, it looks every 5 ms who could give. An acquire
     /// that gets none in time because all are taken is told which nodes have them, and so are a rotation and
     /// a warm-up; how many there are says the cluster's [status](Cluster::status).

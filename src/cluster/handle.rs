@@ -91,7 +91,7 @@ impl<K: Key, M: Manager> NodeHandle<K, M> {
         let rotation = self.node.pool.rotate(verify);
         async move {
             let mut rotation = pin!(rotation);
-            self.cluster.in_line(rotation.as_mut()).await.map_err(|mut error| {
+            self.cluster.in_line(self.key(), rotation.as_mut()).await.map_err(|mut error| {
                 if let RotateError::NoRoom(source) = &mut error {
                     self.cluster.name_the_cap(&self.node, source);
                 }

@@ -28,7 +28,8 @@
 //! A node that was merely passed over, so that nobody waits for it, comes after all for which somebody
 //! does, and gets nobody's last unit. One that is down has to be tried now and then, or it would never
 //! relieve the others: it comes before those that have some, and gets the last unit of one that has had
-//! no use for it for a turn.
+//! no use for it for a turn. Of those who wait there only so many count as there are connects under way, and one
+//! at least: where its server is at its limit, all that it could not use is for others until it is back.
 //!
 //! Not here: the rules by which that is decided ([`allot`](super::allot)); what a pool does when its limit
 //! changes (`crate::core`).
@@ -154,11 +155,12 @@ impl<K: Key, M: Manager> Share<K, M> {
             waiting,
             admitted: self.pool.admitted(),
             was_passed_over: self.passed_over.is_some_and(|since| now - since < PATIENCE),
+            is_down: !self.pool.manager().state.is_up(),
         });
         let opens = look.opens();
         let is_silent = self.is_silent(opens, now);
         let state = &self.pool.manager().state;
-        let (is_down, roving) = (!state.is_up(), state.roving());
+        let (is_down, roving) = (look.is_down, state.roving());
         let was_silent = self.silent.is_some_and(|until| now < until);
         if opens {
             self.unused = Some(uses);
@@ -175,7 +177,6 @@ impl<K: Key, M: Manager> Share<K, M> {
         Look {
             in_vain: look.coming > look.soon && now - self.asked >= TURN,
             rested: self.rested(look.need, look.limit, uses, now),
-            is_down,
             is_urgent: waiting > roving && !was_silent && !is_silent,
             had_its_turn,
             is_silent,

@@ -445,12 +445,14 @@ impl<K: Key, M: Manager> Node<K, M> {
         ground.spawn(async move {
             until_it_may_have_one(&pool).await;
             let counts = pool.counts();
-            let is_full = counts.vacant + counts.connecting == 0 && counts.alive() > 0;
+            // What is being closed can neither tell anything nor serve.
+            let has = counts.alive() - counts.closing;
+            let is_full = counts.vacant + counts.connecting == 0 && has > 0;
             if is_full && !trying.0.is_up() {
                 check_one(&pool, limit, caller).await;
             } else {
                 // The pool tells what comes of it.
-                drop(pool.open(counts.alive() + 1).await);
+                drop(pool.open(has + 1).await);
             }
         });
     }

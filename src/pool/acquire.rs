@@ -43,6 +43,9 @@ pub(super) struct Ask<'t> {
     /// On which terms it waits at several pools at once.
     pub(super) terms: Option<&'t Terms>,
     pub(super) counted: Counted,
+    /// Whoever polls it tells others when it is in line: without any time it gives up at the second poll, so that
+    /// they see it there.
+    pub(super) is_seen: bool,
 }
 
 /// Who counts an acquire that had to wait, however it ends.
@@ -59,7 +62,8 @@ pub(crate) enum Counted {
 
 impl Ask<'_> {
     pub(super) fn new(caller: Caller) -> Self {
-        Self { caller, limit: None, line: Line::General, terms: None, counted: Counted::Here }
+        let (limit, terms, is_seen) = (None, None, false);
+        Self { caller, limit, line: Line::General, terms, counted: Counted::Here, is_seen }
     }
 
     pub(super) fn with(caller: Caller, options: AcquireOptions) -> Self {
@@ -209,6 +213,7 @@ where
                 // Before `obtain` begins: on a runtime that has ended, one connection after the other would fail
                 // its check. That the time is up is heeded only after it, and the timer is polled once.
                 let first = if has_begun { None } else { Some(poll_timer(timer.as_mut(), cx)) };
+                let has_been_seen = !ask.is_seen || has_begun;
                 has_begun = true;
                 if first == Some(None) {
                     return Poll::Ready(Some(Err(AcquireError::NoRuntime)));
@@ -218,6 +223,8 @@ where
                 }
                 match first.unwrap_or_else(|| poll_timer(timer, cx)) {
                     None => Poll::Ready(Some(Err(AcquireError::NoRuntime))),
+                    // Whoever polls it does so once more.
+                    Some(_) if !has_time && !has_been_seen => Poll::Pending,
                     // Timers go by whole milliseconds, and none is left at all.
                     Some(_) if !has_time => Poll::Ready(None),
                     Some(polled) => polled.map(|()| None),

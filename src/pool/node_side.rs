@@ -254,7 +254,7 @@ impl<M: Manager> Missed<M> {
     /// Goes on as any acquire does, for `limit` at the most.
     pub(crate) async fn wait(self, limit: Duration, counted: Counted) -> Served<M> {
         let Self { keeper, found, caller } = self;
-        let ask = Ask { limit: Some(limit), counted, ..Ask::new(caller) };
+        let ask = Ask { limit: Some(limit), counted, is_seen: true, ..Ask::new(caller) };
         acquire_slow(keeper, ask, found).await.map(|loan| PooledOwned::new(loan).into())
     }
 
@@ -316,7 +316,7 @@ impl<'p, M: Manager> MissedHere<'p, M> {
         limit: Option<Duration>,
     ) -> Result<Pooled<'p, M>, AcquireError<M::Error>> {
         let Self { keeper, found, caller } = self;
-        let ask = Ask { limit, ..Ask::new(caller) };
+        let ask = Ask { limit, is_seen: true, ..Ask::new(caller) };
         acquire_slow(keeper, ask, found).await.map(Pooled::new)
     }
 }

@@ -78,6 +78,11 @@ impl Terms {
         self.in_line.load(Ordering::Relaxed)
     }
 
+    /// Nothing is to be opened for it any more. It counts as one of those when it is polled next.
+    pub(crate) fn be_patient(&self) {
+        self.patient.store(true, Ordering::Relaxed);
+    }
+
     pub(crate) fn is_in_line(&self) -> bool {
         self.in_line.load(Ordering::Relaxed)
     }
