@@ -33,6 +33,11 @@ async fn used(pool: &Pool<TestManager>, count: usize) {
     }
 }
 
+/// A runtime that ends when it is dropped.
+fn single() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime")
+}
+
 /// Runs a blocking call on a thread of its own, while this runtime goes on.
 async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let thread = std::thread::spawn(work);
@@ -182,7 +187,6 @@ fn losses_beside_acquires_and_releases_cost_nothing_but_themselves() {
 
 #[test]
 fn what_is_idle_when_its_runtime_ends_is_checked_before_its_next_use() {
-    let single = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     for (policy, checks) in
         [(CheckPolicy::IfIdleFor(SECOND), 1), (CheckPolicy::Always, 1), (CheckPolicy::Never, 0)]
     {
@@ -194,6 +198,53 @@ fn what_is_idle_when_its_runtime_ends_is_checked_before_its_next_use() {
         assert_eq!((manager.check.calls(), id), (checks, 1 + checks), "{policy:?}");
         balanced_blocking(&pool, &manager.ledger);
     }
+}
+
+#[test]
+fn what_is_in_use_when_its_runtime_ends_is_checked_before_its_next_use() {
+    // tokio drops the tasks of a runtime in four rows. The pool's reaper is in one of them, so at least one of
+    // as many that begin one after the other is dropped after it.
+    const ROWS: usize = 4;
+    for held_by_tasks in [true, false] {
+        let manager = TestManager::new();
+        let pool = Pool::builder(manager.clone()).max_size(ROWS).build_lazy().unwrap();
+        let first = single();
+        let mut held: Vec<_> =
+            (0..ROWS).map(|_| first.block_on(pool.acquire_owned()).unwrap()).collect();
+        if held_by_tasks {
+            for guard in held.drain(..) {
+                first.spawn(async move {
+                    let _guard = guard;
+                    std::future::pending::<()>().await;
+                });
+            }
+        }
+        drop(first);
+        drop(held);
+        assert_eq!(pool.counts().idle, ROWS);
+        single().block_on(used(&pool, ROWS));
+        let calls = (manager.check.calls(), manager.connect.calls());
+        assert_eq!(calls, (ROWS, ROWS), "by tasks: {held_by_tasks}");
+        balanced_blocking(&pool, &manager.ledger);
+    }
+}
+
+#[test]
+fn a_check_that_was_under_way_when_the_runtime_ended_says_nothing_of_the_time_after() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(1).build_lazy().unwrap();
+    let (first, second) = (single(), single());
+    manager.condition.once(UNCHECKED);
+    first.block_on(used(&pool, 1));
+    manager.check.once(Act::Gated);
+    let acquire = second.spawn(pool.acquire_owned());
+    second.block_on(eventually("it is being checked", || manager.check.running() == 1));
+    drop(first);
+    manager.check.open(1);
+    drop(second.block_on(acquire).unwrap().unwrap());
+    second.block_on(used(&pool, 1));
+    assert_eq!((manager.check.calls(), manager.connect.calls()), (2, 1));
+    balanced_blocking(&pool, &manager.ledger);
 }
 
 #[tokio::test(start_paused = true)]

@@ -308,8 +308,7 @@ impl<M: Manager> Pool<M> {
         let mut removed = 0;
         let mut search = Search::new(shared);
         while let Some(mut lease) = search.next(|_| true) {
-            let flags = lease.flags();
-            if flags.has(Flags::LOOK) {
+            if lease.flags().has(Flags::LOOK) {
                 match look_over(lease) {
                     Some(fit) => lease = fit,
                     None => continue,
@@ -321,12 +320,7 @@ impl<M: Manager> Pool<M> {
             // A trial, so that a panic closes the connection.
             let mut trial = lease.begin(State::Checking);
             if keep(&mut trial.resource_mut().connection, &info) {
-                let lease = trial.pass();
-                if flags.has(Flags::CHECK) {
-                    // This was no check.
-                    lease.raise(Flags::CHECK);
-                }
-                search.restore(lease);
+                search.restore(trial.pass());
             } else {
                 removed += 1;
                 shared.close_connection(trial.fail(), CloseReason::Removed);

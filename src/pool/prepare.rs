@@ -207,6 +207,8 @@ where
     let shared = trial.keeper().clone();
     let limit = shared.config.check_timeout;
     shared.totals.check();
+    // Before the check: whoever raises the flag from here on wants the next one.
+    trial.lower(Flags::CHECK);
     let connection = &mut trial.resource_mut().connection;
     let check = bounded("check_timeout", limit, async { shared.manager.check(connection).await });
     let checked = check.await;
