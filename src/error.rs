@@ -619,7 +619,7 @@ mod managed {
     #[derive(Debug, thiserror::Error)]
     #[non_exhaustive]
     pub enum ReleaseError<E> {
-        /// The manager calls the connection broken.
+        /// The manager calls the connection broken, or it has [said](crate::LossSignal) that it has ended.
         #[error("the connection is broken")]
         Broken,
         /// The hook `on_checkin` panicked; the connection is closed.

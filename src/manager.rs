@@ -74,7 +74,8 @@ pub trait Manager: Send + Sync + 'static {
     /// Called once for each connection, before anybody gets it, by a manager whose connections find out by
     /// themselves that they have ended, such as those that a task of their own reads from: keep the signal
     /// where that is found out, and [send](LossSignal::send) it then. The pool ends an idle one at once, so
-    /// that nobody gets it; of one in use, its guard's release learns it. It must not block.
+    /// that nobody gets it; of one in use, its guard's release learns it, and says so where it is
+    /// [awaited](crate::Pooled::release). It must not block.
     ///
     /// Default: drops the signal. That an idle connection has ended is found out by a check, or by the use
     /// that fails.

@@ -97,6 +97,47 @@ async fn one_in_use_that_says_that_it_is_lost_ends_when_it_comes_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_that_is_lost_in_use_is_not_reset_though_it_comes_back_dirty() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(1).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.lose(1);
+    manager.condition.once(DIRTY);
+    drop(held);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.broken, metrics.closed.total(), manager.reset.calls()), (1, 1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_releases_a_connection_that_is_lost_hears_of_it() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(1).build_lazy().unwrap();
+    for condition in [Act::Ok, UNCHECKED, DIRTY, OUTDATED] {
+        for blocking in [false, true] {
+            let held = pool.acquire().await.unwrap();
+            manager.lose(held.id);
+            manager.condition.once(condition);
+            let released = if blocking { held.release_blocking() } else { held.release().await };
+            assert!(matches!(released, Err(ReleaseError::Broken)), "{condition:?}: {released:?}");
+        }
+    }
+    let closed = balanced(&pool, &manager.ledger).await.closed;
+    // What the manager says of all of them holds for this one too.
+    assert_eq!((closed.broken, closed.invalidated, closed.total()), (6, 2, 8));
+
+    let held = pool.acquire().await.unwrap();
+    let id = held.id;
+    manager.condition.once(DIRTY);
+    manager.reset.once(Act::Gated);
+    let mut release = pin!(held.release());
+    assert!(poll_once(release.as_mut()).is_pending());
+    manager.lose(id);
+    manager.reset.open(1);
+    assert!(matches!(release.await, Err(ReleaseError::Broken)), "it was lost during the reset");
+    assert_eq!(balanced(&pool, &manager.ledger).await.closed.broken, 7);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lost_connection_is_replaced_for_min_idle() {
     let manager = TestManager::new();
     let pool = Pool::builder(manager.clone()).max_size(3).min_idle(2).build().await.unwrap();

@@ -121,7 +121,7 @@ impl<M: Manager> Shared<M> {
         if tenant.generation < self.generation() {
             return Some(CloseReason::Invalidated);
         }
-        if tenant.loss.as_ref().is_some_and(|loss| loss.has_been_told()) {
+        if tenant.is_lost() {
             return Some(CloseReason::Broken);
         }
         (tenant.term.soft <= self.now()).then_some(CloseReason::Lifetime)
