@@ -235,8 +235,10 @@ impl LossSignal {
     /// Tells the pool that the connection has ended. It counts as [broken](crate::Closed::broken), and what
     /// else is idle is checked before its next use, as when a release finds one broken.
     ///
-    /// To say it again, or once the pool has let go of the connection or is gone, does nothing. Neither
-    /// blocks nor waits; looks once at each idle connection.
+    /// To say it again, or once the pool has let go of the connection or is gone, does nothing. It does not wait,
+    /// and looks once at each idle connection. Where neither the pool nor this thread has a runtime left, an idle
+    /// connection that has to go is dropped here, and [`on_destroy`](crate::Hooks::on_destroy) is called: hold no
+    /// lock that these take.
     pub fn send(&self) {
         // Ordering: Relaxed; the flag that the pool raises of the slot publishes it.
         let loss = &self.loss;
