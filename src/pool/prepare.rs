@@ -91,7 +91,9 @@ impl<E> From<&OperationError<E>> for Unfit {
     fn from(error: &OperationError<E>) -> Self {
         match error {
             OperationError::TimedOut { .. } => Self::Silent,
-            OperationError::Failed(_) | OperationError::Panicked { .. } => Self::Failed,
+            OperationError::Failed(_)
+            | OperationError::Panicked { .. }
+            | OperationError::Lost { .. } => Self::Failed,
         }
     }
 }
