@@ -186,6 +186,13 @@ pub enum OperationError<E> {
         /// What the panic said.
         message: String,
     },
+    /// It opened a connection, which [said](crate::LossSignal) soon after that that it had ended, though nobody had
+    /// used it yet: the server may have hung up.
+    #[error("the new connection was lost after {after:.0?}, before anybody used it")]
+    Lost {
+        /// How long after: less than a second.
+        after: std::time::Duration,
+    },
 }
 
 #[cfg(feature = "tokio")]
@@ -211,7 +218,7 @@ mod managed {
     pub enum BuildError<E> {
         /// A setting is out of its range. It says what that error says, and has no source.
         Config(ConfigError),
-        /// One of the first `min_idle` connections could not be opened.
+        /// One of the first `min_idle` connections could not be opened, or was lost at once.
         Connect(Arc<OperationError<E>>),
         /// `build` was called outside a tokio runtime, or on one that has ended.
         NoRuntime,
@@ -402,7 +409,7 @@ mod managed {
     pub enum WarmUpError<E> {
         /// More than the pool may have. It says what that error says, and has no source.
         TooMany(ConfigError),
-        /// A connection could not be opened. Those that could stay in the pool.
+        /// A connection could not be opened, or was lost at once. Those that could stay in the pool.
         Connect(Arc<OperationError<E>>),
         /// The pool is closed.
         Closed,
@@ -537,7 +544,8 @@ mod managed {
 
         /// The last failure to connect, if no connect has succeeded since and a connection could have
         /// been opened for the caller; or why a hook has rejected the last new connection, if none has been
-        /// handed out since.
+        /// handed out since; or that the last one was lost before anybody used it, if none has been there for a
+        /// second since.
         #[must_use]
         pub fn last_connect_error(&self) -> Option<&Arc<OperationError<E>>> {
             self.last_connect_error.as_ref()
@@ -611,7 +619,8 @@ mod managed {
         Queued,
         /// A connection was being opened that the caller might have had, and that took too long.
         Connecting,
-        /// Connecting kept failing, or hooks kept rejecting what was new; the timeout's source says why.
+        /// Connecting kept failing, or hooks kept rejecting what was new, or that was lost at once; the timeout's
+        /// source says why.
         ConnectFailing,
         /// A connection was being checked, or prepared by a hook.
         Checking,
@@ -632,7 +641,7 @@ mod managed {
     #[derive(Debug, thiserror::Error)]
     #[non_exhaustive]
     pub enum ReleaseError<E> {
-        /// The manager calls the connection broken.
+        /// The manager calls the connection broken, or it has [said](crate::LossSignal) that it has ended.
         #[error("the connection is broken")]
         Broken,
         /// The hook `on_checkin` panicked; the connection is closed.

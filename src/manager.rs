@@ -74,7 +74,8 @@ pub trait Manager: Send + Sync + 'static {
     /// Called once for each connection, before anybody gets it, by a manager whose connections find out by
     /// themselves that they have ended, such as those that a task of their own reads from: keep the signal
     /// where that is found out, and [send](LossSignal::send) it then. The pool ends an idle one at once, so
-    /// that nobody gets it; of one in use, its guard's release learns it. It must not block.
+    /// that nobody gets it; of one in use, its guard's release learns it, and says so where it is
+    /// [awaited](crate::Pooled::release). It must not block.
     ///
     /// Default: drops the signal. That an idle connection has ended is found out by a check, or by the use
     /// that fails.
@@ -234,8 +235,16 @@ impl LossSignal {
     /// Tells the pool that the connection has ended. It counts as [broken](crate::Closed::broken), and what
     /// else is idle is checked before its next use, as when a release finds one broken.
     ///
-    /// To say it again, or once the pool has let go of the connection or is gone, does nothing. Neither
-    /// blocks nor waits; looks once at each idle connection.
+    /// To say it again, or once the pool has let go of the connection or is gone, does nothing. It does not wait,
+    /// and looks once at each idle connection. Where neither the pool nor this thread has a runtime left, an idle
+    /// connection that has to go is dropped here, and [`on_destroy`](crate::Hooks::on_destroy) is called: hold no
+    /// lock that these take.
+    ///
+    /// One that is lost less than a second after it was opened, before anybody has used it, is something wrong with
+    /// connecting, as where a server accepts whoever comes and hangs up: from the second in a row on the next is
+    /// opened after a pause of [`backoff`](crate::PoolBuilder::backoff), and the pool's health and a timeout's source
+    /// [say so](crate::OperationError::Lost), until one has been there for a second. A warm-up and a build that meet
+    /// one fail.
     pub fn send(&self) {
         // Ordering: Relaxed; the flag that the pool raises of the slot publishes it.
         let loss = &self.loss;

@@ -6,8 +6,8 @@ mod support;
 use support::*;
 
 use millpond::{
-    AcquireError, CheckPolicy, LossSignal, Manager, Pool, PoolBuilder, ReleaseError,
-    TryAcquireError,
+    AcquireError, BuildError, CheckPolicy, Health, LossSignal, Manager, OperationError, Pool,
+    PoolBuilder, ReleaseError, Stage, TryAcquireError, WarmUpError,
 };
 use std::pin::pin;
 use std::sync::Arc;
@@ -31,6 +31,15 @@ async fn used(pool: &Pool<TestManager>, count: usize) {
     for _ in 0..count {
         guards.push(pool.acquire().await.unwrap_or_else(|error| panic!("{error}")));
     }
+}
+
+/// tokio drops the tasks of such a runtime in so many rows, one after the other. The pool's reaper is in one of
+/// them, so at least one of as many that begin after it, and one after the other, is dropped after it.
+const ROWS: usize = 4;
+
+/// A runtime that ends when it is dropped.
+fn single() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime")
 }
 
 /// Runs a blocking call on a thread of its own, while this runtime goes on.
@@ -92,6 +101,47 @@ async fn one_in_use_that_says_that_it_is_lost_ends_when_it_comes_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_that_is_lost_in_use_is_not_reset_though_it_comes_back_dirty() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(1).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.lose(1);
+    manager.condition.once(DIRTY);
+    drop(held);
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.closed.broken, metrics.closed.total(), manager.reset.calls()), (1, 1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_releases_a_connection_that_is_lost_hears_of_it() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(1).build_lazy().unwrap();
+    for condition in [Act::Ok, UNCHECKED, DIRTY, OUTDATED] {
+        for blocking in [false, true] {
+            let held = pool.acquire().await.unwrap();
+            manager.lose(held.id);
+            manager.condition.once(condition);
+            let released = if blocking { held.release_blocking() } else { held.release().await };
+            assert!(matches!(released, Err(ReleaseError::Broken)), "{condition:?}: {released:?}");
+        }
+    }
+    let closed = balanced(&pool, &manager.ledger).await.closed;
+    // What the manager says of all of them holds for this one too.
+    assert_eq!((closed.broken, closed.invalidated, closed.total()), (6, 2, 8));
+
+    let held = pool.acquire().await.unwrap();
+    let id = held.id;
+    manager.condition.once(DIRTY);
+    manager.reset.once(Act::Gated);
+    let mut release = pin!(held.release());
+    assert!(poll_once(release.as_mut()).is_pending());
+    manager.lose(id);
+    manager.reset.open(1);
+    assert!(matches!(release.await, Err(ReleaseError::Broken)), "it was lost during the reset");
+    assert_eq!(balanced(&pool, &manager.ledger).await.closed.broken, 7);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lost_connection_is_replaced_for_min_idle() {
     let manager = TestManager::new();
     let pool = Pool::builder(manager.clone()).max_size(3).min_idle(2).build().await.unwrap();
@@ -132,6 +182,95 @@ async fn a_connection_may_be_lost_before_it_is_in_its_slot_or_with_a_panic() {
     assert_eq!(pool.metrics().closed.broken, 1);
 }
 
+/// The next so many connections are lost as soon as they are opened, as where a server hangs up on whoever comes.
+fn hangs_up(manager: &TestManager, count: usize) {
+    for _ in 0..count {
+        manager.watch.once(Act::Error);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_connections_that_are_all_lost_are_opened_with_growing_pauses_and_whoever_asks_is_told()
+{
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(4).min_idle(2).build_lazy().unwrap();
+    hangs_up(&manager, 1_000);
+    let error = pool.acquire_timeout(10 * SECOND).await.map(drop).unwrap_err();
+    let AcquireError::Timeout(late) = error else { panic!("{error}") };
+    assert_eq!((late.stage(), late.failed_hook()), (Stage::ConnectFailing, None));
+    let cause = late.last_connect_error().expect("that it was lost").to_string();
+    assert_eq!(cause, "the new connection was lost after 0ns, before anybody used it");
+    let opened = manager.connect.calls();
+    assert!((5..=100).contains(&opened), "{opened} connections in 10 s");
+
+    // Now nobody asks for one, but some are to be kept idle.
+    sleep(10 * SECOND).await;
+    let opened = manager.connect.calls() - opened;
+    assert!((5..=100).contains(&opened), "{opened} connections in 10 s");
+    let status = pool.status();
+    let [reason] = status.health.reasons() else { panic!("{status}") };
+    assert_eq!(*reason, format!("connecting fails: {cause}"));
+    let metrics = status.metrics;
+    assert_eq!(metrics.last_connect_error.map(|last| last.message), Some(cause));
+    assert_eq!((metrics.connect_failures, metrics.closed.broken), (0, metrics.closed.total()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_warm_up_and_a_build_fail_where_what_they_open_is_lost_at_once() {
+    let manager = TestManager::new();
+    hangs_up(&manager, 1_000);
+    let pool = Pool::builder(manager.clone()).max_size(2).build_lazy().unwrap();
+    let error = pool.warm_up(2).await.unwrap_err();
+    let WarmUpError::Connect(cause) = &error else { panic!("{error}") };
+    assert!(matches!(&**cause, OperationError::Lost { .. }), "{cause}");
+    let built = Pool::builder(manager.clone()).max_size(2).min_idle(2).build().await;
+    let error = built.map(drop).unwrap_err();
+    let BuildError::Connect(cause) = &error else { panic!("{error}") };
+    assert!(matches!(&**cause, OperationError::Lost { .. }), "{cause}");
+    assert_eq!(manager.connect.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_new_connections_are_lost_is_over_when_one_has_been_there_for_a_second() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(3).build_lazy().unwrap();
+    hangs_up(&manager, 3);
+    let first = pool.acquire().await.unwrap();
+    assert_eq!(first.id, 4);
+    sleep(SECOND / 2).await;
+    assert!(!matches!(pool.status().health, Health::Healthy), "{}", pool.status());
+    sleep(SECOND / 2).await;
+    assert_eq!(pool.status().health, Health::Healthy);
+    // The next one that is lost is the first of a row, and one may be an accident.
+    hangs_up(&manager, 1);
+    let began = Instant::now();
+    let _second = pool.acquire().await.unwrap();
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    assert!(!matches!(pool.status().health, Health::Healthy), "{}", pool.status());
+    sleep(SECOND).await;
+    assert_eq!(pool.status().health, Health::Healthy);
+    manager.connect.always(Act::Never);
+    let error = pool.acquire_timeout(SECOND).await.map(drop).unwrap_err();
+    assert!(matches!(&error, AcquireError::Timeout(late) if late.stage() == Stage::Connecting));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_lost_after_a_while_or_a_use_says_nothing_of_new_ones() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(2).min_idle(2).build().await.unwrap();
+    sleep(SECOND).await;
+    for round in 0..5 {
+        let began = Instant::now();
+        manager.lose_all();
+        eventually("both are replaced", || pool.counts().idle == 2).await;
+        assert_eq!(began.elapsed(), Duration::ZERO, "round {round}");
+        used(&pool, 2).await;
+    }
+    assert_eq!(pool.metrics().closed.broken, 10);
+    assert_eq!(pool.status().health, Health::Healthy);
+    assert!(pool.metrics().last_connect_error.is_none());
+}
+
 /// Conservation: whoever is told of losses beside acquires and releases neither loses nor doubles a slot, and
 /// nobody gets a connection that was lost before he asked.
 #[test]
@@ -144,6 +283,8 @@ fn losses_beside_acquires_and_releases_cost_nothing_but_themselves() {
         .unwrap();
     let manager = TestManager::new();
     let pool = Pool::builder(manager.clone()).max_size(4).check(CheckPolicy::Never);
+    // Many are lost as soon as they are opened.
+    let pool = pool.backoff(Duration::from_nanos(1), Duration::from_nanos(1));
     let pool = runtime.block_on(pool.build()).unwrap();
     // For each connection the moment by which it had said so, and 0 before.
     let lost: Arc<Vec<AtomicUsize>> = Arc::new((0..=ROUNDS).map(|_| AtomicUsize::new(0)).collect());
@@ -182,7 +323,6 @@ fn losses_beside_acquires_and_releases_cost_nothing_but_themselves() {
 
 #[test]
 fn what_is_idle_when_its_runtime_ends_is_checked_before_its_next_use() {
-    let single = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     for (policy, checks) in
         [(CheckPolicy::IfIdleFor(SECOND), 1), (CheckPolicy::Always, 1), (CheckPolicy::Never, 0)]
     {
@@ -194,6 +334,77 @@ fn what_is_idle_when_its_runtime_ends_is_checked_before_its_next_use() {
         assert_eq!((manager.check.calls(), id), (checks, 1 + checks), "{policy:?}");
         balanced_blocking(&pool, &manager.ledger);
     }
+}
+
+#[test]
+fn what_is_in_use_when_its_runtime_ends_is_checked_before_its_next_use() {
+    for held_by_tasks in [true, false] {
+        let manager = TestManager::new();
+        let pool = Pool::builder(manager.clone()).max_size(ROWS).build_lazy().unwrap();
+        let first = single();
+        let mut held: Vec<_> =
+            (0..ROWS).map(|_| first.block_on(pool.acquire_owned()).unwrap()).collect();
+        if held_by_tasks {
+            for guard in held.drain(..) {
+                first.spawn(async move {
+                    let _guard = guard;
+                    std::future::pending::<()>().await;
+                });
+            }
+        }
+        drop(first);
+        drop(held);
+        assert_eq!(pool.counts().idle, ROWS);
+        single().block_on(used(&pool, ROWS));
+        let calls = (manager.check.calls(), manager.connect.calls());
+        assert_eq!(calls, (ROWS, ROWS), "by tasks: {held_by_tasks}");
+        balanced_blocking(&pool, &manager.ledger);
+    }
+}
+
+#[test]
+fn what_is_lost_with_its_runtime_says_nothing_of_the_server() {
+    /// What reads from a connection, and ends with the runtime.
+    struct Reader(TestManager, usize);
+
+    impl Drop for Reader {
+        fn drop(&mut self) {
+            self.0.lose(self.1);
+        }
+    }
+
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(ROWS).min_idle(ROWS);
+    let runtime = single();
+    let pool = runtime.block_on(pool.build()).unwrap();
+    for id in 1..=ROWS {
+        let reader = Reader(manager.clone(), id);
+        runtime.spawn(async move {
+            let _reader = reader;
+            std::future::pending::<()>().await;
+        });
+    }
+    drop(runtime);
+    assert_eq!(pool.counts().vacant, ROWS);
+    assert_eq!(pool.status().health, Health::Healthy);
+}
+
+#[test]
+fn a_check_that_was_under_way_when_the_runtime_ended_says_nothing_of_the_time_after() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(1).build_lazy().unwrap();
+    let (first, second) = (single(), single());
+    manager.condition.once(UNCHECKED);
+    first.block_on(used(&pool, 1));
+    manager.check.once(Act::Gated);
+    let acquire = second.spawn(pool.acquire_owned());
+    second.block_on(eventually("it is being checked", || manager.check.running() == 1));
+    drop(first);
+    manager.check.open(1);
+    drop(second.block_on(acquire).unwrap().unwrap());
+    second.block_on(used(&pool, 1));
+    assert_eq!((manager.check.calls(), manager.connect.calls()), (2, 1));
+    balanced_blocking(&pool, &manager.ledger);
 }
 
 #[tokio::test(start_paused = true)]

@@ -18,8 +18,9 @@ use std::time::Duration;
 /// Once one is found dead, since it came back [broken](crate::Condition::Broken) or has failed its reset or a
 /// check, those that are idle then are checked before their next use as well, unless the policy is
 /// [`Never`](Self::Never), or the pool's runtime has ended: a restart of the server ends all of them. This happens
-/// at most once in a `maintenance_interval`. It also happens when the pool's runtime ends, since a driver's
-/// connections do nothing without the runtime on which they were opened.
+/// at most once in a `maintenance_interval`. It also happens when the pool's runtime ends, and then to those that
+/// are in use or being opened as well, since a driver's connections do nothing without the runtime on which they
+/// were opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CheckPolicy {

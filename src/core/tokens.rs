@@ -388,6 +388,12 @@ impl<R: Deref<Target: Keeper>> Trial<R> {
         self.slot.as_ref().expect(GONE).uses
     }
 
+    /// It is being done; see [`Lease::lower`].
+    pub fn lower(&self, flags: Flags) {
+        let slot = self.slot.as_ref().expect(GONE);
+        self.keeper.core().cell(slot).lower(flags);
+    }
+
     /// The resource is not fit for use, and is about to be closed.
     pub fn fail(self) -> Self {
         let slot = self.slot.as_ref().expect(GONE);
@@ -410,9 +416,7 @@ impl<R: Deref<Target: Keeper> + Clone> Trial<R> {
     /// The resource is fit for use.
     pub fn pass(mut self) -> Lease<R> {
         let slot = self.slot.take().expect(GONE);
-        let cell = self.keeper.core().cell(&slot);
-        cell.lower(Flags::CHECK);
-        slot.enter(cell, State::InUse);
+        slot.enter(self.keeper.core().cell(&slot), State::InUse);
         Lease::new(self.keeper.clone(), slot)
     }
 

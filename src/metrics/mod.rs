@@ -307,7 +307,8 @@ pub struct PoolMetrics {
     pub connect_time: Histogram,
     /// The last one that failed, also if others have succeeded since; or what
     /// [`before_acquire`](crate::Hooks::before_acquire) or [`on_checkout`](crate::Hooks::on_checkout) has said since
-    /// then of a new connection that it rejected, which is none of the `connect_failures`.
+    /// then of a new connection that it rejected, or that one was [lost](crate::OperationError::Lost) at once, neither
+    /// of which is one of the `connect_failures`.
     pub last_connect_error: Option<ConnectFailure>,
     /// Resets that succeeded.
     pub resets: u64,
@@ -425,7 +426,7 @@ impl Waits {
     }
 }
 
-/// A failure to connect, or a hook's rejection of a new connection.
+/// A failure to connect, or a hook's rejection of a new connection, or its loss.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConnectFailure {

@@ -154,7 +154,7 @@ impl fmt::Display for Health {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Connecting {
     Works,
-    /// It has failed and has not succeeded since, or a hook has rejected what was opened.
+    /// It has failed and has not succeeded since, or what was opened has been of no use.
     Fails,
     /// The same, and there is no point in trying again.
     FailsForGood,
@@ -173,8 +173,8 @@ pub(crate) struct Signs {
     pub(crate) is_dialing: bool,
     /// For how long the oldest connect has been under way.
     pub(crate) connecting_for: Option<Duration>,
-    /// A hook has rejected what was opened last.
-    pub(crate) all_are_rejected: bool,
+    /// What was opened last has been of no use: a hook has rejected it, or it was lost.
+    pub(crate) all_are_useless: bool,
     pub(crate) maintenance_is_paused: bool,
     pub(crate) max_size: usize,
     /// Places of those for callers with priority alone that are vacant, or have a connection that is idle or being
@@ -206,8 +206,8 @@ fn health(signs: &Signs, metrics: &PoolMetrics, config: &Config) -> Health {
     let counts = metrics.counts;
     let is_full = counts.alive() > 0 && counts.alive() >= signs.max_size;
     // Once all connections that there may be are there, an old failure says nothing any more, unless
-    // it is they who were rejected.
-    if !is_full || signs.all_are_rejected {
+    // it is they who were of no use.
+    if !is_full || signs.all_are_useless {
         let failure = signs.failure.as_ref();
         let why = failure.map_or("?", |error| &error.message);
         let (fails, failed) = match signs.rejects {

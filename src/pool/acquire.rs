@@ -734,11 +734,11 @@ impl<M: Manager> Shared<M> {
     /// Whether a connection could be opened, or is being opened, for those who wait in this line. If
     /// not, a failure to connect, of whenever that was, has nothing to do with their wait.
     fn could_open_for(&self, line: Line) -> bool {
-        // What is checked may be new, and the last new ones have been rejected.
-        let (rejections, _) = self.connector.rejections();
+        // What is checked may be new, and the last new ones have been of no use.
+        let (useless, _) = self.connector.useless();
         self.slots_for(line).any(|slot| match self.core.glimpse(slot).state {
             State::Vacant | State::Connecting | State::Closing => true,
-            State::Checking => rejections > 0,
+            State::Checking => useless > 0,
             State::InUse | State::Idle | State::Resetting | State::Spare => false,
         })
     }

@@ -107,7 +107,7 @@ impl<M: Manager> Pool<M> {
     /// # Errors
     ///
     /// - [`WarmUpError::TooMany`] if `count` is above [`max_size`](Self::max_size).
-    /// - [`WarmUpError::Connect`] as soon as one of them cannot be opened.
+    /// - [`WarmUpError::Connect`] as soon as one of them cannot be opened, or is [lost](crate::LossSignal) at once.
     /// - [`WarmUpError::Closed`] if the pool is closed, before or meanwhile.
     /// - [`WarmUpError::NoRuntime`] outside a tokio runtime with a timer, or if it has ended, or the
     ///   pool's own ends meanwhile.
@@ -312,8 +312,7 @@ impl<M: Manager> Pool<M> {
         let mut removed = 0;
         let mut search = Search::new(shared);
         while let Some(mut lease) = search.next(|_| true) {
-            let flags = lease.flags();
-            if flags.has(Flags::LOOK) {
+            if lease.flags().has(Flags::LOOK) {
                 match look_over(lease) {
                     Some(fit) => lease = fit,
                     None => continue,
@@ -325,12 +324,7 @@ impl<M: Manager> Pool<M> {
             // A trial, so that a panic closes the connection.
             let mut trial = lease.begin(State::Checking);
             if keep(&mut trial.resource_mut().connection, &info) {
-                let lease = trial.pass();
-                if flags.has(Flags::CHECK) {
-                    // This was no check.
-                    lease.raise(Flags::CHECK);
-                }
-                search.restore(lease);
+                search.restore(trial.pass());
             } else {
                 removed += 1;
                 shared.close_connection(trial.fail(), CloseReason::Removed);
@@ -516,6 +510,7 @@ impl<M: Manager> Shared<M> {
     /// Opens connections on the pool's runtime until `count` are open, the first alone, so that a wrong
     /// password is tried once.
     pub(crate) async fn open(self: &Arc<Self>, count: usize) -> Result<(), WarmUpError<M::Error>> {
+        let began = tokio::time::Instant::now();
         let _under_way = WarmUp::begin(&self.connector.warm_ups);
         let mut opening: JoinSet<Opened<M>> = JoinSet::new();
         let mut one_is_open = false;
@@ -523,6 +518,10 @@ impl<M: Manager> Shared<M> {
             listener!(self.changed => changed);
             if self.core.is_closed() {
                 return Err(WarmUpError::Closed);
+            }
+            // Or this would replace one after the other, without a pause.
+            if let Some(error) = self.connector.lost_since(began) {
+                return Err(WarmUpError::Connect(error));
             }
             let counts = self.core.counts();
             let open = counts.alive() - counts.closing;

@@ -91,8 +91,8 @@ impl Ground {
 
 /// What is known of failures.
 ///
-/// That connecting fails and that hooks reject what is new are two troubles: a connect that succeeds ends the
-/// one, a new connection that is accepted the other.
+/// That connecting fails and that what is new is of no use are two troubles: a connect that succeeds ends the
+/// one, a new connection that is accepted, or stays, the other.
 struct Trouble<E> {
     /// The last failed connect, that of a rotation included, until one succeeds.
     failed: Option<Failure<E>>,
@@ -107,24 +107,49 @@ struct Trouble<E> {
     probing: bool,
     /// The last verdict.
     verdict: Option<Verdict<E>>,
-    /// What a hook last said of a new connection that it rejected, until one is accepted.
-    rejected: Option<Failure<E>>,
-    /// How many it has rejected since then, each before anybody has used it.
-    rejections: u32,
+    /// Even if that is over: ask [`useless`](Self::useless).
+    useless: Option<Useless<E>>,
     /// The last failure of either kind ever.
     last_ever: Option<Saying>,
 }
 
+/// For how long a connection that nobody has used yet must be there, or its loss says that it has been of no use at
+/// all. Where a server restarts, most have been there for longer.
+const FLEETING: Duration = Duration::from_secs(1);
+
+/// New connections that have turned out to be of no use before anybody has used them: rejected by a hook, or lost.
+struct Useless<E> {
+    /// What there is to say of the last one.
+    last: Failure<E>,
+    in_a_row: u32,
+    /// When it is over by itself, unless another one is of no use before that: if the last one was lost, [`FLEETING`]
+    /// after one has been opened since, which has stayed then, or has been used. What a hook says takes an acquire.
+    over_at: Option<Instant>,
+}
+
+impl<E> Useless<E> {
+    /// The last one was lost, and not rejected by a hook.
+    fn is_lost(&self) -> bool {
+        self.last.hook.is_none()
+    }
+}
+
 impl<E> Trouble<E> {
+    /// New connections have been of no use, and that is not over.
+    fn useless(&self) -> Option<&Useless<E>> {
+        let is_over = |at| Instant::now() >= at;
+        self.useless.as_ref().filter(|useless| !useless.over_at.is_some_and(is_over))
+    }
+
     /// Of what is wrong now, what is to be told: a failure for good, since nothing is opened unasked until it is
     /// over, or whichever came last.
     fn now(&self) -> Option<&Failure<E>> {
-        match (&self.failed, &self.rejected) {
-            (Some(failed), Some(rejected)) => {
-                let later = rejected.said.when > failed.said.when && !self.permanent;
-                Some(if later { rejected } else { failed })
+        match (&self.failed, self.useless().map(|useless| &useless.last)) {
+            (Some(failed), Some(useless)) => {
+                let later = useless.said.when > failed.said.when && !self.permanent;
+                Some(if later { useless } else { failed })
             }
-            (failed, rejected) => failed.as_ref().or(rejected.as_ref()),
+            (failed, useless) => failed.as_ref().or(useless),
         }
     }
 
@@ -143,7 +168,7 @@ impl<E> Trouble<E> {
     }
 }
 
-/// A failed connect, or a new connection that a hook has rejected.
+/// A failed connect, or a new connection that has been of no use.
 struct Failure<E> {
     error: Arc<OperationError<E>>,
     /// The hook whose error it is, if it is one's.
@@ -276,8 +301,7 @@ impl<E> Connector<E> {
                 truce: Duration::ZERO,
                 probing: false,
                 verdict: None,
-                rejected: None,
-                rejections: 0,
+                useless: None,
                 last_ever: None,
             }),
             verdicts: AtomicU64::new(0),
@@ -289,10 +313,16 @@ impl<E> Connector<E> {
 
     /// Forgets a runtime that has ended, unless there is another one already.
     pub(super) fn forget(&self, generation: u64) {
-        let mut ground = lock(&self.ground);
-        if ground.as_ref().is_some_and(|ground| ground.generation == generation) {
+        {
+            let mut ground = lock(&self.ground);
+            if ground.as_ref().is_none_or(|ground| ground.generation != generation) {
+                return;
+            }
             *ground = None;
         }
+        // New connections may have been lost because it ended. Dropped after the lock, as below.
+        let lost = lock(&self.trouble).useless.take_if(|useless| useless.is_lost());
+        drop(lost);
     }
 
     /// What is wrong now, if anything is, and the hook that has said so, if one has.
@@ -300,7 +330,7 @@ impl<E> Connector<E> {
         lock(&self.trouble).now().map(|failure| (failure.error.clone(), failure.hook))
     }
 
-    /// Whether connecting has failed since it last succeeded, or a hook has rejected what was opened, and if so,
+    /// Whether connecting has failed since it last succeeded, or what was opened has been of no use, and if so,
     /// whether it fails for good.
     pub(super) fn connecting(&self) -> Connecting {
         lock(&self.trouble).connecting()
@@ -310,7 +340,8 @@ impl<E> Connector<E> {
     pub(super) fn state(&self) -> (Connecting, Option<metrics::ConnectFailure>, bool) {
         let trouble = lock(&self.trouble);
         let now = trouble.now();
-        let rejects = now.zip(trouble.rejected.as_ref()).is_some_and(|(a, b)| ptr::eq(a, b));
+        let useless = trouble.useless().map(|useless| &useless.last);
+        let rejects = now.zip(useless).is_some_and(|(a, b)| ptr::eq(a, b) && a.hook.is_some());
         (trouble.connecting(), now.map(|failure| (&failure.said).into()), rejects)
     }
 
@@ -438,13 +469,17 @@ impl<E> Connector<E> {
     fn succeeded(&self, most: usize) -> u32 {
         // Here and below, an error that nobody else has is dropped after the lock: what its drop does is
         // the manager's own affair, and may be to look at the pool.
-        let (failures, failed, rejections) = {
+        let (failures, failed, are_useless) = {
             let mut trouble = lock(&self.trouble);
             trouble.permanent = false;
-            (mem::take(&mut trouble.in_a_row), trouble.failed.take(), trouble.rejections)
+            let are_useless = trouble.useless().is_some();
+            if let Some(lost) = trouble.useless.as_mut().filter(|it| it.is_lost()) {
+                lost.over_at.get_or_insert_with(|| Instant::now() + FLEETING);
+            }
+            (mem::take(&mut trouble.in_a_row), trouble.failed.take(), are_useless)
         };
-        // While hooks reject what is new, whether this one is of any use is still to be seen.
-        if rejections == 0 {
+        // While what is new is of no use, whether this one is of any is still to be seen.
+        if !are_useless {
             // One step, so that a failure that sets the number back meanwhile is not undone.
             let double = |admitted: usize| Some(admitted.saturating_mul(2).min(most));
             let doubled = self.admitted.fetch_update(Ordering::SeqCst, Ordering::SeqCst, double);
@@ -468,26 +503,29 @@ impl<E> Connector<E> {
         _failed = trouble.failed.replace(failure);
     }
 
-    /// A hook has rejected a new connection that nobody has used yet.
-    fn rejected(&self, failure: Failure<E>) {
-        let _rejected;
+    /// A new connection that nobody has used yet is of no use.
+    fn is_of_no_use(&self, failure: Failure<E>) {
+        let _useless;
         let mut trouble = lock(&self.trouble);
-        trouble.rejections = trouble.rejections.saturating_add(1);
+        let in_a_row = trouble.useless().map_or(0, |useless| useless.in_a_row).saturating_add(1);
         trouble.last_ever = Some(failure.said.clone());
-        _rejected = trouble.rejected.replace(failure);
+        _useless = trouble.useless.replace(Useless { last: failure, in_a_row, over_at: None });
     }
 
     /// A new connection has been handed out.
     fn accepted(&self) {
-        let rejected = {
-            let mut trouble = lock(&self.trouble);
-            trouble.rejections = 0;
-            trouble.rejected.take()
-        };
-        if rejected.is_some() {
+        let useless = lock(&self.trouble).useless.take();
+        if useless.is_some() {
             // What was opened is of use after all.
             self.recovered.notify(usize::MAX.additional());
         }
+    }
+
+    /// That a new connection has been lost since then, if the last one of no use was.
+    pub(super) fn lost_since(&self, then: Instant) -> Option<Arc<OperationError<E>>> {
+        let trouble = lock(&self.trouble);
+        let useless = trouble.useless().filter(|useless| useless.is_lost())?;
+        (useless.last.said.when >= then).then(|| useless.last.error.clone())
     }
 
     /// Awaits a pause after a failure, unless connecting works again before it is over.
@@ -505,11 +543,11 @@ impl<E> Connector<E> {
         }
     }
 
-    /// How many new connections a hook has rejected in a row, and how long ago the last one.
-    pub(super) fn rejections(&self) -> (u32, Duration) {
+    /// How many new connections in a row have been of no use, and how long ago the last one.
+    pub(super) fn useless(&self) -> (u32, Duration) {
         let trouble = lock(&self.trouble);
-        let ago = trouble.rejected.as_ref().map(|rejected| rejected.said.when.elapsed());
-        (trouble.rejections, ago.unwrap_or_default())
+        let useless = trouble.useless();
+        useless.map_or((0, Duration::ZERO), |it| (it.in_a_row, it.last.said.when.elapsed()))
     }
 
     /// Notes a failure, and the verdict on it; answers how many there have been in a row. A dial that is to
@@ -815,7 +853,9 @@ impl<M: Manager> Shared<M> {
             OperationError::Failed(error) => {
                 caught(|| self.manager.is_permanent(error)).unwrap_or(false)
             }
-            OperationError::TimedOut { .. } | OperationError::Panicked { .. } => false,
+            OperationError::TimedOut { .. }
+            | OperationError::Panicked { .. }
+            | OperationError::Lost { .. } => false,
         }
     }
 
@@ -900,7 +940,15 @@ impl<M: Manager> Shared<M> {
     /// A hook has rejected a connection, with an error or by a panic. `new`: nobody has used it yet.
     pub(super) fn rejected(&self, new: bool, hook: &'static str, error: OperationError<M::Error>) {
         if new {
-            self.connector.rejected(Failure::new(Unopened::by(hook, error)));
+            self.connector.is_of_no_use(Failure::new(Unopened::by(hook, error)));
+        }
+    }
+
+    /// A connection is lost that was opened so long ago, unless that is because the runtime has ended. `new`: nobody
+    /// has used it yet.
+    pub(super) fn lost(&self, new: bool, after: Duration) {
+        if new && after < FLEETING && self.ground().is_some() {
+            self.connector.is_of_no_use(Failure::new(OperationError::Lost { after }.into()));
         }
     }
 
@@ -1013,11 +1061,11 @@ impl<M: Manager> Dial<M> {
             self.state = DialState::Refused;
             return;
         }
-        let (rejections, ago) = shared.connector.rejections();
-        if rejections > 1 {
+        let (useless, ago) = shared.connector.useless();
+        if useless > 1 {
             // If none is fit for use, as many would be opened and closed as the server can bear. One may be
             // an accident.
-            let pause = shared.pause(rejections - 1).saturating_sub(ago);
+            let pause = shared.pause(useless - 1).saturating_sub(ago);
             if !pause.is_zero() {
                 drop(reservation.take());
                 self.probes = shared.connector.probe();

@@ -124,8 +124,8 @@ macro_rules! pooled {
             /// # Errors
             ///
             /// - [`ReleaseError::Rejected`] if the hook `on_checkin` panics: it is closed.
-            /// - [`ReleaseError::Broken`] if the manager calls the connection broken or outdated: it
-            ///   is closed.
+            /// - [`ReleaseError::Broken`] if the manager calls the connection broken or outdated, or it has
+            ///   [said](crate::LossSignal) that it has ended: it is closed.
             /// - [`ReleaseError::Reset`] if the reset failed, panicked or took too long: it is
             ///   closed.
             /// - [`ReleaseError::NoRuntime`] if it is dirty and there is no tokio runtime with a timer
@@ -192,6 +192,20 @@ impl<M: Manager> PooledOwned<M> {
 }
 
 impl<C> Tenant<C> {
+    /// Whether it has said that it has ended.
+    pub(super) fn is_lost(&self) -> bool {
+        self.loss.as_ref().is_some_and(|loss| loss.has_been_told())
+    }
+
+    /// The doubt about one that comes back, its loss included: that ends it, unless it ends for another reason
+    /// anyway.
+    fn doubt_in_all(&self, doubt: Doubt) -> Doubt {
+        match doubt {
+            Doubt::Greeted | Doubt::Unchecked | Doubt::Dirty if self.is_lost() => Doubt::Broken,
+            doubt => doubt,
+        }
+    }
+
     /// Whether nobody has used a connection in a slot that has been acquired `uses` times.
     pub(super) fn is_new(&self, uses: u64) -> bool {
         uses == self.uses_before
@@ -266,7 +280,7 @@ impl<M: Manager> Shared<M> {
 
 /// Does what a doubt asks for.
 #[cold]
-pub(super) fn settle<M, R>(lease: Lease<R>, doubt: Doubt)
+pub(super) fn settle<M, R>(mut lease: Lease<R>, doubt: Doubt)
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,
@@ -276,6 +290,7 @@ where
         return drop(look_over(lease));
     }
     let shared = lease.keeper().clone();
+    let doubt = lease.resource_mut().doubt_in_all(doubt);
     if let Some(lease) = check_in(lease, Some(doubt)) {
         act_on(lease, doubt);
     }
@@ -392,7 +407,9 @@ where
     match bounded("reset_timeout", limit, async { shared.manager.reset(connection).await }).await {
         Ok(()) => {
             shared.totals.reset();
-            let condition = shared.condition(trial.resource_mut());
+            let tenant = trial.resource_mut();
+            let condition =
+                if tenant.is_lost() { Condition::Broken } else { shared.condition(tenant) };
             let lease = trial.pass();
             shared.distrust(&lease);
             match condition {
@@ -466,18 +483,16 @@ where
     R: Deref<Target = Shared<M>> + Clone,
 {
     let shared = lease.keeper().clone();
-    let doubt = shared.doubt_about(lease.resource_mut());
-    let Some(lease) = check_in(lease, doubt) else { return Err(ReleaseError::Rejected) };
+    let tenant = lease.resource_mut();
+    let doubt = shared.doubt_about(tenant).unwrap_or(Doubt::Greeted);
+    let doubt = tenant.doubt_in_all(doubt);
+    let Some(lease) = check_in(lease, Some(doubt)) else { return Err(ReleaseError::Rejected) };
+    if doubt == Doubt::Dirty {
+        return Ok(Some(lease));
+    }
+    act_on(lease, doubt);
     match doubt {
-        None => Ok(None),
-        Some(Doubt::Dirty) => Ok(Some(lease)),
-        Some(doubt @ (Doubt::Broken | Doubt::Outdated)) => {
-            act_on(lease, doubt);
-            Err(ReleaseError::Broken)
-        }
-        Some(doubt) => {
-            act_on(lease, doubt);
-            Ok(None)
-        }
+        Doubt::Broken | Doubt::Outdated => Err(ReleaseError::Broken),
+        _ => Ok(None),
     }
 }

@@ -121,7 +121,7 @@ impl<M: Manager> Shared<M> {
         if tenant.generation < self.generation() {
             return Some(CloseReason::Invalidated);
         }
-        if tenant.loss.as_ref().is_some_and(|loss| loss.has_been_told()) {
+        if tenant.is_lost() {
             return Some(CloseReason::Broken);
         }
         (tenant.term.soft <= self.now()).then_some(CloseReason::Lifetime)
@@ -190,17 +190,17 @@ where
         shared.close_connection(trial, CloseReason::Surplus);
         return None;
     }
-    match shared.over(lease.resource_mut()) {
-        Some(reason) => {
-            end(lease, reason);
-            if reason == CloseReason::Broken {
-                // The others may be too.
-                shared.doubt_idle();
-            }
-            None
-        }
-        None => Some(lease),
+    let uses = lease.uses();
+    let tenant = lease.resource_mut();
+    let Some(reason) = shared.over(tenant) else { return Some(lease) };
+    if reason == CloseReason::Broken {
+        // Before its end, after which the next one may be opened.
+        shared.lost(tenant.is_new(uses), tenant.created.elapsed());
+        // The others may be too.
+        shared.doubt_idle();
     }
+    end(lease, reason);
+    None
 }
 
 /// In nanoseconds; a time too long for that is the longest that there is.

@@ -748,7 +748,7 @@ impl<M: Manager> Pool<M> {
     pub fn status(&self) -> PoolStatus {
         let shared = &*self.shared;
         let metrics = shared.metrics();
-        let (rejections, _) = shared.connector.rejections();
+        let (useless, _) = shared.connector.useless();
         let (connecting, failure, rejects) = shared.connector.state();
         let signs = Signs {
             closed: match shared.phase.load(Ordering::SeqCst) {
@@ -761,7 +761,7 @@ impl<M: Manager> Pool<M> {
             rejects,
             is_dialing: shared.connector.is_dialing(),
             connecting_for: shared.connector.connecting_for(),
-            all_are_rejected: rejections > 0,
+            all_are_useless: useless > 0,
             maintenance_is_paused: self.maintenance().is_paused(),
             max_size: shared.core.limit(),
             kept: shared.kept(),

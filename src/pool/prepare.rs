@@ -91,7 +91,9 @@ impl<E> From<&OperationError<E>> for Unfit {
     fn from(error: &OperationError<E>) -> Self {
         match error {
             OperationError::TimedOut { .. } => Self::Silent,
-            OperationError::Failed(_) | OperationError::Panicked { .. } => Self::Failed,
+            OperationError::Failed(_)
+            | OperationError::Panicked { .. }
+            | OperationError::Lost { .. } => Self::Failed,
         }
     }
 }
@@ -207,6 +209,8 @@ where
     let shared = trial.keeper().clone();
     let limit = shared.config.check_timeout;
     shared.totals.check();
+    // Before the check: whoever raises the flag from here on wants the next one.
+    trial.lower(Flags::CHECK);
     let connection = &mut trial.resource_mut().connection;
     let check = bounded("check_timeout", limit, async { shared.manager.check(connection).await });
     let checked = check.await;

@@ -339,8 +339,13 @@ impl<M: Manager> Shared<M> {
 
     /// Has each connection that is idle checked before its next use, whatever the policy.
     pub(super) fn have_idle_checked(&self) {
+        self.have_checked(|state| state == State::Idle);
+    }
+
+    /// The same for each whose slot is in such a state.
+    fn have_checked(&self, is_meant: impl Fn(State) -> bool) {
         for slot in 0..self.core.capacity() {
-            if self.core.glimpse(slot).state == State::Idle {
+            if is_meant(self.core.glimpse(slot).state) {
                 self.core.raise(slot, Flags::CHECK);
             }
         }
@@ -606,9 +611,11 @@ impl<M: Manager> Drop for Reaper<M> {
         // A closed pool still closes connections there, and looks itself whether there still is a there.
         if let Some(shared) = self.open() {
             shared.connector.forget(self.generation);
-            // The connections that were opened there are dead, unless they need no runtime.
+            // The connections that were opened there are dead, unless they need no runtime. Not only the idle
+            // ones: some come back later, as with a task that is dropped after this one, and what is being opened
+            // may still arrive.
             if shared.config.check != CheckPolicy::Never {
-                shared.have_idle_checked();
+                shared.have_checked(|state| !matches!(state, State::Vacant | State::Spare));
             }
         }
     }

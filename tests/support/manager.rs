@@ -23,7 +23,7 @@ use tokio::sync::Semaphore;
 /// What one call of one of the manager's methods does.
 ///
 /// `condition`, which cannot wait or fail, answers: `Ok` clean, `Gated` unchecked, `Slow` dirty,
-/// `Permanent` outdated, anything else broken. `watch` keeps the signal, unless it panics.
+/// `Permanent` outdated, anything else broken. `watch` keeps the signal; with `Error` it sends it at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
     /// Succeeds at its first poll.
@@ -370,8 +370,11 @@ impl Manager for TestManager {
     }
 
     fn watch(&self, conn: &mut Conn, signal: LossSignal) {
-        assert!(self.watch.begin() != Act::Panic, "scripted panic in watch");
-        self.signals.lock().unwrap().insert(conn.id, signal);
+        match self.watch.begin() {
+            Act::Error => signal.send(),
+            Act::Panic => panic!("scripted panic in watch"),
+            _ => drop(self.signals.lock().unwrap().insert(conn.id, signal)),
+        }
     }
 
     fn condition(&self, _: &mut Conn) -> Condition {
