@@ -112,7 +112,7 @@ pub(crate) struct Shared<M: Manager> {
     /// Connections that are being closed at the moment.
     // Ordering: SeqCst, partner: the decrement in `Count::drop`. Who waits for it looks after listening (I8).
     closing: AtomicUsize,
-    /// Notified when a slot becomes vacant, a connection has been opened, or none is being closed.
+    /// Notified when a slot becomes vacant, a connection has been opened, none is being closed, or a rotation is over.
     changed: Event,
     /// [`OPEN`], [`DRAINING`] or [`CLOSED`]; only tells which error a closed core stands for.
     // Ordering: SeqCst, partner: the flag of the core, which is raised after this has changed: whoever finds the core
