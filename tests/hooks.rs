@@ -760,6 +760,38 @@ async fn the_first_connection_that_a_hook_accepts_ends_the_pauses() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_first_connection_that_a_hook_accepts_ends_the_pauses_of_all() {
+    let rejects = Arc::new(AtomicBool::new(false));
+    let rejected = rejects.clone();
+    let act = move || if rejected.load(Ordering::SeqCst) { Act::Error } else { Act::Ok };
+    let hooks = Hooks::new().before_acquire(asynchronous(move |_| acting(act())));
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 4).backoff(8 * SECOND, 8 * SECOND).hooks(hooks);
+    let pool = pool.build_lazy().unwrap();
+    // After these, several may be opened at once.
+    for held in all_at_once(&pool, 4).await {
+        held.unwrap().discard();
+    }
+    balanced(&pool, &manager.ledger).await;
+    rejects.store(true, Ordering::SeqCst);
+    let waiters = [(); 4].map(|()| {
+        let pool = pool.clone();
+        tokio::spawn(async move { (pool.acquire_owned().await.unwrap(), Instant::now()) })
+    });
+    turns().await;
+    assert_eq!((manager.connect.running(), pool.counts().waiters), (0, 4), "all pause");
+    rejects.store(false, Ordering::SeqCst);
+    let (mut held, mut served) = (Vec::new(), Vec::new());
+    for waiter in waiters {
+        let (connection, when) = waiter.await.unwrap();
+        held.push(connection);
+        served.push(when);
+    }
+    served.sort_unstable();
+    assert_eq!(served[0], served[3], "nobody waits on beside a hook that accepts");
+}
+
+#[tokio::test(start_paused = true)]
 async fn rejections_of_long_ago_hold_nobody_up() {
     let rejects = Arc::new(AtomicBool::new(true));
     let rejected = rejects.clone();

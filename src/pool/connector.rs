@@ -60,7 +60,7 @@ pub(super) struct Connector<E> {
     trouble: Mutex<Trouble<E>>,
     /// Verdicts so far; whoever waits reads this without the lock.
     verdicts: AtomicU64,
-    /// Notified when connecting works again: for dials that pause because it failed.
+    /// Notified when connecting works again, or a hook accepts what is new: for dials that pause because it failed.
     recovered: Event,
     /// Notified on close, and when they are to be given up: for dials that hang.
     giving_up: Event,
@@ -992,7 +992,7 @@ impl<M: Manager> Dial<M> {
             if !pause.is_zero() {
                 drop(reservation.take());
                 self.probes = shared.connector.probe();
-                if !self.pauses(sleep(pause)).await {
+                if !self.pauses(shared.connector.unless_recovered(sleep(pause))).await {
                     return self.finish();
                 }
             }
