@@ -331,7 +331,7 @@ async fn costs_one_connection(hooks: Hooks<TestManager>) -> (millpond::PoolMetri
     })
     .await;
     let (metrics, ledger) = (pool.metrics(), &manager.ledger);
-    assert_eq!((metrics.counts.capacity(), ledger.live(), ledger.opened()), (1, 1, 2));
+    assert_eq!((metrics.counts.in_service(), ledger.live(), ledger.opened()), (1, 1, 2));
     assert_eq!((ledger.closed(), destroyed.load(Ordering::SeqCst)), (1, 1), "closed, and once");
     assert_eq!(metrics.acquires, 3);
     (metrics, manager)
