@@ -455,7 +455,8 @@ mod managed {
         Connect(Arc<OperationError<E>>),
         /// It was opened, and did not pass the caller's test.
         Verify(OperationError<E>),
-        /// Every connection was in use, and none came back to make room for the new one.
+        /// Every connection was in use, and none came back to make room for the new one; or another rotation was
+        /// not over in time.
         NoRoom(AcquireError<E>),
         /// The pool is closed.
         Closed,

@@ -365,7 +365,7 @@ async fn settled(pool: &Pool<TestManager>, ledger: &Ledger) -> PoolMetrics {
     let metrics = pool.metrics();
     let alive = metrics.counts.alive();
     assert_eq!(metrics.created, metrics.closed.total() + alive as u64, "{metrics:?}");
-    assert_eq!(metrics.counts.capacity(), pool.config().max_size, "{metrics:?}");
+    assert_eq!(metrics.counts.in_service(), pool.max_size(), "{metrics:?}");
     assert_eq!((ledger.live(), ledger.opened() - ledger.dropped()), (alive, alive), "{ledger:?}");
     metrics
 }

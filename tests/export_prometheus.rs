@@ -640,7 +640,9 @@ async fn a_writer_that_is_full_or_panics_harms_neither_the_pool_nor_the_next_scr
 async fn balanced_with_capacity(pool: &Pool<TestManager>) -> PoolMetrics {
     eventually("nothing is in use", || pool.metrics().counts.in_use == 0).await;
     let metrics = pool.metrics();
-    assert_eq!(metrics.created, metrics.closed.total() + metrics.counts.alive() as u64);
+    let (ledger, alive) = (&pool.manager().ledger, metrics.counts.alive());
+    assert_eq!(metrics.created, metrics.closed.total() + alive as u64, "{metrics:?}");
+    assert_eq!((ledger.opened() as u64, ledger.live()), (metrics.created, alive), "{ledger:?}");
     metrics
 }
 

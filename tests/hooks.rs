@@ -331,7 +331,7 @@ async fn costs_one_connection(hooks: Hooks<TestManager>) -> (millpond::PoolMetri
     })
     .await;
     let (metrics, ledger) = (pool.metrics(), &manager.ledger);
-    assert_eq!((metrics.counts.capacity(), ledger.live(), ledger.opened()), (1, 1, 2));
+    assert_eq!((metrics.counts.in_service(), ledger.live(), ledger.opened()), (1, 1, 2));
     assert_eq!((ledger.closed(), destroyed.load(Ordering::SeqCst)), (1, 1), "closed, and once");
     assert_eq!(metrics.acquires, 3);
     (metrics, manager)
@@ -757,6 +757,38 @@ async fn the_first_connection_that_a_hook_accepts_ends_the_pauses() {
     acts.lock().unwrap().extend([Act::Ok, Act::Error]);
     assert_eq!(pool.acquire().await.unwrap().id, 6);
     assert_eq!(began.elapsed(), Duration::ZERO, "one by itself is not");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_connection_that_a_hook_accepts_ends_the_pauses_of_all() {
+    let rejects = Arc::new(AtomicBool::new(false));
+    let rejected = rejects.clone();
+    let act = move || if rejected.load(Ordering::SeqCst) { Act::Error } else { Act::Ok };
+    let hooks = Hooks::new().before_acquire(asynchronous(move |_| acting(act())));
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 4).backoff(8 * SECOND, 8 * SECOND).hooks(hooks);
+    let pool = pool.build_lazy().unwrap();
+    // After these, several may be opened at once.
+    for held in all_at_once(&pool, 4).await {
+        held.unwrap().discard();
+    }
+    balanced(&pool, &manager.ledger).await;
+    rejects.store(true, Ordering::SeqCst);
+    let waiters = [(); 4].map(|()| {
+        let pool = pool.clone();
+        tokio::spawn(async move { (pool.acquire_owned().await.unwrap(), Instant::now()) })
+    });
+    turns().await;
+    assert_eq!((manager.connect.running(), pool.counts().waiters), (0, 4), "all pause");
+    rejects.store(false, Ordering::SeqCst);
+    let (mut held, mut served) = (Vec::new(), Vec::new());
+    for waiter in waiters {
+        let (connection, when) = waiter.await.unwrap();
+        held.push(connection);
+        served.push(when);
+    }
+    served.sort_unstable();
+    assert_eq!(served[0], served[3], "nobody waits on beside a hook that accepts");
 }
 
 #[tokio::test(start_paused = true)]

@@ -863,6 +863,18 @@ async fn a_close_that_hangs_holds_a_rotation_up_for_its_timeout_only() {
     assert_eq!(began.elapsed().as_secs(), 2);
     let metrics = balanced(&pool, &manager.ledger).await;
     assert_eq!((metrics.created, manager.ledger.most_live()), (2, 1));
+
+    // And no longer than it may wait at all.
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).close_timeout(5 * SECOND).acquire_timeout(SECOND);
+    let pool = pool.build_lazy().unwrap();
+    pool.warm_up(2).await.unwrap();
+    manager.close.once(Act::Never);
+    pool.acquire().await.unwrap().discard();
+    let began = tokio::time::Instant::now();
+    pool.rotate(passes).await.unwrap();
+    assert_eq!(began.elapsed().as_secs(), 1);
+    balanced(&pool, &manager.ledger).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -1069,23 +1081,126 @@ async fn a_connection_that_a_rotation_opened_before_invalidate_goes_too() {
 
 #[tokio::test(start_paused = true)]
 async fn the_last_of_two_rotations_at_once_leaves_nothing_older_than_itself() {
+    for open in 0..=1 {
+        let manager = TestManager::new();
+        let pool = pool_of(&manager, 4).build_lazy().unwrap();
+        pool.warm_up(open).await.unwrap();
+        let verify = verifier(|_| {
+            Box::pin(async {
+                sleep(100 * MILLISECOND).await;
+                Ok(())
+            })
+        });
+        let (first, second) = tokio::join!(pool.rotate(verify), pool.rotate(passes));
+        first.unwrap();
+        second.unwrap();
+        let all = open as u64 + 2;
+        assert_eq!(pool.acquire().await.unwrap().id, all as usize, "what the last has opened");
+        assert_eq!(balanced(&pool, &manager.ledger).await.closed.invalidated, all - 1);
+        has_all_its_slots(&pool).await;
+    }
+}
+
+/// The new way is wrong. Whatever the first has got to when the second comes, what is left is for those who acquire.
+#[tokio::test(start_paused = true)]
+async fn two_rotations_at_once_that_fail_leave_the_last_connection_to_those_who_acquire() {
+    let mut left = Vec::new();
+    for stage in ["in line", "closing", "connecting", "verifying"] {
+        let manager = TestManager::new();
+        let pool = pool_of(&manager, 2).build_lazy().unwrap();
+        let mut held = vec![pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+        match stage {
+            "in line" => {}
+            "closing" => manager.close.once(Act::Gated),
+            "connecting" => manager.connect.once(Act::Gated),
+            _ => manager.connect.once(Act::Ok),
+        }
+        manager.connect.always(Act::Error);
+        let verify = verifier(|_| {
+            Box::pin(async {
+                sleep(100 * MILLISECOND).await;
+                Err(TestError { what: "verify", permanent: false })
+            })
+        });
+        if stage != "in line" {
+            held.clear();
+        }
+        let mut first = pin!(pool.rotate(verify));
+        assert!(poll_once(first.as_mut()).is_pending(), "{stage}");
+        let goes_on = async {
+            turns().await;
+            held.clear();
+            manager.close.open(1);
+            manager.connect.open(1);
+        };
+        let (first, second, ()) = tokio::join!(first, pool.rotate(passes), goes_on);
+        assert!(first.is_err() && second.is_err(), "{stage}: {first:?}, {second:?}");
+        let metrics = balanced(&pool, &manager.ledger).await;
+        left.push((stage, metrics.counts.idle));
+    }
+    assert!(left.iter().all(|(_, idle)| *idle == 1), "{left:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rotation_waits_for_its_turn_and_for_room_within_acquire_timeout_in_all() {
     let manager = TestManager::new();
-    let pool = pool_of(&manager, 4).build_lazy().unwrap();
-    pool.warm_up(1).await.unwrap();
-    let verify = verifier(|_| {
-        Box::pin(async {
-            tokio::time::sleep(100 * MILLISECOND).await;
-            Ok(())
-        })
-    });
-    let mut first = pin!(pool.rotate(verify));
-    assert!(poll_once(first.as_mut()).is_pending());
-    pool.rotate(passes).await.unwrap();
-    first.await.unwrap();
-    // What both opened belongs to a time at which one of them had still to be verified.
-    assert!(pool.acquire().await.unwrap().id >= 3);
+    let pool = pool_of(&manager, 1).acquire_timeout(2 * SECOND).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let rotate = || async {
+        let began = tokio::time::Instant::now();
+        let error = pool.rotate(passes).await.unwrap_err();
+        assert!(matches!(error, RotateError::NoRoom(AcquireError::Timeout(_))), "{error:?}");
+        began.elapsed().as_secs()
+    };
+    let second = async {
+        sleep(SECOND).await;
+        rotate().await
+    };
+    assert_eq!(tokio::join!(rotate(), second), (2, 2));
+    drop(held);
     balanced(&pool, &manager.ledger).await;
-    has_all_its_slots(&pool).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rotation_that_waits_for_another_one_hears_of_its_end_of_a_close_and_of_the_time() {
+    let never = || verifier(|_| Box::pin(std::future::pending()));
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).acquire_timeout(2 * SECOND).check_timeout(600 * SECOND);
+    let pool = pool.build_lazy().unwrap();
+    pool.warm_up(2).await.unwrap();
+    let mut first = Box::pin(pool.rotate(never()));
+    assert!(poll_once(first.as_mut()).is_pending());
+
+    // The first takes too long.
+    let began = tokio::time::Instant::now();
+    let error = pool.rotate(passes).await.unwrap_err();
+    assert_eq!(began.elapsed().as_secs(), 2);
+    assert!(matches!(error, RotateError::NoRoom(AcquireError::Timeout(_))), "{error:?}");
+    assert_eq!(pool.counts().idle, 1, "it has taken nothing");
+
+    // It is given up; one that waited and is given up as well holds nobody up.
+    let mut given_up = Box::pin(pool.rotate(passes));
+    assert!(poll_once(given_up.as_mut()).is_pending());
+    let second = pool.rotate(passes);
+    let second = async {
+        let mut second = pin!(second);
+        assert!(poll_once(second.as_mut()).is_pending());
+        drop((given_up, first));
+        second.await
+    };
+    second.await.unwrap();
+    assert_eq!(balanced(&pool, &manager.ledger).await.counts.idle, 1);
+
+    // The pool is closed.
+    let mut first = pin!(pool.rotate(never()));
+    assert!(poll_once(first.as_mut()).is_pending());
+    let mut second = pin!(pool.rotate(passes));
+    assert!(poll_once(second.as_mut()).is_pending());
+    pool.close().await;
+    let Poll::Ready(rotated) = poll_once(second.as_mut()) else { panic!("it waits on") };
+    assert!(matches!(rotated, Err(RotateError::Closed)), "{rotated:?}");
+    assert!(matches!(first.await, Err(RotateError::Closed)));
+    balanced(&pool, &manager.ledger).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -83,7 +83,7 @@ fn pool_of(capacity: usize) -> (ObjectPool<Thing>, Tally) {
 fn assert_counts<T>(pool: &ObjectPool<T>, expected: (usize, usize, usize, usize)) {
     let counts = pool.counts();
     assert_eq!((counts.vacant, counts.idle, counts.in_use, counts.waiters), expected, "{counts:?}");
-    assert_eq!(counts.capacity(), pool.capacity());
+    assert_eq!(counts.in_service(), pool.capacity(), "{counts:?}");
 }
 
 fn panics<T>(what: impl FnOnce() -> T) -> String {

@@ -854,7 +854,7 @@ async fn fail_fast_tells_the_cause_at_once_when_no_connection_is_left() {
 /// How many callers wait; nothing is alive.
 fn balanced_down(pool: &Pool<TestManager>, manager: &TestManager) -> usize {
     let counts = pool.metrics().counts;
-    assert_eq!((counts.alive(), counts.capacity()), (0, pool.max_size()));
+    assert_eq!((counts.alive(), counts.in_service()), (0, pool.max_size()));
     assert!(manager.ledger.live() <= 1, "the prober's at the most");
     counts.waiters
 }

@@ -89,6 +89,28 @@ async fn a_connect_that_takes_long_is_told_while_somebody_waits_though_nothing_h
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_kept_for_others_does_not_hide_that_a_connect_takes_long() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 4).reserved(Priority::High, 1).connect_timeout(60 * SECOND);
+    let pool = pool.build_lazy().unwrap();
+    let general = [(); 3].map(|()| pool.acquire());
+    let mut held = Vec::new();
+    for acquire in general {
+        held.push(acquire.await.unwrap());
+    }
+    // The reserved one, and no other, is left.
+    drop(pool.acquire_with(Priority::High).await.unwrap());
+    held.into_iter().for_each(millpond::Pooled::discard);
+    eventually("one is idle", || (pool.counts().alive(), pool.counts().idle) == (1, 1)).await;
+    manager.connect.always(Act::Gated);
+    let mut waits = Box::pin(pool.acquire());
+    assert!(poll_once(waits.as_mut()).is_pending());
+    tokio::time::sleep(SECOND + SECOND / 5).await;
+    assert_eq!((pool.counts().idle, pool.counts().waiters), (1, 1));
+    degraded(&pool.status(), &["opening a connection has gone on for 1.2s, and 1 wait for one"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_connect_takes_long_once_it_takes_longer_than_an_acquire_may() {
     let manager = TestManager::new();
     manager.connect.always(Act::Gated);

@@ -587,6 +587,29 @@ async fn a_listener_that_panics_keeps_no_node_that_was_removed_open() {
 
 #[cfg(feature = "cluster")]
 #[tokio::test(start_paused = true)]
+async fn a_listener_that_panics_when_it_hears_of_a_role_costs_no_connection() {
+    use millpond::cluster::{Cluster, NodeOptions, Role};
+
+    hush_scripted_panics();
+    let cluster = Cluster::<&str, TestManager>::builder()
+        .read_role(|_: &mut Conn| Box::pin(async { Ok(Role::Primary) }))
+        .build()
+        .unwrap();
+    let manager = TestManager::new();
+    cluster.add_node("a", manager.clone()).unwrap();
+    let listener = tracing_subscriber::registry().with(Trips("the role has changed"));
+    let listening = tracing::subscriber::set_default(listener);
+    let guard = cluster.acquire("a").await.unwrap();
+    assert_eq!((guard.role(), manager.ledger.opened()), (Role::Primary, 1));
+    cluster.set_options("a", NodeOptions::default().role(Role::Replica)).unwrap();
+    drop(listening);
+    let status = cluster.status();
+    assert_eq!(status.nodes[0].pool.metrics.connect_failures, 0);
+    assert!(status.nodes[0].is_up);
+}
+
+#[cfg(feature = "cluster")]
+#[tokio::test(start_paused = true)]
 async fn a_listener_that_panics_keeps_nobody_from_what_a_cap_gives_him() {
     use millpond::cluster::Cluster;
 

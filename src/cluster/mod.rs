@@ -75,7 +75,7 @@ use self::table::{Current, Table};
 use crate::manager::Manager;
 use crate::metrics::{DuplicateName, Group, Health, Monitor, PoolStatus, Source, watched};
 #[cfg(feature = "tracing")]
-use crate::panics::caught;
+use crate::panics::tell;
 use crate::pool::DrainReport;
 use event_listener::{Event, IntoNotification};
 use std::borrow::Borrow;
@@ -164,10 +164,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
     /// still to be done is done.
     fn tell_node(&self, key: &K, what: &'static str) {
         #[cfg(feature = "tracing")]
-        drop(caught(|| {
-            let cluster = tracing::field::display(&self.settings.name);
-            tracing::info!(target: "millpond", cluster, node = %key, "{what}");
-        }));
+        tell!(info, cluster = %self.settings.name, node = %key, "{what}");
         #[cfg(not(feature = "tracing"))]
         let _ = (key, what);
     }

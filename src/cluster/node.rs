@@ -14,6 +14,8 @@ use crate::core::Counts;
 use crate::error::ConfigError;
 use crate::manager::{Condition, LossSignal, Manager};
 use crate::metrics::{Role, Source};
+#[cfg(feature = "tracing")]
+use crate::panics::tell;
 use crate::pool::Pool;
 use crate::pool::node_side::{self, Attempt, Counted, PooledBare, attempt, nanos};
 use event_listener::{Event, EventListener, IntoNotification};
@@ -253,8 +255,8 @@ impl<K: Key> State<K> {
     /// Tells of a change of its role, to whoever listens with `tracing`.
     pub(super) fn tell_role(&self, from: Role, to: Role) {
         #[cfg(feature = "tracing")]
-        tracing::info!(
-            target: "millpond",
+        tell!(
+            info,
             cluster = %self.cluster,
             node = %self.key,
             from = from.word(),

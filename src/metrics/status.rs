@@ -180,6 +180,8 @@ pub(crate) struct Signs {
     /// Places of those for callers with priority alone that are vacant, or have a connection that is idle or being
     /// opened.
     pub(crate) kept: usize,
+    /// Those of them whose connection is idle.
+    pub(crate) kept_idle: usize,
 }
 
 impl PoolStatus {
@@ -236,7 +238,8 @@ fn health(signs: &Signs, metrics: &PoolMetrics, config: &Config) -> Health {
     let patience = LONG_CONNECT.min(config.acquire_timeout);
     if let Some(long) = signs.connecting_for.filter(|long| *long > patience) {
         let waiters = counts.waiters;
-        if signs.connecting == Connecting::Works && waiters > 0 && counts.idle == 0 {
+        let none_is_left = counts.idle <= signs.kept_idle;
+        if signs.connecting == Connecting::Works && waiters > 0 && none_is_left {
             reasons.push(format!(
                 "opening a connection has gone on for {long:.1?}, and {waiters} wait for one"
             ));

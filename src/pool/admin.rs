@@ -176,11 +176,12 @@ impl<M: Manager> Pool<M> {
     /// and only if that goes well [invalidates](Self::invalidate) all others. The manager must
     /// connect the new way already, for instance because it reads a `watch` channel.
     ///
-    /// If the pool is full, one connection makes room: one that is closing anyway, as right after another
-    /// rotation, for which this waits up to `close_timeout`, and so it does, beside the last one there is, for
-    /// one that is being opened and may be refused; then an idle one, or the first that comes back or ends
-    /// within `acquire_timeout`, or is refused after all, `fail_fast` or not. That is no acquire: no hook of
-    /// one sees it, and it is not counted as one. `verify` may take `check_timeout`.
+    /// Rotations of a pool take turns: each begins when the one before it is over. If the pool is full then, one
+    /// connection makes room: one that is closing anyway, as right after another rotation, for which this waits up
+    /// to `close_timeout`, and so it does, beside the last one there is, for one that is being opened and may be
+    /// refused; then an idle one, or the first that comes back or ends, or is refused after all, `fail_fast` or
+    /// not. That is no acquire: no hook of one sees it, and it is not counted as one. For its turn and for room
+    /// it waits up to `acquire_timeout`. `verify` may take `check_timeout`.
     ///
     /// # Errors
     ///
@@ -195,7 +196,8 @@ impl<M: Manager> Pool<M> {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future closes the new connection; the others go on as before.
+    /// Dropping the future closes the new connection; the others go on as before. While it is neither polled nor
+    /// dropped, it keeps its turn.
     ///
     /// # Examples
     ///
@@ -235,8 +237,11 @@ impl<M: Manager> Pool<M> {
             if shared.ground_or_current().is_none() {
                 return Err(RotateError::NoRuntime);
             }
-            // Cancel: the reservation gives the slot back, with or without a connection.
-            let reservation = shared.make_room(caller).await?;
+            let began = shared.now();
+            // Cancel: the reservation gives the slot back, with or without a connection. The turn, declared first,
+            // goes to the next rotation after that.
+            let _turn = shared.in_time(began, shared.turn()).await?;
+            let reservation = shared.make_room(caller, began).await?;
             let connect = shared.connect(reservation.uses());
             let tenant = match shared.unless_closed(connect).await {
                 None => return Err(RotateError::Closed),
@@ -449,6 +454,18 @@ impl<M: Manager> Drop for Draining<'_, M> {
     }
 }
 
+/// That of one rotation after the other.
+struct Turn<'p, M: Manager>(&'p Shared<M>);
+
+impl<M: Manager> Drop for Turn<'_, M> {
+    fn drop(&mut self) {
+        // Ordering: SeqCst, partner: the swap in `turn`, which comes after listening; so either it sees this, or the
+        // notification reaches it.
+        self.0.connector.rotates.store(false, Ordering::SeqCst);
+        self.0.changed();
+    }
+}
+
 /// What a rotation opens its connection in.
 enum Room<M: Manager> {
     Vacant(Reservation<Arc<Shared<M>>>),
@@ -601,10 +618,45 @@ impl<M: Manager> Shared<M> {
         }
     }
 
-    /// The right to open a connection, at the cost of another one if need be.
+    /// Waits until no other rotation is under way. What such a one has closed or tries may come to nothing, and
+    /// this one would take the last connection beside that.
+    async fn turn(&self) -> Result<Turn<'_, M>, AcquireError<M::Error>> {
+        loop {
+            listener!(self.changed => changed);
+            if self.core.is_closed() {
+                return Err(AcquireError::Closed);
+            }
+            // After listening.
+            if !self.connector.rotates.swap(true, Ordering::SeqCst) {
+                return Ok(Turn(self));
+            }
+            changed.await;
+        }
+    }
+
+    /// Awaits something that a rotation needs which began then, for as long as it may wait.
+    async fn in_time<T>(
+        &self,
+        began: u64,
+        needed: impl Future<Output = Result<T, AcquireError<M::Error>>>,
+    ) -> Result<T, RotateError<M::Error>> {
+        let left = self.config.acquire_timeout.saturating_sub(self.since(began));
+        let needed = within(left, needed).await.unwrap_or_else(|over| match over {
+            Over::Late => Err(self.timed_out(Line::High, self.since(began), false)),
+            Over::NoRuntime => Err(AcquireError::NoRuntime),
+        });
+        needed.map_err(|error| match error {
+            AcquireError::Closed | AcquireError::Draining => RotateError::Closed,
+            AcquireError::NoRuntime => RotateError::NoRuntime,
+            error => RotateError::NoRoom(error),
+        })
+    }
+
+    /// The right to open a connection, at the cost of another one if need be, for a rotation that began then.
     async fn make_room(
         self: &Arc<Self>,
         caller: &'static Location<'static>,
+        began: u64,
     ) -> Result<Reservation<Arc<Self>>, RotateError<M::Error>> {
         if let Some(reservation) = reserve(self.clone()) {
             return Ok(reservation);
@@ -619,18 +671,7 @@ impl<M: Manager> Shared<M> {
         if self.core.is_closed() {
             return Err(RotateError::Closed);
         }
-        let began = self.now();
-        let taken = within(self.config.acquire_timeout, self.take_first(caller)).await;
-        let taken = taken.unwrap_or_else(|over| match over {
-            Over::Late => Err(self.timed_out(Line::High, self.since(began), false)),
-            Over::NoRuntime => Err(AcquireError::NoRuntime),
-        });
-        let room = taken.map_err(|error| match error {
-            AcquireError::Closed | AcquireError::Draining => RotateError::Closed,
-            AcquireError::NoRuntime => RotateError::NoRuntime,
-            error => RotateError::NoRoom(error),
-        })?;
-        let mut lease = match room {
+        let mut lease = match self.in_time(began, self.take_first(caller)).await? {
             Room::Vacant(reservation) => return Ok(reservation),
             Room::Taken(lease) => lease,
         };

@@ -25,7 +25,7 @@ use std::future::Future;
 use std::mem;
 use std::pin::pin;
 use std::ptr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -45,6 +45,8 @@ pub(super) struct Connector<E> {
     pub(super) patients: Arc<AtomicUsize>,
     /// Rotations that wait for room, or are about to: they open a connection of their own.
     pub(super) rotations: Arc<AtomicUsize>,
+    /// One rotation has its turn: the next begins when it is over.
+    pub(super) rotates: AtomicBool,
     /// Warm-ups under way, that of a pool which is being built included. It orders nothing: whoever has missed a
     /// change looks again at the reaper's next tick.
     pub(super) warm_ups: AtomicUsize,
@@ -58,7 +60,7 @@ pub(super) struct Connector<E> {
     trouble: Mutex<Trouble<E>>,
     /// Verdicts so far; whoever waits reads this without the lock.
     verdicts: AtomicU64,
-    /// Notified when connecting works again: for dials that pause because it failed.
+    /// Notified when connecting works again, or a hook accepts what is new: for dials that pause because it failed.
     recovered: Event,
     /// Notified on close, and when they are to be given up: for dials that hang.
     giving_up: Event<GivenUp>,
@@ -290,6 +292,7 @@ impl<E> Connector<E> {
             admitted: AtomicUsize::new(1),
             patients: Arc::default(),
             rotations: Arc::default(),
+            rotates: AtomicBool::new(false),
             warm_ups: AtomicUsize::new(0),
             ground: Mutex::new(None),
             generations: AtomicU64::new(0),
@@ -1069,7 +1072,7 @@ impl<M: Manager> Dial<M> {
             if !pause.is_zero() {
                 drop(reservation.take());
                 self.probes = shared.connector.probe();
-                if !self.pauses(sleep(pause)).await {
+                if !self.pauses(shared.connector.unless_recovered(sleep(pause))).await {
                     return self.finish();
                 }
             }

@@ -43,7 +43,7 @@ use self::reaper::{Memory, Upkeep};
 use self::report::Reports;
 use self::shed::Shedder;
 use crate::config::{AcquireOptions, Config};
-use crate::core::{Core, Counts, Doubt, Flags, Keeper, Lease, Line, Trial};
+use crate::core::{Core, Counts, Doubt, Flags, Keeper, Lease, Line, State, Trial};
 use crate::error::{AcquireError, TryAcquireError};
 use crate::hooks::Hooks;
 use crate::manager::{Loss, Manager};
@@ -112,7 +112,7 @@ pub(crate) struct Shared<M: Manager> {
     /// Connections that are being closed at the moment.
     // Ordering: SeqCst, partner: the decrement in `Count::drop`. Who waits for it looks after listening (I8).
     closing: AtomicUsize,
-    /// Notified when a slot becomes vacant, a connection has been opened, or none is being closed.
+    /// Notified when a slot becomes vacant, a connection has been opened, none is being closed, or a rotation is over.
     changed: Event,
     /// [`OPEN`], [`DRAINING`] or [`CLOSED`]; only tells which error a closed core stands for.
     // Ordering: SeqCst, partner: the flag of the core, which is raised after this has changed: whoever finds the core
@@ -726,8 +726,8 @@ impl<M: Manager> Pool<M> {
     /// again only while one more is wanted: after that it stays degraded, and says when connecting failed.
     ///
     /// A connect that has not failed yet is something wrong as well once it has taken a second, or
-    /// [`acquire_timeout`](crate::Config::acquire_timeout) if that is shorter, while somebody waits: the pool is
-    /// degraded then, and down if nothing is alive.
+    /// [`acquire_timeout`](crate::Config::acquire_timeout) if that is shorter, while somebody waits and nothing is
+    /// idle but for callers with priority: the pool is degraded then, and down if nothing is alive.
     ///
     /// # Examples
     ///
@@ -765,6 +765,7 @@ impl<M: Manager> Pool<M> {
             maintenance_is_paused: self.maintenance().is_paused(),
             max_size: shared.core.limit(),
             kept: shared.kept(),
+            kept_idle: shared.reserved_in(State::Idle),
         };
         let cluster = shared.cluster.as_ref().map(|which| which());
         PoolStatus::new(&signs, metrics, shared.config.clone(), cluster)

@@ -665,7 +665,6 @@ impl<'p, S: Subject> Driver<'p, S> {
             ("being made", counts.connecting, model.making),
             ("spare", counts.spare, model.spare()),
             ("waiters", counts.waiters, model.waiters()),
-            ("all", counts.capacity(), model.capacity()),
         ];
         for (what, counted, expected) in seen {
             assert_eq!(counted, expected, "{what}: {counts}");

@@ -67,7 +67,7 @@ pub async fn at_rest<M: Manager>(pool: &Pool<M>) -> PoolMetrics {
         metrics.closed.total() + metrics.counts.alive() as u64,
         "{metrics:?}"
     );
-    assert_eq!(metrics.counts.capacity(), pool.config().max_size, "{metrics:?}");
+    assert_eq!(metrics.counts.in_service(), pool.max_size(), "{metrics:?}");
     metrics
 }
 

@@ -589,7 +589,7 @@ fn tell_lost(address: &Address, error: Error) {
     #[cfg(feature = "tracing")]
     {
         let error = &error as &(dyn std::error::Error + 'static);
-        tracing::warn!(target: "millpond", server = %address, error, "a connection is lost");
+        crate::panics::tell!(warn, server = %address, error, "a connection is lost");
     }
 }
 
