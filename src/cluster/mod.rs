@@ -46,15 +46,18 @@ mod discovery;
 mod dns;
 mod endpoint;
 mod error;
+mod guard;
 mod handle;
 mod limits;
 mod node;
 mod policy;
+mod race;
+mod runner;
 mod status;
 mod table;
 mod watch;
 
-pub use self::acquire::{ClusterGuard, NodeHandle};
+pub use self::acquire::NodeHandle;
 pub use self::builder::ClusterBuilder;
 pub use self::discovery::{Changes, NodeSpec, SetError};
 pub use self::dns::{Dns, LookupError};
@@ -62,6 +65,7 @@ pub use self::endpoint::{Endpoint, ParseEndpointError};
 pub use self::error::{
     ClusterError, NodeError, NodeRefusal, NodeReport, RemovedNode, UnknownNode, Unserved,
 };
+pub use self::guard::ClusterGuard;
 pub use self::node::{Member, NodeOptions, NodeView, RoleFuture};
 pub use self::policy::{Policy, Rank};
 pub use self::status::{ClusterStatus, NodeStatus};

@@ -4,7 +4,7 @@
 //! first look goes to one node alone ([`Policy::pick`]), which takes no allocation; only if nothing
 //! is idle there are all of them put in order.
 //!
-//! Not here: how it waits at several nodes at once (`acquire.rs`).
+//! Not here: how it waits at several nodes at once (`race.rs`).
 
 use super::node::{Node, NodeView};
 use super::table::Table;

@@ -3,7 +3,6 @@
 //! Not here: who is next in line (`core`), how connections are opened (`connector.rs`), and how one that was
 //! found is made fit for use (`prepare.rs`).
 
-use super::connector::Verdict;
 use super::guard::{Pooled, PooledOwned};
 use super::life::nanos;
 use super::operation::{FAR_FUTURE, has_timer, poll_timer, runs_async_task, timer};
@@ -11,6 +10,7 @@ use super::prepare::{
     Unfit, Welcome, give_back, lend, prepare, prepare_blocking, prepare_in_a_hurry, welcome,
 };
 use super::terms::Terms;
+use super::trouble::Verdict;
 use super::{DRAINING, Shared, deadlock::Waiting};
 use crate::config::{AcquireOptions, CheckPolicy, Priority};
 use crate::core::{

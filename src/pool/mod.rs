@@ -2,10 +2,11 @@
 //!
 //! Read `mod.rs` (the handle), `builder.rs` (its settings), `acquire.rs` (how a caller gets a
 //! connection), `prepare.rs` (what is done to it before), `guard.rs` (how it comes back), `connector.rs`
-//! (how one is opened), `close.rs` (how one ends), `life.rs` (when it has to), `reaper.rs` (what happens
-//! by the clock), `admin.rs` (what an operator does), `report.rs` (who is told the figures), `trace.rs`
-//! (what is told of events), `shed.rs` and `deadlock.rs` (two options for when too much is asked),
-//! `node_side.rs` (what a cluster asks of the pool of a node).
+//! (when one is opened), `dial.rs` (how), `trouble.rs` (what follows if that fails), `close.rs` (how one
+//! ends), `life.rs` (when it has to), `reaper.rs` (what happens by the clock), `admin.rs` (what an operator
+//! does), `report.rs` (who is told the figures), `trace.rs` (what is told of events), `shed.rs` and
+//! `deadlock.rs` (two options for when too much is asked), `node_side.rs` (what a cluster asks of the pool
+//! of a node).
 //!
 //! Not here: which slot belongs to whom; see `core`.
 
@@ -15,6 +16,7 @@ mod builder;
 mod close;
 mod connector;
 mod deadlock;
+mod dial;
 mod guard;
 mod life;
 #[cfg(feature = "cluster")]
@@ -26,6 +28,7 @@ mod report;
 mod shed;
 mod terms;
 mod trace;
+mod trouble;
 
 pub use self::admin::DrainReport;
 pub use self::builder::PoolBuilder;
