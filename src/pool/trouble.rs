@@ -185,8 +185,8 @@ impl<E> From<Verdict<E>> for AcquireError<E> {
 }
 
 impl<E: Error + 'static> Failure<E> {
-    /// Takes down what it says, with the hook that said it and all causes. Many libraries' errors say what their cause says, and some
-    /// causes what their error says: neither is said twice.
+    /// Takes down what it says, with the hook that said it and all causes. Many libraries' errors say what their
+    /// cause says, and some causes what their error says: neither is said twice.
     fn new(Unopened { error, hook }: Unopened<E>) -> Self {
         let say = || {
             let mut said = error.to_string();
