@@ -4980,3 +4980,28 @@ fn a_cluster_whose_name_is_empty_is_refused() {
     let refused = Cluster::<String, TestManager>::builder().name("").build().map(drop).unwrap_err();
     assert_eq!(refused.to_string(), "name is \"\", but it must not be empty");
 }
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_by_name_is_given_room_when_the_node_is_up_again_though_nobody_else_comes() {
+    let (cluster, managers, whole) = capped(10, 10, [("a", plain()), ("b", plain())]);
+    let held = cluster.acquire("a").await.unwrap();
+    managers[0].connect.always(Act::Error);
+    let acquire = || {
+        let cluster = cluster.clone();
+        tokio::spawn(async move { cluster.acquire("a").await.map(ClusterGuard::into_owned) })
+    };
+    let waiters = || cluster.node("a").unwrap().metrics().counts.waiters;
+    let mut waiting = vec![acquire()];
+    eventually("a is down", || !cluster.status().nodes[0].is_up).await;
+    waiting.extend((0..4).map(|_| acquire()));
+    eventually("all wait", || waiters() == 5).await;
+    managers[0].connect.calm();
+    let mut guards = Vec::new();
+    for task in waiting {
+        guards.push(joined(task).await.unwrap());
+    }
+    assert_eq!(managers[0].ledger.live(), 6);
+    drop((held, guards));
+    settled(&cluster, &managers).await;
+    assert!(whole.most_live() <= 10);
+}

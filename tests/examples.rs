@@ -298,7 +298,10 @@ fn the_example_of_a_failover_shows_who_serves_and_how_long_writes_paused() {
 
 /// What README.md shows, line by line, with what it leaves to the reader.
 #[rustfmt::skip]
-#[expect(dead_code, unused_variables, reason = "they need servers: it is enough that they compile")]
+#[expect(
+    dead_code, unused_variables, clippy::let_and_return,
+    reason = "they need servers: it is enough that they compile"
+)]
 mod readme {
     use axum::Router;
     use millpond::backends::postgres::{PostgresManager, PostgresNodes};

@@ -48,6 +48,8 @@ pub(super) struct Look {
     pub(super) can_wait: bool,
     /// Connecting to it has failed.
     pub(super) is_down: bool,
+    /// More callers wait than count, for whom there may be something to do once it is up again.
+    pub(super) is_held_back: bool,
     /// Callers wait for one who cannot be served elsewhere.
     pub(super) is_urgent: bool,
     /// It has had its last one for a while.
@@ -84,6 +86,7 @@ impl Look {
         let connecting = counts.connecting;
         // One that is down, as where its server is at its limit, would keep vacant what it is not tried with. With
         // one it is, beside what works there, or nobody would see that it is back.
+        let all = waiting;
         let waiting = if is_down { waiting.min(connecting.max(1)) } else { waiting };
         // What is being opened is for those who wait; what is being closed is for nobody.
         let kept = counts.in_use + counts.checking + counts.resetting;
@@ -106,6 +109,7 @@ impl Look {
             busy,
             can_wait,
             is_down,
+            is_held_back: waiting < all,
             ..Self::default()
         }
     }

@@ -271,8 +271,8 @@ impl<K: Key, M: Manager> Change<K, M> {
     }
 }
 
-/// Who still starves, if anybody does: the pool of the first of them, and what tells that one that shrinks
-/// has changed.
+/// Who still starves or is held back, if anybody: the pool of the first of them, and what tells that one that
+/// shrinks has changed.
 type Outcome<K, M> = Option<(Pool<Member<K, M>>, Vec<EventListener>)>;
 
 impl<K: Key, M: Manager> Cap<K, M> {
@@ -368,7 +368,7 @@ impl<K: Key, M: Manager> Cap<K, M> {
         }
     }
 
-    /// Changes limits until there is nothing to change; if there was nothing, answers as `balance`.
+    /// Changes limits until there is nothing to change; if there was nothing, answers who still wants something.
     fn decide(&self) -> (Vec<Change<K, M>>, Outcome<K, M>) {
         let mut shares = self.shares();
         let (mut changes, mut listeners) = (Vec::new(), Vec::new());
@@ -376,7 +376,10 @@ impl<K: Key, M: Manager> Cap<K, M> {
             let looks: Vec<Look> = shares.iter_mut().map(Share::look).collect();
             let starving = looks.iter().enumerate().filter(|(_, look)| look.starves());
             let poorest = starving.min_by_key(|(_, look)| look.precedence(look.limit));
-            let Some((poorest, _)) = poorest else { return (changes, None) };
+            // Nobody tells the cap that a node is up again.
+            let held_back = || looks.iter().position(|look| look.is_held_back);
+            let poorest = poorest.map(|(index, _)| index).or_else(held_back);
+            let Some(poorest) = poorest else { return (changes, None) };
             let turn = 1 + looks.iter().map(|look| look.turn).max().unwrap_or_default();
             let change = match step(&looks, self.most) {
                 Some(Step::Give(index)) => {
