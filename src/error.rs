@@ -190,7 +190,7 @@ pub enum OperationError<E> {
     /// used it yet: the server may have hung up.
     #[error("the new connection was lost after {after:.0?}, before anybody used it")]
     Lost {
-        /// How long after: less than a second.
+        /// How long after: less than a second, but for a [rotation](crate::Pool::rotate)'s.
         after: std::time::Duration,
     },
 }
@@ -546,7 +546,7 @@ mod managed {
         /// The last failure to connect, if no connect has succeeded since and a connection could have
         /// been opened for the caller; or why a hook has rejected the last new connection, if none has been
         /// handed out since; or that the last one was lost before anybody used it, if none has been there for a
-        /// second since.
+        /// second since. Where a [cap](Self::cap) is named, also what is wrong with a node that is down.
         #[must_use]
         pub fn last_connect_error(&self) -> Option<&Arc<OperationError<E>>> {
             self.last_connect_error.as_ref()

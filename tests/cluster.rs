@@ -5005,3 +5005,25 @@ async fn whoever_waits_by_name_is_given_room_when_the_node_is_up_again_though_no
     settled(&cluster, &managers).await;
     assert!(whole.most_live() <= 10);
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_in_vain_for_a_node_that_has_lost_its_room_because_it_is_frozen_is_told_both() {
+    let builder = builder().max_connections(1).acquire_timeout(5 * SECOND);
+    let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    managers[0].connect.always(Act::Never);
+    let frozen = tokio::spawn({
+        let cluster = cluster.clone();
+        async move { cluster.acquire("a").await.map(drop).unwrap_err() }
+    });
+    eventually("a is tried", || managers[0].connect.running() == 1).await;
+    let held = cluster.acquire("b").await.unwrap();
+    let error = joined(frozen).await;
+    let said = error.to_string();
+    assert!(said.ends_with("(max_connections) is used up: b has 1"), "{said}");
+    let mut cause: &dyn Error = &error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    assert_eq!(cause.to_string(), "no answer within 1s (max_connections)");
+    drop(held);
+}

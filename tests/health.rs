@@ -255,6 +255,30 @@ async fn that_new_connections_are_lost_is_over_when_one_has_been_there_for_a_sec
 }
 
 #[tokio::test(start_paused = true)]
+async fn that_new_connections_are_lost_no_more_ends_the_pauses_of_all_within_a_second() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(4).backoff(8 * SECOND, 8 * SECOND);
+    let pool = pool.acquire_timeout(60 * SECOND).build_lazy().unwrap();
+    // After these, several may be opened at once.
+    used(&pool, 4).await;
+    manager.lose_all();
+    eventually("all are gone", || pool.counts().alive() == 0).await;
+    hangs_up(&manager, 8);
+    let waiters = [(); 4].map(|()| {
+        let pool = pool.clone();
+        tokio::spawn(async move { (pool.acquire_owned().await.unwrap(), Instant::now()) })
+    });
+    let (mut held, mut served) = (Vec::new(), Vec::new());
+    for waiter in waiters {
+        let (connection, when) = waiter.await.unwrap();
+        held.push(connection);
+        served.push(when);
+    }
+    served.sort_unstable();
+    assert!(served[3] - served[0] <= SECOND + Duration::from_millis(1), "{served:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_that_is_lost_after_a_while_or_a_use_says_nothing_of_new_ones() {
     let manager = TestManager::new();
     let pool = Pool::builder(manager.clone()).max_size(2).min_idle(2).build().await.unwrap();

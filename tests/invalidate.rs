@@ -1162,6 +1162,36 @@ async fn a_rotation_waits_for_its_turn_and_for_room_within_acquire_timeout_in_al
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_rotation_gets_in_line_however_long_it_has_waited_for_what_is_being_opened() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).acquire_timeout(SECOND).close_timeout(SECOND);
+    let pool = pool.connect_timeout(600 * SECOND).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.connect.once(Act::Never);
+    let given_up = pool.acquire_timeout(Duration::ZERO).await;
+    assert!(given_up.is_err());
+    eventually("one is being opened", || pool.counts().connecting == 1).await;
+    let give_back = async {
+        sleep(SECOND + SECOND / 2).await;
+        drop(held);
+    };
+    tokio::join!(pool.rotate(passes), give_back).0.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rotation_whose_new_connection_says_that_it_is_lost_leaves_the_others() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 4).build_lazy().unwrap();
+    pool.warm_up(3).await.unwrap();
+    manager.watch.once(Act::Error);
+    let error = pool.rotate(passes).await.unwrap_err();
+    let RotateError::Connect(lost) = &error else { panic!("{error:?}") };
+    assert!(matches!(**lost, OperationError::Lost { .. }), "{lost}");
+    assert_eq!((pool.counts().idle, pool.metrics().closed.broken), (3, 1));
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_rotation_that_waits_for_another_one_hears_of_its_end_of_a_close_and_of_the_time() {
     let never = || verifier(|_| Box::pin(std::future::pending()));
     let manager = TestManager::new();

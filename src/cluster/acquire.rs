@@ -53,7 +53,8 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     ///   its place.
     /// - [`ClusterError::Node`] with what the node's pool says: a timeout after the cluster's
     ///   `acquire_timeout`, or, while connecting fails and no connection of the node is left,
-    ///   [`AcquireError::Unavailable`] at once.
+    ///   [`AcquireError::Unavailable`] at once (unless it was given up under a
+    ///   [cap](super::ClusterBuilder::max_connections) because it took too long: it may get another chance).
     /// - [`ClusterError::Closed`] if the cluster is closed.
     ///
     /// # Cancel safety
@@ -503,6 +504,12 @@ impl<K: Key, M: Manager> Shared<K, M> {
         match source {
             AcquireError::Timeout(timeout) if timeout.stage == Stage::Queued => {
                 timeout.cap = self.why_no_more([node]);
+                // What it had, it may have lost because it does not answer.
+                if timeout.cap.is_some() && !node.is_up() {
+                    if let Some((error, hook)) = node.pool.last_error() {
+                        (timeout.last_connect_error, timeout.failed_hook) = (Some(error), hook);
+                    }
+                }
             }
             _ => {}
         }

@@ -271,7 +271,9 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
     /// An acquire that may go to several nodes fails at once rather than at its deadline if none of them
     /// is up and none has a connection left that could come back, or if none has the role that it takes;
     /// if the [servers say](Self::read_role) which they have, once those have been asked that have never
-    /// said so. One that names its node does so in any case: another node may serve. Default: `false`.
+    /// said so. One that names its node does so in any case: another node may serve. Not where
+    /// the node was given up under [`max_connections`](Self::max_connections) because it took too long: it may take
+    /// longer the next time. Default: `false`.
     pub fn fail_fast(mut self, fail_fast: bool) -> Self {
         self.settings.fail_fast = fail_fast;
         self

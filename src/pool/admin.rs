@@ -3,7 +3,7 @@
 //!
 //! Not here: what the pool does by itself.
 
-use super::life::look_over;
+use super::life::{look_over, nanos};
 use super::operation::{Over, bounded, has_timer, unless, within};
 use super::terms::Terms;
 use super::{CLOSED, DRAINING, Holder, OPEN, Pool, Shared};
@@ -180,8 +180,8 @@ impl<M: Manager> Pool<M> {
     /// connection makes room: one that is closing anyway, as right after another rotation, for which this waits up
     /// to `close_timeout`, and so it does, beside the last one there is, for one that is being opened and may be
     /// refused; then an idle one, or the first that comes back or ends, or is refused after all, `fail_fast` or
-    /// not. That is no acquire: no hook of one sees it, and it is not counted as one. For its turn and for room
-    /// it waits up to `acquire_timeout`. `verify` may take `check_timeout`.
+    /// not. That is no acquire: no hook of one sees it, and it is not counted as one. For its turn and in line
+    /// it waits up to `acquire_timeout` in all. `verify` may take `check_timeout`.
     ///
     /// # Errors
     ///
@@ -266,6 +266,13 @@ impl<M: Manager> Pool<M> {
                 None => {
                     shared.close_connection(trial.fail(), shared.closed_because());
                     Err(RotateError::Closed)
+                }
+                Some(verdict) if trial.resource_mut().is_lost() => {
+                    let after = trial.resource_mut().created.elapsed();
+                    shared.lost(true, after);
+                    shared.close_connection(trial.fail(), CloseReason::Broken);
+                    let lost = || RotateError::Connect(Arc::new(OperationError::Lost { after }));
+                    Err(verdict.map_or_else(RotateError::Verify, |()| lost()))
                 }
                 Some(Ok(())) => {
                     let generation = shared.next_generation();
@@ -662,6 +669,7 @@ impl<M: Manager> Shared<M> {
             return Ok(reservation);
         }
         let limit = self.config.close_timeout.min(self.config.acquire_timeout);
+        let before = self.now();
         // Cancel: it has nothing yet.
         match within(limit, self.first_to_end()).await {
             Ok(Some(reservation)) => return Ok(reservation),
@@ -671,6 +679,8 @@ impl<M: Manager> Shared<M> {
         if self.core.is_closed() {
             return Err(RotateError::Closed);
         }
+        // That was for others to end, and no time in line.
+        let began = began + nanos(self.since(before));
         let mut lease = match self.in_time(began, self.take_first(caller)).await? {
             Room::Vacant(reservation) => return Ok(reservation),
             Room::Taken(lease) => lease,

@@ -20,7 +20,7 @@ use super::prepare::{Welcome, welcome};
 use super::{ConnectionInfo, Pool, PoolBuilder, Pooled, PooledOwned};
 use crate::config::Config;
 use crate::core::{BareLoan, Counts, Found, Line, Loan, try_acquire as look, try_acquire_bare};
-use crate::error::{AcquireError, Timeout};
+use crate::error::{AcquireError, OperationError, Timeout};
 use crate::manager::Manager;
 use crate::metrics::{ClusterNode, Connecting, Outcome};
 use event_listener::EventListener;
@@ -138,6 +138,13 @@ impl<M: Manager> Pool<M> {
     /// How many connects, resets and checks have come to an end, well or not.
     pub(crate) fn answers(&self) -> u64 {
         self.shared.totals.answers()
+    }
+
+    /// What is wrong with connecting now, if anything is, and the hook that has said so, if one has.
+    pub(crate) fn last_error(
+        &self,
+    ) -> Option<(Arc<OperationError<M::Error>>, Option<&'static str>)> {
+        self.shared.connector.last_error()
     }
 
     /// Ends so many of the connects that are under way; if there is room for them, others begin.

@@ -15,14 +15,14 @@ use crate::metrics::{self, Connecting};
 use crate::panics::caught;
 use event_listener::{IntoNotification, listener};
 use std::error::Error;
-use std::future::Future;
+use std::future::{Future, pending};
 use std::mem;
 use std::pin::pin;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 /// What is known of failures.
 ///
@@ -354,6 +354,8 @@ impl<E> Connector<E> {
             }
             (mem::take(&mut trouble.in_a_row), trouble.failed.take(), are_useless)
         };
+        // Or will be over by itself soon: when that is, is known only now.
+        let is_over = failed.is_some() || are_useless;
         // While what is new is of no use, whether this one is of any is still to be seen.
         if !are_useless {
             // One step, so that a failure that sets the number back meanwhile is not undone.
@@ -361,7 +363,7 @@ impl<E> Connector<E> {
             let doubled = self.admitted.fetch_update(Ordering::SeqCst, Ordering::SeqCst, double);
             debug_assert!(doubled.is_ok(), "BUG: doubling cannot be refused");
         }
-        if failed.is_some() {
+        if is_over {
             self.recovered.notify(usize::MAX.additional());
         }
         failures
@@ -413,7 +415,16 @@ impl<E> Connector<E> {
             if self.connecting() == Connecting::Works {
                 return;
             }
-            if unless(pause.as_mut(), recovered).await.is_ok() {
+            let over_at = lock(&self.trouble).useless().and_then(|useless| useless.over_at);
+            // That what is new is lost is over by itself, which nobody tells.
+            let over = pin!(async {
+                match over_at {
+                    Some(at) => sleep_until(at).await,
+                    None => pending().await,
+                }
+            });
+            let look_again = pin!(unless(over, recovered));
+            if unless(pause.as_mut(), look_again).await.is_ok() {
                 return;
             }
         }
