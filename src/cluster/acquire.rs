@@ -506,9 +506,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
                 timeout.cap = self.why_no_more([node]);
                 // What it had, it may have lost because it does not answer.
                 if timeout.cap.is_some() && !node.is_up() {
-                    if let Some((error, hook)) = node.pool.last_error() {
-                        (timeout.last_connect_error, timeout.failed_hook) = (Some(error), hook);
-                    }
+                    node.pool.add_failure(timeout);
                 }
             }
             _ => {}

@@ -20,7 +20,7 @@ use super::prepare::{Welcome, welcome};
 use super::{ConnectionInfo, Pool, PoolBuilder, Pooled, PooledOwned};
 use crate::config::Config;
 use crate::core::{BareLoan, Counts, Found, Line, Loan, try_acquire as look, try_acquire_bare};
-use crate::error::{AcquireError, OperationError, Timeout};
+use crate::error::{AcquireError, Timeout};
 use crate::manager::Manager;
 use crate::metrics::{ClusterNode, Connecting, Outcome};
 use event_listener::EventListener;
@@ -140,11 +140,11 @@ impl<M: Manager> Pool<M> {
         self.shared.totals.answers()
     }
 
-    /// What is wrong with connecting now, if anything is, and the hook that has said so, if one has.
-    pub(crate) fn last_error(
-        &self,
-    ) -> Option<(Arc<OperationError<M::Error>>, Option<&'static str>)> {
-        self.shared.connector.last_error()
+    /// Adds what is wrong with connecting now, if anything is.
+    pub(crate) fn add_failure(&self, timeout: &mut Timeout<M::Error>) {
+        if let Some((error, hook)) = self.shared.connector.last_error() {
+            (timeout.last_connect_error, timeout.failed_hook) = (Some(error), hook);
+        }
     }
 
     /// Ends so many of the connects that are under way; if there is room for them, others begin.
