@@ -97,7 +97,8 @@ impl Service {
         if self.what == "writes" && nodes.len() > 1 {
             text.push_str(": both say that they are the primary, and their data part ways");
         }
-        if text == self.told {
+        // That nobody serves is told once it is known why.
+        if text == self.told || nodes.is_empty() && self.trouble.is_none() {
             return;
         }
         let more = match &self.trouble {
