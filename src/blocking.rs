@@ -200,7 +200,7 @@ impl<M: Manager> PoolBuilder<M> {
         let (go_on, goes_on) = mpsc::channel();
         let stop = Arc::new(Stop::default());
         let runtime = Builder::new_current_thread().enable_all().build();
-        let runtime = InBackground(Some(runtime.map_err(BuildError::Thread)?));
+        let runtime = InBackground::new(runtime.map_err(BuildError::Thread)?);
         let handle = runtime.handle().clone();
         let thread = thread::Builder::new().name(self.thread_name());
         let drive = {
@@ -220,9 +220,15 @@ impl<M: Manager> PoolBuilder<M> {
     }
 }
 
-/// A runtime that does not wait at its end for blocking calls, which the pool has given up; and which may end inside
-/// another one, as where the system refuses a thread for it.
-struct InBackground(Option<Runtime>);
+/// A runtime that does not wait at its end for blocking calls, which have been given up by then; and which may end
+/// inside another one, as where the system refuses a thread for it.
+pub(crate) struct InBackground(Option<Runtime>);
+
+impl InBackground {
+    pub(crate) fn new(runtime: Runtime) -> Self {
+        Self(Some(runtime))
+    }
+}
 
 impl Deref for InBackground {
     type Target = Runtime;
@@ -235,6 +241,7 @@ impl Deref for InBackground {
 impl Drop for InBackground {
     fn drop(&mut self) {
         if let Some(runtime) = self.0.take() {
+            // Its drop would wait, which is forbidden inside tasks.
             runtime.shutdown_background();
         }
     }

@@ -7,35 +7,18 @@
 //!
 //! Not here: anything that runs on them.
 
+use crate::blocking::InBackground;
 use std::io;
-use std::ops::Deref;
 use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Builder;
 use tokio::task::JoinHandle;
 
 /// The most connections that a runtime has, one after the other or at the same time.
 const ROOM: usize = 16;
 
 /// A runtime with one thread, which ends when the last connection on it does.
-pub(super) struct Ground(Option<Runtime>);
-
-impl Deref for Ground {
-    type Target = Runtime;
-
-    fn deref(&self) -> &Runtime {
-        self.0.as_ref().expect("BUG: a runtime that has ended")
-    }
-}
-
-impl Drop for Ground {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
-            // Its drop would wait, which is forbidden inside tasks.
-            runtime.shutdown_background();
-        }
-    }
-}
+pub(super) type Ground = InBackground;
 
 /// The runtime that the next connection runs on, if it is still there, and what room it has left.
 #[derive(Default)]
@@ -52,7 +35,7 @@ impl Grounds {
         }
         let mut builder = Builder::new_multi_thread();
         let runtime = builder.worker_threads(1).thread_name("pg-wired").enable_all().build()?;
-        let new = Arc::new(Ground(Some(runtime)));
+        let new = Arc::new(Ground::new(runtime));
         *current = (Arc::downgrade(&new), ROOM - 1);
         Ok(new)
     }
