@@ -143,6 +143,7 @@ impl<C: Future + Unpin> Future for Driver<C> {
     /// What the connection has ended with.
     type Output = C::Output;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<C::Output> {
         self.engine.session.run_in(cx.waker());
         ready!(self.engine.run(&mut self.engine.lock()));
