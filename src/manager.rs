@@ -51,6 +51,53 @@ use std::sync::{Arc, Weak};
 ///     }
 /// }
 /// ```
+///
+/// One whose connections know whether an answer is still to come, and that are checked by a round trip:
+///
+/// ```
+/// use millpond::{Condition, Manager};
+/// use std::io::{Error, ErrorKind};
+/// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+/// use tokio::net::TcpStream;
+///
+/// struct Cache { address: String }
+///
+/// struct Client {
+///     stream: TcpStream,
+///     waits: bool,
+/// }
+///
+/// impl Client {
+///     /// If this is given up half-way, the answer would be the next user's.
+///     async fn ping(&mut self) -> Result<[u8; 7], Error> {
+///         self.waits = true;
+///         self.stream.write_all(b"PING\r\n").await?;
+///         let mut answer = [0; 7];
+///         self.stream.read_exact(&mut answer).await?;
+///         self.waits = false;
+///         Ok(answer)
+///     }
+/// }
+///
+/// impl Manager for Cache {
+///     type Connection = Client;
+///     type Error = Error;
+///
+///     async fn connect(&self) -> Result<Client, Error> {
+///         Ok(Client { stream: TcpStream::connect(&self.address).await?, waits: false })
+///     }
+///
+///     /// On each release, without waiting: whatever can be told at once.
+///     fn condition(&self, client: &mut Client) -> Condition {
+///         if client.waits { Condition::Broken } else { Condition::Clean }
+///     }
+///
+///     /// Before use, if it has been idle for 5 s, and every two minutes: a round trip.
+///     async fn check(&self, client: &mut Client) -> Result<(), Error> {
+///         if client.ping().await? == *b"+PONG\r\n" { Ok(()) } else { Err(ErrorKind::InvalidData.into()) }
+///     }
+/// }
+/// ```
 pub trait Manager: Send + Sync + 'static {
     /// What the pool holds.
     type Connection: Send + 'static;

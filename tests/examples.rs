@@ -304,6 +304,9 @@ fn the_example_of_a_failover_shows_who_serves_and_how_long_writes_paused() {
 )]
 mod readme {
     use axum::Router;
+    use axum::extract::State;
+    use axum::http::StatusCode;
+    use axum::routing::get;
     use millpond::backends::postgres::{PostgresManager, PostgresNodes};
     use millpond::cluster::{Cluster, NodeOptions, Policy, Role};
     use millpond::{Manager, Monitor, Pool, export};
@@ -313,11 +316,138 @@ mod readme {
 
     type Outcome = Result<(), Box<dyn Error>>;
 
-    async fn a_database() -> Outcome {
-        let manager = millpond::backends::postgres::PostgresManager::from_url("postgresql://app@db/app")?;
-        let pool = millpond::Pool::builder(manager).max_size(16).build().await?;
-        let row = pool.acquire().await?.query_one("SELECT 1 + 1", &[]).await?;
-        Ok(())
+    mod a_program {
+        use millpond::{Pool, backends::postgres::PostgresManager};
+
+        #[tokio::main]
+        async fn main() -> Result<(), Box<dyn std::error::Error>> {
+            let manager = PostgresManager::from_url("postgresql://app:password@localhost/app")?;
+            let pool = Pool::builder(manager).max_size(16).min_idle(1).build().await?;
+            let client = pool.acquire().await?; // back in the pool when it is dropped
+            let row = client.query_one("SELECT 1 + 1", &[]).await?;
+            println!("{}", row.get::<_, i32>(0));
+            Ok(())
+        }
+    }
+
+    type Db = Pool<PostgresManager>;
+
+    async fn orders(State(db): State<Db>) -> Result<String, StatusCode> {
+        // Nobody can be served in time, or the pool is closed. The error says why: log it.
+        let client = db.acquire().await.map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
+        let row = client.query_one("SELECT count(*) FROM orders", &[]).await;
+        let count: i64 = row.map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?.get(0);
+        Ok(count.to_string())
+    }
+
+    fn service(db: Db) -> Router {
+        Router::new().route("/orders", get(orders)).with_state(db)
+    }
+
+    /// The table of the backends: how each is used, and how its connections are passed on.
+    mod databases {
+        use super::Outcome;
+        use millpond::backends::mysql::MysqlManager;
+        use millpond::backends::pg_wired::PgWiredManager;
+        use millpond::backends::postgres::PostgresManager;
+        use millpond::backends::redis::RedisManager;
+        use millpond::backends::sqlite::SqliteManager;
+        use millpond::backends::sqlx::SqlxManager;
+        use millpond::backends::tcp::TcpManager;
+        use millpond::backends::unix::UnixManager;
+        use millpond::{Manager, Pool, Pooled, compat};
+        use mysql_async::prelude::Queryable;
+        use redis::AsyncCommands;
+        use redis::aio::ConnectionLike;
+        use sqlx::{Executor, Postgres};
+        use tokio::io::{AsyncRead, AsyncWriteExt};
+        use tokio_postgres::{Client, GenericClient};
+
+        fn pool<M: Manager>(manager: M) -> Result<Pool<M>, Box<dyn std::error::Error>> {
+            Ok(Pool::builder(manager).build_lazy()?)
+        }
+
+        async fn postgres() -> Outcome {
+            let pool = pool(PostgresManager::from_url("postgresql://…")?)?;
+            let mut guard = pool.acquire().await?;
+            guard.query_one("SELECT 1", &[]).await?;
+            let named = |_: &mut Client| ();
+            named(&mut guard);
+            fn any(_: &mut impl GenericClient) {}
+            any(&mut **guard);
+            Ok(())
+        }
+
+        async fn sqlx() -> Outcome {
+            let pool = pool(SqlxManager::<Postgres>::from_url("postgres://…")?)?;
+            let mut guard = pool.acquire().await?;
+            sqlx::query("SELECT 1").fetch_one(&mut *guard).await?;
+            let named = |_: &mut sqlx::PgConnection| ();
+            named(&mut guard);
+            fn any<'c>(_: impl Executor<'c>) {}
+            any(&mut *guard);
+            Ok(())
+        }
+
+        async fn pg_wired() -> Outcome {
+            let pool = pool(PgWiredManager::from_url("postgres://…")?)?;
+            let guard = pool.acquire().await?;
+            guard.exec_query("SELECT 1", &[], &[]).await?;
+            let named = |_: &pg_wired::AsyncConn| ();
+            named(&guard);
+            Ok(())
+        }
+
+        async fn mysql() -> Outcome {
+            let pool = pool(MysqlManager::from_url("mysql://…")?)?;
+            let mut guard = pool.acquire().await?;
+            guard.query_drop("SELECT 1").await?;
+            let named = |_: &mut mysql_async::Conn| ();
+            named(&mut guard);
+            fn any(_: &mut impl Queryable) {}
+            any(&mut **guard);
+            Ok(())
+        }
+
+        async fn redis() -> Outcome {
+            let pool = pool(RedisManager::new("redis://…")?)?;
+            let mut guard = pool.acquire().await?;
+            let number: i64 = guard.incr("key", 1).await?;
+            fn any(_: &mut impl ConnectionLike) {}
+            any(&mut *guard);
+            Ok(())
+        }
+
+        async fn sqlite() -> Outcome {
+            let pool = pool(SqliteManager::new("shop.db"))?;
+            let mut guard = pool.acquire().await?;
+            guard.call(|db| db.execute("VACUUM", [])).await?;
+            guard.in_place()?.execute("VACUUM", [])?;
+            let named = |_: &rusqlite::Connection| ();
+            named(guard.in_place()?);
+            Ok(())
+        }
+
+        async fn sockets() -> Outcome {
+            let (tcp, unix) = (pool(TcpManager::new("cache:6379"))?, pool(UnixManager::new("cache.sock"))?);
+            let (mut guard, _) = (tcp.acquire().await?, unix.acquire().await?);
+            guard.write_all(b"PING\r\n").await?;
+            let named = |_: &mut tokio::net::TcpStream| ();
+            named(&mut guard);
+            fn any(_: &mut impl AsyncRead) {}
+            any(&mut *guard);
+            Ok(())
+        }
+
+        async fn adapters(
+            mut guard: Pooled<'_, compat::deadpool::Adapter<deadpool_postgres::Manager>>,
+        ) -> Outcome {
+            let named = |_: &mut Client| ();
+            named(&mut guard);
+            fn any(_: &mut impl GenericClient) {}
+            any(&mut ***guard);
+            Ok(())
+        }
     }
 
     async fn several_servers<M: Manager>(manager_of: fn(&str) -> M, session: &str) -> Outcome {
@@ -372,4 +502,24 @@ fn the_examples_of_the_readme_that_are_not_compiled_there_are_compiled_here() {
     for block in blocks {
         assert!(here.contains(&lines(block)), "not found here:\n{block}");
     }
+}
+
+#[test]
+fn what_the_readme_says_of_how_each_backend_is_used_is_compiled_here() {
+    let (here, readme) = (include_str!("examples.rs"), include_str!("../README.md"));
+    let rest = readme.split_once("| feature | manager |").expect("the table").1;
+    let rows = rest.lines().skip(2).take_while(|line| line.starts_with('|'));
+    let mut looked = 0;
+    for row in rows {
+        // A bar that is no end of a cell has a stroke before it.
+        let row = row.replace("\\|", "\u{1}");
+        let cells: Vec<_> = row.split('|').map(|cell| cell.replace('\u{1}', "|")).collect();
+        for cell in [&cells[2], &cells[4]] {
+            for code in cell.split('`').skip(1).step_by(2) {
+                assert!(here.contains(code), "not found here: {code}");
+                looked += 1;
+            }
+        }
+    }
+    assert_eq!(looked, 16, "as many cells as there are, and no fewer");
 }
