@@ -283,8 +283,8 @@ impl<M: Manager> Pool<M> {
     ///
     /// Dropping the future gives up the place in line and nothing else: a connection that was on
     /// its way goes to the next caller, one that is being opened stays in the pool. Only a
-    /// connection that was being checked is closed; at the deadline its check goes on in the
-    /// background instead.
+    /// connection that was being checked, or shown to [`before_acquire`](crate::Hooks::before_acquire), is
+    /// closed; at the deadline that goes on in the background instead.
     ///
     /// # Cost
     ///
