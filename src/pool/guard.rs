@@ -27,8 +27,8 @@ use std::time::{Duration, Instant};
 ///
 /// # Cost
 ///
-/// Dropping it needs no runtime, never blocks and never panics (P4); for a clean connection it
-/// allocates nothing, and takes no lock while nobody waits (P1, P2).
+/// Dropping it needs no runtime, never blocks and never panics; for a clean connection it
+/// allocates nothing, and takes no lock while nobody waits.
 ///
 /// # Examples
 ///

@@ -288,7 +288,7 @@ impl<M: Manager> Pool<M> {
     ///
     /// # Cost
     ///
-    /// A hit allocates nothing, takes no lock and reads no clock (P1, P2, P3); nor does it yield to
+    /// A hit allocates nothing, takes no lock and reads no clock; nor does it yield to
     /// the runtime. It does what a setting asks it for, such as [`time_use`](PoolBuilder::time_use), or
     /// [`min_idle`](PoolBuilder::min_idle) where few are left idle at the thread's own shard. A wait creates
     /// one timer and allocates nothing. A check is the manager's affair; where less than two `check_timeout`
