@@ -12,7 +12,6 @@ use crate::hooks::{AtEnd, Hooks};
 use crate::manager::{Condition, Manager};
 use crate::metrics::CloseReason;
 use crate::panics::caught;
-use std::mem;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -238,12 +237,7 @@ impl<M: Manager> Shared<M> {
             self.totals.used(self.now().saturating_sub(lent_at));
         }
         if self.config.trace_uses {
-            let span = mem::replace(&mut lease.resource_mut().span, no_span());
-            // A listener that panics at its end must not keep what is known of the connection from being
-            // acted on.
-            drop(caught(move || {
-                let _ended = span;
-            }));
+            lease.resource_mut().span = no_span();
         }
     }
 
