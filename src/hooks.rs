@@ -162,8 +162,9 @@ impl<M: Manager> Hooks<M> {
     /// this error; the connection is closed.
     ///
     /// It runs once in a connection's life, and a [reset](Manager::reset) may undo what it has set up, as
-    /// those of Redis, MySQL, PostgreSQL and pg-wired do. What is to outlive that belongs in the manager's
-    /// own settings, or in [`before_acquire`](Self::before_acquire).
+    /// those of Redis, MySQL and pg-wired do, and PostgreSQL's with `PoolMode::Session` or a `reset_query`.
+    /// What is to outlive that belongs in the manager's own settings, or in
+    /// [`before_acquire`](Self::before_acquire).
     pub fn after_connect(
         mut self,
         hook: impl for<'c> Fn(&'c mut M::Connection) -> HookFuture<'c, M::Error> + Send + Sync + 'static,

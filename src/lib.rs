@@ -1,7 +1,7 @@
 //! A connection and object pool for latency-sensitive services.
 //!
-//! - **Fast**: an acquire and a release allocate nothing, and take no lock and read no clock while
-//!   nobody waits; a wait allocates nothing either.
+//! - **Fast**: an acquire that finds an idle connection fit for use, and the release of a clean one, allocate
+//!   nothing, and take no lock and read no clock while nobody waits; a wait allocates nothing either.
 //! - **Fair**: whoever waits is served first come, first served, async and blocking callers in the same
 //!   line. A newcomer does not overtake. There is a line for each shard
 //!   ([`shards`](PoolBuilder::shards)); with one shard, one for all.
@@ -56,7 +56,7 @@
 //!
 //! # What it is not
 //!
-//! No query builder and no cache: it hands out what a manager opens. It does not reconnect a connection
+//! No query builder and no cache of results: it hands out what a manager opens. It does not reconnect a connection
 //! that is in use, and it does not take one back before its guard is dropped.
 //!
 //! # What it tells

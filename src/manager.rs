@@ -118,8 +118,8 @@ pub trait Manager: Send + Sync + 'static {
         Condition::Clean
     }
 
-    /// Called once for each connection, before anybody gets it, by a manager whose connections find out by
-    /// themselves that they have ended, such as those that a task of their own reads from: keep the signal
+    /// Called once for each connection, before anybody gets it. It is for managers whose connections find out
+    /// by themselves that they have ended, such as those that a task of their own reads from: keep the signal
     /// where that is found out, and [send](LossSignal::send) it then. The pool ends an idle one at once, so
     /// that nobody gets it; of one in use, its guard's release learns it, and says so where it is
     /// [awaited](crate::Pooled::release). It must not block.
@@ -158,11 +158,11 @@ pub trait Manager: Send + Sync + 'static {
     }
 
     /// Says goodbye to a connection that the pool is done with. Limited by `close_timeout`; after
-    /// that, and wherever no runtime is left to run it, the connection is dropped. So is, without this,
-    /// one that somebody was in the middle of: whose check, reset, `before_acquire`, `after_connect` or
-    /// verification for `rotate` was abandoned, because a caller was cancelled or a runtime ended, or
-    /// that a panic of [`Pool::retain`](crate::Pool::retain)'s function has left behind. Whatever has to
-    /// happen to every connection belongs into its `Drop`.
+    /// that, and wherever no runtime is left to run it, the connection is dropped. It is dropped without this
+    /// if its check, its reset, `before_acquire`, `after_connect` or the verification for `rotate` was
+    /// abandoned half-way, because a caller was cancelled or a runtime ended; or if the function of
+    /// [`Pool::retain`](crate::Pool::retain) panics. Whatever has to happen to every connection belongs into
+    /// its `Drop`.
     ///
     /// Default: drops it.
     fn close(&self, connection: Self::Connection) -> impl Future<Output = ()> + Send {
@@ -312,16 +312,16 @@ impl fmt::Debug for LossSignal {
 
 /// What a released connection is fit for.
 ///
-/// Another one would be a breaking change: a manager that wraps one may match each of these, so that no
-/// connection is judged by an arm that was written for whatever may come.
+/// Another variant would be a breaking change: a manager that wraps one may match each of these, and needs no
+/// arm that would judge connections by a variant that does not exist yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Condition {
     /// Anybody may use it next.
     Clean,
     /// Anybody may use it next, once a [`check`](Manager::check) has passed: it is checked before it
-    /// is handed out, whatever the pool's [`CheckPolicy`](crate::CheckPolicy) says. If one in the
-    /// background does that, such as a keepalive, the policy says for how long: with
-    /// [`Never`](crate::CheckPolicy::Never) until that use, however late.
+    /// is handed out, whatever the pool's [`CheckPolicy`](crate::CheckPolicy) says. A check in the
+    /// background, such as a keepalive, will do too; for how long, that policy says: with
+    /// [`Never`](crate::CheckPolicy::Never) until the next use, however late.
     Unchecked,
     /// Something is left over, such as an open transaction: reset it first.
     Dirty,

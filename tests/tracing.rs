@@ -490,7 +490,8 @@ async fn troubled() -> [u64; 14] {
     // No more than these, or a pool that connects again and again would have the clock stand still.
     manager.connect.always(Act::Never);
     let pool = pool_of(&manager, 1).check(CheckPolicy::Always).backoff(SECOND, SECOND);
-    let pool = pool.slow_acquire(SECOND).close_timeout(SECOND).build_lazy().unwrap();
+    let pool = pool.slow_acquire(SECOND).close_timeout(SECOND).trace_uses(true);
+    let pool = pool.build_lazy().unwrap();
     drop(pool.acquire().await.unwrap());
     manager.check.once(Act::Error);
     let held = pool.acquire().await.unwrap();
@@ -564,6 +565,135 @@ async fn a_listener_that_panics_changes_nothing_of_what_it_is_told_of() {
         }
     }
     assert!(changed.is_empty(), "{expected:?} became {changed:#?}");
+}
+
+/// Panics at this turn of a span of this name.
+struct TripsAt(&'static str, &'static str);
+
+/// All turns of both spans, but that nobody enters that of a use.
+const TURNS: [(&str, &str); 6] = [
+    ("acquire", "begins"),
+    ("acquire", "is entered"),
+    ("acquire", "is left"),
+    ("acquire", "ends"),
+    ("use", "begins"),
+    ("use", "ends"),
+];
+
+impl TripsAt {
+    fn turns<S: Subscriber + for<'a> LookupSpan<'a>>(
+        &self,
+        id: &Id,
+        context: &Context<'_, S>,
+        turn: &str,
+    ) {
+        let name = context.metadata(id).unwrap().name();
+        assert!((name, turn) != (self.0, self.1), "scripted panic of a listener");
+    }
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for TripsAt {
+    fn on_new_span(&self, _: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        self.turns(id, &context, "begins");
+    }
+
+    fn on_enter(&self, id: &Id, context: Context<'_, S>) {
+        self.turns(id, &context, "is entered");
+    }
+
+    fn on_exit(&self, id: &Id, context: Context<'_, S>) {
+        self.turns(id, &context, "is left");
+    }
+
+    fn on_close(&self, id: Id, context: Context<'_, S>) {
+        self.turns(&id, &context, "ends");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listener_that_panics_at_a_span_changes_nothing_of_what_is_done_in_it() {
+    hush_scripted_panics();
+    let expected = troubled().await;
+    let mut changed = Vec::new();
+    for (span, turn) in TURNS {
+        let listener = tracing_subscriber::registry().with(TripsAt(span, turn));
+        let _listening = tracing::subscriber::set_default(listener);
+        let became = tokio::spawn(troubled()).await.ok();
+        if became != Some(expected) {
+            changed.push((span, turn, became));
+        }
+    }
+    assert!(changed.is_empty(), "{expected:?} became {changed:#?}");
+}
+
+#[test]
+fn a_listener_that_panics_at_a_span_costs_a_thread_nothing_that_waits_in_it() {
+    hush_scripted_panics();
+    for (span, turn) in TURNS {
+        let manager = TestManager::new();
+        let pool = pool_of(&manager, 1).trace_uses(true).build_blocking().unwrap();
+        let listener = tracing_subscriber::registry().with(TripsAt(span, turn));
+        let _listening = tracing::subscriber::set_default(listener);
+        let held = pool.acquire().unwrap();
+        pool.acquire_timeout(Duration::ZERO).map(drop).unwrap_err();
+        drop(held);
+        drop(pool.acquire().unwrap());
+        let metrics = pool.metrics();
+        assert_eq!((metrics.counts.idle, metrics.counts.waiters), (1, 0), "{span} {turn}");
+        assert_eq!(manager.ledger.opened(), 1, "{span} {turn}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listener_that_panics_at_its_span_keeps_nobody_in_line_who_gives_up() {
+    hush_scripted_panics();
+    for (span, turn) in TURNS {
+        let manager = TestManager::new();
+        let pool = pool_of(&manager, 1).build().await.unwrap();
+        let held = pool.acquire().await.unwrap();
+        let mut waits = Box::pin(pool.acquire());
+        assert!(poll_once(waits.as_mut()).is_pending());
+        let listener = tracing_subscriber::registry().with(TripsAt(span, turn));
+        let listening = tracing::subscriber::set_default(listener);
+        let mut watched = Box::pin(pool.acquire());
+        assert!(poll_once(watched.as_mut()).is_pending(), "{span} {turn}");
+        assert_eq!(pool.counts().waiters, 2, "{span} {turn}");
+        drop(watched);
+        drop(listening);
+        assert_eq!(pool.counts().waiters, 1, "{span} {turn}");
+        drop(held);
+        drop(waits.await.unwrap());
+    }
+}
+
+/// Writes down in which span a connection ends.
+#[derive(Clone, Default)]
+struct EndsIn(Arc<Mutex<Vec<Option<&'static str>>>>);
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for EndsIn {
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        if fields.0.starts_with("a connection ends") {
+            let span = context.lookup_current().map(|span| span.name());
+            self.0.lock().unwrap().push(span);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_acquire_does_as_it_is_given_up_is_told_in_its_span() {
+    let ends_in = EndsIn::default();
+    let listener = tracing_subscriber::registry().with(ends_in.clone());
+    let _listening = tracing::subscriber::set_default(listener);
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).check(CheckPolicy::Always).build().await.unwrap();
+    drop(pool.acquire().await.unwrap());
+    manager.check.once(Act::Never);
+    let mut cut = Box::pin(pool.acquire());
+    assert!(poll_once(cut.as_mut()).is_pending());
+    drop(cut);
+    assert_eq!(*ends_in.0.lock().unwrap(), [Some("acquire")]);
 }
 
 #[cfg(feature = "cluster")]

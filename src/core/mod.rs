@@ -10,7 +10,7 @@
 //! |---|---|---|
 //! | I1 | exclusive | a slot has one owner: a queue, a token, or a hand-off on its way |
 //! | I2 | bounded | resources alive or being opened never exceed the limit, at any instant; after a shrink, never more than were out |
-//! | I3 | conserved | at rest, vacant + idle + in use = capacity; errors, panics and dropped futures lose no slot |
+//! | I3 | conserved | at rest, vacant + spare + idle + in use = capacity; errors, panics and dropped futures lose no slot |
 //! | I4 | no lost wake | if a waiter is parked and the pool could serve it, a wake is on its way |
 //! | I5 | legal transitions | only those of the table in `slot.rs` happen |
 //! | I6 | published | what one holder wrote happens before what the next holder reads |

@@ -195,7 +195,7 @@ where
         return wait.end(Err(AcquireError::NoRuntime));
     }
     let served = {
-        let obtain = obtain(&keeper, &ask, unready, &wait);
+        let obtain = pin!(Some(obtain(&keeper, &ask, unready, &wait)));
         let mut obtain = pin!(keeper.in_span(ask.caller, obtain));
         if !has_deadline {
             // Without a timer it may wait for what comes back. If one is to be opened, it is told so in line.

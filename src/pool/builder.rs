@@ -117,8 +117,8 @@ impl<M: Manager> PoolBuilder<M> {
         lifetime_jitter: f64 = 0.1, " == 0.1";
         /// How often the reaper looks; above zero. Default: 1 s. See [`Config::maintenance_interval`].
         maintenance_interval: Duration = Duration::from_millis(200), " == Duration::from_millis(200)";
-        /// Refuses at once whoever would have to wait while connecting fails. Default: `false`. See
-        /// [`Config::fail_fast`].
+        /// Refuses at once whoever would have to wait while connecting fails and no connection is left that
+        /// could come back to him. Default: `false`. See [`Config::fail_fast`].
         fail_fast: bool = true, " == true";
         /// Finds out when everybody who holds a connection waits for another one, and ends the last wait.
         /// It makes each acquire slower. Default: `false`. See [`Config::detect_deadlock`].

@@ -12,7 +12,6 @@ use crate::hooks::{AtEnd, Hooks};
 use crate::manager::{Condition, Manager};
 use crate::metrics::CloseReason;
 use crate::panics::caught;
-use std::mem;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -27,8 +26,8 @@ use std::time::{Duration, Instant};
 ///
 /// # Cost
 ///
-/// Dropping it needs no runtime, never blocks and never panics (P4); for a clean connection it
-/// allocates nothing, and takes no lock while nobody waits (P1, P2).
+/// Dropping it needs no runtime, never blocks and never panics; for a clean connection it
+/// allocates nothing, and takes no lock while nobody waits.
 ///
 /// # Examples
 ///
@@ -238,12 +237,7 @@ impl<M: Manager> Shared<M> {
             self.totals.used(self.now().saturating_sub(lent_at));
         }
         if self.config.trace_uses {
-            let span = mem::replace(&mut lease.resource_mut().span, no_span());
-            // A listener that panics at its end must not keep what is known of the connection from being
-            // acted on.
-            drop(caught(move || {
-                let _ended = span;
-            }));
+            lease.resource_mut().span = no_span();
         }
     }
 

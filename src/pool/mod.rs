@@ -273,26 +273,27 @@ impl<M: Manager> Pool<M> {
     ///   [`AcquireError::WouldDeadlock`] only if the settings `fail_fast`, `max_waiters`, `shed` and
     ///   `detect_deadlock` ask for them.
     /// - [`AcquireError::NoRuntime`] if it has to wait and there is no tokio runtime with a timer, or it has
-    ///   ended. Without one, an acquire without a deadline waits all the same for what comes back or the
-    ///   pool's own runtime opens, as a blocking one does, and fails like this only if a connection has to
-    ///   be checked first or shown to [`before_acquire`](crate::Hooks::before_acquire), or to be opened and
-    ///   that runtime has ended too. tokio says that there is no timer, or that the runtime under this wait has ended, by
-    ///   a panic: it is caught, but the panic hook reports it, and `panic = "abort"` does not wait for that.
+    ///   ended. An acquire without a deadline needs none while it waits for a connection that comes back, or
+    ///   that the pool opens on its own runtime. It fails like this only if the connection has to be checked
+    ///   or shown to [`before_acquire`](crate::Hooks::before_acquire), or if one has to be opened and the
+    ///   pool's runtime has ended too. tokio says by a panic that there is no timer, or that the runtime has
+    ///   ended; it is caught, but the panic hook reports it, and with `panic = "abort"` it ends the program.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future gives up the place in line and nothing else: a connection that was on
     /// its way goes to the next caller, one that is being opened stays in the pool. Only a
-    /// connection that was being checked is closed; at the deadline its check goes on in the
-    /// background instead.
+    /// connection that was being checked, or shown to [`before_acquire`](crate::Hooks::before_acquire), is
+    /// closed; at the deadline that goes on in the background instead.
     ///
     /// # Cost
     ///
-    /// A hit allocates nothing, takes no lock and reads no clock (P1, P2, P3); nor does it yield to
-    /// the runtime. It does what a setting asks it for, such as [`time_use`](PoolBuilder::time_use), or
-    /// [`min_idle`](PoolBuilder::min_idle) where few are left idle at the thread's own shard. A wait creates
-    /// one timer and allocates nothing. A check is the manager's affair; where less than two `check_timeout`
-    /// are left of the time, it is put into a box, so that it may go on in the background.
+    /// A hit, which finds an idle connection that is fit for use, allocates nothing, takes no lock and reads no
+    /// clock; nor does it yield to the runtime. Some settings ask more of it, such as
+    /// [`time_use`](PoolBuilder::time_use), or [`min_idle`](PoolBuilder::min_idle) where few are left idle at the
+    /// thread's own shard. A wait creates one timer and allocates nothing. What a check costs is up to the
+    /// manager; where less than two `check_timeout` are left of the time, it is put into a box, so that it may
+    /// go on in the background.
     ///
     /// # Examples
     ///
@@ -367,9 +368,9 @@ impl<M: Manager> Pool<M> {
     }
 
     /// Acquires a connection, waiting for `limit` at the most instead of `acquire_timeout`. Zero
-    /// takes what is idle or gives up at once; what has to be checked or opened first is so in the
-    /// background then, for the next caller. [`Duration::MAX`] waits for good, and without a timer,
-    /// which is the larger part of what a short wait costs.
+    /// takes what is idle or gives up at once; a connection that has to be checked or opened first is then
+    /// checked or opened in the background, for the next caller. [`Duration::MAX`] waits for good, and
+    /// without a timer, which is the larger part of what a short wait costs.
     ///
     /// # Errors
     ///
@@ -618,10 +619,10 @@ impl<M: Manager> Pool<M> {
     }
 
     /// Closes the pool for good: everyone who waits gets [`AcquireError::Closed`], so does whoever
-    /// comes later, and idle connections are closed. Returns when they are, or after
-    /// `close_timeout`; outside a tokio runtime, or on one without a timer or that has ended, at once, and
-    /// otherwise no later than its runtime ends. Connections that are in use are not waited for; each is
-    /// closed when its guard is dropped. May be called again, and by several tasks at once.
+    /// comes later, and idle connections are closed. Returns when they are, or after `close_timeout`, or when
+    /// the runtime that it is awaited on ends; at once if there is none, or none with a timer. Connections
+    /// that are in use are not waited for; each is closed when its guard is dropped. May be called again, and
+    /// by several tasks at once.
     ///
     /// # Cancel safety
     ///
@@ -718,7 +719,7 @@ impl<M: Manager> Pool<M> {
     /// How the pool is: its health in words, its figures and its settings, for a terminal, in one line for a
     /// log (`{:#}`) or, with the feature `serde`, for a program. Costs one pass over all slots.
     ///
-    /// How connecting goes, the last attempt says, also that of a [`rotate`](Self::rotate). A pool that is down
+    /// Whether connecting works is what the last attempt says, be it one of a [`rotate`](Self::rotate). A pool that is down
     /// because connecting fails goes on trying though nobody asks it for anything,
     /// one connect at a time with the pauses of [`backoff`](PoolBuilder::backoff), so it is up again soon
     /// after the server is. If nobody tried at the moment when the last connection went, that begins at the next look of

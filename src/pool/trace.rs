@@ -1,5 +1,5 @@
-//! Tells what happens to whoever listens, with the feature `tracing`; without it nothing of this is
-//! left.
+//! Tells what happens to whoever listens, with the feature `tracing`; without it nothing of this does
+//! anything.
 //!
 //! What there is, and with which levels and fields, is in the documentation of the crate. A listener that
 //! panics changes nothing of what it is told of.
@@ -18,29 +18,93 @@ use crate::manager::Manager;
 use crate::metrics::{CloseReason, Outcome};
 use std::future::Future;
 use std::panic::Location;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 #[cfg(feature = "tracing")]
 use {
     super::WhichNode,
     crate::metrics::ClusterNode,
-    std::fmt,
-    tracing::field::{DisplayValue, display},
+    crate::panics::caught,
+    std::{fmt, mem},
+    tracing::{
+        field::{DisplayValue, display},
+        span::Entered,
+    },
 };
 
-/// A span, or nothing at all.
-#[cfg(feature = "tracing")]
-pub(super) type Span = tracing::Span;
-#[cfg(not(feature = "tracing"))]
-pub(super) struct Span;
+/// A span, or nothing at all. What a listener panics with when it begins, is entered, is left or ends is
+/// caught, as at an event.
+pub(super) struct Span {
+    #[cfg(feature = "tracing")]
+    span: tracing::Span,
+}
 
 /// A connection that nobody uses has none.
 pub(super) fn no_span() -> Span {
-    #[cfg(feature = "tracing")]
-    {
-        tracing::Span::none()
+    Span {
+        #[cfg(feature = "tracing")]
+        span: tracing::Span::none(),
     }
-    #[cfg(not(feature = "tracing"))]
-    Span
+}
+
+impl Span {
+    #[cfg(feature = "tracing")]
+    fn new(begin: impl FnOnce() -> tracing::Span) -> Self {
+        Self { span: caught(begin).unwrap_or_else(|_| tracing::Span::none()) }
+    }
+
+    /// Does this in it.
+    fn within<T>(&self, work: impl FnOnce() -> T) -> T {
+        #[cfg(feature = "tracing")]
+        let _within = Within(caught(|| self.span.enter()).ok());
+        work()
+    }
+}
+
+#[cfg(feature = "tracing")]
+impl Drop for Span {
+    fn drop(&mut self) {
+        let span = mem::replace(&mut self.span, tracing::Span::none());
+        drop(caught(|| drop(span)));
+    }
+}
+
+/// In a span until this is dropped.
+#[cfg(feature = "tracing")]
+struct Within<'s>(Option<Entered<'s>>);
+
+#[cfg(feature = "tracing")]
+impl Drop for Within<'_> {
+    fn drop(&mut self) {
+        let entered = self.0.take();
+        drop(caught(|| drop(entered)));
+    }
+}
+
+/// A future that is polled in a span, and dropped there with this. Not tracing's own `Instrumented`: if the
+/// listener panics before the future is dropped, that one never drops it, and somebody who is gone stays in line.
+pub(super) struct InSpan<'f, F> {
+    future: Pin<&'f mut Option<F>>,
+    span: Span,
+}
+
+impl<F: Future> Future for InSpan<'_, F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let Self { future, span } = self.get_mut();
+        let future = future.as_mut().as_pin_mut();
+        let future = future.expect("BUG: polled after it was dropped");
+        span.within(|| future.poll(cx))
+    }
+}
+
+impl<F> Drop for InSpan<'_, F> {
+    fn drop(&mut self) {
+        let Self { future, span } = self;
+        span.within(|| future.set(None));
+    }
 }
 
 #[cfg(feature = "tracing")]
@@ -177,7 +241,7 @@ impl<M: Manager> Shared<M> {
     /// The span of a connection in somebody's hands.
     pub(super) fn use_span(&self, connection: u64, site: &'static Location<'static>) -> Span {
         #[cfg(feature = "tracing")]
-        {
+        return Span::new(|| {
             let pool = &*self.config.name;
             tracing::trace_span!(
                 target: "millpond",
@@ -189,23 +253,27 @@ impl<M: Manager> Shared<M> {
                 connection,
                 %site
             )
-        }
+        });
         #[cfg(not(feature = "tracing"))]
-        Span
+        no_span()
     }
 
     /// The span of an acquire that has to wait.
-    #[cfg(feature = "tracing")]
     fn acquire_span(&self, site: &'static Location<'static>) -> Span {
-        let pool = &*self.config.name;
-        tracing::debug_span!(
-            target: "millpond",
-            "acquire",
-            pool,
-            cluster = self.cluster(),
-            node = self.node(),
-            %site
-        )
+        #[cfg(feature = "tracing")]
+        return Span::new(|| {
+            let pool = &*self.config.name;
+            tracing::debug_span!(
+                target: "millpond",
+                "acquire",
+                pool,
+                cluster = self.cluster(),
+                node = self.node(),
+                %site
+            )
+        });
+        #[cfg(not(feature = "tracing"))]
+        no_span()
     }
 
     /// Does this in it, on this thread.
@@ -214,27 +282,16 @@ impl<M: Manager> Shared<M> {
         site: &'static Location<'static>,
         work: impl FnOnce() -> T,
     ) -> T {
-        #[cfg(feature = "tracing")]
-        return self.acquire_span(site).in_scope(work);
-        #[cfg(not(feature = "tracing"))]
-        work()
+        self.acquire_span(site).within(work)
     }
 
     /// Does this in it.
-    #[cfg(feature = "tracing")]
-    pub(super) fn in_span<F: Future>(
+    pub(super) fn in_span<'f, F>(
         &self,
         site: &'static Location<'static>,
-        future: F,
-    ) -> impl Future<Output = F::Output> + use<F, M> {
-        use tracing::Instrument;
-        future.instrument(self.acquire_span(site))
-    }
-
-    /// Does this.
-    #[cfg(not(feature = "tracing"))]
-    pub(super) fn in_span<F: Future>(&self, site: &'static Location<'static>, future: F) -> F {
-        future
+        future: Pin<&'f mut Option<F>>,
+    ) -> InSpan<'f, F> {
+        InSpan { future, span: self.acquire_span(site) }
     }
 }
 
