@@ -246,7 +246,7 @@ impl<M: Manager> Pool<M> {
             let tenant = match shared.unless_closed(connect).await {
                 None => return Err(RotateError::Closed),
                 Some(Ok(tenant)) => {
-                    shared.connect_succeeded();
+                    shared.connect_succeeded(&tenant);
                     tenant
                 }
                 Some(Err(error)) => {
@@ -269,7 +269,7 @@ impl<M: Manager> Pool<M> {
                 }
                 Some(verdict) if trial.resource_mut().is_lost() => {
                     let after = trial.resource_mut().created.elapsed();
-                    shared.lost(true, after);
+                    shared.lost(trial.resource_mut(), true, after);
                     shared.close_connection(trial.fail(), CloseReason::Broken);
                     let lost = || RotateError::Connect(Arc::new(OperationError::Lost { after }));
                     Err(verdict.map_or_else(RotateError::Verify, |()| lost()))
@@ -599,7 +599,7 @@ impl<M: Manager> Shared<M> {
             // `open` looks itself whether the pool is closed.
             Err(why) => return self.given_up(why).map_or(Ok(false), Err),
             Ok(Ok(tenant)) => {
-                self.connect_succeeded();
+                self.connect_succeeded(&tenant);
                 drop(self.move_in(reservation, tenant));
             }
             Ok(Err(error)) => return Err(self.warm_up_failed(error)),
