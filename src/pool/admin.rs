@@ -240,7 +240,7 @@ impl<M: Manager> Pool<M> {
             let began = shared.now();
             // Cancel: the reservation gives the slot back, with or without a connection. The turn, declared first,
             // goes to the next rotation after that.
-            let _turn = shared.in_time(began, shared.turn()).await?;
+            let _turn = shared.in_time(began, shared.turn(caller)).await?;
             let reservation = shared.make_room(caller, began).await?;
             let connect = shared.connect(reservation.uses());
             let tenant = match shared.unless_closed(connect).await {
@@ -627,7 +627,10 @@ impl<M: Manager> Shared<M> {
 
     /// Waits until no other rotation is under way. What such a one has closed or tries may come to nothing, and
     /// this one would take the last connection beside that.
-    async fn turn(&self) -> Result<Turn<'_, M>, AcquireError<M::Error>> {
+    async fn turn(
+        &self,
+        caller: &'static Location<'static>,
+    ) -> Result<Turn<'_, M>, AcquireError<M::Error>> {
         loop {
             listener!(self.changed => changed);
             if self.core.is_closed() {
@@ -637,6 +640,8 @@ impl<M: Manager> Shared<M> {
             if !self.connector.rotates.swap(true, Ordering::SeqCst) {
                 return Ok(Turn(self));
             }
+            // That one may wait for what this one's caller holds.
+            let _waiting = self.is_not_stuck(caller, Line::High)?;
             changed.await;
         }
     }
