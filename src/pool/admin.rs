@@ -11,7 +11,7 @@ use crate::core::{Flags, Keeper, Lease, Line, Reservation, Search, State, Woken,
 use crate::error::{
     AcquireError, ConfigError, OperationError, RotateError, WarmUpError, check_capacity,
 };
-use crate::hooks::{AtEnd, HookFuture, Hooks};
+use crate::hooks::HookFuture;
 use crate::manager::Manager;
 use crate::metrics::CloseReason;
 use crate::pool::ConnectionInfo;
@@ -693,8 +693,8 @@ impl<M: Manager> Shared<M> {
         let mut trial = lease.begin(State::Closing);
         if let Some(tenant) = trial.take() {
             self.ends(&tenant, CloseReason::Invalidated);
-            // Cancel: the connection is dropped, the hook hears of it, and the trial frees the slot.
-            let _gone = AtEnd::new(&self.hooks, Hooks::destroyed);
+            // Cancel: the connection is dropped, then this hears of it, and the trial frees the slot.
+            let _count = self.begin_closing();
             self.say_goodbye(tenant.connection).await;
         }
         Ok(trial.renew())
