@@ -84,6 +84,22 @@ async fn the_line_is_full_when_max_waiters_wait_and_has_room_when_one_leaves() {
     assert_eq!((metrics.waits.queue_full, metrics.acquires, metrics.waits.timed_out), (4, 4, 0));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_rotation_in_line_is_one_of_those_who_wait_and_is_not_refused() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).max_waiters(1).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let mut waiter = Box::pin(pool.acquire());
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    let mut rotation = pin!(pool.rotate(|_| Box::pin(async { Ok(()) })));
+    assert!(poll_once(rotation.as_mut()).is_pending(), "it is not refused");
+    drop(waiter);
+    assert!(matches!(pool.acquire().await, Err(AcquireError::QueueFull)), "it is in line");
+    drop(held);
+    rotation.await.unwrap();
+    assert_eq!(balanced(&pool, &manager.ledger).await.acquires, 1);
+}
+
 #[test]
 fn max_waiters_is_exact_when_many_come_at_once() {
     const COMERS: usize = 10;

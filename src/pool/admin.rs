@@ -180,8 +180,9 @@ impl<M: Manager> Pool<M> {
     /// connection makes room: one that is closing anyway, as right after another rotation, for which this waits up
     /// to `close_timeout`, and so it does, beside the last one there is, for one that is being opened and may be
     /// refused; then an idle one, or the first that comes back or ends, or is refused after all, `fail_fast` or
-    /// not. That is no acquire: no hook of one sees it, and it is not counted as one. For its turn and in line
-    /// it waits up to `acquire_timeout` in all. `verify` may take `check_timeout`.
+    /// not. That is no acquire: no hook of one sees it, and it is not counted as one; but in line it is one of those
+    /// that `max_waiters` are compared with. For its turn and in line it waits up to `acquire_timeout` in all.
+    /// `verify` may take `check_timeout`.
     ///
     /// # Errors
     ///
