@@ -243,8 +243,9 @@ impl LossSignal {
     /// One that is lost less than a second after it was opened, before anybody has used it, is something wrong with
     /// connecting, as where a server accepts whoever comes and hangs up: from the second in a row on the next is
     /// opened after a pause of [`backoff`](crate::PoolBuilder::backoff), and the pool's health and a timeout's source
-    /// [say so](crate::OperationError::Lost), until one has been there for a second. Those that are lost at once are
-    /// one in a row, however many. A warm-up and a build that meet one fail.
+    /// [say so](crate::OperationError::Lost), until one has been there for a second; or, where a hook or a setting
+    /// sees each use, such as [`time_use`](crate::PoolBuilder::time_use), until one has been handed out. Those that
+    /// are lost at once are one in a row, however many. A warm-up and a build that meet one fail.
     pub fn send(&self) {
         // Ordering: Relaxed; the flag that the pool raises of the slot publishes it.
         let loss = &self.loss;
