@@ -227,9 +227,12 @@ impl LossSignal {
     }
 
     /// What the pool has of it, unless nobody has sent it or is left who could.
-    pub(crate) fn loss(self) -> Option<Arc<Loss>> {
-        let may_come = Arc::strong_count(&self.loss) > 1 || self.loss.has_been_told();
-        may_come.then_some(self.loss)
+    pub(crate) fn loss(mut self) -> Option<Arc<Loss>> {
+        // Ordering: of those who had it and are gone this sees all they did, a loss included; a count read on its
+        // own would say only that they are.
+        let is_alone = Arc::get_mut(&mut self.loss);
+        let none_comes = is_alone.is_some_and(|loss| !*loss.is_lost.get_mut());
+        (!none_comes).then_some(self.loss)
     }
 
     /// Tells the pool that the connection has ended. It counts as [broken](crate::Closed::broken), and what
