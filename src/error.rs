@@ -451,7 +451,7 @@ mod managed {
     #[derive(Debug)]
     #[non_exhaustive]
     pub enum RotateError<E> {
-        /// The new connection could not be opened.
+        /// The new connection could not be opened, or was [lost](crate::LossSignal) before the rotation was over.
         Connect(Arc<OperationError<E>>),
         /// It was opened, and did not pass the caller's test.
         Verify(OperationError<E>),
@@ -546,7 +546,8 @@ mod managed {
         /// The last failure to connect, if no connect has succeeded since and a connection could have
         /// been opened for the caller; or why a hook has rejected the last new connection, if none has been
         /// handed out since; or that the last one was lost before anybody used it, if none has been there for a
-        /// second since. Where a [cap](Self::cap) is named, also what is wrong with a node that is down.
+        /// second since, nor been handed out where a hook or a setting sees each use. Where a [cap](Self::cap) is
+        /// named, also what is wrong with a node that is down.
         #[must_use]
         pub fn last_connect_error(&self) -> Option<&Arc<OperationError<E>>> {
             self.last_connect_error.as_ref()

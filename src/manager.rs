@@ -274,9 +274,12 @@ impl LossSignal {
     }
 
     /// What the pool has of it, unless nobody has sent it or is left who could.
-    pub(crate) fn loss(self) -> Option<Arc<Loss>> {
-        let may_come = Arc::strong_count(&self.loss) > 1 || self.loss.has_been_told();
-        may_come.then_some(self.loss)
+    pub(crate) fn loss(mut self) -> Option<Arc<Loss>> {
+        // Ordering: of those who had it and are gone this sees all they did, a loss included; a count read on its
+        // own would say only that they are.
+        let is_alone = Arc::get_mut(&mut self.loss);
+        let none_comes = is_alone.is_some_and(|loss| !*loss.is_lost.get_mut());
+        (!none_comes).then_some(self.loss)
     }
 
     /// Tells the pool that the connection has ended. It counts as [broken](crate::Closed::broken), and what
@@ -290,8 +293,9 @@ impl LossSignal {
     /// One that is lost less than a second after it was opened, before anybody has used it, is something wrong with
     /// connecting, as where a server accepts whoever comes and hangs up: from the second in a row on the next is
     /// opened after a pause of [`backoff`](crate::PoolBuilder::backoff), and the pool's health and a timeout's source
-    /// [say so](crate::OperationError::Lost), until one has been there for a second. A warm-up and a build that meet
-    /// one fail.
+    /// [say so](crate::OperationError::Lost), until one has been there for a second; or, where a hook or a setting
+    /// sees each use, such as [`time_use`](crate::PoolBuilder::time_use), until one has been handed out. Those that
+    /// are lost at once are one in a row, however many. A warm-up and a build that meet one fail.
     pub fn send(&self) {
         // Ordering: Relaxed; the flag that the pool raises of the slot publishes it.
         let loss = &self.loss;

@@ -279,6 +279,67 @@ async fn that_new_connections_are_lost_no_more_ends_the_pauses_of_all_within_a_s
 }
 
 #[tokio::test(start_paused = true)]
+async fn new_connections_that_are_lost_at_once_are_one_in_a_row_however_many() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(10).min_idle(10);
+    let pool = pool.backoff(SECOND / 20, 30 * SECOND).build().await.unwrap();
+    let began = Instant::now();
+    manager.lose_all();
+    eventually("all are replaced", || pool.counts().idle == 10).await;
+    assert_eq!(began.elapsed(), Duration::ZERO, "one may be an accident");
+    manager.lose_all();
+    eventually("all are replaced", || pool.counts().idle == 10).await;
+    let took = began.elapsed();
+    assert!(took > Duration::ZERO && took < SECOND / 10, "the second in a row: {took:?}");
+    assert_eq!(pool.metrics().closed.broken, 20);
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_connections_that_are_lost_by_turns_are_opened_with_growing_pauses_too() {
+    let manager = TestManager::new();
+    manager.connect.always(Act::Slow(SECOND / 10));
+    hangs_up(&manager, 1_000);
+    let pool = Pool::builder(manager.clone()).max_size(2).acquire_timeout(10 * SECOND);
+    // Each is lost while the next one for the other caller is half-way, until the pauses have grown.
+    let pool = pool.backoff(SECOND / 1_000, 30 * SECOND).build_lazy().unwrap();
+    let second = async {
+        sleep(SECOND / 20 * 3).await;
+        pool.acquire().await.map(drop)
+    };
+    let (first, second) = tokio::join!(pool.acquire(), second);
+    assert!(first.is_err() && second.is_err());
+    let opened = manager.connect.calls();
+    assert!((5..=80).contains(&opened), "{opened} connections in 10 s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_stays_for_a_second_ends_the_trouble_unless_a_newer_one_is_lost_meanwhile() {
+    for is_newer in [false, true] {
+        let manager = TestManager::new();
+        let pool = Pool::builder(manager.clone()).max_size(3).min_idle(2).build().await.unwrap();
+        // It begins to connect before the loss.
+        manager.connect.once(Act::Gated);
+        let mut rotation = pin!(pool.rotate(|_| Box::pin(async { Ok(()) })));
+        assert!(poll_once(rotation.as_mut()).is_pending());
+        manager.lose(1);
+        eventually("it is replaced", || pool.counts().idle == 2).await;
+        sleep(SECOND / 2).await;
+        if is_newer {
+            manager.watch.once(Act::Error);
+            manager.connect.open(1);
+            assert!(rotation.await.is_err());
+        } else {
+            manager.lose(2);
+            eventually("it is replaced", || pool.counts().idle == 2).await;
+        }
+        assert!(!matches!(pool.status().health, Health::Healthy), "{}", pool.status());
+        sleep(SECOND / 2).await;
+        let is_over = matches!(pool.status().health, Health::Healthy);
+        assert_eq!(is_over, !is_newer, "{}", pool.status());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_that_is_lost_after_a_while_or_a_use_says_nothing_of_new_ones() {
     let manager = TestManager::new();
     let pool = Pool::builder(manager.clone()).max_size(2).min_idle(2).build().await.unwrap();

@@ -793,6 +793,32 @@ async fn the_first_connection_that_a_hook_accepts_ends_the_pauses_of_all() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn new_connections_that_were_opened_at_once_and_are_rejected_are_one_in_a_row() {
+    let left = Arc::new(AtomicUsize::new(0));
+    let rejects = left.clone();
+    let act = move || {
+        let one_less =
+            rejects.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        if one_less.is_ok() { Act::Error } else { Act::Ok }
+    };
+    let hooks = Hooks::new().before_acquire(asynchronous(move |_| acting(act())));
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 4).backoff(8 * SECOND, 8 * SECOND).hooks(hooks);
+    let pool = pool.build_lazy().unwrap();
+    // After these, several may be opened at once.
+    for held in all_at_once(&pool, 4).await {
+        held.unwrap().discard();
+    }
+    balanced(&pool, &manager.ledger).await;
+    left.store(4, Ordering::SeqCst);
+    let began = Instant::now();
+    for held in all_at_once(&pool, 4).await {
+        assert!(held.unwrap().id > 8);
+    }
+    assert_eq!((began.elapsed(), manager.connect.calls()), (Duration::ZERO, 12));
+}
+
+#[tokio::test(start_paused = true)]
 async fn rejections_of_long_ago_hold_nobody_up() {
     let rejects = Arc::new(AtomicBool::new(true));
     let rejected = rejects.clone();

@@ -878,6 +878,30 @@ async fn a_close_that_hangs_holds_a_rotation_up_for_its_timeout_only() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_close_waits_for_what_a_rotation_is_closing_to_make_room() {
+    for is_cancelled in [false, true] {
+        let manager = TestManager::new();
+        let pool = pool_of(&manager, 1).build_lazy().unwrap();
+        pool.warm_up(1).await.unwrap();
+        manager.close.once(Act::Gated);
+        let mut rotation = Box::pin(pool.rotate(passes));
+        assert!(poll_once(rotation.as_mut()).is_pending());
+        let mut close = pin!(pool.close());
+        assert!(poll_once(close.as_mut()).is_pending(), "it is being closed");
+        if is_cancelled {
+            drop(rotation);
+        } else {
+            manager.close.open(1);
+            let rotated = rotation.await;
+            assert!(matches!(rotated, Err(RotateError::Closed)), "{rotated:?}");
+        }
+        assert!(poll_once(close.as_mut()).is_ready(), "it is closed");
+        let metrics = balanced(&pool, &manager.ledger).await;
+        assert_eq!((metrics.closed.invalidated, metrics.closed.total()), (1, 1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_rotation_of_a_pool_in_use_takes_the_first_connection_that_comes_back() {
     let manager = TestManager::new();
     let pool = pool_of(&manager, 2).build_lazy().unwrap();

@@ -8,8 +8,8 @@ mod support;
 use support::*;
 
 use millpond::{
-    AcquireError, AcquireOptions, CheckPolicy, Deadlock, Hooks, Pool, PoolBuilder, Priority, Shed,
-    Stage, TryAcquireError, blocking,
+    AcquireError, AcquireOptions, CheckPolicy, Deadlock, Hooks, Pool, PoolBuilder, Priority,
+    RotateError, Shed, Stage, TryAcquireError, blocking,
 };
 use std::collections::VecDeque;
 use std::error::Error;
@@ -82,6 +82,22 @@ async fn the_line_is_full_when_max_waiters_wait_and_has_room_when_one_leaves() {
     drop(late.await.unwrap());
     let metrics = balanced(&pool, &manager.ledger).await;
     assert_eq!((metrics.waits.queue_full, metrics.acquires, metrics.waits.timed_out), (4, 4, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rotation_in_line_is_one_of_those_who_wait_and_is_not_refused() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).max_waiters(1).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    let mut waiter = Box::pin(pool.acquire());
+    assert!(poll_once(waiter.as_mut()).is_pending());
+    let mut rotation = pin!(pool.rotate(|_| Box::pin(async { Ok(()) })));
+    assert!(poll_once(rotation.as_mut()).is_pending(), "it is not refused");
+    drop(waiter);
+    assert!(matches!(pool.acquire().await, Err(AcquireError::QueueFull)), "it is in line");
+    drop(held);
+    rotation.await.unwrap();
+    assert_eq!(balanced(&pool, &manager.ledger).await.acquires, 1);
 }
 
 #[test]
@@ -1356,6 +1372,53 @@ async fn what_a_rotation_took_to_make_room_is_not_held() {
     assert!(pool.rotate(|_| Box::pin(async { Ok(()) })).await.is_err());
     drop(pool.acquire().await.expect("nobody holds anything"));
     balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_holds_what_the_rotation_waits_for_whose_turn_it_is_is_told_so() {
+    // The rotation whose turn it is holds one as well, or nothing.
+    for max_size in [2, 1] {
+        let manager = TestManager::new();
+        let pool = detecting(&manager, max_size).build_lazy().unwrap();
+        let rotation = |holds: bool, pause: Duration| {
+            let pool = pool.clone();
+            tokio::spawn(async move {
+                let _held = if holds { Some(pool.acquire().await.unwrap()) } else { None };
+                sleep(pause).await;
+                pool.rotate(|_| Box::pin(async { Ok(()) })).await
+            })
+        };
+        let began = Instant::now();
+        let (first, second) = (rotation(max_size == 2, SECOND), rotation(true, 2 * SECOND));
+        let answer = second.await.unwrap();
+        let Err(RotateError::NoRoom(AcquireError::WouldDeadlock(deadlock))) = answer else {
+            panic!("{answer:?}")
+        };
+        assert_eq!(deadlock.held_at().len(), max_size);
+        first.await.unwrap().expect("the other one has come back");
+        assert_eq!(began.elapsed(), 2 * SECOND, "both at once");
+        balanced(&pool, &manager.ledger).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rotation_that_waits_for_one_that_has_room_raises_no_alarm() {
+    let manager = TestManager::new();
+    let pool = detecting(&manager, 2).build_lazy().unwrap();
+    pool.warm_up(2).await.unwrap();
+    let first = pool.rotate(|_| {
+        Box::pin(async {
+            sleep(SECOND).await;
+            Ok(())
+        })
+    });
+    let second = async {
+        let held = pool.acquire().await.unwrap();
+        pool.rotate(|_| Box::pin(async { Ok(()) })).await.map(|()| drop(held))
+    };
+    let (first, second) = tokio::join!(first, second);
+    first.unwrap();
+    second.expect("the other one is over in time");
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,7 +9,7 @@
 mod support;
 
 use millpond::{
-    AcquireError, CheckPolicy, Hooks, IdleOrder, Leak, Pool, PoolBuilder, Priority, Stage,
+    AcquireError, CheckPolicy, Health, Hooks, IdleOrder, Leak, Pool, PoolBuilder, Priority, Stage,
     WarmUpError, WeakPool, from_fn,
 };
 use std::convert::Infallible;
@@ -516,16 +516,18 @@ async fn a_thread_for_which_a_paused_clock_does_not_hold_may_look_at_what_is_idl
 #[tokio::test(start_paused = true)]
 async fn a_warm_up_that_succeeds_ends_the_trouble_of_one_that_failed() {
     let manager = TestManager::new();
-    let pool = builder(&manager).max_size(1).build_lazy().unwrap();
+    // A full one is healthy whatever has failed before.
+    let pool = builder(&manager).max_size(2).build_lazy().unwrap();
     manager.connect.once(Act::Error);
     pool.warm_up(1).await.unwrap_err();
     assert!(pool.status().to_string().contains("connecting fails"), "{}", pool.status());
     pool.warm_up(1).await.unwrap();
-    assert!(!pool.status().to_string().contains("connecting fails"), "{}", pool.status());
+    assert_eq!(pool.status().health, Health::Healthy, "{}", pool.status());
     let _held = pool.acquire().await.unwrap();
+    manager.connect.once(Act::Never);
     let error = pool.acquire_timeout(SECOND).await.unwrap_err();
     let AcquireError::Timeout(timeout) = error else { panic!("{error}") };
-    assert_eq!(timeout.stage(), Stage::Queued);
+    assert_eq!(timeout.stage(), Stage::Connecting);
 }
 
 #[tokio::test(start_paused = true)]

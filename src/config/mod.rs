@@ -297,7 +297,8 @@ pub struct Config {
     /// The most callers that may wait, at least 1; `None` for no limit. Whoever comes when they do gets
     /// [`AcquireError::QueueFull`](crate::AcquireError::QueueFull). Those count too for whom a
     /// connection is being opened: a burst on a pool that has room meets this limit before the
-    /// connections are there. Default: `None`.
+    /// connections are there; and those with [`Priority::High`], and a [rotation](crate::Pool::rotate) that waits
+    /// for room, though none of these is refused. Default: `None`.
     pub max_waiters: Option<usize>,
     /// Connections that only callers with [`Priority::High`] get: below `max_size`; none for
     /// [`Priority::Normal`], nor in a cluster, where nobody has a priority. Default: none.

@@ -11,7 +11,7 @@ use crate::core::{Flags, Keeper, Lease, Line, Reservation, Search, State, Woken,
 use crate::error::{
     AcquireError, ConfigError, OperationError, RotateError, WarmUpError, check_capacity,
 };
-use crate::hooks::{AtEnd, HookFuture, Hooks};
+use crate::hooks::HookFuture;
 use crate::manager::Manager;
 use crate::metrics::CloseReason;
 use crate::pool::ConnectionInfo;
@@ -180,8 +180,9 @@ impl<M: Manager> Pool<M> {
     /// connection makes room: one that is closing anyway, as right after another rotation, for which this waits up
     /// to `close_timeout`, and so it does, beside the last one there is, for one that is being opened and may be
     /// refused; then an idle one, or the first that comes back or ends, or is refused after all, `fail_fast` or
-    /// not. That is no acquire: no hook of one sees it, and it is not counted as one. For its turn and in line
-    /// it waits up to `acquire_timeout` in all. `verify` may take `check_timeout`.
+    /// not. That is no acquire: no hook of one sees it, and it is not counted as one; but in line it is one of those
+    /// that `max_waiters` are compared with. For its turn and in line it waits up to `acquire_timeout` in all.
+    /// `verify` may take `check_timeout`.
     ///
     /// # Errors
     ///
@@ -240,13 +241,13 @@ impl<M: Manager> Pool<M> {
             let began = shared.now();
             // Cancel: the reservation gives the slot back, with or without a connection. The turn, declared first,
             // goes to the next rotation after that.
-            let _turn = shared.in_time(began, shared.turn()).await?;
+            let _turn = shared.in_time(began, shared.turn(caller)).await?;
             let reservation = shared.make_room(caller, began).await?;
             let connect = shared.connect(reservation.uses());
             let tenant = match shared.unless_closed(connect).await {
                 None => return Err(RotateError::Closed),
                 Some(Ok(tenant)) => {
-                    shared.connect_succeeded();
+                    shared.connect_succeeded(&tenant);
                     tenant
                 }
                 Some(Err(error)) => {
@@ -269,7 +270,7 @@ impl<M: Manager> Pool<M> {
                 }
                 Some(verdict) if trial.resource_mut().is_lost() => {
                     let after = trial.resource_mut().created.elapsed();
-                    shared.lost(true, after);
+                    shared.lost(trial.resource_mut(), true, after);
                     shared.close_connection(trial.fail(), CloseReason::Broken);
                     let lost = || RotateError::Connect(Arc::new(OperationError::Lost { after }));
                     Err(verdict.map_or_else(RotateError::Verify, |()| lost()))
@@ -599,7 +600,7 @@ impl<M: Manager> Shared<M> {
             // `open` looks itself whether the pool is closed.
             Err(why) => return self.given_up(why).map_or(Ok(false), Err),
             Ok(Ok(tenant)) => {
-                self.connect_succeeded();
+                self.connect_succeeded(&tenant);
                 drop(self.move_in(reservation, tenant));
             }
             Ok(Err(error)) => return Err(self.warm_up_failed(error)),
@@ -627,7 +628,10 @@ impl<M: Manager> Shared<M> {
 
     /// Waits until no other rotation is under way. What such a one has closed or tries may come to nothing, and
     /// this one would take the last connection beside that.
-    async fn turn(&self) -> Result<Turn<'_, M>, AcquireError<M::Error>> {
+    async fn turn(
+        &self,
+        caller: &'static Location<'static>,
+    ) -> Result<Turn<'_, M>, AcquireError<M::Error>> {
         loop {
             listener!(self.changed => changed);
             if self.core.is_closed() {
@@ -637,6 +641,8 @@ impl<M: Manager> Shared<M> {
             if !self.connector.rotates.swap(true, Ordering::SeqCst) {
                 return Ok(Turn(self));
             }
+            // That one may wait for what this one's caller holds.
+            let _waiting = self.is_not_stuck(caller, Line::High)?;
             changed.await;
         }
     }
@@ -688,8 +694,8 @@ impl<M: Manager> Shared<M> {
         let mut trial = lease.begin(State::Closing);
         if let Some(tenant) = trial.take() {
             self.ends(&tenant, CloseReason::Invalidated);
-            // Cancel: the connection is dropped, the hook hears of it, and the trial frees the slot.
-            let _gone = AtEnd::new(&self.hooks, Hooks::destroyed);
+            // Cancel: the connection is dropped, then this hears of it, and the trial frees the slot.
+            let _count = self.begin_closing();
             self.say_goodbye(tenant.connection).await;
         }
         Ok(trial.renew())

@@ -1,7 +1,9 @@
 //! How a connection ends, and how the pool does.
 //!
 //! Every connection that the pool gives up passes through [`Shared::close_connection`], except one
-//! whose check or reset was dropped half-way, which its token drops, and one that is detached.
+//! whose check or reset was dropped half-way, which its token drops; one that is detached; one that a rotation
+//! closes to make room, in its own future and on the same count; and one that a hook has refused before it was in a
+//! slot, which the connect that has opened it closes.
 //!
 //! Not here: the decision to end one.
 
@@ -29,7 +31,7 @@ struct Closing<M: Manager> {
 }
 
 /// One of the connections that are being closed at the moment.
-struct Count<M: Manager>(Arc<Shared<M>>);
+pub(super) struct Count<M: Manager>(Arc<Shared<M>>);
 
 impl<M: Manager> Drop for Count<M> {
     fn drop(&mut self) {
@@ -93,15 +95,20 @@ impl<M: Manager> Shared<M> {
         if let Some(tenant) = &tenant {
             self.ends(tenant, reason);
         }
-        self.closing.fetch_add(1, Ordering::SeqCst);
-        let shared = self.arc();
-        let closing =
-            Closing { tenant, trial: trial.with_keeper(shared.clone()), _count: Count(shared) };
+        let count = self.begin_closing();
+        let closing = Closing { tenant, trial: trial.with_keeper(self.arc()), _count: count };
         match self.ground_or_current() {
             Some(ground) => ground.spawn(closing.run()),
             // The panic hook has reported a connection that panics while it is dropped.
             None => drop(caught(|| drop(closing))),
         }
+    }
+
+    /// A connection is being closed for as long as the answer lives; then whoever waits for that, and the hook, hear
+    /// of it.
+    pub(super) fn begin_closing(&self) -> Count<M> {
+        self.closing.fetch_add(1, Ordering::SeqCst);
+        Count(self.arc())
     }
 
     /// Has the manager close a connection, for `close_timeout` at the most. However that goes, it is gone then.

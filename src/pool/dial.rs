@@ -102,7 +102,7 @@ impl<M: Manager> Dial<M> {
                     break;
                 }
                 Ok(Ok(tenant)) => {
-                    shared.connect_succeeded();
+                    shared.connect_succeeded(&tenant);
                     drop(shared.move_in(vacant, tenant));
                     shared.changed();
                     break;
@@ -200,7 +200,7 @@ impl<M: Manager> Shared<M> {
         &self,
         uses_before: u64,
     ) -> Result<Tenant<M::Connection>, Unopened<M::Error>> {
-        let generation = self.generation();
+        let (generation, round) = (self.generation(), self.connector.round());
         // Cancel: it is taken off the list.
         let under_way = Begun::now(&self.connector.begun);
         let began = under_way.at;
@@ -237,7 +237,18 @@ impl<M: Manager> Shared<M> {
         self.tell_connected(id, created - began);
         let span = no_span();
         let (lent_at, loss) = (0, None);
-        Ok(Tenant { connection, id, created, generation, term, uses_before, lent_at, span, loss })
+        Ok(Tenant {
+            connection,
+            id,
+            created,
+            generation,
+            round,
+            term,
+            uses_before,
+            lent_at,
+            span,
+            loss,
+        })
     }
 
     /// The pause after `failures` in a row: random, up to a limit that doubles with each.

@@ -195,7 +195,7 @@ where
     let Some(reason) = shared.over(tenant) else { return Some(lease) };
     if reason == CloseReason::Broken {
         // Before its end, after which the next one may be opened.
-        shared.lost(tenant.is_new(uses), tenant.created.elapsed());
+        shared.lost(tenant, tenant.is_new(uses), tenant.created.elapsed());
         // The others may be too.
         shared.doubt_idle();
     }

@@ -159,6 +159,8 @@ pub(crate) struct Tenant<C> {
     created: Instant,
     /// How many invalidations there had been when it was opened.
     generation: u64,
+    /// How many new ones had been counted as of no use when it began to be opened.
+    round: u64,
     term: Term,
     /// How often the slot had been acquired before this connection came.
     uses_before: u64,

@@ -60,7 +60,8 @@ where
         let uses = lease.uses();
         let new = lease.resource_mut().is_new(uses);
         if let Err(message) = shared.hooks.checkout(&lease.resource_mut().connection) {
-            shared.rejected(new, "on_checkout", OperationError::Panicked { message });
+            let error = OperationError::Panicked { message };
+            shared.rejected(lease.resource_mut(), new, "on_checkout", error);
             end(lease, CloseReason::Rejected);
             return None;
         }
@@ -124,7 +125,7 @@ where
             let unfit = Unfit::from(&error);
             let uses = trial.uses();
             let new = trial.resource_mut().is_new(uses);
-            shared.rejected(new, "before_acquire", error);
+            shared.rejected(trial.resource_mut(), new, "before_acquire", error);
             shared.close_connection(trial.fail(), CloseReason::Rejected);
             Err(unfit)
         }

@@ -7,7 +7,7 @@
 
 use super::connector::{Connector, GivenUp};
 use super::operation::unless;
-use super::{Shared, lock};
+use super::{Shared, Tenant, lock};
 use crate::core::Line;
 use crate::error::{AcquireError, OperationError};
 use crate::manager::Manager;
@@ -44,6 +44,9 @@ pub(super) struct Trouble<E> {
     verdict: Option<Verdict<E>>,
     /// Even if that is over: ask [`useless`](Self::useless).
     useless: Option<Useless<E>>,
+    /// How many have ever been counted as one more of no use in a row. One that began to be opened before the last of
+    /// these was of no use is not: all there were may have been ended at once, and what was opened since be fine.
+    round: u64,
     /// The last failure of either kind ever.
     last_ever: Option<Saying>,
 }
@@ -56,10 +59,19 @@ const FLEETING: Duration = Duration::from_secs(1);
 struct Useless<E> {
     /// What there is to say of the last one.
     last: Failure<E>,
+    /// As [`Trouble::round`] counts them.
     in_a_row: u32,
-    /// When it is over by itself, unless another one is of no use before that: if the last one was lost, [`FLEETING`]
-    /// after one has been opened since, which has stayed then, or has been used. What a hook says takes an acquire.
-    over_at: Option<Instant>,
+    /// If the last one was lost, what ends that by itself, unless one that is no older is of no use before. What a
+    /// hook says takes an acquire.
+    stays: Option<Stays>,
+}
+
+/// A connection that has been opened since.
+#[derive(Clone, Copy)]
+struct Stays {
+    id: u64,
+    /// [`FLEETING`] after it was opened: it has stayed then, or has been used.
+    until: Instant,
 }
 
 impl<E> Useless<E> {
@@ -79,14 +91,15 @@ impl<E> Trouble<E> {
             probing: false,
             verdict: None,
             useless: None,
+            round: 0,
             last_ever: None,
         }
     }
 
     /// New connections have been of no use, and that is not over.
     fn useless(&self) -> Option<&Useless<E>> {
-        let is_over = |at| Instant::now() >= at;
-        self.useless.as_ref().filter(|useless| !useless.over_at.is_some_and(is_over))
+        let is_over = |stays: Stays| Instant::now() >= stays.until;
+        self.useless.as_ref().filter(|useless| !useless.stays.is_some_and(is_over))
     }
 
     /// Of what is wrong now, what is to be told: a failure for good, since nothing is opened unasked until it is
@@ -341,8 +354,8 @@ impl<E> Connector<E> {
         probes
     }
 
-    /// Takes note of a success; answers how many failures there had been before it.
-    fn succeeded(&self, most: usize) -> u32 {
+    /// Takes note of a success, which has opened this connection; answers how many failures there had been before it.
+    fn succeeded(&self, id: u64, most: usize) -> u32 {
         // Here and below, an error that nobody else has is dropped after the lock: what its drop does is
         // the manager's own affair, and may be to look at the pool.
         let (failures, failed, are_useless) = {
@@ -350,7 +363,7 @@ impl<E> Connector<E> {
             trouble.permanent = false;
             let are_useless = trouble.useless().is_some();
             if let Some(lost) = trouble.useless.as_mut().filter(|it| it.is_lost()) {
-                lost.over_at.get_or_insert_with(|| Instant::now() + FLEETING);
+                lost.stays.get_or_insert_with(|| Stays { id, until: Instant::now() + FLEETING });
             }
             (mem::take(&mut trouble.in_a_row), trouble.failed.take(), are_useless)
         };
@@ -381,13 +394,26 @@ impl<E> Connector<E> {
         _failed = trouble.failed.replace(failure);
     }
 
+    /// What a connection has to know that begins to be opened now.
+    pub(super) fn round(&self) -> u64 {
+        lock(&self.trouble).round
+    }
+
     /// A new connection that nobody has used yet is of no use.
-    fn is_of_no_use(&self, failure: Failure<E>) {
+    fn is_of_no_use<C>(&self, tenant: &Tenant<C>, failure: Failure<E>) {
         let _useless;
         let mut trouble = lock(&self.trouble);
-        let in_a_row = trouble.useless().map_or(0, |useless| useless.in_a_row).saturating_add(1);
+        let is_next = tenant.round == trouble.round;
+        trouble.round += u64::from(is_next);
+        let (in_a_row, stays) = match trouble.useless() {
+            None => (1, None),
+            Some(before) => {
+                let is_older = |stays: &Stays| failure.hook.is_none() && tenant.id < stays.id;
+                (before.in_a_row.saturating_add(is_next.into()), before.stays.filter(is_older))
+            }
+        };
         trouble.last_ever = Some(failure.said.clone());
-        _useless = trouble.useless.replace(Useless { last: failure, in_a_row, over_at: None });
+        _useless = trouble.useless.replace(Useless { last: failure, in_a_row, stays });
     }
 
     /// A new connection has been handed out.
@@ -415,11 +441,11 @@ impl<E> Connector<E> {
             if self.connecting() == Connecting::Works {
                 return;
             }
-            let over_at = lock(&self.trouble).useless().and_then(|useless| useless.over_at);
+            let stays = lock(&self.trouble).useless().and_then(|useless| useless.stays);
             // That what is new is lost is over by itself, which nobody tells.
             let over = pin!(async {
-                match over_at {
-                    Some(at) => sleep_until(at).await,
+                match stays {
+                    Some(stays) => sleep_until(stays.until).await,
                     None => pending().await,
                 }
             });
@@ -493,10 +519,10 @@ impl<M: Manager> Shared<M> {
         }
     }
 
-    /// Takes note of a connect that has succeeded.
-    pub(super) fn connect_succeeded(&self) {
+    /// Takes note of a connect that has succeeded, and has opened this connection.
+    pub(super) fn connect_succeeded(&self, tenant: &Tenant<M::Connection>) {
         // First, so that whoever comes because he hears of it is not refused any more.
-        let failures = self.connector.succeeded(self.config.max_connecting);
+        let failures = self.connector.succeeded(tenant.id, self.config.max_connecting);
         self.tell_again();
         if failures > 0 {
             self.tell_recovered(failures);
@@ -594,17 +620,24 @@ impl<M: Manager> Shared<M> {
     }
 
     /// A hook has rejected a connection, with an error or by a panic. `new`: nobody has used it yet.
-    pub(super) fn rejected(&self, new: bool, hook: &'static str, error: OperationError<M::Error>) {
+    pub(super) fn rejected(
+        &self,
+        tenant: &Tenant<M::Connection>,
+        new: bool,
+        hook: &'static str,
+        error: OperationError<M::Error>,
+    ) {
         if new {
-            self.connector.is_of_no_use(Failure::new(Unopened::by(hook, error)));
+            self.connector.is_of_no_use(tenant, Failure::new(Unopened::by(hook, error)));
         }
     }
 
     /// A connection is lost that was opened so long ago, unless that is because the runtime has ended. `new`: nobody
     /// has used it yet.
-    pub(super) fn lost(&self, new: bool, after: Duration) {
+    pub(super) fn lost(&self, tenant: &Tenant<M::Connection>, new: bool, after: Duration) {
         if new && after < FLEETING && self.ground().is_some() {
-            self.connector.is_of_no_use(Failure::new(OperationError::Lost { after }.into()));
+            self.connector
+                .is_of_no_use(tenant, Failure::new(OperationError::Lost { after }.into()));
         }
     }
 
