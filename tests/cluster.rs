@@ -2718,6 +2718,61 @@ async fn a_node_that_is_down_is_tried_again_though_callers_wait_at_all_others() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn while_somebody_waits_for_room_at_a_node_that_is_down_whoever_comes_is_told() {
+    for fail_fast in [false, true] {
+        let builder = builder().max_connections(2).fail_fast(fail_fast);
+        let (cluster, managers) = cluster_of(builder, [("a", primary()), ("b", replica())]);
+        let is_told = |served: Served<'_>| match served.unwrap_err() {
+            ClusterError::Node(node) => matches!(node.source, AcquireError::Unavailable(_)),
+            ClusterError::Unavailable(_) => true,
+            _ => false,
+        };
+        let mut of_b = hold(&cluster, "b", 1).await;
+        managers[0].connect.always(Act::Error);
+        assert!(is_told(cluster.acquire("a").await));
+        of_b.extend(hold(&cluster, "b", 1).await);
+        // By then its pool has no room to try again in, and has ceased to.
+        tokio::time::sleep(5 * SECOND).await;
+        assert!(timeout(SECOND, cluster.acquire("a")).await.is_err(), "somebody has to see it");
+        let [mut one, mut other] = [(); 2].map(|()| Box::pin(cluster.acquire("a")));
+        assert!(poll_once(one.as_mut()).is_pending());
+        assert!(poll_once(other.as_mut()).is_pending(), "there may be room soon");
+        tokio::time::sleep(300 * MILLISECOND).await;
+        for _ in 0..2 {
+            let served = timeout(MILLISECOND, cluster.acquire("a")).await;
+            assert!(is_told(served.expect("it is told at once")));
+        }
+        let primary = timeout(MILLISECOND, cluster.acquire_any(Policy::Primary)).await;
+        assert_eq!(primary.map(is_told).ok(), fail_fast.then_some(true));
+        // Whoever waits sees that it is back, and then all who come are served.
+        managers[0].connect.calm();
+        drop(of_b);
+        drop((one.await.unwrap(), other.await.unwrap()));
+        drop(cluster.acquire_any(Policy::Primary).await.unwrap());
+        settled(&cluster, &managers).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_comes_to_a_node_that_is_down_while_room_is_made_there_waits_for_that() {
+    let (cluster, managers, whole) = capped(3, 3, [("a", plain()), ("b", plain())]);
+    managers[0].connect.always(Act::Error);
+    assert!(cluster.acquire("a").await.is_err());
+    drop(hold(&cluster, "b", 3).await);
+    // By then its pool has no room to try again in, and has ceased to.
+    tokio::time::sleep(5 * SECOND).await;
+    managers[0].connect.calm();
+    managers[1].close.always(Act::Slow(30 * MILLISECOND));
+    let mut of_a: Vec<_> = (0..3).map(|_| Box::pin(cluster.acquire("a"))).collect();
+    of_a.iter_mut().for_each(|acquire| assert!(poll_once(acquire.as_mut()).is_pending()));
+    for acquire in of_a {
+        drop(acquire.await.unwrap());
+    }
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 3);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_node_without_room_for_another_connection_is_up_again_when_one_that_it_has_works() {
     let (cluster, managers, _) = capped(3, 2, [("a", plain()), ("b", plain())]);
     let of_a = cluster.acquire("a").await.unwrap();
