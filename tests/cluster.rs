@@ -3228,6 +3228,49 @@ async fn a_node_that_opens_again_is_not_silent_however_long_ago_it_got_its_unit(
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_connect_that_has_just_begun_is_not_cut_short_however_long_ago_another_one_failed() {
+    let (cluster, managers, whole) = capped(1, 1, [("a", plain()), ("b", plain())]);
+    managers[0].connect.once(Act::Permanent);
+    assert!(cluster.acquire("a").await.is_err());
+    // Nobody looks meanwhile.
+    tokio::time::sleep(2 * SECOND).await;
+    managers[0].connect.always(Act::Slow(500 * MILLISECOND));
+    let mut of_a = pin!(cluster.acquire("a"));
+    assert!(timeout(5 * MILLISECOND, of_a.as_mut()).await.is_err());
+    let mut of_b = pin!(cluster.acquire("b"));
+    assert!(timeout(5 * MILLISECOND, of_b.as_mut()).await.is_err());
+    drop(timeout(500 * MILLISECOND, of_a).await.expect("it has gone on").unwrap());
+    drop(timeout(SECOND, of_b).await.expect("a has had its turn").unwrap());
+    assert_eq!(cluster.status().nodes[0].pool.metrics.connect_failures, 1);
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_has_just_answered_is_not_silent_however_long_its_other_connects_take() {
+    let (cluster, managers, _) = capped(3, 4, [("a", plain()), ("b", plain())]);
+    for guard in hold(&cluster, "a", 3).await {
+        guard.discard();
+    }
+    eventually("all are gone", || managers[0].ledger.live() == 0).await;
+    managers[0].connect.once(Act::Slow(900 * MILLISECOND));
+    managers[0].connect.always(Act::Never);
+    let mut of_a: Vec<_> = (0..3).map(|_| Box::pin(cluster.acquire("a"))).collect();
+    of_a.iter_mut().for_each(|acquire| assert!(poll_once(acquire.as_mut()).is_pending()));
+    let served = of_a.remove(0).await.unwrap();
+    // Whoever comes next has another one opened.
+    let mut next = pin!(cluster.acquire("a"));
+    served.discard();
+    assert!(poll_once(next.as_mut()).is_pending());
+    eventually("it is being opened", || managers[0].connect.running() == 3).await;
+    let mut of_b = pin!(cluster.acquire("b"));
+    assert!(timeout(500 * MILLISECOND, of_b.as_mut()).await.is_err());
+    assert_eq!((managers[0].connect.running(), cluster.status().nodes[0].is_up), (3, true));
+    drop(timeout(SECOND, of_b).await.expect("a has been silent for a second").unwrap());
+    assert!(!cluster.status().nodes[0].is_up);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_opened_with_the_only_unit_serves_before_that_goes_on() {
     let (cluster, managers, whole) = capped(1, 1, [("a", plain()), ("b", plain())]);
     let served = |key: &'static str| {

@@ -95,8 +95,8 @@ struct Share<K: Key, M: Manager> {
     begun: Instant,
     /// How many connections it had opened when it was last looked at.
     opened: u64,
-    /// When it was first seen to open the next ones while it had no other, or has last been told to give up
-    /// what it opens.
+    /// When it was first seen to open the next ones while it had no other, or the oldest of them began, if that was
+    /// later.
     opening: Option<Instant>,
     /// How often it has been told so since it opened one, because it took too long.
     silences: u32,
@@ -219,11 +219,13 @@ impl<K: Key, M: Manager> Share<K, M> {
         if has_answered {
             self.silences = 0;
         }
-        if has_answered || !opens {
-            // Nobody may have looked while it had what it was opening then.
-            self.opening = None;
-        }
-        opens && now - *self.opening.get_or_insert(now) >= self.long()
+        // Nobody may have looked while it had what it was opening then, nor when that failed or was given up: what it
+        // is opening now may have begun since, or be about to begin.
+        let oldest = now - self.pool.connecting_for().unwrap_or_default();
+        let before = self.opening.filter(|_| !has_answered);
+        let opening = before.map_or(now, |opening| opening.max(oldest));
+        self.opening = opens.then_some(opening);
+        opens && now - opening >= self.long()
     }
 
     /// For how long it may open its only connections.
