@@ -3093,6 +3093,22 @@ async fn who_holds_connections_for_long_is_not_the_only_one_to_be_asked_for_one(
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_whose_connections_are_being_checked_is_not_the_only_one_to_be_asked_for_one() {
+    let checks = |pool: PoolBuilder<_>| pool.max_size(5).check(CheckPolicy::Always);
+    let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
+    let (cluster, managers) = cluster_of(builder().pools(checks).max_connections(5), nodes);
+    drop(hold(&cluster, "a", 3).await);
+    managers[0].check.always(Act::Never);
+    let mut of_a: Vec<_> = (0..3).map(|_| Box::pin(cluster.acquire("a"))).collect();
+    of_a.iter_mut().for_each(|acquire| assert!(poll_once(acquire.as_mut()).is_pending()));
+    let (of_c, _) = workers(&cluster, "c", 2, MILLISECOND, Duration::ZERO);
+    eventually("c has the others", || managers[2].ledger.live() == 2).await;
+    let served = timeout(100 * MILLISECOND, cluster.acquire("b")).await;
+    drop(served.expect("c has one to give").unwrap());
+    of_c.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_only_unit_leaves_a_node_that_does_not_answer() {
     let builder = builder().max_connections(1).acquire_timeout(5 * SECOND);
     let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);

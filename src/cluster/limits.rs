@@ -11,7 +11,7 @@
 //! | a free one | at once |
 //! | an idle one of a node that keeps at least as many as the other then has | at once |
 //! | an idle one of any other node | once that one has had no use for it for a [`TURN`] |
-//! | one in use, of the node that has most, as above, if no idle one can be had | when it comes back; if that takes longer than a turn, another node is asked as well |
+//! | one in use, or being checked or reset, of the node that has most, as above, if no idle one can be had | when it comes back; if that takes longer than a turn, another node is asked as well |
 //! | the only one of a node, if the other has none | once it has used what it opened for as long as that took, but for a turn at least and for [`LONGEST_TURN`] at most |
 //!
 //! What moves at once goes to a node that then has no more than the giver keeps, and is not given back
@@ -19,10 +19,10 @@
 //! however the loads go up and down, a node that stays within its fair share loses each of its units at
 //! most once a turn, and nobody waits longer than that for what another has no use for.
 //!
-//! A unit is given on only when the connection is gone; if nobody else misses it any more before that, it
-//! stays. Of idle ones no more are taken at once than the node may open at once; the others are as good as
-//! its own, and none in use is asked for in their place. What a node opens for
-//! nobody is given up, and so is what one that has nothing else has been opening for a long while
+//! A unit is given on only when the connection is gone: one that is being closed is waited for, for `close_timeout`
+//! at the most. If nobody else misses it any more before it is closed, it stays. Of idle ones no more are taken at once
+//! than the node may open at once; the others are as good as its own, and none in use is asked for in their place.
+//! What a node opens for nobody is given up, and so is what one that has nothing else has been opening for a long while
 //! ([`SILENCE`]), after which it lets the others have theirs for as long.
 //!
 //! A node that was merely passed over, so that nobody waits for it, comes after all for which somebody
