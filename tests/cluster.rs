@@ -3025,6 +3025,24 @@ async fn what_a_node_within_its_share_has_no_use_for_is_given_on_after_a_while()
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_in_use_at_the_last_look_has_not_rested_since() {
+    let (cluster, managers, whole) = capped(2, 2, [("a", plain()), ("b", plain())]);
+    let (of_a, of_b) = (hold(&cluster, "a", 1).await, hold(&cluster, "b", 1).await);
+    let in_vain = cluster.acquire_timeout("b", 100 * MILLISECOND).await;
+    assert!(in_vain.is_err(), "all are in use");
+    // Nobody looks meanwhile.
+    tokio::time::sleep(100 * MILLISECOND).await;
+    drop(of_a);
+    let mut more = pin!(cluster.acquire("b"));
+    assert!(timeout(40 * MILLISECOND, more.as_mut()).await.is_err());
+    assert_eq!(managers[0].ledger.live(), 1, "it was in use a moment ago");
+    drop(timeout(20 * MILLISECOND, more).await.expect("it has rested").unwrap());
+    drop(of_b);
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_unit_goes_to_who_waits_before_a_node_that_was_only_passed_over() {
     let nodes = [("a", plain()), ("b", plain()), ("c", plain()), ("d", plain())];
     let (cluster, managers, _) = capped(4, 3, nodes);

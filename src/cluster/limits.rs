@@ -10,7 +10,7 @@
 //! |---|---|
 //! | a free one | at once |
 //! | an idle one of a node that keeps at least as many as the other then has | at once |
-//! | an idle one of any other node | once that one has had no use for it for a [`TURN`] |
+//! | an idle one of any other node | once that one has been seen to have no use for it for a [`TURN`] |
 //! | one in use, or being checked or reset, of the node that has most, as above, if no idle one can be had | when it comes back; if that takes longer than a turn, another node is asked as well |
 //! | the only one of a node, if the other has none | once it has used what it opened for as long as that took, but for a turn at least and for [`LONGEST_TURN`] at most |
 //!
@@ -108,8 +108,8 @@ struct Share<K: Key, M: Manager> {
     silent: Option<Instant>,
     /// For each of its units, when it was last seen to have use for as many.
     used: Vec<Instant>,
-    /// When it was last looked at, and how often its connections had been acquired by then.
-    seen: (Instant, u64),
+    /// When it was last looked at, how often its connections had been acquired by then, and how many it needed.
+    seen: (Instant, u64, usize),
 }
 
 impl<K: Key, M: Manager> Share<K, M> {
@@ -129,7 +129,7 @@ impl<K: Key, M: Manager> Share<K, M> {
             asked: now,
             silent: None,
             used: Vec::new(),
-            seen: (now, 0),
+            seen: (now, 0, 0),
         }
     }
 
@@ -236,13 +236,15 @@ impl<K: Key, M: Manager> Share<K, M> {
     /// Takes note of how many units are needed now; answers how many were not at any look of the last
     /// turn.
     fn rested(&mut self, need: usize, limit: usize, uses: u64, now: Instant) -> usize {
-        let (before, uses_before) = mem::replace(&mut self.seen, (now, uses));
-        if uses != uses_before && now - before >= TURN {
-            // Nobody has seen how many were in use at a time.
-            self.used.fill(now);
+        let needed = need.min(limit);
+        let (before, uses_before, needed_before) =
+            mem::replace(&mut self.seen, (now, uses, needed));
+        if now - before >= TURN {
+            // Nobody has seen how many were in use at a time, nor until when those were that had been by then.
+            let unseen = if uses == uses_before { needed_before } else { usize::MAX };
+            self.used.iter_mut().take(unseen).for_each(|used| *used = now);
         }
         self.used.resize(limit, now);
-        let needed = need.min(limit);
         self.used[..needed].fill(now);
         self.used[needed..].iter().filter(|used| now - **used >= TURN).count()
     }
