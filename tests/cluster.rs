@@ -2718,6 +2718,61 @@ async fn a_node_that_is_down_is_tried_again_though_callers_wait_at_all_others() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn while_somebody_waits_for_room_at_a_node_that_is_down_whoever_comes_is_told() {
+    for fail_fast in [false, true] {
+        let builder = builder().max_connections(2).fail_fast(fail_fast);
+        let (cluster, managers) = cluster_of(builder, [("a", primary()), ("b", replica())]);
+        let is_told = |served: Served<'_>| match served.unwrap_err() {
+            ClusterError::Node(node) => matches!(node.source, AcquireError::Unavailable(_)),
+            ClusterError::Unavailable(_) => true,
+            _ => false,
+        };
+        let mut of_b = hold(&cluster, "b", 1).await;
+        managers[0].connect.always(Act::Error);
+        assert!(is_told(cluster.acquire("a").await));
+        of_b.extend(hold(&cluster, "b", 1).await);
+        // By then its pool has no room to try again in, and has ceased to.
+        tokio::time::sleep(5 * SECOND).await;
+        assert!(timeout(SECOND, cluster.acquire("a")).await.is_err(), "somebody has to see it");
+        let [mut one, mut other] = [(); 2].map(|()| Box::pin(cluster.acquire("a")));
+        assert!(poll_once(one.as_mut()).is_pending());
+        assert!(poll_once(other.as_mut()).is_pending(), "there may be room soon");
+        tokio::time::sleep(300 * MILLISECOND).await;
+        for _ in 0..2 {
+            let served = timeout(MILLISECOND, cluster.acquire("a")).await;
+            assert!(is_told(served.expect("it is told at once")));
+        }
+        let primary = timeout(MILLISECOND, cluster.acquire_any(Policy::Primary)).await;
+        assert_eq!(primary.map(is_told).ok(), fail_fast.then_some(true));
+        // Whoever waits sees that it is back, and then all who come are served.
+        managers[0].connect.calm();
+        drop(of_b);
+        drop((one.await.unwrap(), other.await.unwrap()));
+        drop(cluster.acquire_any(Policy::Primary).await.unwrap());
+        settled(&cluster, &managers).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_comes_to_a_node_that_is_down_while_room_is_made_there_waits_for_that() {
+    let (cluster, managers, whole) = capped(3, 3, [("a", plain()), ("b", plain())]);
+    managers[0].connect.always(Act::Error);
+    assert!(cluster.acquire("a").await.is_err());
+    drop(hold(&cluster, "b", 3).await);
+    // By then its pool has no room to try again in, and has ceased to.
+    tokio::time::sleep(5 * SECOND).await;
+    managers[0].connect.calm();
+    managers[1].close.always(Act::Slow(30 * MILLISECOND));
+    let mut of_a: Vec<_> = (0..3).map(|_| Box::pin(cluster.acquire("a"))).collect();
+    of_a.iter_mut().for_each(|acquire| assert!(poll_once(acquire.as_mut()).is_pending()));
+    for acquire in of_a {
+        drop(acquire.await.unwrap());
+    }
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 3);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_node_without_room_for_another_connection_is_up_again_when_one_that_it_has_works() {
     let (cluster, managers, _) = capped(3, 2, [("a", plain()), ("b", plain())]);
     let of_a = cluster.acquire("a").await.unwrap();
@@ -2970,6 +3025,24 @@ async fn what_a_node_within_its_share_has_no_use_for_is_given_on_after_a_while()
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_in_use_at_the_last_look_has_not_rested_since() {
+    let (cluster, managers, whole) = capped(2, 2, [("a", plain()), ("b", plain())]);
+    let (of_a, of_b) = (hold(&cluster, "a", 1).await, hold(&cluster, "b", 1).await);
+    let in_vain = cluster.acquire_timeout("b", 100 * MILLISECOND).await;
+    assert!(in_vain.is_err(), "all are in use");
+    // Nobody looks meanwhile.
+    tokio::time::sleep(100 * MILLISECOND).await;
+    drop(of_a);
+    let mut more = pin!(cluster.acquire("b"));
+    assert!(timeout(40 * MILLISECOND, more.as_mut()).await.is_err());
+    assert_eq!(managers[0].ledger.live(), 1, "it was in use a moment ago");
+    drop(timeout(20 * MILLISECOND, more).await.expect("it has rested").unwrap());
+    drop(of_b);
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_unit_goes_to_who_waits_before_a_node_that_was_only_passed_over() {
     let nodes = [("a", plain()), ("b", plain()), ("c", plain()), ("d", plain())];
     let (cluster, managers, _) = capped(4, 3, nodes);
@@ -3035,6 +3108,22 @@ async fn who_holds_connections_for_long_is_not_the_only_one_to_be_asked_for_one(
         settled(&cluster, &managers).await;
         assert_eq!(whole.most_live(), cap);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_whose_connections_are_being_checked_is_not_the_only_one_to_be_asked_for_one() {
+    let checks = |pool: PoolBuilder<_>| pool.max_size(5).check(CheckPolicy::Always);
+    let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
+    let (cluster, managers) = cluster_of(builder().pools(checks).max_connections(5), nodes);
+    drop(hold(&cluster, "a", 3).await);
+    managers[0].check.always(Act::Never);
+    let mut of_a: Vec<_> = (0..3).map(|_| Box::pin(cluster.acquire("a"))).collect();
+    of_a.iter_mut().for_each(|acquire| assert!(poll_once(acquire.as_mut()).is_pending()));
+    let (of_c, _) = workers(&cluster, "c", 2, MILLISECOND, Duration::ZERO);
+    eventually("c has the others", || managers[2].ledger.live() == 2).await;
+    let served = timeout(100 * MILLISECOND, cluster.acquire("b")).await;
+    drop(served.expect("c has one to give").unwrap());
+    of_c.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
 #[tokio::test(start_paused = true)]
@@ -3170,6 +3259,49 @@ async fn a_node_that_opens_again_is_not_silent_however_long_ago_it_got_its_unit(
     drop(guard);
     settled(&cluster, &managers).await;
     assert_eq!(whole.most_live(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connect_that_has_just_begun_is_not_cut_short_however_long_ago_another_one_failed() {
+    let (cluster, managers, whole) = capped(1, 1, [("a", plain()), ("b", plain())]);
+    managers[0].connect.once(Act::Permanent);
+    assert!(cluster.acquire("a").await.is_err());
+    // Nobody looks meanwhile.
+    tokio::time::sleep(2 * SECOND).await;
+    managers[0].connect.always(Act::Slow(500 * MILLISECOND));
+    let mut of_a = pin!(cluster.acquire("a"));
+    assert!(timeout(5 * MILLISECOND, of_a.as_mut()).await.is_err());
+    let mut of_b = pin!(cluster.acquire("b"));
+    assert!(timeout(5 * MILLISECOND, of_b.as_mut()).await.is_err());
+    drop(timeout(500 * MILLISECOND, of_a).await.expect("it has gone on").unwrap());
+    drop(timeout(SECOND, of_b).await.expect("a has had its turn").unwrap());
+    assert_eq!(cluster.status().nodes[0].pool.metrics.connect_failures, 1);
+    settled(&cluster, &managers).await;
+    assert_eq!(whole.most_live(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_has_just_answered_is_not_silent_however_long_its_other_connects_take() {
+    let (cluster, managers, _) = capped(3, 4, [("a", plain()), ("b", plain())]);
+    for guard in hold(&cluster, "a", 3).await {
+        guard.discard();
+    }
+    eventually("all are gone", || managers[0].ledger.live() == 0).await;
+    managers[0].connect.once(Act::Slow(900 * MILLISECOND));
+    managers[0].connect.always(Act::Never);
+    let mut of_a: Vec<_> = (0..3).map(|_| Box::pin(cluster.acquire("a"))).collect();
+    of_a.iter_mut().for_each(|acquire| assert!(poll_once(acquire.as_mut()).is_pending()));
+    let served = of_a.remove(0).await.unwrap();
+    // Whoever comes next has another one opened.
+    let mut next = pin!(cluster.acquire("a"));
+    served.discard();
+    assert!(poll_once(next.as_mut()).is_pending());
+    eventually("it is being opened", || managers[0].connect.running() == 3).await;
+    let mut of_b = pin!(cluster.acquire("b"));
+    assert!(timeout(500 * MILLISECOND, of_b.as_mut()).await.is_err());
+    assert_eq!((managers[0].connect.running(), cluster.status().nodes[0].is_up), (3, true));
+    drop(timeout(SECOND, of_b).await.expect("a has been silent for a second").unwrap());
+    assert!(!cluster.status().nodes[0].is_up);
 }
 
 #[tokio::test(start_paused = true)]

@@ -53,8 +53,10 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     ///   its place.
     /// - [`ClusterError::Node`] with what the node's pool says: a timeout after the cluster's
     ///   `acquire_timeout`, or, while connecting fails and no connection of the node is left,
-    ///   [`AcquireError::Unavailable`] at once (unless it was given up under a
-    ///   [cap](super::ClusterBuilder::max_connections) because it took too long: it may get another chance).
+    ///   [`AcquireError::Unavailable`] at once. Not so under a [cap](super::ClusterBuilder::max_connections): where
+    ///   the node was given up because it took too long, since it may get another chance, and where others
+    ///   have all the room, for those who come within a quarter of a second of the first who waits for some, to see
+    ///   whether the node is back.
     /// - [`ClusterError::Closed`] if the cluster is closed.
     ///
     /// # Cancel safety

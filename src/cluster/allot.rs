@@ -24,7 +24,7 @@ pub(super) struct Look {
     pub(super) units: usize,
     /// How many of its units are to come back.
     pub(super) coming: usize,
-    /// How many of these do so without anybody's doing: those that are not in use.
+    /// How many of these do so without anybody's doing: those that no caller has, or is about to.
     pub(super) soon: usize,
     /// The others have been waited for already.
     pub(super) in_vain: bool,
@@ -98,8 +98,8 @@ impl Look {
             limit,
             units,
             coming,
-            // It closes what is idle first.
-            soon: coming - (counts.in_use + connecting).saturating_sub(limit),
+            // It closes what is idle first. What is being checked or reset takes its time, and may be kept.
+            soon: coming - (kept + connecting).saturating_sub(limit),
             kept,
             connecting,
             waiting,

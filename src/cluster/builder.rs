@@ -273,7 +273,8 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
     /// if the [servers say](Self::read_role) which they have, once those have been asked that have never
     /// said so. One that names its node does so in any case: another node may serve. Not where
     /// the node was given up under [`max_connections`](Self::max_connections) because it took too long: it may take
-    /// longer the next time. Default: `false`.
+    /// longer the next time. Nor where other nodes have all of these connections, for those who come within a quarter
+    /// of a second of the first who waits for one: they see whether the node is back. Default: `false`.
     pub fn fail_fast(mut self, fail_fast: bool) -> Self {
         self.settings.fail_fast = fail_fast;
         self

@@ -10,8 +10,8 @@
 //! |---|---|
 //! | a free one | at once |
 //! | an idle one of a node that keeps at least as many as the other then has | at once |
-//! | an idle one of any other node | once that one has had no use for it for a [`TURN`] |
-//! | one in use, of the node that has most, as above, if no idle one can be had | when it comes back; if that takes longer than a turn, another node is asked as well |
+//! | an idle one of any other node | once that one has been seen to have no use for it for a [`TURN`] |
+//! | one in use, or being checked or reset, of the node that has most, as above, if no idle one can be had | when it comes back; if that takes longer than a turn, another node is asked as well |
 //! | the only one of a node, if the other has none | once it has used what it opened for as long as that took, but for a turn at least and for [`LONGEST_TURN`] at most |
 //!
 //! What moves at once goes to a node that then has no more than the giver keeps, and is not given back
@@ -19,10 +19,10 @@
 //! however the loads go up and down, a node that stays within its fair share loses each of its units at
 //! most once a turn, and nobody waits longer than that for what another has no use for.
 //!
-//! A unit is given on only when the connection is gone; if nobody else misses it any more before that, it
-//! stays. Of idle ones no more are taken at once than the node may open at once; the others are as good as
-//! its own, and none in use is asked for in their place. What a node opens for
-//! nobody is given up, and so is what one that has nothing else has been opening for a long while
+//! A unit is given on only when the connection is gone: one that is being closed is waited for, for `close_timeout`
+//! at the most. If nobody else misses it any more before it is closed, it stays. Of idle ones no more are taken at once
+//! than the node may open at once; the others are as good as its own, and none in use is asked for in their place.
+//! What a node opens for nobody is given up, and so is what one that has nothing else has been opening for a long while
 //! ([`SILENCE`]), after which it lets the others have theirs for as long.
 //!
 //! A node that was merely passed over, so that nobody waits for it, comes after all for which somebody
@@ -95,8 +95,8 @@ struct Share<K: Key, M: Manager> {
     begun: Instant,
     /// How many connections it had opened when it was last looked at.
     opened: u64,
-    /// When it was first seen to open the next ones while it had no other, or has last been told to give up
-    /// what it opens.
+    /// When it was first seen to open the next ones while it had no other, or the oldest of them began, if that was
+    /// later.
     opening: Option<Instant>,
     /// How often it has been told so since it opened one, because it took too long.
     silences: u32,
@@ -108,8 +108,8 @@ struct Share<K: Key, M: Manager> {
     silent: Option<Instant>,
     /// For each of its units, when it was last seen to have use for as many.
     used: Vec<Instant>,
-    /// When it was last looked at, and how often its connections had been acquired by then.
-    seen: (Instant, u64),
+    /// When it was last looked at, how often its connections had been acquired by then, and how many it needed.
+    seen: (Instant, u64, usize),
 }
 
 impl<K: Key, M: Manager> Share<K, M> {
@@ -129,7 +129,7 @@ impl<K: Key, M: Manager> Share<K, M> {
             asked: now,
             silent: None,
             used: Vec::new(),
-            seen: (now, 0),
+            seen: (now, 0, 0),
         }
     }
 
@@ -219,11 +219,13 @@ impl<K: Key, M: Manager> Share<K, M> {
         if has_answered {
             self.silences = 0;
         }
-        if has_answered || !opens {
-            // Nobody may have looked while it had what it was opening then.
-            self.opening = None;
-        }
-        opens && now - *self.opening.get_or_insert(now) >= self.long()
+        // Nobody may have looked while it had what it was opening then, nor when that failed or was given up: what it
+        // is opening now may have begun since, or be about to begin.
+        let oldest = now - self.pool.connecting_for().unwrap_or_default();
+        let before = self.opening.filter(|_| !has_answered);
+        let opening = before.map_or(now, |opening| opening.max(oldest));
+        self.opening = opens.then_some(opening);
+        opens && now - opening >= self.long()
     }
 
     /// For how long it may open its only connections.
@@ -234,13 +236,15 @@ impl<K: Key, M: Manager> Share<K, M> {
     /// Takes note of how many units are needed now; answers how many were not at any look of the last
     /// turn.
     fn rested(&mut self, need: usize, limit: usize, uses: u64, now: Instant) -> usize {
-        let (before, uses_before) = mem::replace(&mut self.seen, (now, uses));
-        if uses != uses_before && now - before >= TURN {
-            // Nobody has seen how many were in use at a time.
-            self.used.fill(now);
+        let needed = need.min(limit);
+        let (before, uses_before, needed_before) =
+            mem::replace(&mut self.seen, (now, uses, needed));
+        if now - before >= TURN {
+            // Nobody has seen how many were in use at a time, nor until when those were that had been by then.
+            let unseen = if uses == uses_before { needed_before } else { usize::MAX };
+            self.used.iter_mut().take(unseen).for_each(|used| *used = now);
         }
         self.used.resize(limit, now);
-        let needed = need.min(limit);
         self.used[..needed].fill(now);
         self.used[needed..].iter().filter(|used| now - **used >= TURN).count()
     }

@@ -282,6 +282,9 @@ impl<'k, M: Manager> Wait<'k, M> {
     /// Whether it may get in line, for as long as the answer lives.
     fn about_to_wait(&self, ask: &Ask<'_>) -> Result<Option<Waiting<'k>>, AcquireError<M::Error>> {
         self.keeper.may_wait(ask.line)?;
+        if ask.counted != Counted::Never {
+            self.keeper.may_wait_for_room()?;
+        }
         if ask.terms.is_some() || !self.has_time() {
             // Who may be served by another pool as well is not stuck here, nor is who does not wait.
             return Ok(None);
@@ -662,6 +665,19 @@ impl<M: Manager> Shared<M> {
             Some(error) => Err(error),
             None => Ok(()),
         }
+    }
+
+    /// Whether a caller may wait for room, of which a cap over several pools may have left this one none at all.
+    /// Where connecting has failed, nobody can try that again either, but who waits for room already.
+    fn may_wait_for_room(&self) -> Result<(), AcquireError<M::Error>> {
+        if self.core.limit() > 0 {
+            return Ok(());
+        }
+        let counts = self.core.counts();
+        if counts.alive() + counts.connecting > 0 {
+            return Ok(());
+        }
+        self.connector.refusal_without_room(self.unserved() > 0).map_or(Ok(()), Err)
     }
 
     /// Whether a caller may wait as far as those are concerned who hold connections, for as long as the

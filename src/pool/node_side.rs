@@ -135,6 +135,11 @@ impl<M: Manager> Pool<M> {
         self.shared.totals.opened()
     }
 
+    /// For how long the oldest connect has been under way.
+    pub(crate) fn connecting_for(&self) -> Option<Duration> {
+        self.shared.connector.connecting_for()
+    }
+
     /// How many connects, resets and checks have come to an end, well or not.
     pub(crate) fn answers(&self) -> u64 {
         self.shared.totals.answers()

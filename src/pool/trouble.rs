@@ -42,6 +42,8 @@ pub(super) struct Trouble<E> {
     probing: bool,
     /// The last verdict.
     verdict: Option<Verdict<E>>,
+    /// When the first of those came who wait for room to see whether connecting works again.
+    roomless: Option<Instant>,
     /// Even if that is over: ask [`useless`](Self::useless).
     useless: Option<Useless<E>>,
     /// How many have ever been counted as one more of no use in a row. One that began to be opened before the last of
@@ -54,6 +56,10 @@ pub(super) struct Trouble<E> {
 /// For how long a connection that nobody has used yet must be there, or its loss says that it has been of no use at
 /// all. Where a server restarts, most have been there for longer.
 const FLEETING: Duration = Duration::from_secs(1);
+
+/// Within so long room is there if others have some to give, and no longer than that does anybody get in line who may
+/// wait in vain.
+const ROOM_IS_MADE: Duration = Duration::from_millis(250);
 
 /// New connections that have turned out to be of no use before anybody has used them: rejected by a hook, or lost.
 struct Useless<E> {
@@ -90,6 +96,7 @@ impl<E> Trouble<E> {
             truce: Duration::ZERO,
             probing: false,
             verdict: None,
+            roomless: None,
             useless: None,
             round: 0,
             last_ever: None,
@@ -288,6 +295,21 @@ impl<E> Connector<E> {
             true => Some(AcquireError::Connect(error)),
             false => fail_fast.then_some(AcquireError::Unavailable(error)),
         }
+    }
+
+    /// What whoever comes is told where there is no room to connect in: what those who waited were told when that
+    /// failed last, if it may pass and has not succeeded since. While others wait, who see whether it still fails,
+    /// unless they have only begun to: room that is just being made is there soon.
+    pub(super) fn refusal_without_room(&self, others_wait: bool) -> Option<AcquireError<E>> {
+        let mut trouble = lock(&self.trouble);
+        let failed = trouble.failed.as_ref()?;
+        let error = match &trouble.verdict {
+            Some(Verdict::Down(error)) if Arc::ptr_eq(error, &failed.error) => error.clone(),
+            _ => return None,
+        };
+        let began = trouble.roomless.filter(|_| others_wait);
+        let began = *trouble.roomless.insert(began.unwrap_or_else(Instant::now));
+        (began.elapsed() >= ROOM_IS_MADE).then_some(AcquireError::Unavailable(error))
     }
 
     /// Repeats the last verdict if it is too early to try again what has failed for good.
