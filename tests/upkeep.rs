@@ -773,6 +773,24 @@ async fn a_keepalive_that_fails_or_hangs_costs_its_connection_and_holds_up_nobod
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_lost_while_it_is_checked_goes_before_the_next_one_is_checked() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).order(IdleOrder::Fifo).shards(1).keepalive_interval(MINUTE);
+    let pool = pool.check_timeout(10 * MINUTE).build_lazy().unwrap();
+    pool.warm_up(2).await.unwrap();
+    manager.check.always(Act::Gated);
+    eventually("the first is being checked", || manager.check.running() == 1).await;
+    manager.lose(1);
+    for _ in 0..64 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(manager.ledger.closed(), 0, "it is the one that is being checked");
+    manager.check.open(1);
+    eventually("it is closed", || manager.ledger.closed() == 1).await;
+    assert_eq!((manager.check.calls(), manager.check.running()), (2, 1), "the other is checked");
+}
+
+#[tokio::test(start_paused = true)]
 async fn min_idle_is_refilled_by_the_acquire_that_dips_below_it() {
     for order in ORDERS {
         for shards in [1, 4] {

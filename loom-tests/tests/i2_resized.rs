@@ -6,7 +6,7 @@
 #![cfg(loom)]
 
 use millpond::IdleOrder;
-use millpond::model::{Keeper, Size, State};
+use millpond::model::{Keeper, Size, State, Trial};
 use millpond_loom::{Census, ORDERS, Station, check, thread};
 use std::sync::Arc;
 
@@ -169,6 +169,8 @@ fn a_growth_opens_nothing_for_a_slot_that_is_still_closing() {
                     station.reserve().is_none(),
                     "three would be alive where there were never more than two"
                 );
+                let in_service = station.core().counts().in_service();
+                assert_eq!(in_service, 2, "a cap over several pools goes by that");
                 drop(trial);
             }
         });
@@ -238,6 +240,80 @@ fn a_shrink_and_a_growth_at_once_lose_nothing() {
         drop(held);
         drop(grower.join().unwrap());
         assert_size(&station, station.core().limit());
+    });
+}
+
+/// A slot is vacant and a connection comes back, which is the one that goes: while it is closed, nobody opens
+/// another one in the vacant slot.
+///
+/// Mutant seen to be caught: "what is claimed counts as gone to whoever opens another one".
+#[test]
+fn a_shrink_beside_a_claim_opens_nothing_before_that_is_gone() {
+    check(|| {
+        let station = sized(2, IdleOrder::Recent);
+        let mut leaving = station.open();
+        let other = thread::spawn(move || {
+            let mut lease = leaving.recall();
+            (lease.begin_leaving(), lease)
+        });
+        station.resize(1);
+        let ending = other.join().unwrap();
+        assert!(station.reserve().is_none(), "I2: two would be alive where one was out");
+        drop(ending);
+        assert_size(&station, 1);
+    });
+}
+
+/// One connection that has to go is being closed, and one that was being opened has failed meanwhile.
+fn closing_beside_a_vacant_slot(census: &Census) -> (Arc<Station>, Trial<Arc<Station>>) {
+    let size = Size { limit: 2, ..Size::new(2, 1) };
+    let station = Station::sized(size, IdleOrder::Recent, census);
+    let mut leaving = station.open();
+    let failing = station.reserve().expect("a slot is vacant");
+    station.resize(1);
+    let trial = leaving.recall().begin_leaving().expect("there is one too many");
+    drop(failing);
+    assert_eq!(station.core().counts().vacant, 1);
+    (station, trial)
+}
+
+/// Mutant seen to be caught: "what is claimed counts as gone to whoever opens another one".
+#[test]
+fn nothing_is_opened_before_what_is_claimed_is_gone() {
+    check(|| {
+        let census = Census::default();
+        let (station, trial) = closing_beside_a_vacant_slot(&census);
+        let other = thread::spawn({
+            let station = station.clone();
+            move || {
+                if let Some(reservation) = station.reserve() {
+                    assert_eq!(census.alive(), 0, "I2: two would be alive");
+                    drop(reservation);
+                }
+            }
+        });
+        drop(trial);
+        other.join().unwrap();
+        assert_size(&station, 1);
+    });
+}
+
+/// It is gone just when somebody finds that the vacant slot may not be filled yet, and puts it back.
+///
+/// Mutant seen to be caught: "a slot that may not be filled yet is put back without another look".
+#[test]
+fn whoever_parks_gets_the_slot_that_was_not_to_be_filled_before() {
+    check(|| {
+        let (station, trial) = closing_beside_a_vacant_slot(&Census::default());
+        let waiter = thread::spawn({
+            let station = station.clone();
+            move || drop(station.acquire())
+        });
+        let other = thread::spawn(move || drop(trial));
+        drop(station.reserve());
+        other.join().unwrap();
+        waiter.join().unwrap();
+        assert_size(&station, 1);
     });
 }
 

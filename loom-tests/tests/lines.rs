@@ -142,6 +142,33 @@ fn a_reserved_slot_is_filled_once_a_shrink_has_been_paid() {
     });
 }
 
+/// Two reserved slots are vacant, and a shrink is owed a general one. Somebody pays it who wanted to fill that one,
+/// and gets one of the reserved ones; the other is for whoever parks meanwhile.
+///
+/// Mutant seen to be caught: "a reservation that pays what a shrink is owed tells nobody".
+#[test]
+fn a_reservation_that_pays_what_a_shrink_is_owed_has_the_reserved_slots_filled() {
+    check(|| {
+        let size = Size { reserved: 2, ..Size::new(4, 1) };
+        let station = Station::sized(size, IdleOrder::Recent, &Census::default());
+        let kept = station.open();
+        let waiter = waiter(&station, Line::High);
+        let other = thread::spawn({
+            let station = station.clone();
+            move || {
+                // After the shrink it gets no general one, for which the waiter would have to wait.
+                let has_shrunk = station.core().limit() == 3;
+                station.reserve().filter(|_| has_shrunk)
+            }
+        });
+        station.resize(3);
+        let held = other.join().unwrap();
+        drop((waiter.join().unwrap(), held, kept));
+        let counts = station.core().counts();
+        assert_eq!((counts.spare, counts.waiters), (1, 0));
+    });
+}
+
 /// A slot is on its way to a high waiter that leaves, and goes on to a high one or to a general one.
 ///
 /// Mutant seen to be caught: "a slot dropped on the way is lost".

@@ -229,16 +229,17 @@ impl<K: Keeper> Stack<K> {
 
     fn push(&self, slot: Box<Slot<K>>) {
         let id = slot.id as usize;
-        // The pusher owns the slot, so nobody else writes its entries, but for `steal`, which marks the
-        // link. A pop that comes too late may still read `below`, and fails.
+        // The pusher owns the slot. What others may still do to its entries: a pop that comes too late reads
+        // `below`, and fails; and one that finds the entry of a slot that was stolen unlinks it.
         let before = self.boxes[id].swap(Some(slot));
         debug_assert!(before.is_none(), "BUG: the slot was in the stack already");
         self.len.fetch_add(1, Ordering::Relaxed);
         let link = &self.links[id];
         // Ordering: SeqCst. It releases `boxes` to whoever takes the slot next (I6), and stands
         // before the load of the control word that follows; partner: the swap in `pop`, which finds
-        // either the slot or nothing, and then the entry is ours to link again (I3, I4).
-        if link.compare_exchange(STOLEN, FULL, Ordering::SeqCst, Ordering::Relaxed).is_ok() {
+        // either the slot or nothing, and then the entry is ours to link again (I3, I4). Acquire on failure:
+        // that pop has read `below` before we write it.
+        if link.compare_exchange(STOLEN, FULL, Ordering::SeqCst, Ordering::Acquire).is_ok() {
             return;
         }
         // Nobody else may link this slot. Ordering: Release, partner: `steal`, which may come before
@@ -272,8 +273,8 @@ impl<K: Keeper> Stack<K> {
             let below = self.below[top as usize].load(Ordering::Relaxed);
             let new = next_head(head, u64::from(below));
             // Ordering: it continues the release sequence of the pushes below it, as any
-            // read-modify-write does, and SeqCst has all changes of the head in one order with them;
-            // Acquire on failure, as for the first load.
+            // read-modify-write does, and would do so as AcqRel as well (see `loom-tests/mutants`); Acquire on
+            // failure, as for the first load.
             match self.head.compare_exchange_weak(head, new, Ordering::SeqCst, Ordering::Acquire) {
                 Ok(_) => {
                     // Ordering: SeqCst, partners: the compare-exchanges in `push` and `steal`. A

@@ -66,19 +66,25 @@ impl Balance {
 }
 
 impl<K: Keeper> Limit<K> {
-    /// Everything is spare; see [`Core::place_new`].
+    /// The balance counts the slots that [`Core::place_new`] puts into service afterwards.
     pub(super) fn new(capacity: usize, limit: usize) -> Self {
         let balance = Balance { limit: limit as u32, in_service: limit as u32, claimed: 0 };
         Self { balance: AtomicU64::new(balance.word()), spare: BoxQueue::new(capacity) }
     }
 
-    /// Whether more slots are in service than there are to be.
-    pub(super) fn is_exceeded(&self) -> bool {
+    /// Whether slots have to go, claimed or not.
+    pub(super) fn is_above(&self) -> bool {
         self.balance().is_above()
     }
 
+    /// Whether slots have to go that nobody has claimed.
+    pub(super) fn has_unclaimed(&self) -> bool {
+        self.balance().has_unclaimed()
+    }
+
     fn balance(&self) -> Balance {
-        // Ordering: SeqCst, partner: `resize` (I2).
+        // Ordering: SeqCst, partner: `update`. Without it whoever changes the balance and whoever has just put a
+        // slot into a queue may miss each other (I2, I4).
         Balance::from_word(self.balance.load(Ordering::SeqCst))
     }
 
@@ -123,11 +129,10 @@ impl<K: Keeper> Core<K> {
     /// calls this first flags all slots, [alerts](Core::alert) and searches the idle ones, for each of
     /// which it tries to [claim](super::Lease::begin_leaving).
     pub fn resize(&self, size: usize) -> usize {
-        // Ordering: SeqCst, partner: the load in `balance` after a push. Either that load sees the
-        // change, or our pop finds the slot (I2, I4).
+        // Either whoever pushes a slot sees this change after the push, or our pop finds the slot (I2, I4).
         let before = self.limit.update(|balance| Some(Balance { limit: size as u32, ..balance }));
         let before = before.expect("BUG: a change that cannot be refused was");
-        self.balance();
+        self.rebalance();
         before.limit as usize
     }
 
@@ -140,16 +145,11 @@ impl<K: Keeper> Core<K> {
         self.limit.update(claim).is_some()
     }
 
-    /// Whether there are slots that have to go and that nobody has claimed.
-    pub(super) fn has_surplus(&self) -> bool {
-        self.limit.balance().has_unclaimed()
-    }
-
     /// Moves slots between the vacant and the spare ones, as far as there are any to move.
     ///
     /// Called by whoever changes the balance, and by whoever puts a slot into one of the two queues,
     /// after that: so nobody has to wait for the other.
-    pub(super) fn balance(&self) {
+    pub(super) fn rebalance(&self) {
         let goes = |balance: Balance| {
             balance
                 .has_unclaimed()
@@ -169,8 +169,8 @@ impl<K: Keeper> Core<K> {
                 }
             } else if balance.is_short() {
                 let Some(slot) = self.limit.spare.pop() else { return };
-                // Before the balance says so: whoever adds up the cells never finds fewer in service
-                // than there are (a cap over several pools relies on that).
+                // Before the balance says so: while nobody changes the limit, whoever adds up the cells never finds
+                // fewer in service than there are (a cap over several pools relies on that).
                 slot.enter(self.cell(&slot), State::Vacant);
                 if self.limit.update(comes).is_some() {
                     self.push_vacant(slot);

@@ -357,17 +357,27 @@ impl<K: Keeper> Core<K> {
         self.control.look().waiters()
     }
 
-    /// Whether a slot is vacant.
+    /// Whether a slot is vacant and may be filled.
     ///
-    /// False: whoever makes one vacant from now on sees the waiters that were counted before. True:
-    /// somebody may have taken it since.
+    /// None is while a slot has to go, claimed or not: what is in it is alive until it is gone, so one more would be
+    /// more than the limit, and than were out when that was lowered (I2). (A shrink that begins after this look
+    /// counts what is filled because of it with those that were out before.) Whoever takes the last such slot out of
+    /// service tells the keeper.
+    ///
+    /// False: whoever makes one vacant from now on, or takes that last one out of service, sees the waiters that
+    /// were counted before. True: somebody may have taken it since.
     pub fn has_vacant(&self) -> bool {
-        !self.vacant.is_empty() || self.is_reserved_wanted()
+        self.may_be_filled(&self.vacant) || self.is_reserved_wanted()
     }
 
     /// The same of a slot that somebody in this line may have, who need not be in line yet.
     pub fn has_vacant_for(&self, line: Line) -> bool {
-        !self.vacant.is_empty() || line == Line::High && self.has_vacant_reserved()
+        self.may_be_filled(&self.vacant)
+            || line == Line::High && self.may_be_filled(&self.vacant_reserved)
+    }
+
+    fn may_be_filled(&self, vacant: &BoxQueue<Slot<K>>) -> bool {
+        !vacant.is_empty() && !self.limit.is_above()
     }
 
     /// How many wait in the high line, and nobody has woken yet.
@@ -377,17 +387,9 @@ impl<K: Keeper> Core<K> {
 
     /// Whether a reserved slot is vacant, and somebody waits who may have it.
     fn is_reserved_wanted(&self) -> bool {
-        self.reserved > 0 && self.waiters_of_the_high_line() > 0 && self.has_vacant_reserved()
-    }
-
-    /// Whether a reserved slot is vacant.
-    ///
-    /// None is to be filled while a general slot has to go, since reserved ones never do: they would be
-    /// more than the limit for as long as that one lives. (A shrink that begins after this look counts
-    /// them with those that there were before it.) Whoever lets the last of those general slots go tells
-    /// the keeper.
-    fn has_vacant_reserved(&self) -> bool {
-        !self.vacant_reserved.is_empty() && !self.limit.is_exceeded()
+        self.reserved > 0
+            && self.waiters_of_the_high_line() > 0
+            && self.may_be_filled(&self.vacant_reserved)
     }
 
     /// Takes a vacant slot, a reserved one only if somebody waits who may have it.
@@ -409,7 +411,7 @@ impl<K: Keeper> Core<K> {
             slot.enter(self.cell(&slot), State::Vacant);
             self.push_vacant(slot);
         }
-        self.balance();
+        self.rebalance();
     }
 
     /// Puts a slot that is vacant where the next reservation finds it.

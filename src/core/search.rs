@@ -19,9 +19,9 @@ pub struct Search<R: Deref<Target: Keeper>> {
     keeper: R,
     shard: usize,
     walk: Walk,
-    /// A flagged slot was put back; the one who flagged it may have missed it.
+    /// A flagged slot was put back, which the one who flagged it may have missed: walk once more.
     again: bool,
-    /// The walk has met all slots, and only those are left.
+    /// This is that second walk, for flagged slots only.
     met: bool,
 }
 
@@ -32,6 +32,9 @@ impl<R: Deref<Target: Keeper> + Clone> Search<R> {
     }
 
     /// Takes the next idle slot that is `wanted` (by its number), or that is flagged for the keeper.
+    ///
+    /// Whoever keeps it for long, to check it say, looks at its flags before it [restores](Self::restore) it: the
+    /// second walk begins when the first is over.
     pub fn next(&mut self, wanted: impl Fn(usize) -> bool) -> Option<Lease<R>> {
         let keeper = self.keeper.clone();
         let core = keeper.core();
@@ -40,7 +43,7 @@ impl<R: Deref<Target: Keeper> + Clone> Search<R> {
             let met = self.met;
             let found = self.walk_on(|slot| flagged(slot) || !met && wanted(slot as usize));
             let found = found.map(|slot| {
-                slot.enter(core.cell(&slot), State::InUse);
+                slot.leave_shelf(core.cell(&slot));
                 Lease::new(keeper.clone(), slot)
             });
             // Once for all that were put back: each time moves others, which the walk would miss.
@@ -114,8 +117,9 @@ impl<R: Deref<Target: Keeper>> Drop for Search<R> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::core::{Core, IdleOrder, Size, reserve};
+    use crate::core::{Core, Found, Glimpse, IdleOrder, Size, reserve, try_acquire};
     use std::cell::Cell;
+    use std::panic::Location;
     use std::sync::Arc;
 
     /// Looks for flagged slots whenever it is told to.
@@ -143,6 +147,30 @@ mod tests {
             }
             self.searches.set(0);
         }
+    }
+
+    #[test]
+    fn nobody_holds_what_a_search_has_found() {
+        let looker = Arc::new_cyclic(|me| Looker {
+            core: Core::new(me, Size::new(1, 1), IdleOrder::Recent),
+            searches: Cell::new(0),
+        });
+        drop(reserve(&*looker).expect("a slot is vacant").fill(()));
+        let Found::Ready(loan) = try_acquire(&&*looker, Location::caller()) else {
+            panic!("it is idle");
+        };
+        assert!(looker.core.glimpse(0).holder.is_some());
+        drop(loan);
+        let lease = Search::new(&*looker).next(|_| true).expect("it is idle");
+        let Glimpse { state, holder, .. } = looker.core.glimpse(0);
+        assert_eq!((state, holder), (State::InUse, None));
+        drop(lease);
+        looker.core.raise(0, Flags::LOOK);
+        let Found::Flagged(lease) = try_acquire(&&*looker, Location::caller()) else {
+            panic!("it is flagged");
+        };
+        assert_eq!(looker.core.glimpse(0).holder, None);
+        lease.lower(Flags::LOOK);
     }
 
     /// Until that waiter listens, a search that starts another one would go on for good.

@@ -109,6 +109,13 @@ impl<K: Keeper> Slot<K> {
         cell.note(next, self.uses);
     }
 
+    /// The slot leaves its shelf for something else than a caller.
+    pub(super) fn leave_shelf(&self, cell: &Cell) {
+        // First: whoever sees it in use must not take it for one of its last holder.
+        cell.forget_holder();
+        self.enter(cell, State::InUse);
+    }
+
     /// The slot reaches a caller: counts a use, and notes who made it.
     #[inline]
     pub(super) fn begin_use(&mut self, cell: &Cell, holder: &'static Location<'static>) {
@@ -135,7 +142,8 @@ pub(crate) struct Cell {
     life: AtomicU64,
     /// [`Flags`]: reasons to leave the fast path.
     flags: AtomicU32,
-    /// Where the slot was acquired last; nothing while it is on its way to a waiter.
+    /// Where the slot was acquired last; nothing once it has left its shelf or its last holder for something else
+    /// than a caller, such as a waiter or a search.
     holder: AtomicCell<Option<&'static Location<'static>>>,
 }
 
@@ -182,8 +190,8 @@ impl Cell {
         self.note(State::InUse, uses);
     }
 
-    /// What there is to see from outside: state, uses and holder belong together, but that between two
-    /// uses without a rest the next one's holder may be seen already.
+    /// What there is to see from outside: state, uses and holder belong together, but that the next use's holder
+    /// may be seen already.
     pub(super) fn glimpse(&self) -> Glimpse {
         loop {
             let (state, uses) = self.life();
@@ -194,7 +202,7 @@ impl Cell {
         }
     }
 
-    /// The slot is on its way to whoever is first in line, and nobody holds it.
+    /// Nobody holds the slot, whoever did so last.
     pub(super) fn forget_holder(&self) {
         self.holder.store(None);
     }

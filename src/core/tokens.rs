@@ -540,7 +540,7 @@ fn pick<K: Keeper>(keeper: &K, caller: &'static Location<'static>) -> Picked<K> 
     };
     let cell = core.cell(&slot);
     if cell.flags().any() {
-        slot.enter(cell, State::InUse);
+        slot.leave_shelf(cell);
         if core.floor > 0 && core.may_have_dipped(home) {
             keeper.dipped();
         }
@@ -604,11 +604,11 @@ where
 fn take_idle<R: Deref<Target: Keeper>>(keeper: R) -> Option<Lease<R>> {
     let core = keeper.core();
     let slot = core.unshelve_any()?;
-    slot.enter(core.cell(&slot), State::InUse);
+    slot.leave_shelf(core.cell(&slot));
     Some(Lease::new(keeper, slot))
 }
 
-/// Takes a vacant slot, unless the core is closed.
+/// Takes a vacant slot, unless the core is closed, or a slot [has to go](Core::has_vacant).
 pub fn reserve<R: Deref<Target: Keeper>>(keeper: R) -> Option<Reservation<R>> {
     let core = keeper.core();
     loop {
@@ -616,14 +616,20 @@ pub fn reserve<R: Deref<Target: Keeper>>(keeper: R) -> Option<Reservation<R>> {
             return None;
         }
         let slot = core.take_vacant()?;
-        if core.has_surplus() && !core.is_reserved(&slot) {
-            // A shrink is under way that looked for this slot, or is about to.
-            core.push_vacant(slot);
-            core.balance();
-            continue;
+        if core.is_reserved(&slot) || !core.limit.is_above() {
+            slot.enter(core.cell(&slot), State::Connecting);
+            return Some(Reservation { keeper, slot: Some(slot) });
         }
-        slot.enter(core.cell(&slot), State::Connecting);
-        return Some(Reservation { keeper, slot: Some(slot) });
+        core.push_vacant(slot);
+        // After the push: a shrink that has looked for this slot meanwhile was owed it, and whoever has taken the
+        // last slot out of service meanwhile has found nothing vacant.
+        if core.limit.has_unclaimed() {
+            core.rebalance();
+            // That may have been the last one.
+            keeper.vacancy();
+        } else if core.limit.is_above() {
+            return None;
+        }
     }
 }
 

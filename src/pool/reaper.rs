@@ -471,7 +471,11 @@ impl<M: Manager> Shared<M> {
                 // Cancel: the check that is dropped closes its connection.
                 if let Ok(mut lease) = check(lease.begin(State::Checking)).await {
                     shared.has_checked(&mut lease);
-                    search.restore(lease);
+                    // Whoever has flagged it meanwhile has missed it, and the search would look for such only
+                    // when all are checked.
+                    if let Some(lease) = unflagged(lease) {
+                        search.restore(lease);
+                    }
                 }
             }
         });
