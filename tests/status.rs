@@ -576,8 +576,8 @@ async fn a_monitor_lists_pools_by_name_as_long_as_they_are_there() {
     let error = monitor.add(&pool_of(&other, 1).build_lazy().unwrap()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "there is something called orders already: \
-         give each pool and cluster its own name with its builder's `name`"
+        "there is something called orders already: close it first if this is to take its place, or give \
+         each pool and cluster its own name with its builder's `name`"
     );
     let carts = Pool::builder(other).name("carts").build_lazy().unwrap();
     monitor.clone().add(&carts).unwrap();
@@ -605,6 +605,41 @@ async fn a_monitor_lists_no_pool_that_is_gone() {
     drop(orders);
     assert_eq!(monitor.sources().len(), 0);
     assert_eq!(format!("{monitor:?}"), "[]");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closed_pool_makes_way_for_another_of_its_name_though_somebody_has_a_handle_to_it() {
+    let manager = TestManager::new();
+    let [old, new] = [(); 2].map(|()| pool_of(&manager, 1).build_lazy().unwrap());
+    let monitor = Monitor::new();
+    monitor.add(&old).unwrap();
+    monitor.add(&new).unwrap_err();
+    let _held = old.acquire().await.unwrap();
+    {
+        let mut drain = pin!(old.drain(SECOND));
+        assert!(poll_once(drain.as_mut()).is_pending());
+        let carts = Pool::builder(manager.clone()).name("carts").build_lazy().unwrap();
+        monitor.add(&carts).unwrap();
+        let down = Health::Down(vec!["the pool is being drained".to_owned()]);
+        assert_eq!(monitor.health()[0], ("orders".to_owned(), down), "nothing takes its place");
+        drop(carts);
+        monitor.add(&new).unwrap();
+    }
+    assert_eq!(monitor.health(), [("orders".to_owned(), Health::Healthy)]);
+    assert_eq!(monitor.sources()[0].holders().len(), 0, "it is the new one");
+    let error = monitor.add(&old).unwrap_err();
+    assert_eq!(error.name, "orders", "the new one makes way for nobody");
+}
+
+#[test]
+fn a_closed_blocking_pool_makes_way_for_another_of_its_name() {
+    let [old, new] = [(); 2].map(|()| pool_of(&TestManager::new(), 1).build_blocking().unwrap());
+    let monitor = Monitor::new();
+    monitor.add_blocking(&old).unwrap();
+    monitor.add_blocking(&new).unwrap_err();
+    old.close();
+    monitor.add_blocking(&new).unwrap();
+    assert_eq!(monitor.health(), [("orders".to_owned(), Health::Healthy)]);
 }
 
 /// Has another thread look at the monitor that looks at it, the first time.

@@ -254,10 +254,13 @@ impl<K: Key, M: Manager> Group for Nodes<K, M> {
 
     /// That of [`Cluster::status`].
     fn health(&self, pools: &[PoolStatus]) -> Health {
-        let is_closed = self.shared.upgrade().is_none_or(|shared| shared.table.load().closed);
         let nodes =
             pools.iter().filter_map(|pool| Some((&*pool.cluster.as_ref()?.node, &pool.health)));
-        status::health(is_closed, nodes)
+        status::health(self.is_closed(), nodes)
+    }
+
+    fn is_closed(&self) -> bool {
+        self.shared.upgrade().is_none_or(|shared| shared.table.load().closed)
     }
 }
 
