@@ -191,7 +191,7 @@ async fn a_pool_whose_last_connection_ends_after_a_failure_finds_out_as_well() {
     tokio::time::sleep(60 * SECOND).await;
     assert_eq!(manager.connect.calls(), attempts, "one is left, and nobody wants another");
     manager.clear();
-    eventually("it has been idle for too long", || pool.counts().alive() == 0).await;
+    eventually("it has been idle for too long", || manager.ledger.closed() == 1).await;
     tokio::time::sleep(5 * SECOND).await;
     assert_eq!(pool.status().health, Health::Healthy);
     assert_eq!(manager.connect.calls(), attempts + 1);
@@ -301,6 +301,43 @@ async fn a_failure_of_long_ago_is_no_reason_while_there_is_no_room_for_another_c
     eventually("nothing is under way", || pool.counts().connecting == 0).await;
     assert_eq!(pool.status().health, Health::Healthy);
     drop(held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_being_closed_can_serve_nobody_and_keeps_no_pool_up() {
+    let manager = TestManager::new();
+    manager.close.always(Act::Gated);
+    let pool = pool_of(&manager, 2).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.connect.always(Act::Error);
+    pool.acquire_timeout(SECOND).await.map(drop).unwrap_err();
+    let failing = "connecting fails: scripted connect error";
+    degraded(&pool.status(), &[failing]);
+    held.discard();
+    assert_eq!((pool.counts().closing, pool.counts().vacant), (1, 1));
+    assert_eq!(pool.status().health, Health::Down(vec![failing.to_owned()]));
+    // Nor is there a connection that an old failure would be over with.
+    pool.resize(1).unwrap();
+    assert_eq!((pool.counts().closing, pool.status().max_size), (1, 1));
+    assert_eq!(pool.status().health, Health::Down(vec![failing.to_owned()]));
+    manager.close.open(1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_is_down_finds_out_that_the_server_is_back_while_a_close_goes_on() {
+    let manager = TestManager::new();
+    manager.close.always(Act::Gated);
+    let pool = pool_of(&manager, 2).close_timeout(3600 * SECOND).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.connect.always(Act::Error);
+    pool.acquire_timeout(SECOND).await.map(drop).unwrap_err();
+    held.discard();
+    manager.connect.always(Act::Ok);
+    eventually("it is up", || pool.status().health == Health::Healthy).await;
+    let counts = pool.counts();
+    assert_eq!((counts.closing, counts.idle), (1, 1));
+    manager.close.open(1);
+    balanced(&pool, &manager.ledger).await;
 }
 
 #[tokio::test(start_paused = true)]
