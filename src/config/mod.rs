@@ -400,7 +400,7 @@ impl Config {
     }
 
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
-        check_name(&self.name)?;
+        check_name("name", &self.name)?;
         check_capacity("max_size", self.max_size)?;
         if let Some(capacity) = self.capacity {
             check_capacity("capacity", capacity)?;
@@ -485,9 +485,9 @@ impl Config {
 }
 
 /// A label without a value is no label, to those who collect figures.
-pub(crate) fn check_name(name: &str) -> Result<(), ConfigError> {
+pub(crate) fn check_name(field: &'static str, name: &str) -> Result<(), ConfigError> {
     if name.is_empty() {
-        return Err(ConfigError::new("name", "\"\"", "must not be empty"));
+        return Err(ConfigError::new(field, "\"\"", "must not be empty"));
     }
     Ok(())
 }

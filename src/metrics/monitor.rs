@@ -88,7 +88,8 @@ impl Entry {
 /// a source that is [added](Monitor::add_source) the monitor sees to it that they do not.
 pub trait Source: Send + Sync {
     /// The name under which it is shown and told of, in place of that in its settings. Each source of a
-    /// monitor needs one of its own, or exporters tell of two pools as if they were one.
+    /// monitor needs one of its own, or exporters tell of two pools as if they were one; and not an empty
+    /// one, since a label without a value is no label.
     fn name(&self) -> String;
 
     /// How it is, unless it is gone.
