@@ -876,6 +876,30 @@ fn what_is_wrong_with_a_file_is_told_by_key_value_and_rule() {
 }
 
 #[test]
+fn null_is_no_value_and_the_rule_says_which_word_there_is_for_no_limit() {
+    let time = "it must be a time, such as \"30s\" or \"5m\", or \"never\"";
+    let count = "it must be a whole number, from 0, or \"none\"";
+    for (key, rule) in [
+        ("max_lifetime", time),
+        ("idle_timeout", time),
+        ("keepalive_interval", time),
+        ("leak_after", time),
+        ("slow_acquire", time),
+        ("max_waiters", count),
+        ("capacity", count),
+        ("shards", count),
+        ("acquire_timeout", "it must be a time, such as \"30s\" or \"5m\""),
+        ("max_size", "it must be a whole number, from 0"),
+        ("fail_fast", "it must be true or false"),
+        ("name", "it must be text"),
+    ] {
+        let error = serde_json::from_str::<Config>(&format!("{{\"{key}\": null}}")).unwrap_err();
+        let said = format!("{key} is null, but {rule} at line 1");
+        assert!(error.to_string().starts_with(&said), "{error}");
+    }
+}
+
+#[test]
 fn the_value_of_a_key_that_is_no_setting_may_be_a_secret_and_is_not_told() {
     for (toml, json) in [
         ("url = \"postgres://app:hunter2@db\"", r#"{"url": "postgres://app:hunter2@db"}"#),

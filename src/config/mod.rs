@@ -151,8 +151,8 @@ impl Shed {
 ///
 /// With the feature `serde` they are read from TOML, JSON and the like, and with `from_env` from the
 /// environment. Keys are the names of the fields; times are text such as `"30s"`, `"5m"` or `"1h 30m"`;
-/// where a field may be `None`, that is `"never"` or `"none"`, whichever reads better; `check` is
-/// `"never"`, `"always"` or a time; `reserved` is a number, for [`Priority::High`].
+/// where a field may be `None`, that is `"never"` or `"none"`, whichever reads better, and not `null`;
+/// `check` is `"never"`, `"always"` or a time; `reserved` is a number, for [`Priority::High`].
 ///
 /// [`Shed`] is `shed_target`, `shed_interval` and `shed_report_only`: either of the times switches it
 /// on, and so does asking for reports; what is not said then is 5 ms, 100 ms and `false`.

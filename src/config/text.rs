@@ -276,6 +276,13 @@ impl<'n> Named<'n> {
     fn wrong(&self, value: impl fmt::Debug, rule: impl Into<String>) -> ConfigError {
         ConfigError::new(self.setting.key, format_args!("{value:?}"), rule)
     }
+
+    /// That `null` is no value, with the rule that says what is one. Whatever is not simply text refuses an
+    /// empty one by that rule.
+    fn missing(&self) -> ConfigError {
+        let rule = (self.setting.read)(&mut Config::default(), "").err().unwrap_or("must be text");
+        self.wrong(format_args!("null"), rule)
+    }
 }
 
 impl Config {
@@ -388,8 +395,8 @@ impl Made {
     }
 }
 
-/// A value of a file.
-struct Value(String);
+/// A value of a file; `None` for `null`, which is none.
+struct Value(Option<String>);
 
 impl<'de> Deserialize<'de> for Value {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -406,39 +413,47 @@ impl<'de> Visitor<'de> for Scalar {
         f.write_str("a number, true or false, or text")
     }
 
+    fn visit_unit<E: de::Error>(self) -> Result<Value, E> {
+        Ok(Value(None))
+    }
+
+    fn visit_none<E: de::Error>(self) -> Result<Value, E> {
+        Ok(Value(None))
+    }
+
     fn visit_bool<E: de::Error>(self, value: bool) -> Result<Value, E> {
-        Ok(Value(value.to_string()))
+        Ok(Value(Some(value.to_string())))
     }
 
     fn visit_i64<E: de::Error>(self, value: i64) -> Result<Value, E> {
-        Ok(Value(value.to_string()))
+        Ok(Value(Some(value.to_string())))
     }
 
     fn visit_u64<E: de::Error>(self, value: u64) -> Result<Value, E> {
-        Ok(Value(value.to_string()))
+        Ok(Value(Some(value.to_string())))
     }
 
     /// What TOML has for a number that is too large for the others.
     fn visit_i128<E: de::Error>(self, value: i128) -> Result<Value, E> {
-        Ok(Value(value.to_string()))
+        Ok(Value(Some(value.to_string())))
     }
 
     fn visit_u128<E: de::Error>(self, value: u128) -> Result<Value, E> {
-        Ok(Value(value.to_string()))
+        Ok(Value(Some(value.to_string())))
     }
 
     fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
-        Ok(Value(value.to_string()))
+        Ok(Value(Some(value.to_string())))
     }
 
     fn visit_str<E: de::Error>(self, value: &str) -> Result<Value, E> {
-        Ok(Value(value.to_owned()))
+        Ok(Value(Some(value.to_owned())))
     }
 
     /// A number from JSON, if any crate of the program has turned on `arbitrary_precision`.
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         match map.next_key::<String>()?.as_deref() {
-            Some("$serde_json::private::Number") => map.next_value().map(Value),
+            Some("$serde_json::private::Number") => map.next_value().map(Some).map(Value),
             _ => Err(de::Error::invalid_type(de::Unexpected::Map, &self)),
         }
     }
@@ -460,7 +475,11 @@ impl<'de> Visitor<'de> for Settings {
             let Value(text) = map
                 .next_value()
                 .map_err(|error| de::Error::custom(format_args!("{key}: {error}")))?;
-            made.make(&named, &text).map_err(de::Error::custom)?;
+            let made_it = match text {
+                Some(text) => made.make(&named, &text),
+                None => Err(named.missing()),
+            };
+            made_it.map_err(de::Error::custom)?;
         }
         made.finish().map_err(de::Error::custom)
     }
