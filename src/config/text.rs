@@ -262,12 +262,12 @@ struct Named<'n> {
 }
 
 impl<'n> Named<'n> {
-    /// The setting that is called `key`. The error does not tell the value, which may be a secret of
-    /// something else.
-    fn new(key: &str, name: &'n str) -> Result<Self, ConfigError> {
+    /// The setting that is called `key`. The error gives the advice if there is none, and does not tell the
+    /// value, which may be a secret of something else.
+    fn new(key: &str, name: &'n str, advice: &str) -> Result<Self, ConfigError> {
         let Some(setting) = SETTINGS.iter().find(|setting| setting.key == key) else {
             let all: Vec<&str> = SETTINGS.iter().map(|setting| setting.key).collect();
-            let rule = format!("is no setting; there are {}", all.join(", "));
+            let rule = format!("is no setting; there are {}{advice}", all.join(", "));
             return Err(ConfigError::new(key.to_owned(), "set", rule));
         };
         Ok(Self { setting, name })
@@ -289,6 +289,11 @@ impl Config {
     /// The settings that the environment has, in variables such as `POOL_MAX_SIZE` for the prefix
     /// `POOL` or `POOL_`; those that it has not are the defaults. Values are as in a file: see
     /// [`Config`].
+    ///
+    /// Nothing else may have the prefix: with the prefixes `DB` and `DB_REPLICA` for two pools,
+    /// `DB_REPLICA_MAX_SIZE` is refused as one of the first; and for a service that is called
+    /// `orders-pool`, Kubernetes gives each pod an `ORDERS_POOL_SERVICE_HOST` and more of the kind, unless
+    /// the pod says `enableServiceLinks: false`.
     ///
     /// # Errors
     ///
@@ -328,7 +333,8 @@ impl Config {
             let Some((start, rest)) = name.split_at_checked(stem.len()) else { continue };
             let key = rest.strip_prefix('_').filter(|_| start.eq_ignore_ascii_case(stem));
             let Some(key) = key else { continue };
-            let named = Named::new(&key.to_ascii_lowercase(), name);
+            let advice = "; unset it, or give the pool a prefix that nothing else has";
+            let named = Named::new(&key.to_ascii_lowercase(), name, advice);
             let named = named.map_err(|error| error.of_variable(name))?;
             let made_it = match value.to_str() {
                 Some(value) => made.make(&named, value),
@@ -471,7 +477,7 @@ impl<'de> Visitor<'de> for Settings {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Config, A::Error> {
         let mut made = Made::default();
         while let Some(key) = map.next_key::<String>()? {
-            let named = Named::new(&key, &key).map_err(de::Error::custom)?;
+            let named = Named::new(&key, &key, "").map_err(de::Error::custom)?;
             let Value(text) = map
                 .next_value()
                 .map_err(|error| de::Error::custom(format_args!("{key}: {error}")))?;
@@ -591,6 +597,15 @@ mod tests {
             assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
             let said = format!("{name} is set, but it is no setting; there are name, max_size,");
             assert!(error.to_string().starts_with(&said), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_variable_that_is_no_setting_may_be_somebody_elses_and_the_error_says_what_to_do() {
+        for name in ["POOL_SERVICE_HOST", "POOL_REPLICA_MAX_SIZE"] {
+            let error = from_env(&[(name, "x")]).expect_err(name).to_string();
+            let advice = "shards; unset it, or give the pool a prefix that nothing else has";
+            assert!(error.starts_with(name) && error.ends_with(advice), "{error}");
         }
     }
 
