@@ -655,6 +655,10 @@ impl<M: Manager> Look<M> {
     pub(crate) fn holders(&self) -> Vec<Holder> {
         self.pool.holders()
     }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.pool.is_closed()
+    }
 }
 
 /// Keeps the thread going, and does not wait for its end should nobody else keep it: whoever looks may

@@ -2256,6 +2256,19 @@ async fn a_monitor_sees_the_nodes_that_there_are_and_keeps_nothing_open() {
 }
 
 #[tokio::test]
+async fn a_closed_cluster_makes_way_for_another_of_its_name_though_somebody_has_a_handle_to_it() {
+    let (old, _) = cluster_of(builder(), [("a", plain())]);
+    let (new, _) = cluster_of(builder(), [("b", plain())]);
+    let monitor = millpond::Monitor::new();
+    monitor.add_cluster(&old).unwrap();
+    assert_eq!(monitor.add_cluster(&new).unwrap_err().name, "test");
+    old.close().await;
+    monitor.add_cluster(&new).unwrap();
+    assert_eq!(monitor.health(), [("test".to_owned(), millpond::Health::Healthy)]);
+    assert_eq!(&*monitor.statuses()[0].config.name, "test/b");
+}
+
+#[tokio::test]
 async fn figures_of_all_nodes_add_up() {
     let (cluster, _managers) = cluster_of(builder(), [("a", plain()), ("b", plain().weight(3))]);
     let held = cluster.acquire("a").await.unwrap();

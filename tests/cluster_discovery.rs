@@ -126,6 +126,19 @@ async fn a_set_adds_what_is_missing_and_takes_away_what_it_has_not() {
 }
 
 #[tokio::test]
+async fn a_node_whose_key_is_empty_is_refused_however_it_comes() {
+    let (cluster, _) = test_cluster();
+    // As of "a,".split(',').
+    let changes = cluster.apply(["a", "@b"].map(node), PATIENCE).unwrap();
+    assert_eq!(brief(&changes), "+a !");
+    let refused = "node : key is \"\", but it must not be empty";
+    assert_eq!(only_error(&changes).to_string(), refused);
+    let error = cluster.add_node(String::new(), TestManager::new()).unwrap_err();
+    assert_eq!(error.to_string(), refused);
+    assert_eq!(cluster.nodes(), ["a"]);
+}
+
+#[tokio::test]
 async fn what_is_the_same_keeps_its_pool_and_its_connections() {
     let (cluster, servers) = test_cluster();
     apply(&cluster, "a b");

@@ -191,7 +191,7 @@ async fn a_pool_whose_last_connection_ends_after_a_failure_finds_out_as_well() {
     tokio::time::sleep(60 * SECOND).await;
     assert_eq!(manager.connect.calls(), attempts, "one is left, and nobody wants another");
     manager.clear();
-    eventually("it has been idle for too long", || pool.counts().alive() == 0).await;
+    eventually("it has been idle for too long", || manager.ledger.closed() == 1).await;
     tokio::time::sleep(5 * SECOND).await;
     assert_eq!(pool.status().health, Health::Healthy);
     assert_eq!(manager.connect.calls(), attempts + 1);
@@ -301,6 +301,43 @@ async fn a_failure_of_long_ago_is_no_reason_while_there_is_no_room_for_another_c
     eventually("nothing is under way", || pool.counts().connecting == 0).await;
     assert_eq!(pool.status().health, Health::Healthy);
     drop(held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_being_closed_can_serve_nobody_and_keeps_no_pool_up() {
+    let manager = TestManager::new();
+    manager.close.always(Act::Gated);
+    let pool = pool_of(&manager, 2).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.connect.always(Act::Error);
+    pool.acquire_timeout(SECOND).await.map(drop).unwrap_err();
+    let failing = "connecting fails: scripted connect error";
+    degraded(&pool.status(), &[failing]);
+    held.discard();
+    assert_eq!((pool.counts().closing, pool.counts().vacant), (1, 1));
+    assert_eq!(pool.status().health, Health::Down(vec![failing.to_owned()]));
+    // Nor is there a connection that an old failure would be over with.
+    pool.resize(1).unwrap();
+    assert_eq!((pool.counts().closing, pool.status().max_size), (1, 1));
+    assert_eq!(pool.status().health, Health::Down(vec![failing.to_owned()]));
+    manager.close.open(1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_is_down_finds_out_that_the_server_is_back_while_a_close_goes_on() {
+    let manager = TestManager::new();
+    manager.close.always(Act::Gated);
+    let pool = pool_of(&manager, 2).close_timeout(3600 * SECOND).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    manager.connect.always(Act::Error);
+    pool.acquire_timeout(SECOND).await.map(drop).unwrap_err();
+    held.discard();
+    manager.connect.always(Act::Ok);
+    eventually("it is up", || pool.status().health == Health::Healthy).await;
+    let counts = pool.counts();
+    assert_eq!((counts.closing, counts.idle), (1, 1));
+    manager.close.open(1);
+    balanced(&pool, &manager.ledger).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -576,8 +613,8 @@ async fn a_monitor_lists_pools_by_name_as_long_as_they_are_there() {
     let error = monitor.add(&pool_of(&other, 1).build_lazy().unwrap()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "there is something called orders already: \
-         give each pool and cluster its own name with its builder's `name`"
+        "there is something called orders already: close it first if this is to take its place, or give \
+         each pool and cluster its own name with its builder's `name`"
     );
     let carts = Pool::builder(other).name("carts").build_lazy().unwrap();
     monitor.clone().add(&carts).unwrap();
@@ -605,6 +642,41 @@ async fn a_monitor_lists_no_pool_that_is_gone() {
     drop(orders);
     assert_eq!(monitor.sources().len(), 0);
     assert_eq!(format!("{monitor:?}"), "[]");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closed_pool_makes_way_for_another_of_its_name_though_somebody_has_a_handle_to_it() {
+    let manager = TestManager::new();
+    let [old, new] = [(); 2].map(|()| pool_of(&manager, 1).build_lazy().unwrap());
+    let monitor = Monitor::new();
+    monitor.add(&old).unwrap();
+    monitor.add(&new).unwrap_err();
+    let _held = old.acquire().await.unwrap();
+    {
+        let mut drain = pin!(old.drain(SECOND));
+        assert!(poll_once(drain.as_mut()).is_pending());
+        let carts = Pool::builder(manager.clone()).name("carts").build_lazy().unwrap();
+        monitor.add(&carts).unwrap();
+        let down = Health::Down(vec!["the pool is being drained".to_owned()]);
+        assert_eq!(monitor.health()[0], ("orders".to_owned(), down), "nothing takes its place");
+        drop(carts);
+        monitor.add(&new).unwrap();
+    }
+    assert_eq!(monitor.health(), [("orders".to_owned(), Health::Healthy)]);
+    assert_eq!(monitor.sources()[0].holders().len(), 0, "it is the new one");
+    let error = monitor.add(&old).unwrap_err();
+    assert_eq!(error.name, "orders", "the new one makes way for nobody");
+}
+
+#[test]
+fn a_closed_blocking_pool_makes_way_for_another_of_its_name() {
+    let [old, new] = [(); 2].map(|()| pool_of(&TestManager::new(), 1).build_blocking().unwrap());
+    let monitor = Monitor::new();
+    monitor.add_blocking(&old).unwrap();
+    monitor.add_blocking(&new).unwrap_err();
+    old.close();
+    monitor.add_blocking(&new).unwrap();
+    assert_eq!(monitor.health(), [("orders".to_owned(), Health::Healthy)]);
 }
 
 /// Has another thread look at the monitor that looks at it, the first time.
@@ -800,6 +872,30 @@ fn what_is_wrong_with_a_file_is_told_by_key_value_and_rule() {
     ] {
         let error = toml::from_str::<Config>(toml).unwrap_err().to_string();
         assert!(error.contains(said), "{toml}: {error}");
+    }
+}
+
+#[test]
+fn null_is_no_value_and_the_rule_says_which_word_there_is_for_no_limit() {
+    let time = "it must be a time, such as \"30s\" or \"5m\", or \"never\"";
+    let count = "it must be a whole number, from 0, or \"none\"";
+    for (key, rule) in [
+        ("max_lifetime", time),
+        ("idle_timeout", time),
+        ("keepalive_interval", time),
+        ("leak_after", time),
+        ("slow_acquire", time),
+        ("max_waiters", count),
+        ("capacity", count),
+        ("shards", count),
+        ("acquire_timeout", "it must be a time, such as \"30s\" or \"5m\""),
+        ("max_size", "it must be a whole number, from 0"),
+        ("fail_fast", "it must be true or false"),
+        ("name", "it must be text"),
+    ] {
+        let error = serde_json::from_str::<Config>(&format!("{{\"{key}\": null}}")).unwrap_err();
+        let said = format!("{key} is null, but {rule} at line 1");
+        assert!(error.to_string().starts_with(&said), "{error}");
     }
 }
 

@@ -73,7 +73,13 @@ impl Viewer {
 
     /// The next event's data; `None` at the end.
     async fn next(&mut self) -> Option<Value> {
-        let event = self.0.next().await?.unwrap();
+        let event = loop {
+            let event = self.0.next().await?.unwrap();
+            // A comment is for those in between.
+            if event != ":\n\n" {
+                break event;
+            }
+        };
         let event = std::str::from_utf8(&event).unwrap();
         let data = event.strip_prefix("data: ").unwrap().strip_suffix("\n\n").unwrap();
         assert!(!data.contains('\n'), "an event is one line");
@@ -480,6 +486,26 @@ async fn whoever_comes_late_in_a_long_interval_is_shown_how_things_are_now() {
     let event = early.next().await.unwrap();
     assert_eq!(acquires(&event), 21);
     assert_eq!(event["pools"][0]["recent"]["acquire_wait"]["count"], 21);
+}
+
+/// A proxy cuts what has been silent for a minute or so, and whoever is out of reach is found out by that.
+#[tokio::test(start_paused = true)]
+async fn a_comment_each_15_seconds_keeps_a_stream_open_between_two_events() {
+    let (app, looks) = counted(|page| page.interval(40 * SECOND));
+    looks.store(0, Ordering::SeqCst);
+    let began = tokio::time::Instant::now();
+    let mut stream = fetch(&app, "/events").await.into_body().into_data_stream();
+    for (seconds, is_event) in
+        [(0, true), (15, false), (30, false), (40, true), (55, false), (70, false), (80, true)]
+    {
+        let told = stream.next().await.unwrap().unwrap();
+        assert_eq!(began.elapsed().as_secs(), seconds);
+        match is_event {
+            true => assert!(told.starts_with(b"data: {"), "{told:?}"),
+            false => assert_eq!(told, ":\n\n"),
+        }
+    }
+    assert_eq!(looks.load(Ordering::SeqCst), 3, "a comment costs no look");
 }
 
 #[tokio::test(start_paused = true)]

@@ -295,7 +295,7 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
     /// [`ConfigError`] if a setting is out of range.
     pub fn build(self) -> Result<Cluster<K, M>, ConfigError> {
         let settings = self.settings;
-        check_name(&settings.name)?;
+        check_name("name", &settings.name)?;
         above_zero("acquire_timeout", settings.acquire_timeout)?;
         above_zero("try_next_after", settings.try_next_after)?;
         above_zero("slow_start", settings.slow_start)?;

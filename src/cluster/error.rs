@@ -296,7 +296,8 @@ pub enum NodeError {
         /// The keys that there are; of many, the first few.
         nodes: String,
     },
-    /// One of its settings is out of range. It says what that error says, and has no source.
+    /// Its key is an empty text, or one of its settings is out of range. It says what that error says, and
+    /// has no source.
     #[error("node {key}: {error}")]
     Config {
         /// The node.

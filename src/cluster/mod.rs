@@ -76,6 +76,7 @@ use self::limits::Cap;
 use self::node::{Node, Origin, State};
 use self::policy::Turns;
 use self::table::{Current, Table};
+use crate::config::check_name;
 use crate::manager::Manager;
 use crate::metrics::{DuplicateName, Group, Health, Monitor, PoolStatus, Source, watched};
 #[cfg(feature = "tracing")]
@@ -225,7 +226,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
     ) -> Result<Arc<Node<K, M>>, NodeError> {
         let name = key.to_string();
         let wrong = |error| NodeError::Config { key: name.clone(), error };
-        options.validate().map_err(wrong)?;
+        check_name("key", &name).and_then(|()| options.validate()).map_err(wrong)?;
         let seed = xxhash_rust::xxh3::xxh3_64(name.as_bytes());
         let (reads_role, changed) = (self.settings.reads_role(), self.changed.clone());
         let (role, began, cluster) = (options.role, self.began, self.name());
@@ -254,10 +255,13 @@ impl<K: Key, M: Manager> Group for Nodes<K, M> {
 
     /// That of [`Cluster::status`].
     fn health(&self, pools: &[PoolStatus]) -> Health {
-        let is_closed = self.shared.upgrade().is_none_or(|shared| shared.table.load().closed);
         let nodes =
             pools.iter().filter_map(|pool| Some((&*pool.cluster.as_ref()?.node, &pool.health)));
-        status::health(is_closed, nodes)
+        status::health(self.is_closed(), nodes)
+    }
+
+    fn is_closed(&self) -> bool {
+        self.shared.upgrade().is_none_or(|shared| shared.table.load().closed)
     }
 }
 
@@ -307,8 +311,8 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     ///
     /// # Errors
     ///
-    /// [`NodeError::Duplicate`], [`NodeError::Config`] if a setting of its pool is out of range, or
-    /// [`NodeError::Closed`]; the cluster is as it was then.
+    /// [`NodeError::Duplicate`], [`NodeError::Config`] if the key is an empty text or a setting of its pool
+    /// is out of range, or [`NodeError::Closed`]; the cluster is as it was then.
     pub fn add_node(&self, key: K, manager: M) -> Result<(), NodeError> {
         self.add_node_with(key, manager, NodeOptions::default())
     }

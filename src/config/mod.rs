@@ -151,8 +151,8 @@ impl Shed {
 ///
 /// With the feature `serde` they are read from TOML, JSON and the like, and with `from_env` from the
 /// environment. Keys are the names of the fields; times are text such as `"30s"`, `"5m"` or `"1h 30m"`;
-/// where a field may be `None`, that is `"never"` or `"none"`, whichever reads better; `check` is
-/// `"never"`, `"always"` or a time; `reserved` is a number, for [`Priority::High`].
+/// where a field may be `None`, that is `"never"` or `"none"`, whichever reads better, and not `null`;
+/// `check` is `"never"`, `"always"` or a time; `reserved` is a number, for [`Priority::High`].
 ///
 /// [`Shed`] is `shed_target`, `shed_interval` and `shed_report_only`: either of the times switches it
 /// on, and so does asking for reports; what is not said then is 5 ms, 100 ms and `false`.
@@ -400,7 +400,7 @@ impl Config {
     }
 
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
-        check_name(&self.name)?;
+        check_name("name", &self.name)?;
         check_capacity("max_size", self.max_size)?;
         if let Some(capacity) = self.capacity {
             check_capacity("capacity", capacity)?;
@@ -485,9 +485,9 @@ impl Config {
 }
 
 /// A label without a value is no label, to those who collect figures.
-pub(crate) fn check_name(name: &str) -> Result<(), ConfigError> {
+pub(crate) fn check_name(field: &'static str, name: &str) -> Result<(), ConfigError> {
     if name.is_empty() {
-        return Err(ConfigError::new("name", "\"\"", "must not be empty"));
+        return Err(ConfigError::new(field, "\"\"", "must not be empty"));
     }
     Ok(())
 }

@@ -262,12 +262,12 @@ struct Named<'n> {
 }
 
 impl<'n> Named<'n> {
-    /// The setting that is called `key`. The error does not tell the value, which may be a secret of
-    /// something else.
-    fn new(key: &str, name: &'n str) -> Result<Self, ConfigError> {
+    /// The setting that is called `key`. The error gives the advice if there is none, and does not tell the
+    /// value, which may be a secret of something else.
+    fn new(key: &str, name: &'n str, advice: &str) -> Result<Self, ConfigError> {
         let Some(setting) = SETTINGS.iter().find(|setting| setting.key == key) else {
             let all: Vec<&str> = SETTINGS.iter().map(|setting| setting.key).collect();
-            let rule = format!("is no setting; there are {}", all.join(", "));
+            let rule = format!("is no setting; there are {}{advice}", all.join(", "));
             return Err(ConfigError::new(key.to_owned(), "set", rule));
         };
         Ok(Self { setting, name })
@@ -276,12 +276,24 @@ impl<'n> Named<'n> {
     fn wrong(&self, value: impl fmt::Debug, rule: impl Into<String>) -> ConfigError {
         ConfigError::new(self.setting.key, format_args!("{value:?}"), rule)
     }
+
+    /// That `null` is no value, with the rule that says what is one. Whatever is not simply text refuses an
+    /// empty one by that rule.
+    fn missing(&self) -> ConfigError {
+        let rule = (self.setting.read)(&mut Config::default(), "").err().unwrap_or("must be text");
+        self.wrong(format_args!("null"), rule)
+    }
 }
 
 impl Config {
     /// The settings that the environment has, in variables such as `POOL_MAX_SIZE` for the prefix
     /// `POOL` or `POOL_`; those that it has not are the defaults. Values are as in a file: see
     /// [`Config`].
+    ///
+    /// Nothing else may have the prefix: with the prefixes `DB` and `DB_REPLICA` for two pools,
+    /// `DB_REPLICA_MAX_SIZE` is refused as one of the first; and for a service that is called
+    /// `orders-pool`, Kubernetes gives each pod an `ORDERS_POOL_SERVICE_HOST` and more of the kind, unless
+    /// the pod says `enableServiceLinks: false`.
     ///
     /// # Errors
     ///
@@ -321,7 +333,8 @@ impl Config {
             let Some((start, rest)) = name.split_at_checked(stem.len()) else { continue };
             let key = rest.strip_prefix('_').filter(|_| start.eq_ignore_ascii_case(stem));
             let Some(key) = key else { continue };
-            let named = Named::new(&key.to_ascii_lowercase(), name);
+            let advice = "; unset it, or give the pool a prefix that nothing else has";
+            let named = Named::new(&key.to_ascii_lowercase(), name, advice);
             let named = named.map_err(|error| error.of_variable(name))?;
             let made_it = match value.to_str() {
                 Some(value) => made.make(&named, value),
@@ -388,8 +401,8 @@ impl Made {
     }
 }
 
-/// A value of a file.
-struct Value(String);
+/// A value of a file; `None` for `null`, which is none.
+struct Value(Option<String>);
 
 impl<'de> Deserialize<'de> for Value {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -406,39 +419,47 @@ impl<'de> Visitor<'de> for Scalar {
         f.write_str("a number, true or false, or text")
     }
 
+    fn visit_unit<E: de::Error>(self) -> Result<Value, E> {
+        Ok(Value(None))
+    }
+
+    fn visit_none<E: de::Error>(self) -> Result<Value, E> {
+        Ok(Value(None))
+    }
+
     fn visit_bool<E: de::Error>(self, value: bool) -> Result<Value, E> {
-        Ok(Value(value.to_string()))
+        Ok(Value(Some(value.to_string())))
     }
 
     fn visit_i64<E: de::Error>(self, value: i64) -> Result<Value, E> {
-        Ok(Value(value.to_string()))
+        Ok(Value(Some(value.to_string())))
     }
 
     fn visit_u64<E: de::Error>(self, value: u64) -> Result<Value, E> {
-        Ok(Value(value.to_string()))
+        Ok(Value(Some(value.to_string())))
     }
 
     /// What TOML has for a number that is too large for the others.
     fn visit_i128<E: de::Error>(self, value: i128) -> Result<Value, E> {
-        Ok(Value(value.to_string()))
+        Ok(Value(Some(value.to_string())))
     }
 
     fn visit_u128<E: de::Error>(self, value: u128) -> Result<Value, E> {
-        Ok(Value(value.to_string()))
+        Ok(Value(Some(value.to_string())))
     }
 
     fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
-        Ok(Value(value.to_string()))
+        Ok(Value(Some(value.to_string())))
     }
 
     fn visit_str<E: de::Error>(self, value: &str) -> Result<Value, E> {
-        Ok(Value(value.to_owned()))
+        Ok(Value(Some(value.to_owned())))
     }
 
     /// A number from JSON, if any crate of the program has turned on `arbitrary_precision`.
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         match map.next_key::<String>()?.as_deref() {
-            Some("$serde_json::private::Number") => map.next_value().map(Value),
+            Some("$serde_json::private::Number") => map.next_value().map(Some).map(Value),
             _ => Err(de::Error::invalid_type(de::Unexpected::Map, &self)),
         }
     }
@@ -456,11 +477,15 @@ impl<'de> Visitor<'de> for Settings {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Config, A::Error> {
         let mut made = Made::default();
         while let Some(key) = map.next_key::<String>()? {
-            let named = Named::new(&key, &key).map_err(de::Error::custom)?;
+            let named = Named::new(&key, &key, "").map_err(de::Error::custom)?;
             let Value(text) = map
                 .next_value()
                 .map_err(|error| de::Error::custom(format_args!("{key}: {error}")))?;
-            made.make(&named, &text).map_err(de::Error::custom)?;
+            let made_it = match text {
+                Some(text) => made.make(&named, &text),
+                None => Err(named.missing()),
+            };
+            made_it.map_err(de::Error::custom)?;
         }
         made.finish().map_err(de::Error::custom)
     }
@@ -572,6 +597,15 @@ mod tests {
             assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
             let said = format!("{name} is set, but it is no setting; there are name, max_size,");
             assert!(error.to_string().starts_with(&said), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_variable_that_is_no_setting_may_be_somebody_elses_and_the_error_says_what_to_do() {
+        for name in ["POOL_SERVICE_HOST", "POOL_REPLICA_MAX_SIZE"] {
+            let error = from_env(&[(name, "x")]).expect_err(name).to_string();
+            let advice = "shards; unset it, or give the pool a prefix that nothing else has";
+            assert!(error.starts_with(name) && error.ends_with(advice), "{error}");
         }
     }
 

@@ -19,7 +19,8 @@ use std::{
 /// Pools to look at, each under its name.
 ///
 /// A clone is another handle to the same list. It does not keep pools open: one whose last handle is
-/// dropped leaves the list by itself.
+/// dropped leaves the list by itself. One that is closed stays, and is down, while there are handles to
+/// it, such as that of a long request; but it makes way for another one of its name that is added.
 ///
 /// # Examples
 ///
@@ -63,6 +64,13 @@ impl Entry {
         }
     }
 
+    fn is_closed(&self) -> bool {
+        match &self.what {
+            What::One(source) => source.is_closed(),
+            What::Many(group) => group.is_closed(),
+        }
+    }
+
     /// Those that there are, and perhaps some that are gone.
     fn sources(&self) -> Vec<Arc<dyn Source>> {
         match &self.what {
@@ -80,7 +88,8 @@ impl Entry {
 /// a source that is [added](Monitor::add_source) the monitor sees to it that they do not.
 pub trait Source: Send + Sync {
     /// The name under which it is shown and told of, in place of that in its settings. Each source of a
-    /// monitor needs one of its own, or exporters tell of two pools as if they were one.
+    /// monitor needs one of its own, or exporters tell of two pools as if they were one; and not an empty
+    /// one, since a label without a value is no label.
     fn name(&self) -> String;
 
     /// How it is, unless it is gone.
@@ -92,6 +101,12 @@ pub trait Source: Send + Sync {
     /// Whether it is still there. A source that can tell without working out its status should.
     fn is_there(&self) -> bool {
         self.status().is_some()
+    }
+
+    /// Whether it is closed for good, or about to be: another one of its name may take its place in a
+    /// monitor then. By default it never is.
+    fn is_closed(&self) -> bool {
+        false
     }
 }
 
@@ -113,13 +128,19 @@ pub trait Group: Send + Sync {
     fn health(&self, pools: &[PoolStatus]) -> Health {
         Health::together(pools.iter().map(|pool| (&pool.config.name, &pool.health)))
     }
+
+    /// As [`Source::is_closed`].
+    fn is_closed(&self) -> bool {
+        false
+    }
 }
 
 /// Two sources of a monitor would have the same name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 #[error(
-    "there is something called {name} already: give each pool and cluster its own name with its builder's `name`"
+    "there is something called {name} already: close it first if this is to take its place, or give each \
+     pool and cluster its own name with its builder's `name`"
 )]
 pub struct DuplicateName {
     /// The name.
@@ -144,7 +165,8 @@ impl Monitor {
         Self::default()
     }
 
-    /// Looks at this pool too, as long as it is there.
+    /// Looks at this pool too, as long as it is there. It takes the place of one of the same name that is
+    /// closed, or being drained.
     ///
     /// Its name is compared with those that were added, not with those of the pools in a group, which come
     /// and go: `shop/db1` would be told of as one with the node `db1` of a cluster `shop`, and the page would
@@ -152,7 +174,7 @@ impl Monitor {
     ///
     /// # Errors
     ///
-    /// [`DuplicateName`] if there is one of the same name; nothing is added then.
+    /// [`DuplicateName`] if there is one of the same name that is not closed; nothing is added then.
     pub fn add<M: Manager>(&self, pool: &Pool<M>) -> Result<(), DuplicateName> {
         let source = watched(pool);
         self.add_entry(source.name(), What::One(source))
@@ -208,7 +230,7 @@ impl Monitor {
         // Not under the lock: who is asked may take its time, or look at this very list. What is gone is
         // dropped after the lock, too.
         let mut gone = self.entries();
-        gone.retain(|entry| !entry.is_there());
+        gone.retain(|entry| !entry.is_there() || (entry.name == name && entry.is_closed()));
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         entries.retain(|entry| !gone.iter().any(|gone| Arc::ptr_eq(gone, entry)));
         if entries.iter().any(|other| other.name == name) {
@@ -327,6 +349,7 @@ struct Watched<F> {
 trait Handle {
     fn status(&self) -> PoolStatus;
     fn holders(&self) -> Vec<Holder>;
+    fn is_closed(&self) -> bool;
 }
 
 impl<M: Manager> Handle for Pool<M> {
@@ -337,6 +360,10 @@ impl<M: Manager> Handle for Pool<M> {
     fn holders(&self) -> Vec<Holder> {
         self.holders()
     }
+
+    fn is_closed(&self) -> bool {
+        self.is_closed()
+    }
 }
 
 impl<M: Manager> Handle for blocking::Look<M> {
@@ -346,6 +373,10 @@ impl<M: Manager> Handle for blocking::Look<M> {
 
     fn holders(&self) -> Vec<Holder> {
         self.holders()
+    }
+
+    fn is_closed(&self) -> bool {
+        self.is_closed()
     }
 }
 
@@ -364,6 +395,10 @@ impl<H: Handle, F: Fn() -> Option<H> + Send + Sync> Source for Watched<F> {
 
     fn is_there(&self) -> bool {
         (self.upgrade)().is_some()
+    }
+
+    fn is_closed(&self) -> bool {
+        (self.upgrade)().is_some_and(|pool| pool.is_closed())
     }
 }
 
@@ -400,6 +435,10 @@ impl<S: Source> Source for Kept<S> {
 
     fn is_there(&self) -> bool {
         self.source.is_there()
+    }
+
+    fn is_closed(&self) -> bool {
+        self.source.is_closed()
     }
 }
 

@@ -206,7 +206,9 @@ fn health(signs: &Signs, metrics: &PoolMetrics, config: &Config) -> Health {
     }
     let mut reasons = Vec::new();
     let counts = metrics.counts;
-    let is_full = counts.alive() > 0 && counts.alive() >= signs.max_size;
+    // What is being closed may be for long, and serves nobody any more.
+    let serving = counts.alive() - counts.closing;
+    let is_full = serving > 0 && serving >= signs.max_size;
     // Once all connections that there may be are there, an old failure says nothing any more, unless
     // it is they who were of no use.
     if !is_full || signs.all_are_useless {
@@ -219,7 +221,7 @@ fn health(signs: &Signs, metrics: &PoolMetrics, config: &Config) -> Health {
         match signs.connecting {
             Connecting::Works => {}
             // A pool that is down goes on trying.
-            Connecting::Fails if signs.is_dialing || counts.alive() == 0 => {
+            Connecting::Fails if signs.is_dialing || serving == 0 => {
                 reasons.push(format!("{fails}: {why}"));
             }
             Connecting::Fails => {
@@ -246,7 +248,7 @@ fn health(signs: &Signs, metrics: &PoolMetrics, config: &Config) -> Health {
         }
     }
     let paused = signs.maintenance_is_paused.then(|| "maintenance is paused".to_owned());
-    if !reasons.is_empty() && counts.alive() == 0 {
+    if !reasons.is_empty() && serving == 0 {
         // It may be what keeps the pool from looking whether the server is back.
         reasons.extend(paused);
         return Health::Down(reasons);

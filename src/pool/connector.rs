@@ -320,7 +320,8 @@ impl<M: Manager> Shared<M> {
         // Whoever else is connecting finds out just as well; and one that fails while the pool is built
         // is the only one.
         let others = counts.connecting + self.connector.warm_ups.load(Ordering::Relaxed);
-        usize::from(counts.alive() + others == 0)
+        // What is being closed serves nobody any more, and may be there for long.
+        usize::from(counts.alive() - counts.closing + others == 0)
     }
 
     /// Awaits `work`, unless the pool is closed first.

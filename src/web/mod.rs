@@ -56,7 +56,8 @@
 //! [groups](crate::Group), in which each has `name`, `health`, `reasons` and the names of its `pools`.
 //! Events have `interval_seconds` besides, and each pool in them `recent`: `acquires_per_second`,
 //! `failed_acquires` and `acquire_wait` over the last ten intervals, which take some `seconds`; it is
-//! missing in the first event. They have no more than 20 holders. Whoever reads this should pass over
+//! missing in the first event. They have no more than 20 holders. Between two events that are far apart
+//! comes a comment every 15 s, so that no proxy takes the stream for a dead one. Whoever reads this should pass over
 //! names that it does not know: more may come.
 //!
 //! # Cost
@@ -86,6 +87,7 @@ use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::timeout;
 
 const PAGE: &str = include_str!("page.html");
 
@@ -96,6 +98,9 @@ const POLICY: &str = "default-src 'none'; \
     style-src 'sha256-dYxcf1GK+0UfYwxJPifenzMoDRaBriFjFvhmN7RIT/U='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
     require-trusted-types-for 'script'; trusted-types 'none'";
+
+/// How long a stream of events may be silent: a proxy takes it for a dead one after a minute or so.
+const SILENCE: Duration = Duration::from_secs(15);
 
 const SHORTEST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(3600);
@@ -246,8 +251,13 @@ fn tell(lines: &mut String, name: &str, health: &Health) {
 
 async fn events(State(Site { feed, over }): State<Site>) -> Response {
     let events = stream::unfold((feed, None), |(feed, seen)| async move {
-        let (interval, event) = feed.next(seen).await;
-        Some((Ok::<Bytes, Infallible>(event), (feed, Some(interval))))
+        // Cancel: whoever has not got its event has lost nothing, and asks for it again.
+        let (seen, said) = match timeout(SILENCE, feed.next(seen)).await {
+            Ok((interval, event)) => (Some(interval), event),
+            // A comment, which no reader of events makes anything of.
+            Err(_) => (seen, Bytes::from_static(b":\n\n")),
+        };
+        Some((Ok::<Bytes, Infallible>(said), (feed, seen)))
     });
     let response = answer("text/event-stream", Body::from_stream(events.take_until(over)));
     // Some proxies hold back what they take for a page.
