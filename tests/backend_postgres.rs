@@ -1233,7 +1233,7 @@ async fn a_configuration_that_cannot_work_is_tried_once_and_names_what_is_wrong(
     let direct = "postgresql://millpond@127.0.0.1:1/millpond?sslnegotiation=direct";
     let read = |url| PostgresManager::from_url(url).unwrap();
     let by_url = [
-        ("user=millpond", "host is , but it must be given, or hostaddr"),
+        ("user=millpond", "host is missing, but it must be given, or hostaddr"),
         ("host=a,b port=1,2,3 user=millpond", "port is 1,2,3, but it must be one, or as many as"),
         (
             "host=a,b hostaddr=127.0.0.1 user=millpond",

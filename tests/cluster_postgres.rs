@@ -227,8 +227,8 @@ fn each_host_and_port_is_a_node_and_the_policy_is_that_of_target_session_attrs()
 #[test]
 fn a_list_of_servers_that_cannot_be_right_is_refused_and_the_value_is_named() {
     for (url, said) in [
-        ("user=u", "host is , but it must be given, or hostaddr"),
-        ("postgresql://u@/d", "host is , but it must be given, or hostaddr"),
+        ("user=u", "host is missing, but it must be given, or hostaddr"),
+        ("postgresql://u@/d", "host is missing, but it must be given, or hostaddr"),
         ("postgresql://u@h1,,h3/d", "host is :5432, but it must have a name before the colon"),
         ("postgresql://u@h1:5432,h2:0/d", "port is h2:0, but it must be a host and, after a colon"),
         ("postgresql://u@h1,h2:54x2/d", "port is h2:54x2, but it must be a host and"),

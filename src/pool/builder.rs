@@ -344,8 +344,8 @@ impl<M: Manager> PoolBuilder<M> {
     }
 
     /// Builds the pool without opening anything; the first acquire does, and reports what goes
-    /// wrong. Works outside a runtime too, and on one without a timer: the pool then runs on the one of
-    /// the first caller that needs a connection.
+    /// wrong. The pool runs on the runtime that this is called in. Works outside one too, and on one without a
+    /// timer: the pool then runs on that of the first caller that needs a connection.
     ///
     /// # Errors
     ///
@@ -360,6 +360,36 @@ impl<M: Manager> PoolBuilder<M> {
     /// let pool = Pool::builder(manager).max_size(4).build_lazy()?; // no runtime, no server
     /// assert_eq!(pool.counts().vacant, 4);
     /// # Ok::<(), millpond::ConfigError>(())
+    /// ```
+    ///
+    /// A connection ends with the runtime that it was opened on. So a pool that several runtimes use at a time, as
+    /// one in a `static` does that `#[tokio::test]`s share, is built on one that outlives them:
+    ///
+    /// ```
+    /// use millpond::{Manager, Pool};
+    /// use std::{convert::Infallible, sync::LazyLock};
+    /// use tokio::runtime::Runtime;
+    ///
+    /// struct Greeter;
+    ///
+    /// impl Manager for Greeter {
+    ///     type Connection = String;
+    ///     type Error = Infallible;
+    ///
+    ///     async fn connect(&self) -> Result<String, Infallible> {
+    ///         Ok(format!("on {:?}", tokio::runtime::Handle::current().id()))
+    ///     }
+    /// }
+    ///
+    /// static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().unwrap());
+    /// static POOL: LazyLock<Pool<Greeter>> = LazyLock::new(|| {
+    ///     let _entered = RUNTIME.enter();
+    ///     Pool::builder(Greeter).build_lazy().unwrap()
+    /// });
+    ///
+    /// let uses = || Runtime::new().unwrap().block_on(async { POOL.acquire().await.unwrap().clone() });
+    /// assert_eq!(uses(), uses());
+    /// assert_eq!(uses(), format!("on {:?}", RUNTIME.handle().id()));
     /// ```
     pub fn build_lazy(self) -> Result<Pool<M>, ConfigError> {
         let Self { manager, config, hooks, reports, cluster, on_connect, share_of, .. } = self;

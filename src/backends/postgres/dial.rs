@@ -109,7 +109,7 @@ pub(super) fn targets(config: &Config) -> Result<Vec<Target>, Error> {
     let (hosts, addresses) = (config.get_hosts(), config.get_hostaddrs());
     let count = hosts.len().max(addresses.len());
     if count == 0 {
-        return Err(Error::config("host", "", "must be given, or hostaddr"));
+        return Err(Error::config("host", "missing", "must be given, or hostaddr"));
     }
     for (index, host) in hosts.iter().enumerate() {
         if let Host::Tcp(name) = host {
