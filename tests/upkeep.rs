@@ -795,6 +795,35 @@ async fn min_idle_is_refilled_by_the_acquire_that_dips_below_it() {
     }
 }
 
+/// There is no room for another until the one in use has ended, and then nobody acquires and no look comes.
+#[tokio::test(start_paused = true)]
+async fn min_idle_is_refilled_by_the_end_of_a_connection_in_use() {
+    for way in ["discarded", "broken", "detached"] {
+        let manager = TestManager::new();
+        let pool = builder(&manager).max_size(2).min_idle(2).build().await.unwrap();
+        pool.maintenance().pause();
+        let began = Instant::now();
+        let mut held = pool.acquire().await.unwrap();
+        turns().await;
+        assert_eq!((pool.counts().idle, manager.connect.calls()), (1, 2), "{way}");
+        match way {
+            "discarded" => held.discard(),
+            "broken" => {
+                manager.condition.once(Act::Error);
+                drop(held);
+            }
+            _ => {
+                held.uncount();
+                drop(held.detach());
+            }
+        }
+        turns().await;
+        assert_eq!(balanced(&pool, &manager.ledger).await.counts.idle, 2, "{way}");
+        assert_eq!((manager.connect.calls(), manager.ledger.live()), (3, 2), "{way}");
+        assert_eq!(began.elapsed(), Duration::ZERO, "{way}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_lazy_pool_keeps_min_idle_once_it_was_warmed_up_or_somebody_took_what_was_there() {
     let manager = TestManager::new();
