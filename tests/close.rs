@@ -358,32 +358,55 @@ async fn a_pause_between_attempts_is_ended_by_close() {
     assert_eq!(manager.connect.calls(), attempts);
 }
 
+/// Every second connect is under way until it is let through: before close has begun, after that in the
+/// same moment, or never.
 #[tokio::test]
 async fn close_and_connect_in_any_order_leave_nothing_open() {
-    for round in 0..200 {
+    let (mut met, mut late) = (0, 0);
+    for round in 0..180 {
         let manager = TestManager::new();
-        let pool = pool_of(&manager, 4).acquire_timeout(PATIENCE).build_lazy().unwrap();
+        for _ in 0..100 {
+            manager.connect.once(Act::Ok);
+            manager.connect.once(Act::Gated);
+        }
+        let pool = pool_of(&manager, 4).connect_timeout(Duration::MAX).acquire_timeout(PATIENCE);
+        let pool = pool.build_lazy().unwrap();
         let users: Vec<_> = (0..4)
             .map(|_| {
                 let pool = pool.clone();
                 tokio::spawn(async move {
-                    while pool.acquire().await.is_ok() {
+                    while let Ok(held) = pool.acquire().await {
                         tokio::task::yield_now().await;
+                        held.discard();
                     }
                 })
             })
             .collect();
-        for _ in 0..round % 20 {
+        for turn in 0..round / 3 {
+            manager.connect.open(turn % 2);
             tokio::task::yield_now().await;
         }
-        pool.close().await;
+        let (running, opened) = (manager.connect.running(), manager.ledger.opened());
+        let mut close = pin!(pool.close());
+        if round % 3 == 0 {
+            manager.connect.open(4);
+        }
+        if poll_once(close.as_mut()).is_pending() {
+            if round % 3 == 1 {
+                manager.connect.open(4);
+            }
+            close.await;
+        }
         for user in users {
             joined(user).await;
         }
         let metrics = balanced(&pool, &manager.ledger).await;
         assert_eq!(metrics.counts.vacant, 4);
         assert_eq!(manager.ledger.closed() as u64, metrics.created);
+        met += usize::from(running > 0);
+        late += manager.ledger.opened() - opened;
     }
+    assert!(met > 0 && late > 0, "{met} times one was under way, {late} arrived after that");
 }
 
 #[tokio::test(start_paused = true)]
