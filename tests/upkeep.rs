@@ -1081,6 +1081,23 @@ async fn a_warm_up_under_way_is_ended_by_close() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_warm_up_that_waits_for_what_is_being_closed_is_ended_by_close() {
+    let manager = TestManager::new();
+    manager.close.always(Act::Never);
+    let pool = builder(&manager).max_size(1).close_timeout(MINUTE).build_lazy().unwrap();
+    pool.acquire().await.unwrap().discard();
+    let mut warm_up = pin!(pool.warm_up(1));
+    assert!(poll_once(warm_up.as_mut()).is_pending());
+    assert_eq!((pool.counts().closing, manager.connect.calls()), (1, 1));
+    let began = Instant::now();
+    let mut close = pin!(pool.close());
+    assert!(poll_once(close.as_mut()).is_pending());
+    let error = warm_up.await.unwrap_err();
+    assert!(matches!(error, WarmUpError::Closed), "{error:?}");
+    assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_warm_up_connects_no_more_once_the_pool_is_closed() {
     let manager = TestManager::new();
     let pool = builder(&manager).build_lazy().unwrap();
