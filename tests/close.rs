@@ -711,6 +711,28 @@ fn a_thread_in_a_runtime_that_has_ended_finds_that_out_without_a_panic() {
 }
 
 #[test]
+fn what_breaks_where_no_runtime_is_left_does_not_spare_what_is_idle_on_the_next_one_its_check() {
+    let (manager, first) = (TestManager::new(), single());
+    // Once in an interval what is idle is doubted, and this one has no end.
+    let pool = pool_of(&manager, 2).maintenance_interval(Duration::MAX).build_lazy().unwrap();
+    let held = first.block_on(pool.acquire_owned()).unwrap();
+    drop(first);
+    let broken = |held| {
+        manager.condition.once(BROKEN);
+        drop(held);
+    };
+    broken(held);
+    single().block_on(async {
+        let held = pool.acquire_owned().await.unwrap();
+        drop(pool.acquire_owned().await.unwrap());
+        assert_eq!((pool.counts().idle, manager.check.calls()), (1, 0));
+        broken(held);
+        drop(pool.acquire_owned().await.unwrap());
+        assert_eq!(manager.check.calls(), 1);
+    });
+}
+
+#[test]
 fn the_last_handle_dropped_after_the_runtime_is_gone_drops_the_connections() {
     let manager = TestManager::new();
     must_end({

@@ -937,21 +937,28 @@ async fn a_leak_is_told_once_and_once_more_when_it_comes_back() {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_on_its_way_to_a_waiter_is_held_by_nobody() {
-    let manager = TestManager::new();
-    let pool = builder(&manager).max_size(1).leak_after(MINUTE).build_lazy().unwrap();
-    let held = pool.acquire().await.unwrap();
-    // Between two looks, the first of which sees this one held, and the other the next one.
-    sleep(2 * SECOND + SECOND / 2).await;
-    assert!(!pool.holders()[0].held.is_zero());
-    let mut waiter = pin!(pool.acquire_timeout(Duration::MAX));
-    assert!(poll_once(waiter.as_mut()).is_pending());
-    held.discard();
-    eventually("the next one is on its way", || pool.metrics().created == 2).await;
-    sleep(10 * MINUTE).await;
-    assert_eq!((pool.metrics().counts.in_use, pool.metrics().leaks), (1, 0));
-    assert_eq!(pool.holders(), []);
-    let _held = waiter.await.unwrap();
-    assert_eq!(pool.holders().len(), 1);
+    for comes_back in [true, false] {
+        let manager = TestManager::new();
+        let pool = builder(&manager).max_size(1).leak_after(MINUTE).build_lazy().unwrap();
+        let held = pool.acquire().await.unwrap();
+        // Between two looks, the first of which sees this one held, and the other this one or the next
+        // one on its way.
+        sleep(2 * SECOND + SECOND / 2).await;
+        assert!(!pool.holders()[0].held.is_zero());
+        let mut waiter = pin!(pool.acquire_timeout(Duration::MAX));
+        assert!(poll_once(waiter.as_mut()).is_pending());
+        if comes_back {
+            drop(held);
+        } else {
+            held.discard();
+            eventually("the next one is on its way", || pool.metrics().created == 2).await;
+        }
+        sleep(10 * MINUTE).await;
+        assert_eq!((pool.metrics().counts.in_use, pool.metrics().leaks), (1, 0), "{comes_back}");
+        assert_eq!(pool.holders(), []);
+        let _held = waiter.await.unwrap();
+        assert_eq!(pool.holders().len(), 1);
+    }
 }
 
 #[tokio::test(start_paused = true)]
