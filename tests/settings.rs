@@ -186,6 +186,7 @@ async fn the_longest_durations_do_not_overflow() {
         .idle_timeout(max)
         .keepalive_interval(max)
         .leak_after(max)
+        .slow_acquire(max)
         .lifetime_jitter(1.0)
         .shed(Shed::new(max, max))
         .build()
