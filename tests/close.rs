@@ -182,7 +182,7 @@ async fn close_may_be_called_again_and_by_many_tasks_at_once() {
     assert_eq!(manager.ledger.closed(), 8, "once per connection");
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn close_outside_a_runtime_does_not_panic() {
     let manager = TestManager::new();
     let pool = pool_of(&manager, 2).min_idle(2).build().await.unwrap();
