@@ -1161,22 +1161,6 @@ fn a_thread_that_waits_while_the_only_connection_and_the_pools_runtime_go_is_tol
     }
 }
 
-#[tokio::test]
-async fn a_blocking_acquire_waits_on_a_plain_thread() {
-    let manager = TestManager::new();
-    let pool = pool_of(&manager, 1).acquire_timeout(PATIENCE).build_lazy().unwrap();
-    let held = pool.acquire().await.unwrap();
-    let thread = std::thread::spawn({
-        let pool = pool.clone();
-        move || pool.acquire_blocking().map(|guard| guard.id)
-    });
-    eventually("it waits", || pool.metrics().counts.waiters == 1).await;
-    drop(held);
-    eventually("the thread has ended", || thread.is_finished()).await;
-    assert_eq!(join(thread).unwrap(), 1);
-    balanced(&pool, &manager.ledger).await;
-}
-
 #[test]
 fn a_blocking_acquire_waits_inside_spawn_blocking() {
     for runtime in [single, multi] {
