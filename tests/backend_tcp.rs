@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener};
 use tokio::runtime::Runtime;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -296,17 +296,22 @@ fn those_who_wait_on_all_of_the_runtimes_blocking_threads_get_their_connections(
     });
 }
 
+/// A server that refuses all as long as it does not listen; its port is its own.
+fn not_listening() -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    socket
+}
+
 #[tokio::test]
 async fn a_server_that_is_not_there_yet_is_tried_again() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
-    let manager = TcpManager::new(address.to_string());
+    let socket = not_listening();
+    let manager = TcpManager::new(socket.local_addr().unwrap().to_string());
     let pool = Pool::builder(manager).max_size(1).build().await.unwrap();
     let acquire = pool.acquire();
     let come_up = async {
         eventually("an attempt has failed", || pool.metrics().connect_failures > 0).await;
-        TcpListener::bind(address).await.unwrap()
+        socket.listen(8).unwrap()
     };
     let (acquired, _listener) = tokio::join!(acquire, come_up);
     drop(acquired.unwrap());
@@ -317,7 +322,8 @@ async fn a_server_that_is_not_there_yet_is_tried_again() {
 async fn an_address_that_leads_nowhere_keeps_nobody_from_the_next() {
     let full = Nowhere::at(([127, 0, 0, 1], 0)).await;
     let nowhere = full.address();
-    let refused = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let unheard = not_listening();
+    let refused = unheard.local_addr().unwrap();
     for addresses in [vec![nowhere, echo_server().await], vec![refused, echo_server().await]] {
         let manager = TcpManager::new(&*addresses.leak());
         let pool = Pool::builder(manager).max_size(1).acquire_timeout(PATIENCE);

@@ -182,7 +182,7 @@ async fn close_may_be_called_again_and_by_many_tasks_at_once() {
     assert_eq!(manager.ledger.closed(), 8, "once per connection");
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn close_outside_a_runtime_does_not_panic() {
     let manager = TestManager::new();
     let pool = pool_of(&manager, 2).min_idle(2).build().await.unwrap();
@@ -358,32 +358,55 @@ async fn a_pause_between_attempts_is_ended_by_close() {
     assert_eq!(manager.connect.calls(), attempts);
 }
 
+/// Every second connect is under way until it is let through: before close has begun, after that in the
+/// same moment, or never.
 #[tokio::test]
 async fn close_and_connect_in_any_order_leave_nothing_open() {
-    for round in 0..200 {
+    let (mut met, mut late) = (0, 0);
+    for round in 0..180 {
         let manager = TestManager::new();
-        let pool = pool_of(&manager, 4).acquire_timeout(PATIENCE).build_lazy().unwrap();
+        for _ in 0..100 {
+            manager.connect.once(Act::Ok);
+            manager.connect.once(Act::Gated);
+        }
+        let pool = pool_of(&manager, 4).connect_timeout(Duration::MAX).acquire_timeout(PATIENCE);
+        let pool = pool.build_lazy().unwrap();
         let users: Vec<_> = (0..4)
             .map(|_| {
                 let pool = pool.clone();
                 tokio::spawn(async move {
-                    while pool.acquire().await.is_ok() {
+                    while let Ok(held) = pool.acquire().await {
                         tokio::task::yield_now().await;
+                        held.discard();
                     }
                 })
             })
             .collect();
-        for _ in 0..round % 20 {
+        for turn in 0..round / 3 {
+            manager.connect.open(turn % 2);
             tokio::task::yield_now().await;
         }
-        pool.close().await;
+        let (running, opened) = (manager.connect.running(), manager.ledger.opened());
+        let mut close = pin!(pool.close());
+        if round % 3 == 0 {
+            manager.connect.open(4);
+        }
+        if poll_once(close.as_mut()).is_pending() {
+            if round % 3 == 1 {
+                manager.connect.open(4);
+            }
+            close.await;
+        }
         for user in users {
             joined(user).await;
         }
         let metrics = balanced(&pool, &manager.ledger).await;
         assert_eq!(metrics.counts.vacant, 4);
         assert_eq!(manager.ledger.closed() as u64, metrics.created);
+        met += usize::from(running > 0);
+        late += manager.ledger.opened() - opened;
     }
+    assert!(met > 0 && late > 0, "{met} times one was under way, {late} arrived after that");
 }
 
 #[tokio::test(start_paused = true)]
@@ -685,6 +708,28 @@ fn a_thread_in_a_runtime_that_has_ended_finds_that_out_without_a_panic() {
         });
         assert_eq!(reported, 0);
     }
+}
+
+#[test]
+fn what_breaks_where_no_runtime_is_left_does_not_spare_what_is_idle_on_the_next_one_its_check() {
+    let (manager, first) = (TestManager::new(), single());
+    // Once in an interval what is idle is doubted, and this one has no end.
+    let pool = pool_of(&manager, 2).maintenance_interval(Duration::MAX).build_lazy().unwrap();
+    let held = first.block_on(pool.acquire_owned()).unwrap();
+    drop(first);
+    let broken = |held| {
+        manager.condition.once(BROKEN);
+        drop(held);
+    };
+    broken(held);
+    single().block_on(async {
+        let held = pool.acquire_owned().await.unwrap();
+        drop(pool.acquire_owned().await.unwrap());
+        assert_eq!((pool.counts().idle, manager.check.calls()), (1, 0));
+        broken(held);
+        drop(pool.acquire_owned().await.unwrap());
+        assert_eq!(manager.check.calls(), 1);
+    });
 }
 
 #[test]
@@ -1114,22 +1159,6 @@ fn a_thread_that_waits_while_the_only_connection_and_the_pools_runtime_go_is_tol
             meanwhile(move || drop(runtime), round, || drop(held.detach()));
         });
     }
-}
-
-#[tokio::test]
-async fn a_blocking_acquire_waits_on_a_plain_thread() {
-    let manager = TestManager::new();
-    let pool = pool_of(&manager, 1).acquire_timeout(PATIENCE).build_lazy().unwrap();
-    let held = pool.acquire().await.unwrap();
-    let thread = std::thread::spawn({
-        let pool = pool.clone();
-        move || pool.acquire_blocking().map(|guard| guard.id)
-    });
-    eventually("it waits", || pool.metrics().counts.waiters == 1).await;
-    drop(held);
-    eventually("the thread has ended", || thread.is_finished()).await;
-    assert_eq!(join(thread).unwrap(), 1);
-    balanced(&pool, &manager.ledger).await;
 }
 
 #[test]

@@ -785,7 +785,8 @@ async fn an_r2d2_customizer_has_each_connection_first_and_last_where_it_may_bloc
     let (manager, customizer) = (Blocking::default(), Customizer::default());
     let adapter = R2d2::new(manager.clone()).customizer(Box::new(customizer.clone()));
     let pool = Pool::builder(adapter).max_size(1).check(CheckPolicy::Always);
-    let pool = pool.backoff(MOMENT / 20, MOMENT / 20).build_lazy().unwrap();
+    let pool = pool.check_timeout(PATIENCE).backoff(MOMENT / 20, MOMENT / 20);
+    let pool = pool.build_lazy().unwrap();
     // As in r2d2, one that it refuses it does not see again.
     customizer.refuses.store(1, SeqCst);
     assert_eq!((say(&pool).await, pool.metrics().connect_failures), (2, 1));
@@ -888,13 +889,13 @@ async fn a_check_that_never_ends_keeps_its_connection_and_holds_up_nobody() {
     let pool = pool.build().await.unwrap();
     assert_eq!(say(&pool).await, 1);
     manager.0.is_valid.lock().unwrap().push(Step::Block);
-    let mut next = Box::pin(say(&pool));
-    eventually("it is being checked", || {
-        assert!(poll_once(next.as_mut()).is_pending());
-        manager.blocked() == 1
-    })
-    .await;
-    assert_eq!(next.await, 2);
+    // Its thread may begin before the check is given up, or after that.
+    let next = tokio::spawn({
+        let pool = pool.clone();
+        async move { say(&pool).await }
+    });
+    eventually("it is being checked", || manager.blocked() == 1).await;
+    assert_eq!(joined(next).await, 2);
     assert_eq!((manager.blocked(), manager.live()), (1, 2));
     manager.open(1);
     eventually("it is dropped when its check has ended", || manager.live() == 1).await;
@@ -905,7 +906,7 @@ async fn a_check_that_never_ends_keeps_its_connection_and_holds_up_nobody() {
 #[tokio::test]
 async fn a_check_whose_caller_goes_away_takes_its_connection_along() {
     let manager = Blocking::default();
-    let pool = impatient(&manager, 1).build().await.unwrap();
+    let pool = impatient(&manager, 1).check_timeout(PATIENCE).build().await.unwrap();
     assert_eq!(say(&pool).await, 1);
     manager.0.is_valid.lock().unwrap().push(Step::Block);
     let mut given_up = Box::pin(say(&pool));

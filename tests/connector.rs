@@ -670,7 +670,7 @@ async fn pauses_between_attempts_grow_from_backoff_to_its_limit() {
         .build_lazy()
         .unwrap();
     let _acquires = waiting(&pool, 1);
-    let mut last = Instant::now();
+    let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
     for attempt in 1..40 {
         eventually("one more attempt", || manager.connect.calls() == attempt).await;
         let pause = last.elapsed();
@@ -679,7 +679,10 @@ async fn pauses_between_attempts_grow_from_backoff_to_its_limit() {
         let most = 100 * MILLISECOND * (1 << doublings);
         // `eventually` and the timer look once a millisecond each.
         assert!(pause <= most + 2 * MILLISECOND, "{pause:?} before attempt {attempt}");
+        longest = longest.max(pause);
     }
+    // Half of those at the limit are as long; that none of 35 is has a chance of 2^-35.
+    assert!(longest > 400 * MILLISECOND, "{longest:?}");
 }
 
 #[tokio::test(start_paused = true)]

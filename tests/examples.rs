@@ -299,7 +299,7 @@ fn the_example_of_a_failover_shows_who_serves_and_how_long_writes_paused() {
 /// What README.md shows, line by line, with what it leaves to the reader.
 #[rustfmt::skip]
 #[expect(
-    dead_code, unused_variables, clippy::let_and_return,
+    dead_code, unused_variables, clippy::let_and_return, clippy::print_stdout,
     reason = "they need servers: it is enough that they compile"
 )]
 mod readme {

@@ -564,26 +564,6 @@ async fn a_connection_that_turns_out_to_be_of_no_use_while_it_is_reset_is_closed
 }
 
 #[tokio::test(start_paused = true)]
-async fn min_idle_is_kept_when_a_connection_turns_out_broken() {
-    let manager = TestManager::new();
-    let pool = Pool::builder(manager.clone()).max_size(4).min_idle(2).build().await.unwrap();
-    let held = pool.acquire().await.unwrap();
-    manager.condition.once(BROKEN);
-    drop(held);
-    eventually("two are idle again", || pool.metrics().counts.idle == 2).await;
-    assert_eq!(balanced(&pool, &manager.ledger).await.created, 3);
-}
-
-#[tokio::test(start_paused = true)]
-async fn min_idle_is_kept_when_a_connection_is_discarded() {
-    let manager = TestManager::new();
-    let pool = Pool::builder(manager.clone()).max_size(4).min_idle(2).build().await.unwrap();
-    pool.acquire().await.unwrap().discard();
-    eventually("two are idle again", || pool.metrics().counts.idle == 2).await;
-    assert_eq!(balanced(&pool, &manager.ledger).await.created, 3);
-}
-
-#[tokio::test(start_paused = true)]
 async fn min_idle_is_kept_although_the_server_is_down_for_a_while() {
     let manager = TestManager::new();
     let pool = Pool::builder(manager.clone()).max_size(4).min_idle(2).build().await.unwrap();

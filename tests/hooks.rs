@@ -1193,62 +1193,73 @@ const BACK: [(&str, Back); 9] = [
     ("drain", |pool| drop(poll_once(pin!(pool.drain(SECOND))))),
 ];
 
-#[tokio::test(start_paused = true)]
-async fn every_hook_may_call_back_into_the_pool() {
+async fn calls_back(turn: Turn, what: &str, back: Back) {
+    let manager = TestManager::new();
+    let weak: Arc<OnceLock<WeakPool<TestManager>>> = Arc::default();
+    let called = Arc::new(AtomicUsize::new(0));
+    let hooks = at(turn, {
+        let (weak, called) = (weak.clone(), called.clone());
+        move || {
+            let calls = called.fetch_add(1, Ordering::SeqCst);
+            let Some(pool) = weak.get().and_then(WeakPool::upgrade) else { return };
+            // What it does there may well come back here; and who invalidates each
+            // connection as it comes never gets one.
+            if calls < 6 {
+                back(&pool);
+            }
+        }
+    });
+    let pool = pool_of(&manager, 2).capacity(4).hooks(hooks).build_lazy().unwrap();
+    weak.set(pool.downgrade()).expect("once");
+    let work = async {
+        for round in 0..4 {
+            let Ok(held) = pool.acquire_timeout(SECOND).await else { continue };
+            let mut waiter = pin!(pool.acquire_timeout(SECOND));
+            let early = poll_once(waiter.as_mut());
+            match round {
+                0 | 1 => drop(held),
+                2 => held.discard(),
+                _ => drop(held.release().await),
+            }
+            if early.is_pending() {
+                drop(waiter.await);
+            }
+        }
+    };
+    let ended = timeout(60 * SECOND, work).await;
+    assert!(ended.is_ok(), "{what} in {turn:?} hangs");
+    assert!(called.load(Ordering::SeqCst) > 0, "{what} in {turn:?}");
+    assert_eq!(pool.is_closed(), what == "drain", "{what} in {turn:?}");
+    let at_rest = eventually("nothing is under way", || {
+        let counts = pool.metrics().counts;
+        counts.waiters + counts.connecting + counts.checking + counts.closing == 0
+    });
+    at_rest.await;
+    let metrics = pool.metrics();
+    assert_eq!(metrics.counts.in_service(), pool.max_size(), "{what} in {turn:?}");
+    assert_eq!(metrics.counts.in_use, 0, "{what} in {turn:?}");
+    assert_eq!(manager.ledger.live(), metrics.counts.alive(), "{what} in {turn:?}");
+    if what != "drain" {
+        let mut held = Vec::new();
+        for _ in 0..pool.max_size() {
+            let acquired = pool.acquire().await;
+            held.push(acquired.unwrap_or_else(|error| panic!("{what} {turn:?}: {error}")));
+        }
+    }
+}
+
+#[test]
+fn every_hook_may_call_back_into_the_pool() {
     for turn in TURNS {
         for (what, back) in BACK {
-            let manager = TestManager::new();
-            let weak: Arc<OnceLock<WeakPool<TestManager>>> = Arc::default();
-            let called = Arc::new(AtomicUsize::new(0));
-            let hooks = at(turn, {
-                let (weak, called) = (weak.clone(), called.clone());
-                move || {
-                    let calls = called.fetch_add(1, Ordering::SeqCst);
-                    let Some(pool) = weak.get().and_then(WeakPool::upgrade) else { return };
-                    // What it does there may well come back here; and who invalidates each
-                    // connection as it comes never gets one.
-                    if calls < 6 {
-                        back(&pool);
-                    }
-                }
+            // A thread of its own, which is all that stands still if a lock is held meanwhile.
+            let case = thread::spawn(move || {
+                let mut runtime = tokio::runtime::Builder::new_current_thread();
+                let runtime = runtime.enable_time().start_paused(true).build().unwrap();
+                runtime.block_on(calls_back(turn, what, back));
             });
-            let pool = pool_of(&manager, 2).capacity(4).hooks(hooks).build_lazy().unwrap();
-            weak.set(pool.downgrade()).expect("once");
-            let work = async {
-                for round in 0..4 {
-                    let Ok(held) = pool.acquire_timeout(SECOND).await else { continue };
-                    let mut waiter = pin!(pool.acquire_timeout(SECOND));
-                    let early = poll_once(waiter.as_mut());
-                    match round {
-                        0 | 1 => drop(held),
-                        2 => held.discard(),
-                        _ => drop(held.release().await),
-                    }
-                    if early.is_pending() {
-                        drop(waiter.await);
-                    }
-                }
-            };
-            let ended = timeout(60 * SECOND, work).await;
-            assert!(ended.is_ok(), "{what} in {turn:?} hangs");
-            assert!(called.load(Ordering::SeqCst) > 0, "{what} in {turn:?}");
-            assert_eq!(pool.is_closed(), what == "drain", "{what} in {turn:?}");
-            let at_rest = eventually("nothing is under way", || {
-                let counts = pool.metrics().counts;
-                counts.waiters + counts.connecting + counts.checking + counts.closing == 0
-            });
-            at_rest.await;
-            let metrics = pool.metrics();
-            assert_eq!(metrics.counts.in_service(), pool.max_size(), "{what} in {turn:?}");
-            assert_eq!(metrics.counts.in_use, 0, "{what} in {turn:?}");
-            assert_eq!(manager.ledger.live(), metrics.counts.alive(), "{what} in {turn:?}");
-            if what != "drain" {
-                let mut held = Vec::new();
-                for _ in 0..pool.max_size() {
-                    let acquired = pool.acquire().await;
-                    held.push(acquired.unwrap_or_else(|error| panic!("{what} {turn:?}: {error}")));
-                }
-            }
+            eventually_blocking(&format!("{what} in {turn:?} ends"), || case.is_finished());
+            join(case);
         }
     }
 }

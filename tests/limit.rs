@@ -255,34 +255,6 @@ async fn topping_up_stops_at_min_idle() {
     assert_eq!(manager.connect.calls(), 5);
 }
 
-#[tokio::test]
-async fn min_idle_is_restored_after_a_discard() {
-    let manager = TestManager::new();
-    let pool = builder(&manager).max_size(4).min_idle(2).build().await.unwrap();
-    pool.acquire().await.unwrap().discard();
-    eventually("two are idle again", || pool.metrics().counts.idle == 2).await;
-    assert_eq!(manager.connect.calls(), 3);
-}
-
-#[tokio::test]
-async fn min_idle_is_restored_after_a_broken_release() {
-    let manager = TestManager::new();
-    let pool = builder(&manager).max_size(2).min_idle(2).build().await.unwrap();
-    manager.condition.once(Act::Error);
-    drop(pool.acquire().await.unwrap());
-    eventually("two are idle again", || pool.metrics().counts.idle == 2).await;
-    assert_eq!((manager.connect.calls(), pool.metrics().closed.broken), (3, 1));
-}
-
-#[tokio::test]
-async fn min_idle_is_restored_after_a_detach() {
-    let manager = TestManager::new();
-    let pool = builder(&manager).max_size(2).min_idle(1).build().await.unwrap();
-    let conn = pool.acquire().await.unwrap().detach();
-    eventually("one is idle again", || pool.metrics().counts.idle == 1).await;
-    assert_eq!((conn.id, manager.connect.calls()), (1, 2));
-}
-
 // ---- connects under way ----
 
 #[tokio::test]

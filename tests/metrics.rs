@@ -113,7 +113,7 @@ async fn whoever_is_turned_away_is_counted_apart_from_who_would_have_been() {
     }
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_blocking_wait_counts_like_any_other() {
     let manager = TestManager::new();
     let pool = pool_of(&manager, 1).build_lazy().unwrap();

@@ -1341,6 +1341,8 @@ async fn what_was_given_back_in_any_way_is_not_held_any_more() {
         let (pool, manager) = (pool.clone(), manager.clone());
         async move {
             drop(pool.acquire().await.unwrap());
+            // Whoever acquired that one again would be who holds it.
+            assert_eq!(pool.retain(|_, _| false), 1);
             pool.acquire().await.unwrap().discard();
             pool.acquire().await.unwrap().release().await.unwrap();
             let mut connection = pool.acquire().await.unwrap().detach();

@@ -8,7 +8,7 @@ mod support;
 
 use millpond::{CheckPolicy, Config, Pool, PoolBuilder, Priority, Shed};
 use std::time::Duration;
-use support::TestManager;
+use support::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -186,6 +186,7 @@ async fn the_longest_durations_do_not_overflow() {
         .idle_timeout(max)
         .keepalive_interval(max)
         .leak_after(max)
+        .slow_acquire(max)
         .lifetime_jitter(1.0)
         .shed(Shed::new(max, max))
         .build()
@@ -205,4 +206,37 @@ async fn the_longest_durations_do_not_overflow() {
     pool.maintenance().set_interval(max).unwrap();
     pool.maintenance().run_once().await;
     assert!(pool.drain(max).await.still_out.is_empty());
+}
+
+#[cfg(feature = "cluster")]
+#[tokio::test(start_paused = true)]
+async fn the_longest_durations_of_a_cluster_do_not_overflow() {
+    use futures_util::StreamExt;
+    use millpond::cluster::{Cluster, Dns, Policy};
+    let max = Duration::MAX;
+    let dns = Dns::new("db.internal:5432".parse().unwrap(), max).unwrap();
+    let mut dns = dns.lookup(async |_| Ok(vec![([127, 0, 0, 1], 5432).into()]));
+    assert_eq!(dns.next().await.unwrap().unwrap().len(), 1);
+    let other = tokio::time::timeout(1_000_000 * SECOND, dns.next()).await;
+    assert!(other.is_err(), "it asks but once");
+
+    let cluster = Cluster::builder().slow_start(max).acquire_timeout(max).try_next_after(max);
+    let cluster = cluster.build().unwrap();
+    let managers = ["a", "b"].map(|key| {
+        let manager = TestManager::new();
+        cluster.add_node(key.to_owned(), manager.clone()).unwrap();
+        manager
+    });
+    managers[0].connect.always(Act::Error);
+    for _ in 0..10 {
+        assert_eq!(cluster.acquire_any(Policy::RoundRobin).await.unwrap().node(), "b");
+    }
+    managers[0].connect.calm();
+    eventually("a is back", || managers[0].ledger.live() > 0).await;
+    let mut served = 0;
+    for _ in 0..1_000 {
+        let guard = cluster.acquire_any(Policy::RoundRobin).await.unwrap();
+        served += usize::from(guard.node() == "a");
+    }
+    assert!((1..250).contains(&served), "{served} of 1000, and half once it has started");
 }

@@ -813,6 +813,35 @@ async fn min_idle_is_refilled_by_the_acquire_that_dips_below_it() {
     }
 }
 
+/// There is no room for another until the one in use has ended, and then nobody acquires and no look comes.
+#[tokio::test(start_paused = true)]
+async fn min_idle_is_refilled_by_the_end_of_a_connection_in_use() {
+    for way in ["discarded", "broken", "detached"] {
+        let manager = TestManager::new();
+        let pool = builder(&manager).max_size(2).min_idle(2).build().await.unwrap();
+        pool.maintenance().pause();
+        let began = Instant::now();
+        let mut held = pool.acquire().await.unwrap();
+        turns().await;
+        assert_eq!((pool.counts().idle, manager.connect.calls()), (1, 2), "{way}");
+        match way {
+            "discarded" => held.discard(),
+            "broken" => {
+                manager.condition.once(Act::Error);
+                drop(held);
+            }
+            _ => {
+                held.uncount();
+                drop(held.detach());
+            }
+        }
+        turns().await;
+        assert_eq!(balanced(&pool, &manager.ledger).await.counts.idle, 2, "{way}");
+        assert_eq!((manager.connect.calls(), manager.ledger.live()), (3, 2), "{way}");
+        assert_eq!(began.elapsed(), Duration::ZERO, "{way}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_lazy_pool_keeps_min_idle_once_it_was_warmed_up_or_somebody_took_what_was_there() {
     let manager = TestManager::new();
@@ -926,21 +955,28 @@ async fn a_leak_is_told_once_and_once_more_when_it_comes_back() {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_on_its_way_to_a_waiter_is_held_by_nobody() {
-    let manager = TestManager::new();
-    let pool = builder(&manager).max_size(1).leak_after(MINUTE).build_lazy().unwrap();
-    let held = pool.acquire().await.unwrap();
-    // Between two looks, the first of which sees this one held, and the other the next one.
-    sleep(2 * SECOND + SECOND / 2).await;
-    assert!(!pool.holders()[0].held.is_zero());
-    let mut waiter = pin!(pool.acquire_timeout(Duration::MAX));
-    assert!(poll_once(waiter.as_mut()).is_pending());
-    held.discard();
-    eventually("the next one is on its way", || pool.metrics().created == 2).await;
-    sleep(10 * MINUTE).await;
-    assert_eq!((pool.metrics().counts.in_use, pool.metrics().leaks), (1, 0));
-    assert_eq!(pool.holders(), []);
-    let _held = waiter.await.unwrap();
-    assert_eq!(pool.holders().len(), 1);
+    for comes_back in [true, false] {
+        let manager = TestManager::new();
+        let pool = builder(&manager).max_size(1).leak_after(MINUTE).build_lazy().unwrap();
+        let held = pool.acquire().await.unwrap();
+        // Between two looks, the first of which sees this one held, and the other this one or the next
+        // one on its way.
+        sleep(2 * SECOND + SECOND / 2).await;
+        assert!(!pool.holders()[0].held.is_zero());
+        let mut waiter = pin!(pool.acquire_timeout(Duration::MAX));
+        assert!(poll_once(waiter.as_mut()).is_pending());
+        if comes_back {
+            drop(held);
+        } else {
+            held.discard();
+            eventually("the next one is on its way", || pool.metrics().created == 2).await;
+        }
+        sleep(10 * MINUTE).await;
+        assert_eq!((pool.metrics().counts.in_use, pool.metrics().leaks), (1, 0), "{comes_back}");
+        assert_eq!(pool.holders(), []);
+        let _held = waiter.await.unwrap();
+        assert_eq!(pool.holders().len(), 1);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -1067,6 +1103,23 @@ async fn a_warm_up_under_way_is_ended_by_close() {
     assert!(matches!(error, WarmUpError::Closed), "{error:?}");
     assert_eq!(began.elapsed(), Duration::ZERO);
     eventually("its connects have ended", || manager.connect.running() == 0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_warm_up_that_waits_for_what_is_being_closed_is_ended_by_close() {
+    let manager = TestManager::new();
+    manager.close.always(Act::Never);
+    let pool = builder(&manager).max_size(1).close_timeout(MINUTE).build_lazy().unwrap();
+    pool.acquire().await.unwrap().discard();
+    let mut warm_up = pin!(pool.warm_up(1));
+    assert!(poll_once(warm_up.as_mut()).is_pending());
+    assert_eq!((pool.counts().closing, manager.connect.calls()), (1, 1));
+    let began = Instant::now();
+    let mut close = pin!(pool.close());
+    assert!(poll_once(close.as_mut()).is_pending());
+    let error = warm_up.await.unwrap_err();
+    assert!(matches!(error, WarmUpError::Closed), "{error:?}");
+    assert_eq!(began.elapsed(), Duration::ZERO);
 }
 
 #[tokio::test(start_paused = true)]
