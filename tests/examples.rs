@@ -311,7 +311,6 @@ mod readme {
 
     type Outcome = Result<(), Box<dyn Error>>;
 
-    #[expect(clippy::print_stdout, reason = "it is what the program is for")]
     mod a_program {
         use millpond::{Pool, backends::postgres::PostgresManager};
 
