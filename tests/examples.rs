@@ -333,7 +333,7 @@ mod readme {
 
     async fn orders(State(db): State<Db>) -> Result<String, StatusCode> {
         let client = db.acquire().await.map_err(|error| {
-            // Nobody could be served in time, or the pool is closed. Why connecting failed is in the source.
+            // Nobody could be served in time, or connecting fails for good: why, is in the source.
             eprintln!("{error}; {:?}", error.source());
             StatusCode::SERVICE_UNAVAILABLE
         })?;
@@ -353,7 +353,7 @@ mod readme {
         use millpond::backends::pg_wired::PgWiredManager;
         use millpond::backends::postgres::PostgresManager;
         use millpond::backends::redis::RedisManager;
-        use millpond::backends::sqlite::SqliteManager;
+        use millpond::backends::sqlite::{SqliteDatabase, SqliteManager};
         use millpond::backends::sqlx::SqlxManager;
         use millpond::backends::tcp::TcpManager;
         use millpond::backends::unix::UnixManager;
@@ -427,6 +427,9 @@ mod readme {
             guard.in_place()?.execute("VACUUM", [])?;
             let named = |_: &rusqlite::Connection| ();
             named(guard.in_place()?);
+            let manager = SqliteManager::new("shop.db");
+            let database = SqliteDatabase::open(manager, 4).await?;
+            drop(database.writer().acquire().await?);
             Ok(())
         }
 
