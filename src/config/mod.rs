@@ -307,7 +307,8 @@ pub struct Config {
     pub shed: Option<Shed>,
     /// While connecting fails and no connection is left that could come back to him, whoever would have to
     /// wait gets [`AcquireError::Unavailable`](crate::AcquireError::Unavailable) at once. Default:
-    /// `false`: they wait until their deadlines. Whoever waits already hears of connects that fail: while those
+    /// `false`: they wait until their deadlines. One that is being closed counts as left until it has been. Whoever
+    /// waits already hears of connects that fail: while those
     /// that are new are [lost](crate::OperationError::Lost) or rejected by a hook, he waits on.
     ///
     /// Whoever is refused cannot find out that the server is back, so the pool goes on trying, one connect

@@ -200,7 +200,7 @@ struct Shard<K: Keeper> {
 #[non_exhaustive]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Counts {
-    /// Slots without a resource, which may be filled.
+    /// Slots without a resource, which may be filled; after a shrink, once what has to go has been closed.
     pub vacant: usize,
     /// Slots for which a resource is being opened.
     pub connecting: usize,
