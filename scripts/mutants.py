@@ -22,6 +22,8 @@ TOP = Path(__file__).resolve().parent.parent
 BUILD, RUN = 600, 120
 # What the doc of a test says before the names of its mutants.
 CAUGHT = "seen to be caught:"
+# The first of all: what catches it catches nothing.
+UNBROKEN = "no mutant"
 
 
 def copy_to(place, members):
@@ -99,6 +101,16 @@ def faults(mutants, folders, told):
                 yield f"{name}: not named where {program}::{test} is"
 
 
+def unbroken(mutants, told):
+    """A mutant that breaks nothing, with the tests of these, which all have to pass; none for those that are
+    run by themselves, as the models are."""
+    tests = {case: None for _, _, _, _, *where in mutants for case in cases(where)}
+    if told or not tests:
+        return []
+    file = mutants[0][1]
+    return [(UNBROKEN, file, "", "", *(part for case in tests for part in case))]
+
+
 def run(mutants, arguments, members, target, env, told=False):
     """Runs those mutants whose names have the script's argument in them, and tells of each; with
     `--check` it only looks whether their texts and tests are there.
@@ -119,11 +131,13 @@ def run(mutants, arguments, members, target, env, told=False):
     chosen = [mutant for mutant in mutants if wanted in mutant[0]]
     if bad := list(faults(chosen, folders, told)):
         sys.exit("\n".join(bad))
+    # As after any other end, nothing that was started goes on, and the copy is removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     survivors, rows = [], []
     with tempfile.TemporaryDirectory(prefix="millpond-mutants-") as place:
         place = Path(place)
         copy_to(place, members)
-        for name, file, before, after, *where in chosen:
+        for name, file, before, after, *where in [*unbroken(chosen, told), *chosen]:
             began = time.monotonic()
             original = (place / file).read_text()
             (place / file).write_text(original.replace(before, after))
@@ -141,7 +155,11 @@ def run(mutants, arguments, members, target, env, told=False):
                         sys.exit(f"{name}: no test {program}::{test}\n{output}")
                     caught = reason(output) if code != 0 else None
                 except subprocess.TimeoutExpired:
-                    caught = None
+                    code, caught = None, None
+                if name is UNBROKEN:
+                    if code != 0:
+                        sys.exit(f"{program}::{test} fails without any mutant\n{output}")
+                    continue
                 seconds, began = time.monotonic() - began, time.monotonic()
                 if caught is None and name not in survivors:
                     survivors.append(name)
