@@ -373,6 +373,7 @@ mod readme {
             let pool = pool(PostgresManager::from_url("postgresql://…")?)?;
             let mut guard = pool.acquire().await?;
             guard.query_one("SELECT 1", &[]).await?;
+            guard.prepare_cached("SELECT 1").await?;
             let named = |_: &mut Client| ();
             named(&mut guard);
             fn any(_: &mut impl GenericClient) {}

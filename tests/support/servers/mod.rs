@@ -42,6 +42,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+/// What a server's processes do is read from `/proc`, as Linux has it.
+const ON_LINUX: bool = cfg!(target_os = "linux");
+
 /// How long a server may take to start or to stop. They share the machine with the tests.
 const START: Duration = Duration::from_secs(60);
 
@@ -63,18 +66,22 @@ struct Server {
 /// If servers are required.
 fn skip(what: &str) {
     let required = std::env::var_os("MILLPOND_REQUIRE_SERVERS").is_some_and(|value| value == "1");
-    assert!(!required, "{what} is not installed, and MILLPOND_REQUIRE_SERVERS is 1");
+    let why = if ON_LINUX { "is not installed" } else { "is started by the tests on Linux only" };
+    assert!(!required, "{what} {why}, and MILLPOND_REQUIRE_SERVERS is 1");
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("a test").to_owned();
     // Not `eprintln`, which the test harness would keep to itself.
     drop(std::io::Write::write_all(
         &mut std::io::stderr(),
-        format!("skipped: {test}: {what} is not installed\n").as_bytes(),
+        format!("skipped: {test}: {what} {why}\n").as_bytes(),
     ));
 }
 
-/// The program of this name, in one of the folders or on the path.
+/// The program of this name, in one of the folders or on the path. None where its processes could not be seen.
 fn program(folders: &[PathBuf], name: &str) -> Option<PathBuf> {
+    if !ON_LINUX {
+        return None;
+    }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let also = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]);
     folders.iter().cloned().chain(also).map(|folder| folder.join(name)).find(|file| file.is_file())
