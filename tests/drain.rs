@@ -24,12 +24,6 @@ fn pool_of(manager: &TestManager, max_size: usize) -> PoolBuilder<TestManager> {
     Pool::builder(manager.clone()).max_size(max_size).acquire_timeout(PATIENCE)
 }
 
-async fn turns() {
-    for _ in 0..64 {
-        yield_now().await;
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn drain_refuses_newcomers_of_every_kind_first_with_draining_and_then_with_closed() {
     let manager = TestManager::new();

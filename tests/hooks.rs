@@ -34,12 +34,6 @@ fn pool_of(manager: &TestManager, max_size: usize) -> PoolBuilder<TestManager> {
     Pool::builder(manager.clone()).max_size(max_size).acquire_timeout(10 * SECOND)
 }
 
-async fn turns() {
-    for _ in 0..64 {
-        yield_now().await;
-    }
-}
-
 /// Says what kind of function this is.
 fn asynchronous<F>(hook: F) -> F
 where

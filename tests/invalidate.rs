@@ -48,12 +48,6 @@ where
     verify
 }
 
-async fn turns() {
-    for _ in 0..64 {
-        yield_now().await;
-    }
-}
-
 /// As many acquires succeed at the same time as the pool is large.
 async fn has_all_its_slots(pool: &Pool<TestManager>) {
     let mut held = Vec::new();

@@ -56,12 +56,6 @@ async fn has_exactly_its_size(pool: &Pool<TestManager>) {
     assert!(matches!(one_more, Err(AcquireError::Timeout(_))), "{one_more:?}");
 }
 
-async fn turns() {
-    for _ in 0..64 {
-        yield_now().await;
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_pool_has_exactly_the_size_it_was_resized_to_up_and_down() {
     for order in [IdleOrder::Recent, IdleOrder::Fifo, IdleOrder::Lifo] {

@@ -20,7 +20,7 @@ use std::thread;
 use std::time::Duration;
 use support::{
     Act, Conn, TestManager, balanced, eventually, eventually_blocking, hush_scripted_panics,
-    poll_once,
+    poll_once, turns,
 };
 use tokio::time::{Instant, sleep, timeout};
 
@@ -42,13 +42,6 @@ async fn use_at_once(pool: &Pool<TestManager>, count: usize) {
     let mut held = Vec::new();
     for _ in 0..count {
         held.push(pool.acquire().await.unwrap());
-    }
-}
-
-/// Lets all other tasks run until they have nothing to do; the clock stands still.
-async fn turns() {
-    for _ in 0..100 {
-        tokio::task::yield_now().await;
     }
 }
 

@@ -66,7 +66,14 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) -> impl Futur
     }
 }
 
-/// The same for a thread without a runtime.
+/// Lets all other tasks run until they have nothing to do; a paused clock stands still meanwhile.
+pub async fn turns() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// The same as [`eventually`] for a thread without a runtime.
 #[track_caller]
 pub fn eventually_blocking(what: &str, mut condition: impl FnMut() -> bool) {
     let began = Instant::now();
