@@ -34,12 +34,6 @@ fn pool_of(manager: &TestManager, max_size: usize) -> PoolBuilder<TestManager> {
     Pool::builder(manager.clone()).max_size(max_size).acquire_timeout(60 * SECOND)
 }
 
-async fn turns() {
-    for _ in 0..64 {
-        yield_now().await;
-    }
-}
-
 /// Awaits a condition without the clock, which stands still while `spawn_blocking` is at work.
 async fn soon(what: &str, mut condition: impl FnMut() -> bool) {
     let began = std::time::Instant::now();
@@ -862,8 +856,10 @@ async fn fail_fast_tells_the_cause_at_once_when_no_connection_is_left() {
             move || pool.acquire_blocking().map(drop)
         });
         assert!(matches!(join(blocking), Err(AcquireError::Unavailable(_))));
+        assert_eq!(pool.metrics().counts.connecting, 0);
     }
-    assert!(manager.connect.calls() <= calls + 1);
+    turns().await;
+    assert_eq!(manager.connect.calls(), calls);
     assert_eq!(balanced_down(&pool, &manager), 0);
 }
 
@@ -934,6 +930,34 @@ async fn fail_fast_waits_for_connections_that_are_in_use() {
     let began = Instant::now();
     assert!(matches!(waiter.await, Err(AcquireError::Unavailable(_))));
     assert!(began.elapsed() <= SECOND, "a pause of the prober's");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_connection_that_is_being_closed() {
+    // How soon: after a pause of the prober's, or at once.
+    let cases =
+        [("down", Act::Error, true, SECOND), ("for good", Act::Permanent, false, 10 * MILLISECOND)];
+    for (what, failure, fail_fast, soon) in cases {
+        let manager = TestManager::new();
+        let pool = failing_fast(&manager, 2).fail_fast(fail_fast).build_lazy().unwrap();
+        let held = pool.acquire().await.unwrap();
+        manager.connect.always(failure);
+        manager.close.always(Act::Gated);
+        let mut waiter = pin!(pool.acquire());
+        assert!(poll_once(waiter.as_mut()).is_pending());
+        sleep(10 * MILLISECOND).await;
+        assert!(poll_once(waiter.as_mut()).is_pending(), "{what}: one may come back");
+        held.discard();
+        let refused = timeout(soon, waiter).await.expect(what).unwrap_err();
+        assert_eq!(pool.metrics().counts.closing, 1, "{what}: it is still being closed");
+        let is_told = matches!(refused, AcquireError::Unavailable(_) | AcquireError::Connect(_));
+        assert!(is_told, "{what}: {refused:?}");
+        let Poll::Ready(next) = poll_once(pin!(pool.acquire())) else { panic!("{what}: it waits") };
+        assert!(next.is_err(), "{what}");
+        manager.close.open(1);
+        eventually("it has been closed", || pool.metrics().counts.closing == 0).await;
+        assert_eq!(balanced_down(&pool, &manager), 0);
+    }
 }
 
 #[test]

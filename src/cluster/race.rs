@@ -601,7 +601,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
     fn have_some_opened(&mut self, order: &[usize], table: &Table<K, M>) -> bool {
         let nodes = || order.iter().map(|place| &table.nodes()[*place]);
         let capped = self.cluster.cap.is_some();
-        let has_room = |node: &Node<K, M>| node.pool.counts().vacant > 0;
+        let has_room = |node: &Node<K, M>| node.pool.has_room();
         let may_grow = |node: &Node<K, M>| {
             capped && !has_room(node) && node.pool.max_size() < node.pool.config().max_size
         };
@@ -609,9 +609,9 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             !runner.terms.is_patient() && nodes().any(|node| runner.is_at(node))
         };
         let at_work = self.runners.iter().filter(impatient).filter(|runner| {
-            let counts = runner.node.pool.counts();
-            let has_room = counts.vacant + counts.connecting > 0;
-            has_room || runner.check != Check::No || may_grow(&runner.node)
+            let pool = &runner.node.pool;
+            let opens = pool.has_room() || pool.counts().connecting > 0;
+            opens || runner.check != Check::No || may_grow(&runner.node)
         });
         let mut missing = self.dials.saturating_sub(at_work.count());
         let mut none = !self.runners.iter().any(|runner| impatient(&runner));
@@ -633,9 +633,10 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             self.rove();
         }
         let is_provided_for = |runner: &Runner<K, M>| {
-            let counts = runner.node.pool.counts();
-            let wanted = runner.node.pool.unserved() + usize::from(!runner.terms.is_in_line());
-            counts.vacant + counts.connecting >= wanted || may_grow(&runner.node)
+            let (pool, counts) = (&runner.node.pool, runner.node.pool.counts());
+            let wanted = pool.unserved() + usize::from(!runner.terms.is_in_line());
+            let room = if pool.has_room() { counts.vacant } else { 0 };
+            room + counts.connecting >= wanted || may_grow(&runner.node)
         };
         missing == 0 && self.runners.iter().filter(impatient).any(is_provided_for)
     }

@@ -674,7 +674,7 @@ impl<M: Manager> Shared<M> {
             return Ok(());
         }
         let counts = self.core.counts();
-        if counts.alive() + counts.connecting > 0 {
+        if counts.alive() - counts.closing + counts.connecting > 0 {
             return Ok(());
         }
         self.connector.refusal_without_room(self.unserved() > 0).map_or(Ok(()), Err)
@@ -759,10 +759,13 @@ impl<M: Manager> Shared<M> {
         })
     }
 
-    /// Whether a connection is alive that may come back to those who wait in this line.
+    /// Whether a connection is alive that may come back to those who wait in this line: what is being closed
+    /// does not.
     pub(super) fn has_alive_for(&self, line: Line) -> bool {
-        let is_empty = |state| matches!(state, State::Vacant | State::Connecting | State::Spare);
-        self.slots_for(line).any(|slot| !is_empty(self.core.glimpse(slot).state))
+        self.slots_for(line).any(|slot| match self.core.glimpse(slot).state {
+            State::InUse | State::Idle | State::Checking | State::Resetting => true,
+            State::Vacant | State::Connecting | State::Closing | State::Spare => false,
+        })
     }
 
     /// Whether a connection is being opened that may go to those who wait in this line.

@@ -108,6 +108,8 @@ impl<M: Manager> Shared<M> {
     /// of it.
     pub(super) fn begin_closing(&self) -> Count<M> {
         self.closing.fetch_add(1, Ordering::SeqCst);
+        // It will not come back to anybody.
+        self.changed();
         Count(self.arc())
     }
 

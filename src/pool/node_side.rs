@@ -85,6 +85,12 @@ impl<M: Manager> Pool<M> {
         self.shared.unserved()
     }
 
+    /// Whether a connection could begin to be opened. Not while one that has to go is being closed, even if a slot
+    /// is vacant.
+    pub(crate) fn has_room(&self) -> bool {
+        self.shared.core.has_vacant_for(Line::General)
+    }
+
     /// Whether there was no point in trying again when connecting failed last.
     pub(crate) fn fails_for_good(&self) -> bool {
         self.shared.connector.connecting() == Connecting::FailsForGood

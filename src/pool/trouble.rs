@@ -329,6 +329,8 @@ impl<E> Connector<E> {
     /// Passes a verdict; answers the one before it, to be dropped after the lock.
     fn pass(&self, trouble: &mut Trouble<E>, verdict: Verdict<E>) -> Option<Verdict<E>> {
         let before = trouble.verdict.replace(verdict);
+        // Those who see next whether it works have still to come.
+        trouble.roomless = None;
         // Ordering: Release, partner: the load in `verdicts`; whoever sees the count finds the
         // verdict behind the lock.
         self.verdicts.fetch_add(1, Ordering::Release);
@@ -383,6 +385,7 @@ impl<E> Connector<E> {
         let (failures, failed, are_useless) = {
             let mut trouble = lock(&self.trouble);
             trouble.permanent = false;
+            trouble.roomless = None;
             let are_useless = trouble.useless().is_some();
             if let Some(lost) = trouble.useless.as_mut().filter(|it| it.is_lost()) {
                 lost.stays.get_or_insert_with(|| Stays { id, until: Instant::now() + FLEETING });
@@ -667,6 +670,35 @@ impl<M: Manager> Shared<M> {
     pub(super) fn accepted(&self, new: bool) {
         if new {
             self.connector.accepted();
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use tokio::time::advance;
+
+    fn fails(connector: &Connector<std::fmt::Error>) {
+        let failure = Failure::new(OperationError::Failed(std::fmt::Error).into());
+        let verdict = Verdict::Down(failure.error.clone());
+        connector.failed(failure, false, Some(verdict), None, |_| Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_comes_after_another_failure_waits_for_room_as_those_did_who_came_after_the_first()
+     {
+        let connector = Connector::new();
+        let is_refused = |others_wait| connector.refusal_without_room(others_wait).is_some();
+        assert!(!is_refused(true), "nothing has failed");
+        for _ in 0..2 {
+            fails(&connector);
+            assert!(!is_refused(true), "room may be made");
+            advance(ROOM_IS_MADE).await;
+            assert!(is_refused(true), "others wait to see it");
+            assert!(!is_refused(false), "somebody has to see it");
+            advance(ROOM_IS_MADE).await;
+            assert!(is_refused(true));
         }
     }
 }
