@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::task::Wake;
 use std::thread;
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -749,6 +749,71 @@ async fn a_dial_that_fails_tries_again_though_another_one_hangs() {
     assert_eq!((served.id, manager.connect.most_running()), (2, 2));
     drop((held, served, acquires));
     pool.close().await;
+}
+
+/// Of four, and one connect has succeeded: two are admitted at once. A caller has less time than a connect.
+async fn with_less_patience_than_a_connect_takes(manager: &TestManager) -> Pool<TestManager> {
+    let pool = Pool::builder(manager.clone()).max_size(4).connect_timeout(20 * SECOND);
+    let pool = pool.acquire_timeout(10 * SECOND).build_lazy().unwrap();
+    pool.acquire().await.unwrap().discard();
+    eventually("it has gone", || pool.counts().alive() == 0).await;
+    pool
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_comes_beside_a_connect_that_hangs_has_one_of_his_own() {
+    let manager = TestManager::new();
+    let pool = with_less_patience_than_a_connect_takes(&manager).await;
+    manager.connect.once(Act::Never);
+    let refused = pool.acquire_timeout(500 * MILLISECOND).await;
+    assert!(matches!(refused, Err(AcquireError::Timeout(_))), "{refused:?}");
+    // He comes early, and waits until it is late.
+    let mut early = pin!(pool.acquire());
+    assert!(timeout(499 * MILLISECOND, early.as_mut()).await.is_err(), "it may answer yet");
+    let early = timeout(2 * MILLISECOND, early).await.expect("it is late").unwrap();
+    // And this one when it is.
+    let late = timeout(MILLISECOND, pool.acquire()).await.expect("at once").unwrap();
+    assert_eq!((manager.connect.calls(), manager.connect.running()), (4, 1));
+    drop((early, late));
+    pool.close().await;
+    assert_eq!(balanced(&pool, &manager.ledger).await.created, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn connects_that_hang_are_no_more_than_are_admitted() {
+    let manager = TestManager::new();
+    let pool = with_less_patience_than_a_connect_takes(&manager).await;
+    manager.connect.always(Act::Never);
+    let mut alone = pin!(pool.acquire());
+    assert!(timeout(9 * SECOND, alone.as_mut()).await.is_err());
+    assert_eq!(manager.connect.calls(), 3, "one for him, and another beside it");
+    let others = waiting(&pool, 8);
+    tokio::time::sleep(900 * MILLISECOND).await;
+    assert_eq!(manager.connect.calls(), 3);
+    drop(others);
+    assert!(matches!(alone.await, Err(AcquireError::Timeout(_))));
+    pool.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connect_that_was_late_is_counted_on_no_more_only_until_it_ends() {
+    let manager = TestManager::new();
+    let pool = with_less_patience_than_a_connect_takes(&manager).await;
+    let mut held = Vec::new();
+    for refuses in [false, true] {
+        manager.connect.once(if refuses { Act::Never } else { Act::Slow(3 * SECOND) });
+        held.push(pool.acquire().await.unwrap());
+        // The late one has served nobody, and comes back for whoever is next, or has been given up.
+        tokio::time::sleep(20 * SECOND).await;
+        assert_eq!((manager.connect.running(), pool.counts().connecting), (0, 0));
+    }
+    let idle = pool.counts().idle;
+    held.extend((0..idle).map(|_| pool.try_acquire().unwrap()));
+    let calls = manager.connect.calls();
+    manager.connect.always(Act::Never);
+    let _waiter = waiting(&pool, 1);
+    tokio::time::sleep(900 * MILLISECOND).await;
+    assert_eq!(manager.connect.calls(), calls + 1, "one for one who waits");
 }
 
 #[tokio::test(start_paused = true)]

@@ -63,7 +63,7 @@ async fn a_pool_that_cannot_connect_is_degraded_and_down_when_nothing_is_left() 
 #[tokio::test(start_paused = true)]
 async fn a_connect_that_takes_long_is_told_while_somebody_waits_though_nothing_has_failed_yet() {
     let manager = TestManager::new();
-    let pool = pool_of(&manager, 2).connect_timeout(60 * SECOND).build_lazy().unwrap();
+    let pool = pool_of(&manager, 3).connect_timeout(60 * SECOND).build_lazy().unwrap();
     let held = pool.acquire().await.unwrap();
     manager.connect.always(Act::Gated);
     let mut waits = Box::pin(pool.acquire());
@@ -80,8 +80,9 @@ async fn a_connect_that_takes_long_is_told_while_somebody_waits_though_nothing_h
     assert!(format!("{status:#}").ends_with(&format!("; {reason}")), "{status:#}");
     drop(waits);
     assert_eq!(pool.status().health, Health::Healthy, "nobody waits");
-    manager.connect.open(1);
-    let _held = pool.acquire().await.unwrap();
+    // Another one was begun beside it.
+    manager.connect.open(2);
+    let _held = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
     tokio::time::sleep(2 * SECOND).await;
     let mut waits = Box::pin(pool.acquire());
     assert!(poll_once(waits.as_mut()).is_pending());

@@ -259,7 +259,9 @@ pub struct Config {
     /// How long closing a connection may take; above zero. Default: 1 s.
     pub close_timeout: Duration,
     /// The most connects at the same time, at least 1. The first connect, and the first after a
-    /// failed one, go alone; each that succeeds doubles the number up to this. A
+    /// failed one, go alone; each that succeeds doubles the number up to this. There are no more of them than
+    /// callers who wait, but for those that have taken longer than 1 s, or than `acquire_timeout`: they may hang,
+    /// so that others begin beside them. A
     /// [warm-up](crate::Pool::warm_up) looks how many others connect, but what is begun for callers, or by
     /// another warm-up, while it connects may come on top; so may the connect of a
     /// [rotation](crate::Pool::rotate). Default: 4.
@@ -378,7 +380,15 @@ impl Default for Config {
     }
 }
 
+/// How long a connect may take before it is late. An `acquire_timeout` that is shorter takes its place.
+const LONG_CONNECT: Duration = Duration::from_secs(1);
+
 impl Config {
+    /// How long a connect may take before those who wait for it no longer count on it.
+    pub(crate) fn connect_patience(&self) -> Duration {
+        LONG_CONNECT.min(self.acquire_timeout)
+    }
+
     /// The number of slots.
     pub(crate) fn slots(&self) -> usize {
         self.capacity.unwrap_or(self.max_size)

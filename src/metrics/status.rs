@@ -196,10 +196,6 @@ impl PoolStatus {
     }
 }
 
-/// How long a connect may take before that is something wrong, if somebody waits for it. An `acquire_timeout` that
-/// is shorter takes its place.
-const LONG_CONNECT: Duration = Duration::from_secs(1);
-
 fn health(signs: &Signs, metrics: &PoolMetrics, config: &Config) -> Health {
     if let Some(what) = signs.closed {
         return Health::Down(vec![format!("the pool is {what}")]);
@@ -237,8 +233,7 @@ fn health(signs: &Signs, metrics: &PoolMetrics, config: &Config) -> Health {
         }
     }
     // A server that does not answer is known to fail only when `connect_timeout` is over.
-    let patience = LONG_CONNECT.min(config.acquire_timeout);
-    if let Some(long) = signs.connecting_for.filter(|long| *long > patience) {
+    if let Some(long) = signs.connecting_for.filter(|long| *long > config.connect_patience()) {
         let waiters = counts.waiters;
         let none_is_left = counts.idle <= signs.kept_idle;
         if signs.connecting == Connecting::Works && waiters > 0 && none_is_left {

@@ -408,6 +408,8 @@ impl<M: Manager> PoolBuilder<M> {
         let checks = config.check == CheckPolicy::Always;
         let watches = config.detect_deadlock || config.time_use || config.trace_uses;
         let greets = hooks.at_acquire() || watches;
+        // The room beside one that is late is, under a cap, for whoever lacks it elsewhere.
+        let patience = share_of.map_or(config.connect_patience(), |_| Duration::MAX);
         let shared = Arc::new_cyclic(|me| Shared {
             core: Core::new(me, size, config.order),
             attentive: checks || hooks.at_release() || watches,
@@ -417,7 +419,7 @@ impl<M: Manager> PoolBuilder<M> {
             reports,
             cluster,
             on_connect,
-            connector: Connector::new(),
+            connector: Connector::new(patience),
             totals: Totals::new(size.shards, config.time_use),
             keeps_idle: AtomicBool::new(false),
             closing: AtomicUsize::new(0),

@@ -32,6 +32,10 @@ use tokio::time::Instant;
 pub(super) struct Connector<E> {
     /// Dials under way, the prober's pauses included.
     pub(super) dials: AtomicUsize,
+    /// Those of them whose connect is late: nobody counts on them any more.
+    late: AtomicUsize,
+    /// How long a connect may take before it is late.
+    pub(super) patience: Duration,
     /// How many there may be at the moment.
     // Ordering: SeqCst, partner: the load in `admit`. The dial that changes this takes itself off `dials` after that,
     // and looks for demand again (I4).
@@ -86,6 +90,16 @@ impl Ground {
     }
 }
 
+/// A connect that is late.
+pub(super) struct Late<'c>(&'c AtomicUsize);
+
+impl Drop for Late<'_> {
+    fn drop(&mut self) {
+        // Before its dial is off the count: so never are more late than there are.
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// Why a connect that is under way is given up.
 #[derive(Clone, Copy)]
 pub(crate) enum GivenUp {
@@ -97,9 +111,11 @@ pub(crate) enum GivenUp {
 }
 
 impl<E> Connector<E> {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(patience: Duration) -> Self {
         Self {
             dials: AtomicUsize::new(0),
+            late: AtomicUsize::new(0),
+            patience,
             admitted: AtomicUsize::new(1),
             patients: Arc::default(),
             rotations: Arc::default(),
@@ -149,11 +165,21 @@ impl<E> Connector<E> {
         self.closing.notify(usize::MAX.additional());
     }
 
-    /// Lets one more dial begin, if fewer than `wanted` and fewer than admitted are under way.
+    /// A connect is late for as long as the answer lives. Its dial looks for demand now, and when it ends.
+    pub(super) fn is_late(&self) -> Late<'_> {
+        // Ordering: SeqCst, partner: the load in `admit`. Either whoever is not admitted beside this dial sees that
+        // it is late, or the dial's own look sees what he wanted (I4).
+        self.late.fetch_add(1, Ordering::SeqCst);
+        Late(&self.late)
+    }
+
+    /// Lets one more dial begin, if fewer than `wanted`, those that are late not counted, and fewer than admitted
+    /// are under way.
     fn admit(&self, wanted: usize) -> bool {
+        let late = self.late.load(Ordering::SeqCst);
         // Ordering: SeqCst, partner: the decrement in `Dial::drop`, after which that dial looks
         // for demand again. Either we see it gone, or it sees what we wanted (I4).
-        let most = self.admitted.load(Ordering::SeqCst).min(wanted);
+        let most = self.admitted.load(Ordering::SeqCst).min(wanted + late);
         self.dials
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |dials| {
                 (dials < most).then_some(dials + 1)

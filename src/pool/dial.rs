@@ -2,6 +2,7 @@
 //!
 //! Not here: when one begins (`connector.rs`), and what is known of failures (`trouble.rs`).
 
+use super::connector::GivenUp;
 use super::life::nanos;
 use super::operation::{bounded, unless};
 use super::trace::no_span;
@@ -20,7 +21,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 /// A dial under way. Dropping it takes it off the count.
 pub(super) struct Dial<M: Manager> {
@@ -30,6 +31,9 @@ pub(super) struct Dial<M: Manager> {
     /// It is the prober.
     probes: bool,
 }
+
+/// What a connect ends with.
+type Opened<M> = Result<Tenant<<M as Manager>::Connection>, Unopened<<M as Manager>::Error>>;
 
 #[derive(PartialEq)]
 enum DialState {
@@ -96,7 +100,7 @@ impl<M: Manager> Dial<M> {
                 break;
             };
             // Cancel: `vacant` makes the slot vacant again, and `self` says why.
-            let failure = match shared.unless_given_up(shared.connect(vacant.uses())).await {
+            let failure = match self.connects(vacant.uses()).await {
                 Err(why) => {
                     drop(shared.given_up(why));
                     break;
@@ -145,6 +149,20 @@ impl<M: Manager> Dial<M> {
             }
         }
         self.finish();
+    }
+
+    /// Connects, unless that is given up. Once it is late, whoever waits has another dial begun beside this one:
+    /// a server behind a balancer may hang alone, and whoever this dial was begun for may have gone.
+    async fn connects(&self, uses_before: u64) -> Result<Opened<M>, GivenUp> {
+        let Self { shared, .. } = self;
+        let mut connect = pin!(shared.unless_given_up(shared.connect(uses_before)));
+        if let Ok(answer) = timeout(shared.connector.patience, connect.as_mut()).await {
+            return answer;
+        }
+        // Cancel: this is off both counts, and what was opened is dropped.
+        let _late = shared.connector.is_late();
+        shared.demand_of_somebody();
+        connect.await
     }
 
     /// Pauses; answers whether to go on then.
@@ -196,10 +214,7 @@ impl<M: Manager> Drop for Dial<M> {
 
 impl<M: Manager> Shared<M> {
     /// Opens one connection for a slot that has been acquired `uses_before` times.
-    pub(super) async fn connect(
-        &self,
-        uses_before: u64,
-    ) -> Result<Tenant<M::Connection>, Unopened<M::Error>> {
+    pub(super) async fn connect(&self, uses_before: u64) -> Opened<M> {
         let (generation, round) = (self.generation(), self.connector.round());
         // Cancel: it is taken off the list.
         let under_way = Begun::now(&self.connector.begun);

@@ -688,7 +688,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn whoever_comes_after_another_failure_waits_for_room_as_those_did_who_came_after_the_first()
      {
-        let connector = Connector::new();
+        let connector = Connector::new(Duration::MAX);
         let is_refused = |others_wait| connector.refusal_without_room(others_wait).is_some();
         assert!(!is_refused(true), "nothing has failed");
         for _ in 0..2 {
