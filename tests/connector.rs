@@ -817,6 +817,16 @@ async fn a_connect_that_was_late_is_counted_on_no_more_only_until_it_ends() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn beside_a_connect_that_is_late_none_begins_for_what_is_only_kept_idle() {
+    let manager = TestManager::new();
+    let pool = Pool::builder(manager.clone()).max_size(8).min_idle(2).build().await.unwrap();
+    manager.connect.always(Act::Slow(3 * SECOND));
+    assert_eq!(pool.retain(|_, _| false), 2);
+    tokio::time::sleep(20 * SECOND).await;
+    assert_eq!((manager.connect.calls(), pool.counts().idle), (4, 2));
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_number_of_connects_at_once_grows_1_2_4_up_to_max_connecting() {
     for failures in [0, 3] {
         let manager = TestManager::new();

@@ -167,19 +167,17 @@ impl<E> Connector<E> {
 
     /// A connect is late for as long as the answer lives. Its dial looks for demand now, and when it ends.
     pub(super) fn is_late(&self) -> Late<'_> {
-        // Ordering: SeqCst, partner: the load in `admit`. Either whoever is not admitted beside this dial sees that
-        // it is late, or the dial's own look sees what he wanted (I4).
+        // Ordering: SeqCst, partner: the load in `Shared::dial`. Either whoever is not admitted beside this dial sees
+        // that it is late, or the dial's own look sees what he wanted (I4).
         self.late.fetch_add(1, Ordering::SeqCst);
         Late(&self.late)
     }
 
-    /// Lets one more dial begin, if fewer than `wanted`, those that are late not counted, and fewer than admitted
-    /// are under way.
+    /// Lets one more dial begin, if fewer than `wanted` and fewer than admitted are under way.
     fn admit(&self, wanted: usize) -> bool {
-        let late = self.late.load(Ordering::SeqCst);
         // Ordering: SeqCst, partner: the decrement in `Dial::drop`, after which that dial looks
         // for demand again. Either we see it gone, or it sees what we wanted (I4).
-        let most = self.admitted.load(Ordering::SeqCst).min(wanted + late);
+        let most = self.admitted.load(Ordering::SeqCst).min(wanted);
         self.dials
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |dials| {
                 (dials < most).then_some(dials + 1)
@@ -269,7 +267,12 @@ impl<M: Manager> Shared<M> {
                 break;
             }
             let Some(ground) = ground(self) else { return false };
-            if !self.connector.admit(wanted) {
+            // Beside those that are late others begin for callers, but not for what is only kept idle.
+            let late = match self.unserved() {
+                0 => 0,
+                _ => self.connector.late.load(Ordering::SeqCst),
+            };
+            if !self.connector.admit(wanted + late) {
                 break;
             }
             let shared = self.arc();
