@@ -16,6 +16,7 @@ use millpond::{
 };
 use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
+use std::fmt;
 use std::future::{Future, pending, ready};
 use std::iter::successors;
 use std::pin::{Pin, pin};
@@ -1053,36 +1054,40 @@ async fn nobody_is_handed_an_unchecked_connection_of_a_node_that_is_frozen_nor_w
     assert_eq!((of_a.metrics().acquires, of_a.metrics().closed.failed_check), (0, 2));
 }
 
-/// Its first connect fails; it asks whether that is for good, and is told when to go on.
-struct HeldUp {
-    connects: AtomicUsize,
-    asks: mpsc::Sender<()>,
-    goes_on: Mutex<mpsc::Receiver<()>>,
-}
+/// Its first connect fails.
+struct FailsFirst(Mutex<Option<SlowToTell>>);
 
-impl Manager for HeldUp {
+impl Manager for FailsFirst {
     type Connection = ();
-    type Error = TestError;
+    type Error = SlowToTell;
 
-    async fn connect(&self) -> Result<(), TestError> {
-        match self.connects.fetch_add(1, Ordering::SeqCst) {
-            0 => Err(TestError { what: "connect", permanent: false }),
-            _ => Ok(()),
-        }
-    }
-
-    fn is_permanent(&self, _: &TestError) -> bool {
-        self.asks.send(()).unwrap();
-        self.goes_on.lock().unwrap().recv().unwrap();
-        false
+    async fn connect(&self) -> Result<(), SlowToTell> {
+        self.0.lock().unwrap().take().map_or(Ok(()), Err)
     }
 }
+
+/// It asks before it is told for the first time, and is told when to go on.
+#[derive(Debug)]
+struct SlowToTell(Mutex<Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>>);
+
+impl fmt::Display for SlowToTell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some((asks, goes_on)) = self.0.lock().unwrap().take() {
+            asks.send(()).unwrap();
+            goes_on.recv().unwrap();
+        }
+        f.write_str("scripted connect error")
+    }
+}
+
+impl std::error::Error for SlowToTell {}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_is_down_if_its_pool_has_noted_a_failure_after_a_success() {
     let (asks, asked) = mpsc::channel();
     let (go_on, goes_on) = mpsc::channel();
-    let manager = HeldUp { connects: AtomicUsize::new(0), asks, goes_on: Mutex::new(goes_on) };
+    let error = SlowToTell(Mutex::new(Some((asks, goes_on))));
+    let manager = FailsFirst(Mutex::new(Some(error)));
     let builder = Cluster::builder().pools(|pool| pool.max_size(2)).acquire_timeout(PATIENCE);
     let cluster = builder.build().unwrap();
     cluster.add_node("a".to_owned(), manager).unwrap();
@@ -1091,7 +1096,7 @@ async fn a_node_is_down_if_its_pool_has_noted_a_failure_after_a_success() {
         async move { node.warm_up(2).await }
     });
     asked.recv().unwrap();
-    // Another connect begins later, succeeds, and is noted first.
+    // The cluster knows, and the pool not yet. Another connect begins later, succeeds, and is noted first.
     let _held = cluster.acquire("a").await.unwrap();
     go_on.send(()).unwrap();
     joined(fails).await.unwrap_err();
