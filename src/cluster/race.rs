@@ -553,6 +553,9 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
     /// No node may be used, or all that may have failed.
     fn nobody_is_left(&mut self, table: &Table<K, M>) -> Answer<(), K, M> {
         let fail_fast = self.cluster.settings.fail_fast;
+        if let Aim::Policy(policy) = self.aim {
+            self.cluster.take_down_in_vain(policy, table);
+        }
         if !self.asked {
             // A node may have taken over another's role.
             table.nodes().iter().for_each(|node| node.read_role_again(self.cluster, None));
