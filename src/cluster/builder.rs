@@ -8,6 +8,7 @@ use super::node::{Member, ReadRole, RoleFuture, State};
 use super::policy::Turns;
 use super::status::InVain;
 use super::table::{Current, Table};
+use super::watch::Watches;
 use super::{Cluster, Key, Shared};
 use crate::config::{Config, above_zero, check_name};
 use crate::error::ConfigError;
@@ -325,6 +326,7 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
             began: Instant::now(),
             changed: Arc::new(Event::new()),
             in_vain: InVain::default(),
+            watches: Watches::new(),
         };
         Ok(Cluster { shared: Arc::new(shared) })
     }

@@ -77,6 +77,7 @@ use self::node::{Node, Origin, State};
 use self::policy::Turns;
 use self::status::{CLOSED, InVain};
 use self::table::{Current, Table};
+use self::watch::Watches;
 use crate::config::check_name;
 use crate::manager::Manager;
 use crate::metrics::{DuplicateName, Group, Health, Monitor, PoolStatus, Source, watched};
@@ -122,6 +123,7 @@ struct Shared<K: Key, M: Manager> {
     /// Notified when a node has come, gone, failed, come back or changed its role.
     changed: Arc<Event>,
     in_vain: InVain,
+    watches: Watches<K>,
 }
 
 impl<K: Key, M: Manager> Shared<K, M> {

@@ -322,7 +322,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             self.counted_at.as_ref().is_some_and(|first| first.pool.is(&node.pool))
         };
         let none_fits = !nodes.iter().any(|node| self.aim.allows(&choice, node));
-        Box::new(Unserved::new(
+        let unserved = Unserved::new(
             self.cluster.name(),
             self.aim.name(),
             self.began.elapsed(),
@@ -330,7 +330,8 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             reports,
             nodes.iter().position(is_first),
             cap,
-        ))
+        );
+        Box::new(unserved.beside(self.cluster.watches.say(nodes.is_empty())))
     }
 
     /// As what an acquire counts that ended with this.

@@ -27,7 +27,10 @@ pub struct ClusterStatus {
     ///   none is missed. That somebody has wanted one is remembered, as what the servers said last is: those who
     ///   wait have them asked again;
     /// - if two that are up [say](super::ClusterBuilder::read_role) that they are the primary, unless that is
-    ///   [accepted](super::ClusterBuilder::accept_several_primaries).
+    ///   [accepted](super::ClusterBuilder::accept_several_primaries);
+    /// - if a [watch](super::Cluster::watch) has not applied what its source answered last, because that was an
+    ///   error or was refused: the nodes may not be those that there should be. If it has ended by that, until
+    ///   another one begins.
     pub health: Health,
     /// How each node is, in the order in which they were added.
     pub nodes: Vec<NodeStatus>,
@@ -132,6 +135,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
         } else {
             Health::together(nodes.map(|(key, health)| (format!("node {key}"), health)))
         };
+        of_all.extend(self.watches.say(table.nodes().is_empty()));
         of_all.extend(self.missed_roles(table));
         of_all.extend(self.too_many_primaries(table));
         (of_nodes.degraded_by(of_all.clone()), of_all)
