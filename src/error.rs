@@ -6,6 +6,36 @@ use crate::core::{MAX_CAPACITY, MAX_SHARDS};
 use std::borrow::Cow;
 use std::fmt::Display;
 
+/// What an error says, with all its causes. Many libraries' errors say what their cause says, and some causes what
+/// their error says: neither is said twice.
+#[cfg(feature = "tokio")]
+pub(crate) fn in_words(error: &(dyn std::error::Error + 'static)) -> String {
+    let say = || {
+        let mut said = error.to_string();
+        // Where the last of them begins.
+        let mut last = 0;
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            let says = error.to_string();
+            if !said.ends_with(&says) {
+                if says.ends_with(&said[last..]) {
+                    said.truncate(last);
+                } else {
+                    said.push_str(": ");
+                    last = said.len();
+                }
+                said.push_str(&says);
+            }
+            cause = error.source();
+        }
+        said
+    };
+    // An error that cannot be told is one all the same.
+    crate::panics::caught(say).unwrap_or_else(|panic| {
+        format!("an error that panicked while it was told: {}", panic.message())
+    })
+}
+
 /// A setting is out of its range. Nothing was built.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{name} is {value}, but it {rule}", name = .variable.as_deref().unwrap_or(.field))]

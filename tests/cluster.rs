@@ -379,7 +379,9 @@ async fn an_empty_cluster_says_so_at_the_deadline_or_at_once() {
         error.to_string(),
         "no node of cluster test can serve the primary: there are no nodes"
     );
-    assert!(matches!(cluster.status().health, Health::Down(_)));
+    let status = cluster.status();
+    assert_eq!(status.health, Health::Down(vec!["there are no nodes".to_owned()]));
+    assert!(status.to_string().ends_with("\n  ! there are no nodes\n"), "{status}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -2174,6 +2176,175 @@ async fn a_node_that_comes_later_is_asked_for_its_role_though_others_can_serve()
     eventually_served(&cluster, Policy::Replica, "late").await;
     spread(&cluster, Policy::Replica, 100).await;
     assert_eq!(late.ledger.opened(), 1);
+}
+
+/// Has each server say what it is, and answers how the cluster is then.
+async fn health_after_all_have_said(cluster: &TestCluster) -> Health {
+    cluster.invalidate();
+    for key in cluster.nodes() {
+        drop(cluster.acquire(&key).await.unwrap());
+    }
+    cluster.status().health
+}
+
+#[tokio::test]
+async fn servers_that_all_say_that_they_are_the_primary_are_named_unless_that_is_accepted() {
+    let (cluster, managers) = with_roles([Role::Primary, Role::Primary]);
+    let monitor = millpond::Monitor::new();
+    monitor.add_cluster(&cluster).unwrap();
+    assert_eq!(cluster.status().health, Health::Healthy, "nobody has said anything yet");
+    let both = "nodes a and b both say that they are the primary: writes go to them by turns, and \
+                their data part ways until all but one are demoted or removed";
+    let degraded = Health::Degraded(vec![both.to_owned()]);
+    assert_eq!(health_after_all_have_said(&cluster).await, degraded);
+    assert_eq!(monitor.health(), [("test".to_owned(), degraded.clone())]);
+    let text = cluster.status().to_string();
+    assert!(text.contains(&format!("\n  ! {both}\n")), "{text}");
+    let line = format!("{:#}", cluster.status());
+    assert!(line.ends_with(&format!("; {both}")), "{line}");
+    #[cfg(feature = "serde")]
+    assert_eq!(serde_json::to_value(cluster.status()).unwrap()["reasons"][0], both);
+
+    // Whatever a dead server has said does not count.
+    managers[0].connect.always(Act::Error);
+    cluster.invalidate();
+    cluster.acquire("a").await.unwrap_err();
+    let reasons = cluster.status().health.reasons().to_vec();
+    assert_eq!(reasons, ["node a is down: connecting fails: scripted connect error"]);
+    managers[0].clear();
+    become_primary(&managers[0], false);
+    eventually("a is back", || cluster.status().health == Health::Healthy).await;
+
+    let builder = || builder().accept_several_primaries(true);
+    let (cluster, _managers) = with_roles_of(builder(), [Role::Primary, Role::Primary]);
+    assert_eq!(health_after_all_have_said(&cluster).await, Health::Healthy);
+}
+
+#[tokio::test]
+async fn of_many_servers_that_say_that_they_are_the_primary_a_few_are_named() {
+    let (cluster, _managers) = with_roles([Role::Primary, Role::Primary]);
+    for (number, expected) in [
+        (3, "nodes a, b and n3 all say"),
+        (4, "nodes a, b, n3 and n4 all say"),
+        (9, "nodes a, b, n3, n4, n5, n6, n7, n8 and 1 more all say"),
+    ] {
+        for another in cluster.nodes().len() + 1..=number {
+            let manager = TestManager::new();
+            become_primary(&manager, true);
+            cluster.add_node(format!("n{another}"), manager).unwrap();
+        }
+        let health = health_after_all_have_said(&cluster).await;
+        assert!(health.reasons()[0].starts_with(expected), "{health}");
+    }
+}
+
+#[tokio::test]
+async fn primaries_that_were_given_as_such_are_meant_to_be_several() {
+    let (cluster, _managers) = cluster_of(builder(), [("a", primary()), ("b", primary())]);
+    drop(cluster.acquire_any(Policy::Primary).await.unwrap());
+    assert_eq!(cluster.status().health, Health::Healthy);
+}
+
+const NO_PRIMARY: &str = "no node is a primary: writes wait until one is promoted";
+
+#[tokio::test]
+async fn a_cluster_that_has_no_primary_says_so_once_somebody_has_wanted_one() {
+    let (cluster, managers) = with_roles([Role::Primary, Role::Replica]);
+    let monitor = millpond::Monitor::new();
+    monitor.add_cluster(&cluster).unwrap();
+    drop(cluster.acquire_any(Policy::Primary).await.unwrap());
+    become_primary(&managers[0], false);
+    let well = health_after_all_have_said(&cluster).await;
+    assert_eq!(well, Health::Healthy, "nobody knows that it is to have one");
+    let writes = || cluster.acquire_any_timeout(Policy::Primary, 20 * MILLISECOND);
+    writes().await.unwrap_err();
+    let degraded = Health::Degraded(vec![NO_PRIMARY.to_owned()]);
+    assert_eq!(cluster.status().health, degraded);
+    assert_eq!(monitor.health(), [("test".to_owned(), degraded.clone())]);
+    let text = cluster.status().to_string();
+    assert!(text.contains(&format!("\n  ! {NO_PRIMARY}\n")), "{text}");
+    become_primary(&managers[1], true);
+    assert_eq!(cluster.acquire_any(Policy::Primary).await.unwrap().node(), "b");
+    assert_eq!(cluster.status().health, Health::Healthy);
+    become_primary(&managers[1], false);
+    assert_eq!(health_after_all_have_said(&cluster).await, degraded, "as was wanted before");
+}
+
+#[tokio::test]
+async fn where_nobody_wants_a_primary_none_is_missed() {
+    let (cluster, _managers) = with_roles([Role::Replica, Role::Replica]);
+    for policy in [Policy::Replica, Policy::ReplicasThenPrimary, Policy::RoundRobin] {
+        drop(cluster.acquire_any(policy).await.unwrap());
+        assert_eq!(health_after_all_have_said(&cluster).await, Health::Healthy);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_primary_is_missed_as_long_as_a_server_has_not_said_what_it_is() {
+    let (cluster, managers) = with_roles([Role::Replica, Role::Primary]);
+    managers[1].connect.once(Act::Slow(SECOND));
+    let mut acquire = pin!(cluster.acquire_any(Policy::Primary));
+    for _ in 0..5 {
+        assert!(timeout(100 * MILLISECOND, acquire.as_mut()).await.is_err());
+        assert_eq!(cluster.status().health, Health::Healthy);
+    }
+    assert_eq!(cluster.status().nodes[0].role, Role::Replica, "b alone is waited for");
+    assert_eq!(acquire.await.unwrap().node(), "b");
+    assert_eq!(cluster.status().health, Health::Healthy);
+}
+
+#[tokio::test]
+async fn whatever_else_no_node_is_that_somebody_wants_is_told_too_with_what_comes_of_it() {
+    let builder = builder().fail_fast(true);
+    let (cluster, _managers) = cluster_of(builder, [("a", primary()), ("b", plain())]);
+    cluster.acquire_any(Policy::Replica).await.unwrap_err();
+    let none = "no node is a replica: whoever asks for one fails until one is there";
+    assert_eq!(cluster.status().health, Health::Degraded(vec![none.to_owned()]));
+    cluster.set_options("a", plain()).unwrap();
+    cluster.acquire_any(Policy::Primary).await.unwrap_err();
+    cluster.acquire_any(Policy::ReplicasThenPrimary).await.unwrap_err();
+    assert_eq!(
+        cluster.status().health.reasons(),
+        [
+            "no node is a primary: writes fail until one is promoted",
+            none,
+            "no node is a replica or a primary: whoever asks for one fails until one is there",
+        ]
+    );
+    cluster.set_options("a", replica()).unwrap();
+    cluster.set_options("b", primary()).unwrap();
+    assert_eq!(cluster.status().health, Health::Healthy);
+}
+
+#[tokio::test]
+async fn what_a_cluster_says_of_itself_stands_beside_what_it_says_of_its_nodes() {
+    let (cluster, managers) = with_roles([Role::Replica, Role::Replica]);
+    health_after_all_have_said(&cluster).await;
+    cluster.acquire_any_timeout(Policy::Primary, 20 * MILLISECOND).await.unwrap_err();
+    let down = |key| format!("node {key} is down: connecting fails: scripted connect error");
+    for (manager, key) in managers.iter().zip(["a", "b"]) {
+        manager.connect.always(Act::Error);
+        cluster.invalidate();
+        cluster.acquire(key).await.unwrap_err();
+        let status = cluster.status();
+        let text = status.to_string();
+        assert_eq!(text.matches(NO_PRIMARY).count(), 1, "{text}");
+        assert!(!text.contains(&down("a")), "its own lines say that: {text}");
+        match key {
+            "a" => {
+                let reasons = vec![NO_PRIMARY.to_owned(), down("a")];
+                assert_eq!(status.health, Health::Degraded(reasons));
+            }
+            _ => {
+                let reasons = vec![NO_PRIMARY.to_owned(), down("a"), down("b")];
+                assert_eq!(status.health, Health::Down(reasons));
+            }
+        }
+    }
+    cluster.close().await;
+    let closed = "cluster is closed";
+    let text = cluster.status().to_string();
+    assert!(text.contains(&format!("\n  ! the {closed}\n")), "{text}");
 }
 
 #[tokio::test]
@@ -5120,6 +5291,7 @@ fn the_defaults_of_a_cluster_are_those_that_are_documented() {
         "slow_start: 10s",
         "fail_fast: false",
         "accept_empty_sets: false",
+        "accept_several_primaries: false",
         "..",
     ];
     assert_eq!(defaults, format!("ClusterBuilder {{ {} }}", expected.join(", ")));

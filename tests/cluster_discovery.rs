@@ -8,6 +8,7 @@ mod support;
 use support::*;
 
 use futures_util::stream::{self, StreamExt};
+use millpond::Health;
 use millpond::cluster::{
     Changes, Cluster, ClusterBuilder, ClusterError, Dns, Endpoint, LookupError, NodeError,
     NodeOptions, NodeSpec, Policy, Role, SetError, Watch, WatchError,
@@ -1091,6 +1092,184 @@ async fn a_cluster_follows_dns_through_changes_and_outages() {
     let asked = resolver.asked();
     tokio::time::sleep(100 * SECOND).await;
     assert_eq!(resolver.asked(), asked, "nobody asks any more");
+}
+
+/// How a cluster is that has one reason not to be healthy.
+fn degraded(reason: &str) -> Health {
+    Health::Degraded(vec![reason.to_owned()])
+}
+
+const SERVFAIL: &str =
+    "the source of nodes has an error: cannot look up db.internal:5432: SERVFAIL";
+
+#[tokio::test(start_paused = true)]
+async fn what_the_resolver_says_is_told_by_whoever_waits_for_a_node_and_by_the_clusters_health() {
+    let resolver = Resolver::default();
+    let (cluster, _servers) = test_cluster();
+    let monitor = millpond::Monitor::new();
+    monitor.add_cluster(&cluster).unwrap();
+    let told = async |expected: &str| {
+        let error = cluster.acquire_any_timeout(Policy::RoundRobin, SECOND).await.unwrap_err();
+        let expected = format!("there are no nodes; {expected}");
+        assert!(error.to_string().ends_with(&format!(": {expected}")), "{error}");
+        assert!(std::error::Error::source(&error).is_none(), "that is said already");
+        let status = cluster.status();
+        assert_eq!(status.health.to_string(), format!("down: {expected}"));
+        assert_eq!(monitor.health(), [("test".to_owned(), status.health.clone())]);
+        let lines: String = expected.split("; ").map(|line| format!("  ! {line}\n")).collect();
+        assert!(status.to_string().ends_with(&lines), "{status}");
+    };
+    // A resolver that has nobody to ask takes its time.
+    *resolver.takes.lock().unwrap() = 3 * SECOND;
+    resolver.fails.store(true, Ordering::SeqCst);
+    // As it is documented: nobody has the handle.
+    cluster.watch(resolver.dns(), PATIENCE);
+    told("the source of nodes has not answered yet").await;
+    tokio::time::sleep(5 * SECOND).await;
+    told(SERVFAIL).await;
+
+    resolver.answers("10.0.0.1:5432");
+    resolver.fails.store(false, Ordering::SeqCst);
+    drop(cluster.acquire_any_timeout(Policy::RoundRobin, 20 * SECOND).await.unwrap());
+    assert_eq!(cluster.status().health, Health::Healthy);
+    // Later on it has nodes, of which it is not known whether they are the right ones.
+    resolver.fails.store(true, Ordering::SeqCst);
+    eventually("it is told", || cluster.status().health == degraded(SERVFAIL)).await;
+    assert_eq!(monitor.health(), [("test".to_owned(), degraded(SERVFAIL))]);
+    let held = [cluster.acquire("10.0.0.1:5432").await, cluster.acquire("10.0.0.1:5432").await];
+    let error = cluster.acquire_any_timeout(Policy::RoundRobin, SECOND).await.unwrap_err();
+    assert!(error.to_string().ends_with(&format!("; {SERVFAIL}")), "{error}");
+    drop(held);
+    resolver.fails.store(false, Ordering::SeqCst);
+    eventually("it is over", || cluster.status().health == Health::Healthy).await;
+    // No address is an outage too.
+    resolver.answers("");
+    let refused = "the source of nodes answers what is refused: a set without nodes for cluster test, \
+                   which keeps those that it has";
+    eventually("it is told", || cluster.status().health == degraded(refused)).await;
+}
+
+#[tokio::test]
+async fn a_cluster_tells_that_a_watch_has_ended_by_an_error_until_it_has_another_one() {
+    hush_scripted_panics();
+    let (cluster, _servers) = test_cluster();
+    let ended = async |watch: &Watch<String>| {
+        eventually("the watch has ended", || !watch.is_running()).await;
+    };
+    let panics = || {
+        let answers = stream::iter([Ok::<_, Infallible>(nodes("a"))]);
+        answers.chain(stream::poll_fn(|_: &mut Context<'_>| panic!("scripted end")))
+    };
+    let panicked = "the source of nodes panicked: scripted end; its watch has ended";
+    let watch = cluster.watch(panics(), PATIENCE);
+    ended(&watch).await;
+    drop(watch);
+    assert_eq!(cluster.status().health, degraded(panicked));
+    // One more is not said twice.
+    let watch = cluster.watch(panics(), PATIENCE);
+    ended(&watch).await;
+    assert_eq!(cluster.status().health, degraded(panicked));
+    let (sender, watch) = watch_of(&cluster);
+    assert_eq!(cluster.status().health, Health::Healthy, "somebody has begun another one");
+
+    // So it is with a stream that ends after an error.
+    sender.send(Err(io::Error::other("no answer"))).unwrap();
+    let error = "the source of nodes has an error: no answer";
+    eventually("it is told", || cluster.status().health == degraded(error)).await;
+    drop(sender);
+    ended(&watch).await;
+    let over = degraded(&format!("{error}; its watch has ended"));
+    assert_eq!(cluster.status().health, over);
+    watch.stop().await;
+    assert_eq!(cluster.status().health, Health::Healthy, "who has stopped it needs it no more");
+
+    // One that ends in an orderly way is no trouble, and one that is stopped is none any more.
+    ended(&cluster.watch(stream::iter([Ok::<_, Infallible>(nodes("a"))]), PATIENCE)).await;
+    assert_eq!(cluster.status().health, Health::Healthy);
+    let (sender, watch) = watch_of(&cluster);
+    sender.send(Err(io::Error::other("no answer"))).unwrap();
+    eventually("it is told", || cluster.status().health == degraded(error)).await;
+    watch.stop().await;
+    assert_eq!(cluster.status().health, Health::Healthy);
+}
+
+#[tokio::test]
+async fn each_of_several_watches_tells_of_its_own_error() {
+    let (cluster, _servers) = test_cluster();
+    let watches = [watch_of(&cluster), watch_of(&cluster)];
+    let say = |text: &str| format!("the source of nodes has an error: {text}");
+    for ((sender, _), text) in watches.iter().zip(["one", "two"]) {
+        sender.send(Err(io::Error::other(text))).unwrap();
+    }
+    let both = Health::Down(vec!["there are no nodes".to_owned(), say("one"), say("two")]);
+    eventually("both are told", || cluster.status().health == both).await;
+    watches[0].0.send(Ok(nodes("a"))).unwrap();
+    eventually("one is over", || cluster.status().health == degraded(&say("two"))).await;
+    cluster.close().await;
+    assert_eq!(cluster.status().health.to_string(), "down: the cluster is closed");
+}
+
+#[tokio::test]
+async fn an_error_of_a_stream_that_panics_when_it_is_told_is_one_all_the_same() {
+    #[derive(Debug)]
+    struct Untold;
+    impl std::fmt::Display for Untold {
+        fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            panic!("scripted")
+        }
+    }
+    impl std::error::Error for Untold {}
+    hush_scripted_panics();
+    let (cluster, _servers) = test_cluster();
+    let answers = stream::iter([Err(Untold), Ok(nodes("a"))]);
+    let watch = cluster.watch(answers.chain(stream::pending()), PATIENCE);
+    applied(&watch, 1).await;
+    assert_eq!(cluster.status().health, Health::Healthy);
+    let _watch = cluster.watch(stream::iter([Err(Untold)]).chain(stream::pending()), PATIENCE);
+    let untold =
+        "the source of nodes has an error: an error that panicked while it was told: scripted";
+    eventually("it is told", || cluster.status().health == degraded(untold)).await;
+}
+
+/// What it says, which it does soon.
+async fn soon_said(says: impl Future<Output = bool>) -> bool {
+    tokio::time::timeout(PATIENCE, says).await.expect("nothing is said")
+}
+
+#[tokio::test]
+async fn whoever_waits_for_news_of_a_watch_hears_of_each_answer_and_of_its_end() {
+    let (cluster, _servers) = test_cluster();
+    let (sender, mut watch) = watch_of(&cluster);
+    {
+        let mut changed = pin!(watch.changed());
+        assert!(poll_once(changed.as_mut()).is_pending());
+        sender.send(Err(io::Error::other("no answer"))).unwrap();
+        assert!(soon_said(changed).await);
+    }
+    assert!(watch.last_error().is_some());
+    sender.send(Ok(nodes("a"))).unwrap();
+    applied(&watch, 1).await;
+    // Whoever comes late hears of what he has not heard of, once.
+    assert!(soon_said(watch.changed()).await);
+    let mut changed = Box::pin(watch.changed());
+    assert!(poll_once(changed.as_mut()).is_pending());
+    sender.send(Ok(nodes("a b"))).unwrap();
+    eventually("the set is applied", || cluster.nodes().len() == 2).await;
+    // Nothing is lost with one who gives up.
+    drop(changed);
+    assert!(soon_said(watch.changed()).await);
+    sender.send(Ok(nodes("b"))).unwrap();
+    drop(sender);
+    eventually("the watch has ended", || !watch.is_running()).await;
+    assert!(soon_said(watch.changed()).await, "of the last set");
+    assert!(!soon_said(watch.changed()).await);
+    assert!(!soon_said(watch.changed()).await);
+    // Not only if it has ended by itself.
+    let (_sender, mut watch) = watch_of(&cluster);
+    let mut changed = pin!(watch.changed());
+    assert!(poll_once(changed.as_mut()).is_pending());
+    cluster.close().await;
+    assert!(!soon_said(changed).await);
 }
 
 #[tokio::test(start_paused = true)]

@@ -625,6 +625,11 @@ async fn writes_go_on_at_the_replica_that_is_promoted_and_never_to_one_that_refu
     load.goes_on(&old, 500).await;
     load.goes_on(&new, 500).await;
     assert_eq!([role(&cluster, &old), role(&cluster, &new)], [Role::Primary, Role::Primary]);
+    let both = format!("nodes {old} and {new} both say that they are the primary");
+    eventually("it is told", || {
+        cluster.status().health.reasons().iter().any(|reason| reason.starts_with(&both))
+    })
+    .await;
     // Whoever knows better takes it out.
     assert!(cluster.remove_node(&old, PATIENCE).await.unwrap().still_out.is_empty());
     load.goes_on(&new, 500).await;

@@ -18,7 +18,7 @@ use fantoccini::key::Key;
 use fantoccini::wd::WebDriverCompatibleCommand;
 use fantoccini::{Client, ClientBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
-use millpond::cluster::{Cluster, NodeOptions, Role};
+use millpond::cluster::{Cluster, NodeOptions, Policy, Role};
 use millpond::web::StatusPage;
 use millpond::{Holder, Monitor, Pool, PoolStatus, Source, from_fn};
 use serde_json::{Value, json};
@@ -559,6 +559,34 @@ async fn a_cluster_is_degraded_while_a_node_is_down_and_down_with_the_last_of_th
         eventually_acquired(&cluster, node).await;
     }
     window.until(&format!("{sums} === 'healthy 2 of 2 nodes up'")).await;
+    silent(&window.complaints().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_a_cluster_as_a_whole_is_shown_and_said_beside_what_its_nodes_say() {
+    let Some(browser) = Browser::start() else { return };
+    let monitor = Monitor::new();
+    let (cluster, managers) =
+        watched_cluster(&monitor, "shop", [("db1", Role::Replica), ("db2", Role::Replica)]);
+    let service = Service::start(&monitor);
+    let window = Window::open(&browser).await;
+    window.goto(&service).await;
+    window.next_figures().await;
+    window.run(LISTEN).await;
+    let soon = Duration::from_millis(20);
+    cluster.acquire_any_timeout(Policy::Primary, soon).await.map(drop).unwrap_err();
+    let none = "no node is a primary: writes wait until one is promoted";
+    let sums = format!("{OVERVIEW}[0][1]");
+    window.until(&format!("{sums} === 'degraded 2 of 2 nodes up, {none}'")).await;
+    assert!(window.client.title().await.unwrap().starts_with("(1 degraded) Pools"));
+    managers[0].connect.always(Act::Error);
+    cluster.acquire("db1").await.map(drop).unwrap_err();
+    window.until(&format!("{sums} === 'degraded 1 of 2 nodes up, {none}'")).await;
+    assert!(window.client.title().await.unwrap().starts_with("(1 down, 1 degraded) Pools"));
+    let said = format!("said.some((text) => text.includes('shop is degraded, {none}'))");
+    window.until(&said).await;
+    cluster.set_options("db2", NodeOptions::default().role(Role::Primary)).unwrap();
+    window.until(&format!("{sums} === 'degraded 1 of 2 nodes up'")).await;
     silent(&window.complaints().await);
 }
 

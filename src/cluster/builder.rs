@@ -6,7 +6,9 @@ use super::endpoint::Endpoint;
 use super::limits::Cap;
 use super::node::{Member, ReadRole, RoleFuture, State};
 use super::policy::Turns;
+use super::status::InVain;
 use super::table::{Current, Table};
+use super::watch::Watches;
 use super::{Cluster, Key, Shared};
 use crate::config::{Config, above_zero, check_name};
 use crate::error::ConfigError;
@@ -33,6 +35,7 @@ pub(super) struct Settings<K: Key, M: Manager> {
     pub(super) slow_start: Duration,
     pub(super) fail_fast: bool,
     pub(super) accept_empty_sets: bool,
+    pub(super) accept_several_primaries: bool,
 }
 
 impl<K: Key, M: Manager> Settings<K, M> {
@@ -120,6 +123,7 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
                 slow_start: Duration::from_secs(10),
                 fail_fast: false,
                 accept_empty_sets: false,
+                accept_several_primaries: false,
             },
         }
     }
@@ -155,8 +159,9 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
     /// when no node with the role that somebody wants is left, or none of them has served for
     /// [`try_next_after`](Self::try_next_after). A node that comes later is connected to
     /// as soon as it would be its turn, if its role were the right one. It takes part in `connect_timeout` and
-    /// `check_timeout`; if it fails, so has the connect or the check. Default: nothing, and the roles
-    /// are those of the nodes' options.
+    /// `check_timeout`; if it fails, so has the connect or the check. While two servers that are up say that they
+    /// are the primary, the cluster's [health](super::ClusterStatus::health) names them, unless several are
+    /// [accepted](Self::accept_several_primaries). Default: nothing, and the roles are those of the nodes' options.
     ///
     /// Where no connection is idle, what asks waits in line like everybody else, one at each node, and also
     /// if the line is full; it is not [shed](crate::Shed). It is one of those that `max_waiters` are compared
@@ -288,6 +293,16 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
         self
     }
 
+    /// Whether several servers may [say](Self::read_role) at once that they are the primary, as those may that
+    /// share their data and all take writes, or that have a part of it each. By default the cluster's
+    /// [health](super::ClusterStatus::health) is degraded while two that are up do, and names them: writes go to
+    /// them by turns, as they do in any case, and where a primary alone may write, their data part ways. Roles that
+    /// are those of the nodes' options are meant to be as they are. Default: `false`.
+    pub fn accept_several_primaries(mut self, accept: bool) -> Self {
+        self.settings.accept_several_primaries = accept;
+        self
+    }
+
     /// Builds the cluster, without nodes.
     ///
     /// # Errors
@@ -310,6 +325,8 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
             turns: Turns::new(),
             began: Instant::now(),
             changed: Arc::new(Event::new()),
+            in_vain: InVain::default(),
+            watches: Watches::new(),
         };
         Ok(Cluster { shared: Arc::new(shared) })
     }
@@ -325,6 +342,7 @@ impl<K: Key, M: Manager> fmt::Debug for ClusterBuilder<K, M> {
             slow_start,
             fail_fast,
             accept_empty_sets,
+            accept_several_primaries,
             ..
         } = &self.settings;
         f.debug_struct("ClusterBuilder")
@@ -335,6 +353,7 @@ impl<K: Key, M: Manager> fmt::Debug for ClusterBuilder<K, M> {
             .field("slow_start", slow_start)
             .field("fail_fast", fail_fast)
             .field("accept_empty_sets", accept_empty_sets)
+            .field("accept_several_primaries", accept_several_primaries)
             .finish_non_exhaustive()
     }
 }

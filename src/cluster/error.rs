@@ -146,6 +146,9 @@ pub struct Unserved<K, E> {
     /// In words, if that is why one where it waited had no more connections: the cluster's `max_connections`, and
     /// which nodes had them.
     pub cap: Option<String>,
+    /// In words, what is wrong with the sources that the cluster [learns](super::Cluster::watch) its nodes from:
+    /// their errors, with all causes; while there are no nodes, also that one has not answered yet.
+    pub watches: Vec<String>,
     /// The place of the node whose failure is the source.
     cause: Option<usize>,
 }
@@ -163,7 +166,12 @@ impl<K, E> Unserved<K, E> {
     ) -> Self {
         let fails = |place: &usize| nodes[*place].last_connect_error.is_some();
         let cause = first.filter(fails).or_else(|| (0..nodes.len()).find(fails));
-        Self { cluster, policy, waited, no_match, nodes, cap, cause }
+        Self { cluster, policy, waited, no_match, nodes, cap, watches: Vec::new(), cause }
+    }
+
+    /// With what is wrong with watches.
+    pub(super) fn beside(self, watches: Vec<String>) -> Self {
+        Self { watches, ..self }
     }
 
     fn cause(&self) -> Option<&Arc<OperationError<E>>> {
@@ -171,13 +179,12 @@ impl<K, E> Unserved<K, E> {
     }
 }
 
-/// What is known of the nodes, one after the other.
+/// What is known of the nodes, one after the other, and what is wrong with watches.
 impl<K: fmt::Display, E> fmt::Display for Unserved<K, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.nodes.is_empty() {
-            return f.write_str("there are no nodes");
-        }
-        if let Some(no_match) = self.no_match {
+            f.write_str("there are no nodes")?;
+        } else if let Some(no_match) = self.no_match {
             write!(f, "{no_match}: ")?;
         }
         let cause = self.cause.map(|place| &*self.nodes[place].failure);
@@ -185,7 +192,7 @@ impl<K: fmt::Display, E> fmt::Display for Unserved<K, E> {
             f.write_str(if index == 0 { "" } else { "; " })?;
             report.say(f, cause)?;
         }
-        Ok(())
+        self.watches.iter().try_for_each(|what| write!(f, "; {what}"))
     }
 }
 

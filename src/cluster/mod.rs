@@ -75,7 +75,9 @@ pub use crate::metrics::Role;
 use self::limits::Cap;
 use self::node::{Node, Origin, State};
 use self::policy::Turns;
+use self::status::{CLOSED, InVain};
 use self::table::{Current, Table};
+use self::watch::Watches;
 use crate::config::check_name;
 use crate::manager::Manager;
 use crate::metrics::{DuplicateName, Group, Health, Monitor, PoolStatus, Source, watched};
@@ -120,6 +122,8 @@ struct Shared<K: Key, M: Manager> {
     began: Instant,
     /// Notified when a node has come, gone, failed, come back or changed its role.
     changed: Arc<Event>,
+    in_vain: InVain,
+    watches: Watches<K>,
 }
 
 impl<K: Key, M: Manager> Shared<K, M> {
@@ -255,9 +259,12 @@ impl<K: Key, M: Manager> Group for Nodes<K, M> {
 
     /// That of [`Cluster::status`].
     fn health(&self, pools: &[PoolStatus]) -> Health {
+        let Some(shared) = self.shared.upgrade() else {
+            return Health::Down(vec![CLOSED.to_owned()]);
+        };
         let nodes =
             pools.iter().filter_map(|pool| Some((&*pool.cluster.as_ref()?.node, &pool.health)));
-        status::health(self.is_closed(), nodes)
+        shared.health(&shared.table.load(), nodes).0
     }
 
     fn is_closed(&self) -> bool {

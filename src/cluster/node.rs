@@ -391,6 +391,12 @@ impl<K: Key, M: Manager> Node<K, M> {
         self.state.is_up()
     }
 
+    /// Whether its server, if it is one that is asked, is still to say for the first time what it is.
+    pub(super) fn is_unheard(&self) -> bool {
+        let never_reached = self.state.latency.load(Ordering::Relaxed) == 0;
+        self.is_up() && never_reached && self.role() == Role::Unknown
+    }
+
     /// This node, its pool and its connections, with other options, which have been validated.
     pub(super) fn with_options(&self, options: NodeOptions) -> Self {
         if options.role != self.options.role {

@@ -322,7 +322,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             self.counted_at.as_ref().is_some_and(|first| first.pool.is(&node.pool))
         };
         let none_fits = !nodes.iter().any(|node| self.aim.allows(&choice, node));
-        Box::new(Unserved::new(
+        let unserved = Unserved::new(
             self.cluster.name(),
             self.aim.name(),
             self.began.elapsed(),
@@ -330,7 +330,8 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             reports,
             nodes.iter().position(is_first),
             cap,
-        ))
+        );
+        Box::new(unserved.beside(self.cluster.watches.say(nodes.is_empty())))
     }
 
     /// As what an acquire counts that ended with this.
@@ -553,6 +554,9 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
     /// No node may be used, or all that may have failed.
     fn nobody_is_left(&mut self, table: &Table<K, M>) -> Answer<(), K, M> {
         let fail_fast = self.cluster.settings.fail_fast;
+        if let Aim::Policy(policy) = self.aim {
+            self.cluster.take_down_in_vain(policy, table);
+        }
         if !self.asked {
             // A node may have taken over another's role.
             table.nodes().iter().for_each(|node| node.read_role_again(self.cluster, None));

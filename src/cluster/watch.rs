@@ -1,12 +1,14 @@
 //! A task that applies each set of nodes that a stream yields, for as long as the cluster lives.
 //!
 //! It holds the cluster weakly, and listens to its changes: the last of them is its end, and any of them
-//! may set a node free that it was refused.
+//! may set a node free that it was refused. The cluster knows what its watches tell, and its health and its errors
+//! say so.
 //!
 //! Not here: what a set does to the cluster (`discovery.rs`).
 
 use super::discovery::{Changes, NodeSpec, Rest, SetError};
 use super::{Cluster, Key, Shared};
+use crate::error::in_words;
 use crate::manager::Manager;
 use crate::panics::caught;
 #[cfg(feature = "tracing")]
@@ -16,6 +18,7 @@ use futures_core::Stream;
 use std::error::Error;
 use std::fmt;
 use std::future::{Future, poll_fn};
+use std::mem;
 use std::ops::ControlFlow;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -42,24 +45,112 @@ pub enum WatchError {
     },
 }
 
+impl WatchError {
+    /// What an operator is told of it, with all causes.
+    fn in_words(&self) -> String {
+        match self {
+            Self::Source(error) => {
+                let error: &(dyn Error + 'static) = &**error;
+                format!("{self}: {}", in_words(error))
+            }
+            Self::Refused(error) => {
+                format!("the source of nodes answers what is refused: {error}")
+            }
+            Self::Panicked { .. } => self.to_string(),
+        }
+    }
+}
+
 /// A handle to a [watch](Cluster::watch). Dropping it lets the watch go on.
 pub struct Watch<K: Key> {
     told: Arc<Told<K>>,
+    /// How many changes of that its owner has heard of.
+    heard: u64,
     task: JoinHandle<()>,
 }
 
 /// What a watch tells of itself.
-struct Told<K>(Mutex<News<K>>);
+struct Told<K> {
+    news: Mutex<News<K>>,
+    /// Notified when that has changed, or is not going to any more.
+    changed: Event,
+}
 
 struct News<K> {
+    /// How often it has changed.
+    version: u64,
     applied: u64,
-    error: Option<Arc<WatchError>>,
+    /// With what is said of it.
+    error: Option<(Arc<WatchError>, String)>,
     changes: Option<Arc<Changes<K>>>,
+    /// It is not at work any more.
+    has_ended: bool,
+    /// It was to end.
+    is_stopped: bool,
 }
 
 impl<K> Told<K> {
+    fn new() -> Self {
+        let (version, applied, error, changes) = (0, 0, None, None);
+        let (has_ended, is_stopped) = (false, false);
+        let news = News { version, applied, error, changes, has_ended, is_stopped };
+        Self { news: Mutex::new(news), changed: Event::new() }
+    }
+
     fn news(&self) -> MutexGuard<'_, News<K>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// There is something to tell, or there will be nothing any more. Answers what is to be dropped after the lock,
+    /// as others' errors and keys are.
+    fn change<T>(&self, change: impl FnOnce(&mut News<K>) -> T) -> T {
+        let answer = change(&mut self.news());
+        self.changed.notify(usize::MAX.additional());
+        answer
+    }
+}
+
+impl<K> News<K> {
+    /// What is wrong with it, also with one that has ended, unless it was to; that it has not answered is wrong if it
+    /// is `missed`.
+    fn trouble(&self, is_missed: bool) -> Option<String> {
+        let (what, but) = match (&self.error, self.has_ended) {
+            _ if self.is_stopped => return None,
+            (Some((_, said)), true) => (said.as_str(), "; its watch has ended"),
+            (Some((_, said)), false) => (said.as_str(), ""),
+            (None, _) if !is_missed || self.version > 0 => return None,
+            (None, true) => ("the source of nodes has ended without an answer", ""),
+            (None, false) => ("the source of nodes has not answered yet", ""),
+        };
+        Some(format!("{what}{but}"))
+    }
+}
+
+/// What the watches of a cluster tell: those that are at work, and what has ended since the last one began.
+pub(super) struct Watches<K>(Mutex<Vec<Arc<Told<K>>>>);
+
+impl<K> Watches<K> {
+    pub(super) fn new() -> Self {
+        Self(Mutex::new(Vec::new()))
+    }
+
+    /// Another one has begun, which is as good as any that has ended.
+    fn add(&self, told: Arc<Told<K>>) {
+        let mut watches = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let has_ended = |other: &Arc<Told<K>>| other.news().has_ended;
+        let (over, mut at_work): (Vec<_>, _) =
+            mem::take(&mut *watches).into_iter().partition(has_ended);
+        at_work.push(told);
+        *watches = at_work;
+        drop(watches);
+        // Not under the lock, since there are others' errors in it.
+        drop(over);
+    }
+
+    /// What is wrong with them; if there are no nodes, also that a source has not answered.
+    pub(super) fn say(&self, are_no_nodes: bool) -> Vec<String> {
+        let watches = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        watches.iter().filter_map(|told| told.news().trouble(are_no_nodes)).collect()
     }
 }
 
@@ -74,7 +165,7 @@ impl<K: Key> Watch<K> {
     /// applied. What was wrong with single nodes of it is in [`last_changes`](Self::last_changes).
     #[must_use]
     pub fn last_error(&self) -> Option<Arc<WatchError>> {
-        self.told.news().error.clone()
+        self.told.news().error.as_ref().map(|(error, _)| error.clone())
     }
 
     /// What the last set that was applied has changed, and which of its nodes were refused; if something
@@ -85,6 +176,55 @@ impl<K: Key> Watch<K> {
         self.told.news().changes.clone()
     }
 
+    /// Completes when there is something new to be seen here, of which this handle has not told yet: its stream has
+    /// answered, for the first time or once more, or something has come of nodes that were refused. `false` if it has
+    /// ended and there is nothing new any more.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost: the next call tells of it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{cluster::{Cluster, NodeSpec}, from_fn};
+    /// # use futures_util::stream;
+    /// # use std::{convert::Infallible, time::Duration};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let cluster: Cluster<String, _> = Cluster::builder()
+    /// #     .template(|_| from_fn(|| std::future::ready(Ok::<_, Infallible>(()))))
+    /// #     .build()?;
+    /// # let nodes = stream::iter([Err("no such host"), Ok(vec![NodeSpec::new("a", "10.0.0.1:1".parse()?)])]);
+    /// let mut watch = cluster.watch(nodes, Duration::from_secs(60));
+    /// // Before it says that it is ready, a service waits until it knows of a server.
+    /// while cluster.nodes().is_empty() && watch.changed().await {
+    ///     if let Some(error) = watch.last_error() {
+    ///         eprintln!("no nodes yet: {error}");
+    ///     }
+    /// }
+    /// assert_eq!(cluster.nodes(), ["a"]);
+    /// # Ok(()) }
+    /// ```
+    pub async fn changed(&mut self) -> bool {
+        loop {
+            // Before the look, so that no change after it is missed.
+            let changed = self.told.changed.listen();
+            {
+                let news = self.told.news();
+                if news.version != self.heard {
+                    self.heard = news.version;
+                    return true;
+                }
+                if news.has_ended {
+                    return false;
+                }
+            }
+            // Cancel: what has been heard is taken down at the end.
+            changed.await;
+        }
+    }
+
     /// Whether it may still apply sets. `false` stays false; `true` may be out of date at once.
     #[must_use]
     pub fn is_running(&self) -> bool {
@@ -92,12 +232,13 @@ impl<K: Key> Watch<K> {
     }
 
     /// Ends the watch, and drops its stream. When this returns it applies nothing any more. The nodes
-    /// stay.
+    /// stay, and the cluster's health does not go by it any more.
     ///
     /// # Cancel safety
     ///
     /// The watch is told to end at the first poll. Dropping the future only stops waiting.
     pub async fn stop(self) {
+        self.told.news().is_stopped = true;
         self.task.abort();
         // An error: it was stopped before its end, as it was told.
         drop(self.task.await);
@@ -142,8 +283,11 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     ///
     /// **Errors.** An error of the stream, or a set without nodes unless those are
     /// [accepted](super::ClusterBuilder::accept_empty_sets), leaves the nodes as they are. It is in
-    /// [`Watch::last_error`], and, with the feature `tracing`, told as a warning. Then the stream is
-    /// asked again at once: it is the stream that has to pause. A stream that panics ends the watch.
+    /// [`Watch::last_error`], and, with the feature `tracing`, told as a warning; until a set is applied, the
+    /// cluster's [health](super::ClusterStatus::health) is degraded for it, and an acquire that no node has served
+    /// says so. Then the stream is asked again at once: it is the stream that has to pause. A stream that panics
+    /// ends the watch. If the last answer before its end was an error, health tells of it until another watch
+    /// begins.
     ///
     /// Sets are applied in order and each of them at once, since drains are not waited for; `limit`
     /// is that of the drains, from each set on: see [`apply`](Self::apply).
@@ -180,16 +324,19 @@ impl<K: Key, M: Manager> Cluster<K, M> {
         S: Stream<Item = Result<Vec<NodeSpec<K>>, E>> + Send + 'static,
         E: Into<Box<dyn Error + Send + Sync>> + 'static,
     {
-        let news = News { applied: 0, error: None, changes: None };
-        let told = Arc::new(Told(Mutex::new(news)));
+        let told = Arc::new(Told::new());
+        let changed = self.shared.changed.clone();
         let watching = Watching {
             name: self.shared.name(),
             cluster: Arc::downgrade(&self.shared),
-            changed: self.shared.changed.clone(),
+            changed: changed.clone(),
             told: told.clone(),
             limit,
+            owner: Owner { mark: Some(Arc::new(())), changed, told: told.clone() },
         };
-        Watch { told, task: tokio::spawn(watching.run(stream)) }
+        let task = tokio::spawn(watching.run(stream));
+        self.shared.watches.add(told.clone());
+        Watch { told, heard: 0, task }
     }
 }
 
@@ -201,25 +348,23 @@ fn source(error: impl Into<Box<dyn Error + Send + Sync>>) -> WatchError {
 }
 
 /// Whose nodes they are that a watch has added. When it is gone, they are nobody's.
-struct Owner {
+struct Owner<K> {
     /// Only taken at the end.
     mark: Option<Arc<()>>,
     changed: Arc<Event>,
+    told: Arc<Told<K>>,
 }
 
-impl Owner {
-    fn new(changed: Arc<Event>) -> Self {
-        Self { mark: Some(Arc::new(())), changed }
-    }
-
+impl<K> Owner<K> {
     fn mark(&self) -> Weak<()> {
         self.mark.as_ref().map(Arc::downgrade).unwrap_or_default()
     }
 }
 
-impl Drop for Owner {
-    /// Tells other watches, which may have been refused what is nobody's now.
+impl<K> Drop for Owner<K> {
+    /// Tells other watches, which may have been refused what is nobody's now, and whoever waits for news of this one.
     fn drop(&mut self) {
+        self.told.change(|news| news.has_ended = true);
         self.mark = None;
         self.changed.notify(usize::MAX.additional());
     }
@@ -258,6 +403,8 @@ struct Watching<K: Key, M: Manager> {
     changed: Arc<Event>,
     told: Arc<Told<K>>,
     limit: Duration,
+    /// Whose nodes they are, for as long as this is there.
+    owner: Owner<K>,
 }
 
 impl<K: Key, M: Manager> Watching<K, M> {
@@ -267,12 +414,10 @@ impl<K: Key, M: Manager> Watching<K, M> {
         E: Into<Box<dyn Error + Send + Sync>>,
     {
         let mut stream = pin!(stream);
-        // Whose nodes they are, for as long as this runs.
-        let owner = Owner::new(self.changed.clone());
         let mut left = None;
-        while let Some(answer) = self.next(stream.as_mut(), &mut left, &owner).await {
+        while let Some(answer) = self.next(stream.as_mut(), &mut left).await {
             let applied = answer.and_then(|set| {
-                let changes = self.apply(set.clone(), &owner)?;
+                let changes = self.apply(set.clone())?;
                 left = Rest::new(set, &changes).map(Left::new);
                 Ok(changes)
             });
@@ -285,9 +430,9 @@ impl<K: Key, M: Manager> Watching<K, M> {
         self.tell_ended();
     }
 
-    fn apply(&self, set: Vec<NodeSpec<K>>, owner: &Owner) -> Result<Changes<K>, WatchError> {
+    fn apply(&self, set: Vec<NodeSpec<K>>) -> Result<Changes<K>, WatchError> {
         let applied = match self.cluster.upgrade() {
-            Some(cluster) => cluster.apply(set, self.limit, Some(&owner.mark())),
+            Some(cluster) => cluster.apply(set, self.limit, Some(&self.owner.mark())),
             None => Err(SetError::Closed { cluster: self.name.clone() }),
         };
         applied.map_err(WatchError::Refused)
@@ -296,12 +441,11 @@ impl<K: Key, M: Manager> Watching<K, M> {
     /// Takes down what has come of an answer; breaks if there is nothing more to come.
     fn take_down(&self, applied: Result<Changes<K>, WatchError>) -> ControlFlow<()> {
         match applied {
-            Ok(changes) => {
-                let mut news = self.told.news();
+            Ok(changes) => drop(self.told.change(|news| {
+                news.version += 1;
                 news.applied += 1;
-                news.error = None;
-                news.changes = Some(Arc::new(changes));
-            }
+                (news.error.take(), news.changes.replace(Arc::new(changes)))
+            })),
             Err(WatchError::Refused(SetError::Closed { .. })) => return ControlFlow::Break(()),
             Err(error @ WatchError::Panicked { .. }) => {
                 self.failed(error);
@@ -314,10 +458,10 @@ impl<K: Key, M: Manager> Watching<K, M> {
 
     /// Tries again what was refused of the last set, with what could not be `made` if it is time for
     /// that.
-    fn take_up(&self, left: &mut Option<Left<K>>, make: bool, owner: &Owner) {
+    fn take_up(&self, left: &mut Option<Left<K>>, make: bool) {
         let (Some(it), Some(cluster)) = (&mut *left, self.cluster.upgrade()) else { return };
         // An error: the cluster is closed, which is seen next.
-        let taken = cluster.apply_rest(&mut it.rest, make, self.limit, &owner.mark());
+        let taken = cluster.apply_rest(&mut it.rest, make, self.limit, &self.owner.mark());
         if make || (it.pause.is_none() && it.rest.has_unmade()) {
             it.pause_longer();
         }
@@ -325,7 +469,10 @@ impl<K: Key, M: Manager> Watching<K, M> {
             if !it.rest.may_be_taken() {
                 *left = None;
             }
-            self.told.news().changes = Some(Arc::new(changes));
+            drop(self.told.change(|news| {
+                news.version += 1;
+                news.changes.replace(Arc::new(changes))
+            }));
         }
     }
 
@@ -335,7 +482,6 @@ impl<K: Key, M: Manager> Watching<K, M> {
         &self,
         mut stream: Pin<&mut S>,
         left: &mut Option<Left<K>>,
-        owner: &Owner,
     ) -> Option<Answer<K>>
     where
         S: Stream<Item = Result<Vec<NodeSpec<K>>, E>>,
@@ -348,7 +494,7 @@ impl<K: Key, M: Manager> Watching<K, M> {
             if self.cluster.upgrade().is_none_or(|cluster| cluster.table.load().closed) {
                 return None;
             }
-            self.take_up(left, make, owner);
+            self.take_up(left, make);
             make = false;
             let answer = poll_fn(|cx| {
                 if Pin::new(&mut changed).poll(cx).is_ready() {
@@ -374,9 +520,13 @@ impl<K: Key, M: Manager> Watching<K, M> {
     }
 
     fn failed(&self, error: WatchError) {
+        let said = error.in_words();
         let error = Arc::new(error);
         // First, so that whoever hears of it finds it noted.
-        self.told.news().error = Some(error.clone());
+        drop(self.told.change(|news| {
+            news.version += 1;
+            news.error.replace((error.clone(), said))
+        }));
         #[cfg(feature = "tracing")]
         {
             let cause = error.source().unwrap_or(&*error);

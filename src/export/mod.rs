@@ -25,7 +25,9 @@
 //! | `node` | the [node's key](crate::ClusterNode::node); only of those, too |
 //!
 //! A cluster without nodes has no series: `absent(millpond_up{cluster="…"})` tells of it, and so does
-//! [`Monitor::health`](crate::Monitor::health).
+//! [`Monitor::health`](crate::Monitor::health). What else is wrong with a cluster as a whole only that tells; that it
+//! has no primary, or more than one, shows in the roles, of which a server that is down keeps the one that it said
+//! last: `sum without (pool, node, role) (millpond_node_role{role="primary"} * ignoring (role) millpond_up) != 1`.
 //!
 //! A Prometheus whose targets have labels called `pool`, `cluster`, `node`, `state`, `role`, `outcome` or
 //! `reason` themselves shows these ones with `exported_` before them, unless its `honor_labels` is set.

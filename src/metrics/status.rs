@@ -138,6 +138,16 @@ impl Health {
             Self::Down(reasons)
         }
     }
+
+    /// With these reasons before its own, none of which brings it down.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn degraded_by(self, mut reasons: Vec<String>) -> Self {
+        if reasons.is_empty() {
+            return self;
+        }
+        reasons.extend_from_slice(self.reasons());
+        if self.is_up() { Self::Degraded(reasons) } else { Self::Down(reasons) }
+    }
 }
 
 impl fmt::Display for Health {

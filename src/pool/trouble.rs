@@ -9,7 +9,7 @@ use super::connector::{Connector, GivenUp};
 use super::operation::unless;
 use super::{Shared, Tenant, lock};
 use crate::core::Line;
-use crate::error::{AcquireError, OperationError};
+use crate::error::{AcquireError, OperationError, in_words};
 use crate::manager::Manager;
 use crate::metrics::{self, Connecting};
 use crate::panics::caught;
@@ -205,33 +205,9 @@ impl<E> From<Verdict<E>> for AcquireError<E> {
 }
 
 impl<E: Error + 'static> Failure<E> {
-    /// Takes down what it says, with the hook that said it and all causes. Many libraries' errors say what their
-    /// cause says, and some causes what their error says: neither is said twice.
+    /// Takes down what it says, with the hook that said it and all causes.
     fn new(Unopened { error, hook }: Unopened<E>) -> Self {
-        let say = || {
-            let mut said = error.to_string();
-            // Where the last of them begins.
-            let mut last = 0;
-            let mut cause = error.source();
-            while let Some(error) = cause {
-                let says = error.to_string();
-                if !said.ends_with(&says) {
-                    if says.ends_with(&said[last..]) {
-                        said.truncate(last);
-                    } else {
-                        said.push_str(": ");
-                        last = said.len();
-                    }
-                    said.push_str(&says);
-                }
-                cause = error.source();
-            }
-            said
-        };
-        // An error that cannot be told is one all the same.
-        let said = caught(say).unwrap_or_else(|panic| {
-            format!("an error that panicked while it was told: {}", panic.message())
-        });
+        let said = in_words(&error);
         let said = match hook {
             Some(hook) => format!("{hook}: {said}"),
             None => said,

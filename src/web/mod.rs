@@ -14,8 +14,8 @@
 //! its own.
 //!
 //! Pools of one [cluster](crate::ClusterNode), or of another group, stand together on the page, under a
-//! row that says how many of the nodes are up, how the cluster is (as `/health` has it) and what their
-//! figures come to. It is there though there are no nodes, if there is anything wrong with that; where one
+//! row that says how many of the nodes are up, how the cluster is (as `/health` has it), what is wrong with it
+//! as a whole, and what their figures come to. It is there though there are no nodes, if there is anything wrong with that; where one
 //! pool is all that there is, the row would only repeat it, and is left out. An acquire that any of several
 //! nodes may serve waits at each of them, and so counts there. A role that changes is shown, and said to
 //! those who have the page read to them, as a change of health is.
@@ -94,7 +94,7 @@ const PAGE: &str = include_str!("page.html");
 /// What the page may do: run its own script, wear its own style, ask its own server. The hashes are
 /// those of what is in `page.html`; a test tells what they have to be.
 const POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-yhUFbfomEjByjJivgWdY5SvixCC08G+Muy4bre97C4k='; \
+    script-src 'sha256-teEtmcIAyzudnSJcS/VuWvF0j15ageG0W4XbpBYFq/A='; \
     style-src 'sha256-dYxcf1GK+0UfYwxJPifenzMoDRaBriFjFvhmN7RIT/U='; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
     require-trusted-types-for 'script'; trusted-types 'none'";

@@ -50,9 +50,10 @@ use tokio_postgres::config::{LoadBalanceHosts, TargetSessionAttrs};
 /// whether its last commit was done is unknown.
 ///
 /// If the old primary then comes back as it was, two servers say that they are the primary, and the
-/// cluster believes both: writes go to them by turns, and their data part ways. A pool cannot know which
-/// one is right; to keep the other one out is called fencing, and is the business of whoever promotes.
-/// What a program can do is to [remove](Cluster::remove_node) the old node when it learns of the
+/// cluster believes both: writes go to them by turns, and their data part ways. The cluster's
+/// [health](crate::cluster::ClusterStatus::health) names them then, as it tells if no server is the primary
+/// though somebody asks for it. A pool cannot know which one is right; to keep the other one out is called
+/// fencing, and is the business of whoever promotes. What a program can do is to [remove](Cluster::remove_node) the old node when it learns of the
 /// promotion, and to add it again, by [`add_endpoint`](Cluster::add_endpoint) with its host and port,
 /// once it follows the new one; a `hostaddr` that the configuration has for it is kept.
 ///
