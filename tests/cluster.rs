@@ -2072,6 +2072,8 @@ fn with_roles_of(
 const PRIMARY: usize = 1;
 /// The mark of a server that does not say what it is.
 const SILENT: usize = 2;
+/// The mark of a server that says that it does not know yet.
+const RECOVERING: usize = 3;
 
 fn become_primary(manager: &TestManager, primary: bool) {
     manager.ledger.mark.store(if primary { PRIMARY } else { 0 }, Ordering::SeqCst);
@@ -2169,6 +2171,82 @@ async fn a_node_that_comes_later_is_asked_for_its_role_though_others_can_serve()
     eventually_served(&cluster, Policy::Replica, "late").await;
     spread(&cluster, Policy::Replica, 100).await;
     assert_eq!(late.ledger.opened(), 1);
+}
+
+/// Replicas before the primary, and `unknown` where nobody knows which of them it is.
+fn reads_first(unknown: Option<f64>) -> impl Fn(&NodeView<'_, String>) -> Option<f64> + Sync {
+    move |node| match node.role() {
+        Role::Replica => Some(0.0),
+        Role::Primary => Some(1.0),
+        _ => unknown,
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_comes_later_is_asked_for_its_role_though_a_rank_prefers_others() {
+    for unknown in [None, Some(2.0)] {
+        let rank = reads_first(unknown);
+        let policy = Policy::Rank(&rank);
+        let (cluster, _managers) = with_roles([Role::Primary, Role::Primary]);
+        drop(cluster.acquire_any(policy).await.unwrap());
+        let late = TestManager::new();
+        become_primary(&late, false);
+        cluster.add_node("late".to_owned(), late.clone()).unwrap();
+        eventually_served(&cluster, policy, "late").await;
+        spread(&cluster, policy, 100).await;
+        assert_eq!(late.ledger.opened(), 1);
+    }
+}
+
+#[tokio::test]
+async fn options_that_name_no_role_leave_the_one_that_was_read() {
+    let (cluster, _managers) = with_roles([Role::Replica, Role::Replica]);
+    let late = TestManager::new();
+    become_primary(&late, false);
+    cluster.add_node_with("late".to_owned(), late, primary()).unwrap();
+    let role = || cluster.status().nodes[2].role;
+    drop(cluster.acquire("late").await.unwrap());
+    assert_eq!(role(), Role::Replica, "so says the server");
+    cluster.set_options("late", plain().weight(2)).unwrap();
+    assert_eq!(role(), Role::Replica);
+    assert!(spread(&cluster, Policy::Replica, 20).await.contains_key("late"));
+    cluster.set_options("late", primary()).unwrap();
+    assert_eq!(role(), Role::Primary, "until it is asked again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_does_not_know_its_role_yet_is_asked_once_a_second() {
+    let rank = reads_first(None);
+    for policy in [Policy::Replica, Policy::Rank(&rank)] {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let reads = asked.clone();
+        let builder = builder().read_role(move |connection: &mut Conn| {
+            let is_recovering = connection.server().mark.load(Ordering::SeqCst) == RECOVERING;
+            reads.fetch_add(usize::from(is_recovering), Ordering::SeqCst);
+            let role = if is_recovering { Role::Unknown } else { Role::Replica };
+            Box::pin(ready(Ok(role)))
+        });
+        let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+        managers[1].ledger.mark.store(RECOVERING, Ordering::SeqCst);
+        drop([cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap()]);
+        assert_eq!(asked.load(Ordering::SeqCst), 1, "when it was opened");
+        for _ in 0..300 {
+            assert_eq!(cluster.acquire_any(policy).await.unwrap().node(), "a", "{policy:?}");
+            tokio::time::sleep(10 * MILLISECOND).await;
+        }
+        let times = asked.load(Ordering::SeqCst);
+        assert!((3..=4).contains(&times), "{policy:?}: asked {times} times");
+        become_primary(&managers[1], false);
+        let role = || cluster.status().nodes[1].role;
+        let known = async {
+            while role() != Role::Replica {
+                drop(cluster.acquire_any(policy).await.unwrap());
+                tokio::time::sleep(10 * MILLISECOND).await;
+            }
+        };
+        timeout(2 * SECOND, known).await.expect("it is asked");
+        assert_eq!(managers[1].ledger.opened(), 1);
+    }
 }
 
 #[tokio::test]

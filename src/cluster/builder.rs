@@ -154,9 +154,11 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
     /// What reads a server's role from a connection: when one is opened, whenever one is checked, and
     /// when no node with the role that somebody wants is left, or none of them has served for
     /// [`try_next_after`](Self::try_next_after). A node that comes later is connected to
-    /// as soon as it would be its turn, if its role were the right one. It takes part in `connect_timeout` and
-    /// `check_timeout`; if it fails, so has the connect or the check. Default: nothing, and the roles
-    /// are those of the nodes' options.
+    /// as soon as it would be its turn, if its role were the right one; with
+    /// [`Policy::Rank`](super::Policy::Rank), as soon as another node is preferred to it. A server that has
+    /// answered [`Role::Unknown`](super::Role::Unknown), as one may that recovers, is asked again in the same way,
+    /// once a second at the most. All of this takes part in `connect_timeout` and `check_timeout`; if it fails, so
+    /// has the connect or the check. Default: nothing, and the roles are those of the nodes' options.
     ///
     /// Where no connection is idle, what asks waits in line like everybody else, one at each node, and also
     /// if the line is full; it is not [shed](crate::Shed). It is one of those that `max_waiters` are compared
