@@ -309,6 +309,7 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
             settings,
             table: Current::new(Table::new(Vec::new(), false)),
             changing: Mutex::new(()),
+            removed: Mutex::new(Vec::new()),
             turns: Turns::new(),
             began: Instant::now(),
             changed: Arc::new(Event::new()),

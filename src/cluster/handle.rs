@@ -149,12 +149,13 @@ impl<K: Key, M: Manager> Cluster<K, M> {
         }
     }
 
-    /// Who holds a connection, of which node, and where it was acquired.
+    /// Who holds a connection, of which node, and where it was acquired; also of nodes that were removed or
+    /// replaced, behind the others.
     #[must_use]
     pub fn holders(&self) -> Vec<(K, Holder)> {
-        let table = self.shared.table.load_full();
-        let holders = table.nodes().iter().flat_map(|node| {
-            node.pool.holders().into_iter().map(|holder| (node.key().clone(), holder))
+        let pools = self.shared.pools(&self.shared.table.load_full());
+        let holders = pools.iter().flat_map(|pool| {
+            pool.holders().into_iter().map(|holder| (pool.manager().key().clone(), holder))
         });
         holders.collect()
     }
