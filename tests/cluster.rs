@@ -115,6 +115,65 @@ async fn an_acquire_gets_a_connection_of_the_node_that_it_names() {
 }
 
 #[tokio::test]
+async fn each_pool_is_settled_by_its_node_after_what_all_have_in_common() {
+    let created = Arc::new(Mutex::new(Vec::new()));
+    let told = created.clone();
+    let builder = builder().pools(|pool| pool.max_size(3).check(CheckPolicy::Never)).pools_for(
+        move |key, options, pool| {
+            let (key, told) = (key.clone(), told.clone());
+            let hooks =
+                Hooks::new().on_create(move |_: &Conn| told.lock().unwrap().push(key.clone()));
+            let pool = pool.hooks(hooks);
+            match options.labels.get("most") {
+                Some(most) => pool.max_size(most.parse().unwrap()),
+                None => pool,
+            }
+        },
+    );
+    let most = |most: &str| plain().label("most", most);
+    let nodes = [("a", most("5")), ("b", plain()), ("c", most("1"))];
+    let (cluster, _managers) = cluster_of(builder, nodes);
+    let sizes =
+        || -> Vec<usize> { cluster.status().nodes.iter().map(|node| node.pool.max_size).collect() };
+    assert_eq!(sizes(), [5, 3, 1]);
+    for key in ["a", "b", "c"] {
+        let held = cluster.acquire(key).await.unwrap();
+        assert_eq!(held.node(), key);
+    }
+    assert_eq!(*created.lock().unwrap(), ["a", "b", "c"]);
+    assert!(cluster.status().nodes.iter().all(|it| it.pool.config.check == CheckPolicy::Never));
+    // Other options are for the next pool.
+    cluster.set_options("a", most("2")).unwrap();
+    assert_eq!(sizes(), [5, 3, 1]);
+    cluster.replace("a", TestManager::new(), SECOND).await.unwrap();
+    assert_eq!(sizes(), [2, 3, 1]);
+    let error = cluster.add_node_with("d".to_owned(), TestManager::new(), most("0")).unwrap_err();
+    assert_eq!(error.to_string(), "node d: max_size is 0, but it must be from 1 to 1048576");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handle_pauses_and_runs_the_maintenance_of_its_node_alone() {
+    let settle =
+        |pool: PoolBuilder<Member<String, TestManager>>| pool.max_size(4).idle_timeout(10 * SECOND);
+    let nodes = [("a", plain()), ("b", plain())];
+    let (cluster, managers) = cluster_of(builder().pools(settle), nodes);
+    let a = cluster.node("a").unwrap();
+    a.maintenance().pause();
+    drop([cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap()]);
+    tokio::time::sleep(60 * SECOND).await;
+    assert_eq!(managers.each_ref().map(|manager| manager.ledger.live()), [1, 0]);
+    assert!(a.maintenance().is_paused());
+    a.maintenance().resume();
+    tokio::time::sleep(60 * SECOND).await;
+    assert_eq!(managers.map(|manager| manager.ledger.live()), [0, 0]);
+    // Nor does it keep from others what they need.
+    let (cluster, _, _) = capped(1, 1, [("a", plain()), ("b", plain())]);
+    cluster.node("a").unwrap().maintenance().pause();
+    drop(cluster.acquire("a").await.unwrap());
+    assert_eq!(cluster.acquire("b").await.unwrap().node(), "b");
+}
+
+#[tokio::test]
 async fn a_handle_goes_to_its_node_until_that_is_gone() {
     let builder = builder().pools(|pool| pool.max_size(1)).acquire_timeout(20 * MILLISECOND);
     let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);

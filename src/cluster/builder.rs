@@ -4,7 +4,7 @@
 
 use super::endpoint::Endpoint;
 use super::limits::Cap;
-use super::node::{Member, ReadRole, RoleFuture, State};
+use super::node::{Member, NodeOptions, ReadRole, RoleFuture, State};
 use super::policy::Turns;
 use super::table::{Current, Table};
 use super::{Cluster, Key, Shared};
@@ -20,12 +20,15 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 type Pools<K, M> = dyn Fn(PoolBuilder<Member<K, M>>) -> PoolBuilder<Member<K, M>> + Send + Sync;
+type PoolsFor<K, M> =
+    dyn Fn(&K, &NodeOptions, PoolBuilder<Member<K, M>>) -> PoolBuilder<Member<K, M>> + Send + Sync;
 type Template<M> = dyn Fn(&Endpoint) -> M + Send + Sync;
 
 pub(super) struct Settings<K: Key, M: Manager> {
     pub(super) name: Arc<str>,
     pub(super) template: Option<Box<Template<M>>>,
     pools: Option<Box<Pools<K, M>>>,
+    pools_for: Option<Box<PoolsFor<K, M>>>,
     read_role: Option<ReadRole<M>>,
     max_connections: Option<usize>,
     pub(super) acquire_timeout: Duration,
@@ -70,11 +73,15 @@ impl<K: Key, M: Manager> Settings<K, M> {
         manager: M,
         state: &Arc<State<K>>,
         key: &str,
+        options: &NodeOptions,
     ) -> Result<Pool<Member<K, M>>, ConfigError> {
         let member = Member::new(manager, state.clone(), self.read_role.clone());
         let mut builder = Pool::builder(member);
         if let Some(pools) = &self.pools {
             builder = pools(builder);
+        }
+        if let Some(pools_for) = &self.pools_for {
+            builder = pools_for(&state.key, options, builder);
         }
         self.are_ours(builder.config_so_far())?;
         let name = format!("{}/{key}", self.name);
@@ -113,6 +120,7 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
                 name: "cluster".into(),
                 template: None,
                 pools: None,
+                pools_for: None,
                 read_role: None,
                 max_connections: None,
                 acquire_timeout: Duration::from_secs(5),
@@ -134,13 +142,52 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
     /// Settles the nodes' pools; called once for each. Their [`name`](Self::name), [`fail_fast`](Self::fail_fast)
     /// and [`acquire_timeout`](Self::acquire_timeout) are the cluster's business: a node whose pool is to have
     /// another one than the cluster or the default is an error. So is one whose pool is to have
-    /// [`reserved`](crate::Config::reserved) connections: no acquire of a cluster has a priority. Default: a
-    /// pool's defaults.
+    /// [`reserved`](crate::Config::reserved) connections: no acquire of a cluster has a priority. Where nodes
+    /// differ, [`pools_for`](Self::pools_for) does the rest. Default: a pool's defaults.
     pub fn pools(
         mut self,
         pools: impl Fn(PoolBuilder<Member<K, M>>) -> PoolBuilder<Member<K, M>> + Send + Sync + 'static,
     ) -> Self {
         self.settings.pools = Some(Box::new(pools));
+        self
+    }
+
+    /// Settles each node's pool by its key and its options, after [`pools`](Self::pools) has settled what all have in
+    /// common: such as its size, where a server admits fewer connections than others, or hooks that are to know
+    /// their node. Called once for each pool, with the options that the node has then, so also when a node is
+    /// [replaced](Cluster::replace) or comes back; [other options](Cluster::set_options) change nothing of a pool
+    /// that there is. What is the cluster's business is so here too. Default: nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{cluster::{Cluster, NodeOptions}, from_fn};
+    /// # use std::convert::Infallible;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = || from_fn(|| std::future::ready(Ok::<_, Infallible>(())));
+    /// let cluster: Cluster<String, _> = Cluster::builder()
+    ///     .pools(|pool| pool.max_size(10))
+    ///     .pools_for(|_key, options, pool| match options.labels.get("machine") {
+    ///         Some(machine) if machine == "large" => pool.max_size(50),
+    ///         _ => pool,
+    ///     })
+    ///     .build()?;
+    /// let large = NodeOptions::default().label("machine", "large");
+    /// cluster.add_node_with("db1".to_owned(), manager(), large)?;
+    /// cluster.add_node("db2".to_owned(), manager())?;
+    /// let sizes = cluster.status().nodes.into_iter().map(|node| node.pool.max_size);
+    /// assert_eq!(sizes.collect::<Vec<_>>(), [50, 10]);
+    /// # Ok(()) }
+    /// ```
+    pub fn pools_for(
+        mut self,
+        pools_for: impl Fn(&K, &NodeOptions, PoolBuilder<Member<K, M>>) -> PoolBuilder<Member<K, M>>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
+        self.settings.pools_for = Some(Box::new(pools_for));
         self
     }
 

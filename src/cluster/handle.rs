@@ -9,7 +9,7 @@ use crate::error::{ConfigError, RotateError, TryAcquireError, WarmUpError};
 use crate::hooks::HookFuture;
 use crate::manager::Manager;
 use crate::metrics::PoolMetrics;
-use crate::pool::{ConnectionInfo, Holder, Pooled};
+use crate::pool::{ConnectionInfo, Holder, Maintenance, Pooled};
 use std::future::Future;
 use std::pin::pin;
 
@@ -108,6 +108,14 @@ impl<K: Key, M: Manager> NodeHandle<K, M> {
     /// If `keep` does.
     pub fn retain(&self, keep: impl FnMut(&mut M::Connection, &ConnectionInfo) -> bool) -> usize {
         self.node.pool.retain(keep)
+    }
+
+    /// Pauses, resumes or runs what this node's pool does by the clock; see
+    /// [`Pool::maintenance`](crate::Pool::maintenance). Under a [cap](super::ClusterBuilder::max_connections), a
+    /// node whose maintenance is paused gives connections to others all the same.
+    #[must_use]
+    pub fn maintenance(&self) -> Maintenance<'_, Member<K, M>> {
+        self.node.pool.maintenance()
     }
 
     /// Who holds a connection of this node, and where it was acquired.

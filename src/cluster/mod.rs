@@ -265,7 +265,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
         let (reads_role, changed) = (self.settings.reads_role(), self.changed.clone());
         let (role, began, cluster) = (options.role, self.began, self.name());
         let state = Arc::new(State::new(key, role, reads_role, began, changed, cluster));
-        let pool = self.settings.pool(manager, &state, &name).map_err(wrong)?;
+        let pool = self.settings.pool(manager, &state, &name, &options).map_err(wrong)?;
         let watched = watched(&pool);
         Ok(Arc::new(Node { state, pool, options, seed, watched, origin }))
     }
