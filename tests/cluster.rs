@@ -116,6 +116,65 @@ async fn an_acquire_gets_a_connection_of_the_node_that_it_names() {
 }
 
 #[tokio::test]
+async fn each_pool_is_settled_by_its_node_after_what_all_have_in_common() {
+    let created = Arc::new(Mutex::new(Vec::new()));
+    let told = created.clone();
+    let builder = builder().pools(|pool| pool.max_size(3).check(CheckPolicy::Never)).pools_for(
+        move |key, options, pool| {
+            let (key, told) = (key.clone(), told.clone());
+            let hooks =
+                Hooks::new().on_create(move |_: &Conn| told.lock().unwrap().push(key.clone()));
+            let pool = pool.hooks(hooks);
+            match options.labels.get("most") {
+                Some(most) => pool.max_size(most.parse().unwrap()),
+                None => pool,
+            }
+        },
+    );
+    let most = |most: &str| plain().label("most", most);
+    let nodes = [("a", most("5")), ("b", plain()), ("c", most("1"))];
+    let (cluster, _managers) = cluster_of(builder, nodes);
+    let sizes =
+        || -> Vec<usize> { cluster.status().nodes.iter().map(|node| node.pool.max_size).collect() };
+    assert_eq!(sizes(), [5, 3, 1]);
+    for key in ["a", "b", "c"] {
+        let held = cluster.acquire(key).await.unwrap();
+        assert_eq!(held.node(), key);
+    }
+    assert_eq!(*created.lock().unwrap(), ["a", "b", "c"]);
+    assert!(cluster.status().nodes.iter().all(|it| it.pool.config.check == CheckPolicy::Never));
+    // Other options are for the next pool.
+    cluster.set_options("a", most("2")).unwrap();
+    assert_eq!(sizes(), [5, 3, 1]);
+    cluster.replace("a", TestManager::new(), SECOND).await.unwrap();
+    assert_eq!(sizes(), [2, 3, 1]);
+    let error = cluster.add_node_with("d".to_owned(), TestManager::new(), most("0")).unwrap_err();
+    assert_eq!(error.to_string(), "node d: max_size is 0, but it must be from 1 to 1048576");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handle_pauses_and_runs_the_maintenance_of_its_node_alone() {
+    let settle =
+        |pool: PoolBuilder<Member<String, TestManager>>| pool.max_size(4).idle_timeout(10 * SECOND);
+    let nodes = [("a", plain()), ("b", plain())];
+    let (cluster, managers) = cluster_of(builder().pools(settle), nodes);
+    let a = cluster.node("a").unwrap();
+    a.maintenance().pause();
+    drop([cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap()]);
+    tokio::time::sleep(60 * SECOND).await;
+    assert_eq!(managers.each_ref().map(|manager| manager.ledger.live()), [1, 0]);
+    assert!(a.maintenance().is_paused());
+    a.maintenance().resume();
+    tokio::time::sleep(60 * SECOND).await;
+    assert_eq!(managers.map(|manager| manager.ledger.live()), [0, 0]);
+    // Nor does it keep from others what they need.
+    let (cluster, _, _) = capped(1, 1, [("a", plain()), ("b", plain())]);
+    cluster.node("a").unwrap().maintenance().pause();
+    drop(cluster.acquire("a").await.unwrap());
+    assert_eq!(cluster.acquire("b").await.unwrap().node(), "b");
+}
+
+#[tokio::test]
 async fn a_handle_goes_to_its_node_until_that_is_gone() {
     let builder = builder().pools(|pool| pool.max_size(1)).acquire_timeout(20 * MILLISECOND);
     let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
@@ -2079,6 +2138,8 @@ fn with_roles_of(
 const PRIMARY: usize = 1;
 /// The mark of a server that does not say what it is.
 const SILENT: usize = 2;
+/// The mark of a server that says that it does not know yet.
+const RECOVERING: usize = 3;
 
 fn become_primary(manager: &TestManager, primary: bool) {
     manager.ledger.mark.store(if primary { PRIMARY } else { 0 }, Ordering::SeqCst);
@@ -2345,6 +2406,82 @@ async fn what_a_cluster_says_of_itself_stands_beside_what_it_says_of_its_nodes()
     let closed = "cluster is closed";
     let text = cluster.status().to_string();
     assert!(text.contains(&format!("\n  ! the {closed}\n")), "{text}");
+}
+
+/// Replicas before the primary, and `unknown` where nobody knows which of them it is.
+fn reads_first(unknown: Option<f64>) -> impl Fn(&NodeView<'_, String>) -> Option<f64> + Sync {
+    move |node| match node.role() {
+        Role::Replica => Some(0.0),
+        Role::Primary => Some(1.0),
+        _ => unknown,
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_comes_later_is_asked_for_its_role_though_a_rank_prefers_others() {
+    for unknown in [None, Some(2.0)] {
+        let rank = reads_first(unknown);
+        let policy = Policy::Rank(&rank);
+        let (cluster, _managers) = with_roles([Role::Primary, Role::Primary]);
+        drop(cluster.acquire_any(policy).await.unwrap());
+        let late = TestManager::new();
+        become_primary(&late, false);
+        cluster.add_node("late".to_owned(), late.clone()).unwrap();
+        eventually_served(&cluster, policy, "late").await;
+        spread(&cluster, policy, 100).await;
+        assert_eq!(late.ledger.opened(), 1);
+    }
+}
+
+#[tokio::test]
+async fn options_that_name_no_role_leave_the_one_that_was_read() {
+    let (cluster, _managers) = with_roles([Role::Replica, Role::Replica]);
+    let late = TestManager::new();
+    become_primary(&late, false);
+    cluster.add_node_with("late".to_owned(), late, primary()).unwrap();
+    let role = || cluster.status().nodes[2].role;
+    drop(cluster.acquire("late").await.unwrap());
+    assert_eq!(role(), Role::Replica, "so says the server");
+    cluster.set_options("late", plain().weight(2)).unwrap();
+    assert_eq!(role(), Role::Replica);
+    assert!(spread(&cluster, Policy::Replica, 20).await.contains_key("late"));
+    cluster.set_options("late", primary()).unwrap();
+    assert_eq!(role(), Role::Primary, "until it is asked again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_does_not_know_its_role_yet_is_asked_once_a_second() {
+    let rank = reads_first(None);
+    for policy in [Policy::Replica, Policy::Rank(&rank)] {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let reads = asked.clone();
+        let builder = builder().read_role(move |connection: &mut Conn| {
+            let is_recovering = connection.server().mark.load(Ordering::SeqCst) == RECOVERING;
+            reads.fetch_add(usize::from(is_recovering), Ordering::SeqCst);
+            let role = if is_recovering { Role::Unknown } else { Role::Replica };
+            Box::pin(ready(Ok(role)))
+        });
+        let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+        managers[1].ledger.mark.store(RECOVERING, Ordering::SeqCst);
+        drop([cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap()]);
+        assert_eq!(asked.load(Ordering::SeqCst), 1, "when it was opened");
+        for _ in 0..300 {
+            assert_eq!(cluster.acquire_any(policy).await.unwrap().node(), "a", "{policy:?}");
+            tokio::time::sleep(10 * MILLISECOND).await;
+        }
+        let times = asked.load(Ordering::SeqCst);
+        assert!((3..=4).contains(&times), "{policy:?}: asked {times} times");
+        become_primary(&managers[1], false);
+        let role = || cluster.status().nodes[1].role;
+        let known = async {
+            while role() != Role::Replica {
+                drop(cluster.acquire_any(policy).await.unwrap());
+                tokio::time::sleep(10 * MILLISECOND).await;
+            }
+        };
+        timeout(2 * SECOND, known).await.expect("it is asked");
+        assert_eq!(managers[1].ledger.opened(), 1);
+    }
 }
 
 #[tokio::test]
@@ -3889,11 +4026,14 @@ async fn a_status_tells_the_cap_and_how_much_of_it_is_in_use() {
     }
     drop(held);
     eventually("those of a are closed", || cluster.status().connections == 1).await;
-    // Without a cap, there are those of the nodes that there are.
+    // Without a cap as well.
     let (cluster, _) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
-    drop([cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap()]);
+    let held = cluster.acquire("a").await.unwrap();
+    drop(cluster.acquire("b").await.unwrap());
+    cluster.remove_node("a", Duration::ZERO).await.unwrap();
     let status = cluster.status();
     assert_eq!((status.max_connections, status.connections), (None, 2));
+    drop(held);
     assert!(!status.to_string().contains("max_connections"));
 }
 

@@ -7,7 +7,9 @@
 mod support;
 use support::*;
 
+use futures_util::FutureExt;
 use futures_util::stream::{self, StreamExt};
+use millpond::DrainReport;
 use millpond::Health;
 use millpond::cluster::{
     Changes, Cluster, ClusterBuilder, ClusterError, Dns, Endpoint, LookupError, NodeError,
@@ -488,6 +490,96 @@ fn outside_a_runtime_a_set_is_applied_and_nobody_waits_for_a_drain() {
     assert!(matches!(unknown, Err(ClusterError::UnknownNode(_))));
     drop(held);
     runtime.block_on(eventually("a is closed", || servers.at("a:1").ledger.live() == 0));
+}
+
+/// How many were closed and how many are still out, by node.
+fn drained(reports: &[(String, DrainReport)]) -> Vec<(&str, u64, usize)> {
+    let told = reports.iter();
+    told.map(|(key, report)| (key.as_str(), report.closed, report.still_out.len())).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_of_a_cluster_waits_for_what_nodes_have_out_that_were_removed() {
+    let (cluster, servers) = test_cluster();
+    apply(&cluster, "a b c d");
+    let mut held = Vec::new();
+    for key in ["a", "b", "c"] {
+        held.push(cluster.acquire(key).await.unwrap());
+    }
+    drop(cluster.acquire("d").await.unwrap());
+    cluster.apply(nodes("a c@other"), 60 * SECOND).unwrap();
+    let holders = || -> Vec<String> { cluster.holders().into_iter().map(|it| it.0).collect() };
+    assert_eq!(holders(), ["a", "b", "c"]);
+    eventually("that of d is closed", || servers.at("d:1").ledger.live() == 0).await;
+    assert_eq!(cluster.status().connections, 3);
+    let began = tokio::time::Instant::now();
+    let reports = cluster.drain(10 * MILLISECOND).await;
+    assert_eq!(began.elapsed(), 10 * MILLISECOND);
+    assert_eq!(drained(&reports), [("a", 0, 1), ("c", 0, 0), ("b", 0, 1), ("c", 0, 1)]);
+    // Again, and they come back.
+    let mut drain = pin!(cluster.drain(30 * SECOND));
+    for guard in held {
+        assert!(poll_once(drain.as_mut()).is_pending());
+        drop(guard);
+    }
+    let reports = drain.await;
+    assert_eq!(drained(&reports), [("a", 1, 0), ("c", 0, 0), ("b", 1, 0), ("c", 1, 0)]);
+    assert_eq!(began.elapsed(), 10 * MILLISECOND);
+    assert!(holders().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_and_a_close_of_a_cluster_know_of_nodes_that_were_removed_by_hand() {
+    for replaced in [false, true] {
+        let (cluster, servers) = test_cluster();
+        apply(&cluster, "a b");
+        let held = cluster.acquire("b").await.unwrap();
+        let old = servers.at("b:1");
+        old.close.always(Act::Slow(100 * MILLISECOND));
+        let went = if replaced {
+            cluster.replace("b", TestManager::new(), 60 * SECOND).now_or_never().is_some()
+        } else {
+            cluster.remove_node("b", 60 * SECOND).now_or_never().is_some()
+        };
+        assert!(!went, "it is given up, and its node is out");
+        let reports = cluster.drain(10 * MILLISECOND).await;
+        assert_eq!(drained(&reports).last(), Some(&("b", 0, 1)));
+        drop(held);
+        let began = tokio::time::Instant::now();
+        cluster.close().await;
+        assert_eq!((began.elapsed(), old.ledger.live()), (100 * MILLISECOND, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_was_removed_is_gone_with_its_last_connection() {
+    let token = Arc::new(());
+    let of_managers = token.clone();
+    let builder = Cluster::<String, _>::builder().template(move |_| {
+        let token = of_managers.clone();
+        millpond::from_fn(move || std::future::ready(Ok::<_, Infallible>(token.clone())))
+    });
+    let cluster = builder.build().unwrap();
+    cluster.apply(nodes("a"), SECOND).unwrap();
+    drop(cluster.acquire("a").await.unwrap());
+    let before = Arc::strong_count(&token);
+    for late in [false, true] {
+        for _ in 0..10 {
+            cluster.apply(nodes("a b"), SECOND).unwrap();
+            let held = cluster.acquire("b").await.unwrap();
+            cluster.apply(nodes("a"), SECOND).unwrap();
+            tokio::time::sleep(if late { 2 * SECOND } else { Duration::ZERO }).await;
+            assert_eq!((cluster.holders().len(), cluster.status().connections), (1, 2));
+            drop(held);
+            eventually("its manager is gone", || {
+                // This thread has another look at which nodes there are.
+                assert!(matches!(poll_once(pin!(cluster.acquire("a"))), Poll::Ready(Ok(_))));
+                Arc::strong_count(&token) == before
+            })
+            .await;
+            assert_eq!((cluster.holders().len(), cluster.status().connections), (0, 1));
+        }
+    }
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@
 
 use super::endpoint::Endpoint;
 use super::limits::Cap;
-use super::node::{Member, ReadRole, RoleFuture, State};
+use super::node::{Member, NodeOptions, ReadRole, RoleFuture, State};
 use super::policy::Turns;
 use super::status::InVain;
 use super::table::{Current, Table};
@@ -22,12 +22,15 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 type Pools<K, M> = dyn Fn(PoolBuilder<Member<K, M>>) -> PoolBuilder<Member<K, M>> + Send + Sync;
+type PoolsFor<K, M> =
+    dyn Fn(&K, &NodeOptions, PoolBuilder<Member<K, M>>) -> PoolBuilder<Member<K, M>> + Send + Sync;
 type Template<M> = dyn Fn(&Endpoint) -> M + Send + Sync;
 
 pub(super) struct Settings<K: Key, M: Manager> {
     pub(super) name: Arc<str>,
     pub(super) template: Option<Box<Template<M>>>,
     pools: Option<Box<Pools<K, M>>>,
+    pools_for: Option<Box<PoolsFor<K, M>>>,
     read_role: Option<ReadRole<M>>,
     max_connections: Option<usize>,
     pub(super) acquire_timeout: Duration,
@@ -73,11 +76,15 @@ impl<K: Key, M: Manager> Settings<K, M> {
         manager: M,
         state: &Arc<State<K>>,
         key: &str,
+        options: &NodeOptions,
     ) -> Result<Pool<Member<K, M>>, ConfigError> {
         let member = Member::new(manager, state.clone(), self.read_role.clone());
         let mut builder = Pool::builder(member);
         if let Some(pools) = &self.pools {
             builder = pools(builder);
+        }
+        if let Some(pools_for) = &self.pools_for {
+            builder = pools_for(&state.key, options, builder);
         }
         self.are_ours(builder.config_so_far())?;
         let name = format!("{}/{key}", self.name);
@@ -116,6 +123,7 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
                 name: "cluster".into(),
                 template: None,
                 pools: None,
+                pools_for: None,
                 read_role: None,
                 max_connections: None,
                 acquire_timeout: Duration::from_secs(5),
@@ -138,13 +146,52 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
     /// Settles the nodes' pools; called once for each. Their [`name`](Self::name), [`fail_fast`](Self::fail_fast)
     /// and [`acquire_timeout`](Self::acquire_timeout) are the cluster's business: a node whose pool is to have
     /// another one than the cluster or the default is an error. So is one whose pool is to have
-    /// [`reserved`](crate::Config::reserved) connections: no acquire of a cluster has a priority. Default: a
-    /// pool's defaults.
+    /// [`reserved`](crate::Config::reserved) connections: no acquire of a cluster has a priority. Where nodes
+    /// differ, [`pools_for`](Self::pools_for) does the rest. Default: a pool's defaults.
     pub fn pools(
         mut self,
         pools: impl Fn(PoolBuilder<Member<K, M>>) -> PoolBuilder<Member<K, M>> + Send + Sync + 'static,
     ) -> Self {
         self.settings.pools = Some(Box::new(pools));
+        self
+    }
+
+    /// Settles each node's pool by its key and its options, after [`pools`](Self::pools) has settled what all have in
+    /// common: such as its size, where a server admits fewer connections than others, or hooks that are to know
+    /// their node. Called once for each pool, with the options that the node has then, so also when a node is
+    /// [replaced](Cluster::replace) or comes back; [other options](Cluster::set_options) change nothing of a pool
+    /// that there is. What is the cluster's business is so here too. Default: nothing.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{cluster::{Cluster, NodeOptions}, from_fn};
+    /// # use std::convert::Infallible;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = || from_fn(|| std::future::ready(Ok::<_, Infallible>(())));
+    /// let cluster: Cluster<String, _> = Cluster::builder()
+    ///     .pools(|pool| pool.max_size(10))
+    ///     .pools_for(|_key, options, pool| match options.labels.get("machine") {
+    ///         Some(machine) if machine == "large" => pool.max_size(50),
+    ///         _ => pool,
+    ///     })
+    ///     .build()?;
+    /// let large = NodeOptions::default().label("machine", "large");
+    /// cluster.add_node_with("db1".to_owned(), manager(), large)?;
+    /// cluster.add_node("db2".to_owned(), manager())?;
+    /// let sizes = cluster.status().nodes.into_iter().map(|node| node.pool.max_size);
+    /// assert_eq!(sizes.collect::<Vec<_>>(), [50, 10]);
+    /// # Ok(()) }
+    /// ```
+    pub fn pools_for(
+        mut self,
+        pools_for: impl Fn(&K, &NodeOptions, PoolBuilder<Member<K, M>>) -> PoolBuilder<Member<K, M>>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
+        self.settings.pools_for = Some(Box::new(pools_for));
         self
     }
 
@@ -158,8 +205,11 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
     /// What reads a server's role from a connection: when one is opened, whenever one is checked, and
     /// when no node with the role that somebody wants is left, or none of them has served for
     /// [`try_next_after`](Self::try_next_after). A node that comes later is connected to
-    /// as soon as it would be its turn, if its role were the right one. It takes part in `connect_timeout` and
-    /// `check_timeout`; if it fails, so has the connect or the check. While two servers that are up say that they
+    /// as soon as it would be its turn, if its role were the right one; with
+    /// [`Policy::Rank`](super::Policy::Rank), as soon as another node is preferred to it. A server that has
+    /// answered [`Role::Unknown`](super::Role::Unknown), as one may that recovers, is asked again in the same way,
+    /// once a second at the most. All of this takes part in `connect_timeout` and `check_timeout`; if it fails, so
+    /// has the connect or the check. While two servers that are up say that they
     /// are the primary, the cluster's [health](super::ClusterStatus::health) names them, unless several are
     /// [accepted](Self::accept_several_primaries). Default: nothing, and the roles are those of the nodes' options.
     ///
@@ -322,6 +372,7 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
             settings,
             table: Current::new(Table::new(Vec::new(), false)),
             changing: Mutex::new(()),
+            removed: Mutex::new(Vec::new()),
             turns: Turns::new(),
             began: Instant::now(),
             changed: Arc::new(Event::new()),

@@ -138,10 +138,10 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     /// is set a moment before that. The call waits for nothing. Old pools refuse everybody when it returns, and are drained
     /// in the background: connections in use are waited for, for `limit` at the most, and closed when
     /// they come back, before that or after. Any number of drains may be under way, and none holds up the
-    /// next set. Each goes on although the cluster is dropped or closed. With the feature `tracing` it is
-    /// told which connections are still out then; who needs that in the program removes the
-    /// node with [`remove_node`](Self::remove_node) first. Outside a tokio runtime nobody waits
-    /// for them.
+    /// next set. Each goes on although the cluster is dropped or closed; a [`drain`](Self::drain) of the
+    /// cluster waits for them as well. With the feature `tracing` it is told which connections are still out
+    /// at the end; who needs that in the program removes the node with [`remove_node`](Self::remove_node)
+    /// first. Outside a tokio runtime nobody waits for them.
     ///
     /// # Errors
     ///
@@ -500,6 +500,7 @@ impl<'p, K: Key, M: Manager> Plan<'p, K, M> {
                 Fate::Replace | Fate::SetOptions | Fate::Adopt | Fate::Keep | Fate::Leave => {}
             }
         }
+        leaving.iter().for_each(|node| self.cluster.dismiss(node));
         let is_other = !changes.is_empty() || fates.iter().any(|fate| matches!(fate, Fate::Adopt));
         (is_other.then(|| Table::new(nodes, false)), Look::Done(changes, leaving))
     }

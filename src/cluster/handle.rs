@@ -9,7 +9,7 @@ use crate::error::{ConfigError, RotateError, TryAcquireError, WarmUpError};
 use crate::hooks::HookFuture;
 use crate::manager::Manager;
 use crate::metrics::PoolMetrics;
-use crate::pool::{ConnectionInfo, Holder, Pooled};
+use crate::pool::{ConnectionInfo, Holder, Maintenance, Pooled};
 use std::future::Future;
 use std::pin::pin;
 
@@ -110,6 +110,14 @@ impl<K: Key, M: Manager> NodeHandle<K, M> {
         self.node.pool.retain(keep)
     }
 
+    /// Pauses, resumes or runs what this node's pool does by the clock; see
+    /// [`Pool::maintenance`](crate::Pool::maintenance). Under a [cap](super::ClusterBuilder::max_connections), a
+    /// node whose maintenance is paused gives connections to others all the same.
+    #[must_use]
+    pub fn maintenance(&self) -> Maintenance<'_, Member<K, M>> {
+        self.node.pool.maintenance()
+    }
+
     /// Who holds a connection of this node, and where it was acquired.
     #[must_use]
     pub fn holders(&self) -> Vec<Holder> {
@@ -149,12 +157,13 @@ impl<K: Key, M: Manager> Cluster<K, M> {
         }
     }
 
-    /// Who holds a connection, of which node, and where it was acquired.
+    /// Who holds a connection, of which node, and where it was acquired; also of nodes that were removed or
+    /// replaced, behind the others.
     #[must_use]
     pub fn holders(&self) -> Vec<(K, Holder)> {
-        let table = self.shared.table.load_full();
-        let holders = table.nodes().iter().flat_map(|node| {
-            node.pool.holders().into_iter().map(|holder| (node.key().clone(), holder))
+        let pools = self.shared.pools(&self.shared.table.load_full());
+        let holders = pools.iter().flat_map(|pool| {
+            pool.holders().into_iter().map(|holder| (pool.manager().key().clone(), holder))
         });
         holders.collect()
     }

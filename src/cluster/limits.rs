@@ -321,11 +321,6 @@ impl<K: Key, M: Manager> Cap<K, M> {
         drop(gone);
     }
 
-    /// How many connections there are, or are being opened, at all nodes, also at those that were removed.
-    pub(super) fn connections(&self) -> usize {
-        self.shares().iter().map(Share::connections).sum()
-    }
-
     /// Who has them, if all are taken.
     fn used_up(&self) -> Option<String> {
         const SHOWN: usize = 3;

@@ -83,13 +83,13 @@ use crate::manager::Manager;
 use crate::metrics::{DuplicateName, Group, Health, Monitor, PoolStatus, Source, watched};
 #[cfg(feature = "tracing")]
 use crate::panics::tell;
-use crate::pool::DrainReport;
+use crate::pool::{DrainReport, node_side};
 use event_listener::{Event, IntoNotification};
 use std::borrow::Borrow;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -111,12 +111,18 @@ pub struct Cluster<K: Key, M: Manager> {
     shared: Arc<Shared<K, M>>,
 }
 
+/// The pool of a node, without a handle that keeps it open.
+type NodePool<K, M> = node_side::Shared<Member<K, M>>;
+
 /// What a cluster's handles share.
 struct Shared<K: Key, M: Manager> {
     settings: builder::Settings<K, M>,
     table: Current<K, M>,
     /// Held while a new table is made.
     changing: Mutex<()>,
+    /// The pools of nodes that were removed or replaced, in that order. A connection that is out keeps its pool
+    /// here, and nothing else needs to; what is left of the others goes with the next change.
+    removed: Mutex<Vec<Weak<NodePool<K, M>>>>,
     turns: Turns,
     cap: Option<Cap<K, M>>,
     began: Instant,
@@ -185,8 +191,36 @@ impl<K: Key, M: Manager> Shared<K, M> {
         }
     }
 
-    /// Lets go of what the cap still knows of nodes that were removed.
+    /// A node is about to be taken out of the table.
+    fn dismiss(&self, node: &Node<K, M>) {
+        self.lock_removed().push(Arc::downgrade(node.pool.without_handle()));
+    }
+
+    fn lock_removed(&self) -> MutexGuard<'_, Vec<Weak<NodePool<K, M>>>> {
+        self.removed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The pools of nodes that were not in the table any more when this one was read, as long as they have
+    /// connections.
+    fn removed(&self, table: &Table<K, M>) -> Vec<Arc<NodePool<K, M>>> {
+        // After the table: a node comes here before it is out of that, so none is in neither.
+        let removed: Vec<_> = self.lock_removed().iter().filter_map(Weak::upgrade).collect();
+        let is_there = |pool: &Arc<NodePool<K, M>>| {
+            let node = table.get(pool.manager().key());
+            node.is_some_and(|node| Arc::ptr_eq(node.pool.without_handle(), pool))
+        };
+        removed.into_iter().filter(|pool| !pool.is_empty() && !is_there(pool)).collect()
+    }
+
+    /// The pools of all nodes, in their order, and then those of the ones that were removed.
+    fn pools(&self, table: &Table<K, M>) -> Vec<Arc<NodePool<K, M>>> {
+        let present = table.nodes().iter().map(|node| node.pool.without_handle().clone());
+        present.chain(self.removed(table)).collect()
+    }
+
+    /// Lets go of what is left of nodes that were removed and are gone.
     fn forget_removed(&self) {
+        self.lock_removed().retain(|pool| pool.strong_count() > 0);
         if let Some(cap) = &self.cap {
             cap.forget();
         }
@@ -235,7 +269,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
         let (reads_role, changed) = (self.settings.reads_role(), self.changed.clone());
         let (role, began, cluster) = (options.role, self.began, self.name());
         let state = Arc::new(State::new(key, role, reads_role, began, changed, cluster));
-        let pool = self.settings.pool(manager, &state, &name).map_err(wrong)?;
+        let pool = self.settings.pool(manager, &state, &name, &options).map_err(wrong)?;
         let watched = watched(&pool);
         Ok(Arc::new(Node { state, pool, options, seed, watched, origin }))
     }
@@ -398,6 +432,7 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     {
         let node = self.shared.change(|table| {
             let node = table.get(key).ok_or_else(|| self.shared.no_such_node(key, table))?;
+            self.shared.dismiss(node);
             Ok((table.without(node.key()), node.clone()))
         })?;
         self.shared.tell_node(node.key(), "a node is removed");
@@ -444,6 +479,7 @@ impl<K: Key, M: Manager> Cluster<K, M> {
                 Arc::new(node.with_options(old.options.clone()))
             };
             self.shared.admit(&node);
+            self.shared.dismiss(old);
             Ok((table.with(node), old.clone()))
         })?;
         self.shared.tell_node(old.key(), "a node is replaced");
@@ -503,22 +539,24 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     }
 
     /// Closes the cluster for good, and all its pools as [`Pool::close`](crate::Pool::close) does, all of
-    /// them together: it takes `close_timeout` at the most, however many nodes there are. May be called
-    /// again, and by several tasks at once. Connections in use are not waited for: [`drain`](Self::drain)
-    /// does that.
+    /// them together, with those of nodes that were removed: it takes `close_timeout` at the most, however many
+    /// nodes there are. May be called again, and by several tasks at once. Connections in use are not waited for:
+    /// [`drain`](Self::drain) does that.
     ///
     /// # Cancel safety
     ///
     /// The cluster is closed at the first poll. Dropping the future only stops waiting.
     pub async fn close(&self) {
-        let table = self.shared.shut();
-        together(table.nodes().iter().map(|node| node.pool.close())).await;
+        let pools = self.shared.pools(&self.shared.shut());
+        together(pools.iter().map(|pool| pool.close())).await;
     }
 
     /// Closes the cluster for good like [`close`](Self::close), but waits for the connections that are in
     /// use too, at all nodes together, for `limit` at the most. Whoever waits or comes gets
     /// [`ClusterError::Closed`]. Answers what [`Pool::drain`](crate::Pool::drain) does, of each node in the
-    /// order of [`nodes`](Self::nodes). May be called again, and by several tasks at once.
+    /// order of [`nodes`](Self::nodes), and then, by the keys that they had, of those that were removed or
+    /// replaced before and still had connections; so a key may be there more than once. May be called again, and
+    /// by several tasks at once.
     ///
     /// # Cancel safety
     ///
@@ -542,10 +580,9 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     /// # Ok(()) }
     /// ```
     pub async fn drain(&self, limit: Duration) -> Vec<(K, DrainReport)> {
-        let table = self.shared.shut();
-        let nodes = table.nodes();
-        let reports = together(nodes.iter().map(|node| node.pool.drain(limit))).await;
-        nodes.iter().map(|node| node.key().clone()).zip(reports).collect()
+        let pools = self.shared.pools(&self.shared.shut());
+        let reports = together(pools.iter().map(|pool| pool.drain(limit))).await;
+        pools.iter().map(|pool| pool.manager().key().clone()).zip(reports).collect()
     }
 }
 
@@ -576,5 +613,27 @@ impl<K: Key, M: Manager> fmt::Debug for Cluster<K, M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let nodes: Vec<String> = self.nodes().iter().map(ToString::to_string).collect();
         f.debug_struct("Cluster").field("name", &self.name()).field("nodes", &nodes).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manager::from_fn;
+    use std::convert::Infallible;
+
+    #[tokio::test]
+    async fn of_nodes_that_were_removed_no_list_grows_for_ever() {
+        let manager = || from_fn(|| std::future::ready(Ok::<_, Infallible>(())));
+        let cluster = Cluster::builder().build().unwrap();
+        for _ in 0..50 {
+            cluster.add_node("a", manager()).unwrap();
+            let held = cluster.acquire("a").await.unwrap();
+            cluster.remove_node("a", Duration::ZERO).await.unwrap();
+            drop(held);
+            tokio::task::yield_now().await;
+        }
+        let left = cluster.shared.lock_removed().len();
+        assert!(left <= 3, "{left}");
     }
 }

@@ -47,7 +47,9 @@ pub(super) const TRIED_AGAIN: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NodeOptions {
-    /// Its role, as long as nobody [reads](super::ClusterBuilder::read_role) another from it.
+    /// Its role, as long as nobody [reads](super::ClusterBuilder::read_role) another from it. Where roles are
+    /// read, another one in [new options](super::Cluster::set_options) holds until the next time, and
+    /// [`Role::Unknown`] leaves the node the one that it has.
     pub role: Role,
     /// Its share of the load beside the other nodes' weights: 1 to 1,000,000. Default: 1.
     pub weight: u32,
@@ -112,7 +114,7 @@ pub(super) struct State<K> {
     reads_role: bool,
     /// Connecting has failed and has not succeeded since.
     failing: AtomicBool,
-    /// When it last failed, or was to be tried again, by the cluster's clock.
+    /// When it last failed, or was to be tried or asked again, by the cluster's clock.
     tried_at: AtomicU64,
     /// When it came back, by the cluster's clock, while that is not long ago; 0 otherwise.
     back_since: AtomicU64,
@@ -220,7 +222,7 @@ impl<K> State<K> {
         }
     }
 
-    /// Whether a node that is down is to be tried again, which the caller does then, if he can.
+    /// Whether a node is to be tried or asked again, which the caller does then, if he can.
     fn is_due(&self, can: impl FnOnce() -> bool) -> bool {
         let tried_at = self.tried_at.load(Ordering::Relaxed);
         let now = self.now();
@@ -399,7 +401,9 @@ impl<K: Key, M: Manager> Node<K, M> {
 
     /// This node, its pool and its connections, with other options, which have been validated.
     pub(super) fn with_options(&self, options: NodeOptions) -> Self {
-        if options.role != self.options.role {
+        // Those that name no role take nothing back of what the server has said.
+        let names_none = self.state.reads_role && options.role == Role::Unknown;
+        if options.role != self.options.role && !names_none {
             self.state.set_role(options.role);
         }
         let Self { state, pool, seed, watched, origin, .. } = self;
@@ -431,7 +435,8 @@ impl<K: Key, M: Manager> Node<K, M> {
         part.max(0.05)
     }
 
-    /// Whether it is down, and it is time to try it again, which the caller does then.
+    /// Whether it is time to try it again, if it is down, or to ask its server again what it is; the caller does
+    /// that then.
     fn is_due(&self) -> bool {
         self.state.is_due(|| self.pool.ground_or_current().is_some())
     }
@@ -476,17 +481,18 @@ impl<K: Key, M: Manager> Node<K, M> {
     }
 
     /// Goes to a node for the first time whose server is to say what it is, or nobody would ever who
-    /// wants one role only.
+    /// wants one role only; again once a second as long as it has not said so.
     pub(super) fn get_to_know(self: &Arc<Self>, cluster: &Arc<Shared<K, M>>) {
         let never_reached = self.state.latency.load(Ordering::Relaxed) == 0;
-        if !never_reached || self.pool.manager().read_role.is_none() {
+        let is_unknown = self.role() == Role::Unknown;
+        if !(never_reached || is_unknown) || self.pool.manager().read_role.is_none() {
             return;
         }
-        if self.pool.max_size() == 0 {
-            // It has to get in line, or the cap would not give it any.
-            self.read_role_again(cluster, None);
-        } else {
+        if never_reached && self.pool.max_size() > 0 {
             self.try_in_background();
+        } else if never_reached || self.is_due() {
+            // Without any, it has to get in line, or the cap would not give it one.
+            self.read_role_again(cluster, None);
         }
     }
 

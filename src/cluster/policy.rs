@@ -137,14 +137,25 @@ impl<K: Key, M: Manager> Choice<'_, K, M> {
             Policy::ReplicasThenPrimary => self
                 .draw(|node| node.role() == Role::Replica)
                 .or_else(|| self.draw(|node| node.role() == Role::Primary)),
-            Policy::Nearest | Policy::Rank(_) => {
-                let nodes =
-                    self.table.nodes().iter().enumerate().filter(|(_, node)| self.is_up(node));
-                let ranks =
-                    nodes.filter_map(|(place, node)| Some((self.rank(policy, node)?, place)));
-                ranks.min_by(|one, other| one.0.total_cmp(&other.0)).map(|(_, place)| place)
+            Policy::Nearest => self.best(policy),
+            Policy::Rank(_) => {
+                let best = self.best(policy);
+                // The rank may go by roles, and have put a node behind for want of one.
+                for (place, node) in self.table.nodes().iter().enumerate() {
+                    if best != Some(place) && node.is_up() {
+                        node.get_to_know(self.cluster);
+                    }
+                }
+                best
             }
         }
+    }
+
+    /// The place of the node with the lowest rank, of those that are up.
+    fn best(&self, policy: Policy<'_, K>) -> Option<usize> {
+        let nodes = self.table.nodes().iter().enumerate().filter(|(_, node)| self.is_up(node));
+        let ranks = nodes.filter_map(|(place, node)| Some((self.rank(policy, node)?, place)));
+        ranks.min_by(|one, other| one.0.total_cmp(&other.0)).map(|(_, place)| place)
     }
 
     /// Whether a node is up. One that is not is passed over, and tried again now and then.

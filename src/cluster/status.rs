@@ -39,8 +39,8 @@ pub struct ClusterStatus {
     /// The most connections that there may be at all nodes together, if that is
     /// [limited](super::ClusterBuilder::max_connections).
     pub max_connections: Option<usize>,
-    /// How many of them there are, or are being opened; under a limit also at nodes that were removed, as
-    /// long as somebody holds one there.
+    /// How many of them there are, or are being opened, also at nodes that were removed, as long as somebody
+    /// holds one there.
     pub connections: usize,
     /// Those of the reasons that are of no node alone.
     of_all: Vec<String>,
@@ -86,8 +86,9 @@ impl ClusterStatus {
         let each = nodes.iter().map(|node| (&*node.key, &node.pool.health));
         let (health, of_all) = shared.health(&table, each);
         let max_connections = shared.cap.as_ref().map(Cap::most);
-        let there_are = || totals.counts.connecting + totals.counts.alive();
-        let connections = shared.cap.as_ref().map_or_else(there_are, Cap::connections);
+        let removed = shared.removed(&table);
+        let counts = removed.iter().map(|pool| pool.counts()).chain([totals.counts]);
+        let connections = counts.map(|counts| counts.connecting + counts.alive()).sum();
         let name = shared.settings.name.to_string();
         Self { name, health, nodes, totals, max_connections, connections, of_all }
     }

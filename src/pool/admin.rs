@@ -396,19 +396,7 @@ impl<M: Manager> Pool<M> {
     /// # Ok(()) }
     /// ```
     pub async fn drain(&self, limit: Duration) -> DrainReport {
-        let draining = Draining::begin(&self.shared);
-        let all = async {
-            loop {
-                listener!(self.shared.changed => changed);
-                if self.shared.is_empty() {
-                    return;
-                }
-                changed.await;
-            }
-        };
-        // Whether in time or not, the report says what is still out.
-        drop(within(limit, all).await);
-        draining.report()
+        self.shared.drain(limit).await
     }
 
     /// As [`drain`](Self::drain), blocking the thread.
@@ -513,6 +501,23 @@ impl Drop for WarmUp<'_> {
 type Opened<M> = Result<bool, Arc<OperationError<<M as Manager>::Error>>>;
 
 impl<M: Manager> Shared<M> {
+    /// See [`Pool::drain`].
+    pub(crate) async fn drain(&self, limit: Duration) -> DrainReport {
+        let draining = Draining::begin(self);
+        let all = async {
+            loop {
+                listener!(self.changed => changed);
+                if self.is_empty() {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        // Whether in time or not, the report says what is still out.
+        drop(within(limit, all).await);
+        draining.report()
+    }
+
     /// The part of a resize that calls nothing but the core; answers whether the pool shrinks.
     pub(super) fn begin_resize(&self, limit: usize) -> bool {
         limit < self.core.resize(limit)
@@ -527,7 +532,7 @@ impl<M: Manager> Shared<M> {
     }
 
     /// Whether no connection is alive or being opened.
-    fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         let counts = self.core.counts();
         counts.alive() + counts.connecting == 0
     }

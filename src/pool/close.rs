@@ -155,6 +155,12 @@ impl<M: Manager> Shared<M> {
         sweep(self);
     }
 
+    /// See [`Pool::close`](super::Pool::close).
+    pub(crate) async fn close(&self) {
+        self.shut();
+        self.all_closed().await;
+    }
+
     /// As [`all_closed`](Self::all_closed), blocking the thread.
     pub(super) fn all_closed_blocking(&self) {
         let deadline = Instant::now().checked_add(self.config.close_timeout);

@@ -648,8 +648,7 @@ impl<M: Manager> Pool<M> {
     /// # Ok(()) }
     /// ```
     pub async fn close(&self) {
-        self.shared.shut();
-        self.shared.all_closed().await;
+        self.shared.close().await;
     }
 
     /// As [`close`](Self::close), blocking the thread.

@@ -505,7 +505,7 @@ impl<M: Manager> Shared<M> {
     }
 
     /// Who holds a connection at the moment.
-    pub(super) fn holders(&self) -> Vec<Holder> {
+    pub(crate) fn holders(&self) -> Vec<Holder> {
         let memory = lock(&self.memory);
         let holders = (0..memory.tracks.len()).filter_map(|slot| self.holder(&memory, slot));
         holders.collect()
