@@ -85,6 +85,12 @@ impl<M: Manager> Pool<M> {
         self.shared.unserved()
     }
 
+    /// Whether what it opens, and has room for, is enough for all who wait for that, and so many more.
+    pub(crate) fn provides_for(&self, more: usize) -> bool {
+        let counts = self.shared.core.counts();
+        counts.vacant + counts.connecting >= self.unserved() + more
+    }
+
     /// Whether there was no point in trying again when connecting failed last.
     pub(crate) fn fails_for_good(&self) -> bool {
         self.shared.connector.connecting() == Connecting::FailsForGood
