@@ -22,7 +22,7 @@ use crate::config::Config;
 use crate::core::{BareLoan, Counts, Found, Line, Loan, try_acquire as look, try_acquire_bare};
 use crate::error::{AcquireError, Timeout};
 use crate::manager::Manager;
-use crate::metrics::{ClusterNode, Connecting, Outcome};
+use crate::metrics::{ClusterNode, Connecting, Health, Outcome, health};
 use event_listener::EventListener;
 use std::future::Future;
 use std::sync::Arc;
@@ -73,6 +73,18 @@ impl<M: Manager> Pool<M> {
     /// Has all that is idle checked before its next use, whatever the policy.
     pub(crate) fn have_idle_checked(&self) {
         self.shared.have_idle_checked();
+    }
+
+    /// How it is, and its connections: what a [status](Self::status) says, without the figures that are large.
+    pub(crate) fn health_now(&self) -> (Health, Counts) {
+        let shared = &*self.shared;
+        let counts = shared.core.counts();
+        (health(&shared.signs(), counts, shared.oldest_holder(), &shared.config), counts)
+    }
+
+    /// What connecting has failed with last, in words.
+    pub(crate) fn last_failure(&self) -> Option<String> {
+        self.shared.connector.last_failure().map(|failure| failure.message)
     }
 
     /// What an acquire is told that runs into its deadline now, while a connection is being checked for it or not.
