@@ -1370,6 +1370,181 @@ async fn only_one_node_opens_a_connection_for_an_acquire() {
     assert_eq!(managers.map(|manager| manager.connect.calls()), [0, 1, 0]);
 }
 
+/// Two nodes with room for so many connections each, where nobody looks at the next one because time passes.
+fn unhurried(each: usize) -> (TestCluster, [TestManager; 2]) {
+    let pools = move |pool: PoolBuilder<_>| pool.max_size(each).max_lifetime(Some(60 * SECOND));
+    let builder = builder().pools(pools).try_next_after(Duration::MAX);
+    cluster_of(builder.acquire_timeout(600 * SECOND), [("a", plain()), ("b", plain())])
+}
+
+/// So many acquires that would rather go to `a`, and have to wait.
+fn in_line<'c>(
+    cluster: &'c TestCluster,
+    policy: Policy<'c, String>,
+    many: usize,
+) -> Vec<Pin<Box<dyn Future<Output = Served<'c>> + 'c>>> {
+    let acquire = |_| {
+        let mut acquire: Pin<Box<dyn Future<Output = _> + 'c>> =
+            Box::pin(cluster.acquire_any(policy));
+        assert!(poll_once(acquire.as_mut()).is_pending());
+        acquire
+    };
+    (0..many).map(acquire).collect()
+}
+
+/// All of them are served without any time passing; answers by which nodes.
+async fn served_at_once<'c>(
+    acquires: Vec<Pin<Box<dyn Future<Output = Served<'c>> + 'c>>>,
+) -> Vec<Guard<'c>> {
+    let began = tokio::time::Instant::now();
+    let mut served = Vec::new();
+    for acquire in acquires {
+        served.push(timeout(SECOND, acquire).await.expect("there is room").unwrap());
+    }
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    served
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_where_no_node_has_room_has_one_opened_where_there_is_some_first() {
+    let policy = first("a");
+    for many in [1, 3] {
+        for has_outlived in [false, true] {
+            let (cluster, managers) = unhurried(many);
+            let held = (hold(&cluster, "a", many).await, hold(&cluster, "b", many).await);
+            let mut acquires = in_line(&cluster, Policy::Rank(&policy), many + 1);
+            // Who would have been the first gives up.
+            drop(acquires.remove(0));
+            if has_outlived {
+                tokio::time::sleep(120 * SECOND).await;
+            }
+            for guard in held.1 {
+                if has_outlived { drop(guard) } else { guard.discard() }
+            }
+            let served = served_at_once(acquires).await;
+            assert!(served.iter().all(|guard| guard.node() == "b"));
+            drop((held.0, served));
+            settled(&cluster, &managers).await;
+            assert_eq!(managers.map(|manager| manager.connect.calls()), [many, 2 * many]);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_those_who_wait_where_no_node_has_room_each_has_one_opened_somewhere() {
+    let policy = first("a");
+    let (cluster, managers) = unhurried(1);
+    let held = [cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap()];
+    let acquires = in_line(&cluster, Policy::Rank(&policy), 2);
+    held.into_iter().for_each(Guard::discard);
+    drop(served_at_once(acquires).await);
+    settled(&cluster, &managers).await;
+    assert_eq!(managers.map(|manager| manager.connect.calls()), [2, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_comes_when_all_room_of_a_node_is_for_others_has_one_opened_at_the_next() {
+    let policy = first("a");
+    // At first, one is opened at a time.
+    let (cluster, managers) = unhurried(3);
+    let served = served_at_once(in_line(&cluster, Policy::Rank(&policy), 6)).await;
+    let of_a = served.iter().filter(|guard| guard.node() == "a").count();
+    assert_eq!(of_a, 3);
+    drop(served);
+    settled(&cluster, &managers).await;
+    assert_eq!(managers.map(|manager| manager.connect.calls()), [3, 3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_has_one_opened_beside_others_who_have_has_no_second_one_opened_where_there_is_more()
+ {
+    let policy = first("a");
+    let (cluster, [a, b]) = unhurried(2);
+    a.connect.always(Act::Gated);
+    b.connect.always(Act::Gated);
+    // At first, one is opened at a time.
+    let mut acquires = in_line(&cluster, Policy::Rank(&policy), 3);
+    eventually("both connect", || a.connect.running() + b.connect.running() == 2).await;
+    let c = TestManager::new();
+    cluster.add_node("c".to_owned(), c.clone()).unwrap();
+    for acquire in &mut acquires {
+        assert!(poll_once(acquire.as_mut()).is_pending());
+    }
+    a.connect.open(2);
+    let last = acquires.split_off(2);
+    let first_two = served_at_once(acquires).await;
+    b.connect.open(1);
+    drop((first_two, served_at_once(last).await));
+    let calls = [&a, &b, &c].map(|manager| manager.connect.calls());
+    assert_eq!(calls, [2, 1, 0]);
+}
+
+/// Two threads may see the same room at the same moment.
+#[test]
+fn of_two_who_see_the_same_room_one_has_one_opened_elsewhere() {
+    let pools = |pool: PoolBuilder<_>| pool.max_size(1);
+    let builder = builder().pools(pools).try_next_after(Duration::MAX);
+    let (cluster, _managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_time().build();
+    let runtime = runtime.unwrap();
+    for _ in 0..500 {
+        let arrived = Arc::new(AtomicUsize::new(0));
+        let acquire = || {
+            let (cluster, arrived) = (cluster.clone(), arrived.clone());
+            runtime.spawn(async move {
+                arrived.fetch_add(1, Ordering::SeqCst);
+                while arrived.load(Ordering::SeqCst) < 2 {
+                    std::thread::yield_now();
+                }
+                let policy = first("a");
+                cluster.acquire_any(Policy::Rank(&policy)).await.map(ClusterGuard::into_owned)
+            })
+        };
+        let acquires = [acquire(), acquire()];
+        runtime.block_on(async {
+            let mut served = Vec::new();
+            for acquire in acquires {
+                served.push(joined(acquire).await.expect("there is room for both"));
+            }
+            served.into_iter().for_each(ClusterGuard::discard);
+            eventually("both are closed", || cluster.status().totals.counts.alive() == 0).await;
+        });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_while_a_node_opens_one_for_others_is_served_by_the_next_that_comes() {
+    let policy = first("a");
+    let (cluster, [a, _]) = unhurried(1);
+    cluster.remove_node("b", SECOND).await.unwrap();
+    a.connect.always(Act::Gated);
+    let mut acquires = in_line(&cluster, Policy::Rank(&policy), 2);
+    eventually("it connects", || a.connect.running() == 1).await;
+    for acquire in &mut acquires {
+        assert!(poll_once(acquire.as_mut()).is_pending());
+    }
+    cluster.add_node("c".to_owned(), TestManager::new()).unwrap();
+    let second = served_at_once(acquires.drain(1..).collect()).await;
+    assert_eq!(second[0].node(), "c");
+    a.connect.open(1);
+    assert_eq!(served_at_once(acquires).await[0].node(), "a");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_at_a_node_that_does_not_answer_is_served_where_there_is_room_next() {
+    let policy = first("a");
+    let pools = |pool: PoolBuilder<_>| pool.max_size(1);
+    let nodes = [("a", plain()), ("b", plain())];
+    let (cluster, [a, _]) = cluster_of(builder().pools(pools), nodes);
+    a.connect.always(Act::Never);
+    let held = cluster.acquire("b").await.unwrap();
+    let mut acquire = in_line(&cluster, Policy::Rank(&policy), 1);
+    assert!(timeout(251 * MILLISECOND, acquire[0].as_mut()).await.is_err());
+    held.discard();
+    assert_eq!(served_at_once(acquire).await[0].node(), "b");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_node_that_does_not_answer_costs_a_quarter_of_a_second() {
     let (cluster, managers) = cluster_of(builder(), [("a", plain()), ("b", plain())]);

@@ -4,7 +4,7 @@
 
 #![forbid(unsafe_code)]
 
-use millpond::cluster::{Cluster, Policy};
+use millpond::cluster::{Cluster, ClusterError, Policy};
 use millpond::{AcquireError, AcquireObjectError, IdleOrder, ObjectPool, Pool, from_fn};
 use millpond_bench::{
     CountingAllocator, TrivialManager, allocated_bytes, allocations, is_pending, millpond_pool,
@@ -225,6 +225,28 @@ async fn timeouts(report: &mut Report, pool: &Pool<TrivialManager>, objects: &Ob
     report.row("Pool: acquire_timeout that expires: the error's own box", TIMEOUTS, all, 1);
 }
 
+/// What an acquire allocates that none of the nodes serves: its waits, and an error that says how each node is.
+async fn unserved(report: &mut Report) {
+    const MOST: usize = 6144;
+    let cluster = Cluster::builder().pools(|pool| pool.max_size(1)).build().expect("in range");
+    let keys = ["db1", "db2", "db3"];
+    let mut held = Vec::new();
+    for key in keys {
+        cluster.add_node(key, TrivialManager::default()).expect("a node");
+        held.push(cluster.acquire(key).await.expect("a connection"));
+    }
+    println!("\nbytes allocated by an acquire that none of three nodes serves: at most {MOST}");
+    let before = allocated_bytes();
+    for _ in 0..TIMEOUTS {
+        let gave_up = cluster.acquire_any_timeout(Policy::LeastInUse, Duration::ZERO).await;
+        assert!(matches!(gave_up, Err(ClusterError::Timeout(_))));
+    }
+    let each = (allocated_bytes() - before).div_ceil(TIMEOUTS);
+    let verdict = if each <= MOST { "" } else { "  <- BROKEN" };
+    println!("{:<58}{TIMEOUTS:>8}{each:>10}{verdict}", "Cluster: acquire_any_timeout that expires");
+    report.holds &= each <= MOST;
+}
+
 /// What building a pool allocates for each slot, beyond the connection itself.
 fn memory(report: &mut Report) {
     const MOST: usize = 288;
@@ -292,6 +314,7 @@ fn main() -> ExitCode {
         });
         clustered(&mut report).await;
         timeouts(&mut report, &one, &object).await;
+        unserved(&mut report).await;
     });
     memory(&mut report);
     if report.holds {

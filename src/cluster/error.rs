@@ -231,15 +231,14 @@ pub struct NodeReport<K, E> {
 impl<K: Key, E> NodeReport<K, E> {
     /// Of a node where a connection is being checked for the acquire, or not.
     pub(super) fn new<M: Manager<Error = E>>(node: &Node<K, M>, is_checking: bool) -> Self {
-        let status = node.pool.status();
+        let (health, counts) = node.pool.health_now();
         let timeout = node.pool.timeout_now(is_checking);
-        let failure = status.metrics.last_connect_error.map(|failure| failure.message);
-        let failure = failure.filter(|_| timeout.last_connect_error.is_some());
+        let failure = timeout.last_connect_error.as_ref().and_then(|_| node.pool.last_failure());
         Self {
             key: node.key().clone(),
             role: node.role(),
-            health: status.health,
-            connections: status.metrics.counts.to_string(),
+            health,
+            connections: counts.to_string(),
             stage: timeout.stage,
             longest_held: timeout.longest_held,
             last_connect_error: timeout.last_connect_error,

@@ -1,7 +1,9 @@
 //! How an acquire waits at several nodes at once.
 //!
-//! Of those that it waits at, only one opens a connection for it, the first in order that has room or
-//! else, under a cap, may get it; at the others it is *patient* and takes what comes back. If the one
+//! Of those that it waits at, only one opens a connection for it, the first in order that has room beside all
+//! others who wait there or else, under a cap, may get it; at the others it is *patient* and takes what comes back.
+//! Where there is none, each opens one as soon as it has room, which may be instead of one that would have come back.
+//! (Under a cap, what becomes vacant where it is patient is brought to where it is not.) If the one
 //! fails, or has not served within `try_next_after`, the next one opens a connection too. Where that fails
 //! for good, as with a wrong password, an acquire has it tried once; whether such a node is back is seen by
 //! one of all who wait, once a second. Beside a connection that is alive there it goes on waiting as for a
@@ -148,7 +150,8 @@ pub(super) struct Race<'a, K: Key, M: Manager> {
 enum Event<K: Key, M: Manager> {
     /// This runner has an answer.
     Answer(usize, Found<K, M>),
-    /// What was found has not passed its check, or a server has been asked for its role.
+    /// What was found has not passed its check, others have seen the same room, or a server has been asked for its
+    /// role.
     LookAgain,
     /// A node has come, gone, failed, come back or changed its role.
     Changed,
@@ -599,49 +602,48 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
     }
 
     /// Sees to it that the first of the nodes that have room open a connection for this acquire, or, if
-    /// these are too few and there is a cap on all nodes together, that may get more room; if there are
-    /// none of either, that the first one does once it has room. Those that do so already go on. Answers
+    /// these are too few and there is a cap on all nodes together, that may get more room; if these are too few
+    /// as well, that all do once they have room, whichever that is first. Those that do so already go on. Answers
     /// whether one of them has room for this acquire, beside all others who wait there.
     fn have_some_opened(&mut self, order: &[usize], table: &Table<K, M>) -> bool {
         let nodes = || order.iter().map(|place| &table.nodes()[*place]);
         let capped = self.cluster.cap.is_some();
-        let has_room = |node: &Node<K, M>| node.pool.has_room();
+        let has_room = |node: &Node<K, M>| node.pool.has_room() && node.pool.provides_for(1);
         let may_grow = |node: &Node<K, M>| {
             capped && !has_room(node) && node.pool.max_size() < node.pool.config().max_size
         };
         let impatient = |runner: &&Runner<K, M>| {
             !runner.terms.is_patient() && nodes().any(|node| runner.is_at(node))
         };
-        let at_work = self.runners.iter().filter(impatient).filter(|runner| {
-            let pool = &runner.node.pool;
-            let opens = pool.has_room() || pool.counts().connecting > 0;
-            opens || runner.check != Check::No || may_grow(&runner.node)
-        });
+        let is_provided_for =
+            |runner: &Runner<K, M>| runner.node.pool.provides_for(0) || may_grow(&runner.node);
+        let at_work = self
+            .runners
+            .iter()
+            .filter(impatient)
+            .filter(|runner| runner.check != Check::No || is_provided_for(runner));
         let mut missing = self.dials.saturating_sub(at_work.count());
-        let mut none = !self.runners.iter().any(|runner| impatient(&runner));
-        let roomy = nodes().filter(|node| has_room(node));
-        for node in roomy.chain(nodes().filter(|node| may_grow(node))) {
+        let roomy = nodes().filter(|node| has_room(node)).map(|node| (node, true));
+        let growing = nodes().filter(|node| may_grow(node)).map(|node| (node, false));
+        for (node, has_room) in roomy.chain(growing) {
             if missing == 0 {
                 break;
             }
-            if self.be_impatient(node) {
-                (missing, none) = (missing - 1, false);
+            if let Some(runner) = self.be_impatient(node) {
+                runner.counts_on_room = has_room;
+                missing -= 1;
             }
         }
-        if none {
-            nodes().any(|node| self.be_impatient(node));
+        if missing > 0 {
+            for node in nodes() {
+                self.be_impatient(node);
+            }
         }
         // Also for those that had room: so many may have seen the same.
         if capped && self.runners.iter().any(|runner| !runner.terms.is_patient()) {
             self.word = Some(Word::default());
             self.rove();
         }
-        let is_provided_for = |runner: &Runner<K, M>| {
-            let (pool, counts) = (&runner.node.pool, runner.node.pool.counts());
-            let wanted = pool.unserved() + usize::from(!runner.terms.is_in_line());
-            let room = if pool.has_room() { counts.vacant } else { 0 };
-            room + counts.connecting >= wanted || may_grow(&runner.node)
-        };
         missing == 0 && self.runners.iter().filter(impatient).any(is_provided_for)
     }
 
@@ -662,13 +664,13 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
 
     /// Has a connection opened by the runner at this node, if there is one that has been patient. It
     /// keeps its place in line.
-    fn be_impatient(&mut self, node: &Arc<Node<K, M>>) -> bool {
+    fn be_impatient(&mut self, node: &Arc<Node<K, M>>) -> Option<&mut Runner<K, M>> {
         let mut runners = self.runners.iter_mut().filter(|runner| runner.terms.is_patient());
-        let Some(runner) = runners.find(|runner| runner.is_at(node)) else { return false };
+        let runner = runners.find(|runner| runner.is_at(node))?;
         node.pool.hurry(&runner.terms);
         runner.hurried = true;
         self.begun = true;
-        true
+        Some(runner)
     }
 
     /// Waits until something happens.
@@ -684,7 +686,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                 if let Poll::Ready(answer) = runner.poll(cx) {
                     return Poll::Ready(Event::Answer(index, answer));
                 }
-                look_again |= runner.has_failed();
+                look_again |= runner.has_failed() | runner.is_crowded_out();
             }
             // Only now is it in line, where the cap sees it.
             if let Some(word) = &mut self.word {

@@ -27,6 +27,8 @@ pub(super) struct Runner<K: Key, M: Manager> {
     pub(super) check: Check,
     /// It has just been told to have something opened, which it does when it is polled.
     pub(super) hurried: bool,
+    /// It does so in room that it has seen there beside all others who waited then.
+    pub(super) counts_on_room: bool,
     /// How many connects, resets and checks had ended at the node when it was last seen, if one was under way.
     asked: Option<u64>,
     /// One of these has been under way there for a whole pause.
@@ -58,8 +60,8 @@ impl<K: Key, M: Manager> Runner<K, M> {
         let check = if missed.has_found() { Check::UnderWay } else { Check::No };
         let (terms, waiting) = missed.wait_among_others(began, in_doubt);
         let waiting = Box::pin(waiting);
-        let (hurried, asked, late, roving) = (false, None, false, None);
-        Self { node, waiting, terms, check, hurried, asked, late, roving, in_doubt }
+        let (hurried, counts_on_room, asked, late, roving) = (false, false, None, false, None);
+        Self { node, waiting, terms, check, hurried, counts_on_room, asked, late, roving, in_doubt }
     }
 
     pub(super) fn is_at<N: Borrow<Node<K, M>>>(&self, node: &N) -> bool {
@@ -84,6 +86,12 @@ impl<K: Key, M: Manager> Runner<K, M> {
             self.check = Check::Begun;
         }
         failed
+    }
+
+    /// Whether others have seen the same room as this one, which it has come to use since this was asked last.
+    pub(super) fn is_crowded_out(&mut self) -> bool {
+        // In line by now: of those who are too many, the last one at least sees all.
+        mem::take(&mut self.counts_on_room) && !self.node.pool.provides_for(0)
     }
 
     /// Whether a check is under way for it that may be over soon.

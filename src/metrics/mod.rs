@@ -26,7 +26,7 @@ pub use self::monitor::{DuplicateName, Group, Monitor, Source};
 pub use self::status::{ClusterNode, Health, PoolStatus, Role};
 pub(crate) use self::status::{Connecting, Signs};
 #[cfg(feature = "cluster")]
-pub(crate) use self::status::{OneLine, write_line};
+pub(crate) use self::status::{OneLine, health, write_line};
 
 use self::histogram::Recorder;
 use crate::core::Counts;

@@ -5,6 +5,7 @@
 use super::{ConnectFailure, PoolMetrics};
 use crate::config::Config;
 use crate::core::Counts;
+use crate::pool::Holder;
 use std::fmt::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
@@ -201,17 +202,22 @@ impl PoolStatus {
         config: Config,
         cluster: Option<ClusterNode>,
     ) -> Self {
-        let health = health(signs, &metrics, &config);
+        let health = health(signs, metrics.counts, metrics.oldest_holder, &config);
         Self { health, max_size: signs.max_size, metrics, config, cluster }
     }
 }
 
-fn health(signs: &Signs, metrics: &PoolMetrics, config: &Config) -> Health {
+/// How a pool with these connections is.
+pub(crate) fn health(
+    signs: &Signs,
+    counts: Counts,
+    oldest_holder: Option<Holder>,
+    config: &Config,
+) -> Health {
     if let Some(what) = signs.closed {
         return Health::Down(vec![format!("the pool is {what}")]);
     }
     let mut reasons = Vec::new();
-    let counts = metrics.counts;
     // What is being closed may be for long, and serves nobody any more.
     let serving = counts.alive() - counts.closing;
     let is_full = serving > 0 && serving >= signs.max_size;
@@ -280,7 +286,7 @@ fn health(signs: &Signs, metrics: &PoolMetrics, config: &Config) -> Health {
         });
     }
     let late = |held: &Duration| config.leak_after.is_some_and(|limit| *held >= limit);
-    if let Some(holder) = metrics.oldest_holder.filter(|holder| late(&holder.held)) {
+    if let Some(holder) = oldest_holder.filter(|holder| late(&holder.held)) {
         reasons.push(format!("held for too long: {holder}"));
     }
     reasons.extend(paused);

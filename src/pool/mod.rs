@@ -183,6 +183,29 @@ impl<M: Manager> Shared<M> {
         totals.snapshot(core.counts(), core.uses(), oldest_holder, failure)
     }
 
+    /// What its health follows from, besides its figures.
+    fn signs(&self) -> Signs {
+        let (useless, _) = self.connector.useless();
+        let (connecting, failure, rejects) = self.connector.state();
+        Signs {
+            closed: match self.phase.load(Ordering::SeqCst) {
+                OPEN => None,
+                DRAINING => Some("being drained"),
+                _ => Some("closed"),
+            },
+            connecting,
+            failure,
+            rejects,
+            is_dialing: self.connector.is_dialing(),
+            connecting_for: self.connector.connecting_for(),
+            all_are_useless: useless > 0,
+            maintenance_is_paused: self.upkeep.is_paused(),
+            max_size: self.core.limit(),
+            kept: self.kept(),
+            kept_idle: self.reserved_in(State::Idle),
+        }
+    }
+
     /// Tells those who wait for the pool to open, close or give up connections.
     fn changed(&self) {
         self.changed.notify(usize::MAX.additional());
@@ -752,26 +775,7 @@ impl<M: Manager> Pool<M> {
     #[must_use]
     pub fn status(&self) -> PoolStatus {
         let shared = &*self.shared;
-        let metrics = shared.metrics();
-        let (useless, _) = shared.connector.useless();
-        let (connecting, failure, rejects) = shared.connector.state();
-        let signs = Signs {
-            closed: match shared.phase.load(Ordering::SeqCst) {
-                OPEN => None,
-                DRAINING => Some("being drained"),
-                _ => Some("closed"),
-            },
-            connecting,
-            failure,
-            rejects,
-            is_dialing: shared.connector.is_dialing(),
-            connecting_for: shared.connector.connecting_for(),
-            all_are_useless: useless > 0,
-            maintenance_is_paused: self.maintenance().is_paused(),
-            max_size: shared.core.limit(),
-            kept: shared.kept(),
-            kept_idle: shared.reserved_in(State::Idle),
-        };
+        let (metrics, signs) = (shared.metrics(), shared.signs());
         let cluster = shared.cluster.as_ref().map(|which| which());
         PoolStatus::new(&signs, metrics, shared.config.clone(), cluster)
     }

@@ -22,7 +22,7 @@ use crate::config::Config;
 use crate::core::{BareLoan, Counts, Found, Line, Loan, try_acquire as look, try_acquire_bare};
 use crate::error::{AcquireError, Timeout};
 use crate::manager::Manager;
-use crate::metrics::{ClusterNode, Connecting, Outcome};
+use crate::metrics::{ClusterNode, Connecting, Health, Outcome, health};
 use event_listener::EventListener;
 use std::future::Future;
 use std::sync::Arc;
@@ -75,6 +75,18 @@ impl<M: Manager> Pool<M> {
         self.shared.have_idle_checked();
     }
 
+    /// How it is, and its connections: what a [status](Self::status) says, without the figures that are large.
+    pub(crate) fn health_now(&self) -> (Health, Counts) {
+        let shared = &*self.shared;
+        let counts = shared.core.counts();
+        (health(&shared.signs(), counts, shared.oldest_holder(), &shared.config), counts)
+    }
+
+    /// What connecting has failed with last, in words.
+    pub(crate) fn last_failure(&self) -> Option<String> {
+        self.shared.connector.last_failure().map(|failure| failure.message)
+    }
+
     /// What an acquire is told that runs into its deadline now, while a connection is being checked for it or not.
     pub(crate) fn timeout_now(&self, is_checking: bool) -> Timeout<M::Error> {
         self.shared.timeout(Line::General, Duration::ZERO, is_checking)
@@ -89,6 +101,13 @@ impl<M: Manager> Pool<M> {
     /// is vacant.
     pub(crate) fn has_room(&self) -> bool {
         self.shared.core.has_vacant_for(Line::General)
+    }
+
+    /// Whether what it opens, and has room for, is enough for all who wait for that, and so many more.
+    pub(crate) fn provides_for(&self, more: usize) -> bool {
+        let counts = self.shared.core.counts();
+        let room = if self.has_room() { counts.vacant } else { 0 };
+        room + counts.connecting >= self.unserved() + more
     }
 
     /// Whether there was no point in trying again when connecting failed last.

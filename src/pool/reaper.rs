@@ -73,6 +73,10 @@ impl Upkeep {
         &self.changed
     }
 
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::SeqCst)
+    }
+
     /// Has the reaper look whether it is still wanted.
     pub(super) fn notify(&self) {
         self.changed.notify(usize::MAX.additional());
@@ -680,7 +684,7 @@ impl<M: Manager> Maintenance<'_, M> {
     /// Whether it is paused.
     #[must_use]
     pub fn is_paused(&self) -> bool {
-        self.upkeep().paused.load(Ordering::SeqCst)
+        self.upkeep().is_paused()
     }
 
     /// How often the pool looks. At first, `maintenance_interval`.

@@ -83,10 +83,6 @@ impl Terms {
         self.patient.store(true, Ordering::Relaxed);
     }
 
-    pub(crate) fn is_in_line(&self) -> bool {
-        self.in_line.load(Ordering::Relaxed)
-    }
-
     pub(crate) fn is_checking(&self) -> bool {
         self.checking.load(Ordering::Relaxed)
     }
