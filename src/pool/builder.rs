@@ -125,7 +125,7 @@ impl<M: Manager> PoolBuilder<M> {
         detect_deadlock: bool = true, " == true";
         /// The order in which idle connections are handed out. Default: [`IdleOrder::Recent`].
         order: IdleOrder = IdleOrder::Fifo, " == IdleOrder::Fifo";
-        /// The number of shards: a power of two from 1 to 256. Default: as many as `max_size` and the
+        /// The number of shards: a power of two from 1 to 256. Default: as many as `capacity` and the
         /// machine suggest. See [`Config::shards`].
         shards: usize = 1, " == Some(1)";
     }
@@ -402,7 +402,7 @@ impl<M: Manager> PoolBuilder<M> {
             capacity,
             limit: config.max_size,
             reserved: config.reserved.1,
-            shards: config.shards.unwrap_or_else(|| default_shards(config.max_size)),
+            shards: config.shards.unwrap_or_else(|| default_shards(capacity)),
             floor: config.min_idle,
         };
         let checks = config.check == CheckPolicy::Always;
@@ -464,5 +464,22 @@ impl<M: Manager> Shared<M> {
 impl<M: Manager> fmt::Debug for PoolBuilder<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PoolBuilder").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::core::default_shards;
+    use crate::manager::from_fn;
+    use crate::pool::Pool;
+    use std::convert::Infallible;
+
+    #[test]
+    fn a_pool_that_may_grow_has_the_shards_of_its_capacity() {
+        let manager = || from_fn(|| async { Ok::<_, Infallible>(()) });
+        let grows = Pool::builder(manager()).max_size(1).capacity(64).build_lazy().unwrap();
+        assert_eq!(grows.shared.core.general(), default_shards(64));
+        let stays = Pool::builder(manager()).max_size(1).build_lazy().unwrap();
+        assert_eq!(stays.shared.core.general(), 1);
     }
 }
