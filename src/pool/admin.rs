@@ -3,6 +3,7 @@
 //!
 //! Not here: what the pool does by itself.
 
+use super::deadlock::Detector;
 use super::life::{look_over, nanos};
 use super::operation::{Over, bounded, has_timer, unless, within};
 use super::terms::Terms;
@@ -62,7 +63,9 @@ impl<M: Manager> Pool<M> {
     /// A larger pool opens connections for those who wait, at once. A smaller one closes idle
     /// connections now, and as many of those in use as are still too many when they come back; until
     /// then there are more than the new limit, but never more than the limit and those that were out. It
-    /// also ends at once what is past its `max_lifetime` less its jitter.
+    /// also ends at once what is past its `max_lifetime` less its jitter. With
+    /// [`detect_deadlock`](crate::Config::detect_deadlock), those who wait and are stuck with fewer are told so.
+    /// The pool keeps its [shards](crate::Config::shards), whatever its size.
     /// A closed pool stays closed, and opens nothing.
     ///
     /// # Errors
@@ -529,6 +532,10 @@ impl<M: Manager> Shared<M> {
     pub(super) fn end_resize(&self, shrinks: bool) {
         if shrinks {
             self.look_at_all();
+            // Those who wait may be stuck with fewer.
+            if self.detector.as_ref().is_some_and(Detector::goes_by_size) {
+                self.core.nudge_all();
+            }
         }
         self.vacancy();
     }

@@ -212,6 +212,10 @@ impl<M: Manager> Keeper for Shared<M> {
         if !self.keep_idle() && self.core.has_vacant_for(line) {
             self.core.nudge();
         }
+        // Nor that a smaller pool leaves it stuck.
+        if self.detector.as_ref().is_some_and(|detector| detector.has_missed(self.core.limit())) {
+            self.core.nudge_all();
+        }
         // Nor of a failure after which nobody is to wait; but a rotation waits all the same.
         if self.may_wait(line).is_err() && self.has_callers() {
             self.core.nudge_all();
