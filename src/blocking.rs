@@ -372,7 +372,8 @@ impl<M: Manager> Pool<M> {
         self.pool.acquire_blocking_owned_with(options)
     }
 
-    /// Acquires a connection if one is idle and nobody waits; never waits, never opens one.
+    /// Acquires a connection if one is idle and nobody waits; never waits, never opens one. It finds none beside
+    /// the hook [`before_acquire`](crate::Hooks::before_acquire); see [`crate::Pool::try_acquire`].
     ///
     /// # Errors
     ///

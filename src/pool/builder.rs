@@ -344,7 +344,9 @@ impl<M: Manager> PoolBuilder<M> {
     }
 
     /// Builds the pool without opening anything; the first acquire does, and reports what goes
-    /// wrong. The pool runs on the runtime that this is called in. Works outside one too, and on one without a
+    /// wrong. [`min_idle`](Self::min_idle) is kept from the first acquire or [warm-up](Pool::warm_up) on: to have
+    /// connections opened in the background at once, as bb8's `build_unchecked` and sqlx's `connect_lazy` do,
+    /// spawn a task with a warm-up. The pool runs on the runtime that this is called in. Works outside one too, and on one without a
     /// timer: the pool then runs on that of the first caller that needs a connection.
     ///
     /// # Errors

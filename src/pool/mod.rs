@@ -468,11 +468,12 @@ impl<M: Manager> Pool<M> {
     /// Acquires a connection if one is idle and nobody waits; never waits, never opens one.
     ///
     /// An idle connection that has to be [checked](crate::CheckPolicy) first is sent to its check in
-    /// the background, and the answer is [`TryAcquireError::Empty`].
+    /// the background, and the answer is [`TryAcquireError::Empty`]. That is always the answer in a pool with the
+    /// hook [`before_acquire`](crate::Hooks::before_acquire), for which this cannot wait.
     ///
     /// # Errors
     ///
-    /// - [`TryAcquireError::Empty`] if none is idle, or if others wait.
+    /// - [`TryAcquireError::Empty`] if none is idle that is fit for use at once, or if others wait.
     /// - [`TryAcquireError::Draining`] if the pool is being drained.
     /// - [`TryAcquireError::Closed`] if the pool is closed.
     ///
