@@ -109,14 +109,14 @@ impl Detector {
         // After a shrink more may be held, which come back to nobody. Reserved ones are the last to go.
         let (reserved, general) = held.split_at(self.reserved);
         let most_general = size.saturating_sub(self.reserved);
-        let all_reserved = count(reserved, &blocked) >= self.reserved;
-        let held_at = if all_reserved && count(general, &blocked) >= most_general {
-            Some(sites(held, &blocked))
+        let all_reserved = count(reserved, blocked) >= self.reserved;
+        let held_at = if all_reserved && count(general, blocked) >= most_general {
+            Some(sites(held, blocked))
         } else if line == Line::General
             && !in_high(&party)
-            && count(general, &in_general_only) >= most_general
+            && count(general, in_general_only) >= most_general
         {
-            Some(sites(general, &in_general_only))
+            Some(sites(general, in_general_only))
         } else {
             None
         };
