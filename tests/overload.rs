@@ -1511,8 +1511,9 @@ async fn a_deadlock_that_a_smaller_size_makes_is_found_among_those_who_wait_alre
                 let answer = match by_rotation {
                     false => pool.acquire().await.map(drop),
                     true => match pool.rotate(|_| Box::pin(ready(Ok(())))).await {
+                        Ok(()) => Ok(()),
                         Err(RotateError::NoRoom(error)) => Err(error),
-                        rotated => Ok(rotated.unwrap()),
+                        Err(error) => panic!("{error:?}"),
                     },
                 };
                 drop(held);
