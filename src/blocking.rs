@@ -372,7 +372,8 @@ impl<M: Manager> Pool<M> {
         self.pool.acquire_blocking_owned_with(options)
     }
 
-    /// Acquires a connection if one is idle and nobody waits; never waits, never opens one.
+    /// Acquires a connection if one is idle and nobody waits; never waits, never opens one. It finds none beside
+    /// the hook [`before_acquire`](crate::Hooks::before_acquire); see [`crate::Pool::try_acquire`].
     ///
     /// # Errors
     ///
@@ -514,10 +515,11 @@ impl<M: Manager> Pool<M> {
     }
 
     /// Closes the pool for good, and waits for the connections in use, for `limit` at the most; see
-    /// [`crate::Pool::drain`]. Called on the pool's own thread, by a hook, it waits for none of them.
+    /// [`crate::Pool::drain`]. Called on the pool's own thread, by a hook, or inside an asynchronous task, which may
+    /// keep those from running that hold them, it waits for none of them.
     #[must_use = "the report says who still holds a connection"]
     pub fn drain(&self, limit: Duration) -> DrainReport {
-        self.pool.drain_blocking(if self.driver.is_here() { Duration::ZERO } else { limit })
+        self.pool.drain_blocking(if self.driver.must_not_wait() { Duration::ZERO } else { limit })
     }
 
     /// Pauses, resumes or runs what the pool does by the clock; see [`crate::Pool::maintenance`].

@@ -120,7 +120,8 @@ pub enum AcquireObjectError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TryAcquireError {
-    /// Nothing is idle, or others were there first and wait.
+    /// Nothing is idle, or others were there first and wait. Or what is idle would have to be checked first, or
+    /// shown to the hook `before_acquire`.
     #[error("nothing is idle")]
     Empty,
     /// The pool is being drained.

@@ -272,10 +272,10 @@ impl<M: Manager> Hooks<M> {
         call(|| hook.map_or((), |hook| hook(connection)))
     }
 
-    /// False if the hook panics: then nobody is to have the connection either.
-    pub(crate) fn checkin(&self, connection: &M::Connection) -> bool {
+    /// The same.
+    pub(crate) fn checkin(&self, connection: &M::Connection) -> Result<(), String> {
         let hook = self.on_checkin.as_ref();
-        call(|| hook.map_or((), |hook| hook(connection))).is_ok()
+        call(|| hook.map_or((), |hook| hook(connection)))
     }
 
     // The panic hook has reported what the following three drop; no connection is in their hands.

@@ -66,7 +66,7 @@
 //! | level | what |
 //! |---|---|
 //! | error | connecting fails for good |
-//! | warn | connecting fails, also to rotate; a check or a reset fails; a connection is held for too long; an acquire was slow; a connection is lost (`postgres`); of a set of nodes, one is refused, no set is learned, or a node that was taken away is not drained in time (`cluster`) |
+//! | warn | connecting fails, also to rotate; a check or a reset fails; a hook rejects a connection, by an error or a panic; new connections are lost before anybody uses them; all connections are out of date, as one of them has found out; a connection is held for too long; an acquire was slow; a connection is lost (`postgres`); of a set of nodes, one is refused, no set is learned, or a node that was taken away is not drained in time (`cluster`) |
 //! | info | connecting succeeds again; the pool is drained or closed; a leaked connection comes back; a set of nodes has changed which there are, or no more sets are to come (`cluster`) |
 //! | info, with `cluster` and `node`, without `pool` | a node's role changes (`from`, `to`); a node is added, removed, replaced or given other options by hand |
 //! | debug | a connection is opened or ends; the span `acquire` of one that has to wait (one that does not has none) |
@@ -75,14 +75,15 @@
 //! Each has the field `pool`, the pool's name; at a cluster's node also `cluster` and `node`; and, where there
 //! is one, `connection`, its number. What is told of a set of nodes has no `pool` but `cluster`, and `node` if it
 //! is about one. The spans, and the warning of a slow acquire, have `site`: where it was called. What an attempt,
-//! a check or a reset fails with, a connection is lost with, a node is refused for, and a set is not learned for,
-//! is `error`. Also:
+//! a check, a reset or a hook fails with, a connection is lost with, a node is refused for, and a set is not learned
+//! for, is `error`. Also:
 //!
 //! | of | there is |
 //! |---|---|
 //! | a connection that is opened | `took`: how long that took |
 //! | one that ends | `reason` and `age` |
 //! | connecting that fails | `in_a_row`: how many times by now, if not to rotate |
+//! | a connection that a hook rejects, or that is lost, before anybody uses it | `in_a_row`: how many by now were of no use like that. Of several that were opened at the same time, only the first counts: the others have none, and are not told of if they are lost |
 //! | connecting that succeeds again | `failures`: how many times it had failed before |
 //! | an acquire that was slow | `waited`: for how long; `outcome`: how it ended; and `counts`: what the connections were doing then |
 //!

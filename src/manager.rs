@@ -104,9 +104,8 @@ pub trait Manager: Send + Sync + 'static {
     /// What goes wrong when one is opened, checked or reset.
     type Error: std::error::Error + Send + Sync + 'static;
 
-    /// Opens a connection. Called by the pool's own tasks, never by the caller who waits for one (only
-    /// [`Pool::rotate`](crate::Pool::rotate) connects in the caller's own future); limited by
-    /// `connect_timeout`.
+    /// Opens a connection. Called by the pool's own tasks on its runtime, never by the caller who waits for
+    /// one; limited by `connect_timeout`.
     fn connect(&self) -> impl Future<Output = Result<Self::Connection, Self::Error>> + Send;
 
     /// What a connection is fit for, asked whenever one is released. It runs inside the guard's

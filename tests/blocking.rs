@@ -18,7 +18,7 @@ use std::error::Error;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use support::{
     Act, Conn, PATIENCE, TestError, TestManager, eventually_blocking, hush_scripted_panics, join,
 };
@@ -229,6 +229,32 @@ fn what_would_wait_on_the_pools_own_thread_or_in_a_task_is_refused() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     assert_eq!(runtime.block_on(async { refusals(&pool) }), [true; 3], "in a task");
     assert_eq!(manager.connect.calls(), 1);
+}
+
+/// What it would wait for is held by a task of the same thread.
+#[test]
+fn a_drain_inside_a_task_does_not_wait_for_what_others_hold() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).max_size(1).min_idle(1).build_blocking().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let held = tokio::spawn({
+            let pool = pool.clone();
+            async move {
+                let held = pool.try_acquire().unwrap();
+                tokio::task::yield_now().await;
+                drop(held);
+            }
+        });
+        tokio::task::yield_now().await;
+        let began = Instant::now();
+        let report = pool.drain(PATIENCE * 3);
+        assert!(began.elapsed() < PATIENCE * 2, "it would have waited");
+        assert_eq!(report.still_out.len(), 1);
+        held.await.unwrap();
+    });
+    assert!(pool.is_closed());
+    eventually_blocking("it is closed all the same", || manager.ledger.closed() == 1);
 }
 
 /// Whether acquire, warm-up and rotation are refused because they would block; a look at the clock

@@ -14,6 +14,9 @@ use millpond::{
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::error::Error;
+use std::future::poll_fn;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
@@ -21,6 +24,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::thread;
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::runtime::{Handle, Runtime};
 use tokio::task::yield_now;
 use tokio::time::sleep;
 
@@ -1050,20 +1056,37 @@ async fn a_cancelled_rotation_closes_the_new_connection_and_keeps_the_old_ones()
     {
         let mut rotation = pin!(pool.rotate(passes));
         assert!(poll_once(rotation.as_mut()).is_pending());
-        assert_eq!(manager.connect.running(), 1);
+        eventually("it connects", || manager.connect.running() == 1).await;
     }
     let metrics = balanced(&pool, &manager.ledger).await;
     assert_eq!((metrics.counts.idle, metrics.counts.vacant, metrics.closed.total()), (1, 1, 1));
 
-    // Verifying.
+    // Not polled since it has connected.
     {
-        let verify = verifier(|_| Box::pin(std::future::pending()));
-        let mut rotation = pin!(pool.rotate(verify));
+        let mut rotation = pin!(pool.rotate(passes));
         assert!(poll_once(rotation.as_mut()).is_pending());
-        assert_eq!(pool.metrics().counts.checking, 1);
+        eventually("it has connected", || pool.counts().checking == 1).await;
     }
     let metrics = balanced(&pool, &manager.ledger).await;
     assert_eq!((metrics.counts.idle, metrics.counts.vacant, metrics.closed.total()), (1, 1, 2));
+
+    // Verifying.
+    {
+        let (begun, mut begins) = tokio::sync::oneshot::channel();
+        let verify = verifier(|_| {
+            begun.send(()).unwrap();
+            Box::pin(std::future::pending())
+        });
+        let mut rotation = pin!(pool.rotate(verify));
+        let begins = poll_fn(|cx| {
+            assert!(rotation.as_mut().poll(cx).is_pending());
+            pin!(&mut begins).poll(cx)
+        });
+        begins.await.unwrap();
+        assert_eq!(pool.metrics().counts.checking, 1);
+    }
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.counts.idle, metrics.counts.vacant, metrics.closed.total()), (1, 1, 3));
     assert!(pool.acquire().await.unwrap().id <= 2);
     has_all_its_slots(&pool).await;
 }
@@ -1311,13 +1334,14 @@ async fn rotation_of_a_pool_that_is_closed_or_gets_closed_says_so() {
     let pool = pool_of(&manager, 1).connect_timeout(600 * SECOND).build_lazy().unwrap();
     let mut connecting = pin!(pool.rotate(passes));
     assert!(poll_once(connecting.as_mut()).is_pending());
-    assert_eq!(manager.connect.running(), 1);
+    eventually("it connects", || manager.connect.running() == 1).await;
     pool.close().await;
     let began = tokio::time::Instant::now();
     let error = connecting.await.unwrap_err();
     assert!(matches!(error, RotateError::Closed), "{error:?}");
     assert!(began.elapsed() < SECOND, "a connect under way is ended by close");
-    assert_eq!(manager.connect.running(), 0);
+    eventually("it is given up", || manager.connect.running() == 0).await;
+    assert_eq!(pool.counts().connecting, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -1351,6 +1375,93 @@ async fn a_rotation_that_is_being_verified_is_ended_by_close_and_holds_up_no_dra
     let rotated = verifying.await;
     assert!(matches!(rotated, Err(RotateError::Closed)), "{rotated:?}");
     balanced(&pool, &manager.ledger).await;
+}
+
+fn on_one_thread() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// Such as a thread that goes over to new credentials, and blocks or ends then.
+#[test]
+fn a_rotation_opens_its_connection_on_the_pools_runtime_wherever_it_is_awaited() {
+    for ends in [false, true] {
+        let mut own = tokio::runtime::Builder::new_multi_thread();
+        let own = own.worker_threads(1).enable_all().build().unwrap();
+        let echo = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = echo.local_addr().unwrap();
+        let manager = from_fn(move || async move {
+            Ok::<_, std::io::Error>((Handle::current().id(), TcpStream::connect(address).await?))
+        });
+        let pool = own.block_on(Pool::builder(manager).max_size(1).build()).unwrap();
+        let other = on_one_thread();
+        other.block_on(pool.rotate(|_| Box::pin(async { Ok(()) }))).unwrap();
+        let other = (!ends).then_some(other);
+        let (mut peer, _) = echo.accept().unwrap();
+        let answers = thread::spawn(move || {
+            let mut said = [0; 4];
+            peer.read_exact(&mut said).unwrap();
+            peer.write_all(&said).unwrap();
+        });
+        let use_it = async {
+            let mut guard = pool.acquire().await.unwrap();
+            let (runtime, stream) = &mut *guard;
+            assert_eq!(*runtime, Handle::current().id(), "ends: {ends}");
+            let mut heard = [0; 4];
+            stream.write_all(b"ping").await.unwrap();
+            stream.read_exact(&mut heard).await.unwrap();
+            assert_eq!(&heard, b"ping");
+        };
+        own.block_on(async { tokio::time::timeout(PATIENCE, use_it).await }).expect("an answer");
+        join(answers);
+        drop(other);
+    }
+}
+
+#[test]
+fn a_rotation_hears_of_a_close_and_of_its_pools_end_though_nobody_drives_its_connect() {
+    for is_closed in [false, true] {
+        let (manager, own, other) = (TestManager::new(), on_one_thread(), on_one_thread());
+        let pool = own.block_on(pool_of(&manager, 1).build()).unwrap();
+        let mut rotation = pin!(pool.rotate(passes));
+        {
+            let _entered = other.enter();
+            assert!(poll_once(rotation.as_mut()).is_pending());
+        }
+        assert_eq!(pool.counts().connecting, 1);
+        if is_closed {
+            other.block_on(pool.close());
+            let rotated = other.block_on(rotation);
+            assert!(matches!(rotated, Err(RotateError::Closed)), "{rotated:?}");
+            drop(own);
+            assert_eq!(pool.counts().connecting, 0);
+        } else {
+            drop(own);
+            let rotated = other.block_on(rotation);
+            assert!(matches!(rotated, Err(RotateError::NoRuntime)), "{rotated:?}");
+            other.block_on(has_all_its_slots(&pool));
+            other.block_on(pool.rotate(passes)).expect("where those who come are");
+        }
+        other.block_on(balanced(&pool, &manager.ledger));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rotation_that_is_given_up_makes_its_room_the_next_ones() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 3).build_lazy().unwrap();
+    pool.warm_up(2).await.unwrap();
+    manager.connect.once(Act::Never);
+    let mut first = Box::pin(pool.rotate(passes));
+    assert!(poll_once(first.as_mut()).is_pending());
+    eventually("it connects", || manager.connect.running() == 1).await;
+    manager.connect.once(Act::Error);
+    let mut second = pin!(pool.rotate(passes));
+    assert!(poll_once(second.as_mut()).is_pending());
+    drop(first);
+    let error = second.await.unwrap_err();
+    assert!(matches!(error, RotateError::Connect(_)), "{error:?}");
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!((metrics.counts.idle, metrics.closed.total()), (2, 0));
 }
 
 #[test]

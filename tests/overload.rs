@@ -1522,6 +1522,105 @@ async fn a_deadlock_is_found_by_the_size_of_the_moment() {
     task.await.unwrap();
 }
 
+/// Of three, two wait for one more; the third is one too many now.
+#[tokio::test(start_paused = true)]
+async fn a_deadlock_that_a_smaller_size_makes_is_found_among_those_who_wait_already() {
+    for by_rotation in [false, true] {
+        let manager = TestManager::new();
+        let pool = detecting(&manager, 3).acquire_timeout(600 * SECOND).build_lazy().unwrap();
+        let waits = || {
+            let pool = pool.clone();
+            tokio::spawn(async move {
+                let held = pool.acquire().await.unwrap();
+                let answer = match by_rotation {
+                    false => pool.acquire().await.map(drop),
+                    true => match pool.rotate(|_| Box::pin(ready(Ok(())))).await {
+                        Ok(()) => Ok(()),
+                        Err(RotateError::NoRoom(error)) => Err(error),
+                        Err(error) => panic!("{error:?}"),
+                    },
+                };
+                drop(held);
+                answer
+            })
+        };
+        let third = pool.acquire_owned().await.unwrap();
+        let waiting = [waits(), waits()];
+        let all_wait = || pool.counts().in_use == 3 && pool.counts().waiters > 0;
+        eventually("both wait", all_wait).await;
+        turns().await;
+        let began = Instant::now();
+        pool.resize(2).unwrap();
+        turns().await;
+        assert_eq!(waiting.iter().filter(|task| task.is_finished()).count(), 1, "{by_rotation}");
+        drop(third);
+        let [first, second] = waiting;
+        let answers = [first.await.unwrap(), second.await.unwrap()];
+        assert!(began.elapsed() < SECOND);
+        let told = answers.iter().filter_map(|answer| answer.as_ref().err());
+        let told: Vec<_> = told.collect();
+        let [AcquireError::WouldDeadlock(deadlock)] = &told[..] else { panic!("{answers:?}") };
+        assert_eq!(deadlock.held_at().len(), 2, "by those who wait");
+        balanced(&pool, &manager.ledger).await;
+    }
+}
+
+/// A shrink takes none of those that are reserved.
+#[tokio::test(start_paused = true)]
+async fn a_smaller_size_does_not_hide_that_what_is_reserved_may_come_back() {
+    let manager = TestManager::new();
+    let pool = detecting(&manager, 3).reserved(Priority::High, 1).build_lazy().unwrap();
+    let waits = || {
+        let pool = pool.clone();
+        tokio::spawn(async move {
+            let held = pool.acquire().await.unwrap();
+            sleep(SECOND).await;
+            let answer = pool.acquire_with(Priority::High).await.map(drop);
+            drop(held);
+            answer
+        })
+    };
+    let waiting = [waits(), waits()];
+    eventually("both hold one", || pool.counts().in_use == 2).await;
+    let reserved = pool.acquire_with(Priority::High).await.unwrap();
+    sleep(2 * SECOND).await;
+    pool.resize(2).unwrap();
+    turns().await;
+    assert_eq!((pool.counts().in_use, pool.counts().waiters), (3, 2), "no alarm");
+    drop(reserved);
+    for task in waiting {
+        task.await.unwrap().expect("what is reserved has come back");
+    }
+    balanced(&pool, &manager.ledger).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_smaller_size_that_leaves_enough_alarms_nobody_and_keeps_the_order_of_those_who_wait() {
+    let manager = TestManager::new();
+    let pool = detecting(&manager, 4).build_lazy().unwrap();
+    let mut held: Vec<_> = Vec::new();
+    for _ in 0..4 {
+        held.push(pool.acquire_owned().await.unwrap());
+    }
+    let (served, mut order) = tokio::sync::mpsc::unbounded_channel();
+    for number in 0..3 {
+        let (waits, served) = (pool.clone(), served.clone());
+        tokio::spawn(async move {
+            let _held = waits.acquire().await.unwrap();
+            served.send(number).unwrap();
+        });
+        soon("it waits", || pool.counts().waiters == number + 1).await;
+    }
+    pool.resize(3).unwrap();
+    turns().await;
+    assert_eq!(pool.counts().waiters, 3);
+    held.clear();
+    for number in 0..3 {
+        assert_eq!(order.recv().await, Some(number));
+    }
+    balanced(&pool, &manager.ledger).await;
+}
+
 #[test]
 fn threads_that_wait_for_each_other_are_found_too() {
     let manager = TestManager::new();

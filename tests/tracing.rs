@@ -6,8 +6,11 @@
 mod support;
 use support::*;
 
-use millpond::{AcquireError, CheckPolicy, Pool, PoolBuilder};
+use millpond::{AcquireError, CheckPolicy, Hooks, Pool, PoolBuilder};
+use std::collections::VecDeque;
 use std::fmt::{Debug, Write};
+use std::future::pending;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::task::Poll;
 use std::time::Duration;
@@ -168,6 +171,124 @@ async fn a_rotation_that_cannot_connect_is_told_of_too() {
     pool.rotate(|_| Box::pin(async { Ok(()) })).await.unwrap_err();
     let told = notes.take();
     has(&told, "WARN cannot connect to rotate", "pool=orders error=scripted connect error");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_hook_rejects_is_told_of_with_its_error() {
+    hush_scripted_panics();
+    let (notes, _listening) = listen();
+    let manager = TestManager::new();
+    let outcomes = [Act::Ok, Act::Error, Act::Never, Act::Ok, Act::Panic, Act::Error, Act::Ok];
+    let next = Mutex::new(VecDeque::from(outcomes));
+    let hooks = Hooks::new().before_acquire(move |_| {
+        let act = next.lock().unwrap().pop_front().expect("one more outcome");
+        Box::pin(async move {
+            match act {
+                Act::Ok => Ok(()),
+                Act::Error => Err(TestError { what: "hook", permanent: false }),
+                Act::Panic => panic!("scripted panic in a hook"),
+                _ => pending().await,
+            }
+        })
+    });
+    let pool = pool_of(&manager, 1).hooks(hooks).check_timeout(SECOND).build().await.unwrap();
+    drop(pool.acquire().await.unwrap());
+    notes.take();
+    // Once used, then new.
+    let held = pool.acquire().await.unwrap();
+    let told = notes.take();
+    let used = "WARN before_acquire has failed pool=orders connection=1 error=scripted hook error";
+    has(&told, used, "");
+    assert!(!told.iter().any(|note| note.starts_with(used) && note.contains("in_a_row")));
+    let silent =
+        "WARN before_acquire has failed pool=orders connection=2 error=no answer within 1s";
+    has(&told, silent, "(check_timeout) in_a_row=1");
+    drop(held);
+    drop(pool.acquire().await.unwrap());
+    let told = notes.take();
+    let panicked = "WARN before_acquire has failed pool=orders connection=3 error=";
+    has(&told, panicked, "scripted panic in a hook");
+    has(&told, "WARN before_acquire has failed pool=orders connection=4", "in_a_row=1");
+    let warnings = told.iter().filter(|note| note.starts_with("WARN"));
+    assert_eq!(warnings.count(), 2, "{told:#?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_closed_because_a_hook_panics_that_sees_it_is_told_of() {
+    hush_scripted_panics();
+    let (notes, _listening) = listen();
+    let manager = TestManager::new();
+    let panics = Arc::new(AtomicBool::new(true));
+    let once = move |what: &'static str, panics: &AtomicBool| {
+        assert!(!panics.swap(false, Ordering::SeqCst), "{what}");
+    };
+    let checkout = panics.clone();
+    let hooks = Hooks::new().on_checkout(move |_| once("scripted panic at checkout", &checkout));
+    let pool = pool_of(&manager, 1).hooks(hooks).build().await.unwrap();
+    drop(pool.acquire().await.unwrap());
+    let told = notes.take();
+    let rejected = "WARN on_checkout has failed pool=orders connection=1 error=";
+    has(&told, rejected, "scripted panic at checkout");
+    has(&told, rejected, "in_a_row=1");
+    let hooks = Hooks::new().on_checkin(move |_| panic!("scripted panic at checkin"));
+    let pool = pool_of(&manager, 1).hooks(hooks).build().await.unwrap();
+    drop(pool.acquire().await.unwrap());
+    let told = notes.take();
+    let rejected = "WARN on_checkin has failed pool=orders connection=1 error=";
+    has(&told, rejected, "scripted panic at checkin");
+}
+
+/// Such as by a server that ends all that it has just let in.
+#[tokio::test(start_paused = true)]
+async fn new_connections_that_are_lost_before_anybody_uses_them_are_warnings() {
+    let (notes, _listening) = listen();
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).build().await.unwrap();
+    for id in 1..=3 {
+        tokio::time::sleep(SECOND / 10).await;
+        manager.watch.once(Act::Error);
+        assert!(pool.warm_up(1).await.is_err());
+        let told = notes.take();
+        let lost = format!("WARN a new connection is lost pool=orders connection={id} error=");
+        has(&told, &lost, &format!("in_a_row={id}"));
+        assert_eq!(told.iter().filter(|note| note.starts_with("WARN")).count(), 1, "{told:#?}");
+    }
+    // Two of one wave are one more.
+    tokio::time::sleep(SECOND / 10).await;
+    pool.warm_up(2).await.unwrap();
+    notes.take();
+    manager.lose(4);
+    manager.lose(5);
+    let told = notes.take();
+    assert_eq!(told.iter().filter(|note| note.starts_with("WARN")).count(), 1, "{told:#?}");
+    has(&told, "WARN a new connection is lost pool=orders connection=4", "in_a_row=");
+    // One that has been used is lost to its user.
+    tokio::time::sleep(2 * SECOND).await;
+    drop(pool.acquire().await.unwrap());
+    notes.take();
+    manager.lose(6);
+    let told = notes.take();
+    has(&told, "DEBUG a connection ends pool=orders connection=6 reason=Broken", "");
+    assert!(!told.iter().any(|note| note.starts_with("WARN")), "{told:#?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_all_connections_are_out_of_date_is_told_of_once() {
+    let (notes, _listening) = listen();
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 3).build().await.unwrap();
+    pool.warm_up(3).await.unwrap();
+    let [first, second] = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    let found_out = first.id;
+    notes.take();
+    manager.condition.always(Act::Permanent);
+    drop(first);
+    let told = notes.take();
+    let outdated = "WARN all connections are out of date pool=orders connection=";
+    has(&told, &format!("{outdated}{found_out}"), "");
+    drop(second);
+    let told = notes.take();
+    assert!(!told.iter().any(|note| note.starts_with("WARN")), "{told:#?}");
 }
 
 #[test]

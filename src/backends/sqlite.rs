@@ -895,7 +895,8 @@ impl SqliteDatabase<blocking::Pool<SqliteManager>> {
         Ok(Self { readers: readers.build_blocking()?, writer })
     }
 
-    /// Closes both pools, the writer's last, and waits for each as [`SqliteDatabase::close`] of tasks does.
+    /// Closes both pools, the writer's last, and waits for each as [`SqliteDatabase::close`] of tasks does, but inside
+    /// a task for none.
     pub fn close(&self) {
         for pool in [&self.readers, &self.writer] {
             // First: whom it refuses is not told of a drain.

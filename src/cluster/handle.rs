@@ -14,7 +14,9 @@ use std::future::Future;
 use std::pin::pin;
 
 impl<K: Key, M: Manager> NodeHandle<K, M> {
-    /// Acquires a connection of this node if one is idle and nobody waits; never waits, never opens one.
+    /// Acquires a connection of this node if one is idle and nobody waits; never waits, never opens one. It finds
+    /// none beside the hook [`before_acquire`](crate::Hooks::before_acquire); see
+    /// [`Pool::try_acquire`](crate::Pool::try_acquire).
     ///
     /// # Errors
     ///

@@ -228,8 +228,8 @@ pub struct Config {
     /// The most connections that are alive or being opened at any instant: 1 to 1,048,576.
     /// [`Pool::resize`](crate::Pool::resize) changes it. Default: 10.
     pub max_size: usize,
-    /// The largest `max_size` that the pool can be resized to: `max_size` to 1,048,576. Default:
-    /// `None`, which is `max_size`.
+    /// The largest `max_size` that the pool can be resized to: `max_size` to 1,048,576. The default number of
+    /// [shards](Self::shards) goes by it. Default: `None`, which is `max_size`.
     ///
     /// A slot costs memory, used or not: with a connection of one word 408 bytes, or 536 with the
     /// feature `tracing`, and with a larger one up to as many bytes more as it has, rounded up to a
@@ -339,8 +339,9 @@ pub struct Config {
     /// The order in which idle connections are handed out. Default: [`IdleOrder::Recent`].
     pub order: IdleOrder,
     /// The number of shards: a power of two from 1 to 256, or `None` for the largest that is
-    /// neither above the machine's parallelism nor above half of `max_size`. One shard is strictly
-    /// first come, first served; more scale with threads. Default: `None`.
+    /// neither above the machine's parallelism nor above half of `capacity`, since it stays the same when the
+    /// pool is [resized](crate::Pool::resize). One shard is strictly first come, first served; more scale with
+    /// threads. Default: `None`.
     pub shards: Option<usize>,
 }
 

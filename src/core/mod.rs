@@ -323,7 +323,7 @@ impl<K: Keeper> Core<K> {
 
     /// How many shards the general line has.
     #[inline]
-    fn general(&self) -> usize {
+    pub(crate) fn general(&self) -> usize {
         self.shards.len() - 1
     }
 

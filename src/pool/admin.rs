@@ -3,11 +3,14 @@
 //!
 //! Not here: what the pool does by itself.
 
+use super::deadlock::Detector;
 use super::life::{look_over, nanos};
 use super::operation::{Over, bounded, has_timer, unless, within};
 use super::terms::Terms;
 use super::{CLOSED, DRAINING, Holder, OPEN, Pool, Shared};
-use crate::core::{Flags, Keeper, Lease, Line, Reservation, Search, State, Woken, reserve, wait};
+use crate::core::{
+    Flags, Keeper, Lease, Line, Reservation, Search, State, Trial, Woken, reserve, wait,
+};
 use crate::error::{
     AcquireError, ConfigError, OperationError, RotateError, WarmUpError, check_capacity,
 };
@@ -60,7 +63,9 @@ impl<M: Manager> Pool<M> {
     /// A larger pool opens connections for those who wait, at once. A smaller one closes idle
     /// connections now, and as many of those in use as are still too many when they come back; until
     /// then there are more than the new limit, but never more than the limit and those that were out. It
-    /// also ends at once what is past its `max_lifetime` less its jitter.
+    /// also ends at once what is past its `max_lifetime` less its jitter. With
+    /// [`detect_deadlock`](crate::Config::detect_deadlock), those who wait and are stuck with fewer are told so.
+    /// The pool keeps its [shards](crate::Config::shards), whatever its size.
     /// A closed pool stays closed, and opens nothing.
     ///
     /// # Errors
@@ -182,7 +187,9 @@ impl<M: Manager> Pool<M> {
     /// refused; then an idle one, or the first that comes back or ends, or is refused after all, `fail_fast` or
     /// not. That is no acquire: no hook of one sees it, and it is not counted as one; but in line it is one of those
     /// that `max_waiters` are compared with. For its turn and in line it waits up to `acquire_timeout` in all.
-    /// `verify` may take `check_timeout`.
+    /// `verify`, which runs where this is awaited, may take `check_timeout`. The connection is opened on the pool's
+    /// runtime. While nobody drives that, such as one of a single thread outside `block_on`, this waits for it without
+    /// a limit.
     ///
     /// # Errors
     ///
@@ -193,12 +200,12 @@ impl<M: Manager> Pool<M> {
     ///   another rotation; and while others are alive, for whoever waits only after a pause.
     /// - [`RotateError::Closed`] if the pool is closed, before or meanwhile, which ends `verify` too;
     ///   [`RotateError::NoRuntime`] outside a tokio runtime with a timer, or on one that has ended
-    ///   or ends while this waits for room.
+    ///   or ends while this waits for room, or if the pool's own ends while this connects.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future closes the new connection; the others go on as before. While it is neither polled nor
-    /// dropped, it keeps its turn.
+    /// Dropping the future stops its connect, or closes the new connection; the others go on as before. While it is
+    /// neither polled nor dropped, it keeps its turn.
     ///
     /// # Examples
     ///
@@ -234,30 +241,19 @@ impl<M: Manager> Pool<M> {
             }
             let shared = self.shared.clone();
             shared.connector.end_truce();
-            // The connection is opened here, and whoever brings the first one brings the reaper.
+            // Before anything is closed to make room.
             if shared.ground_or_current().is_none() {
                 return Err(RotateError::NoRuntime);
             }
             let began = shared.now();
-            // Cancel: the reservation gives the slot back, with or without a connection. The turn, declared first,
-            // goes to the next rotation after that.
-            let _turn = shared.in_time(began, shared.turn(caller)).await?;
-            let reservation = shared.make_room(caller, began).await?;
-            let connect = shared.connect(reservation.uses());
-            let tenant = match shared.unless_closed(connect).await {
-                None => return Err(RotateError::Closed),
-                Some(Ok(tenant)) => {
-                    shared.connect_succeeded(&tenant);
-                    tenant
-                }
-                Some(Err(error)) => {
-                    // Before the slot is vacant again, and somebody wants it filled.
-                    return Err(RotateError::Connect(shared.rotation_failed(error)));
-                }
-            };
-            // It waits in its slot, so that whatever happens closes it and gives the slot back.
-            let mut trial = shared.move_in(reservation, tenant).begin(State::Checking);
-            shared.changed();
+            let turn = shared.in_time(began, shared.turn(caller)).await?;
+            // Cancel: what it has begun gives the slot back, and the turn, declared first, goes to the next rotation
+            // after that.
+            let vacant = shared.make_room(caller, began).await?;
+            // Cancel: it waits in its slot, so that whatever happens closes it and gives the slot back, and then the
+            // turn.
+            let Tried { turn: _turn, mut trial } =
+                shared.open_to_rotate(Rotating { vacant, turn }).await?;
             let limit = shared.config.check_timeout;
             let connection = &mut trial.resource_mut().connection;
             let verdict = bounded("check_timeout", limit, async { verify(connection).await });
@@ -451,15 +447,29 @@ impl<M: Manager> Drop for Draining<'_, M> {
 }
 
 /// That of one rotation after the other.
-struct Turn<'p, M: Manager>(&'p Shared<M>);
+struct Turn<M: Manager>(Arc<Shared<M>>);
 
-impl<M: Manager> Drop for Turn<'_, M> {
+impl<M: Manager> Drop for Turn<M> {
     fn drop(&mut self) {
         // Ordering: SeqCst, partner: the swap in `turn`, which comes after listening; so either it sees this, or the
         // notification reaches it.
         self.0.connector.rotates.store(false, Ordering::SeqCst);
         self.0.changed();
     }
+}
+
+/// A rotation that is about to connect.
+struct Rotating<M: Manager> {
+    // The order of the fields is the order in which they are dropped.
+    vacant: Reservation<Arc<Shared<M>>>,
+    turn: Turn<M>,
+}
+
+/// A rotation whose connection is to be tried.
+struct Tried<M: Manager> {
+    // The order of the fields is the order in which they are dropped.
+    trial: Trial<Arc<Shared<M>>>,
+    turn: Turn<M>,
 }
 
 /// What a rotation opens its connection in.
@@ -527,6 +537,10 @@ impl<M: Manager> Shared<M> {
     pub(super) fn end_resize(&self, shrinks: bool) {
         if shrinks {
             self.look_at_all();
+            // Those who wait may be stuck with fewer.
+            if self.detector.as_ref().is_some_and(Detector::goes_by_size) {
+                self.core.nudge_all();
+            }
         }
         self.vacancy();
     }
@@ -634,9 +648,9 @@ impl<M: Manager> Shared<M> {
     /// Waits until no other rotation is under way. What such a one has closed or tries may come to nothing, and
     /// this one would take the last connection beside that.
     async fn turn(
-        &self,
+        self: &Arc<Self>,
         caller: &'static Location<'static>,
-    ) -> Result<Turn<'_, M>, AcquireError<M::Error>> {
+    ) -> Result<Turn<M>, AcquireError<M::Error>> {
         loop {
             listener!(self.changed => changed);
             if self.core.is_closed() {
@@ -644,7 +658,7 @@ impl<M: Manager> Shared<M> {
             }
             // After listening.
             if !self.connector.rotates.swap(true, Ordering::SeqCst) {
-                return Ok(Turn(self));
+                return Ok(Turn(self.clone()));
             }
             // That one may wait for what this one's caller holds.
             let _waiting = self.is_not_stuck(caller, Line::High)?;
@@ -668,6 +682,50 @@ impl<M: Manager> Shared<M> {
             AcquireError::NoRuntime => RotateError::NoRuntime,
             error => RotateError::NoRoom(error),
         })
+    }
+
+    /// Opens a rotation's connection, on the pool's runtime: whoever acquires it may be there after the caller's has
+    /// ended.
+    async fn open_to_rotate(
+        self: &Arc<Self>,
+        rotating: Rotating<M>,
+    ) -> Result<Tried<M>, RotateError<M::Error>> {
+        let Some(ground) = self.ground_or_current() else { return Err(RotateError::NoRuntime) };
+        let open = async {
+            // Cancel: dropping the set aborts the task, which makes the slot vacant and then ends the turn.
+            let mut opening = JoinSet::new();
+            ground.spawn_in(&mut opening, self.clone().open_to_try(rotating));
+            opening.join_next().await.expect("BUG: a set of one task is empty")
+        };
+        // Here and not in the task, which nobody may drive.
+        match self.unless_closed(open).await {
+            None => Err(RotateError::Closed),
+            Some(Ok(opened)) => opened.map_err(RotateError::Connect),
+            // Nobody has aborted it, so its runtime has ended.
+            Some(Err(error)) if error.is_cancelled() => Err(RotateError::NoRuntime),
+            Some(Err(panic)) => {
+                let error = OperationError::Panicked { message: panic.to_string() };
+                Err(RotateError::Connect(self.rotation_failed(error.into())))
+            }
+        }
+    }
+
+    async fn open_to_try(
+        self: Arc<Self>,
+        rotating: Rotating<M>,
+    ) -> Result<Tried<M>, Arc<OperationError<M::Error>>> {
+        match self.connect(rotating.vacant.uses()).await {
+            Ok(tenant) => {
+                self.connect_succeeded(&tenant);
+                let Rotating { vacant, turn } = rotating;
+                let trial = self.move_in(vacant, tenant).begin(State::Checking);
+                let tried = Tried { trial, turn };
+                self.changed();
+                Ok(tried)
+            }
+            // Before the slot is vacant again, and somebody wants it filled.
+            Err(error) => Err(self.rotation_failed(error)),
+        }
     }
 
     /// The right to open a connection, at the cost of another one if need be, for a rotation that began then.

@@ -125,7 +125,7 @@ impl<M: Manager> PoolBuilder<M> {
         detect_deadlock: bool = true, " == true";
         /// The order in which idle connections are handed out. Default: [`IdleOrder::Recent`].
         order: IdleOrder = IdleOrder::Fifo, " == IdleOrder::Fifo";
-        /// The number of shards: a power of two from 1 to 256. Default: as many as `max_size` and the
+        /// The number of shards: a power of two from 1 to 256. Default: as many as `capacity` and the
         /// machine suggest. See [`Config::shards`].
         shards: usize = 1, " == Some(1)";
     }
@@ -344,7 +344,9 @@ impl<M: Manager> PoolBuilder<M> {
     }
 
     /// Builds the pool without opening anything; the first acquire does, and reports what goes
-    /// wrong. The pool runs on the runtime that this is called in. Works outside one too, and on one without a
+    /// wrong. [`min_idle`](Self::min_idle) is kept from the first acquire or [warm-up](Pool::warm_up) on: to have
+    /// connections opened in the background at once, as bb8's `build_unchecked` and sqlx's `connect_lazy` do,
+    /// spawn a task with a warm-up. The pool runs on the runtime that this is called in. Works outside one too, and on one without a
     /// timer: the pool then runs on that of the first caller that needs a connection.
     ///
     /// # Errors
@@ -402,7 +404,7 @@ impl<M: Manager> PoolBuilder<M> {
             capacity,
             limit: config.max_size,
             reserved: config.reserved.1,
-            shards: config.shards.unwrap_or_else(|| default_shards(config.max_size)),
+            shards: config.shards.unwrap_or_else(|| default_shards(capacity)),
             floor: config.min_idle,
         };
         let checks = config.check == CheckPolicy::Always;
@@ -466,5 +468,22 @@ impl<M: Manager> Shared<M> {
 impl<M: Manager> fmt::Debug for PoolBuilder<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PoolBuilder").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::core::default_shards;
+    use crate::manager::from_fn;
+    use crate::pool::Pool;
+    use std::convert::Infallible;
+
+    #[test]
+    fn a_pool_that_may_grow_has_the_shards_of_its_capacity() {
+        let manager = || from_fn(|| async { Ok::<_, Infallible>(()) });
+        let grows = Pool::builder(manager()).max_size(1).capacity(64).build_lazy().unwrap();
+        assert_eq!(grows.shared.core.general(), default_shards(64));
+        let stays = Pool::builder(manager()).max_size(1).build_lazy().unwrap();
+        assert_eq!(stays.shared.core.general(), 1);
     }
 }

@@ -51,6 +51,8 @@ struct Known {
 struct Waits {
     general: usize,
     high: usize,
+    /// Of how many connections it was asked last whether all are held by those who wait.
+    size: usize,
 }
 
 impl Waits {
@@ -104,29 +106,51 @@ impl Detector {
         // A party that waits in both lines is served when either of its waits is.
         let in_high = |holder: &Party| waiting.get(holder).is_some_and(|waits| waits.high > 0);
         let in_general_only = |holder: &Party| blocked(holder) && !in_high(holder);
-        let general = &held[self.reserved..];
-        let deadlocked = if count(held, blocked) >= size {
-            Some(&held[..])
+        // After a shrink more may be held, which come back to nobody. Reserved ones are the last to go.
+        let (reserved, general) = held.split_at(self.reserved);
+        let most_general = size.saturating_sub(self.reserved);
+        let all_reserved = count(reserved, blocked) >= self.reserved;
+        let held_at = if all_reserved && count(general, blocked) >= most_general {
+            Some(sites(held, blocked))
         } else if line == Line::General
             && !in_high(&party)
-            && count(general, in_general_only) >= size.saturating_sub(self.reserved)
+            && count(general, in_general_only) >= most_general
         {
-            Some(general)
+            Some(sites(general, in_general_only))
         } else {
             None
         };
-        if let Some(slots) = deadlocked {
-            let held_at = slots.iter().flatten().map(|(_, site)| *site).collect();
+        if let Some(held_at) = held_at {
             return Err(Box::new(Deadlock { held_at, wanted_at: site }));
         }
-        *waiting.entry(party).or_default().of(line) += 1;
+        let waits = waiting.entry(party).or_default();
+        *waits.of(line) += 1;
+        waits.size = size;
         Ok(Waiting { detector: self, party: Some(party), line })
+    }
+
+    /// Whether those who wait are to ask again when the pool has been made smaller.
+    pub(super) fn goes_by_size(&self) -> bool {
+        self.most.is_none()
+    }
+
+    /// Whether the caller waits who has asked of more than are left by now: he may have got in line after those who
+    /// waited were told to ask again.
+    pub(super) fn has_missed(&self, size: usize) -> bool {
+        let asked_of_more = |waits: &Waits| waits.size > size;
+        self.goes_by_size()
+            && lock(&self.known).waiting.get(&Party::current()).is_some_and(asked_of_more)
     }
 }
 
 /// How many of these slots are held by such parties.
 fn count(held: &[Option<(Party, Site)>], such: impl Fn(&Party) -> bool) -> usize {
     held.iter().flatten().filter(|(holder, _)| such(holder)).count()
+}
+
+/// Where those were acquired.
+fn sites(held: &[Option<(Party, Site)>], such: impl Fn(&Party) -> bool) -> Vec<Site> {
+    held.iter().flatten().filter(|(holder, _)| such(holder)).map(|(_, site)| *site).collect()
 }
 
 /// A holder that waits.
@@ -145,6 +169,38 @@ impl Drop for Waiting<'_> {
             if waits.general + waits.high == 0 {
                 known.waiting.remove(&party);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::core::{Line, Woken, wait};
+    use crate::manager::from_fn;
+    use crate::pool::Pool;
+    use std::convert::Infallible;
+    use std::panic::Location;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    /// As two threads may meet: the one has asked and is not in line yet, the other makes the pool smaller.
+    #[tokio::test]
+    async fn who_gets_in_line_just_after_a_shrink_asks_again() {
+        for shrinks in [false, true] {
+            let manager = from_fn(|| async { Ok::<_, Infallible>(()) });
+            let pool = Pool::builder(manager).max_size(2).detect_deadlock(true);
+            let pool = pool.build_lazy().unwrap();
+            let _held = (pool.acquire().await.unwrap(), pool.acquire_owned().await.unwrap());
+            let asked = pool.shared.is_not_stuck(Location::caller(), Line::General);
+            assert!(asked.is_ok(), "the other one may come back");
+            if shrinks {
+                pool.resize(1).unwrap();
+            }
+            let mut waiting = pin!(wait(&pool.shared, Line::General, usize::MAX));
+            let mut look = || waiting.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            let told = matches!(look(), Poll::Ready(Woken::LookAgain))
+                || matches!(look(), Poll::Ready(Woken::LookAgain));
+            assert_eq!(told, shrinks);
         }
     }
 }

@@ -300,9 +300,11 @@ where
 {
     let shared = lease.keeper().clone();
     shared.comes_back(&mut lease);
-    if shared.hooks.checkin(&lease.resource_mut().connection) {
+    let Err(message) = shared.hooks.checkin(&lease.resource_mut().connection) else {
         return Some(lease);
-    }
+    };
+    let error = OperationError::Panicked { message };
+    shared.tell_rejected(lease.resource_mut().id, "on_checkin", &error, None);
     end_in_doubt(lease, doubt, CloseReason::Rejected);
     None
 }
@@ -348,11 +350,11 @@ where
     R: Deref<Target = Shared<M>> + Clone,
 {
     let shared = lease.keeper().clone();
-    let generation = lease.resource_mut().generation;
+    let (connection, generation) = (lease.resource_mut().id, lease.resource_mut().generation);
     end(lease, reason);
     match doubt {
         Some(Doubt::Broken) => shared.doubt_idle(),
-        Some(Doubt::Outdated) => shared.outdate(generation),
+        Some(Doubt::Outdated) => shared.outdate(connection, generation),
         _ => {}
     }
 }

@@ -135,14 +135,15 @@ impl<M: Manager> Shared<M> {
         self.generation.fetch_add(1, Ordering::SeqCst) + 1
     }
 
-    /// All connections of this generation, and older ones, are out of date. Of several that find
-    /// out at once, the first begins the next generation.
-    pub(super) fn outdate(&self, generation: u64) {
+    /// All connections of this generation, that with this number being one, and older ones, are out of date. Of
+    /// several that find out at once, the first begins the next generation.
+    pub(super) fn outdate(&self, connection: u64, generation: u64) {
         let next = generation + 1;
         // Ordering: SeqCst, as in `next_generation`.
         let first =
             self.generation.compare_exchange(generation, next, Ordering::SeqCst, Ordering::SeqCst);
         if first.is_ok() {
+            self.tell_outdated(connection);
             self.look_at_all();
         }
     }

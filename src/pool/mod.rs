@@ -235,6 +235,10 @@ impl<M: Manager> Keeper for Shared<M> {
         if !self.keep_idle() && self.core.has_vacant_for(line) {
             self.core.nudge();
         }
+        // Nor that a smaller pool leaves it stuck.
+        if self.detector.as_ref().is_some_and(|detector| detector.has_missed(self.core.limit())) {
+            self.core.nudge_all();
+        }
         // Nor of a failure after which nobody is to wait; but a rotation waits all the same.
         if self.may_wait(line).is_err() && self.has_callers() {
             self.core.nudge_all();
@@ -487,11 +491,12 @@ impl<M: Manager> Pool<M> {
     /// Acquires a connection if one is idle and nobody waits; never waits, never opens one.
     ///
     /// An idle connection that has to be [checked](crate::CheckPolicy) first is sent to its check in
-    /// the background, and the answer is [`TryAcquireError::Empty`].
+    /// the background, and the answer is [`TryAcquireError::Empty`]. That is always the answer in a pool with the
+    /// hook [`before_acquire`](crate::Hooks::before_acquire), for which this cannot wait.
     ///
     /// # Errors
     ///
-    /// - [`TryAcquireError::Empty`] if none is idle, or if others wait.
+    /// - [`TryAcquireError::Empty`] if none is idle that is fit for use at once, or if others wait.
     /// - [`TryAcquireError::Draining`] if the pool is being drained.
     /// - [`TryAcquireError::Closed`] if the pool is closed.
     ///

@@ -189,6 +189,37 @@ impl<M: Manager> Shared<M> {
         tell!(info, self, failures, "connecting succeeds again");
     }
 
+    /// A hook has rejected a connection, which is closed: if nobody had used it, as one of so many in a row that were
+    /// of no use.
+    pub(super) fn tell_rejected(
+        &self,
+        connection: u64,
+        hook: &'static str,
+        error: &OperationError<M::Error>,
+        in_a_row: Option<u32>,
+    ) {
+        #[cfg(feature = "tracing")]
+        let error = error as &(dyn std::error::Error + 'static);
+        tell!(warn, self, connection, error, in_a_row, "{hook} has failed");
+    }
+
+    /// A connection has been lost before anybody used it, as one of so many in a row that were of no use.
+    pub(super) fn tell_lost(
+        &self,
+        connection: u64,
+        error: &OperationError<M::Error>,
+        in_a_row: u32,
+    ) {
+        #[cfg(feature = "tracing")]
+        let error = error as &(dyn std::error::Error + 'static);
+        tell!(warn, self, connection, error, in_a_row, "a new connection is lost");
+    }
+
+    /// This connection has been found out of date, and so are all that are as old.
+    pub(super) fn tell_outdated(&self, connection: u64) {
+        tell!(warn, self, connection, "all connections are out of date");
+    }
+
     /// A connection is not fit to be used again, or nobody knows whether it is, and is closed.
     pub(super) fn tell_unfit(
         &self,

@@ -400,21 +400,23 @@ impl<E> Connector<E> {
         lock(&self.trouble).round
     }
 
-    /// A new connection that nobody has used yet is of no use.
-    fn is_of_no_use<C>(&self, tenant: &Tenant<C>, failure: Failure<E>) {
+    /// A new connection that nobody has used yet is of no use; answers how many in a row that makes, if it is one more.
+    fn is_of_no_use<C>(&self, tenant: &Tenant<C>, failure: Failure<E>) -> Option<u32> {
         let _useless;
         let mut trouble = lock(&self.trouble);
         let is_next = tenant.round == trouble.round;
         trouble.round += u64::from(is_next);
-        let (in_a_row, stays) = match trouble.useless() {
-            None => (1, None),
+        let (is_one_more, in_a_row, stays) = match trouble.useless() {
+            None => (true, 1, None),
             Some(before) => {
                 let is_older = |stays: &Stays| failure.hook.is_none() && tenant.id < stays.id;
-                (before.in_a_row.saturating_add(is_next.into()), before.stays.filter(is_older))
+                let in_a_row = before.in_a_row.saturating_add(is_next.into());
+                (is_next, in_a_row, before.stays.filter(is_older))
             }
         };
         trouble.last_ever = Some(failure.said.clone());
         _useless = trouble.useless.replace(Useless { last: failure, in_a_row, stays });
+        is_one_more.then_some(in_a_row)
     }
 
     /// A new connection has been handed out.
@@ -628,17 +630,24 @@ impl<M: Manager> Shared<M> {
         hook: &'static str,
         error: OperationError<M::Error>,
     ) {
-        if new {
-            self.connector.is_of_no_use(tenant, Failure::new(Unopened::by(hook, error)));
+        if !new {
+            return self.tell_rejected(tenant.id, hook, &error, None);
         }
+        let failure = Failure::new(Unopened::by(hook, error));
+        let error = failure.error.clone();
+        let in_a_row = self.connector.is_of_no_use(tenant, failure);
+        self.tell_rejected(tenant.id, hook, &error, in_a_row);
     }
 
     /// A connection is lost that was opened so long ago, unless that is because the runtime has ended. `new`: nobody
     /// has used it yet.
     pub(super) fn lost(&self, tenant: &Tenant<M::Connection>, new: bool, after: Duration) {
         if new && after < FLEETING && self.ground().is_some() {
-            self.connector
-                .is_of_no_use(tenant, Failure::new(OperationError::Lost { after }.into()));
+            let failure = Failure::new(OperationError::Lost { after }.into());
+            let error = failure.error.clone();
+            if let Some(in_a_row) = self.connector.is_of_no_use(tenant, failure) {
+                self.tell_lost(tenant.id, &error, in_a_row);
+            }
         }
     }
 
