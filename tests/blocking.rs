@@ -334,6 +334,28 @@ fn a_connection_that_comes_back_by_a_blocking_release_after_the_end_is_closed() 
 }
 
 #[test]
+fn close_returns_when_what_was_being_reset_is_closed() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).max_size(2).reset_timeout(PATIENCE).close_timeout(PATIENCE);
+    let pool = pool.build_blocking().unwrap();
+    let (held, dirty) = (pool.acquire().unwrap(), pool.acquire().unwrap());
+    manager.condition.once(DIRTY);
+    manager.reset.once(Act::Gated);
+    drop(dirty);
+    eventually_blocking("it is being reset", || manager.reset.running() == 1);
+    thread::scope(|scope| {
+        let closed = scope.spawn(|| {
+            pool.close();
+            manager.ledger.live()
+        });
+        eventually_blocking("it is being closed", || pool.is_closed());
+        manager.reset.open(1);
+        assert_eq!(closed.join().unwrap(), 1, "the one that is held");
+    });
+    drop(held);
+}
+
+#[test]
 fn a_warm_up_returns_when_all_are_open_and_says_what_went_wrong() {
     let manager = TestManager::new();
     manager.connect.always(Act::Slow(Duration::from_millis(1)));
