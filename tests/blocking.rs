@@ -18,9 +18,10 @@ use std::error::Error;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use support::{
-    Act, Conn, PATIENCE, TestError, TestManager, eventually_blocking, hush_scripted_panics, join,
+    Act, Conn, PATIENCE, SLACK, TestError, TestManager, eventually_blocking, hush_scripted_panics,
+    join,
 };
 
 const DIRTY: Act = Act::Slow(Duration::ZERO);
@@ -353,6 +354,17 @@ fn close_returns_when_what_was_being_reset_is_closed() {
         assert_eq!(closed.join().unwrap(), 1, "the one that is held");
     });
     drop(held);
+}
+
+#[test]
+fn a_drain_gives_up_at_its_limit_and_not_before() {
+    let pool = builder(&TestManager::new()).max_size(1).build_blocking().unwrap();
+    let _held = pool.acquire().unwrap();
+    let (began, limit) = (Instant::now(), Duration::from_secs(1));
+    let report = pool.drain(limit);
+    let took = began.elapsed();
+    assert_eq!(report.still_out.len(), 1);
+    assert!(took >= limit && took < limit + SLACK, "{took:?}");
 }
 
 #[test]
