@@ -576,7 +576,10 @@ where
             // Only a pool that can make objects offers vacant slots. If `make` panics, the
             // reservation offers the slot to the next in line.
             let object = reservation.keeper().make.as_ref().map(|make| make())?;
-            Some(reservation.fill(object).lend(caller))
+            let lease = reservation.fill(object);
+            // Meanwhile; the sweep ends what is put back (I8).
+            let is_open = !lease.keeper().core.is_closed();
+            is_open.then(|| lease.lend(caller))
         }
         Woken::LookAgain | Woken::LineFull => None,
     }

@@ -536,6 +536,25 @@ async fn a_blocked_thread_is_served_by_a_release_here() {
 }
 
 #[tokio::test]
+async fn a_blocking_acquire_gives_up_at_its_deadline_and_not_before() {
+    let manager = TestManager::new();
+    let pool = warm(&manager, 1).await;
+    let _held = pool.acquire().await.unwrap();
+    let blocked = std::thread::spawn({
+        let pool = pool.clone();
+        move || {
+            let began = std::time::Instant::now();
+            let late = pool.acquire_blocking_timeout(SECOND);
+            (late.map(drop), began.elapsed())
+        }
+    });
+    eventually("the thread has ended", || blocked.is_finished()).await;
+    let (late, took) = join(blocked);
+    assert!(matches!(late, Err(AcquireError::Timeout(_))), "{late:?}");
+    assert!(took >= SECOND && took < SECOND + support::SLACK, "{took:?}");
+}
+
+#[tokio::test]
 async fn a_blocked_thread_gets_a_connection_that_the_pools_runtime_opens() {
     let manager = TestManager::new();
     manager.connect.always(Act::Gated);

@@ -20,7 +20,8 @@ use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 use support::{
-    Act, Conn, PATIENCE, TestError, TestManager, eventually_blocking, hush_scripted_panics, join,
+    Act, Conn, PATIENCE, SLACK, TestError, TestManager, eventually_blocking, hush_scripted_panics,
+    join,
 };
 
 const DIRTY: Act = Act::Slow(Duration::ZERO);
@@ -357,6 +358,39 @@ fn a_connection_that_comes_back_by_a_blocking_release_after_the_end_is_closed() 
     other.release_blocking().unwrap();
     eventually_blocking("both are closed", || manager.close.calls() == 2);
     assert_eq!((manager.ledger.live(), manager.reset.calls()), (0, 2));
+}
+
+#[test]
+fn close_returns_when_what_was_being_reset_is_closed() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).max_size(2).reset_timeout(PATIENCE).close_timeout(PATIENCE);
+    let pool = pool.build_blocking().unwrap();
+    let (held, dirty) = (pool.acquire().unwrap(), pool.acquire().unwrap());
+    manager.condition.once(DIRTY);
+    manager.reset.once(Act::Gated);
+    drop(dirty);
+    eventually_blocking("it is being reset", || manager.reset.running() == 1);
+    thread::scope(|scope| {
+        let closed = scope.spawn(|| {
+            pool.close();
+            manager.ledger.live()
+        });
+        eventually_blocking("it is being closed", || pool.is_closed());
+        manager.reset.open(1);
+        assert_eq!(closed.join().unwrap(), 1, "the one that is held");
+    });
+    drop(held);
+}
+
+#[test]
+fn a_drain_gives_up_at_its_limit_and_not_before() {
+    let pool = builder(&TestManager::new()).max_size(1).build_blocking().unwrap();
+    let _held = pool.acquire().unwrap();
+    let (began, limit) = (Instant::now(), Duration::from_secs(1));
+    let report = pool.drain(limit);
+    let took = began.elapsed();
+    assert_eq!(report.still_out.len(), 1);
+    assert!(took >= limit && took < limit + SLACK, "{took:?}");
 }
 
 #[test]

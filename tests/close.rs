@@ -11,6 +11,7 @@ use millpond::{
 };
 use std::cell::RefCell;
 use std::convert::Infallible;
+use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -116,12 +117,14 @@ async fn a_closed_pool_refuses_newcomers_of_every_kind() {
 #[tokio::test(start_paused = true)]
 async fn close_closes_idle_connections_before_it_returns() {
     let manager = TestManager::new();
-    manager.close.always(Act::Slow(Duration::from_millis(500)));
+    // No multiple of the time after which it looks again by itself.
+    let time = Duration::from_millis(501);
+    manager.close.always(Act::Slow(time));
     let pool = pool_of(&manager, 4).min_idle(4).build().await.unwrap();
     let began = Instant::now();
     pool.close().await;
     assert_eq!(manager.ledger.live(), 0);
-    assert!(began.elapsed() < 2 * Duration::from_millis(500), "all at the same time");
+    assert_eq!(began.elapsed(), time, "all at the same time");
     let metrics = pool.metrics();
     assert_eq!((metrics.closed.pool_closed, metrics.counts.vacant), (4, 4));
     assert_eq!(manager.ledger.closed(), 4);
@@ -619,6 +622,124 @@ async fn whoever_was_served_before_the_end_and_comes_for_it_after_that_is_refuse
         let metrics = balanced(&pool, &manager.ledger).await;
         assert_eq!((metrics.acquires, metrics.waits.closed, manager.ledger.live()), (1, 1, 0));
     }
+}
+
+/// Closes a pool while whatever is said goes on, and answers with how many connections there are then.
+async fn left_after_close<T>(
+    pool: &Pool<TestManager>,
+    manager: &TestManager,
+    beside: impl Future<Output = T>,
+) -> (usize, T) {
+    let left = async {
+        pool.close().await;
+        manager.ledger.live()
+    };
+    tokio::join!(left, beside)
+}
+
+#[tokio::test(start_paused = true)]
+async fn close_waits_for_a_connection_on_its_way_to_a_caller_who_does_not_get_it() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).build_lazy().expect("in range");
+    let held = pool.acquire().await.expect("nothing fails");
+    let mut acquire = pin!(pool.acquire());
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    drop(held);
+    let (left, acquired) = left_after_close(&pool, &manager, acquire).await;
+    assert!(matches!(acquired, Err(AcquireError::Closed)), "{acquired:?}");
+    assert_eq!(left, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn close_waits_for_what_the_pool_itself_is_at_work_on() {
+    const HALF: Duration = Duration::from_millis(500);
+    let manager = TestManager::new();
+    let build = || pool_of(&manager, 2).check(CheckPolicy::Always).close_timeout(2 * SECOND);
+    // What is being reset.
+    let pool = build().build_lazy().expect("in range");
+    manager.reset.once(Act::Slow(HALF));
+    let held = pool.acquire().await.expect("nothing fails");
+    manager.condition.once(DIRTY);
+    drop(held);
+    let began = Instant::now();
+    let (left, ()) = left_after_close(&pool, &manager, async {}).await;
+    assert_eq!(left, 0);
+    assert!(began.elapsed() < SECOND, "{:?}", began.elapsed());
+    // What is being checked, by a caller or without one.
+    for owns in [true, false] {
+        let pool = build().build_lazy().expect("in range");
+        drop(pool.acquire().await.expect("nothing fails"));
+        manager.check.once(Act::Slow(HALF));
+        let mut acquire = pin!(pool.acquire());
+        if owns {
+            assert!(poll_once(acquire.as_mut()).is_pending());
+        } else {
+            let none = pool.try_acquire();
+            assert!(matches!(none, Err(TryAcquireError::Empty)), "{none:?}");
+        }
+        let (left, acquired) = left_after_close(&pool, &manager, acquire).await;
+        assert!(matches!(acquired, Err(AcquireError::Closed)), "{acquired:?}");
+        assert_eq!(left, 0, "checked by a caller: {owns}");
+    }
+    // What is being opened, which is given up.
+    manager.connect.once(Act::Never);
+    let pool = build().build_lazy().expect("in range");
+    let mut acquire = pin!(pool.acquire());
+    assert!(poll_once(acquire.as_mut()).is_pending());
+    eventually("it connects", || manager.connect.running() == 1).await;
+    let began = Instant::now();
+    let (left, _) = left_after_close(&pool, &manager, acquire).await;
+    assert_eq!((left, began.elapsed()), (0, Duration::ZERO));
+}
+
+#[tokio::test(start_paused = true)]
+async fn close_waits_neither_for_what_is_held_nor_for_ever() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).reset_timeout(60 * SECOND).build_lazy().expect("in range");
+    let held = pool.acquire().await.expect("nothing fails");
+    let mut close = pin!(pool.close());
+    assert!(poll_once(close.as_mut()).is_ready(), "one is held");
+    drop(held);
+    eventually("it is closed", || manager.ledger.live() == 0).await;
+
+    let pool = pool_of(&manager, 2).reset_timeout(60 * SECOND).close_timeout(3 * SECOND);
+    let pool = pool.build_lazy().expect("in range");
+    let held = pool.acquire().await.expect("nothing fails");
+    manager.reset.once(Act::Never);
+    manager.condition.once(DIRTY);
+    drop(held);
+    let began = Instant::now();
+    pool.close().await;
+    assert_eq!((manager.ledger.live(), began.elapsed()), (1, 3 * SECOND));
+}
+
+/// Nobody says when a caller takes what was idle just before the close: that would cost every acquire.
+#[test]
+fn close_does_not_wait_for_what_a_caller_takes_at_the_last_moment() {
+    let manager = TestManager::new();
+    let (arrive, arrived) = mpsc::channel();
+    let (go_on, gone_on) = mpsc::channel::<()>();
+    let gone_on = Mutex::new(gone_on);
+    let hooks = Hooks::new().on_checkout(move |_: &Conn| {
+        arrive.send(()).expect("somebody waits for it");
+        gone_on.lock().expect("nobody panics").recv().expect("it goes on");
+    });
+    let runtime = multi();
+    let pool = pool_of(&manager, 1).min_idle(1).close_timeout(60 * SECOND).hooks(hooks);
+    let pool = runtime.block_on(pool.build()).expect("nothing fails");
+    let taker = std::thread::spawn({
+        let pool = pool.clone();
+        move || pool.try_acquire_owned().expect("it is idle")
+    });
+    arrived.recv().expect("it is being taken");
+    let mut close = Box::pin(pool.close());
+    let began = std::time::Instant::now();
+    runtime.block_on(async { assert!(poll_once(close.as_mut()).is_pending()) });
+    go_on.send(()).expect("somebody waits for it");
+    let held = join(taker);
+    runtime.block_on(close);
+    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
+    assert_eq!(held.info().id, 1);
 }
 
 #[test]

@@ -330,6 +330,15 @@ async fn an_endpoint_becomes_a_node_by_the_template_and_only_by_it() {
     assert!(error.to_string().contains("ClusterBuilder::template"), "{error}");
 }
 
+#[tokio::test]
+async fn an_endpoint_may_be_added_with_a_role_and_a_weight() {
+    let cluster = builder().template(|_: &Endpoint| TestManager::new()).build().unwrap();
+    let options = replica().weight(3);
+    cluster.add_endpoint_with("a", "db1:5432".parse().unwrap(), options).unwrap();
+    let node = &cluster.status().nodes[0];
+    assert_eq!((node.key.as_str(), node.role, node.weight), ("a", Role::Replica, 3));
+}
+
 /// What an error says, and then all that has led to it.
 fn chain(error: &(dyn Error + 'static)) -> Vec<String> {
     let causes = successors(Some(error), |error| (*error).source());

@@ -598,6 +598,24 @@ async fn a_warm_up_that_goes_well_ends_the_pause_after_a_permanent_error() {
     assert_eq!(began.elapsed(), Duration::ZERO);
 }
 
+#[tokio::test(start_paused = true)]
+async fn pauses_between_connects_are_random() {
+    let mut pauses = Vec::new();
+    for _ in 0..200 {
+        let manager = TestManager::new();
+        manager.connect.once(Act::Error);
+        let pool =
+            Pool::builder(manager).max_size(1).backoff(SECOND, 2 * SECOND).build_lazy().unwrap();
+        let began = Instant::now();
+        drop(pool.acquire().await.unwrap());
+        pauses.push(began.elapsed());
+    }
+    // By chance alone, one time in 10^24.
+    let (shortest, longest) = (pauses.iter().min().unwrap(), pauses.iter().max().unwrap());
+    assert!(*shortest < SECOND / 4, "{shortest:?}");
+    assert!(*longest > 3 * SECOND / 4 && *longest <= SECOND + MILLISECOND, "{longest:?}");
+}
+
 #[tokio::test]
 async fn a_permanent_error_of_the_past_does_not_end_a_new_wait() {
     let manager = TestManager::new();

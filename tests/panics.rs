@@ -101,6 +101,49 @@ async fn a_panic_in_check_retires_the_connection_and_the_acquire_goes_on() {
     assert_eq!(manager.ledger.closed(), 1);
 }
 
+/// Its checks never end, and panic when they are dropped.
+struct Clingy;
+
+struct Clings;
+
+impl Drop for Clings {
+    fn drop(&mut self) {
+        panic!("scripted panic in the drop of a check");
+    }
+}
+
+impl Manager for Clingy {
+    type Connection = ();
+    type Error = Infallible;
+
+    async fn connect(&self) -> Result<(), Infallible> {
+        Ok(())
+    }
+
+    async fn check(&self, (): &mut ()) -> Result<(), Infallible> {
+        let _clings = Clings;
+        pending().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_while_a_check_is_given_up_goes_no_further() {
+    hush_scripted_panics();
+    let pool = Pool::builder(Clingy).max_size(1).check(CheckPolicy::Always);
+    let pool = pool.build_lazy().unwrap();
+    drop(pool.acquire().await.unwrap());
+    {
+        let mut cancelled = pin!(pool.acquire());
+        assert!(poll_once(cancelled.as_mut()).is_pending());
+        assert_eq!(pool.counts().checking, 1);
+    }
+    assert_eq!(pool.metrics().closed.abandoned, 1);
+    // And where it is the check that takes too long.
+    drop(pool.acquire().await.unwrap());
+    drop(pool.acquire().await.unwrap());
+    assert_eq!(pool.metrics().closed.failed_check, 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_panic_in_a_background_check_retires_the_connection_and_wakes_a_waiter() {
     let manager = TestManager::new();

@@ -44,6 +44,35 @@ impl Report {
     }
 }
 
+/// Two threads share one connection, and each keeps it until the other is parked. What that allocates, after each
+/// thread's first waits.
+fn alternating<G>(acquire: impl Fn() -> G + Sync, waiters: impl Fn() -> usize + Sync) -> usize {
+    let done = AtomicBool::new(false);
+    let alternate = |warm: usize| {
+        let mut counted = (0, 0);
+        for turn in 0..TURNS / 2 + warm {
+            if turn == warm {
+                counted.0 = allocations();
+            }
+            let held = acquire();
+            while waiters() == 0 && !done.load(Ordering::Relaxed) {
+                thread::yield_now();
+            }
+            counted.1 = allocations();
+            drop(held);
+        }
+        done.store(true, Ordering::Relaxed);
+        counted
+    };
+    thread::scope(|scope| {
+        let (first, second) = (scope.spawn(|| alternate(100)), scope.spawn(|| alternate(100)));
+        let (first, second) = (first.join(), second.join());
+        let (first, second) = (first.expect("no panic"), second.expect("no panic"));
+        // Up to the first one's end: after it a thread is torn down.
+        first.1.min(second.1) - first.0.max(second.0)
+    })
+}
+
 /// Both kinds of pools, so that each row is written once. `$pool` has the capacity that the macro's
 /// user says; `waiters` reads how many wait.
 macro_rules! rows {
@@ -131,35 +160,40 @@ macro_rules! rows {
         }
         report.row(concat!($kind, ": cancel after the hand-off"), TURNS, allocations() - before, 0);
 
-        // Two threads do the same; each keeps the connection until the other is parked.
-        let done = AtomicBool::new(false);
-        let counted = thread::scope(|scope| {
-            let alternate = |warm: usize| {
-                let mut counted = (0, 0);
-                for turn in 0..TURNS / 2 + warm {
-                    if turn == warm {
-                        counted.0 = allocations();
-                    }
-                    let held = one.acquire_blocking().expect("handed over");
-                    while $waiters(one) == 0 && !done.load(Ordering::Relaxed) {
-                        thread::yield_now();
-                    }
-                    counted.1 = allocations();
-                    drop(held);
-                }
-                done.store(true, Ordering::Relaxed);
-                counted
-            };
-            let first = scope.spawn(move || alternate(100));
-            let second = scope.spawn(move || alternate(100));
-            let (first, second) = (first.join(), second.join());
-            let (first, second) = (first.expect("no panic"), second.expect("no panic"));
-            // Up to the first one's end: after it a thread is torn down.
-            first.1.min(second.1) - first.0.max(second.0)
-        });
+        let acquire = || one.acquire_blocking().expect("handed over");
+        let counted = alternating(acquire, || $waiters(one));
         let what = concat!($kind, ": wait, blocking (after each thread's first)");
         report.row(what, TURNS, counted, 0);
     }};
+}
+
+/// Hits of two at once, of which one at least does not go through the hot cell, and waits for what another shard
+/// gives back.
+async fn shelves_and_shards(report: &mut Report) {
+    for order in [IdleOrder::Recent, IdleOrder::Fifo, IdleOrder::Lifo] {
+        let objects = ObjectPool::builder(16).order(order).build(|| 0_u64).expect("in range");
+        let pool = millpond_pool(16, |pool| pool.order(order)).await;
+        let before = allocations();
+        for _ in 0..TURNS {
+            drop((objects.try_acquire().expect("idle"), objects.try_acquire().expect("idle")));
+        }
+        let counted = allocations() - before;
+        report.row(&format!("ObjectPool, {order:?}: two hits at once"), TURNS, counted, 0);
+        let before = allocations();
+        for _ in 0..TURNS {
+            drop((pool.acquire().await.expect("idle"), pool.acquire().await.expect("idle")));
+        }
+        let counted = allocations() - before;
+        report.row(&format!("Pool, {order:?}: two hits at once"), TURNS, counted, 0);
+    }
+    let object = ObjectPool::builder(1).shards(4).build(|| 0_u64).expect("in range");
+    let acquire = || object.acquire_blocking().expect("handed over");
+    let counted = alternating(acquire, || object.counts().waiters);
+    report.row("ObjectPool: wait for what another shard gives back", TURNS, counted, 0);
+    let one = millpond_pool(1, |pool| pool.shards(4)).await;
+    let acquire = || one.acquire_blocking().expect("handed over");
+    let counted = alternating(acquire, || one.counts().waiters);
+    report.row("Pool: wait for what another shard gives back", TURNS, counted, 0);
 }
 
 /// Hits by way of a cluster of three nodes.
@@ -312,6 +346,7 @@ fn main() -> ExitCode {
         rows!(&mut report, "Pool", pool, one, |pool: &Pool<TrivialManager>| {
             pool.counts().waiters
         });
+        shelves_and_shards(&mut report).await;
         clustered(&mut report).await;
         timeouts(&mut report, &one, &object).await;
         unserved(&mut report).await;

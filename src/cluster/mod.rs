@@ -540,8 +540,8 @@ impl<K: Key, M: Manager> Cluster<K, M> {
 
     /// Closes the cluster for good, and all its pools as [`Pool::close`](crate::Pool::close) does, all of
     /// them together, with those of nodes that were removed: it takes `close_timeout` at the most, however many
-    /// nodes there are. May be called again, and by several tasks at once. Connections in use are not waited for:
-    /// [`drain`](Self::drain) does that.
+    /// nodes there are. May be called again, and by several tasks at once. Connections in use are not waited for,
+    /// nor one by which the cluster is asking a node for its role: [`drain`](Self::drain) does that.
     ///
     /// # Cancel safety
     ///

@@ -16,7 +16,7 @@
 //! | I6 | published | what one holder wrote happens before what the next holder reads |
 //! | I7 | wake handed on | a woken waiter that leaves without its slot passes it on |
 //! | I8 | close is final | after close no acquire succeeds, every waiter ends, every resource is dropped once |
-//! | I9 | first come | no acquire is served before one of its own shard that was parked when it began |
+//! | I9 | first come | no acquire is served before one of its own shard that was parked when it began; of N > 1 shards, one with waiters of whom none is served is the first to be asked within 32 (N - 1) hand-offs of any one shard, since each looks at one of the others after every 16 (`turns.rs`) |
 //!
 //! Not here: clocks, runtimes, I/O, logging, user code, and, after construction, allocation.
 

@@ -43,7 +43,7 @@ impl<R: Deref<Target: Keeper> + Clone> Search<R> {
             let met = self.met;
             let found = self.walk_on(|slot| flagged(slot) || !met && wanted(slot as usize));
             let found = found.map(|slot| {
-                slot.leave_shelf(core.cell(&slot));
+                slot.enter_unheld(core.cell(&slot));
                 Lease::new(keeper.clone(), slot)
             });
             // Once for all that were put back: each time moves others, which the walk would miss.
@@ -171,6 +171,29 @@ mod tests {
         };
         assert_eq!(looker.core.glimpse(0).holder, None);
         lease.lower(Flags::LOOK);
+    }
+
+    #[test]
+    fn nobody_holds_what_is_new_or_fit_again() {
+        let looker = Arc::new_cyclic(|me| Looker {
+            core: Core::new(me, Size::new(1, 1), IdleOrder::Recent),
+            searches: Cell::new(0),
+        });
+        let holder = || {
+            let Glimpse { state, holder, .. } = looker.core.glimpse(0);
+            assert_eq!(state, State::InUse);
+            holder
+        };
+        let lease = reserve(&*looker).expect("a slot is vacant").fill(());
+        let mut loan = lease.lend(Location::caller());
+        assert!(holder().is_some());
+        let lease = loan.recall().begin(State::Resetting).pass();
+        assert_eq!(holder(), None, "it has been reset");
+        let mut loan = lease.lend(Location::caller());
+        loan.recall().detach();
+        let lease = reserve(&*looker).expect("a slot is vacant").fill(());
+        assert_eq!(holder(), None, "it is the next one");
+        drop(lease);
     }
 
     /// Until that waiter listens, a search that starts another one would go on for good.

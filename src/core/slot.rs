@@ -109,8 +109,9 @@ impl<K: Keeper> Slot<K> {
         cell.note(next, self.uses);
     }
 
-    /// The slot leaves its shelf for something else than a caller.
-    pub(super) fn leave_shelf(&self, cell: &Cell) {
+    /// The slot is in use and in no caller's hands: it has left its shelf for something else, or its resource is
+    /// new, or fit again.
+    pub(super) fn enter_unheld(&self, cell: &Cell) {
         // First: whoever sees it in use must not take it for one of its last holder.
         cell.forget_holder();
         self.enter(cell, State::InUse);

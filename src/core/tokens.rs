@@ -80,7 +80,7 @@ impl<R: Deref<Target: Keeper> + Clone> Reservation<R> {
     pub fn fill(mut self, resource: Resource<R>) -> Lease<R> {
         let mut slot = self.slot.take().expect(GONE);
         slot.resource = Some(resource);
-        slot.enter(self.keeper.core().cell(&slot), State::InUse);
+        slot.enter_unheld(self.keeper.core().cell(&slot));
         Lease::new(self.keeper.clone(), slot)
     }
 }
@@ -416,7 +416,7 @@ impl<R: Deref<Target: Keeper> + Clone> Trial<R> {
     /// The resource is fit for use.
     pub fn pass(mut self) -> Lease<R> {
         let slot = self.slot.take().expect(GONE);
-        slot.enter(self.keeper.core().cell(&slot), State::InUse);
+        slot.enter_unheld(self.keeper.core().cell(&slot));
         Lease::new(self.keeper.clone(), slot)
     }
 
@@ -540,7 +540,7 @@ fn pick<K: Keeper>(keeper: &K, caller: &'static Location<'static>) -> Picked<K> 
     };
     let cell = core.cell(&slot);
     if cell.flags().any() {
-        slot.leave_shelf(cell);
+        slot.enter_unheld(cell);
         if core.floor > 0 && core.may_have_dipped(home) {
             keeper.dipped();
         }
@@ -604,7 +604,7 @@ where
 fn take_idle<R: Deref<Target: Keeper>>(keeper: R) -> Option<Lease<R>> {
     let core = keeper.core();
     let slot = core.unshelve_any()?;
-    slot.leave_shelf(core.cell(&slot));
+    slot.enter_unheld(core.cell(&slot));
     Some(Lease::new(keeper, slot))
 }
 

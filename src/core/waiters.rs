@@ -453,7 +453,7 @@ pub(super) fn serve_in_search<K: Keeper>(keeper: &K, home: usize) -> bool {
         let Some(slot) = core.unshelve(home).or_else(|| core.unshelve_reserved()) else {
             return flagged;
         };
-        slot.leave_shelf(core.cell(&slot));
+        slot.enter_unheld(core.cell(&slot));
         if let Err(slot) = core.hand_off(home, slot) {
             fruitless = Some((seen.arrivals(), core.shelve(home, slot)));
         }

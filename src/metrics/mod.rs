@@ -335,28 +335,47 @@ impl PoolMetrics {
     /// Adds the figures of another pool. Of the holders and of the failures to connect it keeps the
     /// oldest and the latest.
     pub fn merge(&mut self, other: &Self) {
+        let Self {
+            counts,
+            acquires,
+            waits,
+            acquire_wait,
+            created,
+            connect_failures,
+            connect_time,
+            last_connect_error,
+            resets,
+            checks,
+            leaks,
+            late_returns,
+            shed,
+            closed,
+            lifetime,
+            use_time,
+            oldest_holder,
+        } = self;
         let longest = |holder: &Holder| holder.held;
-        let (mine, others) = (self.oldest_holder.take(), other.oldest_holder);
-        self.oldest_holder = mine.into_iter().chain(others).max_by_key(longest);
-        let (mine, others) = (self.last_connect_error.take(), other.last_connect_error.clone());
-        self.last_connect_error = mine.into_iter().chain(others).min_by_key(|error| error.ago);
+        let (mine, others) = (oldest_holder.take(), other.oldest_holder);
+        *oldest_holder = mine.into_iter().chain(others).max_by_key(longest);
+        let (mine, others) = (last_connect_error.take(), other.last_connect_error.clone());
+        *last_connect_error = mine.into_iter().chain(others).min_by_key(|error| error.ago);
         if let Some(times) = &other.use_time {
-            self.use_time.get_or_insert_default().merge(times);
+            use_time.get_or_insert_default().merge(times);
         }
-        self.counts.merge(&other.counts);
-        self.waits.merge(&other.waits);
-        self.closed.merge(&other.closed);
-        self.acquire_wait.merge(&other.acquire_wait);
-        self.connect_time.merge(&other.connect_time);
-        self.lifetime.merge(&other.lifetime);
-        self.acquires += other.acquires;
-        self.created += other.created;
-        self.connect_failures += other.connect_failures;
-        self.resets += other.resets;
-        self.checks += other.checks;
-        self.leaks += other.leaks;
-        self.late_returns += other.late_returns;
-        self.shed += other.shed;
+        counts.merge(&other.counts);
+        waits.merge(&other.waits);
+        closed.merge(&other.closed);
+        acquire_wait.merge(&other.acquire_wait);
+        connect_time.merge(&other.connect_time);
+        lifetime.merge(&other.lifetime);
+        *acquires += other.acquires;
+        *created += other.created;
+        *connect_failures += other.connect_failures;
+        *resets += other.resets;
+        *checks += other.checks;
+        *leaks += other.leaks;
+        *late_returns += other.late_returns;
+        *shed += other.shed;
     }
 }
 
@@ -541,5 +560,165 @@ impl Closed {
             ("rejected", self.rejected),
         ]
         .into_iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A different figure in each field, from `first` on.
+    fn metrics(first: u64) -> PoolMetrics {
+        let mut next = first..;
+        let mut next = || next.next().expect("there is no end to them");
+        let counts = Counts {
+            vacant: next() as usize,
+            connecting: next() as usize,
+            idle: next() as usize,
+            in_use: next() as usize,
+            checking: next() as usize,
+            resetting: next() as usize,
+            closing: next() as usize,
+            spare: next() as usize,
+            waiters: next() as usize,
+        };
+        let waits = Waits {
+            served: next(),
+            timed_out: next(),
+            cancelled: next(),
+            shed: next(),
+            closed: next(),
+            queue_full: next(),
+            failed: next(),
+        };
+        let closed = Closed {
+            broken: next(),
+            failed_check: next(),
+            failed_reset: next(),
+            discarded: next(),
+            detached: next(),
+            holder_panicked: next(),
+            pool_closed: next(),
+            drained: next(),
+            abandoned: next(),
+            lifetime: next(),
+            idle: next(),
+            invalidated: next(),
+            surplus: next(),
+            removed: next(),
+            rejected: next(),
+        };
+        PoolMetrics {
+            counts,
+            waits,
+            closed,
+            acquires: next(),
+            acquire_wait: histogram::of(&[next()]),
+            created: next(),
+            connect_failures: next(),
+            connect_time: histogram::of(&[next()]),
+            last_connect_error: Some(ConnectFailure {
+                message: format!("from {first} on"),
+                ago: Duration::from_secs(next()),
+            }),
+            resets: next(),
+            checks: next(),
+            leaks: next(),
+            late_returns: next(),
+            shed: next(),
+            lifetime: histogram::of(&[next()]),
+            use_time: Some(histogram::of(&[next()])),
+            oldest_holder: Some(Holder {
+                connection: next(),
+                site: None,
+                held: Duration::from_secs(next()),
+            }),
+        }
+    }
+
+    /// Exporters tell these, and so do dashboards.
+    #[test]
+    fn each_outcome_and_each_reason_has_its_own_name() {
+        let PoolMetrics { waits, closed, .. } = metrics(1);
+        let outcomes: Vec<_> = waits.by_outcome().collect();
+        let expected = [
+            ("served", 10),
+            ("timed_out", 11),
+            ("cancelled", 12),
+            ("shed", 13),
+            ("closed", 14),
+            ("queue_full", 15),
+            ("failed", 16),
+        ];
+        assert_eq!(outcomes, expected);
+        let reasons: Vec<_> = closed.by_reason().collect();
+        let expected = [
+            ("broken", 17),
+            ("failed_check", 18),
+            ("failed_reset", 19),
+            ("discarded", 20),
+            ("detached", 21),
+            ("holder_panicked", 22),
+            ("pool_closed", 23),
+            ("drained", 24),
+            ("abandoned", 25),
+            ("lifetime", 26),
+            ("idle", 27),
+            ("invalidated", 28),
+            ("surplus", 29),
+            ("removed", 30),
+            ("rejected", 31),
+        ];
+        assert_eq!(reasons, expected);
+    }
+
+    #[test]
+    fn all_figures_of_two_pools_are_added() {
+        let (one, other) = (metrics(1), metrics(1_000));
+        let mut sum = one.clone();
+        sum.merge(&other);
+        // In the order of `metrics`: the sums of two rows are a row of twice the steps.
+        let mut next = (0..).map(|step| 1_001 + 2 * step);
+        let mut next = || next.next().expect("there is no end to them");
+        let counts = sum.counts;
+        let counts = [
+            counts.vacant,
+            counts.connecting,
+            counts.idle,
+            counts.in_use,
+            counts.checking,
+            counts.resetting,
+            counts.closing,
+            counts.spare,
+            counts.waiters,
+        ];
+        for count in counts {
+            assert_eq!(count as u64, next());
+        }
+        for (name, count) in sum.waits.by_outcome().chain(sum.closed.by_reason()) {
+            assert_eq!(count, next(), "{name}");
+        }
+        let times: [fn(&PoolMetrics) -> Option<&Histogram>; 4] = [
+            |metrics| Some(&metrics.acquire_wait),
+            |metrics| Some(&metrics.connect_time),
+            |metrics| Some(&metrics.lifetime),
+            |metrics| metrics.use_time.as_ref(),
+        ];
+        for of in times {
+            let (mut times, more) = (of(&one).cloned(), of(&other));
+            let (mine, others) = times.as_mut().zip(more).expect("they are measured");
+            mine.merge(others);
+            assert_eq!(of(&sum), times.as_ref());
+        }
+        let plain = |metrics: &PoolMetrics| {
+            let PoolMetrics { created, connect_failures, resets, checks, .. } = *metrics;
+            let PoolMetrics { acquires, leaks, late_returns, shed, .. } = *metrics;
+            [acquires, created, connect_failures, resets, checks, leaks, late_returns, shed]
+        };
+        let expected: Vec<_> =
+            plain(&one).iter().zip(plain(&other)).map(|(one, other)| one + other).collect();
+        assert_eq!(plain(&sum), *expected);
+        assert_eq!(sum.last_connect_error, one.last_connect_error, "the latest");
+        assert_eq!(sum.oldest_holder, other.oldest_holder, "the oldest");
     }
 }

@@ -7,9 +7,9 @@
 //!
 //! Not here: the decision to end one.
 
-use super::operation::{bounded, within};
+use super::operation::{Over, bounded, within};
 use super::{CLOSED, DRAINING, OPEN, Shared, Tenant, life::nanos};
-use crate::core::{Trial, sweep};
+use crate::core::{State, Trial, sweep};
 use crate::manager::Manager;
 use crate::metrics::CloseReason;
 use crate::panics::caught;
@@ -19,7 +19,10 @@ use std::future::Future;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How soon a close looks again whether it is over, though nobody has told it of anything.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// A connection that is being closed. However this ends, the connection goes before the slot is
 /// vacant again (I2), and whoever waits for it in `close` hears of it.
@@ -36,7 +39,7 @@ pub(super) struct Count<M: Manager>(Arc<Shared<M>>);
 impl<M: Manager> Drop for Count<M> {
     fn drop(&mut self) {
         self.0.hooks.destroyed();
-        // Ordering: SeqCst, partner: the load in `all_closed`, which comes after listening; so
+        // Ordering: SeqCst, partner: the load in `is_all_closed`, which comes after listening; so
         // either it sees the count, or this notification reaches it (I8).
         if self.0.closing.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.0.changed();
@@ -58,7 +61,7 @@ impl<M: Manager> Closing<M> {
 pub(crate) struct Ending<M: Manager>(pub(super) Arc<Shared<M>>);
 
 impl<M: Manager> Ending<M> {
-    /// Completes when no connection is being closed, or after `close_timeout`.
+    /// Completes when all that is left is what callers hold, or after `close_timeout`.
     pub(crate) async fn all_closed(&self) {
         self.0.all_closed().await;
     }
@@ -161,37 +164,66 @@ impl<M: Manager> Shared<M> {
         self.all_closed().await;
     }
 
+    /// Whether all that is left of a pool that is closed is what callers hold.
+    ///
+    /// Whatever ends what is left of the rest notifies `changed`, unless it ends in a caller's hands: who takes
+    /// what was idle, or on its way to him, just before the close tells nobody, since that would cost every
+    /// acquire. So whoever waits for this looks again by the clock.
+    fn is_all_closed(&self) -> bool {
+        let is_left = |slot| {
+            let seen = self.core.glimpse(slot);
+            match seen.state {
+                State::Vacant | State::Spare => false,
+                // Without a holder it is on its way to one, and will not get there.
+                State::InUse => seen.holder.is_none(),
+                State::Connecting
+                | State::Idle
+                | State::Checking
+                | State::Resetting
+                | State::Closing => true,
+            }
+        };
+        // The slots first: what is being closed is on the count before its slot is vacant, and may be longer.
+        !(0..self.core.capacity()).any(is_left) && self.closing.load(Ordering::SeqCst) == 0
+    }
+
     /// As [`all_closed`](Self::all_closed), blocking the thread.
     pub(super) fn all_closed_blocking(&self) {
-        let deadline = Instant::now().checked_add(self.config.close_timeout);
+        let began = Instant::now();
         loop {
-            listener!(self.changed => none_left);
-            if self.closing.load(Ordering::SeqCst) == 0 {
+            listener!(self.changed => changed);
+            if self.is_all_closed() {
                 return;
             }
-            match deadline {
-                None => none_left.wait(),
-                Some(deadline) => match none_left.wait_deadline(deadline) {
-                    Some(()) => {}
-                    None => return,
-                },
+            let rest = self.config.close_timeout.saturating_sub(began.elapsed());
+            if rest.is_zero() {
+                return;
             }
+            let _ = changed.wait_timeout(rest.min(LOOK_AGAIN));
         }
     }
 
-    /// Waits until no connection is being closed, for `close_timeout` at the most.
+    /// Waits until all that is left is what callers hold, for `close_timeout` at the most.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future only stops waiting.
     pub(super) async fn all_closed(&self) {
-        let all = async {
-            loop {
-                listener!(self.changed => none_left);
-                if self.closing.load(Ordering::SeqCst) == 0 {
-                    return;
-                }
-                none_left.await;
+        let began = tokio::time::Instant::now();
+        loop {
+            listener!(self.changed => changed);
+            if self.is_all_closed() {
+                return;
             }
-        };
-        // A runtime that nobody drives closes nothing, so this must not rely on it; and without a timer it
-        // could wait for such a one.
-        drop(within(self.config.close_timeout, all).await);
+            let rest = self.config.close_timeout.saturating_sub(began.elapsed());
+            if rest.is_zero() {
+                return;
+            }
+            // A runtime that nobody drives closes nothing, so this must not rely on it; and without a timer it
+            // could wait for such a one.
+            if let Err(Over::NoRuntime) = within(rest.min(LOOK_AGAIN), changed).await {
+                return;
+            }
+        }
     }
 }

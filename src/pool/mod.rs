@@ -649,10 +649,14 @@ impl<M: Manager> Pool<M> {
     }
 
     /// Closes the pool for good: everyone who waits gets [`AcquireError::Closed`], so does whoever
-    /// comes later, and idle connections are closed. Returns when they are, or after `close_timeout`, or when
+    /// comes later, and idle connections are closed. Returns when they are, and so is what was being opened, checked
+    /// or reset, or on its way to somebody who waited; or after `close_timeout`, or when
     /// the runtime that it is awaited on ends; at once if there is none, or none with a timer. Connections
     /// that are in use are not waited for; each is closed when its guard is dropped. May be called again, and
     /// by several tasks at once.
+    ///
+    /// An acquire under way is part of that: a future that is kept and not polled any more, in the task that awaits
+    /// this, may have a connection on its way or being checked, and then it takes `close_timeout`.
     ///
     /// # Cancel safety
     ///

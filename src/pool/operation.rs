@@ -21,7 +21,7 @@ pub(crate) const FAR_FUTURE: Duration = Duration::from_secs(1 << 30);
 ///
 /// # Cancel safety
 ///
-/// Dropping it drops `operation` where it stands.
+/// Dropping it drops `operation` where it stands; a panic of that is caught too.
 #[allow(clippy::manual_async_fn, reason = "an async function has room for its arguments twice")]
 pub(super) fn bounded<T, E>(
     setting: &'static str,
@@ -29,23 +29,31 @@ pub(super) fn bounded<T, E>(
     operation: impl Future<Output = Result<T, E>>,
 ) -> impl Future<Output = Result<T, OperationError<E>>> {
     async move {
-        let mut operation = pin!(Some(tokio::time::timeout(limit, operation)));
-        let outcome = poll_fn(|cx| {
-            let poll = || operation.as_mut().as_pin_mut().map(|timed| timed.poll(cx));
-            let outcome = match caught(poll) {
-                Ok(None | Some(Poll::Pending)) => return Poll::Pending,
-                Ok(Some(Poll::Ready(outcome))) => Ok(outcome),
-                Err(panic) => Err(panic),
-            };
-            // The panic hook has reported it; the outcome is what it is.
-            drop(caught(|| operation.set(None)));
-            Poll::Ready(outcome)
+        let operation = pin!(Some(tokio::time::timeout(limit, operation)));
+        let mut operation = Contained(operation);
+        let outcome = poll_fn(move |cx| {
+            let poll = || operation.0.as_mut().as_pin_mut().map(|timed| timed.poll(cx));
+            match caught(poll) {
+                Ok(None | Some(Poll::Pending)) => Poll::Pending,
+                Ok(Some(Poll::Ready(outcome))) => Poll::Ready(Ok(outcome)),
+                Err(panic) => Poll::Ready(Err(panic)),
+            }
         });
         match outcome.await {
             Ok(Ok(outcome)) => outcome.map_err(OperationError::Failed),
             Ok(Err(_)) => Err(OperationError::TimedOut { setting, limit }),
             Err(panic) => Err(OperationError::Panicked { message: panic.message() }),
         }
+    }
+}
+
+/// What goes no further if it panics while it is dropped, wherever that is.
+struct Contained<'o, T>(Pin<&'o mut Option<T>>);
+
+impl<T> Drop for Contained<'_, T> {
+    fn drop(&mut self) {
+        // The panic hook has reported it; the outcome is what it is.
+        drop(caught(|| self.0.set(None)));
     }
 }
 

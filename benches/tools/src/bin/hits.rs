@@ -4,7 +4,7 @@
 
 use crossbeam_queue::ArrayQueue;
 use millpond::cluster::Cluster;
-use millpond::{ObjectPool, Pool};
+use millpond::{IdleOrder, ObjectPool, Pool};
 use millpond_bench::{TrivialManager, everything_by_the_clock, nothing_by_the_clock};
 use std::future::Future;
 use std::hint::black_box;
@@ -34,6 +34,21 @@ macro_rules! poll_once {
             Poll::Pending => unreachable!("a hit does not wait"),
         }
     };
+}
+
+/// The same twice at once: the slot of the one goes through the hot cell, if the order has one, and that of the
+/// other is taken from what lies behind it and put back there.
+macro_rules! poll_two {
+    ($pool:expr) => {{
+        let mut cx = Context::from_waker(Waker::noop());
+        let one = pin!($pool.acquire()).poll(&mut cx);
+        let other = pin!($pool.acquire()).poll(&mut cx);
+        let (Poll::Ready(one), Poll::Ready(other)) = (one, other) else {
+            unreachable!("a hit does not wait")
+        };
+        black_box(&*one.expect("an idle connection"));
+        black_box(&*other.expect("an idle connection"));
+    }};
 }
 
 /// Of the length that a host and a port have.
@@ -96,6 +111,16 @@ fn main() -> ExitCode {
         }),
         "async" => counted_loop(count, || poll_once!(pool.acquire())),
         "upkeep" => counted_loop(count, || poll_once!(kept.acquire())),
+        "recent" | "fifo" | "lifo" => {
+            let order = match kind.as_str() {
+                "recent" => IdleOrder::Recent,
+                "fifo" => IdleOrder::Fifo,
+                _ => IdleOrder::Lifo,
+            };
+            let pool = nothing_by_the_clock(builder().order(order));
+            let pool = runtime.block_on(pool.build()).expect("a pool");
+            counted_loop(count, || poll_two!(pool));
+        }
         "owned" => counted_loop(count, || poll_once!(pool.acquire_owned())),
         "cluster" => {
             let cluster = cluster(&runtime);
