@@ -5,9 +5,11 @@
 mod address;
 mod ground;
 mod raw;
+mod rows;
 mod shared;
 
 pub use self::address::InvalidUrl;
+pub use self::rows::Rows;
 pub use self::shared::Connection;
 
 use self::ground::Grounds;
