@@ -419,6 +419,41 @@ async fn whoever_has_no_database_finds_none() {
 }
 
 #[tokio::test]
+async fn whoever_chooses_another_database_leaves_it_to_nobody() {
+    let Some(server) = server() else { return };
+    let mut operator = Conn::new(opts(server.address())).await.unwrap();
+    operator.query_drop("CREATE DATABASE `übrige`").await.unwrap();
+    // The last of them chooses one himself: that is what a new connection has.
+    for (opts, name) in [
+        (opts(server.address()), Some("millpond")),
+        (opts(server.address()).db_name(Some("übrige")), Some("übrige")),
+        (opts(server.address()).db_name(None::<String>), None),
+        (opts(server.address()).init(vec!["USE `übrige`"]), Some("übrige")),
+    ] {
+        let pool = single(MysqlManager::new(opts)).build().await.unwrap();
+        let first = pool.acquire().await.unwrap().id();
+        for (leftover, stays) in [
+            ("USE information_schema", false),
+            ("SET @kept = 1", true),
+            // In which character set the name would be told is the user's choice as well.
+            ("SET @kept = 1, character_set_results = latin1", true),
+            ("SET @kept = 1; USE information_schema", false),
+        ] {
+            pool.acquire().await.unwrap().query_drop(leftover).await.unwrap();
+            let mut connection = pool.acquire().await.unwrap();
+            let told: Option<(Option<String>, Option<u64>)> =
+                connection.query_first("SELECT HEX(DATABASE()), @kept").await.unwrap();
+            let hex: Option<String> =
+                name.map(|name| name.bytes().map(|byte| format!("{byte:02X}")).collect());
+            assert_eq!(told, Some((hex, stays.then_some(1))), "{leftover}");
+            assert_eq!(connection.id(), first, "{leftover}");
+        }
+        assert_eq!(at_rest(&pool).await.created, 1);
+    }
+    operator.disconnect().await.unwrap();
+}
+
+#[tokio::test]
 async fn whoever_logs_in_as_somebody_else_takes_the_connection_along() {
     let Some(server) = server() else { return };
     for reset in [MysqlReset::IfDirty, MysqlReset::Always] {

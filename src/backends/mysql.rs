@@ -44,7 +44,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// # What is reset
 ///
 /// Before that number is asked for, rows that are left are read, as many as `reset_timeout` allows, and a
-/// dropped transaction is rolled back. If then a transaction is open or `autocommit` off,
+/// dropped transaction is rolled back. If then a transaction is open, `autocommit` off, or another database
+/// chosen than the connection had when it was new,
 /// [`COM_RESET_CONNECTION`](https://dev.mysql.com/doc/c-api/8.4/en/mysql-reset-connection.html) rolls
 /// back, unlocks, and forgets temporary tables, variables and prepared statements; the database is that
 /// of the [`Opts`] again, the character set that of the login, and [`Opts::after_connect`],
@@ -62,11 +63,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// its own on a new connection, and `utf8mb4` on one that was reset.
 ///
 /// **A reset also undoes what [`Hooks::after_connect`](crate::Hooks::after_connect) has set up**: variables,
-/// temporary tables, prepared statements. So it does what the server's own `init_connect` has set, which
+/// temporary tables, prepared statements, and the choice of a database, which has the connection reset after
+/// its first use. So it does what the server's own `init_connect` has set, which
 /// runs only for a connection that is new. What all users are to have belongs in the [`Opts`].
 ///
-/// What a user leaves in variables, temporary tables, locks, the choice of a database and
-/// [`Conn::set_infile_handler`] does not show, and stays. Where users do that, have each connection
+/// What a user leaves in variables, temporary tables, locks and [`Conn::set_infile_handler`] does not show,
+/// and stays. Where users do that, have each connection
 /// reset: [`MysqlReset::Always`].
 ///
 /// # What is permanent
@@ -76,8 +78,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 ///
 /// # Cost
 ///
-/// A round trip and a task for each release, off its path, as in mysql_async's own pool, which resets
-/// each connection. Statements that are prepared stay so.
+/// A round trip when it is opened, and one and a task for each release, off its path, as in mysql_async's own
+/// pool, which resets each connection. Statements that are prepared stay so.
 ///
 /// # Examples
 ///
@@ -169,7 +171,7 @@ impl MysqlManager {
     /// With `false`, and unless it is reset [always](MysqlReset::Always), only one is that the server said
     /// last is in a transaction or without `autocommit`, that has rows left to read, or whose last query
     /// failed, since the server does not say then whether a transaction is open; releasing any other is a
-    /// hit. That is for programs that never drop the future of a query half-way, neither in `select!` nor
+    /// hit, also in another database, which stays chosen. That is for programs that never drop the future of a query half-way, neither in `select!` nor
     /// at a time limit nor with the task around it, or that at least commit or roll back each
     /// [`Transaction`](mysql_async::Transaction) and read all results of a query that has several. Nor may
     /// they leave a transaction of their own `BEGIN` open and prepare a statement after it: mysql_async
@@ -204,9 +206,11 @@ impl Manager for MysqlManager {
             let builder = builder.resolved_ips(addresses);
             opts = builder.prefer_socket(prefers_socket).into();
         }
-        let connection = Conn::new(opts.clone()).await?;
+        let mut connection = Conn::new(opts.clone()).await?;
+        // Not that of the options: the server may write it otherwise, and what they run may choose another.
+        let database = database(&mut connection).await?;
         turn.succeeds();
-        Ok(MysqlConnection { inner: connection, opts })
+        Ok(MysqlConnection { inner: connection, opts, database })
     }
 
     fn condition(&self, connection: &mut MysqlConnection) -> Condition {
@@ -222,17 +226,18 @@ impl Manager for MysqlManager {
     }
 
     async fn check(&self, connection: &mut MysqlConnection) -> Result<(), Error> {
-        has_database(connection).await.map(drop)
+        database(connection).await.map(drop)
     }
 
     async fn reset(&self, connection: &mut MysqlConnection) -> Result<(), Error> {
         // The answer also has flags, as a failed query's has not.
-        let has_database = has_database(connection).await?;
-        if self.reset == MysqlReset::IfDirty && is_at_rest(connection) {
+        let database = database(connection).await?;
+        let is_elsewhere = database != connection.database;
+        if self.reset == MysqlReset::IfDirty && !is_elsewhere && is_at_rest(connection) {
             return Ok(());
         }
         let is_open = flags(connection).contains(StatusFlags::SERVER_STATUS_IN_TRANS);
-        connection.renew(has_database).await?;
+        connection.renew(database.is_some()).await?;
         if is_open {
             // If it was forgotten rather than dropped, mysql_async would begin no other.
             connection.start_transaction(TxOpts::default()).await?.rollback().await?;
@@ -280,6 +285,8 @@ pub struct MysqlConnection {
     inner: Conn,
     /// What it was opened with, and a reset brings back: the manager may say something else by then.
     opts: Opts,
+    /// The database that it had when it was new.
+    database: Option<Vec<u8>>,
 }
 
 impl MysqlConnection {
@@ -292,7 +299,7 @@ impl MysqlConnection {
 
     /// Makes a connection what a new one is.
     async fn renew(&mut self, has_database: bool) -> Result<(), Error> {
-        let Self { inner: connection, opts } = self;
+        let Self { inner: connection, opts, .. } = self;
         // A reset leaves the choice of a database alone and, on MySQL, replaces the character set of the
         // login by the server's own; `Conn::reset` runs the setup, which may rely on both, before either
         // can be made good. And USE cannot undo the choice of a database. A new login does all that.
@@ -387,14 +394,15 @@ impl Drop for Turn<'_> {
 }
 
 /// Asks for something that nobody else has asked for, and compares: so no answer to an earlier query is
-/// under way. Also says whether a database is chosen.
-async fn has_database(connection: &mut Conn) -> Result<bool, Error> {
+/// under way. Answers with the database that is chosen.
+async fn database(connection: &mut Conn) -> Result<Option<Vec<u8>>, Error> {
     let number = fastrand::u64(..);
-    let question = format!("SELECT {number}, DATABASE() IS NOT NULL");
+    // The bytes of the name are the same whatever character set a user has chosen for answers.
+    let question = format!("SELECT {number}, CAST(DATABASE() AS BINARY)");
     // Whatever comes instead may be of any type.
     let answer: Option<Row> = connection.query_first(question).await?;
     let (echo, database) = match &answer {
-        Some(row) => (row.get_opt::<u64, _>(0), row.get_opt::<bool, _>(1)),
+        Some(row) => (row.get_opt::<u64, _>(0), row.get_opt::<Option<Vec<u8>>, _>(1)),
         None => (None, None),
     };
     match (echo, database) {
