@@ -479,6 +479,50 @@ async fn whoever_logs_in_as_somebody_else_takes_the_connection_along() {
     }
 }
 
+// Failover.
+
+#[tokio::test]
+async fn connections_to_a_server_that_takes_no_writes_any_more_are_closed_where_they_must_write() {
+    let Some(server) = Mariadb::start(&[]) else { return };
+    let mut operator = Conn::new(opts(server.address())).await.unwrap();
+    let pool = |must_write| {
+        let manager = manager(server.address()).must_write(must_write);
+        Pool::builder(manager).max_size(2).reset_timeout(PATIENCE)
+    };
+    let indifferent = pool(false).build().await.unwrap();
+    let pools = [false, true].map(|checks| {
+        let policy = if checks { CheckPolicy::Always } else { CheckPolicy::Never };
+        pool(true).check(policy).build_lazy().unwrap()
+    });
+    for pool in pools.iter().chain([&indifferent]) {
+        is_whole(pool).await;
+    }
+    let held = pools[0].acquire().await.unwrap();
+    operator.query_drop("SET GLOBAL read_only = 1").await.unwrap();
+    // What is idle goes with the first that comes back.
+    drop(held);
+    let [released, checked] = &pools;
+    eventually("all are closed", || released.metrics().closed.invalidated == 2).await;
+    for pool in [released, checked] {
+        pool.maintenance().run_once().await;
+        let AcquireError::Timeout(timeout) = pool.acquire_timeout(SECOND).await.unwrap_err() else {
+            panic!("it may pass");
+        };
+        let cause = timeout.source().unwrap().to_string();
+        assert!(cause.contains("the server takes no writes, and must_write is set"), "{cause}");
+    }
+    assert_eq!(checked.metrics().closed.failed_check, 2);
+    is_whole(&indifferent).await;
+    assert_eq!(indifferent.metrics().created, 2);
+
+    operator.query_drop("SET GLOBAL read_only = 0").await.unwrap();
+    for pool in [released, checked] {
+        echo(&mut pool.acquire().await.unwrap()).await.unwrap();
+        is_whole(pool).await;
+    }
+    operator.disconnect().await.unwrap();
+}
+
 // Giving up.
 
 #[tokio::test]
@@ -553,7 +597,7 @@ async fn a_query_given_up_behind_the_leftovers_of_another_is_not_handed_on() {
         let lock = "SELECT GET_LOCK('given-up', 100)";
         assert_eq!(operator.query_first(lock).await.unwrap(), Some(1));
         // Its answer has the shape of that which the pool asks for.
-        let waits = "SELECT GET_LOCK('given-up', 100), 1";
+        let waits = "SELECT GET_LOCK('given-up', 100), 1, 0";
         let mut connection = pool.acquire().await.unwrap();
         match leftover {
             "results" => drop(connection.query_iter("SELECT 1; SELECT 2; SELECT 3").await.unwrap()),

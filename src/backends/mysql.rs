@@ -41,6 +41,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 ///
 /// To check a connection, the pool asks in the same way. `COM_PING` takes any answer for its own.
 ///
+/// Nothing tells after a failover that the server of a connection takes no writes any more, unless
+/// [`must_write`](Self::must_write) has it asked for that: without, call
+/// [`Pool::invalidate`](crate::Pool::invalidate).
+///
 /// # What is reset
 ///
 /// Before that number is asked for, rows that are left are read, as many as `reset_timeout` allows, and a
@@ -105,6 +109,7 @@ pub struct MysqlManager {
     opts: Arc<dyn Fn() -> Opts + Send + Sync>,
     reset: MysqlReset,
     verify: bool,
+    must_write: bool,
     turn: Arc<AtomicUsize>,
 }
 
@@ -156,6 +161,7 @@ impl MysqlManager {
             opts: Arc::new(opts),
             reset: MysqlReset::default(),
             verify: true,
+            must_write: false,
             turn: Arc::default(),
         }
     }
@@ -179,6 +185,38 @@ impl MysqlManager {
     pub fn verify_on_release(mut self, verify: bool) -> Self {
         self.verify = verify;
         self
+    }
+
+    /// Whether a server that takes no writes will not do, so that writes follow a failover. Default: `false`.
+    ///
+    /// With `true` the question that each connection is asked is for `@@global.read_only` as well, at no
+    /// further cost. Where that is on, connecting and a check fail, and the first connection that comes back
+    /// has the pool [invalidate](crate::Pool::invalidate) all that are as old. With
+    /// [`verify_on_release(false)`](Self::verify_on_release) the others are found out when they are checked.
+    /// Users whom `read_only` does not concern are not served there either.
+    pub fn must_write(mut self, must_write: bool) -> Self {
+        self.must_write = must_write;
+        self
+    }
+
+    /// Asks for something that nobody else has asked for, and compares: so no answer to an earlier query is
+    /// under way.
+    async fn ask(&self, connection: &mut Conn) -> Result<Told, Error> {
+        let number = fastrand::u64(..);
+        let read_only = if self.must_write { "@@global.read_only" } else { "0" };
+        // The bytes of the name are the same whatever character set a user has chosen for answers.
+        let question = format!("SELECT {number}, CAST(DATABASE() AS BINARY), {read_only}");
+        // Whatever comes instead may be of any type.
+        let Some(row) = connection.query_first::<Row, _>(question).await? else {
+            return Err(Error::Other(ANOTHER_ANSWER.into()));
+        };
+        match (row.get_opt::<u64, _>(0), row.get_opt(1), row.get_opt::<Vec<u8>, _>(2)) {
+            (Some(Ok(echo)), Some(Ok(database)), Some(Ok(read_only))) if echo == number => {
+                // Some servers have a word for it.
+                Ok(Told { database, is_read_only: !matches!(&*read_only, b"0" | b"OFF") })
+            }
+            _ => Err(Error::Other(ANOTHER_ANSWER.into())),
+        }
     }
 }
 
@@ -208,12 +246,15 @@ impl Manager for MysqlManager {
         }
         let mut connection = Conn::new(opts.clone()).await?;
         // Not that of the options: the server may write it otherwise, and what they run may choose another.
-        let database = database(&mut connection).await?;
+        let Told { database, .. } = self.ask(&mut connection).await?.takes_writes()?;
         turn.succeeds();
-        Ok(MysqlConnection { inner: connection, opts, database })
+        Ok(MysqlConnection { inner: connection, opts, database, is_outdated: false })
     }
 
     fn condition(&self, connection: &mut MysqlConnection) -> Condition {
+        if connection.is_outdated {
+            return Condition::Outdated;
+        }
         // mysql_async says so from the moment in which a command is sent until its answer begins.
         if connection.is_disconnected() || login(connection.inner.opts()) != login(&connection.opts)
         {
@@ -226,12 +267,17 @@ impl Manager for MysqlManager {
     }
 
     async fn check(&self, connection: &mut MysqlConnection) -> Result<(), Error> {
-        database(connection).await.map(drop)
+        self.ask(connection).await?.takes_writes().map(drop)
     }
 
     async fn reset(&self, connection: &mut MysqlConnection) -> Result<(), Error> {
         // The answer also has flags, as a failed query's has not.
-        let database = database(connection).await?;
+        let Told { database, is_read_only } = self.ask(connection).await?;
+        if is_read_only {
+            // Which the pool asks for next; an error would say nothing of the others.
+            connection.is_outdated = true;
+            return Ok(());
+        }
         let is_elsewhere = database != connection.database;
         if self.reset == MysqlReset::IfDirty && !is_elsewhere && is_at_rest(connection) {
             return Ok(());
@@ -272,6 +318,7 @@ impl fmt::Debug for MysqlManager {
         f.debug_struct("MysqlManager")
             .field("reset", &self.reset)
             .field("verify_on_release", &self.verify)
+            .field("must_write", &self.must_write)
             .finish_non_exhaustive()
     }
 }
@@ -287,6 +334,8 @@ pub struct MysqlConnection {
     opts: Opts,
     /// The database that it had when it was new.
     database: Option<Vec<u8>>,
+    /// The server takes no writes, and must.
+    is_outdated: bool,
 }
 
 impl MysqlConnection {
@@ -393,21 +442,20 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// Asks for something that nobody else has asked for, and compares: so no answer to an earlier query is
-/// under way. Answers with the database that is chosen.
-async fn database(connection: &mut Conn) -> Result<Option<Vec<u8>>, Error> {
-    let number = fastrand::u64(..);
-    // The bytes of the name are the same whatever character set a user has chosen for answers.
-    let question = format!("SELECT {number}, CAST(DATABASE() AS BINARY)");
-    // Whatever comes instead may be of any type.
-    let answer: Option<Row> = connection.query_first(question).await?;
-    let (echo, database) = match &answer {
-        Some(row) => (row.get_opt::<u64, _>(0), row.get_opt::<Option<Vec<u8>>, _>(1)),
-        None => (None, None),
-    };
-    match (echo, database) {
-        (Some(Ok(echo)), Some(Ok(database))) if echo == number => Ok(database),
-        _ => Err(Error::Other("the server answered another query than the pool's".into())),
+/// What the server says of a connection.
+struct Told {
+    /// That which is chosen.
+    database: Option<Vec<u8>>,
+    /// It takes no writes, and must.
+    is_read_only: bool,
+}
+
+impl Told {
+    fn takes_writes(self) -> Result<Self, Error> {
+        if self.is_read_only {
+            return Err(Error::Other("the server takes no writes, and must_write is set".into()));
+        }
+        Ok(self)
     }
 }
 
@@ -451,6 +499,8 @@ fn is_at_rest(connection: &mut Conn) -> bool {
     // Of whatever protocol they are; this only looks.
     at_rest && QueryResult::<TextProtocol>::new(connection).is_empty()
 }
+
+const ANOTHER_ANSWER: &str = "the server answered another query than the pool's";
 
 /// The character set that mysql_async asks for when it logs in, of all servers that can be reset. It asks for
 /// this collation, too, and MySQL takes it; [MariaDB](https://mariadb.com/kb/en/comment-syntax/) passes the

@@ -35,6 +35,9 @@ use std::sync::Arc;
 /// used only once, of a [`WireConn`] a `Sync`, which the server's log of statements does not show. A
 /// server that says anything but that it is ready, and outside a transaction, fails it.
 ///
+/// Nothing tells after a failover that the server of a connection takes no writes any more: call
+/// [`Pool::invalidate`](crate::Pool::invalidate).
+///
 /// # What is reset
 ///
 /// A connection that is marked as broken, or whose tasks have ended, is closed when it comes back.

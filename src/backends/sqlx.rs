@@ -37,6 +37,9 @@ type IsPermanent = Arc<dyn Fn(&Error) -> bool + Send + Sync>;
 ///
 /// [`check`](Manager::check) is sqlx's `ping`, one round trip.
 ///
+/// Nothing tells after a failover that the server of a connection takes no writes any more: call
+/// [`Pool::invalidate`](crate::Pool::invalidate).
+///
 /// # What is reset
 ///
 /// Every connection that comes back, as in sqlx's own pool: one does not see of a connection whether
