@@ -635,6 +635,37 @@ async fn a_query_given_up_behind_the_leftovers_of_another_is_not_handed_on() {
 }
 
 #[tokio::test]
+async fn what_was_given_up_goes_on_at_the_server_until_a_limit_of_its_own() {
+    let Some(server) = server() else { return };
+    let mut operator = Conn::new(opts(server.address())).await.unwrap();
+    operator.query_drop("CREATE TABLE locked (n INT)").await.unwrap();
+    let go_on = "SELECT count(*) = 5 FROM information_schema.processlist
+                 WHERE info = 'SELECT n FROM locked'";
+    let ended = "SELECT variable_value > 0 AND NOT EXISTS (
+                     SELECT 1 FROM information_schema.processlist WHERE info = 'SELECT n FROM locked'
+                 ) FROM information_schema.global_status
+                 WHERE variable_name = 'MAX_STATEMENT_TIME_EXCEEDED'";
+    for (init, question) in [("DO 1", go_on), ("SET max_statement_time = 1", ended)] {
+        operator.query_drop("LOCK TABLES locked WRITE").await.unwrap();
+        let manager = MysqlManager::new(opts(server.address()).init(vec![init]));
+        let pool = single(manager).build().await.unwrap();
+        for _ in 0..5 {
+            let mut connection = pool.acquire().await.unwrap();
+            let query = connection.query_drop("SELECT n FROM locked");
+            assert!(given_up_after(1, query).await.is_none());
+        }
+        assert_eq!(at_rest(&pool).await.closed.broken, 5);
+        let began = Instant::now();
+        while operator.query_first(question).await.unwrap() != Some(true) {
+            assert!(began.elapsed() < PATIENCE, "{init}");
+        }
+        // For those that are left.
+        operator.query_drop("UNLOCK TABLES").await.unwrap();
+    }
+    operator.disconnect().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_transaction_that_was_forgotten_keeps_nobody_from_another() {
     let Some(server) = server() else { return };
     let pool = one(server.address()).await;

@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 ///
 /// When a connection is released it is **closed** if mysql_async says that it has failed, or that a query
 /// was given up before the server had begun to answer: then nobody can tell what comes next. The server
-/// may go on with that query. So it is if it has logged in as another user, with another password or to
+/// may go on with that query: see below. So it is if it has logged in as another user, with another password or to
 /// another database ([`Conn::change_user`]), since mysql_async has no other login from then on.
 ///
 /// Any other is asked for a number of the pool's own, in the background and within `reset_timeout`, and
@@ -74,6 +74,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// What a user leaves in variables, temporary tables, locks and [`Conn::set_infile_handler`] does not show,
 /// and stays. Where users do that, have each connection
 /// reset: [`MysqlReset::Always`].
+///
+/// # What the server goes on with
+///
+/// A query that was given up runs to its end, beside those on the connection that takes the place of its own: so
+/// [`max_size`](crate::PoolBuilder::max_size) does not bound what the server does. A limit of the server's does, in
+/// [`Opts::init`]: `SET max_execution_time = 30000` for each `SELECT` on MySQL, in ms, or on MariaDB
+/// `SET max_statement_time = 30` for each statement, in seconds. The pool sends no `KILL`: it would have to go
+/// over another connection, and by the number of this one, which may be somebody else's once the server has
+/// started again, or at another server behind the same address.
 ///
 /// # What is permanent
 ///

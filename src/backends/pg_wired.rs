@@ -61,7 +61,8 @@ use std::sync::Arc;
 ///
 /// When a [`Connection`] is closed, the server is asked to cancel what it still does for it. What a
 /// [`WireConn`] was asked for goes on to its end, as pg-wired 0.4 has no way to cancel it; give the
-/// server a `statement_timeout`.
+/// server a `statement_timeout`, or have it look whether anybody is left, `client_connection_check_interval`, both as
+/// [`Options::parameter`].
 ///
 /// # What is permanent
 ///

@@ -63,6 +63,14 @@ type IsPermanent = Arc<dyn Fn(&Error) -> bool + Send + Sync>;
 /// - A connection that reports an error meanwhile, such as that of an abandoned query or of a failed
 ///   transaction that sqlx did not begin, is closed.
 ///
+/// A query that was given up runs to its end at the server, also where its connection is closed since that has taken
+/// longer than `reset_timeout`, and another takes its place, as in sqlx's own pool: so
+/// [`max_size`](crate::PoolBuilder::max_size) does not bound what the server does. A setting of the server's does.
+/// Of PostgreSQL, `PgConnectOptions::options([("client_connection_check_interval", "1s")])` has it end what nobody
+/// is left for (PostgreSQL 14+, on Linux and the like), and `("statement_timeout", "30s")` each statement that
+/// takes longer. Of MySQL it is `max_execution_time`, for each `SELECT` and in ms, of MariaDB `max_statement_time`,
+/// for each statement and in seconds: `SET` them in [`after_connect`](crate::Hooks::after_connect).
+///
 /// Session settings, temporary tables and advisory locks stay, as in sqlx's own pool; a
 /// [`before_acquire`](crate::Hooks::before_acquire) hook can undo them. A `LISTEN` of PostgreSQL stays too,
 /// and a later user's query fails if a notification comes before its answer. Listen on a connection that
