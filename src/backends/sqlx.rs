@@ -33,6 +33,10 @@ type IsPermanent = Arc<dyn Fn(&Error) -> bool + Send + Sync>;
 /// nowhere does not fail within the pool's `connect_timeout`, and every attempt begins with the first.
 /// Without TLS, which needs the name, the address of the server serves in its place.
 ///
+/// sqlx looks the server's name up on a thread that the program's runtime keeps for calls that block. If all of
+/// these wait for connections, in [`acquire_blocking`](crate::Pool::acquire_blocking), none is opened before one of
+/// them gives up; that of an address, or at a Unix socket, needs no thread.
+///
 /// # What is checked
 ///
 /// [`check`](Manager::check) is sqlx's `ping`, one round trip.
