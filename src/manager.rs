@@ -25,6 +25,10 @@ use std::sync::{Arc, Weak};
 /// [`spawn_blocking`](tokio::task::spawn_blocking) and await that; in a `Drop`, have another thread do it.
 /// For managers that block, as those of r2d2, `compat::r2d2::Adapter`, with the feature `r2d2`, does both.
 ///
+/// `spawn_blocking`, and whatever uses it, as the lookup of a name in `TcpStream::connect` does, waits where all of the
+/// runtime's threads for that are taken: if all of those are callers in
+/// [`acquire_blocking`](crate::Pool::acquire_blocking), it waits for those who wait for it.
+///
 /// # Examples
 ///
 /// ```

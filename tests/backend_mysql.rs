@@ -419,6 +419,41 @@ async fn whoever_has_no_database_finds_none() {
 }
 
 #[tokio::test]
+async fn whoever_chooses_another_database_leaves_it_to_nobody() {
+    let Some(server) = server() else { return };
+    let mut operator = Conn::new(opts(server.address())).await.unwrap();
+    operator.query_drop("CREATE DATABASE `übrige`").await.unwrap();
+    // The last of them chooses one himself: that is what a new connection has.
+    for (opts, name) in [
+        (opts(server.address()), Some("millpond")),
+        (opts(server.address()).db_name(Some("übrige")), Some("übrige")),
+        (opts(server.address()).db_name(None::<String>), None),
+        (opts(server.address()).init(vec!["USE `übrige`"]), Some("übrige")),
+    ] {
+        let pool = single(MysqlManager::new(opts)).build().await.unwrap();
+        let first = pool.acquire().await.unwrap().id();
+        for (leftover, stays) in [
+            ("USE information_schema", false),
+            ("SET @kept = 1", true),
+            // In which character set the name would be told is the user's choice as well.
+            ("SET @kept = 1, character_set_results = latin1", true),
+            ("SET @kept = 1; USE information_schema", false),
+        ] {
+            pool.acquire().await.unwrap().query_drop(leftover).await.unwrap();
+            let mut connection = pool.acquire().await.unwrap();
+            let told: Option<(Option<String>, Option<u64>)> =
+                connection.query_first("SELECT HEX(DATABASE()), @kept").await.unwrap();
+            let hex: Option<String> =
+                name.map(|name| name.bytes().map(|byte| format!("{byte:02X}")).collect());
+            assert_eq!(told, Some((hex, stays.then_some(1))), "{leftover}");
+            assert_eq!(connection.id(), first, "{leftover}");
+        }
+        assert_eq!(at_rest(&pool).await.created, 1);
+    }
+    operator.disconnect().await.unwrap();
+}
+
+#[tokio::test]
 async fn whoever_logs_in_as_somebody_else_takes_the_connection_along() {
     let Some(server) = server() else { return };
     for reset in [MysqlReset::IfDirty, MysqlReset::Always] {
@@ -442,6 +477,50 @@ async fn whoever_logs_in_as_somebody_else_takes_the_connection_along() {
             assert_eq!((metrics.created, metrics.closed.broken), (2, 1), "{metrics:?}");
         }
     }
+}
+
+// Failover.
+
+#[tokio::test]
+async fn connections_to_a_server_that_takes_no_writes_any_more_are_closed_where_they_must_write() {
+    let Some(server) = Mariadb::start(&[]) else { return };
+    let mut operator = Conn::new(opts(server.address())).await.unwrap();
+    let pool = |must_write| {
+        let manager = manager(server.address()).must_write(must_write);
+        Pool::builder(manager).max_size(2).reset_timeout(PATIENCE)
+    };
+    let indifferent = pool(false).build().await.unwrap();
+    let pools = [false, true].map(|checks| {
+        let policy = if checks { CheckPolicy::Always } else { CheckPolicy::Never };
+        pool(true).check(policy).build_lazy().unwrap()
+    });
+    for pool in pools.iter().chain([&indifferent]) {
+        is_whole(pool).await;
+    }
+    let held = pools[0].acquire().await.unwrap();
+    operator.query_drop("SET GLOBAL read_only = 1").await.unwrap();
+    // What is idle goes with the first that comes back.
+    drop(held);
+    let [released, checked] = &pools;
+    eventually("all are closed", || released.metrics().closed.invalidated == 2).await;
+    for pool in [released, checked] {
+        pool.maintenance().run_once().await;
+        let AcquireError::Timeout(timeout) = pool.acquire_timeout(SECOND).await.unwrap_err() else {
+            panic!("it may pass");
+        };
+        let cause = timeout.source().unwrap().to_string();
+        assert!(cause.contains("the server takes no writes, and must_write is set"), "{cause}");
+    }
+    assert_eq!(checked.metrics().closed.failed_check, 2);
+    is_whole(&indifferent).await;
+    assert_eq!(indifferent.metrics().created, 2);
+
+    operator.query_drop("SET GLOBAL read_only = 0").await.unwrap();
+    for pool in [released, checked] {
+        echo(&mut pool.acquire().await.unwrap()).await.unwrap();
+        is_whole(pool).await;
+    }
+    operator.disconnect().await.unwrap();
 }
 
 // Giving up.
@@ -518,7 +597,7 @@ async fn a_query_given_up_behind_the_leftovers_of_another_is_not_handed_on() {
         let lock = "SELECT GET_LOCK('given-up', 100)";
         assert_eq!(operator.query_first(lock).await.unwrap(), Some(1));
         // Its answer has the shape of that which the pool asks for.
-        let waits = "SELECT GET_LOCK('given-up', 100), 1";
+        let waits = "SELECT GET_LOCK('given-up', 100), 1, 0";
         let mut connection = pool.acquire().await.unwrap();
         match leftover {
             "results" => drop(connection.query_iter("SELECT 1; SELECT 2; SELECT 3").await.unwrap()),
@@ -552,6 +631,37 @@ async fn a_query_given_up_behind_the_leftovers_of_another_is_not_handed_on() {
         }
     }
     is_whole(&pool).await;
+    operator.disconnect().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_was_given_up_goes_on_at_the_server_until_a_limit_of_its_own() {
+    let Some(server) = server() else { return };
+    let mut operator = Conn::new(opts(server.address())).await.unwrap();
+    operator.query_drop("CREATE TABLE locked (n INT)").await.unwrap();
+    let go_on = "SELECT count(*) = 5 FROM information_schema.processlist
+                 WHERE info = 'SELECT n FROM locked'";
+    let ended = "SELECT variable_value > 0 AND NOT EXISTS (
+                     SELECT 1 FROM information_schema.processlist WHERE info = 'SELECT n FROM locked'
+                 ) FROM information_schema.global_status
+                 WHERE variable_name = 'MAX_STATEMENT_TIME_EXCEEDED'";
+    for (init, question) in [("DO 1", go_on), ("SET max_statement_time = 1", ended)] {
+        operator.query_drop("LOCK TABLES locked WRITE").await.unwrap();
+        let manager = MysqlManager::new(opts(server.address()).init(vec![init]));
+        let pool = single(manager).build().await.unwrap();
+        for _ in 0..5 {
+            let mut connection = pool.acquire().await.unwrap();
+            let query = connection.query_drop("SELECT n FROM locked");
+            assert!(given_up_after(1, query).await.is_none());
+        }
+        assert_eq!(at_rest(&pool).await.closed.broken, 5);
+        let began = Instant::now();
+        while operator.query_first(question).await.unwrap() != Some(true) {
+            assert!(began.elapsed() < PATIENCE, "{init}");
+        }
+        // For those that are left.
+        operator.query_drop("UNLOCK TABLES").await.unwrap();
+    }
     operator.disconnect().await.unwrap();
 }
 

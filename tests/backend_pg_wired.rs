@@ -12,7 +12,7 @@ use millpond::{
     AcquireError, CheckPolicy, Hooks, Manager, OperationError, Pool, PoolBuilder, PoolMetrics,
     RotateError,
 };
-use pg_wired::{PgWireError, TlsMode, WireConn};
+use pg_wired::{AsyncConn, PgWireError, TlsMode, WireConn};
 use std::future::Future;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -410,7 +410,9 @@ async fn rows_that_nobody_reads_keep_their_connection_from_being_used() {
     let pool = builder(manager(&server), 1).reset_timeout(MOMENT).build().await.unwrap();
     let connection = pool.acquire().await.unwrap();
     let message = query(b"SELECT generate_series(1, 100000)");
-    let (_, rows) = connection.submit_stream(message[..].into(), 1).await.unwrap();
+    // pg-wired's own, which the compiler lets outlive the guard.
+    let stream = AsyncConn::submit_stream(&connection, message[..].into(), 1);
+    let (_, rows) = stream.await.unwrap();
     drop(connection);
     let mut connection = pool.acquire().await.unwrap();
     assert_eq!(connection.ask("SELECT 7").await.unwrap(), "7");
@@ -419,6 +421,43 @@ async fn rows_that_nobody_reads_keep_their_connection_from_being_used() {
     drop(connection);
     exact(&pool).await;
     drop(rows);
+}
+
+#[tokio::test]
+async fn rows_that_are_read_one_by_one_all_arrive_and_leave_their_connection_clean() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    let pool = builder(manager(&server), 1).reset_timeout(MOMENT).build().await.unwrap();
+    let first = backend(&pool).await;
+    let connection = pool.acquire().await.unwrap();
+    let message = query(b"SELECT generate_series(1, 100000) AS n");
+    let (header, mut rows) = connection.submit_stream(message[..].into(), 1).await.unwrap();
+    assert_eq!(header.fields[0].name, "n");
+    let mut last = 0;
+    while let Some(row) = rows.recv().await {
+        last += 1;
+        assert_eq!(row.unwrap().cell(0), Some(last.to_string().as_bytes()));
+    }
+    assert_eq!(last, 100_000);
+    drop(connection);
+    assert_eq!(backend(&pool).await, first);
+    assert_eq!(exact(&pool).await.created, 1);
+}
+
+#[tokio::test]
+async fn rows_that_are_cut_off_end_with_an_error() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    let pool = patient(manager(&server), 1);
+    let connection = pool.acquire().await.unwrap();
+    let message = query(b"SELECT generate_series(1, 10000000)");
+    let (_, mut rows) = connection.submit_stream(message[..].into(), 1).await.unwrap();
+    rows.recv().await.unwrap().unwrap();
+    server.kill();
+    let mut last = None;
+    while let Some(row) = rows.recv().await {
+        last = Some(row);
+    }
+    let error = last.unwrap().unwrap_err();
+    assert!(matches!(error, PgWireError::ConnectionClosed | PgWireError::Io(_)), "{error}");
 }
 
 #[tokio::test]

@@ -475,6 +475,33 @@ async fn a_command_fails_after_the_response_timeout_and_its_answer_goes_to_nobod
     assert_eq!((metrics.created, metrics.resets), (1, 2), "{metrics:?}");
 }
 
+#[tokio::test]
+async fn a_response_timeout_that_a_user_sets_is_his_alone() {
+    let Some(server) = server() else { return };
+    let others = one(&server.url()).await;
+    let manager = manager(&server.url()).response_timeout(SECOND / 20);
+    let pool = single(manager).build().await.unwrap();
+    // The second is reset in between; that which waits for others is closed at the end.
+    for (limit, leftover, closed) in [(Some(PATIENCE), "PING", 0), (None, "SELECT 3", 1)] {
+        let mut connection = pool.acquire().await.unwrap();
+        connection.set_response_timeout(limit);
+        let mut other = others.acquire().await.unwrap();
+        let late = async {
+            tokio::time::sleep(SECOND / 4).await;
+            other.lpush::<_, _, ()>("comes-late", 7).await.unwrap();
+        };
+        let (popped, ()) = tokio::join!(connection.blpop("comes-late", 0.0), late);
+        assert_eq!(popped, Ok(("comes-late".to_owned(), 7)), "{limit:?}");
+        run(&mut connection, &[leftover]).await;
+        drop(connection);
+        let mut connection = pool.acquire().await.unwrap();
+        assert_eq!(pool.metrics().closed.total(), closed, "it is the same connection");
+        let slow = connection.blpop::<_, ()>("nothing-comes", 0.0);
+        let slow = tokio::time::timeout(PATIENCE, slow).await.expect("its own limit");
+        assert!(slow.unwrap_err().is_timeout());
+    }
+}
+
 // What is permanent.
 
 #[tokio::test]

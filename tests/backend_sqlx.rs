@@ -249,6 +249,29 @@ async fn a_query_that_goes_on_at_the_server_is_waited_for_until_the_reset_timeou
     server.kill();
 }
 
+#[tokio::test]
+async fn what_was_given_up_goes_on_at_the_server_unless_it_looks_whether_anybody_is_left() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    let options: PgConnectOptions = server.url().parse().unwrap();
+    let looks = options.clone().options([("client_connection_check_interval", "100ms")]);
+    // The first ones stay.
+    for (options, left) in [(looks, "0"), (options, "5")] {
+        let manager = SqlxManager::<Pg>::new(options);
+        let pool = Pool::builder(manager).max_size(1).reset_timeout(MOMENT);
+        let pool = pool.acquire_timeout(PATIENCE).build().await.unwrap();
+        for _ in 0..5 {
+            let mut connection = pool.acquire().await.unwrap();
+            let sleep = sqlx::raw_sql("SELECT pg_sleep(1000)").execute(&mut *connection);
+            assert!(cut_after(0, sleep).await.is_none());
+        }
+        assert_eq!(exact(&pool).await.closed.failed_reset, 5);
+        let count = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(1000)'";
+        eventually("as many are left", || server.run(count) == left).await;
+    }
+    // The server does not notice that nobody is left to sleep for.
+    server.kill();
+}
+
 async fn string(connection: &mut PgConnection, sql: &str) -> String {
     let row = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_one(connection).await.unwrap();
     row.get(0)

@@ -7,7 +7,7 @@
 //! | [`PostgresManager`](postgres::PostgresManager) | `postgres` | a `tokio_postgres::Client` | `Sync`, no statement | by `PoolMode` | wrong password, user, database |
 //! | [`PgWiredManager`](self::pg_wired::PgWiredManager) | `pg-wired` | `pg-wired` 0.4's `AsyncConn` or `WireConn` | a `SELECT` or a `Sync` | requests in flight and open transactions, at each release; `DISCARD ALL` after a transaction | a wrong password, an unknown database, an address that is none |
 //! | [`SqlxManager<DB>`](self::sqlx::SqlxManager) | `sqlx` | a connection of `sqlx` 0.9, such as `PgConnection` | `ping` | abandoned queries and open transactions, at each release | a wrong password, an unknown database, an invalid option |
-//! | [`MysqlManager`](mysql::MysqlManager) | `mysql` | a [`MysqlConnection`](mysql::MysqlConnection) on `mysql_async` 0.37 | being asked for a number | transactions and unread rows, at each release, or always: `COM_RESET_CONNECTION` | what the server refuses at the login |
+//! | [`MysqlManager`](mysql::MysqlManager) | `mysql` | a [`MysqlConnection`](mysql::MysqlConnection) on `mysql_async` 0.37 | being asked for a number | transactions, unread rows and another database, at each release, or always: `COM_RESET_CONNECTION` | what the server refuses at the login |
 //! | [`RedisManager`](redis::RedisManager) | `redis` | a [`RedisConnection`](redis::RedisConnection) on `redis` 1.2 | `PING` | what commands left: `RESET` | what the server refuses at the login |
 //! | [`SqliteManager`](sqlite::SqliteManager) | `sqlite` | a [`SqliteConnection`](sqlite::SqliteConnection) on `rusqlite` 0.40 | a read, and a look at the path | transactions, calls that were given up | a file that is no database, or has no place |
 //!

@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 ///
 /// When a connection is released it is **closed** if mysql_async says that it has failed, or that a query
 /// was given up before the server had begun to answer: then nobody can tell what comes next. The server
-/// may go on with that query. So it is if it has logged in as another user, with another password or to
+/// may go on with that query: see below. So it is if it has logged in as another user, with another password or to
 /// another database ([`Conn::change_user`]), since mysql_async has no other login from then on.
 ///
 /// Any other is asked for a number of the pool's own, in the background and within `reset_timeout`, and
@@ -41,10 +41,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 ///
 /// To check a connection, the pool asks in the same way. `COM_PING` takes any answer for its own.
 ///
+/// Nothing tells after a failover that the server of a connection takes no writes any more, unless
+/// [`must_write`](Self::must_write) has it asked for that: without, call
+/// [`Pool::invalidate`](crate::Pool::invalidate).
+///
 /// # What is reset
 ///
 /// Before that number is asked for, rows that are left are read, as many as `reset_timeout` allows, and a
-/// dropped transaction is rolled back. If then a transaction is open or `autocommit` off,
+/// dropped transaction is rolled back. If then a transaction is open, `autocommit` off, or another database
+/// chosen than the connection had when it was new,
 /// [`COM_RESET_CONNECTION`](https://dev.mysql.com/doc/c-api/8.4/en/mysql-reset-connection.html) rolls
 /// back, unlocks, and forgets temporary tables, variables and prepared statements; the database is that
 /// of the [`Opts`] again, the character set that of the login, and [`Opts::after_connect`],
@@ -62,12 +67,22 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// its own on a new connection, and `utf8mb4` on one that was reset.
 ///
 /// **A reset also undoes what [`Hooks::after_connect`](crate::Hooks::after_connect) has set up**: variables,
-/// temporary tables, prepared statements. So it does what the server's own `init_connect` has set, which
+/// temporary tables, prepared statements, and the choice of a database, which has the connection reset after
+/// its first use. So it does what the server's own `init_connect` has set, which
 /// runs only for a connection that is new. What all users are to have belongs in the [`Opts`].
 ///
-/// What a user leaves in variables, temporary tables, locks, the choice of a database and
-/// [`Conn::set_infile_handler`] does not show, and stays. Where users do that, have each connection
+/// What a user leaves in variables, temporary tables, locks and [`Conn::set_infile_handler`] does not show,
+/// and stays. Where users do that, have each connection
 /// reset: [`MysqlReset::Always`].
+///
+/// # What the server goes on with
+///
+/// A query that was given up runs to its end, beside those on the connection that takes the place of its own: so
+/// [`max_size`](crate::PoolBuilder::max_size) does not bound what the server does. A limit of the server's does, in
+/// [`Opts::init`]: `SET max_execution_time = 30000` for each `SELECT` on MySQL, in ms, or on MariaDB
+/// `SET max_statement_time = 30` for each statement, in seconds. The pool sends no `KILL`: it would have to go
+/// over another connection, and by the number of this one, which may be somebody else's once the server has
+/// started again, or at another server behind the same address.
 ///
 /// # What is permanent
 ///
@@ -76,8 +91,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 ///
 /// # Cost
 ///
-/// A round trip and a task for each release, off its path, as in mysql_async's own pool, which resets
-/// each connection. Statements that are prepared stay so.
+/// A round trip when it is opened, and one and a task for each release, off its path, as in mysql_async's own
+/// pool, which resets each connection. Statements that are prepared stay so.
 ///
 /// # Examples
 ///
@@ -103,6 +118,7 @@ pub struct MysqlManager {
     opts: Arc<dyn Fn() -> Opts + Send + Sync>,
     reset: MysqlReset,
     verify: bool,
+    must_write: bool,
     turn: Arc<AtomicUsize>,
 }
 
@@ -154,6 +170,7 @@ impl MysqlManager {
             opts: Arc::new(opts),
             reset: MysqlReset::default(),
             verify: true,
+            must_write: false,
             turn: Arc::default(),
         }
     }
@@ -169,7 +186,7 @@ impl MysqlManager {
     /// With `false`, and unless it is reset [always](MysqlReset::Always), only one is that the server said
     /// last is in a transaction or without `autocommit`, that has rows left to read, or whose last query
     /// failed, since the server does not say then whether a transaction is open; releasing any other is a
-    /// hit. That is for programs that never drop the future of a query half-way, neither in `select!` nor
+    /// hit, also in another database, which stays chosen. That is for programs that never drop the future of a query half-way, neither in `select!` nor
     /// at a time limit nor with the task around it, or that at least commit or roll back each
     /// [`Transaction`](mysql_async::Transaction) and read all results of a query that has several. Nor may
     /// they leave a transaction of their own `BEGIN` open and prepare a statement after it: mysql_async
@@ -177,6 +194,38 @@ impl MysqlManager {
     pub fn verify_on_release(mut self, verify: bool) -> Self {
         self.verify = verify;
         self
+    }
+
+    /// Whether a server that takes no writes will not do, so that writes follow a failover. Default: `false`.
+    ///
+    /// With `true` the question that each connection is asked is for `@@global.read_only` as well, at no
+    /// further cost. Where that is on, connecting and a check fail, and the first connection that comes back
+    /// has the pool [invalidate](crate::Pool::invalidate) all that are as old. With
+    /// [`verify_on_release(false)`](Self::verify_on_release) the others are found out when they are checked.
+    /// Users whom `read_only` does not concern are not served there either.
+    pub fn must_write(mut self, must_write: bool) -> Self {
+        self.must_write = must_write;
+        self
+    }
+
+    /// Asks for something that nobody else has asked for, and compares: so no answer to an earlier query is
+    /// under way.
+    async fn ask(&self, connection: &mut Conn) -> Result<Told, Error> {
+        let number = fastrand::u64(..);
+        let read_only = if self.must_write { "@@global.read_only" } else { "0" };
+        // The bytes of the name are the same whatever character set a user has chosen for answers.
+        let question = format!("SELECT {number}, CAST(DATABASE() AS BINARY), {read_only}");
+        // Whatever comes instead may be of any type.
+        let Some(row) = connection.query_first::<Row, _>(question).await? else {
+            return Err(Error::Other(ANOTHER_ANSWER.into()));
+        };
+        match (row.get_opt::<u64, _>(0), row.get_opt(1), row.get_opt::<Vec<u8>, _>(2)) {
+            (Some(Ok(echo)), Some(Ok(database)), Some(Ok(read_only))) if echo == number => {
+                // Some servers have a word for it.
+                Ok(Told { database, is_read_only: !matches!(&*read_only, b"0" | b"OFF") })
+            }
+            _ => Err(Error::Other(ANOTHER_ANSWER.into())),
+        }
     }
 }
 
@@ -204,12 +253,17 @@ impl Manager for MysqlManager {
             let builder = builder.resolved_ips(addresses);
             opts = builder.prefer_socket(prefers_socket).into();
         }
-        let connection = Conn::new(opts.clone()).await?;
+        let mut connection = Conn::new(opts.clone()).await?;
+        // Not that of the options: the server may write it otherwise, and what they run may choose another.
+        let Told { database, .. } = self.ask(&mut connection).await?.takes_writes()?;
         turn.succeeds();
-        Ok(MysqlConnection { inner: connection, opts })
+        Ok(MysqlConnection { inner: connection, opts, database, is_outdated: false })
     }
 
     fn condition(&self, connection: &mut MysqlConnection) -> Condition {
+        if connection.is_outdated {
+            return Condition::Outdated;
+        }
         // mysql_async says so from the moment in which a command is sent until its answer begins.
         if connection.is_disconnected() || login(connection.inner.opts()) != login(&connection.opts)
         {
@@ -222,17 +276,23 @@ impl Manager for MysqlManager {
     }
 
     async fn check(&self, connection: &mut MysqlConnection) -> Result<(), Error> {
-        has_database(connection).await.map(drop)
+        self.ask(connection).await?.takes_writes().map(drop)
     }
 
     async fn reset(&self, connection: &mut MysqlConnection) -> Result<(), Error> {
         // The answer also has flags, as a failed query's has not.
-        let has_database = has_database(connection).await?;
-        if self.reset == MysqlReset::IfDirty && is_at_rest(connection) {
+        let Told { database, is_read_only } = self.ask(connection).await?;
+        if is_read_only {
+            // Which the pool asks for next; an error would say nothing of the others.
+            connection.is_outdated = true;
+            return Ok(());
+        }
+        let is_elsewhere = database != connection.database;
+        if self.reset == MysqlReset::IfDirty && !is_elsewhere && is_at_rest(connection) {
             return Ok(());
         }
         let is_open = flags(connection).contains(StatusFlags::SERVER_STATUS_IN_TRANS);
-        connection.renew(has_database).await?;
+        connection.renew(database.is_some()).await?;
         if is_open {
             // If it was forgotten rather than dropped, mysql_async would begin no other.
             connection.start_transaction(TxOpts::default()).await?.rollback().await?;
@@ -267,6 +327,7 @@ impl fmt::Debug for MysqlManager {
         f.debug_struct("MysqlManager")
             .field("reset", &self.reset)
             .field("verify_on_release", &self.verify)
+            .field("must_write", &self.must_write)
             .finish_non_exhaustive()
     }
 }
@@ -280,6 +341,10 @@ pub struct MysqlConnection {
     inner: Conn,
     /// What it was opened with, and a reset brings back: the manager may say something else by then.
     opts: Opts,
+    /// The database that it had when it was new.
+    database: Option<Vec<u8>>,
+    /// The server takes no writes, and must.
+    is_outdated: bool,
 }
 
 impl MysqlConnection {
@@ -292,7 +357,7 @@ impl MysqlConnection {
 
     /// Makes a connection what a new one is.
     async fn renew(&mut self, has_database: bool) -> Result<(), Error> {
-        let Self { inner: connection, opts } = self;
+        let Self { inner: connection, opts, .. } = self;
         // A reset leaves the choice of a database alone and, on MySQL, replaces the character set of the
         // login by the server's own; `Conn::reset` runs the setup, which may rely on both, before either
         // can be made good. And USE cannot undo the choice of a database. A new login does all that.
@@ -386,20 +451,20 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// Asks for something that nobody else has asked for, and compares: so no answer to an earlier query is
-/// under way. Also says whether a database is chosen.
-async fn has_database(connection: &mut Conn) -> Result<bool, Error> {
-    let number = fastrand::u64(..);
-    let question = format!("SELECT {number}, DATABASE() IS NOT NULL");
-    // Whatever comes instead may be of any type.
-    let answer: Option<Row> = connection.query_first(question).await?;
-    let (echo, database) = match &answer {
-        Some(row) => (row.get_opt::<u64, _>(0), row.get_opt::<bool, _>(1)),
-        None => (None, None),
-    };
-    match (echo, database) {
-        (Some(Ok(echo)), Some(Ok(database))) if echo == number => Ok(database),
-        _ => Err(Error::Other("the server answered another query than the pool's".into())),
+/// What the server says of a connection.
+struct Told {
+    /// That which is chosen.
+    database: Option<Vec<u8>>,
+    /// It takes no writes, and must.
+    is_read_only: bool,
+}
+
+impl Told {
+    fn takes_writes(self) -> Result<Self, Error> {
+        if self.is_read_only {
+            return Err(Error::Other("the server takes no writes, and must_write is set".into()));
+        }
+        Ok(self)
     }
 }
 
@@ -443,6 +508,8 @@ fn is_at_rest(connection: &mut Conn) -> bool {
     // Of whatever protocol they are; this only looks.
     at_rest && QueryResult::<TextProtocol>::new(connection).is_empty()
 }
+
+const ANOTHER_ANSWER: &str = "the server answered another query than the pool's";
 
 /// The character set that mysql_async asks for when it logs in, of all servers that can be reset. It asks for
 /// this collation, too, and MySQL takes it; [MariaDB](https://mariadb.com/kb/en/comment-syntax/) passes the

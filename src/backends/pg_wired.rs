@@ -5,9 +5,11 @@
 mod address;
 mod ground;
 mod raw;
+mod rows;
 mod shared;
 
 pub use self::address::InvalidUrl;
+pub use self::rows::Rows;
 pub use self::shared::Connection;
 
 use self::ground::Grounds;
@@ -33,6 +35,9 @@ use std::sync::Arc;
 /// used only once, of a [`WireConn`] a `Sync`, which the server's log of statements does not show. A
 /// server that says anything but that it is ready, and outside a transaction, fails it.
 ///
+/// Nothing tells after a failover that the server of a connection takes no writes any more: call
+/// [`Pool::invalidate`](crate::Pool::invalidate).
+///
 /// # What is reset
 ///
 /// A connection that is marked as broken, or whose tasks have ended, is closed when it comes back.
@@ -56,7 +61,8 @@ use std::sync::Arc;
 ///
 /// When a [`Connection`] is closed, the server is asked to cancel what it still does for it. What a
 /// [`WireConn`] was asked for goes on to its end, as pg-wired 0.4 has no way to cancel it; give the
-/// server a `statement_timeout`.
+/// server a `statement_timeout`, or have it look whether anybody is left, `client_connection_check_interval`, both as
+/// [`Options::parameter`].
 ///
 /// # What is permanent
 ///

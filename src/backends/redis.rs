@@ -83,7 +83,20 @@ use tokio::runtime::Handle;
 /// let sold: Option<(u64,)> =
 ///     redis::pipe().atomic().set("stock", stock - 1).ignore().incr("sold", 1)
 ///         .query_async(&mut *connection).await?;
-/// # drop(sold); Ok(()) }
+/// drop(connection);
+///
+/// // Until nobody has: what `redis::aio::transaction_async` does with a connection that can be cloned.
+/// let mut connection = pool.acquire().await?;
+/// let (sold,): (u64,) = loop {
+///     redis::cmd("WATCH").arg("stock").exec_async(&mut *connection).await?;
+///     let stock: u64 = connection.get("stock").await?;
+///     let mut sell = redis::pipe();
+///     sell.atomic().set("stock", stock - 1).ignore().incr("sold", 1);
+///     if let Some(sold) = sell.query_async(&mut *connection).await? {
+///         break sold;
+///     }
+/// };
+/// # let _ = sold; Ok(()) }
 /// ```
 #[derive(Clone)]
 #[must_use]
@@ -138,8 +151,11 @@ impl RedisManager {
     }
 
     /// How long a user's command waits for its answer before it fails with
-    /// [`is_timeout`](RedisError::is_timeout); `None` for as long as it takes. Above zero. It must be
-    /// longer than what a command such as `BLPOP` is told to wait. Default: 500 ms, as in redis-rs.
+    /// [`is_timeout`](RedisError::is_timeout); `None` for as long as it takes. Above zero. Default: 500 ms, as in
+    /// redis-rs.
+    ///
+    /// A command such as `BLPOP` has to be told to wait less than that: whoever sends one
+    /// [sets](RedisConnection::set_response_timeout) a longer time for himself.
     ///
     /// What the pool itself sends is limited by its own timeouts instead.
     pub fn response_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
@@ -221,6 +237,7 @@ impl Manager for RedisManager {
     }
 
     fn condition(&self, connection: &mut RedisConnection) -> Condition {
+        connection.response_timeout = self.response_timeout;
         connection.condition()
     }
 
@@ -285,8 +302,10 @@ impl fmt::Debug for RedisManager {
 
 /// A connection to a Redis server that remembers what is left on it.
 ///
-/// It is a [`ConnectionLike`], so all of redis-rs works on it: [`AsyncCommands`](redis::AsyncCommands)
-/// as its methods, and [`Cmd::query_async`] and [`Pipeline::query_async`] with `&mut *connection`.
+/// It is a [`ConnectionLike`], so what redis-rs does with one works on it: [`AsyncCommands`](redis::AsyncCommands)
+/// as its methods, and [`Cmd::query_async`] and [`Pipeline::query_async`] with `&mut *connection`. It cannot be
+/// cloned, which [`transaction_async`](redis::aio::transaction_async) asks for: the example of [`RedisManager`]
+/// does the same.
 ///
 /// Its futures need no particular runtime: a thread that has none awaits them with any `block_on`.
 ///
@@ -299,6 +318,7 @@ pub struct RedisConnection {
     inner: MultiplexedConnection,
     /// What it was opened with, and a reset brings back: the manager may say something else by then.
     session: RedisConnectionInfo,
+    /// That of the manager, unless its user has set another.
     response_timeout: Option<Duration>,
     /// Where it was opened; its timers run there.
     runtime: Handle,
@@ -357,6 +377,26 @@ impl RedisConnection {
     #[must_use]
     pub fn into_inner(self) -> MultiplexedConnection {
         self.inner
+    }
+
+    /// How long each command waits for its answer from now on; `None` for as long as it takes. Above zero. When
+    /// the connection is released it is the manager's [`response_timeout`](RedisManager::response_timeout)
+    /// again.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # use millpond::{Pool, backends::redis::RedisManager};
+    /// # use redis::AsyncCommands;
+    /// # use std::time::Duration;
+    /// # async fn example(pool: Pool<RedisManager>) -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut connection = pool.acquire().await?;
+    /// connection.set_response_timeout(Duration::from_secs(31));
+    /// let job: Option<(String, String)> = connection.blpop("jobs", 30.0).await?;
+    /// # drop(job); Ok(()) }
+    /// ```
+    pub fn set_response_timeout(&mut self, limit: impl Into<Option<Duration>>) {
+        self.response_timeout = limit.into();
     }
 
     fn condition(&self) -> Condition {

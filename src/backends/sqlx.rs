@@ -33,9 +33,16 @@ type IsPermanent = Arc<dyn Fn(&Error) -> bool + Send + Sync>;
 /// nowhere does not fail within the pool's `connect_timeout`, and every attempt begins with the first.
 /// Without TLS, which needs the name, the address of the server serves in its place.
 ///
+/// sqlx looks the server's name up on a thread that the program's runtime keeps for calls that block. If all of
+/// these wait for connections, in [`acquire_blocking`](crate::Pool::acquire_blocking), none is opened before one of
+/// them gives up; that of an address, or at a Unix socket, needs no thread.
+///
 /// # What is checked
 ///
 /// [`check`](Manager::check) is sqlx's `ping`, one round trip.
+///
+/// Nothing tells after a failover that the server of a connection takes no writes any more: call
+/// [`Pool::invalidate`](crate::Pool::invalidate).
 ///
 /// # What is reset
 ///
@@ -59,6 +66,14 @@ type IsPermanent = Arc<dyn Fn(&Error) -> bool + Send + Sync>;
 ///   statement then: in its `performance_schema`, they fill the table of digests.
 /// - A connection that reports an error meanwhile, such as that of an abandoned query or of a failed
 ///   transaction that sqlx did not begin, is closed.
+///
+/// A query that was given up runs to its end at the server, also where its connection is closed since that has taken
+/// longer than `reset_timeout`, and another takes its place, as in sqlx's own pool: so
+/// [`max_size`](crate::PoolBuilder::max_size) does not bound what the server does. A setting of the server's does.
+/// Of PostgreSQL, `PgConnectOptions::options([("client_connection_check_interval", "1s")])` has it end what nobody
+/// is left for (PostgreSQL 14+, on Linux and the like), and `("statement_timeout", "30s")` each statement that
+/// takes longer. Of MySQL it is `max_execution_time`, for each `SELECT` and in ms, of MariaDB `max_statement_time`,
+/// for each statement and in seconds: `SET` them in [`after_connect`](crate::Hooks::after_connect).
 ///
 /// Session settings, temporary tables and advisory locks stay, as in sqlx's own pool; a
 /// [`before_acquire`](crate::Hooks::before_acquire) hook can undo them. A `LISTEN` of PostgreSQL stays too,

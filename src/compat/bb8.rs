@@ -19,6 +19,9 @@ use std::fmt;
 /// `.check(CheckPolicy::Always)` on the pool's builder is `test_on_check_out`, but for what was checked in
 /// the background no more than some [5 s](crate::CheckPolicy::Always) ago.
 ///
+/// A manager whose connecting looks a name up on one of the runtime's threads for calls that block, as those of
+/// tokio-postgres do, opens none while all of these wait in [`acquire_blocking`](crate::Pool::acquire_blocking).
+///
 /// A connection is closed by dropping it, as in bb8. One whose `is_valid` has failed, was given up
 /// at its time limit or was dropped half-way, because its caller was, is closed as well.
 ///

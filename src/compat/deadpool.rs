@@ -34,6 +34,9 @@ use std::time::Instant;
 /// `.keepalive_interval(None)` on the pool's builder stops keepalives. An object that was opened ahead of
 /// its first use, for `min_idle`, is recycled before it once it has been idle for as long.
 ///
+/// A manager whose connecting looks a name up on one of the runtime's threads for calls that block, as those of
+/// tokio-postgres do, opens none while all of these wait in [`acquire_blocking`](crate::Pool::acquire_blocking).
+///
 /// | deadpool | here |
 /// |---|---|
 /// | `Timeouts { wait, create, recycle }`, none by default, one after the other | `acquire_timeout`, which is over all three together; `connect_timeout`, `check_timeout` |

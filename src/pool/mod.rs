@@ -547,6 +547,14 @@ impl<M: Manager> Pool<M> {
     ///   task: blocking it would hold up the very tasks that it waits for. `spawn_blocking` is fine.
     ///   Inside [`tokio::task::unconstrained`] this is not noticed, and it blocks.
     ///
+    /// # On all threads at once
+    ///
+    /// A runtime has so many threads for `spawn_blocking`
+    /// ([512](tokio::runtime::Builder::max_blocking_threads) by default). If all of them wait here, a manager whose
+    /// `connect` needs one as well, say to look a name up as `TcpStream::connect` does, opens no connection before one
+    /// of them gives up. Those of [`backends`](crate::backends) need none, but for sqlx's and raw ones of pg-wired,
+    /// if the server is not given by its address.
+    ///
     /// # Cost
     ///
     /// As [`acquire`](Self::acquire); a thread's first wait allocates.

@@ -30,6 +30,13 @@ const GRACE: Duration = Duration::from_millis(20);
 /// answered with one round trip. Dropping the future of one does not take it back; it is answered in
 /// its turn, and the answer thrown away.
 ///
+/// # Streams of rows
+///
+/// Those of [`submit_stream`](Self::submit_stream) borrow the connection: the compiler has the guard outlive
+/// them. Whoever goes past that, by `AsyncConn::submit_stream` or [`ResponseCollector::Stream`], has to keep
+/// the guard until the last row has come: otherwise the rows may end in their middle, and what is told is the
+/// same `None` as at a good end.
+///
 /// Requests are made inside a tokio runtime with a timer, since pg-wired gives each a time limit: on a plain
 /// thread, such as one that uses a [`blocking::Pool`](crate::blocking::Pool), they panic. There,
 /// [`Runtime::block_on`](tokio::runtime::Runtime::block_on) of a runtime of the program's own runs them.
