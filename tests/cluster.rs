@@ -4780,6 +4780,39 @@ async fn a_cluster_that_fails_fast_asks_the_servers_first_who_they_are() {
     assert!(matches!(error, ClusterError::Timeout(_)), "{error}");
 }
 
+#[test]
+fn who_fails_fast_hears_what_a_server_says_while_he_looks_at_it() {
+    let builder = builder().fail_fast(true);
+    let (cluster, [_, b]) = with_roles_of(builder, [Role::Replica, Role::Primary]);
+    b.connect.always(Act::Gated);
+    let role = |key: &str| {
+        let nodes = cluster.status().nodes;
+        nodes.iter().find(|node| node.key == key).unwrap().role
+    };
+    let looks = AtomicUsize::new(0);
+    let policy = |node: &NodeView<'_, String>| {
+        if node.key() == "a" || role("a") != Role::Replica {
+            return None;
+        }
+        if looks.fetch_add(1, Ordering::SeqCst) == 0 {
+            b.connect.open(64);
+            eventually_blocking("it has answered", || role("b") == Role::Primary);
+        }
+        // For the first of all nodes and then for their order it goes by what was so before.
+        (looks.load(Ordering::SeqCst) > 2).then_some(0.0)
+    };
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build();
+    runtime.unwrap().block_on(async {
+        let served = cluster.acquire_any(Policy::Rank(&policy)).await.unwrap();
+        assert_eq!(served.node(), "b");
+        // Whoever is none is not taken for one, however often it is looked at.
+        let nobody = |_: &NodeView<'_, String>| None;
+        let error = cluster.acquire_any(Policy::Rank(&nobody)).await.unwrap_err();
+        assert!(matches!(error, ClusterError::Unavailable(_)), "{error}");
+    });
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_may_go_anywhere_gets_the_last_connection_of_a_node_where_nothing_comes_back() {
     let nodes = [("p", primary()), ("r1", replica()), ("r2", replica())];

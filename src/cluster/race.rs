@@ -365,6 +365,10 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
     fn line_up(&mut self) -> Answer<Option<PooledBare<Member<K, M>>>, K, M> {
         let cluster = self.cluster;
         let table = cluster.table.load_full();
+        if self.asked {
+            // Before the look at their roles: whoever has answered by now is seen to be what it says.
+            self.unanswered = table.nodes().iter().filter_map(|node| node.when_asked()).collect();
+        }
         if table.closed {
             return Err(ClusterError::Closed { cluster: cluster.name() });
         }
@@ -436,8 +440,8 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                 return Ok(Some(pooled));
             }
         }
-        if self.runners.is_empty() {
-            self.nobody_is_left(&table)?;
+        if self.runners.is_empty() && self.nobody_is_left(&table)? {
+            return self.line_up();
         }
         Ok(None)
     }
@@ -554,13 +558,15 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
         }
     }
 
-    /// No node may be used, or all that may have failed.
-    fn nobody_is_left(&mut self, table: &Table<K, M>) -> Answer<(), K, M> {
+    /// No node may be used, or all that may have failed. Answers whether to look once more: at what those say who
+    /// have just been asked for their roles.
+    fn nobody_is_left(&mut self, table: &Table<K, M>) -> Answer<bool, K, M> {
         let fail_fast = self.cluster.settings.fail_fast;
         if let Aim::Policy(policy) = self.aim {
             self.cluster.take_down_in_vain(policy, table);
         }
-        if !self.asked {
+        let has_asked = self.asked;
+        if !has_asked {
             // A node may have taken over another's role.
             table.nodes().iter().for_each(|node| node.read_role_again(self.cluster, None));
             // Once is enough for one who does not wait for another answer.
@@ -571,14 +577,16 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
         }) {
             return Err(ClusterError::of_node(key, source));
         }
-        if fail_fast {
-            let nodes = table.nodes().iter();
-            self.unanswered = nodes.filter_map(|node| node.when_asked()).collect();
-            if self.unanswered.is_empty() {
-                return Err(ClusterError::Unavailable(self.unserved()));
-            }
+        if !fail_fast {
+            return Ok(false);
         }
-        Ok(())
+        if !has_asked && self.cluster.settings.reads_role() {
+            return Ok(true);
+        }
+        if self.unanswered.is_empty() {
+            return Err(ClusterError::Unavailable(self.unserved()));
+        }
+        Ok(false)
     }
 
     /// Those that may be used do not serve. One that may not be used may have taken over their role.
