@@ -395,9 +395,9 @@ impl<M: Manager> Pool<M> {
     }
 
     /// Closes the pool for good, as [`crate::Pool::close`] does. Called on the pool's own thread, by a
-    /// hook, it begins to close what is idle and returns.
+    /// hook, or inside an asynchronous task, it begins to close what is idle and returns.
     pub fn close(&self) {
-        if self.driver.is_here() {
+        if self.driver.must_not_wait() {
             self.pool.shut();
         } else {
             self.pool.close_blocking();
@@ -461,8 +461,8 @@ impl<M: Manager> Pool<M> {
 
     /// Goes over to new credentials or another endpoint: opens one connection, has `verify` try it,
     /// and only if that goes well invalidates all others; see [`crate::Pool::rotate`]. `verify` is
-    /// asynchronous, so that `check_timeout` can end it; it and the connect run on this thread, with
-    /// the pool's runtime for whatever they wait for.
+    /// asynchronous, so that `check_timeout` can end it; it runs on this thread, with the pool's runtime for
+    /// whatever it waits for. The connection is opened on the pool's own thread, like any other.
     ///
     /// # Errors
     ///

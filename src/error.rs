@@ -491,7 +491,8 @@ mod managed {
         NoRoom(AcquireError<E>),
         /// The pool is closed.
         Closed,
-        /// There is no tokio runtime here that has a timer and has not ended.
+        /// There is no tokio runtime here that has a timer and has not ended, or the pool's own has ended while it
+        /// connected.
         NoRuntime,
         /// A [`blocking::Pool`](crate::blocking::Pool) would have blocked a thread that runs
         /// asynchronous tasks.
@@ -505,7 +506,9 @@ mod managed {
                 Self::Verify(_) => "the first connection of the new generation does not pass",
                 Self::NoRoom(_) => "no room for a connection of the new generation",
                 Self::Closed => "the pool is closed",
-                Self::NoRuntime => "no tokio runtime with a timer here to open a connection on",
+                Self::NoRuntime => {
+                    "no tokio runtime with a timer here to open a connection on, or the pool's ended meanwhile"
+                }
                 Self::WouldBlock => {
                     return write!(
                         f,

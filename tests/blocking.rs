@@ -20,8 +20,8 @@ use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 use support::{
-    Act, Conn, PATIENCE, SLACK, TestError, TestManager, eventually_blocking, hush_scripted_panics,
-    join,
+    Act, Conn, PATIENCE, SLACK, TestError, TestManager, eventually, eventually_blocking,
+    hush_scripted_panics, join,
 };
 
 const DIRTY: Act = Act::Slow(Duration::ZERO);
@@ -255,6 +255,30 @@ fn a_drain_inside_a_task_does_not_wait_for_what_others_hold() {
         held.await.unwrap();
     });
     assert!(pool.is_closed());
+    eventually_blocking("it is closed all the same", || manager.ledger.closed() == 1);
+}
+
+/// What it would wait for is a reset by a task of the same thread.
+#[test]
+fn a_close_inside_a_task_does_not_wait_for_what_others_are_at_work_on() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).max_size(1).min_idle(1).close_timeout(PATIENCE * 3);
+    let pool = pool.build_blocking().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        manager.condition.once(DIRTY);
+        manager.reset.once(Act::Gated);
+        let released = tokio::spawn({
+            let pool = pool.clone();
+            async move { pool.try_acquire().unwrap().release().await }
+        });
+        eventually("it is being reset", || manager.reset.running() == 1).await;
+        let began = Instant::now();
+        pool.close();
+        assert!(began.elapsed() < PATIENCE * 2, "it would have waited");
+        manager.reset.open(1);
+        released.await.unwrap().unwrap();
+    });
     eventually_blocking("it is closed all the same", || manager.ledger.closed() == 1);
 }
 

@@ -2524,6 +2524,51 @@ async fn where_nobody_wants_a_primary_none_is_missed() {
     }
 }
 
+#[test]
+fn whoever_waits_where_connecting_fails_for_good_waits_for_nothing_that_is_being_closed() {
+    for fail_fast in [false, true] {
+        let waits = std::thread::spawn(move || {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = runtime.enable_time().start_paused(true).build().unwrap();
+            runtime.block_on(async {
+                let builder = builder().fail_fast(fail_fast);
+                let builder = builder.pools(|pool| pool.max_size(2).close_timeout(600 * SECOND));
+                let (cluster, managers) = cluster_of(builder, [("a", plain())]);
+                let held = cluster.acquire("a").await.unwrap();
+                managers[0].connect.always(Act::Permanent);
+                managers[0].close.always(Act::Gated);
+                held.discard();
+                let limit = 30 * SECOND;
+                let served = cluster.acquire_any_timeout(Policy::RoundRobin, limit).await;
+                match served.unwrap_err() {
+                    ClusterError::Timeout(_) => assert!(!fail_fast),
+                    error => assert!(fail_fast, "{error}"),
+                }
+                assert_eq!(cluster.status().totals.counts.closing, 1, "it still is");
+                managers[0].close.open(1);
+            });
+        });
+        let began = std::time::Instant::now();
+        while !waits.is_finished() {
+            assert!(began.elapsed() < PATIENCE, "it never lets the runtime go on");
+            std::thread::sleep(MILLISECOND);
+        }
+        waits.join().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_primary_is_missed_while_no_server_that_may_be_one_has_been_reached() {
+    let (cluster, managers) = with_roles([Role::Replica, Role::Primary]);
+    managers.iter().for_each(|manager| manager.connect.always(Act::Error));
+    let served = cluster.acquire_any_timeout(Policy::Primary, SECOND).await;
+    served.unwrap_err();
+    let health = cluster.status().health;
+    let is_a_nodes =
+        |reason: &String| reason.starts_with("node a ") || reason.starts_with("node b ");
+    assert!(health.reasons().iter().all(is_a_nodes), "{health}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn no_primary_is_missed_as_long_as_a_server_has_not_said_what_it_is() {
     let (cluster, managers) = with_roles([Role::Replica, Role::Primary]);

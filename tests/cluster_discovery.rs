@@ -1205,6 +1205,11 @@ async fn what_the_resolver_says_is_told_by_whoever_waits_for_a_node_and_by_the_c
         let expected = format!("there are no nodes; {expected}");
         assert!(error.to_string().ends_with(&format!(": {expected}")), "{error}");
         assert!(std::error::Error::source(&error).is_none(), "that is said already");
+        let unknown = cluster.acquire("a").await.unwrap_err().to_string();
+        assert!(
+            unknown.ends_with(&format!("; {}", expected.replace("there are no nodes; ", ""))),
+            "{unknown}"
+        );
         let status = cluster.status();
         assert_eq!(status.health.to_string(), format!("down: {expected}"));
         assert_eq!(monitor.health(), [("test".to_owned(), status.health.clone())]);

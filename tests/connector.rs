@@ -6,7 +6,7 @@
 mod support;
 use support::*;
 
-use millpond::{AcquireError, OperationError, Pool, Pooled, Priority, Stage, WarmUpError};
+use millpond::{AcquireError, Health, OperationError, Pool, Pooled, Priority, Stage, WarmUpError};
 use std::error::Error;
 use std::future::{Future, ready};
 use std::pin::{Pin, pin};
@@ -833,6 +833,28 @@ async fn a_connect_that_was_late_is_counted_on_no_more_only_until_it_ends() {
     let _waiter = waiting(&pool, 1);
     tokio::time::sleep(900 * MILLISECOND).await;
     assert_eq!(manager.connect.calls(), calls + 1, "one for one who waits");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_connect_that_fails_says_nothing_against_what_was_opened_since() {
+    let manager = TestManager::new();
+    let pool = with_less_patience_than_a_connect_takes(&manager).await;
+    let mut held = Vec::new();
+    for round in 1..=2 {
+        manager.connect.once(Act::Never);
+        let began = Instant::now();
+        held.push(pool.acquire().await.unwrap());
+        assert!(began.elapsed() <= 1_001 * MILLISECOND, "{:?} in round {round}", began.elapsed());
+        tokio::time::sleep(20 * SECOND).await;
+        assert_eq!(pool.metrics().connect_failures, round);
+        assert_eq!(pool.status().health, Health::Healthy);
+    }
+    // One for good is to be heard of, however old.
+    manager.connect.once(Act::Gated);
+    held.push(pool.acquire().await.unwrap());
+    manager.connect.refuse_for_good();
+    let fails = || pool.status().health.to_string().contains("connecting fails for good");
+    eventually("it is heard of", fails).await;
 }
 
 #[tokio::test(start_paused = true)]

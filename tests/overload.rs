@@ -721,6 +721,19 @@ async fn a_reserved_connection_is_opened_beside_connects_for_others_that_hang() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_reserved_connection_is_opened_beside_another_one_that_hangs() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 3).reserved(Priority::High, 2).connect_timeout(600 * SECOND);
+    let pool = pool.build_lazy().unwrap();
+    let _held = pool.acquire().await.unwrap();
+    manager.connect.once(Act::Never);
+    let began = Instant::now();
+    let _high = pool.acquire_with(Priority::High).await.unwrap();
+    assert!(began.elapsed() <= 1_001 * MILLISECOND, "{:?}", began.elapsed());
+    assert_eq!((manager.connect.calls(), manager.connect.running()), (3, 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn build_and_warm_up_come_to_an_end_without_the_reserved_connections() {
     let manager = TestManager::new();
     let pool = pool_of(&manager, 4).reserved(Priority::High, 2).min_idle(4);
@@ -1125,6 +1138,32 @@ async fn the_prober_ends_with_the_pool() {
 
 fn detecting(manager: &TestManager, max_size: usize) -> PoolBuilder<TestManager> {
     pool_of(manager, max_size).detect_deadlock(true)
+}
+
+/// A task that waits already, and has not been told of the shrink, waits a second time: without a deadline that is
+/// left, or holding nothing any more.
+#[test]
+fn a_shrink_is_told_once_to_those_who_do_not_ask_whether_they_are_stuck() {
+    for holds in [true, false] {
+        let waits = thread::spawn(move || {
+            let manager = TestManager::new();
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            runtime.block_on(async {
+                let pool = detecting(&manager, 2).build_lazy().unwrap();
+                let _other = pool.acquire_owned().await.unwrap();
+                let held = pool.acquire().await.unwrap();
+                let mut waiting = pin!(pool.acquire());
+                assert!(poll_once(waiting.as_mut()).is_pending());
+                pool.resize(1).unwrap();
+                let limit = if holds { Duration::ZERO } else { 50 * MILLISECOND };
+                let _held = holds.then_some(held);
+                let refused = pool.acquire_timeout(limit).await;
+                assert!(matches!(refused, Err(AcquireError::Timeout(_))), "{holds}: {refused:?}");
+            });
+        });
+        join(waits);
+    }
 }
 
 fn lines(deadlock: &Deadlock) -> Vec<u32> {

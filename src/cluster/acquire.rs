@@ -426,7 +426,8 @@ impl<K: Key, M: Manager> Shared<K, M> {
             return ClusterError::Closed { cluster };
         }
         let (key, nodes) = (key.to_string(), table.names());
-        ClusterError::UnknownNode(Box::new(UnknownNode { cluster, key, nodes }))
+        let watches = self.watches.say(table.nodes().is_empty());
+        ClusterError::UnknownNode(Box::new(UnknownNode { cluster, key, nodes, watches }))
     }
 
     /// Waits for a connection of one node.

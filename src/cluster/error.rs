@@ -39,8 +39,9 @@ impl<K: fmt::Display, E> fmt::Display for ClusterError<K, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::UnknownNode(unknown) => {
-                let UnknownNode { cluster, key, nodes } = &**unknown;
-                write!(f, "cluster {cluster} has no node {key}; its nodes are: {nodes}")
+                let UnknownNode { cluster, key, nodes, watches } = &**unknown;
+                write!(f, "cluster {cluster} has no node {key}; its nodes are: {nodes}")?;
+                watches.iter().try_for_each(|what| write!(f, "; {what}"))
             }
             Self::Removed(removed) => {
                 let RemovedNode { cluster, key } = &**removed;
@@ -89,6 +90,8 @@ pub struct UnknownNode {
     pub key: String,
     /// The keys that there are; of many, the first few.
     pub nodes: String,
+    /// What is wrong with the [sources](super::Cluster::watch) of nodes, if anything is.
+    pub watches: Vec<String>,
 }
 
 /// A node that is no longer there.

@@ -396,7 +396,7 @@ impl<K: Key, M: Manager> Node<K, M> {
     /// Whether its server, if it is one that is asked, is still to say for the first time what it is.
     pub(super) fn is_unheard(&self) -> bool {
         let never_reached = self.state.latency.load(Ordering::Relaxed) == 0;
-        self.is_up() && never_reached && self.role() == Role::Unknown
+        never_reached && self.role() == Role::Unknown
     }
 
     /// This node, its pool and its connections, with other options, which have been validated.
@@ -490,9 +490,12 @@ impl<K: Key, M: Manager> Node<K, M> {
         }
         if never_reached && self.pool.max_size() > 0 {
             self.try_in_background();
-        } else if never_reached || self.is_due() {
-            // Without any, it has to get in line, or the cap would not give it one.
+        } else if never_reached {
+            // It has to get in line, or the cap would not give it any.
             self.read_role_again(cluster, None);
+        } else if self.is_due() {
+            // It is known that it does not know: no other node is to lose its last connection for that.
+            self.read_role_again(cluster, Some(Roving::new(&self.state)));
         }
     }
 

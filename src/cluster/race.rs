@@ -270,6 +270,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                     match self.is_hopeless_now(&node, &error) {
                         false => self.out.push(node.clone()),
                         // It waits there for what may come back, if anything may.
+                        true if self.is_hopeless(&node) => {}
                         true => self.hopeless.push(node.clone()),
                     }
                     if !in_doubt {
@@ -382,8 +383,8 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
                 return true;
             }
             node.try_again(cluster);
-            // What it still has may come back.
-            node.pool.counts().alive() > 0
+            // What it still has may come back, unless it is being closed.
+            node.pool.has_some_left()
         });
         let allowed = || order.iter().map(|place| &table.nodes()[*place]);
         self.runners.retain_mut(|runner| match allowed().find(|node| runner.is_at(*node)) {
@@ -469,7 +470,7 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
     ) -> Option<PooledBare<Member<K, M>>> {
         for node in down.iter().map(|place| &table.nodes()[*place]) {
             let counts = node.pool.counts();
-            if counts.alive() == 0 || self.has_been_at(node) {
+            if !node.pool.has_some_left() || self.has_been_at(node) {
                 continue;
             }
             let is_checking = || self.runners.iter().any(|runner| runner.is_checking());

@@ -309,7 +309,7 @@ pub struct Config {
     pub shed: Option<Shed>,
     /// While connecting fails and no connection is left that could come back to him, whoever would have to
     /// wait gets [`AcquireError::Unavailable`](crate::AcquireError::Unavailable) at once. Default:
-    /// `false`: they wait until their deadlines. One that is being closed counts as left until it has been. Whoever
+    /// `false`: they wait until their deadlines. One that is being closed does not count as left. Whoever
     /// waits already hears of connects that fail: while those
     /// that are new are [lost](crate::OperationError::Lost) or rejected by a hook, he waits on.
     ///

@@ -263,15 +263,18 @@ impl<M: Manager> Shared<M> {
             // Asked first: whoever takes an idle connection when few are left comes by here, and has no
             // lock to wait for unless there is something to do.
             let wanted = wanted(self);
-            if wanted == 0 || self.are_reserved_enough() {
+            if wanted == 0 {
                 break;
             }
-            let Some(ground) = ground(self) else { return false };
             // Beside those that are late others begin for callers, but not for what is only kept idle.
             let late = match self.unserved() {
                 0 => 0,
                 _ => self.connector.late.load(Ordering::SeqCst),
             };
+            if self.are_reserved_enough(late) {
+                break;
+            }
+            let Some(ground) = ground(self) else { return false };
             if !self.connector.admit(wanted + late) {
                 break;
             }
@@ -286,16 +289,16 @@ impl<M: Manager> Shared<M> {
         true
     }
 
-    /// Whether nothing but reserved slots is vacant, and one is being filled for each of those who may have them:
-    /// whoever else waits, and what is kept idle, is no reason to fill more.
-    fn are_reserved_enough(&self) -> bool {
+    /// Whether nothing but reserved slots is vacant, and one is being filled for each of those who may have them, of
+    /// which so many may be late: whoever else waits, and what is kept idle, is no reason to fill more.
+    fn are_reserved_enough(&self, late: usize) -> bool {
         if self.core.has_vacant_for(Line::General) {
             return false;
         }
         // Ordering: SeqCst, as in `unserved`. A rotation is on this count before it is in line.
         let rotations = self.connector.rotations.load(Ordering::SeqCst);
         let callers = self.core.waiters_of_the_high_line().saturating_sub(rotations);
-        callers <= self.reserved_in(State::Connecting)
+        callers + late <= self.reserved_in(State::Connecting)
     }
 
     /// How many callers wait who would have a connection opened, or a slot to open one themselves.

@@ -135,11 +135,16 @@ impl Detector {
     }
 
     /// Whether the caller waits who has asked of more than are left by now: he may have got in line after those who
-    /// waited were told to ask again.
+    /// waited were told to ask again. Answers so once, since all of them are told again then: one of his waits that
+    /// does not ask would hear of it without end, and keep the one that does from being polled.
     pub(super) fn has_missed(&self, size: usize) -> bool {
-        let asked_of_more = |waits: &Waits| waits.size > size;
-        self.goes_by_size()
-            && lock(&self.known).waiting.get(&Party::current()).is_some_and(asked_of_more)
+        if !self.goes_by_size() {
+            return false;
+        }
+        let mut known = lock(&self.known);
+        let waits = known.waiting.get_mut(&Party::current());
+        let asked_of_more = waits.filter(|waits| waits.size > size);
+        asked_of_more.map(|waits| waits.size = size).is_some()
     }
 }
 

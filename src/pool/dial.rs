@@ -99,6 +99,7 @@ impl<M: Manager> Dial<M> {
             let Some(vacant) = reservation.take().or_else(|| reserve(shared.clone())) else {
                 break;
             };
+            let began = Instant::now();
             // Cancel: `vacant` makes the slot vacant again, and `self` says why.
             let failure = match self.connects(vacant.uses()).await {
                 Err(why) => {
@@ -106,12 +107,14 @@ impl<M: Manager> Dial<M> {
                     break;
                 }
                 Ok(Ok(tenant)) => {
+                    shared.connector.has_opened_since(began);
                     shared.connect_succeeded(&tenant);
                     drop(shared.move_in(vacant, tenant));
                     shared.changed();
                     break;
                 }
                 Ok(Err(unopened)) => {
+                    let Some(unopened) = shared.unless_outdone(unopened, began) else { break };
                     let failure = shared.connect_failed(unopened, Some(&mut self.probes));
                     if failure.permanent && !shared.has_alive_for(Line::High) {
                         self.state = DialState::Refused;

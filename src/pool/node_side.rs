@@ -97,6 +97,11 @@ impl<M: Manager> Pool<M> {
         self.shared.unserved()
     }
 
+    /// Whether a connection is there that may come back.
+    pub(crate) fn has_some_left(&self) -> bool {
+        self.shared.has_alive_for(Line::General)
+    }
+
     /// Whether a connection could begin to be opened. Not while one that has to go is being closed, even if a slot
     /// is vacant.
     pub(crate) fn has_room(&self) -> bool {

@@ -31,6 +31,8 @@ use tokio::time::{Instant, sleep_until};
 pub(super) struct Trouble<E> {
     /// The last failed connect, that of a rotation included, until one succeeds.
     failed: Option<Failure<E>>,
+    /// When the newest of the dials' connects that have succeeded began.
+    newest: Option<Instant>,
     /// There is no point in trying the same again.
     permanent: bool,
     /// Failures since the last success, without those of rotations.
@@ -91,6 +93,7 @@ impl<E> Trouble<E> {
     pub(super) fn none() -> Self {
         Self {
             failed: None,
+            newest: None,
             permanent: false,
             in_a_row: 0,
             truce: Duration::ZERO,
@@ -383,6 +386,24 @@ impl<E> Connector<E> {
         failures
     }
 
+    /// A dial's connect has succeeded that began then.
+    pub(super) fn has_opened_since(&self, began: Instant) {
+        let mut trouble = lock(&self.trouble);
+        trouble.newest = trouble.newest.max(Some(began));
+    }
+
+    /// Whether one has succeeded that began after this.
+    fn has_newer_than(&self, began: Instant) -> bool {
+        lock(&self.trouble).newest.is_some_and(|newest| newest > began)
+    }
+
+    /// Takes note of a failure that says nothing of how it is now; answers how many there have been in a row.
+    fn is_outdone(&self, failure: &Failure<E>) -> u32 {
+        let mut trouble = lock(&self.trouble);
+        trouble.last_ever = Some(failure.said.clone());
+        trouble.in_a_row
+    }
+
     /// A rotation could not connect. It is the last failure, for good or not, and all else goes by that. But it is
     /// none of those in a row, and whoever waits does not hear of it before his time is up: the old connections
     /// may serve them.
@@ -542,6 +563,26 @@ impl<M: Manager> Shared<M> {
             | OperationError::Panicked { .. }
             | OperationError::Lost { .. } => false,
         }
+    }
+
+    /// A dial's connect that began then has failed. If it was late, one that began later has succeeded, and there is a
+    /// point in trying again, that says nothing of how it is now, and this takes note of no more than that it was so.
+    /// Otherwise this answers with the failure.
+    pub(super) fn unless_outdone(
+        &self,
+        unopened: Unopened<M::Error>,
+        began: Instant,
+    ) -> Option<Unopened<M::Error>> {
+        let was_late = began.elapsed() >= self.connector.patience;
+        if !was_late || !self.connector.has_newer_than(began) || self.is_permanent(&unopened.error)
+        {
+            return Some(unopened);
+        }
+        self.totals.connect_failed();
+        let failure = Failure::new(unopened);
+        let in_a_row = self.connector.is_outdone(&failure);
+        self.tell_connect_failed(&failure.error, false, in_a_row);
+        None
     }
 
     /// Takes note of a failed connect. `probes`: it is a dial's, which is, or may become, the prober.
