@@ -2567,6 +2567,60 @@ async fn no_primary_is_missed_while_no_server_that_may_be_one_has_been_reached()
     let is_a_nodes =
         |reason: &String| reason.starts_with("node a ") || reason.starts_with("node b ");
     assert!(health.reasons().iter().all(is_a_nodes), "{health}");
+    // One that has been is no primary. The other one may be down for ever.
+    managers[0].clear();
+    become_primary(&managers[0], false);
+    eventually("a is back", || cluster.status().nodes[0].is_up).await;
+    drop(cluster.acquire("a").await.unwrap());
+    let served = cluster.acquire_any_timeout(Policy::Primary, SECOND).await;
+    served.unwrap_err();
+    let health = cluster.status().health;
+    assert!(health.reasons()[0].starts_with("no node is a primary: "), "{health}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_has_become_the_primary_is_asked_though_others_use_all_there_may_be() {
+    let builder = builder().max_connections(2).acquire_timeout(60 * SECOND);
+    let builder = builder.read_role(|connection: &mut Conn| {
+        let role = match connection.server().mark.load(Ordering::SeqCst) {
+            RECOVERING => Role::Unknown,
+            mark if mark == PRIMARY => Role::Primary,
+            _ => Role::Replica,
+        };
+        Box::pin(ready(Ok(role)))
+    });
+    let nodes = [("a", plain()), ("b", plain()), ("c", plain())];
+    let (cluster, managers) = cluster_of(builder, nodes);
+    managers[2].ledger.mark.store(RECOVERING, Ordering::SeqCst);
+    for key in ["c", "a", "b"] {
+        drop(cluster.acquire(key).await.unwrap());
+    }
+    let users = ["a", "b", "a", "b"].map(|key| {
+        let cluster = cluster.clone();
+        tokio::spawn(async move {
+            loop {
+                let held = cluster.acquire(key).await.unwrap();
+                tokio::time::sleep(5 * MILLISECOND).await;
+                drop(held);
+            }
+        })
+    });
+    // Somebody reads by role as well, and passes c.
+    let reads = tokio::spawn({
+        let cluster = cluster.clone();
+        async move {
+            loop {
+                drop(cluster.acquire_any(Policy::Replica).await.unwrap());
+                tokio::time::sleep(5 * MILLISECOND).await;
+            }
+        }
+    });
+    tokio::time::sleep(3 * SECOND).await;
+    become_primary(&managers[2], true);
+    let served = cluster.acquire_any_timeout(Policy::Primary, 20 * SECOND).await;
+    assert_eq!(served.expect("it is asked").node(), "c");
+    users.iter().for_each(tokio::task::JoinHandle::abort);
+    reads.abort();
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,8 +8,8 @@ mod support;
 use support::*;
 
 use millpond::{
-    AcquireError, AcquireOptions, CheckPolicy, Deadlock, Hooks, Pool, PoolBuilder, Priority,
-    RotateError, Shed, Stage, TryAcquireError, blocking,
+    AcquireError, AcquireOptions, CheckPolicy, Deadlock, Hooks, Pool, PoolBuilder, Pooled,
+    Priority, RotateError, Shed, Stage, TryAcquireError, blocking,
 };
 use std::collections::VecDeque;
 use std::error::Error;
@@ -718,6 +718,27 @@ async fn a_reserved_connection_is_opened_beside_connects_for_others_that_hang() 
     let began = Instant::now();
     drop(pool.acquire_with(Priority::High).await.unwrap());
     assert_eq!(began.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_reserved_connections_are_opened_beside_late_ones_elsewhere_than_callers_wait() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 5).reserved(Priority::High, 3).max_connecting(8);
+    let pool = pool.connect_timeout(600 * SECOND).build_lazy().unwrap();
+    let warm = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    warm.into_iter().for_each(Pooled::discard);
+    eventually("both have gone", || pool.counts().alive() == 0).await;
+    manager.connect.once(Act::Never);
+    manager.connect.once(Act::Never);
+    let mut normal = [pool.acquire(), pool.acquire()].map(Box::pin);
+    for waiter in &mut normal {
+        assert!(poll_once(waiter.as_mut()).is_pending());
+    }
+    sleep(2 * SECOND).await;
+    assert_eq!((manager.connect.calls(), manager.connect.running()), (4, 2));
+    let _high = pool.acquire_with(Priority::High).await.unwrap();
+    turns().await;
+    assert_eq!(manager.connect.calls(), 5, "one for the one who may have it");
 }
 
 #[tokio::test(start_paused = true)]

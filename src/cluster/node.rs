@@ -490,12 +490,10 @@ impl<K: Key, M: Manager> Node<K, M> {
         }
         if never_reached && self.pool.max_size() > 0 {
             self.try_in_background();
-        } else if never_reached {
-            // It has to get in line, or the cap would not give it any.
+        } else if never_reached || self.is_due() {
+            // Without any, it has to get in line, or the cap would not give it one. Though another node loses its
+            // last one for that: it may be the primary by now, and until this is over nobody else asks.
             self.read_role_again(cluster, None);
-        } else if self.is_due() {
-            // It is known that it does not know: no other node is to lose its last connection for that.
-            self.read_role_again(cluster, Some(Roving::new(&self.state)));
         }
     }
 

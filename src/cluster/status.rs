@@ -151,14 +151,16 @@ impl<K: Key, M: Manager> Shared<K, M> {
         }
     }
 
-    /// Whether this policy allows no node, nor one whose server is still to say what it is.
+    /// Whether this policy allows no node, nor one that is up and whose server is still to say what it is. Where
+    /// none has ever said so, it is they who are missed, and no role.
     fn lacks(self: &Arc<Self>, policy: Policy<'_, K>, table: &Table<K, M>) -> bool {
         let choice = Choice { cluster: self, table, late: Vec::new() };
+        let is_unheard = |node: &Arc<Node<K, M>>| self.settings.reads_role() && node.is_unheard();
         let may_be = |node: &Arc<Node<K, M>>| {
-            let is_unheard = self.settings.reads_role() && node.is_unheard();
-            is_unheard || choice.allows(policy, node)
+            is_unheard(node) && node.is_up() || choice.allows(policy, node)
         };
-        !table.nodes().is_empty() && !table.nodes().iter().any(may_be)
+        let nodes = table.nodes();
+        !nodes.iter().all(is_unheard) && !nodes.iter().any(may_be)
     }
 
     /// What somebody has asked for, and no node is.

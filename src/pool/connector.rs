@@ -34,6 +34,8 @@ pub(super) struct Connector<E> {
     pub(super) dials: AtomicUsize,
     /// Those of them whose connect is late: nobody counts on them any more.
     late: AtomicUsize,
+    /// Those of these that are in reserved slots.
+    late_reserved: AtomicUsize,
     /// How long a connect may take before it is late.
     pub(super) patience: Duration,
     /// How many there may be at the moment.
@@ -91,12 +93,18 @@ impl Ground {
 }
 
 /// A connect that is late.
-pub(super) struct Late<'c>(&'c AtomicUsize);
+pub(super) struct Late<'c> {
+    all: &'c AtomicUsize,
+    reserved: Option<&'c AtomicUsize>,
+}
 
 impl Drop for Late<'_> {
     fn drop(&mut self) {
         // Before its dial is off the count: so never are more late than there are.
-        self.0.fetch_sub(1, Ordering::SeqCst);
+        self.all.fetch_sub(1, Ordering::SeqCst);
+        if let Some(reserved) = self.reserved {
+            reserved.fetch_sub(1, Ordering::SeqCst);
+        }
     }
 }
 
@@ -115,6 +123,7 @@ impl<E> Connector<E> {
         Self {
             dials: AtomicUsize::new(0),
             late: AtomicUsize::new(0),
+            late_reserved: AtomicUsize::new(0),
             patience,
             admitted: AtomicUsize::new(1),
             patients: Arc::default(),
@@ -165,12 +174,16 @@ impl<E> Connector<E> {
         self.closing.notify(usize::MAX.additional());
     }
 
-    /// A connect is late for as long as the answer lives. Its dial looks for demand now, and when it ends.
-    pub(super) fn is_late(&self) -> Late<'_> {
+    /// A connect is late, one in a reserved slot or not, for as long as the answer lives. Its dial looks for demand
+    /// now, and when it ends.
+    pub(super) fn is_late(&self, is_reserved: bool) -> Late<'_> {
         // Ordering: SeqCst, partner: the load in `Shared::dial`. Either whoever is not admitted beside this dial sees
         // that it is late, or the dial's own look sees what he wanted (I4).
-        self.late.fetch_add(1, Ordering::SeqCst);
-        Late(&self.late)
+        let reserved = is_reserved.then_some(&self.late_reserved);
+        for count in [Some(&self.late), reserved].into_iter().flatten() {
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+        Late { all: &self.late, reserved }
     }
 
     /// Lets one more dial begin, if fewer than `wanted` and fewer than admitted are under way.
@@ -263,18 +276,15 @@ impl<M: Manager> Shared<M> {
             // Asked first: whoever takes an idle connection when few are left comes by here, and has no
             // lock to wait for unless there is something to do.
             let wanted = wanted(self);
-            if wanted == 0 {
+            if wanted == 0 || self.are_reserved_enough() {
                 break;
             }
+            let Some(ground) = ground(self) else { return false };
             // Beside those that are late others begin for callers, but not for what is only kept idle.
             let late = match self.unserved() {
                 0 => 0,
                 _ => self.connector.late.load(Ordering::SeqCst),
             };
-            if self.are_reserved_enough(late) {
-                break;
-            }
-            let Some(ground) = ground(self) else { return false };
             if !self.connector.admit(wanted + late) {
                 break;
             }
@@ -289,15 +299,16 @@ impl<M: Manager> Shared<M> {
         true
     }
 
-    /// Whether nothing but reserved slots is vacant, and one is being filled for each of those who may have them, of
-    /// which so many may be late: whoever else waits, and what is kept idle, is no reason to fill more.
-    fn are_reserved_enough(&self, late: usize) -> bool {
+    /// Whether nothing but reserved slots is vacant, and one is being filled for each of those who may have them, by
+    /// a connect that is not late: whoever else waits, and what is kept idle, is no reason to fill more.
+    fn are_reserved_enough(&self) -> bool {
         if self.core.has_vacant_for(Line::General) {
             return false;
         }
         // Ordering: SeqCst, as in `unserved`. A rotation is on this count before it is in line.
         let rotations = self.connector.rotations.load(Ordering::SeqCst);
         let callers = self.core.waiters_of_the_high_line().saturating_sub(rotations);
+        let late = self.connector.late_reserved.load(Ordering::SeqCst);
         callers + late <= self.reserved_in(State::Connecting)
     }
 

@@ -101,7 +101,7 @@ impl<M: Manager> Dial<M> {
             };
             let began = Instant::now();
             // Cancel: `vacant` makes the slot vacant again, and `self` says why.
-            let failure = match self.connects(vacant.uses()).await {
+            let failure = match self.connects(vacant.slot(), vacant.uses()).await {
                 Err(why) => {
                     drop(shared.given_up(why));
                     break;
@@ -156,14 +156,14 @@ impl<M: Manager> Dial<M> {
 
     /// Connects, unless that is given up. Once it is late, whoever waits has another dial begun beside this one:
     /// a server behind a balancer may hang alone, and whoever this dial was begun for may have gone.
-    async fn connects(&self, uses_before: u64) -> Result<Opened<M>, GivenUp> {
+    async fn connects(&self, slot: usize, uses_before: u64) -> Result<Opened<M>, GivenUp> {
         let Self { shared, .. } = self;
         let mut connect = pin!(shared.unless_given_up(shared.connect(uses_before)));
         if let Ok(answer) = timeout(shared.connector.patience, connect.as_mut()).await {
             return answer;
         }
         // Cancel: this is off both counts, and what was opened is dropped.
-        let _late = shared.connector.is_late();
+        let _late = shared.connector.is_late(slot < shared.config.reserved.1);
         shared.demand_of_somebody();
         connect.await
     }
