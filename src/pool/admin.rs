@@ -8,9 +8,7 @@ use super::life::{look_over, nanos};
 use super::operation::{Over, bounded, has_timer, unless, within};
 use super::terms::Terms;
 use super::{CLOSED, DRAINING, Holder, OPEN, Pool, Shared};
-use crate::core::{
-    Flags, Keeper, Lease, Line, Reservation, Search, State, Trial, Woken, reserve, wait,
-};
+use crate::core::{Keeper, Lease, Line, Reservation, Search, State, Trial, Woken, reserve, wait};
 use crate::error::{
     AcquireError, ConfigError, OperationError, RotateError, WarmUpError, check_capacity,
 };
@@ -320,13 +318,8 @@ impl<M: Manager> Pool<M> {
         let shared = &*self.shared;
         let mut removed = 0;
         let mut search = Search::new(shared);
-        while let Some(mut lease) = search.next(|_| true) {
-            if lease.flags().has(Flags::LOOK) {
-                match look_over(lease) {
-                    Some(fit) => lease = fit,
-                    None => continue,
-                }
-            }
+        while let Some(lease) = search.next(|_| true) {
+            let Some(mut lease) = look_over(lease) else { continue };
             let (slot, uses) = (lease.number(), lease.uses());
             let tenant = lease.resource_mut();
             let info = tenant.info(uses, Some(shared.idle_for(slot, tenant.id, uses)));
@@ -796,12 +789,11 @@ impl<M: Manager> Shared<M> {
                 self.first_in_line().await
             };
             match woken {
-                Woken::Lease(lease) if lease.flags().has(Flags::LOOK) => {
+                Woken::Lease(lease) => {
                     if let Some(lease) = look_over(lease) {
                         return Ok(Room::Taken(lease));
                     }
                 }
-                Woken::Lease(lease) => return Ok(Room::Taken(lease)),
                 Woken::Vacant(reservation) => return Ok(Room::Vacant(reservation)),
                 // No verdict: nothing that was begun before says how its own connect will end, and one that
                 // was refused makes room for it.

@@ -178,12 +178,15 @@ impl<M: Manager> Heed for Shared<M> {
     }
 }
 
-/// Looks at a connection that is flagged for that; ends it if it has to go.
+/// Looks at a connection if it is flagged for that; ends it if it has to go.
 pub(super) fn look_over<M, R>(mut lease: Lease<R>) -> Option<Lease<R>>
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,
 {
+    if !lease.flags().has(Flags::LOOK) {
+        return Some(lease);
+    }
     // Before the look: a flag that is raised from here on is for the next one.
     lease.lower(Flags::LOOK);
     let shared = lease.keeper().clone();

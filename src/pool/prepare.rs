@@ -32,17 +32,12 @@ pub(super) enum Welcome<R: Deref<Target: Keeper> + Clone> {
 }
 
 /// Does what can be done without waiting.
-pub(super) fn welcome<M, R>(mut lease: Lease<R>, caller: Caller) -> Welcome<R>
+pub(super) fn welcome<M, R>(lease: Lease<R>, caller: Caller) -> Welcome<R>
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,
 {
-    if lease.flags().has(Flags::LOOK) {
-        match look_over(lease) {
-            Some(fit) => lease = fit,
-            None => return Welcome::Gone,
-        }
-    }
+    let Some(lease) = look_over(lease) else { return Welcome::Gone };
     if lease.flags().has(Flags::CHECK) || lease.keeper().hooks.before_acquire.is_some() {
         return Welcome::Unready(lease);
     }

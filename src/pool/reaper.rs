@@ -434,7 +434,7 @@ impl<M: Manager> Shared<M> {
         while named.get() + surplus.get() > 0 {
             let wanted = |slot: usize| ends[slot].is_some() || surplus.get() > 0;
             let Some(lease) = search.next(wanted) else { return };
-            let Some(lease) = unflagged(lease) else { continue };
+            let Some(lease) = look_over(lease) else { continue };
             match ends[lease.number()].take() {
                 Some((reason, uses)) => {
                     named.set(named.get() - 1);
@@ -466,7 +466,7 @@ impl<M: Manager> Shared<M> {
             let _pinging = pinging;
             let mut search = Search::new(shared.clone());
             while let Some(lease) = search.next(|slot| due[slot].is_some()) {
-                let Some(mut lease) = unflagged(lease) else { continue };
+                let Some(mut lease) = look_over(lease) else { continue };
                 let slot = lease.number();
                 if due[slot].take() != Some(lease.uses()) {
                     search.restore(lease);
@@ -477,7 +477,7 @@ impl<M: Manager> Shared<M> {
                     shared.has_checked(&mut lease);
                     // Whoever has flagged it meanwhile has missed it, and the search would look for such only
                     // when all are checked.
-                    if let Some(lease) = unflagged(lease) {
+                    if let Some(lease) = look_over(lease) {
                         search.restore(lease);
                     }
                 }
@@ -542,15 +542,6 @@ impl<M: Manager> Shared<M> {
         let same = track.connection == connection && track.uses == uses && !track.held;
         if same { Duration::from_nanos(track.age(self.now())) } else { Duration::ZERO }
     }
-}
-
-/// A connection that was found by a walk, unless it was flagged and has to go.
-fn unflagged<M, R>(lease: Lease<R>) -> Option<Lease<R>>
-where
-    M: Manager,
-    R: Deref<Target = Shared<M>> + Clone,
-{
-    if lease.flags().has(Flags::LOOK) { look_over(lease) } else { Some(lease) }
 }
 
 /// Keepalive checks are under way.
