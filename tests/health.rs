@@ -129,16 +129,20 @@ async fn whoever_releases_a_connection_that_is_lost_hears_of_it() {
     // What the manager says of all of them holds for this one too.
     assert_eq!((closed.broken, closed.invalidated, closed.total()), (6, 2, 8));
 
-    let held = pool.acquire().await.unwrap();
-    let id = held.id;
-    manager.condition.once(DIRTY);
-    manager.reset.once(Act::Gated);
-    let mut release = pin!(held.release());
-    assert!(poll_once(release.as_mut()).is_pending());
-    manager.lose(id);
-    manager.reset.open(1);
-    assert!(matches!(release.await, Err(ReleaseError::Broken)), "it was lost during the reset");
-    assert_eq!(balanced(&pool, &manager.ledger).await.closed.broken, 7);
+    for condition in [Act::Ok, OUTDATED] {
+        let held = pool.acquire().await.unwrap();
+        let id = held.id;
+        manager.condition.once(DIRTY);
+        manager.reset.once(Act::Gated);
+        let mut release = pin!(held.release());
+        assert!(poll_once(release.as_mut()).is_pending());
+        manager.lose(id);
+        manager.condition.once(condition);
+        manager.reset.open(1);
+        assert!(matches!(release.await, Err(ReleaseError::Broken)), "it was lost during the reset");
+    }
+    let closed = balanced(&pool, &manager.ledger).await.closed;
+    assert_eq!((closed.broken, closed.invalidated, closed.total()), (7, 3, 10));
 }
 
 #[tokio::test(start_paused = true)]
@@ -557,7 +561,12 @@ async fn a_connection_that_turns_out_to_be_of_no_use_while_it_is_reset_is_closed
     let metrics = balanced(&pool, &manager.ledger).await;
     assert_eq!((metrics.closed.invalidated, metrics.closed.total()), (1, 2));
 
-    let conn = pool.acquire().await.unwrap();
+    let (conn, checks) = (pool.acquire().await.unwrap(), manager.check.calls());
+    manager.condition.once(DIRTY);
+    manager.condition.once(UNCHECKED);
+    conn.release().await.unwrap();
+    let (conn, checks) = (pool.acquire().await.unwrap(), manager.check.calls() - checks);
+    assert_eq!(checks, 1, "the manager does not know whether the reset was enough");
     manager.condition.always(DIRTY);
     drop(conn);
     assert_eq!(balanced(&pool, &manager.ledger).await.counts.idle, 1, "all are dirty to some");

@@ -286,7 +286,8 @@ where
     let shared = lease.keeper().clone();
     let doubt = lease.resource_mut().doubt_in_all(doubt);
     if let Some(lease) = check_in(lease, Some(doubt)) {
-        act_on(lease, doubt);
+        // A drop tells nobody.
+        drop(act_on(lease, doubt));
     }
     shared.hooks.released();
 }
@@ -309,7 +310,8 @@ where
     None
 }
 
-fn act_on<M, R>(lease: Lease<R>, doubt: Doubt)
+/// Does what the doubt about a connection that was in use asks for. An error says that it is of no use any more.
+fn act_on<M, R>(lease: Lease<R>, doubt: Doubt) -> Result<(), ReleaseError<M::Error>>
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,
@@ -318,28 +320,16 @@ where
         Doubt::Greeted => lease.keeper().distrust(&lease),
         Doubt::Unchecked => lease.raise(Flags::CHECK),
         Doubt::Dirty => reset_in_background(lease, drop),
-        Doubt::Broken => broken(lease),
-        Doubt::Outdated => outdated(lease),
+        Doubt::Broken => end_in_doubt(lease, Some(doubt), CloseReason::Broken),
+        Doubt::Outdated => end_in_doubt(lease, Some(doubt), CloseReason::Invalidated),
         Doubt::Interrupted => end(lease, CloseReason::HolderPanicked),
         // `settle` has looked it over, and no connection that comes back is in that doubt.
         Doubt::Flagged => unreachable!("BUG: a flag was taken for what a caller leaves behind"),
     }
-}
-
-fn broken<M, R>(lease: Lease<R>)
-where
-    M: Manager,
-    R: Deref<Target = Shared<M>> + Clone,
-{
-    end_in_doubt(lease, Some(Doubt::Broken), CloseReason::Broken);
-}
-
-fn outdated<M, R>(lease: Lease<R>)
-where
-    M: Manager,
-    R: Deref<Target = Shared<M>> + Clone,
-{
-    end_in_doubt(lease, Some(Doubt::Outdated), CloseReason::Invalidated);
+    match doubt {
+        Doubt::Broken | Doubt::Outdated => Err(ReleaseError::Broken),
+        _ => Ok(()),
+    }
 }
 
 /// Closes the connection of a lease. If it is broken, those that are idle are checked; if it is outdated, all
@@ -384,7 +374,7 @@ fn reset_in_background<M, R>(
         return end(lease, CloseReason::Abandoned);
     };
     let trial = lease.begin(State::Resetting).with_keeper(shared);
-    ground.spawn(async move { tell(reset(trial).await.map(drop)) });
+    ground.spawn(async move { tell(reset(trial).await) });
 }
 
 /// Makes a dirty connection clean; closes it if that fails, or if it turns out to be of no use.
@@ -392,7 +382,7 @@ fn reset_in_background<M, R>(
 /// # Cancel safety
 ///
 /// Dropping the future closes the connection: nobody knows where the reset has left it.
-async fn reset<M, R>(mut trial: Trial<R>) -> Result<Lease<R>, ReleaseError<M::Error>>
+async fn reset<M, R>(mut trial: Trial<R>) -> Result<(), ReleaseError<M::Error>>
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,
@@ -404,26 +394,15 @@ where
         Ok(()) => {
             shared.totals.reset();
             let tenant = trial.resource_mut();
-            let condition =
-                if tenant.is_lost() { Condition::Broken } else { shared.condition(tenant) };
-            let lease = trial.pass();
-            shared.distrust(&lease);
-            match condition {
+            let doubt = match shared.condition(tenant) {
                 // A manager may call all that come back dirty.
-                Condition::Clean | Condition::Dirty => Ok(lease),
-                Condition::Unchecked => {
-                    lease.raise(Flags::CHECK);
-                    Ok(lease)
-                }
-                Condition::Broken => {
-                    broken(lease);
-                    Err(ReleaseError::Broken)
-                }
-                Condition::Outdated => {
-                    outdated(lease);
-                    Err(ReleaseError::Broken)
-                }
-            }
+                Condition::Clean | Condition::Dirty => Doubt::Greeted,
+                Condition::Unchecked => Doubt::Unchecked,
+                Condition::Broken => Doubt::Broken,
+                Condition::Outdated => Doubt::Outdated,
+            };
+            let doubt = tenant.doubt_in_all(doubt);
+            act_on(trial.pass(), doubt)
         }
         Err(error) => {
             shared.tell_unfit(trial.resource_mut().id, "a reset", &error);
@@ -444,7 +423,7 @@ where
         reset_in_background(dirty, drop);
         return Err(ReleaseError::NoRuntime);
     }
-    reset(dirty.begin(State::Resetting)).await.map(drop)
+    reset(dirty.begin(State::Resetting)).await
 }
 
 /// As [`release`], on the pool's runtime: this thread may be unable to drive timers.
@@ -486,9 +465,5 @@ where
     if doubt == Doubt::Dirty {
         return Ok(Some(lease));
     }
-    act_on(lease, doubt);
-    match doubt {
-        Doubt::Broken | Doubt::Outdated => Err(ReleaseError::Broken),
-        _ => Ok(None),
-    }
+    act_on(lease, doubt).map(|()| None)
 }
