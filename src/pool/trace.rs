@@ -26,7 +26,7 @@ use {
     super::WhichNode,
     crate::metrics::ClusterNode,
     crate::panics::caught,
-    std::{fmt, mem},
+    std::{error::Error, fmt, mem},
     tracing::{
         field::{DisplayValue, display},
         span::Entered,
@@ -125,6 +125,12 @@ macro_rules! tell {
     ($level:ident, $pool:expr, $($fields:tt)*) => {{}};
 }
 
+/// An error as what it is written down as.
+#[cfg(feature = "tracing")]
+fn cause<E: Error + 'static>(error: &OperationError<E>) -> &(dyn Error + 'static) {
+    error
+}
+
 /// A word about the node that a pool stands for. It is asked for when it is written down: tracing makes
 /// the fields of a span even if nobody listens, where something else turns its feature `log` on.
 #[cfg(feature = "tracing")]
@@ -168,20 +174,27 @@ impl<M: Manager> Shared<M> {
         permanent: bool,
         in_a_row: u32,
     ) {
-        #[cfg(feature = "tracing")]
-        let error = error as &(dyn std::error::Error + 'static);
         if permanent {
-            tell!(error, self, error, in_a_row, "cannot connect, and trying again will not help");
+            tell!(
+                error,
+                self,
+                error = cause(error),
+                in_a_row,
+                "cannot connect, and trying again will not help"
+            );
         } else {
-            tell!(warn, self, error, in_a_row, "cannot connect");
+            tell!(warn, self, error = cause(error), in_a_row, "cannot connect");
         }
     }
 
     /// A connect of a rotation has failed: nobody waits for it but the rotation.
     pub(super) fn tell_rotation_failed(&self, error: &OperationError<M::Error>) {
-        #[cfg(feature = "tracing")]
-        let error = error as &(dyn std::error::Error + 'static);
-        tell!(warn, self, error, "cannot connect to rotate, and the old connections stay");
+        tell!(
+            warn,
+            self,
+            error = cause(error),
+            "cannot connect to rotate, and the old connections stay"
+        );
     }
 
     /// Connecting had failed so many times in a row.
@@ -189,18 +202,16 @@ impl<M: Manager> Shared<M> {
         tell!(info, self, failures, "connecting succeeds again");
     }
 
-    /// A hook has rejected a connection, which is closed: if nobody had used it, as one of so many in a row that were
-    /// of no use.
-    pub(super) fn tell_rejected(
+    /// A check, a reset or a hook has failed, and its connection is closed: if nobody had used that, as one of so many
+    /// in a row that were of no use.
+    pub(super) fn tell_failed(
         &self,
         connection: u64,
-        hook: &'static str,
+        what: &'static str,
         error: &OperationError<M::Error>,
         in_a_row: Option<u32>,
     ) {
-        #[cfg(feature = "tracing")]
-        let error = error as &(dyn std::error::Error + 'static);
-        tell!(warn, self, connection, error, in_a_row, "{hook} has failed");
+        tell!(warn, self, connection, error = cause(error), in_a_row, "{what} has failed");
     }
 
     /// A connection has been lost before anybody used it, as one of so many in a row that were of no use.
@@ -210,26 +221,12 @@ impl<M: Manager> Shared<M> {
         error: &OperationError<M::Error>,
         in_a_row: u32,
     ) {
-        #[cfg(feature = "tracing")]
-        let error = error as &(dyn std::error::Error + 'static);
-        tell!(warn, self, connection, error, in_a_row, "a new connection is lost");
+        tell!(warn, self, connection, error = cause(error), in_a_row, "a new connection is lost");
     }
 
     /// This connection has been found out of date, and so are all that are as old.
     pub(super) fn tell_outdated(&self, connection: u64) {
         tell!(warn, self, connection, "all connections are out of date");
-    }
-
-    /// A connection is not fit to be used again, or nobody knows whether it is, and is closed.
-    pub(super) fn tell_unfit(
-        &self,
-        connection: u64,
-        what: &'static str,
-        error: &OperationError<M::Error>,
-    ) {
-        #[cfg(feature = "tracing")]
-        let error = error as &(dyn std::error::Error + 'static);
-        tell!(warn, self, connection, error, "{what} has failed");
     }
 
     pub(super) fn tell_ended(&self, tenant: &Tenant<M::Connection>, reason: CloseReason) {

@@ -672,12 +672,12 @@ impl<M: Manager> Shared<M> {
         error: OperationError<M::Error>,
     ) {
         if !new {
-            return self.tell_rejected(tenant.id, hook, &error, None);
+            return self.tell_failed(tenant.id, hook, &error, None);
         }
         let failure = Failure::new(Unopened::by(hook, error));
         let error = failure.error.clone();
         let in_a_row = self.connector.is_of_no_use(tenant, failure);
-        self.tell_rejected(tenant.id, hook, &error, in_a_row);
+        self.tell_failed(tenant.id, hook, &error, in_a_row);
     }
 
     /// A connection is lost that was opened so long ago, unless that is because the runtime has ended. `new`: nobody
