@@ -231,7 +231,7 @@ pub struct Config {
     /// The largest `max_size` that the pool can be resized to: `max_size` to 1,048,576. The default number of
     /// [shards](Self::shards) goes by it. Default: `None`, which is `max_size`.
     ///
-    /// A slot costs memory, used or not: with a connection of one word 408 bytes, or 536 with the
+    /// A slot costs memory, used or not: with a connection of one word 392 bytes, or 520 with the
     /// feature `tracing`, and with a larger one up to as many bytes more as it has, rounded up to a
     /// multiple of 128. 32 of these bytes are those of the idle order; [`IdleOrder::Lifo`] takes 16 for
     /// each shard instead. (`cargo bench --bench zero_alloc` shows it.)

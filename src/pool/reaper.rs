@@ -29,7 +29,7 @@ use crate::hooks::Leak;
 use crate::manager::Manager;
 use crate::metrics::CloseReason;
 use event_listener::{Event, IntoNotification, listener};
-use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::mem;
@@ -92,16 +92,15 @@ pub(super) struct Memory {
     /// How many have been ended for their age since `second`.
     aged: usize,
     second: u64,
-    /// Room for a plan, so that a look that finds nothing allocates nothing.
-    ends: Vec<Option<(CloseReason, u64)>>,
+    /// Room for what is idle, so that a look that finds nothing allocates nothing.
     idle: Vec<(usize, u64, Term)>,
 }
 
 impl Memory {
     pub(super) fn new(capacity: usize) -> Self {
         let tracks = (0..capacity).map(|_| Track::default()).collect();
-        let (ends, idle) = (vec![None; capacity], Vec::with_capacity(capacity));
-        Self { tracks, fewest_idle: usize::MAX, window: 0, aged: 0, second: 0, ends, idle }
+        let idle = Vec::with_capacity(capacity);
+        Self { tracks, fewest_idle: usize::MAX, window: 0, aged: 0, second: 0, idle }
     }
 }
 
@@ -193,13 +192,14 @@ impl fmt::Display for Holder {
 }
 
 /// What a look found that has to be done.
+#[derive(Default)]
 struct Plan {
-    /// For each slot: why its connection is to be ended, and the number of uses that this holds for.
-    ends: Vec<Option<(CloseReason, u64)>>,
+    /// By slot: why its connection is to be ended, and the number of uses that this holds for.
+    ends: BTreeMap<usize, (CloseReason, u64)>,
     /// Connections to be ended, whichever they are.
     surplus: usize,
-    /// For each slot: the number of uses after which it is to be checked. Empty if there is none.
-    pings: Vec<Option<u64>>,
+    /// By slot: the number of uses after which its connection is to be checked.
+    pings: BTreeMap<usize, u64>,
     leaks: Vec<Leak>,
     /// Idle ones whose replacement is to be opened first.
     expiring: usize,
@@ -218,7 +218,7 @@ impl<M: Manager> Shared<M> {
         if self.core.is_closed() {
             return false;
         }
-        let Plan { mut ends, surplus, pings, leaks, expiring, more } = {
+        let Plan { ends, surplus, pings, leaks, expiring, more } = {
             let mut memory = lock(&self.memory);
             // Behind the lock: no earlier than what is in the memory.
             let now = self.now();
@@ -232,9 +232,7 @@ impl<M: Manager> Shared<M> {
             self.tell_leak(leak);
             self.hooks.leaked(leak);
         }
-        self.retire(&mut ends, surplus);
-        ends.fill(None);
-        lock(&self.memory).ends = ends;
+        self.retire(ends, surplus);
         self.expiring.store(expiring, Ordering::Relaxed);
         self.demand_or_probe();
         if !pings.is_empty() {
@@ -244,18 +242,7 @@ impl<M: Manager> Shared<M> {
     }
 
     fn survey(&self, memory: &mut Memory, now: u64) -> Plan {
-        let capacity = memory.tracks.len();
-        let mut ends = mem::take(&mut memory.ends);
-        // Another look at the same time has the room.
-        ends.resize(capacity, None);
-        let mut plan = Plan {
-            ends,
-            surplus: 0,
-            pings: Vec::new(),
-            leaks: Vec::new(),
-            expiring: 0,
-            more: false,
-        };
+        let mut plan = Plan::default();
         if now.saturating_sub(memory.second) >= nanos(SECOND) {
             (memory.second, memory.aged) = (now, 0);
         }
@@ -316,8 +303,7 @@ impl<M: Manager> Shared<M> {
             self.core.raise(slot, Flags::CHECK);
         }
         if self.config.keepalive_interval.is_some_and(|limit| unchecked >= nanos(limit)) {
-            plan.pings.resize(self.core.capacity(), None);
-            plan.pings[slot] = Some(seen.uses);
+            plan.pings.insert(slot, seen.uses);
         }
     }
 
@@ -373,7 +359,7 @@ impl<M: Manager> Shared<M> {
         let floor = self.config.min_idle;
         for &(slot, age, _) in idle {
             if age >= limit && (self.is_reserved(slot) || left > floor) {
-                plan.ends[slot] = Some((CloseReason::Idle, memory.tracks[slot].uses));
+                plan.ends.insert(slot, (CloseReason::Idle, memory.tracks[slot].uses));
                 left -= usize::from(!self.is_reserved(slot));
             }
         }
@@ -406,7 +392,7 @@ impl<M: Manager> Shared<M> {
         let vacant = self.core.counts().vacant.saturating_sub(self.reserved_in(State::Vacant));
         let room = vacant.min(self.core.limit().div_ceil(AT_ONCE));
         for &(slot, _, term) in idle {
-            if term.soft > now || plan.ends[slot].is_some() {
+            if term.soft > now || plan.ends.contains_key(&slot) {
                 continue;
             }
             let needed = !self.is_reserved(slot) && left <= self.config.min_idle;
@@ -417,7 +403,7 @@ impl<M: Manager> Shared<M> {
                 plan.more = true;
             } else if budget > 0 {
                 budget -= 1;
-                plan.ends[slot] = Some((CloseReason::Lifetime, memory.tracks[slot].uses));
+                plan.ends.insert(slot, (CloseReason::Lifetime, memory.tracks[slot].uses));
                 left = left.saturating_sub(usize::from(!self.is_reserved(slot)));
             } else {
                 plan.more = true;
@@ -427,34 +413,25 @@ impl<M: Manager> Shared<M> {
     }
 
     /// Ends the idle connections that a plan names, and so many others.
-    fn retire(&self, ends: &mut [Option<(CloseReason, u64)>], surplus: usize) {
-        let named = ends.iter().filter(|end| end.is_some()).count();
-        let (named, surplus) = (Cell::new(named), Cell::new(surplus));
+    fn retire(&self, mut ends: BTreeMap<usize, (CloseReason, u64)>, mut surplus: usize) {
         let mut search = Search::new(self);
-        while named.get() + surplus.get() > 0 {
-            let wanted = |slot: usize| ends[slot].is_some() || surplus.get() > 0;
+        while ends.len() + surplus > 0 {
+            let wanted = |slot| surplus > 0 || ends.contains_key(&slot);
             let Some(lease) = search.next(wanted) else { return };
             let Some(lease) = look_over(lease) else { continue };
-            match ends[lease.number()].take() {
-                Some((reason, uses)) => {
-                    named.set(named.get() - 1);
-                    if lease.uses() == uses {
-                        end(lease, reason);
-                    } else {
-                        search.restore(lease);
-                    }
-                }
-                None if surplus.get() > 0 => {
-                    surplus.set(surplus.get() - 1);
+            match ends.remove(&lease.number()) {
+                Some((reason, uses)) if lease.uses() == uses => end(lease, reason),
+                None if surplus > 0 => {
+                    surplus -= 1;
                     end(lease, CloseReason::Idle);
                 }
-                None => search.restore(lease),
+                _ => search.restore(lease),
             }
         }
     }
 
     /// Checks idle connections one after the other, in the background, unless that is going on.
-    fn ping(&self, mut due: Vec<Option<u64>>) {
+    fn ping(&self, mut due: BTreeMap<usize, u64>) {
         let Some(ground) = self.ground() else { return };
         // Ordering: SeqCst, partner: the store in `Pinging::drop`.
         if self.upkeep.pinging.swap(true, Ordering::SeqCst) {
@@ -465,10 +442,9 @@ impl<M: Manager> Shared<M> {
         ground.spawn(async move {
             let _pinging = pinging;
             let mut search = Search::new(shared.clone());
-            while let Some(lease) = search.next(|slot| due[slot].is_some()) {
+            while let Some(lease) = search.next(|slot| due.contains_key(&slot)) {
                 let Some(mut lease) = look_over(lease) else { continue };
-                let slot = lease.number();
-                if due[slot].take() != Some(lease.uses()) {
+                if due.remove(&lease.number()) != Some(lease.uses()) {
                     search.restore(lease);
                     continue;
                 }
