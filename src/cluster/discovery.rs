@@ -219,9 +219,8 @@ enum Fate {
     SetOptions,
     /// The node stays as it is, though from now on it is the watch's.
     Adopt,
+    /// It stays as it is; or it is settled, and whatever has become of it since then holds.
     Keep,
-    /// It is settled.
-    Leave,
     /// It is somebody else's.
     Foreign,
     /// It cannot be made, or is not as it should be.
@@ -416,7 +415,7 @@ impl<'p, K: Key, M: Manager> Plan<'p, K, M> {
     fn fate(&self, wanted: &Wanted<K, M>, table: &Table<K, M>) -> Option<Fate> {
         let Wanted { spec, made, settled } = wanted;
         if *settled {
-            return Some(Fate::Leave);
+            return Some(Fate::Keep);
         }
         let made = match made {
             Some(Err(_)) => return Some(Fate::Refuse),
@@ -484,9 +483,7 @@ impl<'p, K: Key, M: Manager> Plan<'p, K, M> {
                         self.with_options(node, place)
                     }
                     Fate::Adopt => self.with_options(node, place),
-                    Fate::Add | Fate::Keep | Fate::Leave | Fate::Foreign | Fate::Refuse => {
-                        node.clone()
-                    }
+                    Fate::Add | Fate::Keep | Fate::Foreign | Fate::Refuse => node.clone(),
                 },
             });
         }
@@ -497,7 +494,7 @@ impl<'p, K: Key, M: Manager> Plan<'p, K, M> {
                     nodes.push(self.take(place));
                 }
                 Fate::Foreign | Fate::Refuse => changes.errors.push(self.error(place)),
-                Fate::Replace | Fate::SetOptions | Fate::Adopt | Fate::Keep | Fate::Leave => {}
+                Fate::Replace | Fate::SetOptions | Fate::Adopt | Fate::Keep => {}
             }
         }
         leaving.iter().for_each(|node| self.cluster.dismiss(node));

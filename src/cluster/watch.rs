@@ -325,14 +325,15 @@ impl<K: Key, M: Manager> Cluster<K, M> {
         E: Into<Box<dyn Error + Send + Sync>> + 'static,
     {
         let told = Arc::new(Told::new());
-        let changed = self.shared.changed.clone();
         let watching = Watching {
             name: self.shared.name(),
             cluster: Arc::downgrade(&self.shared),
-            changed: changed.clone(),
-            told: told.clone(),
             limit,
-            owner: Owner { mark: Some(Arc::new(())), changed, told: told.clone() },
+            owner: Owner {
+                mark: Some(Arc::new(())),
+                changed: self.shared.changed.clone(),
+                told: told.clone(),
+            },
         };
         let task = tokio::spawn(watching.run(stream));
         self.shared.watches.add(told.clone());
@@ -351,6 +352,7 @@ fn source(error: impl Into<Box<dyn Error + Send + Sync>>) -> WatchError {
 struct Owner<K> {
     /// Only taken at the end.
     mark: Option<Arc<()>>,
+    /// Notified when the cluster is closed or gone, and when it has changed otherwise.
     changed: Arc<Event>,
     told: Arc<Told<K>>,
 }
@@ -399,9 +401,6 @@ impl<K: Key> Left<K> {
 struct Watching<K: Key, M: Manager> {
     name: Arc<str>,
     cluster: Weak<Shared<K, M>>,
-    /// Notified when the cluster is closed or gone, and when it has changed otherwise.
-    changed: Arc<Event>,
-    told: Arc<Told<K>>,
     limit: Duration,
     /// Whose nodes they are, for as long as this is there.
     owner: Owner<K>,
@@ -427,7 +426,8 @@ impl<K: Key, M: Manager> Watching<K, M> {
             // A stream that is always ready must not keep its thread from everything else.
             tokio::task::yield_now().await;
         }
-        self.tell_ended();
+        #[cfg(feature = "tracing")]
+        tell!(info, cluster = %self.name, "a watch of nodes has ended");
     }
 
     fn apply(&self, set: Vec<NodeSpec<K>>) -> Result<Changes<K>, WatchError> {
@@ -441,7 +441,7 @@ impl<K: Key, M: Manager> Watching<K, M> {
     /// Takes down what has come of an answer; breaks if there is nothing more to come.
     fn take_down(&self, applied: Result<Changes<K>, WatchError>) -> ControlFlow<()> {
         match applied {
-            Ok(changes) => drop(self.told.change(|news| {
+            Ok(changes) => drop(self.owner.told.change(|news| {
                 news.version += 1;
                 news.applied += 1;
                 (news.error.take(), news.changes.replace(Arc::new(changes)))
@@ -469,7 +469,7 @@ impl<K: Key, M: Manager> Watching<K, M> {
             if !it.rest.may_be_taken() {
                 *left = None;
             }
-            drop(self.told.change(|news| {
+            drop(self.owner.told.change(|news| {
                 news.version += 1;
                 news.changes.replace(Arc::new(changes))
             }));
@@ -490,7 +490,7 @@ impl<K: Key, M: Manager> Watching<K, M> {
         let mut make = false;
         loop {
             // Before the look, so that no change after it is missed.
-            let mut changed = self.changed.listen();
+            let mut changed = self.owner.changed.listen();
             if self.cluster.upgrade().is_none_or(|cluster| cluster.table.load().closed) {
                 return None;
             }
@@ -523,7 +523,7 @@ impl<K: Key, M: Manager> Watching<K, M> {
         let said = error.in_words();
         let error = Arc::new(error);
         // First, so that whoever hears of it finds it noted.
-        drop(self.told.change(|news| {
+        drop(self.owner.told.change(|news| {
             news.version += 1;
             news.error.replace((error.clone(), said))
         }));
@@ -533,13 +533,6 @@ impl<K: Key, M: Manager> Watching<K, M> {
             let cluster = tracing::field::display(&self.name);
             tell!(warn, cluster, error = cause, "no nodes are learned");
         }
-    }
-
-    fn tell_ended(&self) {
-        #[cfg(feature = "tracing")]
-        tell!(info, cluster = %self.name, "a watch of nodes has ended");
-        #[cfg(not(feature = "tracing"))]
-        let _ = &self.name;
     }
 }
 
