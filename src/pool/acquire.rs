@@ -416,7 +416,7 @@ where
             if let Some(terms) = ask.terms {
                 terms.get_in_line();
             }
-            // Cancel: `Patient` gets out of line.
+            // Cancel: `InLine` gets out of line.
             wait(keeper, ask.line, most).await
         };
         if let Some(terms) = ask.terms {

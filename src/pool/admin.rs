@@ -6,7 +6,7 @@
 use super::deadlock::Detector;
 use super::life::{look_over, nanos};
 use super::operation::{Over, bounded, has_timer, unless, within};
-use super::terms::Terms;
+use super::terms::{InLine, Terms};
 use super::{CLOSED, DRAINING, Holder, OPEN, Pool, Shared};
 use crate::core::{Keeper, Lease, Line, Reservation, Search, State, Trial, Woken, reserve, wait};
 use crate::error::{
@@ -472,18 +472,6 @@ enum Room<M: Manager> {
     Taken(Lease<Arc<Shared<M>>>),
 }
 
-/// A rotation that waits for that.
-struct InLine<'p, M: Manager> {
-    shared: &'p Shared<M>,
-    terms: Arc<Terms>,
-}
-
-impl<M: Manager> Drop for InLine<'_, M> {
-    fn drop(&mut self) {
-        self.terms.get_out_of_line(self.shared);
-    }
-}
-
 /// A warm-up under way.
 struct WarmUp<'c>(&'c AtomicUsize);
 
@@ -808,7 +796,7 @@ impl<M: Manager> Shared<M> {
         let now = tokio::time::Instant::now();
         let terms = Arc::new(Terms::new(self.connector.rotations.clone(), now, false, true));
         // Cancel: it gets out of line. Declared before the wait, so dropped after it.
-        let _place = InLine { shared: self, terms: terms.clone() };
+        let _place = InLine { keeper: self.clone(), terms: terms.clone() };
         terms.get_in_line();
         let mut waiting = pin!(wait(self, Line::High, usize::MAX));
         loop {

@@ -17,6 +17,7 @@ pub(crate) use super::terms::Terms;
 use super::acquire::{Ask, Caller, acquire_slow};
 use super::connector::Ground;
 use super::prepare::{Welcome, welcome};
+use super::terms::InLine;
 use super::{ConnectionInfo, Pool, PoolBuilder, Pooled, PooledOwned};
 use crate::config::Config;
 use crate::core::{BareLoan, Counts, Found, Line, Loan, try_acquire as look, try_acquire_bare};
@@ -311,28 +312,16 @@ impl<M: Manager> Missed<M> {
         let has_found = self.has_found();
         let terms = Terms::new(patients, began, has_found, is_patient || !has_found);
         let terms = Arc::new(terms);
-        let patient = Patient { keeper: self.keeper.clone(), terms: terms.clone() };
+        let place = InLine { keeper: self.keeper.clone(), terms: terms.clone() };
         let waiting = async move {
             // Dropped after the wait.
-            let patient = patient;
+            let place = place;
             let Self { keeper, found, caller } = self;
-            let (limit, terms) = (Some(Duration::MAX), Some(&*patient.terms));
+            let (limit, terms) = (Some(Duration::MAX), Some(&*place.terms));
             let ask = Ask { limit, terms, counted: Counted::Elsewhere, ..Ask::new(caller) };
             acquire_slow(keeper, ask, found).await.map(|loan| PooledOwned::new(loan).into())
         };
         (terms, waiting)
-    }
-}
-
-/// A wait that may be patient, and that may be given up.
-struct Patient<M: Manager> {
-    keeper: Arc<Shared<M>>,
-    terms: Arc<Terms>,
-}
-
-impl<M: Manager> Drop for Patient<M> {
-    fn drop(&mut self) {
-        self.terms.get_out_of_line(&self.keeper);
     }
 }
 

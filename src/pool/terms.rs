@@ -148,6 +148,18 @@ impl Terms {
     }
 }
 
+/// The place in line of a wait on these terms, which may be given up.
+pub(super) struct InLine<M: Manager> {
+    pub(super) keeper: Arc<Shared<M>>,
+    pub(super) terms: Arc<Terms>,
+}
+
+impl<M: Manager> Drop for InLine<M> {
+    fn drop(&mut self) {
+        self.terms.get_out_of_line(&self.keeper);
+    }
+}
+
 /// Whoever wakes a wait has taken it off the line first. Until it is polled, which may take as long as
 /// others wait in the same task, it is not to be counted as one of those who want nothing opened: it would
 /// hide somebody who does.
