@@ -7,7 +7,7 @@ use super::guard::{Pooled, PooledOwned};
 use super::life::nanos;
 use super::operation::{FAR_FUTURE, has_timer, poll_timer, runs_async_task, timer};
 use super::prepare::{
-    Unfit, Welcome, give_back, lend, prepare, prepare_blocking, prepare_in_a_hurry, welcome,
+    Unfit, give_back, lend, prepare, prepare_blocking, prepare_in_a_hurry, welcome,
 };
 use super::terms::Terms;
 use super::trouble::Verdict;
@@ -158,11 +158,7 @@ where
 {
     match found {
         Found::Ready(loan) => Ok(loan),
-        Found::Flagged(lease) => match welcome(lease, caller) {
-            Welcome::Given(loan) => Ok(loan),
-            Welcome::Unready(lease) => Err(Some(lease)),
-            Welcome::Gone => Err(None),
-        },
+        Found::Flagged(lease) => welcome(lease, caller),
         Found::Nothing => Err(None),
     }
 }
@@ -427,9 +423,8 @@ where
             Woken::Lease(lease) => {
                 acquire.in_time(ask)?;
                 match welcome(lease, ask.caller) {
-                    Welcome::Given(loan) => return Ok(loan),
-                    Welcome::Unready(lease) => unready = Some(lease),
-                    Welcome::Gone => {}
+                    Ok(loan) => return Ok(loan),
+                    Err(left) => unready = left,
                 }
             }
             // Vacant slots are the connector's; dropping this one tells it.
@@ -489,8 +484,8 @@ where
         match found {
             Found::Ready(loan) => return Ok(loan),
             Found::Flagged(lease) => match welcome(lease, caller) {
-                Welcome::Given(loan) => return Ok(loan),
-                Welcome::Unready(lease) => {
+                Ok(loan) => return Ok(loan),
+                Err(Some(lease)) => {
                     // It goes back if nobody can check it, or if only a hook awaits something.
                     if lease.flags().has(Flags::CHECK) {
                         if let Some(ground) = shared.ground_or_current() {
@@ -499,7 +494,7 @@ where
                     }
                     return Err(TryAcquireError::Empty);
                 }
-                Welcome::Gone => found = look(shared, caller),
+                Err(None) => found = look(shared, caller),
             },
             Found::Nothing if !shared.core.is_closed() => return Err(TryAcquireError::Empty),
             Found::Nothing => {
@@ -596,9 +591,8 @@ where
             Woken::Lease(lease) => {
                 acquire.in_time(&ask)?;
                 match welcome(lease, ask.caller) {
-                    Welcome::Given(loan) => return Ok(loan),
-                    Welcome::Unready(lease) => unready = Some(lease),
-                    Welcome::Gone => {}
+                    Ok(loan) => return Ok(loan),
+                    Err(left) => unready = left,
                 }
             }
             Woken::Vacant(_) | Woken::LookAgain => {

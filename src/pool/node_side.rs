@@ -16,7 +16,7 @@ pub(crate) use super::terms::Terms;
 
 use super::acquire::{Ask, Caller, acquire_slow};
 use super::connector::Ground;
-use super::prepare::{Welcome, welcome};
+use super::prepare::welcome;
 use super::terms::InLine;
 use super::{ConnectionInfo, Pool, PoolBuilder, Pooled, PooledOwned};
 use crate::config::Config;
@@ -274,9 +274,9 @@ impl<M: Manager> Missed<M> {
                 Found::Ready(loan) => return hit(loan),
                 Found::Nothing => Found::Nothing,
                 Found::Flagged(lease) => match welcome(lease, caller) {
-                    Welcome::Given(loan) => return hit(loan),
-                    Welcome::Unready(lease) => Found::Flagged(lease),
-                    Welcome::Gone => match attempt(&keeper, caller) {
+                    Ok(loan) => return hit(loan),
+                    Err(Some(lease)) => Found::Flagged(lease),
+                    Err(None) => match attempt(&keeper, caller) {
                         Attempt::Hit(pooled) => return Attempt::Hit(pooled),
                         Attempt::Miss(next) => {
                             self = next;

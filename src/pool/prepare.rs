@@ -8,7 +8,7 @@ use super::connector::Ground;
 use super::guard::end;
 use super::life::look_over;
 use super::operation::bounded;
-use crate::core::{Flags, Keeper, Lease, Loan, State, Trial};
+use crate::core::{Flags, Lease, Loan, State, Trial};
 use crate::error::OperationError;
 use crate::manager::Manager;
 use crate::metrics::CloseReason;
@@ -22,26 +22,18 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
-/// What becomes of a connection that leaves the fast path on its way to a caller.
-pub(super) enum Welcome<R: Deref<Target: Keeper> + Clone> {
-    Given(Loan<R>),
-    /// It has to be checked, or a hook awaits something.
-    Unready(Lease<R>),
-    /// It was ended.
-    Gone,
-}
-
-/// Does what can be done without waiting.
-pub(super) fn welcome<M, R>(lease: Lease<R>, caller: Caller) -> Welcome<R>
+/// Does what can be done without waiting with a connection that leaves the fast path, and hands it out. Otherwise
+/// it is the connection that has to be checked, or for which a hook awaits something, if it was not ended.
+pub(super) fn welcome<M, R>(lease: Lease<R>, caller: Caller) -> Result<Loan<R>, Option<Lease<R>>>
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,
 {
-    let Some(lease) = look_over(lease) else { return Welcome::Gone };
+    let lease = look_over(lease).ok_or(None)?;
     if lease.flags().has(Flags::CHECK) || lease.keeper().hooks.before_acquire.is_some() {
-        return Welcome::Unready(lease);
+        return Err(Some(lease));
     }
-    lend(lease, caller).map_or(Welcome::Gone, Welcome::Given)
+    lend(lease, caller).ok_or(None)
 }
 
 /// Hands a connection out, unless the hook rejects it.
