@@ -258,7 +258,7 @@ fn drive<M: Manager>(
     runtime.block_on(async {
         let (built, ending) = match builder.build_or_close().await {
             Ok(pool) => {
-                let ending = pool.ending();
+                let ending = pool.without_handle().clone();
                 (Ok(pool), Some(ending))
             }
             Err(error) => (Err(error), None),

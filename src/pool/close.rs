@@ -57,37 +57,6 @@ impl<M: Manager> Closing<M> {
     }
 }
 
-/// How far a pool has come with its end, for whoever keeps the runtime going that it needs for it.
-pub(crate) struct Ending<M: Manager>(pub(super) Arc<Shared<M>>);
-
-impl<M: Manager> Ending<M> {
-    /// Completes when all that is left is what callers hold, or after `close_timeout`.
-    pub(crate) async fn all_closed(&self) {
-        self.0.all_closed().await;
-    }
-
-    /// Whether there are connections that nobody has begun to close: somebody holds them, or they are being
-    /// reset.
-    pub(crate) fn is_held_up(&self) -> bool {
-        // First: one that has been closed since is in neither of the two. And not by its state, which says
-        // that it is being closed a little before there is anything to wait for.
-        let closing = self.0.closing.load(Ordering::SeqCst);
-        let counts = self.0.core.counts();
-        counts.alive() + counts.connecting > closing
-    }
-
-    /// Completes when there are none: while somebody holds one, that may take any time.
-    pub(crate) async fn not_held_up(&self) {
-        loop {
-            listener!(self.0.changed => changed);
-            if !self.is_held_up() {
-                return;
-            }
-            changed.await;
-        }
-    }
-}
-
 impl<M: Manager> Shared<M> {
     /// Closes a connection in the background, or, where no runtime is left, drops it here.
     pub(super) fn close_connection<R>(&self, mut trial: Trial<R>, reason: CloseReason)
@@ -208,7 +177,7 @@ impl<M: Manager> Shared<M> {
     /// # Cancel safety
     ///
     /// Dropping the future only stops waiting.
-    pub(super) async fn all_closed(&self) {
+    pub(crate) async fn all_closed(&self) {
         let began = tokio::time::Instant::now();
         loop {
             listener!(self.changed => changed);
@@ -224,6 +193,27 @@ impl<M: Manager> Shared<M> {
             if let Err(Over::NoRuntime) = within(rest.min(LOOK_AGAIN), changed).await {
                 return;
             }
+        }
+    }
+
+    /// Whether a pool that is closed has connections that nobody has begun to close: somebody holds them, or they are
+    /// being reset.
+    pub(crate) fn is_held_up(&self) -> bool {
+        // First: one that has been closed since is in neither of the two. And not by its state, which says
+        // that it is being closed a little before there is anything to wait for.
+        let closing = self.closing.load(Ordering::SeqCst);
+        let counts = self.core.counts();
+        counts.alive() + counts.connecting > closing
+    }
+
+    /// Completes when there are none: while somebody holds one, that may take any time.
+    pub(crate) async fn not_held_up(&self) {
+        loop {
+            listener!(self.changed => changed);
+            if !self.is_held_up() {
+                return;
+            }
+            changed.await;
         }
     }
 }

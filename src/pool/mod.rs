@@ -32,7 +32,6 @@ mod trouble;
 
 pub use self::admin::DrainReport;
 pub use self::builder::PoolBuilder;
-pub(crate) use self::close::Ending;
 pub use self::guard::{ConnectionInfo, ConnectionState, Pooled, PooledOwned};
 pub use self::reaper::{Holder, Maintenance};
 
@@ -702,9 +701,9 @@ impl<M: Manager> Pool<M> {
         self.shared.shut();
     }
 
-    /// What tells how far the pool has come with its end; does not keep the pool open.
-    pub(crate) fn ending(&self) -> Ending<M> {
-        Ending(self.shared.clone())
+    /// The pool without its handle, which does not keep it open.
+    pub(crate) fn without_handle(&self) -> &Arc<Shared<M>> {
+        &self.shared
     }
 
     /// Whether the pool is closed. `true` stays true; `false` may be out of date at once.

@@ -66,11 +66,6 @@ impl<M: Manager> Pool<M> {
         MissedHere::attempt(&self.shared, caller)
     }
 
-    /// The pool without its handle, which does not keep it open.
-    pub(crate) fn without_handle(&self) -> &Arc<Shared<M>> {
-        &self.shared
-    }
-
     /// Has all that is idle checked before its next use, whatever the policy.
     pub(crate) fn have_idle_checked(&self) {
         self.shared.have_idle_checked();
