@@ -156,19 +156,20 @@ impl<M: Manager> Shared<M> {
         !(0..self.core.capacity()).any(is_left) && self.closing.load(Ordering::SeqCst) == 0
     }
 
+    /// For how long whoever has waited for that for so long goes on with it before he looks again, if he does.
+    fn time_to_close(&self, waited: Duration) -> Option<Duration> {
+        let rest = self.config.close_timeout.saturating_sub(waited);
+        let goes_on = !rest.is_zero() && !self.is_all_closed();
+        goes_on.then(|| rest.min(LOOK_AGAIN))
+    }
+
     /// As [`all_closed`](Self::all_closed), blocking the thread.
     pub(super) fn all_closed_blocking(&self) {
         let began = Instant::now();
         loop {
             listener!(self.changed => changed);
-            if self.is_all_closed() {
-                return;
-            }
-            let rest = self.config.close_timeout.saturating_sub(began.elapsed());
-            if rest.is_zero() {
-                return;
-            }
-            let _ = changed.wait_timeout(rest.min(LOOK_AGAIN));
+            let Some(rest) = self.time_to_close(began.elapsed()) else { return };
+            let _ = changed.wait_timeout(rest);
         }
     }
 
@@ -181,16 +182,10 @@ impl<M: Manager> Shared<M> {
         let began = tokio::time::Instant::now();
         loop {
             listener!(self.changed => changed);
-            if self.is_all_closed() {
-                return;
-            }
-            let rest = self.config.close_timeout.saturating_sub(began.elapsed());
-            if rest.is_zero() {
-                return;
-            }
+            let Some(rest) = self.time_to_close(began.elapsed()) else { return };
             // A runtime that nobody drives closes nothing, so this must not rely on it; and without a timer it
             // could wait for such a one.
-            if let Err(Over::NoRuntime) = within(rest.min(LOOK_AGAIN), changed).await {
+            if let Err(Over::NoRuntime) = within(rest, changed).await {
                 return;
             }
         }
