@@ -512,12 +512,9 @@ async fn collect<K: Key, M: Manager>(
     const AGAIN: Duration = Duration::from_millis(5);
 
     loop {
-        let wanted = match collecting.cluster.upgrade().as_ref().map(|cluster| cluster.cap.as_ref())
-        {
-            Some(Some(cap)) => cap.wanted.listen(),
-            _ => return,
-        };
-        let mut wanted = wanted;
+        let cluster = collecting.cluster.upgrade();
+        let wanted = cluster.and_then(|cluster| Some(cluster.cap.as_ref()?.wanted.listen()));
+        let Some(mut wanted) = wanted else { return };
         let mut again = pin!(tokio::time::sleep(AGAIN));
         poll_fn(|cx| {
             let changed = listeners.iter_mut().any(|it| Pin::new(it).poll(cx).is_ready());

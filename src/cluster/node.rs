@@ -222,18 +222,6 @@ impl<K> State<K> {
         }
     }
 
-    /// Whether a node is to be tried or asked again, which the caller does then, if he can.
-    fn is_due(&self, can: impl FnOnce() -> bool) -> bool {
-        let tried_at = self.tried_at.load(Ordering::Relaxed);
-        let now = self.now();
-        if u128::from(now.saturating_sub(tried_at)) < TRIED_AGAIN.as_nanos() || !can() {
-            return false;
-        }
-        // Of several at once, one does it.
-        let relaxed = Ordering::Relaxed;
-        self.tried_at.compare_exchange(tried_at, now, relaxed, relaxed).is_ok()
-    }
-
     /// A round trip has taken so long.
     fn took(&self, time: Duration) {
         let time = nanos(time).max(1);
@@ -435,10 +423,17 @@ impl<K: Key, M: Manager> Node<K, M> {
         part.max(0.05)
     }
 
-    /// Whether it is time to try it again, if it is down, or to ask its server again what it is; the caller does
-    /// that then.
+    /// Whether it is time to try it again, if it is down, or to ask its server again what it is, and that can be
+    /// done; the caller does that then.
     fn is_due(&self) -> bool {
-        self.state.is_due(|| self.pool.ground_or_current().is_some())
+        let (state, relaxed) = (&self.state, Ordering::Relaxed);
+        let (tried_at, now) = (state.tried_at.load(relaxed), state.now());
+        let is_early = u128::from(now.saturating_sub(tried_at)) < TRIED_AGAIN.as_nanos();
+        if is_early || self.pool.ground_or_current().is_none() {
+            return false;
+        }
+        // Of several at once, one does it.
+        state.tried_at.compare_exchange(tried_at, now, relaxed, relaxed).is_ok()
     }
 
     /// Opens one more connection in the background, if there is room and nobody does so already:

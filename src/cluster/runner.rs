@@ -7,7 +7,6 @@ use super::node::{Member, Node, Roving};
 use crate::error::AcquireError;
 use crate::manager::Manager;
 use crate::pool::node_side::{Missed, PooledBare, Terms};
-use std::borrow::Borrow;
 use std::future::{Future, pending};
 use std::mem;
 use std::pin::Pin;
@@ -64,8 +63,8 @@ impl<K: Key, M: Manager> Runner<K, M> {
         Self { node, waiting, terms, check, hurried, counts_on_room, asked, late, roving, in_doubt }
     }
 
-    pub(super) fn is_at<N: Borrow<Node<K, M>>>(&self, node: &N) -> bool {
-        self.node.pool.is(&node.borrow().pool)
+    pub(super) fn is_at(&self, node: &Node<K, M>) -> bool {
+        self.node.pool.is(&node.pool)
     }
 
     pub(super) fn poll(&mut self, cx: &Context<'_>) -> Poll<Found<K, M>> {

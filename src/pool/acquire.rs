@@ -683,7 +683,7 @@ impl<M: Manager> Shared<M> {
     ) -> Result<Option<Waiting<'_>>, AcquireError<M::Error>> {
         let Some(detector) = &self.detector else { return Ok(None) };
         let waiting = detector.wait(caller, line, self.core.limit());
-        waiting.map(Some).map_err(AcquireError::WouldDeadlock)
+        waiting.map_err(AcquireError::WouldDeadlock)
     }
 
     /// A waiter that may have been told to look again leaves without doing so: whoever is next in

@@ -79,7 +79,7 @@ impl Detector {
     }
 
     /// The caller is about to wait in this line, at `site`, for one of `size` connections, as long as
-    /// the answer lives.
+    /// the answer lives; `None` if it holds none itself, and so is in nobody's way.
     ///
     /// Whoever waits in the high line may be served by any connection, the others only by those that
     /// are not reserved. So if all are held by those who wait, so do all of them for good; and if all
@@ -94,13 +94,13 @@ impl Detector {
         site: Site,
         line: Line,
         size: usize,
-    ) -> Result<Waiting<'_>, Box<Deadlock>> {
+    ) -> Result<Option<Waiting<'_>>, Box<Deadlock>> {
         let party = Party::current();
         let size = self.most.unwrap_or(size);
         let mut known = lock(&self.known);
         let Known { held, waiting } = &mut *known;
         if !held.iter().flatten().any(|(holder, _)| *holder == party) {
-            return Ok(Waiting { detector: self, party: None, line });
+            return Ok(None);
         }
         let blocked = |holder: &Party| *holder == party || waiting.contains_key(holder);
         // A party that waits in both lines is served when either of its waits is.
@@ -126,7 +126,7 @@ impl Detector {
         let waits = waiting.entry(party).or_default();
         *waits.of(line) += 1;
         waits.size = size;
-        Ok(Waiting { detector: self, party: Some(party), line })
+        Ok(Some(Waiting { detector: self, party, line }))
     }
 
     /// Whether those who wait are to ask again when the pool has been made smaller.
@@ -161,18 +161,17 @@ fn sites(held: &[Option<(Party, Site)>], such: impl Fn(&Party) -> bool) -> Vec<S
 /// A holder that waits.
 pub(super) struct Waiting<'d> {
     detector: &'d Detector,
-    party: Option<Party>,
+    party: Party,
     line: Line,
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        let Some(party) = self.party else { return };
         let mut known = lock(&self.detector.known);
-        if let Some(waits) = known.waiting.get_mut(&party) {
+        if let Some(waits) = known.waiting.get_mut(&self.party) {
             *waits.of(self.line) -= 1;
             if waits.general + waits.high == 0 {
-                known.waiting.remove(&party);
+                known.waiting.remove(&self.party);
             }
         }
     }

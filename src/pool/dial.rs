@@ -163,7 +163,7 @@ impl<M: Manager> Dial<M> {
             return answer;
         }
         // Cancel: this is off both counts, and what was opened is dropped.
-        let _late = shared.connector.is_late(slot < shared.config.reserved.1);
+        let _late = shared.connector.is_late(shared.is_reserved(slot));
         shared.demand_of_somebody();
         connect.await
     }

@@ -63,7 +63,11 @@ impl<M: Manager> Pool<M> {
     /// What an acquire that borrows the pool finds at once.
     #[inline(always)]
     pub(crate) fn attempt_here(&self, caller: Caller) -> Result<Pooled<'_, M>, MissedHere<'_, M>> {
-        MissedHere::attempt(&self.shared, caller)
+        let keeper = &*self.shared;
+        match look(&keeper, caller) {
+            Found::Ready(loan) => Ok(Pooled::new(loan)),
+            found => Err(MissedHere { keeper, found, caller }),
+        }
     }
 
     /// Has all that is idle checked before its next use, whatever the policy.
@@ -328,14 +332,6 @@ pub(crate) struct MissedHere<'p, M: Manager> {
 }
 
 impl<'p, M: Manager> MissedHere<'p, M> {
-    #[inline(always)]
-    pub(super) fn attempt(keeper: &'p Shared<M>, caller: Caller) -> Result<Pooled<'p, M>, Self> {
-        match look(&keeper, caller) {
-            Found::Ready(loan) => Ok(Pooled::new(loan)),
-            found => Err(Self { keeper, found, caller }),
-        }
-    }
-
     /// Goes on as any acquire does, for `limit` at the most; `None` for `acquire_timeout`.
     pub(crate) async fn wait(
         self,

@@ -52,7 +52,9 @@ where
             end(lease, CloseReason::Rejected);
             return None;
         }
-        shared.accepted(new);
+        if new {
+            shared.connector.accepted();
+        }
         if let Some(detector) = &shared.detector {
             detector.lent(lease.number(), caller);
         }

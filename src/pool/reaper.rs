@@ -342,7 +342,7 @@ impl<M: Manager> Shared<M> {
     }
 
     /// Whether a slot is kept for callers with priority, so that its connection is none of `min_idle`.
-    fn is_reserved(&self, slot: usize) -> bool {
+    pub(super) fn is_reserved(&self, slot: usize) -> bool {
         slot < self.config.reserved.1
     }
 

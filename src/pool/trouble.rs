@@ -441,7 +441,7 @@ impl<E> Connector<E> {
     }
 
     /// A new connection has been handed out.
-    fn accepted(&self) {
+    pub(super) fn accepted(&self) {
         let useless = lock(&self.trouble).useless.take();
         if useless.is_some() {
             // What was opened is of use after all.
@@ -689,13 +689,6 @@ impl<M: Manager> Shared<M> {
             if let Some(in_a_row) = self.connector.is_of_no_use(tenant, failure) {
                 self.tell_lost(tenant.id, &error, in_a_row);
             }
-        }
-    }
-
-    /// A hook has let a connection pass. `new`: nobody has used it yet.
-    pub(super) fn accepted(&self, new: bool) {
-        if new {
-            self.connector.accepted();
         }
     }
 }
