@@ -459,30 +459,24 @@ impl<K: Key, M: Manager> Shared<K, M> {
                 Ok(pooled) => return Ok(ClusterGuard::new(pooled, &self.table)),
                 Err(AcquireError::Closed | AcquireError::Draining) => {
                     // Whoever closes a node has taken it out of the table first.
-                    let attempt = match self.table.load() {
-                        table if table.closed => {
-                            return Err(ClusterError::Closed { cluster: self.name() });
-                        }
-                        table => table.get(key).map(|node| {
-                            let attempt = attempt(node.pool.without_handle(), caller);
-                            let outcome = match attempt {
-                                // It was not there at once.
-                                Attempt::Hit(_) => Outcome::Served,
-                                // Cancel: if nothing else comes, that is the outcome.
-                                Attempt::Miss(_) => Outcome::Cancelled,
-                            };
-                            again = Some(Again { node: node.clone(), caller, began, outcome });
-                            attempt
-                        }),
+                    let table = self.table.load();
+                    if table.closed {
+                        return Err(ClusterError::Closed { cluster: self.name() });
+                    }
+                    let Some(next) = table.get(key) else {
+                        return Err(ClusterError::removed(self.name(), node));
                     };
+                    let attempt = attempt(next.pool.without_handle(), caller);
+                    // Cancel: if nothing else comes, that is the outcome.
+                    let outcome = Outcome::Cancelled;
+                    let again = again.insert(Again { node: next.clone(), caller, began, outcome });
                     match attempt {
-                        Some(Attempt::Hit(pooled)) => {
+                        Attempt::Hit(pooled) => {
+                            // It was not there at once.
+                            again.outcome = Outcome::Served;
                             return Ok(ClusterGuard::new(pooled, &self.table));
                         }
-                        Some(Attempt::Miss(again)) => missed = again,
-                        None => {
-                            return Err(ClusterError::removed(self.name(), node));
-                        }
+                        Attempt::Miss(next) => missed = next,
                     }
                 }
                 Err(mut source) => {
