@@ -146,7 +146,7 @@ async fn each_pool_is_settled_by_its_node_after_what_all_have_in_common() {
     // Other options are for the next pool.
     cluster.set_options("a", most("2")).unwrap();
     assert_eq!(sizes(), [5, 3, 1]);
-    cluster.replace("a", TestManager::new(), SECOND).await.unwrap();
+    drop(cluster.replace("a", TestManager::new(), SECOND).await.unwrap());
     assert_eq!(sizes(), [2, 3, 1]);
     let error = cluster.add_node_with("d".to_owned(), TestManager::new(), most("0")).unwrap_err();
     assert_eq!(error.to_string(), "node d: max_size is 0, but it must be from 1 to 1048576");
@@ -191,7 +191,7 @@ async fn a_handle_goes_to_its_node_until_that_is_gone() {
     drop(held);
     drop(a.acquire().await.unwrap());
     assert_eq!(managers[0].ledger.opened(), 1);
-    cluster.replace("a", TestManager::new(), SECOND).await.unwrap();
+    drop(cluster.replace("a", TestManager::new(), SECOND).await.unwrap());
     assert!(matches!(a.acquire().await, Err(ClusterError::Removed(_))));
     drop(cluster.node("a").unwrap().acquire().await.unwrap());
     managers[1].connect.always(Act::Error);
@@ -370,7 +370,7 @@ async fn no_error_of_a_cluster_says_anything_twice() {
     chains.push(of(&permanent));
     chains.push(of(&cluster.acquire_any(Policy::Primary).await.unwrap_err()));
     let handle = cluster.node("c").unwrap();
-    cluster.remove_node("c", SECOND).await.unwrap();
+    drop(cluster.remove_node("c", SECOND).await.unwrap());
     chains.push(of(&handle.acquire().await.unwrap_err()));
     cluster.close().await;
     chains.push(of(&cluster.acquire("a").await.unwrap_err()));
@@ -858,7 +858,7 @@ async fn a_session_stays_at_its_node_and_others_do_not_move_when_a_node_goes() {
         let share = before.values().filter(|home| *home == key).count();
         assert!((180..=320).contains(&share), "{key} has {share} of 2000");
     }
-    cluster.remove_node("node-3", SECOND).await.unwrap();
+    drop(cluster.remove_node("node-3", SECOND).await.unwrap());
     let after = homes(&cluster, &sessions).await;
     for (session, home) in &before {
         if home == "node-3" {
@@ -1526,7 +1526,7 @@ fn of_two_who_see_the_same_room_one_has_one_opened_elsewhere() {
 async fn whoever_waits_while_a_node_opens_one_for_others_is_served_by_the_next_that_comes() {
     let policy = first("a");
     let (cluster, [a, _]) = unhurried(1);
-    cluster.remove_node("b", SECOND).await.unwrap();
+    drop(cluster.remove_node("b", SECOND).await.unwrap());
     a.connect.always(Act::Gated);
     let mut acquires = in_line(&cluster, Policy::Rank(&policy), 2);
     eventually("it connects", || a.connect.running() == 1).await;
@@ -1745,10 +1745,10 @@ async fn a_thread_that_has_been_to_a_node_learns_at_once_that_it_is_gone_or_repl
     };
     assert_eq!((go().unwrap(), go().unwrap()), (1, 2));
     let manager = TestManager::new();
-    cluster.replace("a", manager.clone(), SECOND).await.unwrap();
+    drop(cluster.replace("a", manager.clone(), SECOND).await.unwrap());
     assert_eq!(go().unwrap(), 1);
     assert_eq!((managers[0].ledger.opened(), manager.ledger.opened()), (1, 1));
-    cluster.remove_node("a", SECOND).await.unwrap();
+    drop(cluster.remove_node("a", SECOND).await.unwrap());
     assert!(matches!(go(), Err(ClusterError::UnknownNode(_))));
     cluster.close().await;
     assert!(matches!(go(), Err(ClusterError::Closed { .. })));
@@ -1844,7 +1844,7 @@ async fn a_removed_node_is_gone_from_memory_once_its_threads_have_looked_again()
             cluster.add_node(key, manager).unwrap();
             drop(cluster.acquire(key).await.unwrap());
         }
-        cluster.remove_node("a", SECOND).await.unwrap();
+        drop(cluster.remove_node("a", SECOND).await.unwrap());
         eventually("what is left of the node has ended", || {
             assert!(matches!(poll_once(pin!(cluster.acquire("b"))), Poll::Ready(Ok(_))));
             ended.load(Ordering::SeqCst) == 1
@@ -1867,7 +1867,7 @@ async fn the_drop_of_a_guard_ends_nothing_of_another_node() {
     }
     drop(cluster.acquire("gone").await.unwrap());
     let guard = cluster.acquire("b").await.unwrap();
-    cluster.remove_node("gone", SECOND).await.unwrap();
+    drop(cluster.remove_node("gone", SECOND).await.unwrap());
     let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
     eventually("only this thread knows of the node", || tasks() <= 1).await;
     drop(guard);
@@ -1921,7 +1921,7 @@ async fn under_a_cap_a_node_that_was_removed_with_a_connection_out_is_let_go_of_
     cluster.add_node("d", Parting { ended: ended.clone(), cluster: Weak::new() }).unwrap();
     let out = cluster.acquire("a").await.unwrap();
     drop(cluster.acquire("b").await.unwrap());
-    cluster.remove_node("a", MILLISECOND).await.unwrap();
+    drop(cluster.remove_node("a", MILLISECOND).await.unwrap());
     drop(out);
     let began = std::time::Instant::now();
     while ended.load(Ordering::SeqCst) == 0 {
@@ -2004,7 +2004,7 @@ async fn nodes_come_and_go_under_load_without_an_error() {
         let manager = TestManager::new();
         cluster.add_node("d".to_owned(), manager.clone()).unwrap();
         tokio::task::yield_now().await;
-        cluster.replace("a", TestManager::new(), PATIENCE).await.unwrap();
+        drop(cluster.replace("a", TestManager::new(), PATIENCE).await.unwrap());
         let report = cluster.remove_node("d", PATIENCE).await.unwrap();
         assert!(report.still_out.is_empty());
         assert_eq!(manager.ledger.live(), 0, "no guard of a node is left after its drain");
@@ -2015,7 +2015,7 @@ async fn nodes_come_and_go_under_load_without_an_error() {
     }
     assert_eq!(served.load(Ordering::Relaxed), 8_000);
     assert!(others.len() > 1, "nothing came and went");
-    cluster.remove_node("a", PATIENCE).await.unwrap();
+    drop(cluster.remove_node("a", PATIENCE).await.unwrap());
     settled(&cluster, &[managers[1].clone(), managers[2].clone()]).await;
 }
 
@@ -2035,7 +2035,7 @@ fn what_settles_the_pool_of_a_replacement_may_change_the_cluster() {
     join(std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let replace = cluster.replace("a", TestManager::new(), SECOND);
-        runtime.unwrap().block_on(replace).unwrap();
+        drop(runtime.unwrap().block_on(replace).unwrap());
         let status = cluster.status();
         // What was changed meanwhile is not undone.
         assert_eq!((status.nodes[0].weight, status.nodes[0].role), (7, Role::Unknown));
@@ -2165,7 +2165,7 @@ async fn nothing_of_a_cluster_that_is_gone_stays_in_memory() {
     // A node that is gone while a connection is out, and one that the last handle leaves behind.
     let gone = cluster.acquire("c").await.unwrap().into_owned();
     drop(cluster.acquire("c").await.unwrap());
-    cluster.remove_node("c", Duration::ZERO).await.unwrap();
+    drop(cluster.remove_node("c", Duration::ZERO).await.unwrap());
     let out = cluster.acquire("a").await.unwrap().into_owned();
     let weak = Arc::downgrade(&token);
     drop((cluster, token));
@@ -2203,7 +2203,7 @@ async fn a_connection_of_a_node_that_was_replaced_does_not_come_to_the_new_one()
     let (cluster, managers) = cluster_of(builder(), [("a", plain())]);
     let (here, there) = (cluster.acquire("a").await.unwrap(), cluster.acquire("a").await.unwrap());
     let (late, new) = (cluster.acquire("a").await.unwrap(), TestManager::new());
-    cluster.replace("a", new.clone(), Duration::ZERO).await.unwrap();
+    drop(cluster.replace("a", new.clone(), Duration::ZERO).await.unwrap());
     let live = || managers[0].ledger.live();
     // This thread has not seen yet that the nodes have changed.
     drop(here);
@@ -2839,7 +2839,7 @@ async fn a_monitor_sees_the_nodes_that_there_are_and_keeps_nothing_open() {
         monitor.statuses().iter().map(|status| status.config.name.to_string()).collect()
     };
     assert_eq!(names(), ["test/a", "test/b"]);
-    cluster.remove_node("a", SECOND).await.unwrap();
+    drop(cluster.remove_node("a", SECOND).await.unwrap());
     cluster.add_node("c".to_owned(), TestManager::new()).unwrap();
     assert_eq!(names(), ["test/b", "test/c"]);
     let guard = cluster.acquire("b").await.unwrap();
@@ -4085,7 +4085,7 @@ async fn a_cap_holds_while_nodes_come_and_go() {
         for _ in 0..8 {
             tokio::task::yield_now().await;
         }
-        cluster.remove_node("goes", Duration::ZERO).await.unwrap();
+        drop(cluster.remove_node("goes", Duration::ZERO).await.unwrap());
     }
     is_over.store(true, Ordering::SeqCst);
     let mut served = 0;
@@ -4240,7 +4240,7 @@ async fn what_fails_because_a_cap_is_used_up_says_so_and_who_has_what() {
     let failure = std::error::Error::source(&failure).expect("there is no room").to_string();
     assert!(failure.ends_with(&format!("; {why} has 1")), "{failure}");
     // Also if it is not there any more.
-    cluster.remove_node("a", Duration::ZERO).await.unwrap();
+    drop(cluster.remove_node("a", Duration::ZERO).await.unwrap());
     let failure = cluster.acquire("b").await.unwrap_err().to_string();
     assert!(failure.ends_with(&format!("; {why} (removed) has 1")), "{failure}");
     drop(held);
@@ -4265,7 +4265,7 @@ async fn a_cap_that_is_not_why_is_not_named() {
         assert!(!failure.contains("max_connections"), "{failure}");
     }
     // Another one could have more, but nobody waits there.
-    cluster.remove_node("b", Duration::ZERO).await.unwrap();
+    drop(cluster.remove_node("b", Duration::ZERO).await.unwrap());
     cluster.add_node("c".to_owned(), TestManager::new()).unwrap();
     let only_a = |node: &NodeView<'_, String>| (node.key() == "a").then_some(0.0);
     let failure = cluster.acquire_any(Policy::Rank(&only_a)).await.unwrap_err().to_string();
@@ -4294,7 +4294,7 @@ async fn a_status_tells_the_cap_and_how_much_of_it_is_in_use() {
     let (cluster, _, _) = capped(3, 3, [("a", plain()), ("b", plain())]);
     let held = hold(&cluster, "a", 2).await;
     let of_b = cluster.acquire("b").await.unwrap();
-    cluster.remove_node("a", Duration::ZERO).await.unwrap();
+    drop(cluster.remove_node("a", Duration::ZERO).await.unwrap());
     drop(of_b);
     let status = cluster.status();
     assert_eq!((status.max_connections, status.connections), (Some(3), 3));
@@ -4313,7 +4313,7 @@ async fn a_status_tells_the_cap_and_how_much_of_it_is_in_use() {
     let (cluster, _) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
     let held = cluster.acquire("a").await.unwrap();
     drop(cluster.acquire("b").await.unwrap());
-    cluster.remove_node("a", Duration::ZERO).await.unwrap();
+    drop(cluster.remove_node("a", Duration::ZERO).await.unwrap());
     let status = cluster.status();
     assert_eq!((status.max_connections, status.connections), (None, 2));
     drop(held);
@@ -4484,7 +4484,7 @@ fn what_asks_a_server_for_its_role_hears_that_the_runtime_has_ended_where_the_ca
         assert!(poll_once(acquire.as_mut()).is_pending());
         eventually("both are to be asked", || waiters("a") + waiters("b") == 2).await;
         // So that nobody asks it again, who would look after the cap himself.
-        cluster.remove_node("x", Duration::ZERO).await.unwrap();
+        drop(cluster.remove_node("x", Duration::ZERO).await.unwrap());
         one.shutdown_background();
         assert!(timeout(100 * MILLISECOND, acquire.as_mut()).await.is_err(), "it is in use");
         drop(held);
@@ -5121,7 +5121,7 @@ async fn a_node_that_fails_for_good_is_tried_for_those_who_wait_elsewhere_or_for
         let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
         let held = cluster.acquire("b").await.unwrap();
         if others == 0 {
-            cluster.remove_node("b", Duration::ZERO).await.unwrap();
+            drop(cluster.remove_node("b", Duration::ZERO).await.unwrap());
         }
         managers[0].connect.always(Act::Permanent);
         let first_a = first("a");

@@ -911,7 +911,7 @@ async fn a_panic_in_after_release_or_on_destroy_costs_nothing() {
     assert!(poll_once(waiter.as_mut()).is_pending());
     held.discard();
     assert_eq!(waiter.await.unwrap().id, 2);
-    pool.drain(SECOND).await;
+    drop(pool.drain(SECOND).await);
     let metrics = balanced(&pool, &manager.ledger).await;
     assert_eq!((metrics.closed.discarded, metrics.closed.drained), (1, 1));
 }

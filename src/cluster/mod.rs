@@ -629,7 +629,7 @@ mod tests {
         for _ in 0..50 {
             cluster.add_node("a", manager()).unwrap();
             let held = cluster.acquire("a").await.unwrap();
-            cluster.remove_node("a", Duration::ZERO).await.unwrap();
+            drop(cluster.remove_node("a", Duration::ZERO).await.unwrap());
             drop(held);
             tokio::task::yield_now().await;
         }
