@@ -7,8 +7,8 @@ mod support;
 use support::*;
 
 use millpond::cluster::{
-    Cluster, ClusterBuilder, ClusterError, ClusterGuard, Endpoint, Member, NodeError, NodeHandle,
-    NodeOptions, NodeView, Policy, Role,
+    Cluster, ClusterBuilder, ClusterError, ClusterGuard, Endpoint, Key, Member, NodeError,
+    NodeHandle, NodeOptions, NodeView, Policy, Role,
 };
 use millpond::{
     AcquireError, CheckPolicy, Condition, Config, DrainReport, Health, Hooks, Manager,
@@ -337,6 +337,25 @@ async fn an_endpoint_may_be_added_with_a_role_and_a_weight() {
     cluster.add_endpoint_with("a", "db1:5432".parse().unwrap(), options).unwrap();
     let node = &cluster.status().nodes[0];
     assert_eq!((node.key.as_str(), node.role, node.weight), ("a", Role::Replica, 3));
+}
+
+/// What is written once for all clusters, whatever their keys and managers are.
+async fn reaches<K: Key, M: Manager>(
+    cluster: &Cluster<K, M>,
+    key: &K,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
+    drop(cluster.acquire(key).await?);
+    drop(cluster.node(key)?.acquire().await?);
+    Ok(())
+}
+
+#[tokio::test]
+async fn whoever_knows_nothing_of_a_key_passes_a_clusters_errors_on() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain())]);
+    reaches(&cluster, &"a".to_owned()).await.unwrap();
+    let error = reaches(&cluster, &"b".to_owned()).await.unwrap_err();
+    assert_eq!(error.to_string(), "cluster test has no node b; its nodes are: a");
+    settled(&cluster, &managers).await;
 }
 
 /// What an error says, and then all that has led to it.

@@ -94,10 +94,13 @@ use std::task::Poll;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// What a node can be known by.
-pub trait Key: Hash + Eq + Clone + fmt::Display + Send + Sync + 'static {}
+/// What a node can be known by: whatever has all of these.
+///
+/// `Debug`, which every [`Error`](std::error::Error) has, is among them for the errors that have a key in them: so
+/// whoever writes for any key can pass them on.
+pub trait Key: Hash + Eq + Clone + fmt::Debug + fmt::Display + Send + Sync + 'static {}
 
-impl<K: Hash + Eq + Clone + fmt::Display + Send + Sync + 'static> Key for K {}
+impl<K: Hash + Eq + Clone + fmt::Debug + fmt::Display + Send + Sync + 'static> Key for K {}
 
 /// A pool for each of several nodes.
 ///
