@@ -546,6 +546,12 @@ mod managed {
     }
 
     impl<E> Timeout<E> {
+        /// The pool's [name](crate::Config::name); of a cluster's node `cluster/node`.
+        #[must_use]
+        pub fn pool(&self) -> &str {
+            &self.pool
+        }
+
         /// How long the acquire waited.
         #[must_use]
         pub fn waited(&self) -> Duration {
