@@ -345,7 +345,7 @@ async fn reaches<K: Key, M: Manager>(
     key: &K,
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
     drop(cluster.acquire(key).await?);
-    drop(cluster.node(key)?.acquire().await?);
+    drop(cluster.node(key)?.acquire().await?.into_owned());
     Ok(())
 }
 
@@ -2214,6 +2214,27 @@ async fn a_connection_goes_back_to_its_node_on_whatever_thread() {
     drop(owned);
     assert_eq!((idle("a"), idle("b")), (2, 2));
     assert_eq!([managers[0].ledger.live(), managers[1].ledger.live()], [2, 2]);
+}
+
+#[tokio::test]
+async fn a_connection_of_a_nodes_handle_may_be_moved_to_a_task() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain())]);
+    let node = cluster.node("a").unwrap();
+    let (owned, line) = (node.acquire().await.unwrap().into_owned(), line!());
+    drop(node);
+    let served = tokio::spawn(async move { (owned.id, owned.manager().key().clone(), owned) });
+    let (id, key, owned) = served.await.unwrap();
+    assert_eq!((id, &*key), (1, "a"));
+    let site = cluster.holders()[0].1.site.unwrap();
+    assert_eq!((site.line(), site.file().ends_with("cluster.rs")), (line, true), "{site}");
+    drop(owned);
+    settled(&cluster, &managers).await;
+    // As with any other, it goes to a node that is there no more, though no handle is.
+    let owned = cluster.node("a").unwrap().try_acquire().unwrap().into_owned();
+    drop(cluster);
+    assert_eq!((owned.id, managers[0].ledger.live()), (1, 1));
+    drop(owned);
+    eventually("it is closed", || managers[0].ledger.live() == 0).await;
 }
 
 /// The new node has the old one's key, and perhaps its place.
