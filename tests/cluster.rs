@@ -8,7 +8,7 @@ use support::*;
 
 use millpond::cluster::{
     Cluster, ClusterBuilder, ClusterError, ClusterGuard, Endpoint, Key, Member, NodeError,
-    NodeHandle, NodeOptions, NodeView, Policy, Role,
+    NodeHandle, NodeOptions, NodeView, Policy, Role, WeakCluster,
 };
 use millpond::{
     AcquireError, CheckPolicy, Condition, Config, DrainReport, Health, Hooks, Manager,
@@ -5774,6 +5774,36 @@ async fn a_node_that_is_tried_in_the_background_is_not_kept_open_by_that() {
     let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
     eventually("no task is left", || tasks() == 0).await;
     assert_eq!(managers[0].connect.running(), 0);
+}
+
+#[tokio::test]
+async fn a_weak_handle_finds_the_cluster_and_does_not_keep_it_open() {
+    type Own = Arc<OnceLock<WeakCluster<String, TestManager>>>;
+    let (own, seen) = (Own::default(), Arc::new(AtomicUsize::new(0)));
+    let builder = builder().pools_for({
+        let (own, seen) = (own.clone(), seen.clone());
+        move |_, _, pool| {
+            let (own, seen) = (own.clone(), seen.clone());
+            pool.hooks(Hooks::new().on_checkout(move |_| {
+                let cluster = own.get().and_then(WeakCluster::upgrade).expect("it is in use");
+                seen.store(cluster.nodes().len(), Ordering::SeqCst);
+            }))
+        }
+    });
+    let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    own.set(cluster.downgrade()).expect("once");
+    drop((cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap()));
+    assert_eq!(seen.load(Ordering::SeqCst), 2);
+    let live = || managers[0].ledger.live() + managers[1].ledger.live();
+    // One that it makes is as good as any other.
+    let weak = own.get().expect("it is set").clone();
+    let other = weak.upgrade().expect("it is there");
+    drop(cluster);
+    drop(other.acquire("b").await.unwrap());
+    assert_eq!((live(), other.is_closed(), format!("{weak:?}")), (2, false, "WeakCluster".into()));
+    drop(other);
+    assert!(weak.upgrade().is_none());
+    eventually("all are closed", || live() == 0).await;
 }
 
 #[test]
