@@ -552,7 +552,8 @@ impl<M: Manager> Pool<M> {
         self.pool.status()
     }
 
-    /// The settings.
+    /// The settings, as the pool was built: what [`resize`](Self::resize) and
+    /// [`set_interval`](Maintenance::set_interval) change does not show here.
     #[must_use]
     pub fn config(&self) -> &Config {
         self.pool.config()
