@@ -1428,3 +1428,76 @@ async fn localhost_is_found_by_the_systems_resolver() {
     let error = dns.next().await.unwrap().unwrap_err();
     assert_eq!(error.endpoint.host, "no\0name");
 }
+
+#[cfg(feature = "serde")]
+#[test]
+fn nodes_come_back_from_toml_and_json_as_they_went() {
+    use std::collections::BTreeMap;
+    let endpoints = ["db1:5432", "[fe80::1%eth0]:5432", "/run/postgresql:5432"];
+    let endpoints = endpoints.map(|text| text.parse::<Endpoint>().unwrap());
+    let json = serde_json::to_string(&endpoints).unwrap();
+    assert_eq!(json, r#"["db1:5432","[fe80::1%eth0]:5432","/run/postgresql:5432"]"#);
+    assert_eq!(serde_json::from_str::<[Endpoint; 3]>(&json).unwrap(), endpoints);
+    for role in [Role::Unknown, Role::Primary, Role::Replica] {
+        let json = serde_json::to_string(&role).unwrap();
+        assert_eq!(json, format!("{:?}", role.word()));
+        assert_eq!(serde_json::from_str::<Role>(&json).unwrap(), role);
+        let options = NodeOptions::default().role(role).weight(1_000_000).label("zone", "a");
+        let options = options.label("weight", "heavy");
+        let (toml, json) =
+            (toml::to_string(&options).unwrap(), serde_json::to_string(&options).unwrap());
+        assert_eq!(toml::from_str::<NodeOptions>(&toml).unwrap(), options, "{toml}");
+        assert_eq!(serde_json::from_str::<NodeOptions>(&json).unwrap(), options, "{json}");
+    }
+    assert_eq!(toml::from_str::<NodeOptions>("").unwrap(), NodeOptions::default());
+    // A number may be text, as in a pool's settings, and a label is whatever its value says.
+    let read: NodeOptions = toml::from_str("weight = \"7\"\nlabels.rack = 4").unwrap();
+    assert_eq!(read, NodeOptions::default().weight(7).label("rack", "4"));
+    let set = "[a]\nrole = \"primary\"\n[b]\nlabels = { x = true }";
+    let set: BTreeMap<String, NodeOptions> = toml::from_str(set).unwrap();
+    assert_eq!((set["a"].role, set["b"].labels["x"].as_str()), (Role::Primary, "true"));
+}
+
+#[cfg(feature = "serde")]
+#[test]
+fn what_is_wrong_with_a_node_in_a_file_is_named_with_its_value_and_the_rule() {
+    for (json, said) in [
+        (r#"{"weight": 0}"#, "weight is 0, but it must be at least 1: remove the node"),
+        (r#"{"weight": 1000001}"#, "weight is 1000001, but it must be at most 1,000,000"),
+        (r#"{"weight": 4294967296}"#, "weight is \"4294967296\", but it must be at most 1,000,000"),
+        (
+            r#"{"weight": -1}"#,
+            "weight is \"-1\", but it must be a whole number, from 1 to 1,000,000",
+        ),
+        (r#"{"weight": 1.5}"#, "weight is \"1.5\", but it must be a whole number"),
+        (r#"{"weight": null}"#, "weight is null, but it must be a whole number"),
+        (r#"{"weight": []}"#, "weight: invalid type: sequence, expected a number"),
+        (r#"{"weight": 1, "weight": 2}"#, "weight is set, but it must not be set twice"),
+        (
+            r#"{"role": "Primary"}"#,
+            "role is \"Primary\", but it must be \"unknown\", \"primary\" or \"replica\"",
+        ),
+        (r#"{"role": null}"#, "role is null, but it must be \"unknown\", \"primary\""),
+        (r#"{"labels": {"zone": null}}"#, "labels: zone is null, but it must be text"),
+        (r#"{"labels": {"zone": {}}}"#, "labels: zone: invalid type: map"),
+        (r#"{"labels": {"a": 1, "a": 2}}"#, "labels: a is set, but it must not be set twice"),
+        (r#"{"labels": "a"}"#, "labels: invalid type: string \"a\", expected labels"),
+        (
+            r#"{"password": "hush"}"#,
+            "password is set, but it is no option of a node; there are role, weight, labels",
+        ),
+        (r#""replica""#, "invalid type: string \"replica\", expected the options of a node"),
+    ] {
+        let error = serde_json::from_str::<NodeOptions>(json).expect_err(json).to_string();
+        assert!(error.starts_with(said), "{json}: {error}");
+        assert!(!error.contains("hush"), "{error}");
+    }
+    let error = serde_json::from_str::<Role>("\"leader\"").unwrap_err().to_string();
+    assert!(error.starts_with("role is \"leader\", but it must be \"unknown\", "), "{error}");
+    for text in ["db1", "db1:0", "postgres://u:hush@h:5432"] {
+        let own = text.parse::<Endpoint>().unwrap_err().to_string();
+        let error = serde_json::from_str::<Endpoint>(&format!("{text:?}")).unwrap_err().to_string();
+        assert!(error.starts_with(&own), "{error}");
+        assert!(!error.contains("hush"), "{error}");
+    }
+}

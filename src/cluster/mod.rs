@@ -55,6 +55,8 @@ mod race;
 mod runner;
 mod status;
 mod table;
+#[cfg(feature = "serde")]
+mod text;
 mod watch;
 
 pub use self::acquire::NodeHandle;

@@ -5,6 +5,9 @@
 #[cfg(feature = "serde")]
 mod text;
 
+#[cfg(all(feature = "serde", feature = "cluster"))]
+pub(crate) use self::text::Value;
+
 use crate::core::IdleOrder;
 use crate::error::{ConfigError, check_capacity, check_shards};
 use std::sync::Arc;
