@@ -517,7 +517,6 @@ impl<M: Manager> Pool<M> {
     /// Closes the pool for good, and waits for the connections in use, for `limit` at the most; see
     /// [`crate::Pool::drain`]. Called on the pool's own thread, by a hook, or inside an asynchronous task, which may
     /// keep those from running that hold them, it waits for none of them.
-    #[must_use = "the report says who still holds a connection"]
     pub fn drain(&self, limit: Duration) -> DrainReport {
         self.pool.drain_blocking(if self.driver.must_not_wait() { Duration::ZERO } else { limit })
     }
@@ -553,7 +552,8 @@ impl<M: Manager> Pool<M> {
         self.pool.status()
     }
 
-    /// The settings.
+    /// The settings, as the pool was built: what [`resize`](Self::resize) and
+    /// [`set_interval`](Maintenance::set_interval) change does not show here.
     #[must_use]
     pub fn config(&self) -> &Config {
         self.pool.config()

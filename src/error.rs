@@ -120,9 +120,9 @@ pub enum AcquireObjectError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TryAcquireError {
-    /// Nothing is idle, or others were there first and wait. Or what is idle would have to be checked first, or
-    /// shown to the hook `before_acquire`.
-    #[error("nothing is idle")]
+    /// Nothing is idle, or what is idle is for others, who were there first and wait or have priority. Or it would
+    /// have to be checked first, or shown to the hook `before_acquire`.
+    #[error("nothing idle can be handed out at once")]
     Empty,
     /// The pool is being drained.
     #[error("the pool is being drained")]
@@ -546,6 +546,12 @@ mod managed {
     }
 
     impl<E> Timeout<E> {
+        /// The pool's [name](crate::Config::name); of a cluster's node `cluster/node`.
+        #[must_use]
+        pub fn pool(&self) -> &str {
+            &self.pool
+        }
+
         /// How long the acquire waited.
         #[must_use]
         pub fn waited(&self) -> Duration {

@@ -85,10 +85,12 @@ mod managed {
 mod cluster {
     use super::{RefUnwindSafe, UnwindSafe};
     use crate::Manager;
-    use crate::cluster::{Cluster, ClusterGuard, Key, NodeHandle};
+    use crate::cluster::{Cluster, ClusterGuard, Key, NodeHandle, WeakCluster};
 
     impl<K: Key, M: Manager> UnwindSafe for Cluster<K, M> {}
     impl<K: Key, M: Manager> RefUnwindSafe for Cluster<K, M> {}
+    impl<K: Key, M: Manager> UnwindSafe for WeakCluster<K, M> {}
+    impl<K: Key, M: Manager> RefUnwindSafe for WeakCluster<K, M> {}
     impl<K: Key, M: Manager> UnwindSafe for NodeHandle<K, M> {}
     impl<K: Key, M: Manager> RefUnwindSafe for NodeHandle<K, M> {}
     impl<K: Key, M: Manager> UnwindSafe for ClusterGuard<'_, K, M> {}

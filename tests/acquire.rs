@@ -331,6 +331,32 @@ async fn an_owned_guard_outlives_every_handle() {
     assert_eq!(manager.ledger.live(), 0);
 }
 
+#[tokio::test]
+async fn a_guard_that_is_made_owned_is_the_same_loan() {
+    let manager = TestManager::new();
+    let pool = warm(&manager, 1).await;
+    drop(pool.acquire().await.unwrap());
+    let (borrowed, line) = (pool.acquire().await.unwrap(), line!());
+    let (info, before) = (borrowed.info(), pool.metrics());
+    let mut owned = borrowed.into_owned();
+    assert_counts(&pool, (0, 0, 0, 1, 0));
+    let (after, since) = (pool.metrics(), owned.info());
+    assert_eq!((after.acquires, after.created), (before.acquires, before.created));
+    assert_eq!((since.id, since.uses, since.created), (info.id, 2, info.created));
+    let site = pool.holders()[0].site.unwrap();
+    assert_eq!((site.line(), site.file().ends_with("acquire.rs")), (line, true), "{site}");
+    owned.note = 7;
+    drop(tokio::spawn(async move { owned }).await.unwrap());
+    assert_counts(&pool, (0, 0, 1, 0, 0));
+    assert_eq!(pool.acquire().await.unwrap().note, 7);
+    // It outlives every handle.
+    let owned = pool.acquire().await.unwrap().into_owned();
+    drop(pool);
+    assert_eq!((owned.note, manager.ledger.live()), (7, 1));
+    drop(owned);
+    eventually("it is closed", || manager.ledger.closed() == 1).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_owned_guard_is_acquired_within_a_limit_or_at_once_or_not_at_all() {
     let manager = TestManager::new();

@@ -822,7 +822,7 @@ fn a_thread_in_a_runtime_that_has_ended_finds_that_out_without_a_panic() {
                 assert!(matches!(refused, Err(AcquireError::NoRuntime)), "{refused:?}");
                 let warm = pollster::block_on(pool.warm_up(2));
                 assert!(matches!(warm, Err(WarmUpError::NoRuntime)), "{warm:?}");
-                pollster::block_on(pool.drain(SECOND));
+                drop(pollster::block_on(pool.drain(SECOND)));
                 pollster::block_on(pool.close());
                 drop(guards);
             })

@@ -7,8 +7,8 @@ mod support;
 use support::*;
 
 use millpond::cluster::{
-    Cluster, ClusterBuilder, ClusterError, ClusterGuard, Endpoint, Member, NodeError, NodeHandle,
-    NodeOptions, NodeView, Policy, Role,
+    Cluster, ClusterBuilder, ClusterError, ClusterGuard, Endpoint, Key, Member, NodeError,
+    NodeHandle, NodeOptions, NodeView, Policy, Role, WeakCluster,
 };
 use millpond::{
     AcquireError, CheckPolicy, Condition, Config, DrainReport, Health, Hooks, Manager,
@@ -146,7 +146,7 @@ async fn each_pool_is_settled_by_its_node_after_what_all_have_in_common() {
     // Other options are for the next pool.
     cluster.set_options("a", most("2")).unwrap();
     assert_eq!(sizes(), [5, 3, 1]);
-    cluster.replace("a", TestManager::new(), SECOND).await.unwrap();
+    drop(cluster.replace("a", TestManager::new(), SECOND).await.unwrap());
     assert_eq!(sizes(), [2, 3, 1]);
     let error = cluster.add_node_with("d".to_owned(), TestManager::new(), most("0")).unwrap_err();
     assert_eq!(error.to_string(), "node d: max_size is 0, but it must be from 1 to 1048576");
@@ -191,7 +191,7 @@ async fn a_handle_goes_to_its_node_until_that_is_gone() {
     drop(held);
     drop(a.acquire().await.unwrap());
     assert_eq!(managers[0].ledger.opened(), 1);
-    cluster.replace("a", TestManager::new(), SECOND).await.unwrap();
+    drop(cluster.replace("a", TestManager::new(), SECOND).await.unwrap());
     assert!(matches!(a.acquire().await, Err(ClusterError::Removed(_))));
     drop(cluster.node("a").unwrap().acquire().await.unwrap());
     managers[1].connect.always(Act::Error);
@@ -339,6 +339,25 @@ async fn an_endpoint_may_be_added_with_a_role_and_a_weight() {
     assert_eq!((node.key.as_str(), node.role, node.weight), ("a", Role::Replica, 3));
 }
 
+/// What is written once for all clusters, whatever their keys and managers are.
+async fn reaches<K: Key, M: Manager>(
+    cluster: &Cluster<K, M>,
+    key: &K,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
+    drop(cluster.acquire(key).await?);
+    drop(cluster.node(key)?.acquire().await?.into_owned());
+    Ok(())
+}
+
+#[tokio::test]
+async fn whoever_knows_nothing_of_a_key_passes_a_clusters_errors_on() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain())]);
+    reaches(&cluster, &"a".to_owned()).await.unwrap();
+    let error = reaches(&cluster, &"b".to_owned()).await.unwrap_err();
+    assert_eq!(error.to_string(), "cluster test has no node b; its nodes are: a");
+    settled(&cluster, &managers).await;
+}
+
 /// What an error says, and then all that has led to it.
 fn chain(error: &(dyn Error + 'static)) -> Vec<String> {
     let causes = successors(Some(error), |error| (*error).source());
@@ -370,7 +389,7 @@ async fn no_error_of_a_cluster_says_anything_twice() {
     chains.push(of(&permanent));
     chains.push(of(&cluster.acquire_any(Policy::Primary).await.unwrap_err()));
     let handle = cluster.node("c").unwrap();
-    cluster.remove_node("c", SECOND).await.unwrap();
+    drop(cluster.remove_node("c", SECOND).await.unwrap());
     chains.push(of(&handle.acquire().await.unwrap_err()));
     cluster.close().await;
     chains.push(of(&cluster.acquire("a").await.unwrap_err()));
@@ -858,7 +877,7 @@ async fn a_session_stays_at_its_node_and_others_do_not_move_when_a_node_goes() {
         let share = before.values().filter(|home| *home == key).count();
         assert!((180..=320).contains(&share), "{key} has {share} of 2000");
     }
-    cluster.remove_node("node-3", SECOND).await.unwrap();
+    drop(cluster.remove_node("node-3", SECOND).await.unwrap());
     let after = homes(&cluster, &sessions).await;
     for (session, home) in &before {
         if home == "node-3" {
@@ -1526,7 +1545,7 @@ fn of_two_who_see_the_same_room_one_has_one_opened_elsewhere() {
 async fn whoever_waits_while_a_node_opens_one_for_others_is_served_by_the_next_that_comes() {
     let policy = first("a");
     let (cluster, [a, _]) = unhurried(1);
-    cluster.remove_node("b", SECOND).await.unwrap();
+    drop(cluster.remove_node("b", SECOND).await.unwrap());
     a.connect.always(Act::Gated);
     let mut acquires = in_line(&cluster, Policy::Rank(&policy), 2);
     eventually("it connects", || a.connect.running() == 1).await;
@@ -1745,10 +1764,10 @@ async fn a_thread_that_has_been_to_a_node_learns_at_once_that_it_is_gone_or_repl
     };
     assert_eq!((go().unwrap(), go().unwrap()), (1, 2));
     let manager = TestManager::new();
-    cluster.replace("a", manager.clone(), SECOND).await.unwrap();
+    drop(cluster.replace("a", manager.clone(), SECOND).await.unwrap());
     assert_eq!(go().unwrap(), 1);
     assert_eq!((managers[0].ledger.opened(), manager.ledger.opened()), (1, 1));
-    cluster.remove_node("a", SECOND).await.unwrap();
+    drop(cluster.remove_node("a", SECOND).await.unwrap());
     assert!(matches!(go(), Err(ClusterError::UnknownNode(_))));
     cluster.close().await;
     assert!(matches!(go(), Err(ClusterError::Closed { .. })));
@@ -1844,7 +1863,7 @@ async fn a_removed_node_is_gone_from_memory_once_its_threads_have_looked_again()
             cluster.add_node(key, manager).unwrap();
             drop(cluster.acquire(key).await.unwrap());
         }
-        cluster.remove_node("a", SECOND).await.unwrap();
+        drop(cluster.remove_node("a", SECOND).await.unwrap());
         eventually("what is left of the node has ended", || {
             assert!(matches!(poll_once(pin!(cluster.acquire("b"))), Poll::Ready(Ok(_))));
             ended.load(Ordering::SeqCst) == 1
@@ -1867,7 +1886,7 @@ async fn the_drop_of_a_guard_ends_nothing_of_another_node() {
     }
     drop(cluster.acquire("gone").await.unwrap());
     let guard = cluster.acquire("b").await.unwrap();
-    cluster.remove_node("gone", SECOND).await.unwrap();
+    drop(cluster.remove_node("gone", SECOND).await.unwrap());
     let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
     eventually("only this thread knows of the node", || tasks() <= 1).await;
     drop(guard);
@@ -1921,7 +1940,7 @@ async fn under_a_cap_a_node_that_was_removed_with_a_connection_out_is_let_go_of_
     cluster.add_node("d", Parting { ended: ended.clone(), cluster: Weak::new() }).unwrap();
     let out = cluster.acquire("a").await.unwrap();
     drop(cluster.acquire("b").await.unwrap());
-    cluster.remove_node("a", MILLISECOND).await.unwrap();
+    drop(cluster.remove_node("a", MILLISECOND).await.unwrap());
     drop(out);
     let began = std::time::Instant::now();
     while ended.load(Ordering::SeqCst) == 0 {
@@ -2004,7 +2023,7 @@ async fn nodes_come_and_go_under_load_without_an_error() {
         let manager = TestManager::new();
         cluster.add_node("d".to_owned(), manager.clone()).unwrap();
         tokio::task::yield_now().await;
-        cluster.replace("a", TestManager::new(), PATIENCE).await.unwrap();
+        drop(cluster.replace("a", TestManager::new(), PATIENCE).await.unwrap());
         let report = cluster.remove_node("d", PATIENCE).await.unwrap();
         assert!(report.still_out.is_empty());
         assert_eq!(manager.ledger.live(), 0, "no guard of a node is left after its drain");
@@ -2015,7 +2034,7 @@ async fn nodes_come_and_go_under_load_without_an_error() {
     }
     assert_eq!(served.load(Ordering::Relaxed), 8_000);
     assert!(others.len() > 1, "nothing came and went");
-    cluster.remove_node("a", PATIENCE).await.unwrap();
+    drop(cluster.remove_node("a", PATIENCE).await.unwrap());
     settled(&cluster, &[managers[1].clone(), managers[2].clone()]).await;
 }
 
@@ -2035,7 +2054,7 @@ fn what_settles_the_pool_of_a_replacement_may_change_the_cluster() {
     join(std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let replace = cluster.replace("a", TestManager::new(), SECOND);
-        runtime.unwrap().block_on(replace).unwrap();
+        drop(runtime.unwrap().block_on(replace).unwrap());
         let status = cluster.status();
         // What was changed meanwhile is not undone.
         assert_eq!((status.nodes[0].weight, status.nodes[0].role), (7, Role::Unknown));
@@ -2165,7 +2184,7 @@ async fn nothing_of_a_cluster_that_is_gone_stays_in_memory() {
     // A node that is gone while a connection is out, and one that the last handle leaves behind.
     let gone = cluster.acquire("c").await.unwrap().into_owned();
     drop(cluster.acquire("c").await.unwrap());
-    cluster.remove_node("c", Duration::ZERO).await.unwrap();
+    drop(cluster.remove_node("c", Duration::ZERO).await.unwrap());
     let out = cluster.acquire("a").await.unwrap().into_owned();
     let weak = Arc::downgrade(&token);
     drop((cluster, token));
@@ -2197,13 +2216,34 @@ async fn a_connection_goes_back_to_its_node_on_whatever_thread() {
     assert_eq!([managers[0].ledger.live(), managers[1].ledger.live()], [2, 2]);
 }
 
+#[tokio::test]
+async fn a_connection_of_a_nodes_handle_may_be_moved_to_a_task() {
+    let (cluster, managers) = cluster_of(builder(), [("a", plain())]);
+    let node = cluster.node("a").unwrap();
+    let (owned, line) = (node.acquire().await.unwrap().into_owned(), line!());
+    drop(node);
+    let served = tokio::spawn(async move { (owned.id, owned.manager().key().clone(), owned) });
+    let (id, key, owned) = served.await.unwrap();
+    assert_eq!((id, &*key), (1, "a"));
+    let site = cluster.holders()[0].1.site.unwrap();
+    assert_eq!((site.line(), site.file().ends_with("cluster.rs")), (line, true), "{site}");
+    drop(owned);
+    settled(&cluster, &managers).await;
+    // As with any other, it goes to a node that is there no more, though no handle is.
+    let owned = cluster.node("a").unwrap().try_acquire().unwrap().into_owned();
+    drop(cluster);
+    assert_eq!((owned.id, managers[0].ledger.live()), (1, 1));
+    drop(owned);
+    eventually("it is closed", || managers[0].ledger.live() == 0).await;
+}
+
 /// The new node has the old one's key, and perhaps its place.
 #[tokio::test]
 async fn a_connection_of_a_node_that_was_replaced_does_not_come_to_the_new_one() {
     let (cluster, managers) = cluster_of(builder(), [("a", plain())]);
     let (here, there) = (cluster.acquire("a").await.unwrap(), cluster.acquire("a").await.unwrap());
     let (late, new) = (cluster.acquire("a").await.unwrap(), TestManager::new());
-    cluster.replace("a", new.clone(), Duration::ZERO).await.unwrap();
+    drop(cluster.replace("a", new.clone(), Duration::ZERO).await.unwrap());
     let live = || managers[0].ledger.live();
     // This thread has not seen yet that the nodes have changed.
     drop(here);
@@ -2839,7 +2879,7 @@ async fn a_monitor_sees_the_nodes_that_there_are_and_keeps_nothing_open() {
         monitor.statuses().iter().map(|status| status.config.name.to_string()).collect()
     };
     assert_eq!(names(), ["test/a", "test/b"]);
-    cluster.remove_node("a", SECOND).await.unwrap();
+    drop(cluster.remove_node("a", SECOND).await.unwrap());
     cluster.add_node("c".to_owned(), TestManager::new()).unwrap();
     assert_eq!(names(), ["test/b", "test/c"]);
     let guard = cluster.acquire("b").await.unwrap();
@@ -4085,7 +4125,7 @@ async fn a_cap_holds_while_nodes_come_and_go() {
         for _ in 0..8 {
             tokio::task::yield_now().await;
         }
-        cluster.remove_node("goes", Duration::ZERO).await.unwrap();
+        drop(cluster.remove_node("goes", Duration::ZERO).await.unwrap());
     }
     is_over.store(true, Ordering::SeqCst);
     let mut served = 0;
@@ -4240,7 +4280,7 @@ async fn what_fails_because_a_cap_is_used_up_says_so_and_who_has_what() {
     let failure = std::error::Error::source(&failure).expect("there is no room").to_string();
     assert!(failure.ends_with(&format!("; {why} has 1")), "{failure}");
     // Also if it is not there any more.
-    cluster.remove_node("a", Duration::ZERO).await.unwrap();
+    drop(cluster.remove_node("a", Duration::ZERO).await.unwrap());
     let failure = cluster.acquire("b").await.unwrap_err().to_string();
     assert!(failure.ends_with(&format!("; {why} (removed) has 1")), "{failure}");
     drop(held);
@@ -4265,7 +4305,7 @@ async fn a_cap_that_is_not_why_is_not_named() {
         assert!(!failure.contains("max_connections"), "{failure}");
     }
     // Another one could have more, but nobody waits there.
-    cluster.remove_node("b", Duration::ZERO).await.unwrap();
+    drop(cluster.remove_node("b", Duration::ZERO).await.unwrap());
     cluster.add_node("c".to_owned(), TestManager::new()).unwrap();
     let only_a = |node: &NodeView<'_, String>| (node.key() == "a").then_some(0.0);
     let failure = cluster.acquire_any(Policy::Rank(&only_a)).await.unwrap_err().to_string();
@@ -4294,7 +4334,7 @@ async fn a_status_tells_the_cap_and_how_much_of_it_is_in_use() {
     let (cluster, _, _) = capped(3, 3, [("a", plain()), ("b", plain())]);
     let held = hold(&cluster, "a", 2).await;
     let of_b = cluster.acquire("b").await.unwrap();
-    cluster.remove_node("a", Duration::ZERO).await.unwrap();
+    drop(cluster.remove_node("a", Duration::ZERO).await.unwrap());
     drop(of_b);
     let status = cluster.status();
     assert_eq!((status.max_connections, status.connections), (Some(3), 3));
@@ -4313,7 +4353,7 @@ async fn a_status_tells_the_cap_and_how_much_of_it_is_in_use() {
     let (cluster, _) = cluster_of(builder(), [("a", plain()), ("b", plain())]);
     let held = cluster.acquire("a").await.unwrap();
     drop(cluster.acquire("b").await.unwrap());
-    cluster.remove_node("a", Duration::ZERO).await.unwrap();
+    drop(cluster.remove_node("a", Duration::ZERO).await.unwrap());
     let status = cluster.status();
     assert_eq!((status.max_connections, status.connections), (None, 2));
     drop(held);
@@ -4484,7 +4524,7 @@ fn what_asks_a_server_for_its_role_hears_that_the_runtime_has_ended_where_the_ca
         assert!(poll_once(acquire.as_mut()).is_pending());
         eventually("both are to be asked", || waiters("a") + waiters("b") == 2).await;
         // So that nobody asks it again, who would look after the cap himself.
-        cluster.remove_node("x", Duration::ZERO).await.unwrap();
+        drop(cluster.remove_node("x", Duration::ZERO).await.unwrap());
         one.shutdown_background();
         assert!(timeout(100 * MILLISECOND, acquire.as_mut()).await.is_err(), "it is in use");
         drop(held);
@@ -5121,7 +5161,7 @@ async fn a_node_that_fails_for_good_is_tried_for_those_who_wait_elsewhere_or_for
         let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
         let held = cluster.acquire("b").await.unwrap();
         if others == 0 {
-            cluster.remove_node("b", Duration::ZERO).await.unwrap();
+            drop(cluster.remove_node("b", Duration::ZERO).await.unwrap());
         }
         managers[0].connect.always(Act::Permanent);
         let first_a = first("a");
@@ -5734,6 +5774,36 @@ async fn a_node_that_is_tried_in_the_background_is_not_kept_open_by_that() {
     let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
     eventually("no task is left", || tasks() == 0).await;
     assert_eq!(managers[0].connect.running(), 0);
+}
+
+#[tokio::test]
+async fn a_weak_handle_finds_the_cluster_and_does_not_keep_it_open() {
+    type Own = Arc<OnceLock<WeakCluster<String, TestManager>>>;
+    let (own, seen) = (Own::default(), Arc::new(AtomicUsize::new(0)));
+    let builder = builder().pools_for({
+        let (own, seen) = (own.clone(), seen.clone());
+        move |_, _, pool| {
+            let (own, seen) = (own.clone(), seen.clone());
+            pool.hooks(Hooks::new().on_checkout(move |_| {
+                let cluster = own.get().and_then(WeakCluster::upgrade).expect("it is in use");
+                seen.store(cluster.nodes().len(), Ordering::SeqCst);
+            }))
+        }
+    });
+    let (cluster, managers) = cluster_of(builder, [("a", plain()), ("b", plain())]);
+    own.set(cluster.downgrade()).expect("once");
+    drop((cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap()));
+    assert_eq!(seen.load(Ordering::SeqCst), 2);
+    let live = || managers[0].ledger.live() + managers[1].ledger.live();
+    // One that it makes is as good as any other.
+    let weak = own.get().expect("it is set").clone();
+    let other = weak.upgrade().expect("it is there");
+    drop(cluster);
+    drop(other.acquire("b").await.unwrap());
+    assert_eq!((live(), other.is_closed(), format!("{weak:?}")), (2, false, "WeakCluster".into()));
+    drop(other);
+    assert!(weak.upgrade().is_none());
+    eventually("all are closed", || live() == 0).await;
 }
 
 #[test]

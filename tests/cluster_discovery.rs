@@ -221,7 +221,7 @@ async fn other_options_count_at_once_and_connections_stay() {
 async fn an_endpoint_that_is_written_in_another_way_is_the_same() {
     let (cluster, servers) = test_cluster();
     let at = |key: &str, host: &str| NodeSpec::new(key, Endpoint::new(host, 1));
-    cluster.apply([at("a", "db1.internal"), at("b", "::1")], PATIENCE).unwrap();
+    drop(cluster.apply([at("a", "db1.internal"), at("b", "::1")], PATIENCE).unwrap());
     drop(cluster.acquire("a").await.unwrap());
     let set = [at("a", "DB1.internal"), at("b", "0:0:0:0:0:0:0:1")];
     assert_eq!(brief(&cluster.apply(set, PATIENCE).unwrap()), "");
@@ -262,7 +262,7 @@ async fn roles_change_at_one_instant_with_the_nodes() {
         keys.map(spec).collect::<Vec<_>>()
     };
     let (before, after) = ([Role::Primary, Role::Replica], [Role::Replica, Role::Primary]);
-    cluster.apply(set(before), PATIENCE).unwrap();
+    drop(cluster.apply(set(before), PATIENCE).unwrap());
     let seen = Arc::<Mutex<Vec<Vec<Role>>>>::default();
     let look = {
         let (cluster, seen) = (cluster.clone(), seen.clone());
@@ -272,7 +272,7 @@ async fn roles_change_at_one_instant_with_the_nodes() {
         }
     };
     ON_COPY.set(Some(Box::new(look)));
-    cluster.apply(set(after), PATIENCE).unwrap();
+    drop(cluster.apply(set(after), PATIENCE).unwrap());
     ON_COPY.set(None);
     let seen = seen.lock().unwrap();
     assert!(seen.len() > 1 && seen.iter().all(|roles| roles[..] == before), "{seen:?}");
@@ -378,7 +378,7 @@ async fn a_set_is_for_all_nodes_however_they_were_added() {
     assert_eq!(cluster.acquire("by-endpoint").await.unwrap().info().uses, 2);
     eventually("the old one is closed", || manager.ledger.live() == 0).await;
     // What was replaced by hand is somewhere that nobody knows.
-    cluster.replace("by-endpoint", TestManager::new(), PATIENCE).await.unwrap();
+    drop(cluster.replace("by-endpoint", TestManager::new(), PATIENCE).await.unwrap());
     assert_eq!(apply(&cluster, "by-manager by-endpoint"), "@by-endpoint");
 }
 
@@ -507,7 +507,7 @@ async fn a_drain_of_a_cluster_waits_for_what_nodes_have_out_that_were_removed() 
         held.push(cluster.acquire(key).await.unwrap());
     }
     drop(cluster.acquire("d").await.unwrap());
-    cluster.apply(nodes("a c@other"), 60 * SECOND).unwrap();
+    drop(cluster.apply(nodes("a c@other"), 60 * SECOND).unwrap());
     let holders = || -> Vec<String> { cluster.holders().into_iter().map(|it| it.0).collect() };
     assert_eq!(holders(), ["a", "b", "c"]);
     eventually("that of d is closed", || servers.at("d:1").ledger.live() == 0).await;
@@ -560,14 +560,14 @@ async fn a_node_that_was_removed_is_gone_with_its_last_connection() {
         millpond::from_fn(move || std::future::ready(Ok::<_, Infallible>(token.clone())))
     });
     let cluster = builder.build().unwrap();
-    cluster.apply(nodes("a"), SECOND).unwrap();
+    drop(cluster.apply(nodes("a"), SECOND).unwrap());
     drop(cluster.acquire("a").await.unwrap());
     let before = Arc::strong_count(&token);
     for late in [false, true] {
         for _ in 0..10 {
-            cluster.apply(nodes("a b"), SECOND).unwrap();
+            drop(cluster.apply(nodes("a b"), SECOND).unwrap());
             let held = cluster.acquire("b").await.unwrap();
-            cluster.apply(nodes("a"), SECOND).unwrap();
+            drop(cluster.apply(nodes("a"), SECOND).unwrap());
             tokio::time::sleep(if late { 2 * SECOND } else { Duration::ZERO }).await;
             assert_eq!((cluster.holders().len(), cluster.status().connections), (1, 2));
             drop(held);
@@ -664,7 +664,7 @@ async fn sets_of_several_tasks_are_applied_one_after_the_other() {
         let cluster = cluster.clone();
         tokio::spawn(async move {
             for _ in 0..200 {
-                cluster.apply(nodes(set), PATIENCE).unwrap();
+                drop(cluster.apply(nodes(set), PATIENCE).unwrap());
                 let guard = cluster.acquire_any(Policy::RoundRobin).await.unwrap();
                 drop(guard);
                 tokio::task::yield_now().await;
@@ -778,12 +778,12 @@ async fn a_watch_removes_and_changes_only_what_it_has_added() {
     assert_eq!(cluster.nodes(), ["hand", "a", "b"]);
     // What is done by hand to its nodes holds until the next set.
     cluster.set_options("a", weight(5)).unwrap();
-    cluster.remove_node("b", SECOND).await.unwrap();
+    drop(cluster.remove_node("b", SECOND).await.unwrap());
     one.send(Ok(nodes("a b"))).unwrap();
     applied(&first, 2).await;
     assert_eq!(brief(&first.last_changes().unwrap()), "+b =a");
     // What is replaced by hand is no longer the watch's.
-    cluster.replace("a", TestManager::new(), SECOND).await.unwrap();
+    drop(cluster.replace("a", TestManager::new(), SECOND).await.unwrap());
     one.send(Ok(nodes("a b"))).unwrap();
     applied(&first, 3).await;
     assert_eq!(brief(&first.last_changes().unwrap()), "!a");
@@ -807,7 +807,7 @@ async fn no_change_by_hand_is_lost_beside_a_watch() {
             let key = format!("hand{number}");
             cluster.add_node(key.clone(), TestManager::new()).unwrap();
             tokio::task::yield_now().await;
-            cluster.remove_node(&key, PATIENCE).await.unwrap();
+            drop(cluster.remove_node(&key, PATIENCE).await.unwrap());
             assert!(!cluster.nodes().contains(&key), "{key} is back");
             if number >= 500 && watch.applied() >= enough {
                 break;
@@ -863,10 +863,10 @@ async fn a_watch_has_a_node_that_it_was_refused_as_soon_as_nobody_else_has_it() 
         eventually(what, || brief(&second.last_changes().unwrap()) == what).await;
     };
     // What is done by hand to the others holds meanwhile.
-    cluster.remove_node("c", SECOND).await.unwrap();
+    drop(cluster.remove_node("c", SECOND).await.unwrap());
     cluster.set_options("d", weight(5)).unwrap();
-    cluster.replace("e", TestManager::new(), SECOND).await.unwrap();
-    cluster.remove_node("hand", SECOND).await.unwrap();
+    drop(cluster.replace("e", TestManager::new(), SECOND).await.unwrap());
+    drop(cluster.remove_node("hand", SECOND).await.unwrap());
     comes("+hand !a").await;
     one.send(Ok(nodes("b"))).unwrap();
     comes("+a").await;
@@ -916,7 +916,7 @@ async fn a_node_that_could_not_be_made_is_made_when_it_can_be_though_the_set_sta
     eventually("it is made", || cluster.nodes().contains(&"10.0.0.2:5432".to_owned())).await;
     assert_eq!(brief(&watch.last_changes().unwrap()), "+10.0.0.2:5432 !10.0.0.1:5432");
     assert_eq!(watch.applied(), 1, "it is the same set");
-    cluster.remove_node("10.0.0.1:5432", SECOND).await.unwrap();
+    drop(cluster.remove_node("10.0.0.1:5432", SECOND).await.unwrap());
     eventually("it is the watch's", || brief(&watch.last_changes().unwrap()) == "+10.0.0.1:5432")
         .await;
 }
@@ -1427,4 +1427,77 @@ async fn localhost_is_found_by_the_systems_resolver() {
     let mut dns = Dns::new(Endpoint::new("no\0name", 5432), PATIENCE).unwrap();
     let error = dns.next().await.unwrap().unwrap_err();
     assert_eq!(error.endpoint.host, "no\0name");
+}
+
+#[cfg(feature = "serde")]
+#[test]
+fn nodes_come_back_from_toml_and_json_as_they_went() {
+    use std::collections::BTreeMap;
+    let endpoints = ["db1:5432", "[fe80::1%eth0]:5432", "/run/postgresql:5432"];
+    let endpoints = endpoints.map(|text| text.parse::<Endpoint>().unwrap());
+    let json = serde_json::to_string(&endpoints).unwrap();
+    assert_eq!(json, r#"["db1:5432","[fe80::1%eth0]:5432","/run/postgresql:5432"]"#);
+    assert_eq!(serde_json::from_str::<[Endpoint; 3]>(&json).unwrap(), endpoints);
+    for role in [Role::Unknown, Role::Primary, Role::Replica] {
+        let json = serde_json::to_string(&role).unwrap();
+        assert_eq!(json, format!("{:?}", role.word()));
+        assert_eq!(serde_json::from_str::<Role>(&json).unwrap(), role);
+        let options = NodeOptions::default().role(role).weight(1_000_000).label("zone", "a");
+        let options = options.label("weight", "heavy");
+        let (toml, json) =
+            (toml::to_string(&options).unwrap(), serde_json::to_string(&options).unwrap());
+        assert_eq!(toml::from_str::<NodeOptions>(&toml).unwrap(), options, "{toml}");
+        assert_eq!(serde_json::from_str::<NodeOptions>(&json).unwrap(), options, "{json}");
+    }
+    assert_eq!(toml::from_str::<NodeOptions>("").unwrap(), NodeOptions::default());
+    // A number may be text, as in a pool's settings, and a label is whatever its value says.
+    let read: NodeOptions = toml::from_str("weight = \"7\"\nlabels.rack = 4").unwrap();
+    assert_eq!(read, NodeOptions::default().weight(7).label("rack", "4"));
+    let set = "[a]\nrole = \"primary\"\n[b]\nlabels = { x = true }";
+    let set: BTreeMap<String, NodeOptions> = toml::from_str(set).unwrap();
+    assert_eq!((set["a"].role, set["b"].labels["x"].as_str()), (Role::Primary, "true"));
+}
+
+#[cfg(feature = "serde")]
+#[test]
+fn what_is_wrong_with_a_node_in_a_file_is_named_with_its_value_and_the_rule() {
+    for (json, said) in [
+        (r#"{"weight": 0}"#, "weight is 0, but it must be at least 1: remove the node"),
+        (r#"{"weight": 1000001}"#, "weight is 1000001, but it must be at most 1,000,000"),
+        (r#"{"weight": 4294967296}"#, "weight is \"4294967296\", but it must be at most 1,000,000"),
+        (
+            r#"{"weight": -1}"#,
+            "weight is \"-1\", but it must be a whole number, from 1 to 1,000,000",
+        ),
+        (r#"{"weight": 1.5}"#, "weight is \"1.5\", but it must be a whole number"),
+        (r#"{"weight": null}"#, "weight is null, but it must be a whole number"),
+        (r#"{"weight": []}"#, "weight: invalid type: sequence, expected a number"),
+        (r#"{"weight": 1, "weight": 2}"#, "weight is set, but it must not be set twice"),
+        (
+            r#"{"role": "Primary"}"#,
+            "role is \"Primary\", but it must be \"unknown\", \"primary\" or \"replica\"",
+        ),
+        (r#"{"role": null}"#, "role is null, but it must be \"unknown\", \"primary\""),
+        (r#"{"labels": {"zone": null}}"#, "labels: zone is null, but it must be text"),
+        (r#"{"labels": {"zone": {}}}"#, "labels: zone: invalid type: map"),
+        (r#"{"labels": {"a": 1, "a": 2}}"#, "labels: a is set, but it must not be set twice"),
+        (r#"{"labels": "a"}"#, "labels: invalid type: string \"a\", expected labels"),
+        (
+            r#"{"password": "hush"}"#,
+            "password is set, but it is no option of a node; there are role, weight, labels",
+        ),
+        (r#""replica""#, "invalid type: string \"replica\", expected the options of a node"),
+    ] {
+        let error = serde_json::from_str::<NodeOptions>(json).expect_err(json).to_string();
+        assert!(error.starts_with(said), "{json}: {error}");
+        assert!(!error.contains("hush"), "{error}");
+    }
+    let error = serde_json::from_str::<Role>("\"leader\"").unwrap_err().to_string();
+    assert!(error.starts_with("role is \"leader\", but it must be \"unknown\", "), "{error}");
+    for text in ["db1", "db1:0", "postgres://u:hush@h:5432"] {
+        let own = text.parse::<Endpoint>().unwrap_err().to_string();
+        let error = serde_json::from_str::<Endpoint>(&format!("{text:?}")).unwrap_err().to_string();
+        assert!(error.starts_with(&own), "{error}");
+        assert!(!error.contains("hush"), "{error}");
+    }
 }

@@ -446,14 +446,14 @@ async fn a_node_that_is_added_again_has_its_address_and_a_set_that_has_it_leaves
     let changes = cluster.apply([NodeSpec::new(&*key, key.parse().unwrap())], PATIENCE).unwrap();
     assert!(changes.is_empty() && changes.errors.is_empty(), "{changes:?}");
     assert_eq!(cluster.acquire(&key).await.unwrap().info().uses, 2);
-    cluster.remove_node(&key, PATIENCE).await.unwrap();
+    drop(cluster.remove_node(&key, PATIENCE).await.unwrap());
     cluster.add_endpoint(key.clone(), key.parse().unwrap()).unwrap();
     drop(cluster.acquire(&key).await.unwrap());
     let socket = format!("host={} port={port} user=millpond", server.socket_folder().display());
     let nodes = PostgresNodes::from_url(&socket).unwrap();
     let cluster = nodes.cluster(builder(), PostgresManager::new).unwrap();
     let key = nodes.keys().next().unwrap().to_owned();
-    cluster.remove_node(&key, PATIENCE).await.unwrap();
+    drop(cluster.remove_node(&key, PATIENCE).await.unwrap());
     cluster.add_endpoint(key.clone(), key.parse().unwrap()).unwrap();
     drop(cluster.acquire(&key).await.unwrap());
 }

@@ -76,7 +76,7 @@ async fn drain_ends_every_waiter_asynchronous_or_blocking() {
         assert!(matches!(join(thread), Err(AcquireError::Draining)));
     }
     drop(held);
-    drain.await;
+    drop(drain.await);
     let metrics = balanced(&pool, &manager.ledger).await;
     assert_eq!((metrics.waits.timed_out, metrics.acquires), (0, 1));
 }
@@ -536,7 +536,7 @@ async fn a_drained_pool_has_no_task_left() {
     let before = tasks();
     let manager = TestManager::new();
     let pool = pool_of(&manager, 4).min_idle(2).build().await.unwrap();
-    pool.drain(SECOND).await;
+    drop(pool.drain(SECOND).await);
     turns().await;
     assert_eq!(tasks(), before);
     assert!(pool.is_closed());

@@ -401,7 +401,7 @@ async fn the_role_of_a_node_is_told_while_it_is_there() {
     shop.set_options("db1", NodeOptions::default()).unwrap();
     shop.set_options("db2", NodeOptions::default().role(Role::Primary)).unwrap();
     assert_eq!(roles(), [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]);
-    shop.remove_node("db1", SECOND).await.unwrap();
+    drop(shop.remove_node("db1", SECOND).await.unwrap());
     assert_eq!(roles(), [[0.0; 3], [1.0, 0.0, 0.0]]);
 }
 

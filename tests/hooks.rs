@@ -176,7 +176,9 @@ async fn try_acquire_meets_on_checkout_but_finds_nothing_beside_before_acquire()
     pool.warm_up(2).await.unwrap();
     take(&calls);
     for _ in 0..5 {
-        assert!(matches!(pool.try_acquire(), Err(TryAcquireError::Empty)));
+        let error = pool.try_acquire().expect_err("it cannot wait for the hook");
+        assert_eq!(error, TryAcquireError::Empty);
+        assert_eq!(error.to_string(), "nothing idle can be handed out at once", "two are idle");
     }
     assert_eq!(take(&calls), [""; 0]);
     let metrics = balanced(&pool, &manager.ledger).await;
@@ -911,7 +913,7 @@ async fn a_panic_in_after_release_or_on_destroy_costs_nothing() {
     assert!(poll_once(waiter.as_mut()).is_pending());
     held.discard();
     assert_eq!(waiter.await.unwrap().id, 2);
-    pool.drain(SECOND).await;
+    drop(pool.drain(SECOND).await);
     let metrics = balanced(&pool, &manager.ledger).await;
     assert_eq!((metrics.closed.discarded, metrics.closed.drained), (1, 1));
 }

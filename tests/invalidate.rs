@@ -1328,7 +1328,7 @@ async fn rotation_of_a_pool_that_is_closed_or_gets_closed_says_so() {
     let error = no_room.await.unwrap_err();
     assert!(matches!(error, RotateError::Closed), "{error:?}");
     drop(held);
-    drain.await;
+    drop(drain.await);
 
     manager.connect.always(Act::Never);
     let pool = pool_of(&manager, 1).connect_timeout(600 * SECOND).build_lazy().unwrap();
@@ -1578,7 +1578,7 @@ mod in_a_cluster {
         node.rotate(|_| Box::pin(async { Ok(()) })).await.unwrap();
         turns().await;
         assert_eq!((managers[0].ledger.live(), node.metrics().closed.removed), (1, 2));
-        cluster.remove_node("a", Duration::ZERO).await.unwrap();
+        drop(cluster.remove_node("a", Duration::ZERO).await.unwrap());
         assert!(matches!(node.try_acquire(), Err(TryAcquireError::Closed)));
         assert_eq!(node.metrics().counts.idle, 0);
     }

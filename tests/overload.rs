@@ -1413,6 +1413,9 @@ async fn an_owned_guard_that_was_moved_to_a_task_is_held_by_nobody_who_waits() {
         drop(pool.acquire().await.unwrap());
         elsewhere.await.unwrap();
     }
+    let elsewhere = for_a_second(pool.acquire().await.unwrap().into_owned());
+    drop(pool.acquire().await.unwrap());
+    elsewhere.await.unwrap();
     other.await.unwrap();
     balanced(&pool, &manager.ledger).await;
 }

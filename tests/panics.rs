@@ -749,8 +749,9 @@ fn handles_may_be_used_across_a_panic_and_guards_be_dropped_by_one() {
 #[cfg(feature = "cluster")]
 #[test]
 fn a_clusters_handles_may_be_used_across_a_panic_and_its_guards_be_dropped_by_one() {
-    use millpond::cluster::{Cluster, ClusterGuard, NodeHandle};
+    use millpond::cluster::{Cluster, ClusterGuard, NodeHandle, WeakCluster};
     may_be_used_across_a_panic::<Cluster<String, Closures>>();
+    may_be_used_across_a_panic::<WeakCluster<String, Closures>>();
     may_be_used_across_a_panic::<NodeHandle<String, Closures>>();
     may_be_dropped_by_a_panic::<ClusterGuard<'_, String, Closures>>();
     may_be_used_across_a_panic::<ClusterGuard<'_, String, TestManager>>();

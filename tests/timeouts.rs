@@ -322,6 +322,14 @@ async fn closing_a_pool_waits_for_hanging_closes_no_longer_than_close_timeout() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_timeout_names_its_pool_to_a_program_too() {
+    let pool = Pool::builder(TestManager::new()).name("orders").max_size(1).build_lazy().unwrap();
+    let _held = pool.acquire().await.unwrap();
+    let timeout = timeout_of(pool.acquire_timeout(SECOND).await);
+    assert_eq!(timeout.pool(), "orders");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_timeout_beside_connections_that_are_reserved_says_that_they_are() {
     let manager = TestManager::new();
     let pool = Pool::builder(manager).max_size(4).reserved(Priority::High, 2).build_lazy();

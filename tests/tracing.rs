@@ -329,7 +329,7 @@ async fn leaks_and_slow_acquires_are_warnings() {
     drop(held);
     tokio::time::sleep(10 * SECOND).await;
     has(&notes.take(), "INFO came back late: connection 1", "pool=orders connection=1");
-    pool.drain(SECOND).await;
+    drop(pool.drain(SECOND).await);
     has(&notes.take(), "INFO the pool is being drained pool=orders", "");
 }
 
@@ -363,17 +363,17 @@ async fn a_set_of_nodes_is_told_of_and_what_of_it_is_refused_and_what_is_not_dra
         Cluster::builder().name("shop").template(|_| TestManager::new()).build().unwrap();
     let node = |key: &str| NodeSpec::new(key, Endpoint::new(key, 1));
     let bad = node("c").options(NodeOptions::default().weight(0));
-    cluster.apply([node("a"), node("b"), bad], SECOND).unwrap();
+    drop(cluster.apply([node("a"), node("b"), bad], SECOND).unwrap());
     let told = notes.take();
     let changes = "the nodes have changed: 2 added, 0 removed, 0 replaced, 0 changed, 1 refused";
     has(&told, "INFO ", &format!("{changes} cluster=shop"));
     has(&told, "WARN a node is refused cluster=shop node=c", "weight is 0");
     assert_eq!(told.len(), 2);
-    cluster.apply([node("b"), node("a")], SECOND).unwrap();
+    drop(cluster.apply([node("b"), node("a")], SECOND).unwrap());
     assert_eq!(notes.take(), [""; 0], "nothing has changed");
     let held = cluster.acquire("a").await.unwrap();
     notes.take();
-    cluster.apply([node("b")], 5 * SECOND).unwrap();
+    drop(cluster.apply([node("b")], 5 * SECOND).unwrap());
     tokio::time::sleep(4 * SECOND).await;
     let told = notes.take();
     has(&told, "INFO the pool is being drained pool=shop/a", "");
@@ -426,9 +426,9 @@ async fn a_node_whose_role_changes_is_told_of_and_so_is_one_that_is_changed_by_h
     let told = notes.take();
     has(&told, role, "from=\"primary\" to=\"replica\"");
     assert_eq!(told.len(), 2, "{told:#?}");
-    cluster.replace("a", TestManager::new(), SECOND).await.unwrap();
+    drop(cluster.replace("a", TestManager::new(), SECOND).await.unwrap());
     has(&notes.take(), "INFO a node is replaced cluster=shop node=a", "");
-    cluster.remove_node("a", SECOND).await.unwrap();
+    drop(cluster.remove_node("a", SECOND).await.unwrap());
     has(&notes.take(), "INFO a node is removed cluster=shop node=a", "");
 }
 
@@ -441,9 +441,9 @@ async fn a_drain_in_the_background_goes_on_without_the_cluster() {
     let cluster: Cluster<String, TestManager> =
         Cluster::builder().name("shop").template(|_| TestManager::new()).build().unwrap();
     let node = |key: &str| NodeSpec::new(key, Endpoint::new(key, 1));
-    cluster.apply([node("a"), node("b")], SECOND).unwrap();
+    drop(cluster.apply([node("a"), node("b")], SECOND).unwrap());
     let held = cluster.acquire("a").await.unwrap().into_owned();
-    cluster.apply([node("b")], 5 * SECOND).unwrap();
+    drop(cluster.apply([node("b")], 5 * SECOND).unwrap());
     drop(cluster);
     tokio::time::sleep(4 * SECOND).await;
     notes.take();
@@ -830,7 +830,7 @@ async fn a_listener_that_panics_keeps_no_node_that_was_removed_open() {
     node.warm_up(1).await.unwrap();
     let listener = tracing_subscriber::registry().with(Trips("a node is removed"));
     let listening = tracing::subscriber::set_default(listener);
-    cluster.remove_node("a", SECOND).await.unwrap();
+    drop(cluster.remove_node("a", SECOND).await.unwrap());
     drop(listening);
     assert_eq!(manager.ledger.live(), 0);
     assert!(node.acquire().await.is_err());

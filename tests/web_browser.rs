@@ -940,7 +940,7 @@ async fn all_that_can_be_used_is_reached_with_the_keyboard_and_is_seen_there() {
     window.run("[...document.querySelectorAll('#overview a')].at(-1).focus()").await;
     cluster.add_node("db3".to_owned(), TestManager::new()).unwrap();
     cluster.set_options("db2", NodeOptions::default().role(Role::Primary)).unwrap();
-    cluster.remove_node("db1", PATIENCE).await.unwrap();
+    drop(cluster.remove_node("db1", PATIENCE).await.unwrap());
     let nodes = "[...document.querySelectorAll('.sums ~ tr th')].map((heading) => heading.textContent).join('; ')";
     window.until(&format!("{nodes} === 'db2 primary; db3 role unknown'")).await;
     assert_eq!(window.value(focused).await, "db2");

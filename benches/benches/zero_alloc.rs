@@ -228,6 +228,13 @@ async fn clustered(report: &mut Report) {
     }
     row("Cluster: hit, into_owned()", allocations() - before);
 
+    let node = cluster.node(keys[0]).expect("a node");
+    let before = allocations();
+    for _ in 0..TURNS {
+        drop(node.acquire().await.expect("idle").into_owned());
+    }
+    row("NodeHandle: hit, into_owned()", allocations() - before);
+
     let before = allocations();
     for _ in 0..TURNS {
         drop(cluster.acquire_any(Policy::LeastInUse).await.expect("idle"));

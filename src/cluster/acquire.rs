@@ -181,7 +181,8 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     /// cluster.add_node("db1", manager)?;
     /// let node = cluster.node("db1")?;
     /// assert_eq!(*node.acquire().await?, "hello");
-    /// cluster.remove_node("db1", Duration::ZERO).await?;
+    /// let report = cluster.remove_node("db1", Duration::ZERO).await?;
+    /// assert!(report.still_out.is_empty());
     /// assert!(node.acquire().await.unwrap_err().to_string().contains("db1 was removed"));
     /// # Ok(()) }
     /// ```

@@ -58,6 +58,20 @@ impl<K> NodeSpec<K> {
 }
 
 /// What a set of nodes has changed. Nodes that are in no list are as they were.
+///
+/// What was refused is told here alone, so the compiler warns where nobody looks:
+///
+/// ```compile_fail
+/// #![deny(unused_must_use)]
+/// # use millpond::{Manager, cluster::{Cluster, NodeSpec, SetError}};
+/// # use std::time::Duration;
+/// # fn example<M: Manager>(
+/// #     cluster: Cluster<String, M>, set: Vec<NodeSpec<String>>, limit: Duration,
+/// # ) -> Result<(), SetError> {
+/// cluster.apply(set, limit)?;
+/// # Ok(()) }
+/// ```
+#[must_use = "nodes of a set may have been refused: `errors` says which"]
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Changes<K> {
@@ -179,7 +193,8 @@ impl<K: Key, M: Manager> Cluster<K, M> {
     /// let drain = Duration::from_secs(30);
     /// let a = NodeSpec::new("a", "10.0.0.1:5432".parse()?);
     /// let b = NodeSpec::new("b", "10.0.0.2:5432".parse()?);
-    /// cluster.apply([a.clone(), b.clone()], drain)?;
+    /// let changes = cluster.apply([a.clone(), b.clone()], drain)?;
+    /// assert!(changes.errors.is_empty());
     ///
     /// let c = NodeSpec::new("c", "10.0.0.3:5432".parse()?);
     /// let b = b.options(NodeOptions::default().weight(2));

@@ -55,6 +55,8 @@ mod race;
 mod runner;
 mod status;
 mod table;
+#[cfg(feature = "serde")]
+mod text;
 mod watch;
 
 pub use self::acquire::NodeHandle;
@@ -94,15 +96,18 @@ use std::task::Poll;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// What a node can be known by.
-pub trait Key: Hash + Eq + Clone + fmt::Display + Send + Sync + 'static {}
+/// What a node can be known by: whatever has all of these.
+///
+/// `Debug`, which every [`Error`](std::error::Error) has, is among them for the errors that have a key in them: so
+/// whoever writes for any key can pass them on.
+pub trait Key: Hash + Eq + Clone + fmt::Debug + fmt::Display + Send + Sync + 'static {}
 
-impl<K: Hash + Eq + Clone + fmt::Display + Send + Sync + 'static> Key for K {}
+impl<K: Hash + Eq + Clone + fmt::Debug + fmt::Display + Send + Sync + 'static> Key for K {}
 
 /// A pool for each of several nodes.
 ///
 /// A clone is another handle to the same cluster. When the last handle is dropped, all pools are
-/// closed as a [`Pool`](crate::Pool) is.
+/// closed as a [`Pool`](crate::Pool) is; one by [`downgrade`](Self::downgrade) does not count.
 ///
 /// Each thread that acquires remembers which nodes there are until it finds, at its next acquire, that
 /// they have changed. So the manager of a node that was removed may be dropped later than its
@@ -538,6 +543,30 @@ impl<K: Key, M: Manager> Cluster<K, M> {
         self.shared.table.load().closed
     }
 
+    /// A handle that does not keep the cluster open, such as for a hook of its pools, or for a task that looks after
+    /// its nodes.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{cluster::Cluster, from_fn};
+    /// # use std::convert::Infallible;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = from_fn(|| std::future::ready(Ok::<_, Infallible>("hello")));
+    /// let cluster = Cluster::builder().build()?;
+    /// cluster.add_node("db1", manager)?;
+    /// let weak = cluster.downgrade();
+    /// assert_eq!(weak.upgrade().expect("it is there").nodes(), ["db1"]);
+    /// drop(cluster);
+    /// assert!(weak.upgrade().is_none());
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn downgrade(&self) -> WeakCluster<K, M> {
+        WeakCluster { shared: Arc::downgrade(&self.shared) }
+    }
+
     /// Closes the cluster for good, and all its pools as [`Pool::close`](crate::Pool::close) does, all of
     /// them together, with those of nodes that were removed: it takes `close_timeout` at the most, however many
     /// nodes there are. May be called again, and by several tasks at once. Connections in use are not waited for,
@@ -616,6 +645,31 @@ impl<K: Key, M: Manager> fmt::Debug for Cluster<K, M> {
     }
 }
 
+/// A handle to a cluster that does not keep it open.
+pub struct WeakCluster<K: Key, M: Manager> {
+    shared: Weak<Shared<K, M>>,
+}
+
+impl<K: Key, M: Manager> WeakCluster<K, M> {
+    /// The cluster, unless its last handle has been dropped.
+    #[must_use]
+    pub fn upgrade(&self) -> Option<Cluster<K, M>> {
+        Some(Cluster { shared: self.shared.upgrade()? })
+    }
+}
+
+impl<K: Key, M: Manager> Clone for WeakCluster<K, M> {
+    fn clone(&self) -> Self {
+        Self { shared: self.shared.clone() }
+    }
+}
+
+impl<K: Key, M: Manager> fmt::Debug for WeakCluster<K, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WeakCluster")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -629,7 +683,7 @@ mod tests {
         for _ in 0..50 {
             cluster.add_node("a", manager()).unwrap();
             let held = cluster.acquire("a").await.unwrap();
-            cluster.remove_node("a", Duration::ZERO).await.unwrap();
+            drop(cluster.remove_node("a", Duration::ZERO).await.unwrap());
             drop(held);
             tokio::task::yield_now().await;
         }

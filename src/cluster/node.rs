@@ -36,6 +36,10 @@ pub(super) const TRIED_AGAIN: Duration = Duration::from_secs(1);
 
 /// What a node is for, how much of the load it takes, and what else is to be known of it.
 ///
+/// With the feature `serde` it is read from TOML, JSON and the like, as a [`Config`](crate::Config) is, and written to
+/// them: keys are the names of the fields, a role is [its word](Role::word), what is left out has its default, and a
+/// key or value that is wrong is an error that names it, and the rule. An [`Endpoint`](super::Endpoint) is text.
+///
 /// # Examples
 ///
 /// ```
@@ -43,6 +47,31 @@ pub(super) const TRIED_AGAIN: Duration = Duration::from_secs(1);
 ///
 /// let near = NodeOptions::default().role(Role::Replica).weight(3).label("zone", "a");
 /// assert_eq!(near.labels["zone"], "a");
+/// ```
+///
+/// From a file:
+///
+#[cfg_attr(feature = "serde", doc = "```")]
+#[cfg_attr(not(feature = "serde"), doc = "```ignore")]
+/// use millpond::cluster::{Endpoint, NodeOptions, Role};
+///
+/// #[derive(serde::Deserialize)]
+/// struct Server {
+///     endpoint: Endpoint,
+///     #[serde(flatten)]
+///     options: NodeOptions,
+/// }
+/// let server: Server = toml::from_str(
+///     r#"
+///     endpoint = "db1.internal:5432"
+///     role = "replica"
+///     weight = 3
+///     labels = { zone = "a" }
+///     "#,
+/// )?;
+/// assert_eq!((server.endpoint.port, server.options.role), (5432, Role::Replica));
+/// assert_eq!(server.options, NodeOptions::default().role(Role::Replica).weight(3).label("zone", "a"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

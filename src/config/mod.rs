@@ -5,6 +5,9 @@
 #[cfg(feature = "serde")]
 mod text;
 
+#[cfg(all(feature = "serde", feature = "cluster"))]
+pub(crate) use self::text::Value;
+
 use crate::core::IdleOrder;
 use crate::error::{ConfigError, check_capacity, check_shards};
 use std::sync::Arc;
@@ -226,7 +229,8 @@ pub struct Config {
     /// The pool's name in messages and figures; not empty. Default: `millpond`.
     pub name: Arc<str>,
     /// The most connections that are alive or being opened at any instant: 1 to 1,048,576.
-    /// [`Pool::resize`](crate::Pool::resize) changes it. Default: 10.
+    /// [`Pool::resize`](crate::Pool::resize) allows another number afterwards, which
+    /// [`Pool::max_size`](crate::Pool::max_size) tells; this stays. Default: 10.
     pub max_size: usize,
     /// The largest `max_size` that the pool can be resized to: `max_size` to 1,048,576. The default number of
     /// [shards](Self::shards) goes by it. Default: `None`, which is `max_size`.
@@ -288,6 +292,7 @@ pub struct Config {
     /// alive; above zero; `None` for none. Default: 2 min.
     pub keepalive_interval: Option<Duration>,
     /// How often the reaper looks; above zero. It is the resolution of all times that it measures.
+    /// [`Maintenance::set_interval`](crate::Maintenance::set_interval) changes that afterwards; this stays.
     /// Default: 1 s.
     pub maintenance_interval: Duration,
     /// A connection that is held for longer is reported to [`Hooks::on_leak`](crate::Hooks::on_leak) and

@@ -402,7 +402,7 @@ impl Made {
 }
 
 /// A value of a file; `None` for `null`, which is none.
-struct Value(Option<String>);
+pub(crate) struct Value(pub(crate) Option<String>);
 
 impl<'de> Deserialize<'de> for Value {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -261,6 +261,11 @@ impl<R: Deref<Target: Keeper> + Clone> Loan<R> {
         self.slot().uses
     }
 
+    /// This right with another pointer to the same keeper. Nothing is left in this loan.
+    pub fn with_keeper<S: Deref<Target = Of<R>> + Clone>(&mut self, keeper: S) -> Loan<S> {
+        Loan::new(keeper, self.slot.take().expect(GONE))
+    }
+
     /// Takes the resource back from its caller. Nothing is left in the loan.
     pub fn recall(&mut self) -> Lease<R> {
         Lease::new(self.keeper.clone(), self.slot.take().expect(GONE))

@@ -23,6 +23,8 @@ pub(crate) use self::monitor::look_at;
 #[cfg(feature = "cluster")]
 pub(crate) use self::monitor::watched;
 pub use self::monitor::{DuplicateName, Group, Monitor, Source};
+#[cfg(all(feature = "serde", feature = "cluster"))]
+pub(crate) use self::serialize::read_role;
 pub use self::status::{ClusterNode, Health, PoolStatus, Role};
 pub(crate) use self::status::{Connecting, Signs};
 #[cfg(feature = "cluster")]

@@ -1,9 +1,11 @@
 //! Status and figures for programs: times in seconds, and each name as in the fields.
 //!
-//! Not here: settings, which are read as well (`config/text.rs`).
+//! Not here: settings, which are read as well, as a role is (`config/text.rs`, `cluster/text.rs`).
 
 use super::{ClusterNode, ConnectFailure, Health, Histogram, PoolStatus, Role};
+use crate::error::ConfigError;
 use crate::pool::Holder;
+use serde::de::{self, Deserialize, Deserializer};
 use serde::ser::{Serialize, SerializeStruct, Serializer};
 use std::time::Duration;
 
@@ -74,6 +76,21 @@ impl Serialize for ClusterNode {
 impl Serialize for Role {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.word())
+    }
+}
+
+/// The role that is called so; nothing is `null`.
+pub(crate) fn read_role(word: Option<&str>) -> Result<Role, ConfigError> {
+    Role::ALL.into_iter().find(|role| word == Some(role.word())).ok_or_else(|| {
+        let value = word.map_or_else(|| "null".to_owned(), |word| format!("{word:?}"));
+        let rule = "must be \"unknown\", \"primary\" or \"replica\"";
+        ConfigError::new("role", value, rule)
+    })
+}
+
+impl<'de> Deserialize<'de> for Role {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        read_role(Some(&String::deserialize(deserializer)?)).map_err(de::Error::custom)
     }
 }
 

@@ -28,6 +28,18 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 /// What [`Pool::drain`] has done.
+///
+/// Who still holds a connection is told here alone, so the compiler warns where nobody looks:
+///
+/// ```compile_fail
+/// #![deny(unused_must_use)]
+/// # use millpond::{Manager, Pool};
+/// # use std::time::Duration;
+/// # async fn example<M: Manager>(pool: Pool<M>, limit: Duration) {
+/// pool.drain(limit).await;
+/// # }
+/// ```
+#[must_use = "the report says who still holds a connection"]
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DrainReport {

@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 
 /// A connection on loan; dropping it gives it back.
 ///
+/// It borrows from the pool's handle; [`into_owned`](Self::into_owned) makes one that does not.
+///
 /// When it is dropped, the manager's [`condition`](Manager::condition) decides: a clean connection
 /// is at once anybody's, an unchecked one is checked first when it is next acquired, a dirty one is
 /// reset in the background, a broken one is closed. A guard that is dropped while its thread panics
@@ -181,6 +183,35 @@ macro_rules! pooled {
 
 pooled!(Pooled<'p, M>, &'p Shared<M>);
 pooled!(PooledOwned<M>, Arc<Shared<M>>);
+
+impl<M: Manager> Pooled<'_, M> {
+    /// This guard without the tie to the handle that it was acquired by: for a task of its own, or a struct. The
+    /// connection stays on loan as it is; [`Pool::acquire_owned`](crate::Pool::acquire_owned) has one so from the
+    /// beginning.
+    ///
+    /// # Cost
+    ///
+    /// An `Arc` is cloned, which all threads count in one place.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use millpond::{Pool, from_fn};
+    /// # use std::convert::Infallible;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let manager = from_fn(|| async { Ok::<_, Infallible>(String::from("hello")) });
+    /// let pool = Pool::builder(manager).build().await?;
+    /// let connection = pool.acquire().await?.into_owned();
+    /// let length = tokio::spawn(async move { connection.len() });
+    /// assert_eq!(length.await?, 5);
+    /// # Ok(()) }
+    /// ```
+    pub fn into_owned(mut self) -> PooledOwned<M> {
+        let shared = self.loan.keeper().arc();
+        PooledOwned::at_large(self.loan.with_keeper(shared))
+    }
+}
 
 impl<M: Manager> PooledOwned<M> {
     /// A guard for whoever may take it anywhere: nobody knows who will hold the connection.

@@ -796,7 +796,8 @@ impl<M: Manager> Pool<M> {
         PoolStatus::new(&signs, metrics, shared.config.clone(), cluster)
     }
 
-    /// The settings.
+    /// The settings, as the pool was built: what [`resize`](Self::resize) and
+    /// [`set_interval`](crate::Maintenance::set_interval) change does not show here.
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.shared.config

@@ -177,7 +177,8 @@ impl PostgresManager {
     }
 
     /// Opens connections by a URL, or by words such as `host=/run/postgresql user=app`, without
-    /// encryption; see [`Config`] for what there may be in it.
+    /// encryption; see [`Config`] for what there may be in it. It may be without a host, since
+    /// [`only`](Self::only) may name one; if nothing does, the first connect is refused.
     ///
     /// # Errors
     ///
