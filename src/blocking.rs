@@ -35,7 +35,8 @@ use tokio::runtime::{Builder, Handle, Runtime};
 ///
 /// Made by [`PoolBuilder::build_blocking`]. A clone is another handle to the same pool. When the
 /// last handle is dropped, idle connections are closed; that takes `close_timeout` at the most, unless a
-/// close or the drop of a connection blocks: then it takes as long as all of those do. The
+/// close or the drop of a connection blocks: then it takes as long as all of those do. Inside an asynchronous task,
+/// whose thread others may need, and on the runtime's own it begins that and does not wait. The
 /// runtime's thread ends then, or once those are closed that are still in use, with an
 /// [owned guard](Self::acquire_owned): drivers work on that runtime. It does not wait for what was
 /// [detached](crate::Pooled::detach): such a connection is of use while the pool is.
@@ -90,9 +91,14 @@ impl Driver {
     }
 
     /// Whether whoever waits here may wait for good: the thread runs the tasks that it waits for, or
-    /// others' tasks.
+    /// others' tasks; or it is one of a process that was forked off, and nobody runs any.
     fn must_not_wait(&self) -> bool {
-        self.is_here() || runs_async_task()
+        self.is_here() || runs_async_task() || self.is_elsewhere()
+    }
+
+    /// Whether the thread is that of another process.
+    fn is_elsewhere(&self) -> bool {
+        self.process != process::id()
     }
 
     /// Runs a future on this thread, with timers and connections on the runtime.
@@ -160,18 +166,16 @@ impl Stop {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        if process::id() != self.process {
+        if self.is_elsewhere() {
             // The process was forked off from the one that has the thread: it would be waited for in vain, and a
             // lock that it held at that moment is never released here. Nor is its handle of any use.
             Box::leak(Box::new(self.thread.take()));
             return;
         }
         self.stop.stop();
-        if let Some(thread) = self.thread.take() {
-            // The last handle may be dropped by one of the pool's own tasks.
-            if thread.thread().id() == thread::current().id() {
-                return;
-            }
+        // The last handle may be dropped by one of the pool's own tasks, or by one that works on a connection.
+        let must_not_wait = self.must_not_wait();
+        if let Some(thread) = self.thread.take().filter(|_| !must_not_wait) {
             let goes_on = self.goes_on.get_mut().unwrap_or_else(PoisonError::into_inner);
             if goes_on.recv().is_err() {
                 // A panic of that thread has been reported, and there is nothing left to save.
@@ -186,8 +190,8 @@ impl<M: Manager> PoolBuilder<M> {
     /// connections. Blocks until they are open.
     ///
     /// If the process is to fork, build it after that, in each child. The copy that a child has of a pool comes
-    /// without its thread: it opens, checks and closes nothing, and all that can be done with it is to drop
-    /// it, which waits for nothing there.
+    /// without its thread: it opens, checks and closes nothing, refuses to warm up or to rotate, and all that can be
+    /// done with it is to drop it, which waits for nothing there.
     ///
     /// # Errors
     ///
@@ -434,6 +438,7 @@ impl<M: Manager> Pool<M> {
     /// - [`WarmUpError::TooMany`], [`WarmUpError::Connect`] and [`WarmUpError::Closed`] as for
     ///   [`crate::Pool::warm_up`].
     /// - [`WarmUpError::WouldBlock`] inside an asynchronous task, and on the pool's own thread.
+    /// - [`WarmUpError::NoRuntime`] in a process that was forked off from the one that has the pool's thread.
     ///
     /// # Examples
     ///
@@ -448,6 +453,9 @@ impl<M: Manager> Pool<M> {
     /// # Ok(()) }
     /// ```
     pub fn warm_up(&self, count: usize) -> Result<(), WarmUpError<M::Error>> {
+        if self.driver.is_elsewhere() {
+            return Err(WarmUpError::NoRuntime);
+        }
         if self.driver.must_not_wait() {
             return Err(WarmUpError::WouldBlock);
         }
@@ -469,6 +477,7 @@ impl<M: Manager> Pool<M> {
     /// - [`RotateError::Connect`], [`RotateError::Verify`], [`RotateError::NoRoom`] and
     ///   [`RotateError::Closed`] as for [`crate::Pool::rotate`].
     /// - [`RotateError::WouldBlock`] inside an asynchronous task, and on the pool's own thread.
+    /// - [`RotateError::NoRuntime`] in a process that was forked off from the one that has the pool's thread.
     ///
     /// # Examples
     ///
@@ -493,6 +502,9 @@ impl<M: Manager> Pool<M> {
         F: for<'c> FnOnce(&'c mut M::Connection) -> HookFuture<'c, M::Error> + Send,
     {
         let rotate = self.pool.rotate(verify);
+        if self.driver.is_elsewhere() {
+            return Err(RotateError::NoRuntime);
+        }
         if self.driver.must_not_wait() {
             return Err(RotateError::WouldBlock);
         }
@@ -781,6 +793,9 @@ mod tests {
         let driver = Arc::get_mut(&mut pool.driver).expect("there is one handle");
         driver.process = driver.process.wrapping_add(1);
         let stop = driver.stop.clone();
+        assert!(matches!(pool.warm_up(2), Err(WarmUpError::NoRuntime)));
+        let rotate = pool.rotate(|_| Box::pin(std::future::pending()));
+        assert!(matches!(rotate, Err(RotateError::NoRuntime)));
         drop(pool);
         allow.send(()).expect("it is still closing");
         is_closed.recv().expect("the thread is there after all");

@@ -336,7 +336,8 @@ pub enum Condition {
     Broken,
     /// Nobody may use it again, nor any other that was opened before this was found out, as when a
     /// failover has left them with a server that takes no writes: the pool
-    /// [invalidates](crate::Pool::invalidate) them all.
+    /// [invalidates](crate::Pool::invalidate) them all. Within a second after it has, only this one is closed: what
+    /// has been opened since may lead to the same server, and closing it all changes nothing then.
     Outdated,
 }
 

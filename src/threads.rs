@@ -12,11 +12,12 @@ use crate::panics::caught;
 use std::any::Any;
 use std::cell::Cell;
 use std::future::Future;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::task::{Context, Poll};
 use std::thread;
 use std::time::Duration;
@@ -26,7 +27,8 @@ use tokio::sync::oneshot;
 /// How long a thread waits for its next call before it ends.
 const KEPT: Duration = Duration::from_secs(10);
 
-type Job = Box<dyn FnOnce() + Send>;
+/// Is told that this is a thread for it; or, on that of whoever wants it done, why the system had none.
+type Job = Box<dyn FnOnce(io::Result<()>) + Send>;
 
 /// A thread that waits for a call.
 struct Idle {
@@ -64,12 +66,19 @@ fn idle() -> MutexGuard<'static, Waiting> {
 }
 
 /// Does this on one of the threads. If the system has no thread left, it is not done, but dropped.
-pub(crate) fn run(job: impl FnOnce() + Send + 'static) {
-    give(Box::new(job));
+pub(crate) fn run(work: impl FnOnce() + Send + 'static) {
+    give(Box::new(|thread| {
+        if thread.is_ok() {
+            work();
+        }
+    }));
+}
+
+fn spawn(work: Box<dyn FnOnce() + Send>) -> io::Result<()> {
+    thread::Builder::new().name("millpond-call".into()).spawn(work).map(drop)
 }
 
 fn give(mut job: Job) {
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
     loop {
         // The one that has waited for the shortest time, so that the others can end.
         let Some(thread) = idle().threads.pop() else { break };
@@ -78,19 +87,32 @@ fn give(mut job: Job) {
             Err(mpsc::SendError(back)) => job = back,
         }
     }
+    give_to_another(job, spawn);
+}
+
+/// Gives it to a thread that does not exist yet.
+fn give_to_another(job: Job, spawn: impl FnOnce(Box<dyn FnOnce() + Send>) -> io::Result<()>) {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    // Kept, since what cannot be spawned is dropped.
+    let first = Arc::new(Mutex::new(Some(job)));
+    let take = |first: &Mutex<Option<Job>>| first.lock().ok().and_then(|mut job| job.take());
+    let theirs = first.clone();
     let work = move || {
         IS_OURS.set(true);
         let (calls, given) = mpsc::channel();
-        let mut next = Some(job);
+        let mut next = take(&theirs);
         while let Some(job) = next {
             // What panics in a call is told to whoever waits for it; what panics in a drop, to nobody.
-            drop(caught(job));
+            drop(caught(|| job(Ok(()))));
             idle().threads.push(Idle { number, calls: calls.clone() });
             next = wait(number, &given);
         }
     };
-    drop(thread::Builder::new().name("millpond-call".into()).spawn(work));
+    let Err(error) = spawn(Box::new(work)) else { return };
+    if let Some(job) = take(&first) {
+        job(Err(error));
+    }
 }
 
 /// The next call, if one comes in time.
@@ -113,13 +135,16 @@ fn wait(number: u64, given: &mpsc::Receiver<Job>) -> Option<Job> {
 }
 
 /// Does this where it may block: here, if that is one of these threads or one without a runtime, and
-/// elsewhere on one of them, inside the runtime of this thread.
+/// elsewhere on one of them, inside the runtime of this thread. Here as well, if the system has no thread left.
 pub(crate) fn aside(work: impl FnOnce() + Send + 'static) {
     match Handle::try_current() {
-        Ok(runtime) if !IS_OURS.get() => run(move || {
-            let _inside = runtime.enter();
-            work();
-        }),
+        Ok(runtime) if !IS_OURS.get() => {
+            let job = move |_| {
+                let _inside = runtime.enter();
+                work();
+            };
+            give(Box::new(job));
+        }
         _ => work(),
     }
 }
@@ -127,30 +152,38 @@ pub(crate) fn aside(work: impl FnOnce() + Send + 'static) {
 /// A call on one of the threads. Dropping it lets the call go on alone or, if it has not begun, keeps it
 /// from beginning; what it comes to is dropped on such a thread.
 pub(crate) struct Call<T> {
-    outcome: oneshot::Receiver<thread::Result<T>>,
-    discard: fn(thread::Result<T>),
+    outcome: oneshot::Receiver<Result<T, Lost>>,
+    discard: fn(Result<T, Lost>),
 }
 
-/// There is no outcome: the call has panicked, or there was no thread to make it.
-pub(crate) struct Lost(pub(crate) Option<Box<dyn Any + Send>>);
+/// There is no outcome.
+pub(crate) enum Lost {
+    /// The call has panicked.
+    Panicked(Box<dyn Any + Send>),
+    /// The system had no thread to make it.
+    NoThread(io::Error),
+}
 
 impl<T: Send + 'static> Call<T> {
     /// Makes the call, inside the runtime of this thread if it has one.
     pub(crate) fn begin(work: impl FnOnce() -> T + Send + 'static) -> Self {
         let (job, call) = Self::prepare(work);
-        run(job);
+        give(Box::new(job));
         call
     }
 
     fn prepare(
         work: impl FnOnce() -> T + Send + 'static,
-    ) -> (impl FnOnce() + Send + 'static, Self) {
+    ) -> (impl FnOnce(io::Result<()>) + Send + 'static, Self) {
         let (report, outcome) = oneshot::channel();
         let runtime = Handle::try_current().ok();
-        let job = move || {
+        let job = move |thread: io::Result<()>| {
             if !report.is_closed() {
                 let _inside = runtime.as_ref().map(Handle::enter);
-                let done = catch_unwind(AssertUnwindSafe(work));
+                let done = match thread {
+                    Ok(()) => catch_unwind(AssertUnwindSafe(work)).map_err(Lost::Panicked),
+                    Err(error) => Err(Lost::NoThread(error)),
+                };
                 // What nobody waits for any more is dropped here.
                 drop(report.send(done));
             }
@@ -164,8 +197,9 @@ impl<T> Future for Call<T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Pin::new(&mut self.outcome).poll(cx).map(|outcome| match outcome {
-            Ok(done) => done.map_err(|panic| Lost(Some(panic))),
-            Err(_) => Err(Lost(None)),
+            Ok(done) => done,
+            // Its thread has been ended from outside.
+            Err(_) => Err(Lost::NoThread(io::Error::other("it has ended"))),
         })
     }
 }
@@ -202,7 +236,7 @@ mod tests {
         let begins = began.clone();
         let (job, call) = Call::prepare(move || begins.store(true, Ordering::SeqCst));
         drop(call);
-        job();
+        job(Ok(()));
         assert!(!began.load(Ordering::SeqCst));
     }
 
@@ -211,7 +245,7 @@ mod tests {
         let (tell, told) = mpsc::channel();
         let (job, call) = Call::prepare(move || Told(tell));
         // It is there before the call is dropped.
-        job();
+        job(Ok(()));
         drop(call);
         assert_ne!(told.recv().expect("it is dropped"), thread::current().id());
 
@@ -251,6 +285,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_wants_a_call_for_which_the_system_has_no_thread_is_told_why() {
+        let none = |_| Err(io::Error::from(io::ErrorKind::WouldBlock));
+        let (job, call) = Call::prepare(|| ());
+        give_to_another(Box::new(job), none);
+        let Err(Lost::NoThread(error)) = call.await else { panic!("there was a thread") };
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        // Here, so that it is not lost.
+        let (tell, told) = mpsc::channel();
+        let tells = move |thread: io::Result<()>| drop(tell.send(thread.map_err(|it| it.kind())));
+        give_to_another(Box::new(tells), none);
+        assert_eq!(told.recv(), Ok(Err(io::ErrorKind::WouldBlock)));
+    }
+
+    #[tokio::test]
     async fn as_many_calls_are_made_at_once_as_there_are() {
         let everybody = Arc::new(std::sync::Barrier::new(40));
         for _ in 0..2 {
@@ -266,7 +314,7 @@ mod tests {
             }
         }
         let panics = Call::begin(|| panic!("scripted in a call"));
-        let Err(Lost(Some(panic))) = panics.await else { panic!("it returns") };
+        let Err(Lost::Panicked(panic)) = panics.await else { panic!("it returns") };
         assert_eq!(panic.downcast_ref::<&str>(), Some(&"scripted in a call"));
     }
 }

@@ -264,6 +264,23 @@ async fn connections_to_a_server_that_is_no_primary_any_more_are_closed() {
 }
 
 #[tokio::test]
+async fn a_pool_that_need_not_write_keeps_its_connections_to_a_replica() {
+    let Some(server) = Redis::start(&[]) else { return };
+    let manager = manager(&server.url()).must_write(false);
+    let pool = Pool::builder(manager).max_size(3).min_idle(3).build().await.unwrap();
+    let mut operator = pool.acquire().await.unwrap().detach();
+    pool.warm_up(3).await.unwrap();
+    run(&mut operator, &["REPLICAOF 127.0.0.1 1"]).await;
+    let mut connection = pool.acquire().await.unwrap();
+    let error = connection.set::<_, _, ()>("a", 1).await.unwrap_err();
+    assert_eq!(error.code(), Some("READONLY"));
+    pipe().set("a", 1).exec_async(&mut *connection).await.unwrap_err();
+    connection.release().await.unwrap();
+    let metrics = at_rest(&pool).await;
+    assert_eq!((metrics.counts.idle, metrics.closed.invalidated, metrics.resets), (3, 0, 0));
+}
+
+#[tokio::test]
 async fn a_server_without_a_reset_gets_a_new_connection_instead() {
     let Some(server) = Redis::start(&["--rename-command", "RESET", ""]) else { return };
     let pool = one(&server.url()).await;

@@ -76,6 +76,25 @@ async fn a_connection_is_used_again_with_its_statements() {
 }
 
 #[tokio::test]
+async fn a_migration_breaks_what_a_connection_has_prepared_until_the_pool_is_invalidated() {
+    let Some(server) = Postgres::start(&[]) else { return };
+    let pool = pool(&server, 1).await;
+    let run = async |sql: &'static str| {
+        sqlx::query(sql).execute(&mut *pool.acquire().await.unwrap()).await
+    };
+    run("CREATE TABLE migrated (a int)").await.unwrap();
+    run("SELECT * FROM migrated").await.unwrap();
+    run("ALTER TABLE migrated ADD COLUMN b int").await.unwrap();
+    for _ in 0..2 {
+        let error = run("SELECT * FROM migrated").await.unwrap_err();
+        let code = error.as_database_error().and_then(|error| error.code());
+        assert_eq!(code.as_deref(), Some("0A000"), "{error}");
+    }
+    pool.invalidate();
+    run("SELECT * FROM migrated").await.unwrap();
+}
+
+#[tokio::test]
 async fn a_transaction_that_is_dropped_is_rolled_back_at_once() {
     let Some(server) = Postgres::start(&[]) else { return };
     server.run("CREATE TABLE t AS SELECT 1 AS n; GRANT ALL ON t TO millpond");

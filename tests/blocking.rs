@@ -282,6 +282,27 @@ fn a_close_inside_a_task_does_not_wait_for_what_others_are_at_work_on() {
     eventually_blocking("it is closed all the same", || manager.ledger.closed() == 1);
 }
 
+#[test]
+fn a_last_handle_that_is_dropped_inside_a_task_does_not_wait_for_what_others_are_at_work_on() {
+    let manager = TestManager::new();
+    let pool = builder(&manager).max_size(1).min_idle(1).close_timeout(PATIENCE * 3);
+    let pool = pool.build_blocking().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        manager.condition.once(DIRTY);
+        manager.reset.once(Act::Gated);
+        let held = pool.try_acquire_owned().unwrap();
+        let released = tokio::spawn(held.release());
+        eventually("it is being reset", || manager.reset.running() == 1).await;
+        let began = Instant::now();
+        drop(pool);
+        assert!(began.elapsed() < PATIENCE * 2, "it would have waited");
+        manager.reset.open(1);
+        released.await.unwrap().unwrap();
+    });
+    eventually_blocking("it is closed all the same", || manager.ledger.closed() == 1);
+}
+
 /// Whether acquire, warm-up and rotation are refused because they would block; a look at the clock
 /// never is.
 fn refusals(pool: &millpond::blocking::Pool<TestManager>) -> [bool; 3] {

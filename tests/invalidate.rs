@@ -1512,6 +1512,52 @@ async fn a_connection_that_is_outdated_takes_all_that_are_as_old_along() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn where_each_connection_is_found_outdated_the_others_go_along_once_a_second() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 3).build_lazy().unwrap();
+    let closed_by_another_one = async || {
+        pool.warm_up(3).await.unwrap();
+        let before = pool.metrics().closed.invalidated;
+        manager.condition.once(OUTDATED);
+        drop(pool.acquire().await.unwrap());
+        pool.metrics().closed.invalidated - before
+    };
+    assert_eq!(closed_by_another_one().await, 3, "also in the pool's first second");
+    for _ in 0..9 {
+        sleep(100 * MILLISECOND).await;
+        assert_eq!(closed_by_another_one().await, 1, "the server is as it was");
+    }
+    sleep(100 * MILLISECOND).await;
+    assert_eq!(closed_by_another_one().await, 3, "it may be another one by now");
+    assert_eq!(closed_by_another_one().await, 1);
+    pool.warm_up(3).await.unwrap();
+    pool.invalidate();
+    let metrics = balanced(&pool, &manager.ledger).await;
+    assert_eq!(
+        (metrics.counts.idle, metrics.closed.invalidated),
+        (0, 3 + 9 + 3 + 1 + 3),
+        "by hand"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_found_outdated_late_keeps_nobody_from_finding_out_what_is_new() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 4).build_lazy().unwrap();
+    pool.warm_up(3).await.unwrap();
+    let [first, late] = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    manager.condition.always(OUTDATED);
+    drop(first);
+    pool.warm_up(4).await.unwrap();
+    sleep(SECOND).await;
+    drop(late);
+    pool.warm_up(4).await.unwrap();
+    let before = pool.metrics().closed.invalidated;
+    drop(pool.acquire().await.unwrap());
+    assert_eq!(pool.metrics().closed.invalidated - before, 4);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_connection_that_is_outdated_takes_the_others_along_though_on_checkin_panics() {
     for released in [false, true] {
         let manager = TestManager::new();

@@ -34,7 +34,9 @@ use tokio::runtime::Handle;
 /// When a connection is released, without a word to the server:
 ///
 /// - After `READONLY`, which says that this server is not the primary any more, **all** connections
-///   that are as old are [invalidated](crate::Pool::invalidate): new ones may find the one that is.
+///   that are as old are [invalidated](crate::Pool::invalidate), once a second at the most: new ones may find the one
+///   that is. For a pool that reads from a replica, [`must_write(false)`](Self::must_write) takes it for an error like
+///   any other.
 /// - It is **closed** after an error of the connection itself; after `SUBSCRIBE` and its like, `MONITOR`, `CLIENT REPLY` and `QUIT`; and if its user gave up on a
 ///   command that waits for others, such as `BLPOP`: the server would go on waiting, and what it then
 ///   takes from a list would be lost.
@@ -106,6 +108,7 @@ pub struct RedisManager {
     /// Instead of that of the configuration.
     protocol: Option<ProtocolVersion>,
     response_timeout: Option<Duration>,
+    must_write: bool,
 }
 
 impl RedisManager {
@@ -133,6 +136,7 @@ impl RedisManager {
             protocol: None,
             // The default of redis-rs.
             response_timeout: Some(Duration::from_millis(500)),
+            must_write: true,
         }
     }
 
@@ -160,6 +164,15 @@ impl RedisManager {
     /// What the pool itself sends is limited by its own timeouts instead.
     pub fn response_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.response_timeout = limit.into();
+        self
+    }
+
+    /// Whether a server that refuses a write with `READONLY` is the wrong one, so that all connections to it are
+    /// replaced. Without, they stay, as is right for a pool that reads from a replica. Default: true.
+    ///
+    /// It is not asked at connect: a server that takes no writes is found out by the first write.
+    pub fn must_write(mut self, must_write: bool) -> Self {
+        self.must_write = must_write;
         self
     }
 
@@ -238,6 +251,9 @@ impl Manager for RedisManager {
 
     fn condition(&self, connection: &mut RedisConnection) -> Condition {
         connection.response_timeout = self.response_timeout;
+        if !self.must_write {
+            connection.left.read_only = false;
+        }
         connection.condition()
     }
 
@@ -296,6 +312,7 @@ impl fmt::Debug for RedisManager {
             .field("client_name", &self.client_name)
             .field("protocol", &self.protocol)
             .field("response_timeout", &self.response_timeout)
+            .field("must_write", &self.must_write)
             .finish_non_exhaustive()
     }
 }

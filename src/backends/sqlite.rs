@@ -907,6 +907,8 @@ impl SqliteDatabase<blocking::Pool<SqliteManager>> {
 }
 
 const GONE: &str = "the connection is gone, with a call that panicked or had no thread";
+const NO_THREAD: &str =
+    "the connection is gone: the system has no thread left for a call that blocks";
 
 fn failure(code: i32, why: &str) -> Error {
     Error::SqliteFailure(ffi::Error::new(code), Some(why.to_owned()))
@@ -915,8 +917,8 @@ fn failure(code: i32, why: &str) -> Error {
 /// The error of an errand that has not come home; its panic goes on.
 fn lost(error: Lost) -> Error {
     match error {
-        Lost(Some(panic)) => resume_unwind(panic),
-        Lost(None) => failure(ffi::SQLITE_ABORT, GONE),
+        Lost::Panicked(panic) => resume_unwind(panic),
+        Lost::NoThread(error) => failure(ffi::SQLITE_ABORT, &format!("{NO_THREAD}: {error}")),
     }
 }
 

@@ -75,6 +75,10 @@ type IsPermanent = Arc<dyn Fn(&Error) -> bool + Send + Sync>;
 /// takes longer. Of MySQL it is `max_execution_time`, for each `SELECT` and in ms, of MariaDB `max_statement_time`,
 /// for each statement and in seconds: `SET` them in [`after_connect`](crate::Hooks::after_connect).
 ///
+/// Prepared statements stay, and sqlx prepares what it is given. After a change of tables, those of PostgreSQL whose
+/// columns are others now fail with `cached plan must not change result type` (0A000) on each connection that has run
+/// them before, until it ends: call [`Pool::invalidate`](crate::Pool::invalidate) after a migration.
+///
 /// Session settings, temporary tables and advisory locks stay, as in sqlx's own pool; a
 /// [`before_acquire`](crate::Hooks::before_acquire) hook can undo them. A `LISTEN` of PostgreSQL stays too,
 /// and a later user's query fails if a notification comes before its answer. Listen on a connection that

@@ -12,7 +12,6 @@ use crate::threads::{Call, Lost, aside};
 use r2d2::{CustomizeConnection, ManageConnection};
 use std::error::Error;
 use std::fmt;
-use std::future::pending;
 use std::mem;
 use std::ops::{Deref, DerefMut};
 use std::panic::resume_unwind;
@@ -167,19 +166,22 @@ enum Place<C> {
 
 const NOT_HERE: &str = "BUG: a connection that is being checked is in use";
 
-/// Waits for the end of a call. Panics as it did. One that was never made, because there was no thread
-/// for it, never ends: it is up to the time limit of whoever waits.
+const NO_THREAD: &str = "the system has no thread left for a call that blocks";
+
+/// Waits for the end of a call. Panics as it did, and if there was no thread for it: the error that the pool
+/// tells then says so.
 async fn end<T>(call: Call<T>) -> T {
     match call.await {
         Ok(value) => value,
-        Err(lost) => go_on_with(lost).await,
+        Err(lost) => go_on_with(lost),
     }
 }
 
-async fn go_on_with<T>(lost: Lost) -> T {
+fn go_on_with(lost: Lost) -> ! {
     match lost {
-        Lost(Some(panic)) => resume_unwind(panic),
-        Lost(None) => pending().await,
+        Lost::Panicked(panic) => resume_unwind(panic),
+        // Without a word to the panic hook: nothing has failed that anybody could mend in the code.
+        Lost::NoThread(error) => resume_unwind(Box::new(format!("{NO_THREAD}: {error}"))),
     }
 }
 
@@ -339,7 +341,7 @@ where
             Ok(checked) => *place = Place::Here(checked),
             Err(lost) => {
                 *place = Place::Gone;
-                return go_on_with(lost).await;
+                go_on_with(lost);
             }
         }
         verdict.recv().expect("BUG: the call has ended without a verdict")

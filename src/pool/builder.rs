@@ -430,6 +430,7 @@ impl<M: Manager> PoolBuilder<M> {
             drains: AtomicUsize::new(0),
             began: Instant::now(),
             generation: AtomicU64::new(0),
+            outdates_next: AtomicU64::new(0),
             spread: fastrand::f64(),
             records: (0..capacity).map(|_| Record::new()).collect(),
             upkeep: Arc::new(Upkeep::new(config.maintenance_interval)),

@@ -51,6 +51,10 @@ impl Record {
     }
 }
 
+/// How soon after all connections have gone because one was out of date that may happen again. The server may be as
+/// it was, and what is opened meanwhile no better.
+const OUTDATES_AGAIN: Duration = Duration::from_secs(1);
+
 impl<M: Manager> Shared<M> {
     /// The pool's clock: nanoseconds since it was built.
     pub(super) fn now(&self) -> u64 {
@@ -136,8 +140,18 @@ impl<M: Manager> Shared<M> {
     }
 
     /// All connections of this generation, that with this number being one, and older ones, are out of date. Of
-    /// several that find out at once, the first begins the next generation.
+    /// several that find out at once, the first begins the next generation; soon after the last that began like that
+    /// none does.
     pub(super) fn outdate(&self, connection: u64, generation: u64) {
+        if generation < self.generation() {
+            return;
+        }
+        // Ordering: Relaxed. What others have seen or written does not hang on it.
+        let now = self.now();
+        let claim = |next| (now >= next).then(|| now.saturating_add(nanos(OUTDATES_AGAIN)));
+        if self.outdates_next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim).is_err() {
+            return;
+        }
         let next = generation + 1;
         // Ordering: SeqCst, as in `next_generation`.
         let first =

@@ -127,6 +127,8 @@ pub(crate) struct Shared<M: Manager> {
     began: Instant,
     /// How often all connections have been invalidated.
     generation: AtomicU64,
+    /// When a connection that is out of date may take all that are as old with it again, by the pool's clock.
+    outdates_next: AtomicU64,
     /// Where the sequence of lifetimes begins, 0.0 to 1.0.
     spread: f64,
     /// By slot.
