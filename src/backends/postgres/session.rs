@@ -10,6 +10,7 @@
 //! |---|---|---|
 //! | `calls` | the connection's wakers: the engine for who asks, the session for what arrives | counts how often the driver has been told to run |
 //! | `served` | the driver | how many of them there had been when it began its last run; `RUNNING` while it runs |
+//! | `arrived` | the session, as the socket's waker | says that there may be something to read, until the tap has looked |
 //!
 //! Whoever asks for something puts it into the driver's queue first and calls second; a run reads
 //! `calls` first and empties the queue second. So while both are the same, nothing is in the queue that
@@ -35,6 +36,8 @@ pub(super) struct Session {
     served: AtomicU64,
     /// Wakes the driver's task; there is none before its first run.
     task: OnceLock<Waker>,
+    /// The socket has called since the tap looked last.
+    arrived: AtomicBool,
     /// Requests that the server has not answered in full.
     unanswered: AtomicU32,
     /// Requests so far that may have changed something.
@@ -73,6 +76,7 @@ impl Session {
             calls: AtomicU64::new(1),
             served: AtomicU64::new(0),
             task: OnceLock::new(),
+            arrived: AtomicBool::new(false),
             unanswered: AtomicU32::new(0),
             requests: AtomicU64::new(0),
             answers: AtomicU64::new(0),
@@ -208,6 +212,9 @@ impl Wake for Session {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
+        // Ordering: Release, partner: `has_arrived`. Before the call, so that a run which counts the call reads
+        // what has arrived.
+        self.arrived.store(true, Ordering::Release);
         self.call();
         // There is one: only the driver's runs hand this waker out.
         self.wake_task();
@@ -291,6 +298,14 @@ impl Session {
 
 /// What the tap has read.
 impl Session {
+    /// Whether the socket has called since the last time that this said so.
+    #[inline]
+    pub(super) fn has_arrived(&self) -> bool {
+        // Ordering: Acquire, partner: the socket's waker. What it was called for is found by whoever reads after
+        // this; a call that comes meanwhile is left for the next time.
+        self.arrived.load(Ordering::Relaxed) && self.arrived.swap(false, Ordering::Acquire)
+    }
+
     /// So many requests have not been answered. What else the same bytes say is set before.
     #[inline]
     pub(super) fn publish_unanswered(&self, count: u32) {
