@@ -126,6 +126,7 @@ impl Session {
     }
 
     /// How many answers have still to end, as of late.
+    #[inline]
     pub(super) fn unanswered(&self) -> u32 {
         self.unanswered.load(Ordering::Relaxed)
     }
@@ -136,16 +137,19 @@ impl Session {
     }
 
     /// Whether a transaction is open, failed ones included. Says nothing unless the session is quiet.
+    #[inline]
     pub(super) fn in_transaction(&self) -> bool {
         matches!(self.status.load(Ordering::Relaxed), b'T' | b'E')
     }
 
     /// Whether nobody may use the connection again.
+    #[inline]
     pub(super) fn is_lost(&self) -> bool {
         self.is_lost.load(Ordering::Relaxed)
     }
 
     /// Whether an answer may come that the driver does not know of, and would give to whoever asks next.
+    #[inline]
     pub(super) fn is_in_doubt(&self) -> bool {
         self.in_doubt.load(Ordering::Relaxed)
     }
@@ -156,6 +160,7 @@ impl Session {
     }
 
     /// How many requests there have been that may have changed something.
+    #[inline]
     pub(super) fn requests(&self) -> u64 {
         self.requests.load(Ordering::Relaxed)
     }
@@ -198,6 +203,7 @@ impl Session {
     }
 
     /// Has the driver's task run, which has been called.
+    #[inline]
     pub(super) fn wake_task(&self) {
         if let Some(task) = self.task.get() {
             task.wake_by_ref();

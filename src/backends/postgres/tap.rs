@@ -252,6 +252,7 @@ impl<S> Tap<S> {
     }
 
     /// These bytes have come from the server.
+    #[inline(never)]
     fn received(&mut self, mut bytes: &[u8]) {
         loop {
             let Backend { letter, header, body, .. } = &self.backend;
