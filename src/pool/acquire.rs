@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
-use tokio::task;
+use tokio::{task, time};
 
 pub(super) type Caller = &'static Location<'static>;
 
@@ -184,7 +184,7 @@ where
         Ok(loan) => return Ok(loan),
         Err(unready) => unready,
     };
-    let wait = Wait::begin(&keeper, &ask, limit);
+    let mut wait = Wait::begin(&keeper, &ask, limit);
     if keeper.core.is_closed() {
         return wait.end(Err(keeper.closed_error()));
     }
@@ -201,8 +201,7 @@ where
             // Without a timer it may wait for what comes back. If one is to be opened, it is told so in line.
             Some(obtain.await)
         } else {
-            let began = keeper.began + Duration::from_nanos(wait.began);
-            let mut timer = pin!(timer(began + limit.min(FAR_FUTURE)));
+            let mut timer = pin!(timer(wait.began + limit.min(FAR_FUTURE)));
             let (mut has_begun, has_time) = (false, wait.has_time());
             // Cancel: `obtain` is dropped at the deadline as it would be by its caller, but that a check
             // under way goes on. Polled where it stands: `tokio::time::timeout_at` would move it.
@@ -237,7 +236,7 @@ where
     };
     let served = served.unwrap_or_else(|| {
         let checking = wait.checking.load(Ordering::Relaxed);
-        Err(keeper.timed_out(ask.line, keeper.since(wait.began), checking))
+        Err(keeper.timed_out(ask.line, wait.began.elapsed(), checking))
     });
     wait.end(served)
 }
@@ -247,10 +246,9 @@ where
 struct Wait<'k, M: Manager> {
     keeper: &'k Shared<M>,
     caller: Caller,
-    /// By the pool's clock.
-    began: u64,
-    /// By the pool's clock too.
-    deadline: u64,
+    began: time::Instant,
+    /// How long it waits; [`Duration::MAX`] if it has no deadline.
+    limit: Duration,
     outcome: Option<Outcome>,
     /// It has a connection that is being checked.
     checking: AtomicBool,
@@ -262,21 +260,18 @@ struct Wait<'k, M: Manager> {
 
 impl<'k, M: Manager> Wait<'k, M> {
     fn begin(keeper: &'k Shared<M>, ask: &Ask<'_>, limit: Duration) -> Self {
-        let began = match ask.terms {
-            None => keeper.now(),
-            Some(terms) => keeper.moment(terms.began()),
-        };
+        let began = ask.terms.map_or_else(time::Instant::now, Terms::began);
         // Cancel: if nothing else comes, that is the outcome.
         let outcome = (ask.counted == Counted::Here).then_some(Outcome::Cancelled);
-        let (caller, deadline) = (ask.caller, began.saturating_add(nanos(limit)));
         let no = || AtomicBool::new(false);
         let (checking, is_late, would_be_shed) = (no(), no(), no());
-        Self { keeper, caller, began, deadline, outcome, checking, is_late, would_be_shed }
+        let caller = ask.caller;
+        Self { keeper, caller, began, limit, outcome, checking, is_late, would_be_shed }
     }
 
     /// Whether it may take any time at all.
     fn has_time(&self) -> bool {
-        self.deadline > self.began
+        !self.limit.is_zero()
     }
 
     /// Whether it may get in line, for as long as the answer lives.
@@ -300,8 +295,7 @@ impl<'k, M: Manager> Wait<'k, M> {
     /// Whether its caller, who has been in line so far, is still to be served.
     fn in_time(&self, ask: &Ask<'_>) -> Result<(), AcquireError<M::Error>> {
         let Some(shedder) = &self.keeper.shedder else { return Ok(()) };
-        let now = self.keeper.now();
-        let waited = Duration::from_nanos(now.saturating_sub(self.began));
+        let (now, waited) = (self.keeper.now(), self.began.elapsed());
         let nobody_waits = self.keeper.core.waiters() == 0;
         let is_late = shedder.is_too_late(now, waited, ask.line, nobody_waits);
         if !is_late || ask.counted == Counted::Never {
@@ -316,7 +310,7 @@ impl<'k, M: Manager> Wait<'k, M> {
     }
 
     fn end<T>(
-        mut self,
+        &mut self,
         served: Result<T, AcquireError<M::Error>>,
     ) -> Result<T, AcquireError<M::Error>> {
         if let Some(outcome) = &mut self.outcome {
@@ -348,7 +342,7 @@ impl<M: Manager> Drop for Wait<'_, M> {
             self.keeper.totals.would_be_shed();
         }
         if let Some(outcome) = self.outcome {
-            self.keeper.has_waited(self.caller, outcome, self.keeper.since(self.began));
+            self.keeper.has_waited(self.caller, outcome, self.began.elapsed());
         }
     }
 }
@@ -379,14 +373,14 @@ where
                     return Err(AcquireError::NoRuntime);
                 };
                 keeper.check_in_background(lease, &ground);
-            } else if acquire.deadline == u64::MAX && !has_timer() {
+            } else if acquire.limit == Duration::MAX && !has_timer() {
                 // What is done to it is bounded in time. It goes back.
                 return Err(AcquireError::NoRuntime);
             } else {
                 acquire.checks(ask, true);
                 let checks = lease.flags().has(Flags::CHECK);
-                let longest = nanos(keeper.longest_preparation());
-                let prepared = if acquire.deadline.saturating_sub(keeper.now()) < longest {
+                let left = acquire.limit.saturating_sub(acquire.began.elapsed());
+                let prepared = if left < keeper.longest_preparation() {
                     prepare_in_a_hurry(lease, &acquire.is_late).await
                 } else {
                     prepare(lease).await
@@ -441,14 +435,15 @@ where
 
 /// Whether a connection is to be checked after another one has not answered an acquire that began then:
 /// if it was to be anyway, or if the policy has any checked at all and it has not answered since.
-fn is_doubtful<M, R>(lease: &mut Lease<R>, began: u64) -> bool
+fn is_doubtful<M, R>(lease: &mut Lease<R>, began: time::Instant) -> bool
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,
 {
     let shared = lease.keeper().clone();
     lease.flags().has(Flags::CHECK)
-        || shared.config.check != CheckPolicy::Never && !shared.has_answered_since(lease, began)
+        || shared.config.check != CheckPolicy::Never
+            && !shared.has_answered_since(lease, shared.moment(began))
 }
 
 /// A connection that is ready at once.
@@ -528,7 +523,7 @@ where
         Ok(loan) => return Ok(loan),
         Err(unready) => unready,
     };
-    let wait = Wait::begin(keeper, &ask, limit);
+    let mut wait = Wait::begin(keeper, &ask, limit);
     let served = keeper.in_span_blocking(ask.caller, || {
         acquire_blocking_waiting(keeper, ask, limit, unready, &wait)
     });
@@ -560,7 +555,7 @@ where
     // idle, or has one opened for the next caller.
     let heed_deadline = |checking| {
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            let late = keeper.timed_out(ask.line, keeper.since(acquire.began), checking);
+            let late = keeper.timed_out(ask.line, acquire.began.elapsed(), checking);
             return Err(keeper.give_up(late));
         }
         Ok(())
