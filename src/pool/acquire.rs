@@ -275,6 +275,7 @@ impl<'k, M: Manager> Wait<'k, M> {
     }
 
     /// Whether it may get in line, for as long as the answer lives.
+    #[inline]
     fn about_to_wait(&self, ask: &Ask<'_>) -> Result<Option<Waiting<'k>>, AcquireError<M::Error>> {
         self.keeper.may_wait(ask.line)?;
         if ask.counted != Counted::Never {
@@ -650,10 +651,13 @@ impl<M: Manager> Shared<M> {
     }
 
     /// Whether a caller may wait for a connection, as far as connecting is concerned.
+    #[inline]
     pub(super) fn may_wait(&self, line: Line) -> Result<(), AcquireError<M::Error>> {
-        if self.has_alive_for(line) {
-            return Ok(());
-        }
+        if self.has_alive_for(line) { Ok(()) } else { self.may_wait_slow(line) }
+    }
+
+    #[cold]
+    fn may_wait_slow(&self, line: Line) -> Result<(), AcquireError<M::Error>> {
         match self.connector.refusal(self.config.fail_fast) {
             // Whether it still fails for good will show.
             Some(AcquireError::Connect(_)) if self.is_opening_for(line) => Ok(()),
@@ -664,10 +668,13 @@ impl<M: Manager> Shared<M> {
 
     /// Whether a caller may wait for room, of which a cap over several pools may have left this one none at all.
     /// Where connecting has failed, nobody can try that again either, but who waits for room already.
+    #[inline]
     fn may_wait_for_room(&self) -> Result<(), AcquireError<M::Error>> {
-        if self.core.limit() > 0 {
-            return Ok(());
-        }
+        if self.core.limit() > 0 { Ok(()) } else { self.may_wait_for_room_slow() }
+    }
+
+    #[cold]
+    fn may_wait_for_room_slow(&self) -> Result<(), AcquireError<M::Error>> {
         let counts = self.core.counts();
         if counts.alive() - counts.closing + counts.connecting > 0 {
             return Ok(());
@@ -747,7 +754,7 @@ impl<M: Manager> Shared<M> {
     fn could_open_for(&self, line: Line) -> bool {
         // What is checked may be new, and the last new ones have been of no use.
         let (useless, _) = self.connector.useless();
-        self.slots_for(line).any(|slot| match self.core.glimpse(slot).state {
+        self.slots_for(line).any(|slot| match self.core.state(slot) {
             State::Vacant | State::Connecting | State::Closing => true,
             State::Checking => useless > 0,
             State::InUse | State::Idle | State::Resetting | State::Spare => false,
@@ -757,7 +764,7 @@ impl<M: Manager> Shared<M> {
     /// Whether a connection is alive that may come back to those who wait in this line: what is being closed
     /// does not.
     pub(super) fn has_alive_for(&self, line: Line) -> bool {
-        self.slots_for(line).any(|slot| match self.core.glimpse(slot).state {
+        self.slots_for(line).any(|slot| match self.core.state(slot) {
             State::InUse | State::Idle | State::Checking | State::Resetting => true,
             State::Vacant | State::Connecting | State::Closing | State::Spare => false,
         })
@@ -765,7 +772,7 @@ impl<M: Manager> Shared<M> {
 
     /// Whether a connection is being opened that may go to those who wait in this line.
     fn is_opening_for(&self, line: Line) -> bool {
-        self.slots_for(line).any(|slot| self.core.glimpse(slot).state == State::Connecting)
+        self.slots_for(line).any(|slot| self.core.state(slot) == State::Connecting)
     }
 
     /// The slots whose connections those who wait in this line may have.
