@@ -32,7 +32,20 @@ pub(super) enum Welcome<R: Deref<Target: Keeper> + Clone> {
 }
 
 /// Does what can be done without waiting.
-pub(super) fn welcome<M, R>(mut lease: Lease<R>, caller: Caller) -> Welcome<R>
+#[inline]
+pub(super) fn welcome<M, R>(lease: Lease<R>, caller: Caller) -> Welcome<R>
+where
+    M: Manager,
+    R: Deref<Target = Shared<M>> + Clone,
+{
+    if lease.flags() == Flags::NONE && lease.keeper().hooks.before_acquire.is_none() {
+        return Welcome::Given(lease.lend(caller));
+    }
+    welcome_slow(lease, caller)
+}
+
+#[cold]
+fn welcome_slow<M, R>(mut lease: Lease<R>, caller: Caller) -> Welcome<R>
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,
