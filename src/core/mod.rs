@@ -460,6 +460,12 @@ impl<K: Keeper> Core<K> {
         }
     }
 
+    /// The state of a slot at this moment.
+    #[inline]
+    pub fn state(&self, slot: usize) -> State {
+        self.cells[slot].life().0
+    }
+
     /// What a slot's cell says at this moment.
     pub fn glimpse(&self, slot: usize) -> Glimpse {
         self.cells[slot].glimpse()

@@ -164,6 +164,7 @@ impl Cell {
     ///
     /// Another thread may have moved the slot on by the time that the caller looks at the answer;
     /// what holds is that both numbers were true together.
+    #[inline]
     pub(super) fn life(&self) -> (State, u64) {
         // Ordering: Acquire, partner: the store in `note`. Who sees a use sees its holder.
         let life = self.life.load(Ordering::Acquire);
@@ -204,6 +205,7 @@ impl Cell {
     }
 
     /// Nobody holds the slot, whoever did so last.
+    #[inline]
     pub(super) fn forget_holder(&self) {
         self.holder.store(None);
     }

@@ -201,6 +201,7 @@ impl<R: Deref<Target: Keeper> + Clone> Lease<R> {
     }
 
     /// Lends the resource to a caller, which counts as a use.
+    #[inline]
     pub fn lend(mut self, caller: &'static Location<'static>) -> Loan<R> {
         let mut slot = self.slot.take().expect(GONE);
         slot.begin_use(self.keeper.core().cell(&slot), caller);

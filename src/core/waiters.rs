@@ -136,6 +136,7 @@ impl Control {
 
     /// Counts a waiter if fewer than `most` are counted. One who is refused is never on the count, where
     /// it would have the next one refused too.
+    #[inline]
     fn count_below(&self, most: usize) -> bool {
         let next = |word| (Seen(word).waiters() < most).then(|| word.wrapping_add(WAITER));
         // Ordering: SeqCst, as in `add`.
@@ -201,7 +202,18 @@ impl<K: Keeper> Handoff<K> {
 }
 
 impl<K: Keeper> Drop for Handoff<K> {
+    #[inline]
     fn drop(&mut self) {
+        if !matches!(self.content, Content::Nothing) {
+            self.drop_slow();
+        }
+    }
+}
+
+impl<K: Keeper> Handoff<K> {
+    /// Nobody has received it.
+    #[cold]
+    fn drop_slow(&mut self) {
         let (keeper, slot) = match mem::replace(&mut self.content, Content::Nothing) {
             Content::Slot(slot) => (slot.keeper.upgrade(), Some(slot)),
             Content::Word(keeper) => (keeper.upgrade(), None),
@@ -248,13 +260,18 @@ impl<'k, K: Keeper> Place<'k, K> {
         if core.control.arrive().is_closed() {
             return false;
         }
-        serve(self.keeper, core.home());
+        let home = match line {
+            Line::General => self.shard,
+            Line::High => core.home(),
+        };
+        serve(self.keeper, home);
         self.keeper.parked(line);
         true
     }
 
     /// Step 5 is over.
-    fn leave(mut self, handoff: Handoff<K>) -> Option<Box<Slot<K>>> {
+    #[inline]
+    fn leave(&mut self, handoff: Handoff<K>) -> Option<Box<Slot<K>>> {
         self.woken = true;
         let slot = handoff.receive()?;
         if self.keeper.core().is_closed() {
@@ -305,7 +322,7 @@ pub(super) async fn wait<K: Keeper>(
     most: usize,
 ) -> Result<Option<Box<Slot<K>>>, LineFull> {
     // Declared before the listener, so dropped after it.
-    let place = Place::take(keeper, line, most).ok_or(LineFull)?;
+    let mut place = Place::take(keeper, line, most).ok_or(LineFull)?;
     listener!(keeper.core().shards[place.shard].event => listener);
     if !place.arrive(line) {
         return Ok(None);
@@ -323,7 +340,7 @@ pub(super) fn wait_blocking<K: Keeper>(
     most: usize,
     deadline: Option<Instant>,
 ) -> Result<Option<Box<Slot<K>>>, LineFull> {
-    let place = Place::take(keeper, line, most).ok_or(LineFull)?;
+    let mut place = Place::take(keeper, line, most).ok_or(LineFull)?;
     listener!(keeper.core().shards[place.shard].event => listener);
     if !place.arrive(line) {
         return Ok(None);
@@ -517,6 +534,7 @@ impl<K: Keeper> Core<K> {
     }
 
     /// Gives a slot to the first waiter of a shard, on whose account it may count; back if there is none.
+    #[inline(always)]
     fn hand_to(&self, shard: usize, slot: Box<Slot<K>>, counts: bool) -> Result<(), Box<Slot<K>>> {
         let queue = &self.shards[shard];
         // Relaxed: the control word has been looked at with the ordering that this needs.

@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
-use tokio::task;
+use tokio::{task, time};
 
 pub(super) type Caller = &'static Location<'static>;
 
@@ -180,7 +180,7 @@ where
         Ok(loan) => return Ok(loan),
         Err(unready) => unready,
     };
-    let wait = Wait::begin(&keeper, &ask, limit);
+    let mut wait = Wait::begin(&keeper, &ask, limit);
     if keeper.core.is_closed() {
         return wait.end(Err(keeper.closed_error()));
     }
@@ -197,8 +197,7 @@ where
             // Without a timer it may wait for what comes back. If one is to be opened, it is told so in line.
             Some(obtain.await)
         } else {
-            let began = keeper.began + Duration::from_nanos(wait.began);
-            let mut timer = pin!(timer(began + limit.min(FAR_FUTURE)));
+            let mut timer = pin!(timer(wait.began + limit.min(FAR_FUTURE)));
             let (mut has_begun, has_time) = (false, wait.has_time());
             // Cancel: `obtain` is dropped at the deadline as it would be by its caller, but that a check
             // under way goes on. Polled where it stands: `tokio::time::timeout_at` would move it.
@@ -233,7 +232,7 @@ where
     };
     let served = served.unwrap_or_else(|| {
         let checking = wait.checking.load(Ordering::Relaxed);
-        Err(keeper.timed_out(ask.line, keeper.since(wait.began), checking))
+        Err(keeper.timed_out(ask.line, wait.began.elapsed(), checking))
     });
     wait.end(served)
 }
@@ -243,10 +242,9 @@ where
 struct Wait<'k, M: Manager> {
     keeper: &'k Shared<M>,
     caller: Caller,
-    /// By the pool's clock.
-    began: u64,
-    /// By the pool's clock too.
-    deadline: u64,
+    began: time::Instant,
+    /// How long it waits; [`Duration::MAX`] if it has no deadline.
+    limit: Duration,
     outcome: Option<Outcome>,
     /// It has a connection that is being checked.
     checking: AtomicBool,
@@ -258,24 +256,22 @@ struct Wait<'k, M: Manager> {
 
 impl<'k, M: Manager> Wait<'k, M> {
     fn begin(keeper: &'k Shared<M>, ask: &Ask<'_>, limit: Duration) -> Self {
-        let began = match ask.terms {
-            None => keeper.now(),
-            Some(terms) => keeper.moment(terms.began()),
-        };
+        let began = ask.terms.map_or_else(time::Instant::now, Terms::began);
         // Cancel: if nothing else comes, that is the outcome.
         let outcome = (ask.counted == Counted::Here).then_some(Outcome::Cancelled);
-        let (caller, deadline) = (ask.caller, began.saturating_add(nanos(limit)));
         let no = || AtomicBool::new(false);
         let (checking, is_late, would_be_shed) = (no(), no(), no());
-        Self { keeper, caller, began, deadline, outcome, checking, is_late, would_be_shed }
+        let caller = ask.caller;
+        Self { keeper, caller, began, limit, outcome, checking, is_late, would_be_shed }
     }
 
     /// Whether it may take any time at all.
     fn has_time(&self) -> bool {
-        self.deadline > self.began
+        !self.limit.is_zero()
     }
 
     /// Whether it may get in line, for as long as the answer lives.
+    #[inline]
     fn about_to_wait(&self, ask: &Ask<'_>) -> Result<Option<Waiting<'k>>, AcquireError<M::Error>> {
         self.keeper.may_wait(ask.line)?;
         if ask.counted != Counted::Never {
@@ -296,8 +292,7 @@ impl<'k, M: Manager> Wait<'k, M> {
     /// Whether its caller, who has been in line so far, is still to be served.
     fn in_time(&self, ask: &Ask<'_>) -> Result<(), AcquireError<M::Error>> {
         let Some(shedder) = &self.keeper.shedder else { return Ok(()) };
-        let now = self.keeper.now();
-        let waited = Duration::from_nanos(now.saturating_sub(self.began));
+        let (now, waited) = (self.keeper.now(), self.began.elapsed());
         let nobody_waits = self.keeper.core.waiters() == 0;
         let is_late = shedder.is_too_late(now, waited, ask.line, nobody_waits);
         if !is_late || ask.counted == Counted::Never {
@@ -312,7 +307,7 @@ impl<'k, M: Manager> Wait<'k, M> {
     }
 
     fn end<T>(
-        mut self,
+        &mut self,
         served: Result<T, AcquireError<M::Error>>,
     ) -> Result<T, AcquireError<M::Error>> {
         if let Some(outcome) = &mut self.outcome {
@@ -344,7 +339,7 @@ impl<M: Manager> Drop for Wait<'_, M> {
             self.keeper.totals.would_be_shed();
         }
         if let Some(outcome) = self.outcome {
-            self.keeper.has_waited(self.caller, outcome, self.keeper.since(self.began));
+            self.keeper.has_waited(self.caller, outcome, self.began.elapsed());
         }
     }
 }
@@ -375,14 +370,14 @@ where
                     return Err(AcquireError::NoRuntime);
                 };
                 keeper.check_in_background(lease, &ground);
-            } else if acquire.deadline == u64::MAX && !has_timer() {
+            } else if acquire.limit == Duration::MAX && !has_timer() {
                 // What is done to it is bounded in time. It goes back.
                 return Err(AcquireError::NoRuntime);
             } else {
                 acquire.checks(ask, true);
                 let checks = lease.flags().has(Flags::CHECK);
-                let longest = nanos(keeper.longest_preparation());
-                let prepared = if acquire.deadline.saturating_sub(keeper.now()) < longest {
+                let left = acquire.limit.saturating_sub(acquire.began.elapsed());
+                let prepared = if left < keeper.longest_preparation() {
                     prepare_in_a_hurry(lease, &acquire.is_late).await
                 } else {
                     prepare(lease).await
@@ -436,14 +431,15 @@ where
 
 /// Whether a connection is to be checked after another one has not answered an acquire that began then:
 /// if it was to be anyway, or if the policy has any checked at all and it has not answered since.
-fn is_doubtful<M, R>(lease: &mut Lease<R>, began: u64) -> bool
+fn is_doubtful<M, R>(lease: &mut Lease<R>, began: time::Instant) -> bool
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,
 {
     let shared = lease.keeper().clone();
     lease.flags().has(Flags::CHECK)
-        || shared.config.check != CheckPolicy::Never && !shared.has_answered_since(lease, began)
+        || shared.config.check != CheckPolicy::Never
+            && !shared.has_answered_since(lease, shared.moment(began))
 }
 
 /// A connection that is ready at once.
@@ -523,7 +519,7 @@ where
         Ok(loan) => return Ok(loan),
         Err(unready) => unready,
     };
-    let wait = Wait::begin(keeper, &ask, limit);
+    let mut wait = Wait::begin(keeper, &ask, limit);
     let served = keeper.in_span_blocking(ask.caller, || {
         acquire_blocking_waiting(keeper, ask, limit, unready, &wait)
     });
@@ -555,7 +551,7 @@ where
     // idle, or has one opened for the next caller.
     let heed_deadline = |checking| {
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            let late = keeper.timed_out(ask.line, keeper.since(acquire.began), checking);
+            let late = keeper.timed_out(ask.line, acquire.began.elapsed(), checking);
             return Err(keeper.give_up(late));
         }
         Ok(())
@@ -649,10 +645,13 @@ impl<M: Manager> Shared<M> {
     }
 
     /// Whether a caller may wait for a connection, as far as connecting is concerned.
+    #[inline]
     pub(super) fn may_wait(&self, line: Line) -> Result<(), AcquireError<M::Error>> {
-        if self.has_alive_for(line) {
-            return Ok(());
-        }
+        if self.has_alive_for(line) { Ok(()) } else { self.may_wait_slow(line) }
+    }
+
+    #[cold]
+    fn may_wait_slow(&self, line: Line) -> Result<(), AcquireError<M::Error>> {
         match self.connector.refusal(self.config.fail_fast) {
             // Whether it still fails for good will show.
             Some(AcquireError::Connect(_)) if self.is_opening_for(line) => Ok(()),
@@ -663,10 +662,13 @@ impl<M: Manager> Shared<M> {
 
     /// Whether a caller may wait for room, of which a cap over several pools may have left this one none at all.
     /// Where connecting has failed, nobody can try that again either, but who waits for room already.
+    #[inline]
     fn may_wait_for_room(&self) -> Result<(), AcquireError<M::Error>> {
-        if self.core.limit() > 0 {
-            return Ok(());
-        }
+        if self.core.limit() > 0 { Ok(()) } else { self.may_wait_for_room_slow() }
+    }
+
+    #[cold]
+    fn may_wait_for_room_slow(&self) -> Result<(), AcquireError<M::Error>> {
         let counts = self.core.counts();
         if counts.alive() - counts.closing + counts.connecting > 0 {
             return Ok(());
@@ -746,7 +748,7 @@ impl<M: Manager> Shared<M> {
     fn could_open_for(&self, line: Line) -> bool {
         // What is checked may be new, and the last new ones have been of no use.
         let (useless, _) = self.connector.useless();
-        self.slots_for(line).any(|slot| match self.core.glimpse(slot).state {
+        self.slots_for(line).any(|slot| match self.core.state(slot) {
             State::Vacant | State::Connecting | State::Closing => true,
             State::Checking => useless > 0,
             State::InUse | State::Idle | State::Resetting | State::Spare => false,
@@ -756,7 +758,7 @@ impl<M: Manager> Shared<M> {
     /// Whether a connection is alive that may come back to those who wait in this line: what is being closed
     /// does not.
     pub(super) fn has_alive_for(&self, line: Line) -> bool {
-        self.slots_for(line).any(|slot| match self.core.glimpse(slot).state {
+        self.slots_for(line).any(|slot| match self.core.state(slot) {
             State::InUse | State::Idle | State::Checking | State::Resetting => true,
             State::Vacant | State::Connecting | State::Closing | State::Spare => false,
         })
@@ -764,7 +766,7 @@ impl<M: Manager> Shared<M> {
 
     /// Whether a connection is being opened that may go to those who wait in this line.
     fn is_opening_for(&self, line: Line) -> bool {
-        self.slots_for(line).any(|slot| self.core.glimpse(slot).state == State::Connecting)
+        self.slots_for(line).any(|slot| self.core.state(slot) == State::Connecting)
     }
 
     /// The slots whose connections those who wait in this line may have.

@@ -597,7 +597,7 @@ impl<M: Manager> Shared<M> {
     /// How many of the slots that are kept for callers with priority are in this state.
     pub(super) fn reserved_in(&self, state: State) -> usize {
         let reserved = 0..self.config.reserved.1;
-        reserved.filter(|&slot| self.core.glimpse(slot).state == state).count()
+        reserved.filter(|&slot| self.core.state(slot) == state).count()
     }
 
     /// Places of those for callers with priority alone that are vacant, or have a connection that is idle or being

@@ -244,8 +244,9 @@ impl<M: Manager> Shared<M> {
     /// Called by whoever parks, and by whoever makes a slot vacant; `ground` says where the next
     /// dial runs. It is asked each time: a runtime that has ended drops the dial at once, and is
     /// forgotten. Answers false if there is none, though connections are wanted.
+    #[inline]
     pub(super) fn demand(&self, ground: fn(&Self) -> Option<Ground>) -> bool {
-        self.dial(ground, Self::wanted)
+        !self.core.has_vacant() || self.dial(ground, Self::wanted)
     }
 
     /// As [`demand`](Self::demand), for whoever wants connections. Before that, a pool that was built
@@ -260,7 +261,7 @@ impl<M: Manager> Shared<M> {
     /// As [`demand`](Self::demand), for those who have no runtime to give: if the pool has none either,
     /// whoever waits brings one along.
     pub(super) fn demand_of_somebody(&self) {
-        if self.core.has_vacant() && !self.demand(Self::ground) {
+        if !self.demand(Self::ground) {
             self.core.nudge();
         }
     }

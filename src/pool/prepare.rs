@@ -24,7 +24,20 @@ use tokio::time::timeout;
 
 /// Does what can be done without waiting with a connection that leaves the fast path, and hands it out. Otherwise
 /// it is the connection that has to be checked, or for which a hook awaits something, if it was not ended.
+#[inline]
 pub(super) fn welcome<M, R>(lease: Lease<R>, caller: Caller) -> Result<Loan<R>, Option<Lease<R>>>
+where
+    M: Manager,
+    R: Deref<Target = Shared<M>> + Clone,
+{
+    if lease.flags() == Flags::NONE && lease.keeper().hooks.before_acquire.is_none() {
+        return Ok(lease.lend(caller));
+    }
+    welcome_slow(lease, caller)
+}
+
+#[cold]
+fn welcome_slow<M, R>(lease: Lease<R>, caller: Caller) -> Result<Loan<R>, Option<Lease<R>>>
 where
     M: Manager,
     R: Deref<Target = Shared<M>> + Clone,

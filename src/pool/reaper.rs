@@ -335,7 +335,7 @@ impl<M: Manager> Shared<M> {
     /// The same for each whose slot is in such a state.
     fn have_checked(&self, is_meant: impl Fn(State) -> bool) {
         for slot in 0..self.core.capacity() {
-            if is_meant(self.core.glimpse(slot).state) {
+            if is_meant(self.core.state(slot)) {
                 self.core.raise(slot, Flags::CHECK);
             }
         }

@@ -16,16 +16,16 @@ use crate::error::OperationError;
 use crate::hooks::Leak;
 use crate::manager::Manager;
 use crate::metrics::{CloseReason, Outcome};
-use std::future::Future;
 use std::panic::Location;
 use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 #[cfg(feature = "tracing")]
 use {
     super::WhichNode,
     crate::metrics::ClusterNode,
     crate::panics::caught,
+    std::future::Future,
+    std::task::{Context, Poll},
     std::{error::Error, fmt, mem},
     tracing::{
         field::{DisplayValue, display},
@@ -84,28 +84,36 @@ impl Drop for Within<'_> {
 
 /// A future that is polled in a span, and dropped there with this. Not tracing's own `Instrumented`: if the
 /// listener panics before the future is dropped, that one never drops it, and somebody who is gone stays in line.
+#[cfg(feature = "tracing")]
 pub(super) struct InSpan<'f, F> {
     future: Pin<&'f mut Option<F>>,
     span: Span,
 }
 
+#[cfg(feature = "tracing")]
 impl<F: Future> Future for InSpan<'_, F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let Self { future, span } = self.get_mut();
-        let future = future.as_mut().as_pin_mut();
-        let future = future.expect("BUG: polled after it was dropped");
+        let future = future.as_mut().as_pin_mut().expect(DROPPED);
         span.within(|| future.poll(cx))
     }
 }
 
+#[cfg(feature = "tracing")]
 impl<F> Drop for InSpan<'_, F> {
     fn drop(&mut self) {
         let Self { future, span } = self;
         span.within(|| future.set(None));
     }
 }
+
+/// Without spans, the future itself.
+#[cfg(not(feature = "tracing"))]
+pub(super) type InSpan<'f, F> = Pin<&'f mut F>;
+
+const DROPPED: &str = "BUG: polled after it was dropped";
 
 #[cfg(feature = "tracing")]
 macro_rules! tell {
@@ -319,7 +327,11 @@ impl<M: Manager> Shared<M> {
         site: &'static Location<'static>,
         future: Pin<&'f mut Option<F>>,
     ) -> InSpan<'f, F> {
-        InSpan { future, span: self.acquire_span(site) }
+        #[cfg(feature = "tracing")]
+        let in_span = InSpan { future, span: self.acquire_span(site) };
+        #[cfg(not(feature = "tracing"))]
+        let in_span = future.as_pin_mut().expect(DROPPED);
+        in_span
     }
 }
 

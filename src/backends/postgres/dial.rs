@@ -516,6 +516,11 @@ impl Kept {
         Socket(Stream::Kept(self.clone()))
     }
 
+    #[cold]
+    fn with<T>(&self, work: impl FnOnce(&mut Socket) -> T) -> T {
+        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Waits until the peer has closed the connection, whatever it says before; with an error if it
     /// has not read our last words.
     pub(super) async fn until_closed(self) {
@@ -541,15 +546,13 @@ macro_rules! stream {
             Stream::Tcp($stream) => $what,
             #[cfg(unix)]
             Stream::Unix($stream) => $what,
-            Stream::Kept(kept) => {
-                let $stream = &mut *kept.0.lock().unwrap_or_else(PoisonError::into_inner);
-                $what
-            }
+            Stream::Kept(kept) => kept.with(|$stream| $what),
         }
     };
 }
 
 impl AsyncRead for Socket {
+    #[inline]
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -560,6 +563,7 @@ impl AsyncRead for Socket {
 }
 
 impl AsyncWrite for Socket {
+    #[inline]
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -568,6 +572,7 @@ impl AsyncWrite for Socket {
         stream!(self, stream => Pin::new(stream).poll_write(cx, bytes))
     }
 
+    #[inline]
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         stream!(self, stream => Pin::new(stream).poll_flush(cx))
     }

@@ -432,6 +432,7 @@ where
 
 impl Client {
     /// Whether nobody may use it again.
+    #[inline]
     fn has_ended(&self) -> bool {
         self.client.is_closed() || self.session.is_lost()
     }
@@ -669,16 +670,16 @@ where
 
     fn condition(&self, client: &mut Client) -> Condition {
         let session = &client.session;
-        if !session.rests() {
+        // First, so that whatever the end of the last answer, or of the driver, has changed is seen.
+        let quiet = session.is_quiet() || {
             // Such as the end of a statement, which need not be waited for once it has been sent.
             client.crank.turn();
-        }
-        // First, so that whatever the end of the last answer, or of the driver, has changed is seen.
-        let quiet = session.is_quiet();
+            session.is_quiet()
+        };
         let takes_no_writes = client.must_write && session.is_writable() == Some(false);
         // What a holder has set for himself alone is undone by a reset, after which this is asked once more.
         // A query of the caller's own may fail instead, where the server takes no writes: nobody would hear.
-        let may_be_his = self.reset_query.is_none() && self.is_touched(client);
+        let may_be_his = || self.reset_query.is_none() && self.is_touched(client);
         if client.has_ended() {
             Condition::Broken
         } else if !quiet || session.is_in_doubt() {
@@ -689,7 +690,7 @@ where
                 PoolMode::Statement => Condition::Broken,
                 PoolMode::Session | PoolMode::Transaction => Condition::Dirty,
             }
-        } else if takes_no_writes && !may_be_his {
+        } else if takes_no_writes && !may_be_his() {
             Condition::Outdated
         } else if self.has_to_renew(client) {
             Condition::Dirty

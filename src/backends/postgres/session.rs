@@ -10,6 +10,7 @@
 //! |---|---|---|
 //! | `calls` | the connection's wakers: the engine for who asks, the session for what arrives | counts how often the driver has been told to run |
 //! | `served` | the driver | how many of them there had been when it began its last run; `RUNNING` while it runs |
+//! | `arrived` | the session, as the socket's waker | says that there may be something to read, until the tap has looked |
 //!
 //! Whoever asks for something puts it into the driver's queue first and calls second; a run reads
 //! `calls` first and empties the queue second. So while both are the same, nothing is in the queue that
@@ -35,6 +36,8 @@ pub(super) struct Session {
     served: AtomicU64,
     /// Wakes the driver's task; there is none before its first run.
     task: OnceLock<Waker>,
+    /// The socket has called since the tap looked last.
+    arrived: AtomicBool,
     /// Requests that the server has not answered in full.
     unanswered: AtomicU32,
     /// Requests so far that may have changed something.
@@ -73,6 +76,7 @@ impl Session {
             calls: AtomicU64::new(1),
             served: AtomicU64::new(0),
             task: OnceLock::new(),
+            arrived: AtomicBool::new(false),
             unanswered: AtomicU32::new(0),
             requests: AtomicU64::new(0),
             answers: AtomicU64::new(0),
@@ -122,6 +126,7 @@ impl Session {
     }
 
     /// How many answers have still to end, as of late.
+    #[inline]
     pub(super) fn unanswered(&self) -> u32 {
         self.unanswered.load(Ordering::Relaxed)
     }
@@ -132,16 +137,19 @@ impl Session {
     }
 
     /// Whether a transaction is open, failed ones included. Says nothing unless the session is quiet.
+    #[inline]
     pub(super) fn in_transaction(&self) -> bool {
         matches!(self.status.load(Ordering::Relaxed), b'T' | b'E')
     }
 
     /// Whether nobody may use the connection again.
+    #[inline]
     pub(super) fn is_lost(&self) -> bool {
         self.is_lost.load(Ordering::Relaxed)
     }
 
     /// Whether an answer may come that the driver does not know of, and would give to whoever asks next.
+    #[inline]
     pub(super) fn is_in_doubt(&self) -> bool {
         self.in_doubt.load(Ordering::Relaxed)
     }
@@ -152,6 +160,7 @@ impl Session {
     }
 
     /// How many requests there have been that may have changed something.
+    #[inline]
     pub(super) fn requests(&self) -> u64 {
         self.requests.load(Ordering::Relaxed)
     }
@@ -194,6 +203,7 @@ impl Session {
     }
 
     /// Has the driver's task run, which has been called.
+    #[inline]
     pub(super) fn wake_task(&self) {
         if let Some(task) = self.task.get() {
             task.wake_by_ref();
@@ -208,6 +218,9 @@ impl Wake for Session {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
+        // Ordering: Release, partner: `has_arrived`. Before the call, so that a run which counts the call reads
+        // what has arrived.
+        self.arrived.store(true, Ordering::Release);
         self.call();
         // There is one: only the driver's runs hand this waker out.
         self.wake_task();
@@ -291,6 +304,14 @@ impl Session {
 
 /// What the tap has read.
 impl Session {
+    /// Whether the socket has called since the last time that this said so.
+    #[inline]
+    pub(super) fn has_arrived(&self) -> bool {
+        // Ordering: Acquire, partner: the socket's waker. What it was called for is found by whoever reads after
+        // this; a call that comes meanwhile is left for the next time.
+        self.arrived.load(Ordering::Relaxed) && self.arrived.swap(false, Ordering::Acquire)
+    }
+
     /// So many requests have not been answered. What else the same bytes say is set before.
     #[inline]
     pub(super) fn publish_unanswered(&self, count: u32) {

@@ -24,6 +24,8 @@ pub(super) struct Tap<S> {
     session: Arc<Session>,
     /// The session's.
     waker: Waker,
+    /// There was nothing to read, and that waker is called when there is.
+    is_dry: bool,
     frontend: Frontend,
     backend: Backend,
     requests: Requests,
@@ -189,6 +191,7 @@ impl<S> Tap<S> {
             stream,
             session,
             waker,
+            is_dry: false,
             frontend: Frontend {
                 started: false,
                 header: Header::default(),
@@ -249,6 +252,7 @@ impl<S> Tap<S> {
     }
 
     /// These bytes have come from the server.
+    #[inline(never)]
     fn received(&mut self, mut bytes: &[u8]) {
         loop {
             let Backend { letter, header, body, .. } = &self.backend;
@@ -371,8 +375,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Tap<S> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        // The driver looks for something to read first, also where it runs because something is asked for.
+        if self.is_dry && !self.session.has_arrived() {
+            return Poll::Pending;
+        }
         let before = buffer.filled().len();
         let poll = self.poll(cx, |stream, cx| stream.poll_read(cx, buffer));
+        self.is_dry = poll.is_pending() && self.session.has_begun();
         match &poll {
             Poll::Ready(Ok(())) => {
                 self.backend.reading = true;
@@ -695,6 +704,47 @@ mod tests {
         send();
         assert!(!asks.0.load(Ordering::Relaxed), "whoever asks would read it");
         assert!(!session.rests(), "the task has been called");
+    }
+
+    /// Has nothing to read, and counts how often it is asked.
+    #[derive(Default)]
+    struct Empty {
+        polls: u32,
+        waker: Option<Waker>,
+    }
+
+    impl AsyncRead for Empty {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            _: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            self.polls += 1;
+            self.waker = Some(cx.waker().clone());
+            Poll::Pending
+        }
+    }
+
+    #[test]
+    fn a_socket_that_is_empty_is_left_alone_until_it_calls() {
+        let session = Arc::new(Session::new());
+        let mut tap = Tap::new(Empty::default(), session.clone());
+        let read = |tap: &mut Tap<Empty>| {
+            let (mut cx, mut bytes) = (Context::from_waker(Waker::noop()), [0]);
+            let poll = Pin::new(&mut *tap).poll_read(&mut cx, &mut ReadBuf::new(&mut bytes));
+            assert!(poll.is_pending());
+            tap.stream.polls
+        };
+        assert_eq!(read(&mut tap), 1);
+        assert_eq!(read(&mut tap), 2, "it calls whoever connects, and not the session");
+        session.run_in(Waker::noop());
+        assert_eq!(read(&mut tap), 3, "it has still to be told whom to call");
+        assert_eq!(read(&mut tap), 3);
+        session.call();
+        assert_eq!(read(&mut tap), 3, "that was somebody who asks for something");
+        tap.stream.waker.take().expect("it has been polled").wake();
+        assert_eq!(read(&mut tap), 4);
+        assert_eq!(read(&mut tap), 4);
     }
 
     #[test]
