@@ -2767,6 +2767,30 @@ async fn a_server_that_does_not_know_its_role_yet_is_asked_once_a_second() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_server_is_asked_for_its_role_though_another_connection_to_it_takes_long() {
+    let (cluster, managers) = with_roles([Role::Primary, Role::Replica]);
+    let of_b = cluster.acquire("b").await.unwrap();
+    drop(cluster.acquire("a").await.unwrap());
+    managers[1].connect.always(Act::Never);
+    let of_a = loop {
+        let guard = cluster.acquire_any(Policy::RoundRobin).await.unwrap();
+        assert_eq!(guard.node(), "a");
+        if managers[1].connect.running() == 1 {
+            break guard;
+        }
+        drop(guard);
+        tokio::task::yield_now().await;
+    };
+    drop(of_b);
+    become_primary(&managers[1], true);
+    managers[0].connect.always(Act::Never);
+    let began = tokio::time::Instant::now();
+    let guard = cluster.acquire_any(Policy::Primary).await.unwrap();
+    assert_eq!((guard.node().as_str(), began.elapsed()), ("b", 250 * MILLISECOND));
+    drop(of_a);
+}
+
 #[tokio::test]
 async fn who_is_to_ask_a_node_for_its_role_does_not_keep_it_open() {
     let builder = builder().max_connections(1).acquire_timeout(Duration::MAX);
