@@ -2767,6 +2767,38 @@ async fn a_server_that_does_not_know_its_role_yet_is_asked_once_a_second() {
     }
 }
 
+/// A cluster of these nodes, whose servers take so long to say what they are, and how often each has: by its mark.
+fn with_slow_roles<const N: usize>(
+    builder: ClusterBuilder<String, TestManager>,
+    time: Duration,
+    nodes: [(&str, usize); N],
+) -> (TestCluster, [TestManager; N], Arc<[AtomicUsize; 4]>) {
+    let asked = Arc::<[AtomicUsize; 4]>::default();
+    let reads = asked.clone();
+    let builder = builder.read_role(move |connection: &mut Conn| {
+        let mark = connection.server().mark.load(Ordering::SeqCst);
+        reads[mark].fetch_add(1, Ordering::SeqCst);
+        Box::pin(async move {
+            if time > Duration::ZERO {
+                tokio::time::sleep(time).await;
+            }
+            Ok(match mark {
+                PRIMARY => Role::Primary,
+                RECOVERING => Role::Unknown,
+                _ => Role::Replica,
+            })
+        })
+    });
+    let (cluster, managers) = cluster_of(builder, nodes.map(|(key, _)| (key, plain())));
+    for (manager, (_, mark)) in managers.iter().zip(nodes) {
+        manager.ledger.mark.store(mark, Ordering::SeqCst);
+    }
+    (cluster, managers, asked)
+}
+
+/// The mark of a replica.
+const REPLICA: usize = 0;
+
 #[tokio::test(start_paused = true)]
 async fn a_server_is_asked_for_its_role_though_another_connection_to_it_takes_long() {
     let (cluster, managers) = with_roles([Role::Primary, Role::Replica]);
@@ -2789,6 +2821,38 @@ async fn a_server_is_asked_for_its_role_though_another_connection_to_it_takes_lo
     let guard = cluster.acquire_any(Policy::Primary).await.unwrap();
     assert_eq!((guard.node().as_str(), began.elapsed()), ("b", 250 * MILLISECOND));
     drop(of_a);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_fails_fast_does_not_wait_for_what_others_ask_a_server_that_does_not_know() {
+    for time in [10 * MILLISECOND, 1_500 * MILLISECOND] {
+        let nodes = [("a", REPLICA), ("b", RECOVERING)];
+        let builder = builder().pools(|pool| pool.check_timeout(2 * SECOND)).fail_fast(true);
+        let (cluster, managers, _) = with_slow_roles(builder, time, nodes);
+        drop([cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap()]);
+        let others = tokio::spawn({
+            let cluster = cluster.clone();
+            async move {
+                loop {
+                    let began = tokio::time::Instant::now();
+                    cluster.acquire_any(Policy::Primary).await.unwrap_err();
+                    // Or else it has asked again before anybody else hears the answer.
+                    if began.elapsed().is_zero() {
+                        tokio::task::yield_now().await;
+                    }
+                }
+            }
+        });
+        tokio::time::sleep(time / 2).await;
+        let refused = timeout(2 * time, cluster.acquire_any(Policy::Primary)).await;
+        let error = refused.expect("one answer is enough").unwrap_err();
+        assert!(matches!(error, ClusterError::Unavailable(_)), "{error}");
+        others.abort();
+        // But for what it is asked on his behalf.
+        tokio::time::sleep(4 * SECOND).await;
+        become_primary(&managers[1], true);
+        assert_eq!(cluster.acquire_any(Policy::Primary).await.unwrap().node(), "b");
+    }
 }
 
 #[tokio::test]
