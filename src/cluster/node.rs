@@ -124,6 +124,8 @@ pub(super) struct State<K> {
     trying: Work,
     /// Its server is being asked for its role.
     asking: Work,
+    /// When somebody last began to ask it, by the cluster's clock; 0 if nobody has.
+    asked_at: AtomicU64,
     /// How many of those for whom its pool is to open a connection may be served elsewhere.
     roving: AtomicUsize,
     began: Instant,
@@ -154,6 +156,7 @@ impl<K> State<K> {
             latency: zero(),
             trying: Work::default(),
             asking: Work::default(),
+            asked_at: zero(),
             roving: AtomicUsize::new(0),
             began,
             changed,
@@ -232,6 +235,14 @@ impl<K> State<K> {
         // Of several at once, one does it.
         let relaxed = Ordering::Relaxed;
         self.tried_at.compare_exchange(tried_at, now, relaxed, relaxed).is_ok()
+    }
+
+    /// Whether nobody has begun for so long to ask its server for its role.
+    fn may_be_asked_after(&self, pause: Duration) -> bool {
+        match self.asked_at.load(Ordering::Relaxed) {
+            0 => true,
+            asked_at => u128::from(self.now().saturating_sub(asked_at)) >= pause.as_nanos(),
+        }
     }
 
     /// A round trip has taken so long.
@@ -487,7 +498,7 @@ impl<K: Key, M: Manager> Node<K, M> {
         }
         if never_reached && self.pool.max_size() > 0 {
             self.try_in_background();
-        } else if never_reached || self.is_due() {
+        } else {
             // Without any, it has to get in line, or the cap would not give it one. Though another node loses its
             // last one for that: it may be the primary by now, and until this is over nobody else asks.
             self.read_role_again(cluster, None);
@@ -504,12 +515,27 @@ impl<K: Key, M: Manager> Node<K, M> {
         self.state.asking.when_over().or_else(|| self.state.trying.when_over())
     }
 
-    /// Has the server asked for its role again, by somebody who is `roving` if it is not that urgent.
+    /// For how long nobody has its server asked again for its role.
+    fn is_left_alone_for(&self, cluster: &Shared<K, M>) -> Duration {
+        // One that does not know it needs its time, and one without a unit takes that of another node.
+        if self.role() == Role::Unknown || self.pool.max_size() == 0 {
+            return TRIED_AGAIN;
+        }
+        let pause = cluster.settings.try_next_after.min(TRIED_AGAIN);
+        // Whoever looks at each of his pauses does not come too early by a moment.
+        pause - pause / 10
+    }
+
+    /// Has the server asked for its role again, by somebody who is `roving` if it is not that urgent; unless it
+    /// was a moment ago, since all who wait call this again and again.
     pub(super) fn read_role_again(
         self: &Arc<Self>,
         cluster: &Arc<Shared<K, M>>,
         roving: Option<Roving<K>>,
     ) {
+        if !self.state.may_be_asked_after(self.is_left_alone_for(cluster)) {
+            return;
+        }
         let Some(read_role) = self.pool.manager().read_role.clone() else { return };
         // What is being opened tells its role as well, and there may be nothing else to ask with.
         if self.state.trying.is_under_way() && !self.pool.has_some_left() {
@@ -522,6 +548,7 @@ impl<K: Key, M: Manager> Node<K, M> {
         // As in `try_in_background`.
         let Some(ground) = self.pool.ground_or_current() else { return };
         let Some(asking) = UnderWay::begin(&self.state, |state| &state.asking) else { return };
+        self.state.asked_at.store(self.state.now(), Ordering::Relaxed);
         let caller = Location::caller();
         let limit = self.pool.config().check_timeout;
         // With a limit or without, whoever waits does not keep the pool open.

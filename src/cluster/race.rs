@@ -591,6 +591,10 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
 
     /// Those that may be used do not serve. One that may not be used may have taken over their role.
     fn ask_the_others(&self) {
+        if self.runners.is_empty() {
+            // The next look asks all of them, and they are not to be asked by somebody less urgent instead.
+            return;
+        }
         let table = self.cluster.table.load();
         let choice = self.choice(&table);
         let others = table.nodes().iter().filter(|node| !self.aim.allows(&choice, node));
