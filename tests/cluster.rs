@@ -2807,6 +2807,206 @@ async fn a_server_that_does_not_know_its_role_yet_is_asked_once_a_second() {
     }
 }
 
+/// A cluster of these nodes, whose servers take so long to say what they are, and how often each has: by its mark.
+fn with_slow_roles<const N: usize>(
+    builder: ClusterBuilder<String, TestManager>,
+    time: Duration,
+    nodes: [(&str, usize); N],
+) -> (TestCluster, [TestManager; N], Arc<[AtomicUsize; 4]>) {
+    let asked = Arc::<[AtomicUsize; 4]>::default();
+    let reads = asked.clone();
+    let builder = builder.read_role(move |connection: &mut Conn| {
+        let mark = connection.server().mark.load(Ordering::SeqCst);
+        reads[mark].fetch_add(1, Ordering::SeqCst);
+        Box::pin(async move {
+            if time > Duration::ZERO {
+                tokio::time::sleep(time).await;
+            }
+            Ok(match mark {
+                PRIMARY => Role::Primary,
+                RECOVERING => Role::Unknown,
+                _ => Role::Replica,
+            })
+        })
+    });
+    let (cluster, managers) = cluster_of(builder, nodes.map(|(key, _)| (key, plain())));
+    for (manager, (_, mark)) in managers.iter().zip(nodes) {
+        manager.ledger.mark.store(mark, Ordering::SeqCst);
+    }
+    (cluster, managers, asked)
+}
+
+/// The mark of a replica.
+const REPLICA: usize = 0;
+
+#[tokio::test(start_paused = true)]
+async fn however_many_want_another_role_a_server_is_asked_for_its_own_now_and_then() {
+    for (writers, fail_fast) in [(1, false), (100, false), (1, true)] {
+        let nodes = [("a", REPLICA), ("b", RECOVERING)];
+        let builder = builder().fail_fast(fail_fast);
+        let (cluster, _managers, asked) = with_slow_roles(builder, Duration::ZERO, nodes);
+        drop([cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap()]);
+        let began = tokio::time::Instant::now();
+        let writers: Vec<_> = (0..writers)
+            .map(|number| {
+                let cluster = cluster.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(2 * number * MILLISECOND).await;
+                    while began.elapsed() < 3 * SECOND {
+                        let left = 3 * SECOND - began.elapsed();
+                        cluster.acquire_any_timeout(Policy::Primary, left).await.unwrap_err();
+                        tokio::time::sleep(MILLISECOND).await;
+                    }
+                })
+            })
+            .collect();
+        for writer in writers {
+            writer.await.unwrap();
+        }
+        let times = [REPLICA, RECOVERING].map(|mark| asked[mark].load(Ordering::SeqCst));
+        // Once when each was opened.
+        assert!((1 + 10..=1 + 14).contains(&times[0]), "some four times a second: {times:?}");
+        assert!((1 + 3..=1 + 4).contains(&times[1]), "once a second: {times:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_primary_under_a_cap_leaves_it_its_connections_though_replicas_have_none() {
+    let builder = builder().pools(|pool| pool.max_size(3)).acquire_timeout(60 * SECOND);
+    let nodes = [("p", PRIMARY), ("r1", REPLICA), ("r2", REPLICA)];
+    let (cluster, _managers, _) =
+        with_slow_roles(builder.max_connections(3), 2 * MILLISECOND, nodes);
+    for key in ["r1", "r2", "p"] {
+        drop(cluster.acquire(key).await.unwrap());
+    }
+    let served = Arc::new(AtomicUsize::new(0));
+    let writers: Vec<_> = (0..200)
+        .map(|_| {
+            let (cluster, served) = (cluster.clone(), served.clone());
+            tokio::spawn(async move {
+                loop {
+                    let held = cluster.acquire_any(Policy::Primary).await.unwrap();
+                    tokio::time::sleep(5 * MILLISECOND).await;
+                    served.fetch_add(1, Ordering::SeqCst);
+                    drop(held);
+                }
+            })
+        })
+        .collect();
+    tokio::time::sleep(SECOND).await;
+    let before = served.load(Ordering::SeqCst);
+    let (looks, mut whole) = (1_000, 0);
+    for _ in 0..looks {
+        tokio::time::sleep(3 * MILLISECOND).await;
+        whole += usize::from(cluster.status().nodes[0].pool.max_size == 3);
+    }
+    let served = served.load(Ordering::SeqCst) - before;
+    assert!(whole * 10 >= looks * 8, "it had all three in {whole} of {looks} looks");
+    assert!(served * 10 >= 3 * 600 * 8, "served {served} times");
+    writers.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_there_is_no_primary_a_cap_has_few_connections_closed_to_look_for_one() {
+    let nodes = [("a", REPLICA), ("b", REPLICA), ("c", REPLICA)];
+    let builder = builder().max_connections(2).acquire_timeout(60 * SECOND);
+    let (cluster, managers, _) = with_slow_roles(builder, 2 * MILLISECOND, nodes);
+    for key in ["c", "a", "b"] {
+        drop(cluster.acquire(key).await.unwrap());
+    }
+    let readers: Vec<_> = (0..4)
+        .map(|_| {
+            let cluster = cluster.clone();
+            tokio::spawn(async move {
+                loop {
+                    let held = cluster.acquire_any(Policy::Replica).await.unwrap();
+                    tokio::time::sleep(5 * MILLISECOND).await;
+                    drop(held);
+                }
+            })
+        })
+        .collect();
+    tokio::time::sleep(SECOND).await;
+    let before = closed(&managers);
+    let writers: Vec<_> = (0..50)
+        .map(|number| {
+            let cluster = cluster.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(5 * number * MILLISECOND).await;
+                let acquire = cluster.acquire_any_timeout(Policy::Primary, 5 * SECOND);
+                assert!(matches!(acquire.await, Err(ClusterError::Timeout(_))));
+            })
+        })
+        .collect();
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    let closed = closed(&managers) - before;
+    assert!(closed <= 15, "{closed} connections were closed in five seconds");
+    // The one that has none is found all the same once it is the primary.
+    let lacks = |manager: &&TestManager| manager.ledger.live() == 0;
+    become_primary(managers.iter().find(lacks).expect("there are two for three"), true);
+    let served = cluster.acquire_any_timeout(Policy::Primary, 2 * SECOND).await;
+    assert_eq!(served.expect("it is asked").role(), Role::Primary);
+    readers.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_is_asked_for_its_role_though_another_connection_to_it_takes_long() {
+    let (cluster, managers) = with_roles([Role::Primary, Role::Replica]);
+    let of_b = cluster.acquire("b").await.unwrap();
+    drop(cluster.acquire("a").await.unwrap());
+    managers[1].connect.always(Act::Never);
+    let of_a = loop {
+        let guard = cluster.acquire_any(Policy::RoundRobin).await.unwrap();
+        assert_eq!(guard.node(), "a");
+        if managers[1].connect.running() == 1 {
+            break guard;
+        }
+        drop(guard);
+        tokio::task::yield_now().await;
+    };
+    drop(of_b);
+    become_primary(&managers[1], true);
+    managers[0].connect.always(Act::Never);
+    let began = tokio::time::Instant::now();
+    let guard = cluster.acquire_any(Policy::Primary).await.unwrap();
+    assert_eq!((guard.node().as_str(), began.elapsed()), ("b", 250 * MILLISECOND));
+    drop(of_a);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_fails_fast_does_not_wait_for_what_others_ask_a_server_that_does_not_know() {
+    for time in [10 * MILLISECOND, 1_500 * MILLISECOND] {
+        let nodes = [("a", REPLICA), ("b", RECOVERING)];
+        let builder = builder().pools(|pool| pool.check_timeout(2 * SECOND)).fail_fast(true);
+        let (cluster, managers, _) = with_slow_roles(builder, time, nodes);
+        drop([cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap()]);
+        let others = tokio::spawn({
+            let cluster = cluster.clone();
+            async move {
+                loop {
+                    let began = tokio::time::Instant::now();
+                    cluster.acquire_any(Policy::Primary).await.unwrap_err();
+                    // Or else it has asked again before anybody else hears the answer.
+                    if began.elapsed().is_zero() {
+                        tokio::task::yield_now().await;
+                    }
+                }
+            }
+        });
+        tokio::time::sleep(time / 2).await;
+        let refused = timeout(2 * time, cluster.acquire_any(Policy::Primary)).await;
+        let error = refused.expect("one answer is enough").unwrap_err();
+        assert!(matches!(error, ClusterError::Unavailable(_)), "{error}");
+        others.abort();
+        // But for what it is asked on his behalf.
+        tokio::time::sleep(4 * SECOND).await;
+        become_primary(&managers[1], true);
+        assert_eq!(cluster.acquire_any(Policy::Primary).await.unwrap().node(), "b");
+    }
+}
+
 #[tokio::test]
 async fn who_is_to_ask_a_node_for_its_role_does_not_keep_it_open() {
     let builder = builder().max_connections(1).acquire_timeout(Duration::MAX);
@@ -5220,15 +5420,23 @@ async fn who_has_no_node_to_wait_at_is_counted_all_the_same() {
 
 #[tokio::test(start_paused = true)]
 async fn servers_that_fail_for_good_are_asked_for_their_roles_now_and_then() {
-    let builder = builder().acquire_timeout(3 * SECOND);
-    let (cluster, managers) = with_roles_of(builder, [Role::Replica, Role::Replica]);
-    for manager in &managers {
-        manager.connect.always(Act::Permanent);
-    }
-    let error = cluster.acquire_any(Policy::Primary).await.unwrap_err();
-    assert!(matches!(error, ClusterError::Timeout(_)), "{error}");
-    for manager in &managers {
-        assert!((2..=4).contains(&manager.connect.calls()), "{}", manager.connect.calls());
+    for are_known in [false, true] {
+        let builder = builder().acquire_timeout(3 * SECOND);
+        let (cluster, managers) = with_roles_of(builder, [Role::Replica, Role::Replica]);
+        if are_known {
+            drop([cluster.acquire("a").await.unwrap(), cluster.acquire("b").await.unwrap()]);
+            cluster.invalidate();
+            settled(&cluster, &managers).await;
+        }
+        for manager in &managers {
+            manager.connect.always(Act::Permanent);
+        }
+        let error = cluster.acquire_any(Policy::Primary).await.unwrap_err();
+        assert!(matches!(error, ClusterError::Timeout(_)), "{error}");
+        for manager in &managers {
+            let tried = manager.connect.calls() - usize::from(are_known);
+            assert!((2..=4).contains(&tried), "{tried}");
+        }
     }
 }
 

@@ -208,7 +208,9 @@ impl<K: Key, M: Manager> ClusterBuilder<K, M> {
     /// as soon as it would be its turn, if its role were the right one; with
     /// [`Policy::Rank`](super::Policy::Rank), as soon as another node is preferred to it. A server that has
     /// answered [`Role::Unknown`](super::Role::Unknown), as one may that recovers, is asked again in the same way,
-    /// once a second at the most. All of this takes part in `connect_timeout` and `check_timeout`; if it fails, so
+    /// once a second at the most, and so is one to which others have left no connection under
+    /// [`max_connections`](Self::max_connections); however many wait, no other is asked more often than about once in
+    /// `try_next_after`, or in a second if that is less. All of this takes part in `connect_timeout` and `check_timeout`; if it fails, so
     /// has the connect or the check. While two servers that are up say that they
     /// are the primary, the cluster's [health](super::ClusterStatus::health) names them, unless several are
     /// [accepted](Self::accept_several_primaries). Default: nothing, and the roles are those of the nodes' options.

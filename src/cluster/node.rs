@@ -150,9 +150,11 @@ pub(super) struct State<K> {
     /// How long its checks take, smoothed, in nanoseconds; 0 before the first.
     latency: AtomicU64,
     /// A connection is being opened in the background to try the node.
-    trying: AtomicBool,
-    /// Notified when that is over.
-    tried: Event,
+    trying: Work,
+    /// Its server is being asked for its role.
+    asking: Work,
+    /// When somebody last began to ask it, by the cluster's clock; 0 if nobody has.
+    asked_at: AtomicU64,
     /// How many of those for whom its pool is to open a connection may be served elsewhere.
     roving: AtomicUsize,
     began: Instant,
@@ -181,8 +183,9 @@ impl<K> State<K> {
             tried_at: zero(),
             back_since: zero(),
             latency: zero(),
-            trying: AtomicBool::new(false),
-            tried: Event::new(),
+            trying: Work::default(),
+            asking: Work::default(),
+            asked_at: zero(),
             roving: AtomicUsize::new(0),
             began,
             changed,
@@ -248,6 +251,14 @@ impl<K> State<K> {
             self.back_since.store(self.now(), Ordering::SeqCst);
             self.failing.store(false, Ordering::SeqCst);
             self.tell();
+        }
+    }
+
+    /// Whether nobody has begun for so long to ask its server for its role.
+    fn may_be_asked_after(&self, pause: Duration) -> bool {
+        match self.asked_at.load(Ordering::Relaxed) {
+            0 => true,
+            asked_at => u128::from(self.now().saturating_sub(asked_at)) >= pause.as_nanos(),
         }
     }
 
@@ -472,10 +483,7 @@ impl<K: Key, M: Manager> Node<K, M> {
         // All who pass the node over rely on this, so it is nothing for the runtime of one of them, which may
         // be alive and be driven no more.
         let Some(ground) = self.pool.ground_or_current() else { return };
-        if self.state.trying.swap(true, Ordering::SeqCst) {
-            return;
-        }
-        let trying = Trying(self.state.clone());
+        let Some(trying) = UnderWay::begin(&self.state, |state| &state.trying) else { return };
         // Whoever tries the node does not keep its pool open.
         let (pool, limit) = (self.pool.without_handle().clone(), self.pool.config().check_timeout);
         let caller = Location::caller();
@@ -485,7 +493,7 @@ impl<K: Key, M: Manager> Node<K, M> {
             // What is being closed can neither tell anything nor serve.
             let has = counts.alive() - counts.closing;
             let is_full = counts.vacant + counts.connecting == 0 && has > 0;
-            if is_full && !trying.0.is_up() {
+            if is_full && !trying.state.is_up() {
                 check_one(&pool, limit, caller).await;
             } else {
                 // The pool tells what comes of it.
@@ -514,7 +522,7 @@ impl<K: Key, M: Manager> Node<K, M> {
         }
         if never_reached && self.pool.max_size() > 0 {
             self.try_in_background();
-        } else if never_reached || self.is_due() {
+        } else {
             // Without any, it has to get in line, or the cap would not give it one. Though another node loses its
             // last one for that: it may be the primary by now, and until this is over nobody else asks.
             self.read_role_again(cluster, None);
@@ -527,28 +535,45 @@ impl<K: Key, M: Manager> Node<K, M> {
         if self.role() != Role::Unknown || self.pool.manager().read_role.is_none() {
             return None;
         }
-        // Before the look: its end is not missed.
-        let tried = self.state.tried.listen();
-        self.state.trying.load(Ordering::SeqCst).then_some(tried)
+        // What it is asked with may be there already, while another connection takes long.
+        self.state.asking.when_over().or_else(|| self.state.trying.when_over())
     }
 
-    /// Has the server asked for its role again, by somebody who is `roving` if it is not that urgent.
+    /// For how long nobody has its server asked again for its role.
+    fn is_left_alone_for(&self, cluster: &Shared<K, M>) -> Duration {
+        // One that does not know it needs its time, and one without a unit takes that of another node.
+        if self.role() == Role::Unknown || self.pool.max_size() == 0 {
+            return TRIED_AGAIN;
+        }
+        let pause = cluster.settings.try_next_after.min(TRIED_AGAIN);
+        // Whoever looks at each of his pauses does not come too early by a moment.
+        pause - pause / 10
+    }
+
+    /// Has the server asked for its role again, by somebody who is `roving` if it is not that urgent; unless it
+    /// was a moment ago, since all who wait call this again and again.
     pub(super) fn read_role_again(
         self: &Arc<Self>,
         cluster: &Arc<Shared<K, M>>,
         roving: Option<Roving<K>>,
     ) {
+        if !self.state.may_be_asked_after(self.is_left_alone_for(cluster)) {
+            return;
+        }
         let Some(read_role) = self.pool.manager().read_role.clone() else { return };
+        // What is being opened tells its role as well, and there may be nothing else to ask with.
+        if self.state.trying.is_under_way() && !self.pool.has_some_left() {
+            return;
+        }
         // Without an idle connection this tries to open one, which for one who waits may go on and on.
         if !self.is_up() && self.pool.counts().idle == 0 && !self.is_due() {
             return;
         }
         // As in `try_in_background`.
         let Some(ground) = self.pool.ground_or_current() else { return };
-        if self.state.trying.swap(true, Ordering::SeqCst) {
-            return;
-        }
-        let (trying, caller) = (Trying(self.state.clone()), Location::caller());
+        let Some(asking) = UnderWay::begin(&self.state, |state| &state.asking) else { return };
+        self.state.asked_at.store(self.state.now(), Ordering::Relaxed);
+        let caller = Location::caller();
         let limit = self.pool.config().check_timeout;
         // With a limit or without, whoever waits does not keep the pool open.
         let (pool, patience) =
@@ -576,7 +601,7 @@ impl<K: Key, M: Manager> Node<K, M> {
             // Cancel: `asked` closes the connection.
             if let Ok(Ok(role)) = tokio::time::timeout(limit, read_role(&mut asked)).await {
                 asked.has_answered();
-                trying.0.learn_role(role);
+                asking.state.learn_role(role);
             }
         });
     }
@@ -676,12 +701,46 @@ impl<K> Drop for Roving<K> {
     }
 }
 
-struct Trying<K>(Arc<State<K>>);
+/// What is done at a node in the background, once for all.
+#[derive(Default)]
+struct Work {
+    is_under_way: AtomicBool,
+    /// Notified when it is not any more.
+    over: Event,
+}
 
-impl<K> Drop for Trying<K> {
+impl Work {
+    fn is_under_way(&self) -> bool {
+        self.is_under_way.load(Ordering::SeqCst)
+    }
+
+    /// Completes when it is over; `None` if nobody does it.
+    fn when_over(&self) -> Option<EventListener> {
+        // Before the look: its end is not missed.
+        let over = self.over.listen();
+        self.is_under_way().then_some(over)
+    }
+}
+
+/// The right to do that.
+struct UnderWay<K> {
+    state: Arc<State<K>>,
+    work: fn(&State<K>) -> &Work,
+}
+
+impl<K> UnderWay<K> {
+    /// `None` if somebody does it already.
+    fn begin(state: &Arc<State<K>>, work: fn(&State<K>) -> &Work) -> Option<Self> {
+        let begun = work(state).is_under_way.swap(true, Ordering::SeqCst);
+        (!begun).then(|| Self { state: state.clone(), work })
+    }
+}
+
+impl<K> Drop for UnderWay<K> {
     fn drop(&mut self) {
-        self.0.trying.store(false, Ordering::SeqCst);
-        self.0.tried.notify(usize::MAX.additional());
+        let work = (self.work)(&self.state);
+        work.is_under_way.store(false, Ordering::SeqCst);
+        work.over.notify(usize::MAX.additional());
     }
 }
 

@@ -366,10 +366,6 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
     fn line_up(&mut self) -> Answer<Option<PooledBare<Member<K, M>>>, K, M> {
         let cluster = self.cluster;
         let table = cluster.table.load_full();
-        if self.asked {
-            // Before the look at their roles: whoever has answered by now is seen to be what it says.
-            self.unanswered = table.nodes().iter().filter_map(|node| node.when_asked()).collect();
-        }
         if table.closed {
             return Err(ClusterError::Closed { cluster: cluster.name() });
         }
@@ -582,6 +578,9 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
             return Ok(false);
         }
         if !has_asked && self.cluster.settings.reads_role() {
+            // Before the look at their roles: whoever has answered by then is seen to be what it says. Once, or what
+            // others ask one that does not know it would be waited for too.
+            self.unanswered = table.nodes().iter().filter_map(|node| node.when_asked()).collect();
             return Ok(true);
         }
         if self.unanswered.is_empty() {
@@ -592,6 +591,10 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
 
     /// Those that may be used do not serve. One that may not be used may have taken over their role.
     fn ask_the_others(&self) {
+        if self.runners.is_empty() {
+            // The next look asks all of them, and they are not to be asked by somebody less urgent instead.
+            return;
+        }
         let table = self.cluster.table.load();
         let choice = self.choice(&table);
         let others = table.nodes().iter().filter(|node| !self.aim.allows(&choice, node));
