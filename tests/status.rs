@@ -366,7 +366,7 @@ async fn a_pool_that_is_used_up_held_for_too_long_or_left_alone_says_so() {
     let status = pool.status();
     assert_eq!(status.health.reasons().len(), 3);
     let leak = &status.health.reasons()[1];
-    assert!(leak.starts_with("held for too long: connection 1 for "), "{leak}");
+    assert!(leak.starts_with("held for too long: connection 1 for at least "), "{leak}");
     assert!(leak.ends_with(&format!("acquired at {site}")), "{leak} {site}");
     assert_eq!(status.health.reasons()[2], "maintenance is paused");
     pool.maintenance().resume();

@@ -327,7 +327,8 @@ pub struct PoolMetrics {
     pub lifetime: Histogram,
     /// How long connections were in use each time, if the pool [measures](crate::Config::time_use) that.
     pub use_time: Option<Histogram>,
-    /// Who has held a connection for longest, to the resolution of `maintenance_interval`.
+    /// Who has held a connection for longest: at least for so long, to the resolution of `maintenance_interval`. Of
+    /// several who have for the same time, the one whose connection has the smallest number.
     pub oldest_holder: Option<Holder>,
 }
 
@@ -354,9 +355,8 @@ impl PoolMetrics {
             use_time,
             oldest_holder,
         } = self;
-        let longest = |holder: &Holder| holder.held;
         let (mine, others) = (oldest_holder.take(), other.oldest_holder);
-        *oldest_holder = mine.into_iter().chain(others).max_by_key(longest);
+        *oldest_holder = mine.into_iter().chain(others).max_by_key(Holder::seniority);
         let (mine, others) = (last_connect_error.take(), other.last_connect_error.clone());
         *last_connect_error = mine.into_iter().chain(others).min_by_key(|error| error.ago);
         if let Some(times) = &other.use_time {

@@ -51,7 +51,8 @@
 //! `/status` is an object with `millpond`, the crate's version, and `pools`, a list in which each has
 //! `name`, `cluster`, `health` (`healthy`, `degraded`, `down`), `reasons`, `max_size`, `metrics` (the
 //! fields of [`PoolMetrics`](crate::PoolMetrics)), `holders`, longest first, and `config`. Times are in
-//! seconds, but those of `config` are as in a file. `cluster` is `null`, or for a node of one its `name`,
+//! seconds, but those of `config` are as in a file. A holder's `held_seconds` is for how long at least, to the
+//! resolution of `maintenance_interval`. `cluster` is `null`, or for a node of one its `name`,
 //! the `node`'s key and the node's `role` (`primary`, `replica`, `unknown`). Beside `pools` there are `groups`, a list of the clusters and other
 //! [groups](crate::Group), in which each has `name`, `health`, `reasons` and the names of its `pools`.
 //! Events have `interval_seconds` besides, and each pool in them `recent`: `acquires_per_second`,
