@@ -24,7 +24,7 @@ pub(crate) use self::monitor::look_at;
 pub(crate) use self::monitor::watched;
 pub use self::monitor::{DuplicateName, Group, Monitor, Source};
 pub use self::status::{ClusterNode, Health, PoolStatus, Role};
-pub(crate) use self::status::{Connecting, Signs};
+pub(crate) use self::status::{Connecting, InVain, Signs};
 #[cfg(feature = "cluster")]
 pub(crate) use self::status::{OneLine, health, write_line};
 
@@ -162,7 +162,6 @@ impl Totals {
         self.created.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    #[cfg(feature = "cluster")]
     pub(crate) fn opened(&self) -> u64 {
         self.created.load(Ordering::Relaxed)
     }

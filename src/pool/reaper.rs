@@ -201,6 +201,14 @@ impl fmt::Display for Holder {
     }
 }
 
+/// Those who have held a connection for longest.
+pub(super) struct Longest {
+    /// The first of them.
+    pub(super) holder: Option<Holder>,
+    /// How many have held theirs for `leak_after`.
+    pub(super) too_long: usize,
+}
+
 /// What a look found that has to be done.
 #[derive(Default)]
 struct Plan {
@@ -501,11 +509,17 @@ impl<M: Manager> Shared<M> {
         holders.collect()
     }
 
-    /// Who has held a connection for longest.
-    pub(super) fn oldest_holder(&self) -> Option<Holder> {
+    /// Who has held a connection for longest, and how many have for too long.
+    pub(super) fn longest(&self) -> Longest {
+        let leak_after = self.config.leak_after;
+        let mut too_long = 0;
         let (memory, now) = (lock(&self.memory), self.now());
         let holders = (0..memory.tracks.len()).filter_map(|slot| self.holder(&memory, slot, now));
-        holders.max_by_key(Holder::seniority)
+        let holders = holders.inspect(|holder| {
+            too_long += usize::from(leak_after.is_some_and(|limit| holder.held >= limit));
+        });
+        let holder = holders.max_by_key(Holder::seniority);
+        Longest { holder, too_long }
     }
 
     fn holder(&self, memory: &Memory, slot: usize, now: u64) -> Option<Holder> {

@@ -9,6 +9,10 @@
 //! | `/health` | 200 while all that is looked at is [up](crate::Health::is_up), 503 if a pool or a whole [group](crate::Group) is down; either way how each is, with reasons | plain text, a line for each |
 //! | `/events` | the same figures again and again | server-sent events, each one JSON |
 //!
+//! A pool that serves nobody, since all its connections are in use, is degraded and thus up: restarting a service for
+//! want of connections makes its other instances want more. For 30 s after an acquire has waited in vain it is so though
+//! nobody waits: see [`Health`](crate::Health).
+//!
 //! A cluster counts in `/health` as a whole, by [`Monitor::health`](crate::Monitor::health): one that can
 //! serve is up, though a node of it is down, and one without nodes is down. The lines of its nodes follow
 //! its own.
