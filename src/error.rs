@@ -320,7 +320,8 @@ mod managed {
         Timeout(Box<Timeout<E>>),
         /// Connecting failed in a way that the manager calls [permanent](crate::Manager::is_permanent), for the
         /// caller or so shortly before that it is too early to try again, and no connection is left that could come
-        /// back to him.
+        /// back to him. Trying the same again does not help, but a restart is not needed either: once the password,
+        /// say, is right again, at the server or in the settings that the manager goes by, the next caller is served.
         Connect(Arc<OperationError<E>>),
         /// Connecting fails, no connection is left that could come back to the caller, and the pool is set to
         /// `fail_fast`. It goes on trying by itself.
@@ -350,7 +351,7 @@ mod managed {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str(match self {
                 Self::Timeout(timeout) => return fmt::Display::fmt(timeout, f),
-                Self::Connect(_) => "cannot connect, and trying again will not help",
+                Self::Connect(_) => "cannot connect until the server or the settings are changed",
                 Self::Unavailable(_) => {
                     "cannot connect at the moment, and no connection is left; the pool keeps trying"
                 }
