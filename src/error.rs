@@ -6,10 +6,41 @@ use crate::core::{MAX_CAPACITY, MAX_SHARDS};
 use std::borrow::Cow;
 use std::fmt::Display;
 
-/// What an error says, with all its causes. Many libraries' errors say what their cause says, and some causes what
-/// their error says: neither is said twice.
+/// An error with all its causes in one line, each said once.
+///
+/// An error's `{error}` leaves out its causes, such as why connecting failed, and its `{error:?}` shows how it is made
+/// up. Many libraries' errors say what their cause says, and some causes what their error says: neither is said twice.
+/// Where one has several lines, as those of PostgreSQL may, spaces take the place of their ends.
+///
+/// # Examples
+///
+/// ```
+/// use millpond::{Pool, from_fn, with_causes};
+/// use std::{error::Error, io};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let connect = || async { Err::<String, _>(io::Error::other("no such user")) };
+/// let pool = Pool::builder(from_fn(connect)).min_idle(1);
+/// let error = pool.build().await.unwrap_err();
+/// assert_eq!(error.to_string(), "cannot open the first connections");
+/// assert_eq!(with_causes(&error), "cannot open the first connections: no such user");
+///
+/// let boxed: Box<dyn Error> = error.into();
+/// eprintln!("{}", with_causes(&*boxed));
+/// # }
+/// ```
 #[cfg(feature = "tokio")]
-pub(crate) fn in_words(error: &(dyn std::error::Error + 'static)) -> String {
+#[must_use]
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let words = in_words(error);
+    let lines: Vec<_> = words.split(['\n', '\r']).filter(|line| !line.is_empty()).collect();
+    lines.join(" ")
+}
+
+/// The same, in as many lines as they say.
+#[cfg(feature = "tokio")]
+pub(crate) fn in_words(error: &dyn std::error::Error) -> String {
     let say = || {
         let mut said = error.to_string();
         // Where the last of them begins.

@@ -307,17 +307,19 @@ mod readme {
     use millpond::cluster::{Cluster, NodeOptions, Policy, Role};
     use millpond::{Manager, Monitor, export};
     use prometheus_client::registry::Registry;
+    use std::error::Error;
     use std::time::Duration;
 
     type Outcome = Result<(), Box<dyn Error>>;
 
     mod a_program {
-        use millpond::{Pool, backends::postgres::PostgresManager};
+        use millpond::{Pool, backends::postgres::PostgresManager, with_causes};
 
         #[tokio::main]
         async fn main() -> Result<(), Box<dyn std::error::Error>> {
             let manager = PostgresManager::from_url("postgresql://app:password@localhost/app")?;
-            let pool = Pool::builder(manager).max_size(16).min_idle(1).build().await?;
+            let builder = Pool::builder(manager).max_size(16).min_idle(1);
+            let pool = builder.build().await.map_err(|error| with_causes(&error))?; // says why in words
             let client = pool.acquire().await?; // back in the pool when it is dropped
             let row = client.query_one("SELECT 1 + 1", &[]).await?;
             println!("{}", row.get::<_, i32>(0));
@@ -326,15 +328,14 @@ mod readme {
     }
 
     use axum::{Router, extract::State, http::StatusCode, routing::get};
-    use millpond::{Pool, backends::postgres::PostgresManager};
-    use std::error::Error;
+    use millpond::{Pool, backends::postgres::PostgresManager, with_causes};
 
     type Db = Pool<PostgresManager>;
 
     async fn orders(State(db): State<Db>) -> Result<String, StatusCode> {
         let client = db.acquire().await.map_err(|error| {
-            // Nobody could be served in time, or connecting fails for good: why, is in the source.
-            eprintln!("{error}; {:?}", error.source());
+            // Nobody could be served in time, or connecting fails for good; its causes say why.
+            eprintln!("{}", with_causes(&error));
             StatusCode::SERVICE_UNAVAILABLE
         })?;
         let row = client.query_one("SELECT count(*) FROM orders", &[]).await;

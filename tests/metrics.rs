@@ -232,6 +232,32 @@ async fn the_last_failure_to_connect_is_told_with_its_causes_and_its_age_for_goo
     assert_eq!((after.message, after.ago), (before.message, before.ago + 60 * SECOND));
 }
 
+#[test]
+fn an_error_is_told_with_its_causes_in_one_line() {
+    #[derive(Debug, thiserror::Error)]
+    #[error("ERROR: no such user\r\nHINT: another\n")]
+    struct Refused;
+    #[derive(Debug, thiserror::Error)]
+    #[error("{says}")]
+    struct Failed<'s> {
+        says: &'s str,
+        source: Refused,
+    }
+    let says = String::from("no:\nnot now");
+    let error = Failed { says: &says, source: Refused };
+    assert_eq!(millpond::with_causes(&error), "no: not now: ERROR: no such user HINT: another");
+    let error: Box<dyn std::error::Error + Send + Sync> = "all of it".into();
+    assert_eq!(millpond::with_causes(&*error), "all of it");
+    fn words() -> &'static str {
+        panic!("scripted")
+    }
+    #[derive(Debug, thiserror::Error)]
+    #[error("{}", words())]
+    struct Panics;
+    let told = "an error that panicked while it was told: scripted";
+    assert_eq!(millpond::with_causes(&Panics), told);
+}
+
 /// Of redis the error says what its cause says; of rusqlite the cause says what its error says, and more.
 #[tokio::test(start_paused = true)]
 async fn a_failure_whose_cause_says_the_same_is_told_once() {
