@@ -347,6 +347,53 @@ mod readme {
         Router::new().route("/orders", get(orders)).with_state(db)
     }
 
+    mod an_end {
+        use super::{Db, service};
+
+        use millpond::{Monitor, web::StatusPage};
+        use std::{io, pin::pin, time::Duration};
+        use tokio::{net::TcpListener, signal, sync::watch};
+
+        async fn run(db: Db, jobs: Db, monitor: Monitor) -> io::Result<()> {
+            let (stop, stopped) = watch::channel(());
+            let over = || {
+                let mut stopped = stopped.clone();
+                async move { _ = stopped.changed().await }
+            };
+            tokio::spawn(async move {
+                _ = signal::ctrl_c().await; // and SIGTERM, by signal::unix
+                drop(stop);
+            });
+            let page = StatusPage::new(&monitor).until(over()).router(); // ends at the signal, or an open one holds up `serve`
+            let job = tokio::spawn(tidy_up(jobs.clone(), over())); // so does this, between two pieces of its work
+            let app = service(db.clone()).nest_service("/pools", page);
+            let listener = TcpListener::bind("0.0.0.0:8080").await?;
+            let served = axum::serve(listener, app).with_graceful_shutdown(over()).await; // requests under way are answered
+            _ = job.await;
+            for pool in [jobs, db] {
+                let report = pool.drain(Duration::from_secs(10)).await;
+                if !report.still_out.is_empty() {
+                    eprintln!("{}: {report}", pool.config().name); // who still holds a connection, with file and line
+                }
+            }
+            served
+        }
+
+        async fn tidy_up(jobs: Db, over: impl Future<Output = ()>) {
+            let mut over = pin!(over);
+            let mut minute = tokio::time::interval(Duration::from_secs(60));
+            loop {
+                tokio::select! {
+                    () = &mut over => return,
+                    _ = minute.tick() => {}
+                }
+                if let Ok(client) = jobs.acquire().await {
+                    _ = client.execute("DELETE FROM orders WHERE paid < now() - interval '1 year'", &[]).await;
+                }
+            }
+        }
+    }
+
     /// The table of the backends: how each is used, and how its connections are passed on.
     mod databases {
         use super::Outcome;
