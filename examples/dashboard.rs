@@ -18,7 +18,7 @@ use futures_util::FutureExt;
 use millpond::backends::sqlite::SqliteManager;
 use millpond::backends::tcp::TcpManager;
 use millpond::web::StatusPage;
-use millpond::{Monitor, Pool};
+use millpond::{Monitor, Pool, with_causes};
 use rusqlite::Connection;
 use std::error::Error;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -298,7 +298,7 @@ fn main() -> ExitCode {
     match outcome() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            eprintln!("error: {}", with_causes(&*error));
             ExitCode::FAILURE
         }
     }

@@ -11,7 +11,7 @@ use bb8_postgres::PostgresConnectionManager;
 use bb8_postgres::tokio_postgres::{self, NoTls, error::SqlState};
 use clap::Parser;
 use millpond::compat::{bb8, deadpool, r2d2};
-use millpond::{CheckPolicy, Pool};
+use millpond::{CheckPolicy, Pool, with_causes};
 use r2d2_sqlite::SqliteConnectionManager;
 use std::error::Error;
 use std::process::ExitCode;
@@ -62,12 +62,6 @@ async fn run(url: &str) -> Result<(), Box<dyn Error>> {
 #[tokio::main]
 async fn main() -> ExitCode {
     let Err(error) = run(&Arguments::parse().url).await else { return ExitCode::SUCCESS };
-    eprint!("error: {error}");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        eprint!(": {error}");
-        cause = error.source();
-    }
-    eprintln!();
+    eprintln!("error: {}", with_causes(&*error));
     ExitCode::FAILURE
 }

@@ -13,6 +13,7 @@
 use clap::Parser;
 use millpond::backends::postgres::{PostgresManager, PostgresNodes};
 use millpond::cluster::{Cluster, Policy, Role};
+use millpond::with_causes;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::process::ExitCode;
@@ -216,12 +217,6 @@ async fn run(url: &str) -> Result<(), Failure> {
 async fn main() -> ExitCode {
     let Options { url } = Options::parse();
     let Err(error) = run(&url).await else { return ExitCode::SUCCESS };
-    let mut sentence = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        sentence.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    eprintln!("error: {sentence}\n{NEEDED}");
+    eprintln!("error: {}\n{NEEDED}", with_causes(&*error));
     ExitCode::FAILURE
 }

@@ -8,7 +8,7 @@
 #![expect(clippy::print_stdout, reason = "the output is what the example is for")]
 
 use clap::Parser;
-use millpond::{Pool, backends::mysql::MysqlManager};
+use millpond::{Pool, backends::mysql::MysqlManager, with_causes};
 use mysql_async::{TxOpts, prelude::Queryable};
 use std::error::Error;
 use std::process::ExitCode;
@@ -91,17 +91,7 @@ async fn run(url: &str) -> Result<(), Failure> {
 async fn main() -> ExitCode {
     let Options { url } = Options::parse();
     let Err(error) = run(&url).await else { return ExitCode::SUCCESS };
-    let mut sentence = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let told = error.to_string();
-        // Some errors say the same as their cause.
-        if !sentence.contains(&told) {
-            sentence.push_str(&format!(": {told}"));
-        }
-        cause = error.source();
-    }
-    eprintln!("error: {sentence}");
+    eprintln!("error: {}", with_causes(&*error));
     eprintln!("Does a MySQL or MariaDB server answer there, with this user and database?");
     ExitCode::FAILURE
 }

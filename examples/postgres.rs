@@ -8,7 +8,7 @@
 #![expect(clippy::print_stdout, reason = "the output is what the example is for")]
 
 use clap::Parser;
-use millpond::{Pool, backends::postgres::PostgresManager};
+use millpond::{Pool, backends::postgres::PostgresManager, with_causes};
 use std::error::Error;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -96,13 +96,7 @@ async fn run(url: &str) -> Result<(), Failure> {
 async fn main() -> ExitCode {
     let Options { url } = Options::parse();
     let Err(error) = run(&url).await else { return ExitCode::SUCCESS };
-    let mut sentence = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        sentence.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    eprintln!("error: {sentence}");
+    eprintln!("error: {}", with_causes(&*error));
     eprintln!("Is a PostgreSQL server running there? Debian has one in the package `postgresql`.");
     ExitCode::FAILURE
 }

@@ -9,7 +9,7 @@
 #![expect(clippy::print_stdout, reason = "the output is what the example is for")]
 
 use clap::Parser;
-use millpond::{Pool, backends::redis::RedisManager};
+use millpond::{Pool, backends::redis::RedisManager, with_causes};
 use redis::{AsyncCommands, RedisResult};
 use std::error::Error;
 use std::process::ExitCode;
@@ -91,17 +91,7 @@ async fn run(url: &str) -> Result<(), Failure> {
 async fn main() -> ExitCode {
     let Options { url } = Options::parse();
     let Err(error) = run(&url).await else { return ExitCode::SUCCESS };
-    let mut sentence = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let told = error.to_string();
-        // Some errors say the same as their cause.
-        if !sentence.ends_with(&told) {
-            sentence.push_str(&format!(": {told}"));
-        }
-        cause = error.source();
-    }
-    eprintln!("error: {sentence}");
+    eprintln!("error: {}", with_causes(&*error));
     eprintln!("Is a Redis server running there? To start one: redis-server --port 6399 --save ''");
     ExitCode::FAILURE
 }

@@ -9,6 +9,7 @@
 
 use clap::Parser;
 use millpond::backends::sqlite::{SqliteDatabase, SqliteManager};
+use millpond::with_causes;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -82,17 +83,7 @@ async fn run(file: &Path) -> Result<(), Failure> {
 async fn main() -> ExitCode {
     let Options { file } = Options::parse();
     let Err(error) = run(&file).await else { return ExitCode::SUCCESS };
-    let mut sentence = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let told = error.to_string();
-        // Some errors say the same as their cause.
-        if !sentence.contains(&told) {
-            sentence.push_str(&format!(": {told}"));
-        }
-        cause = error.source();
-    }
-    eprintln!("error: {sentence}");
+    eprintln!("error: {}", with_causes(&*error));
     eprintln!("Give the path of an SQLite file, or of one to be made in a folder that is there.");
     ExitCode::FAILURE
 }

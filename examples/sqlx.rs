@@ -7,8 +7,8 @@
 #![expect(clippy::print_stdout, reason = "the output is what the example is for")]
 
 use clap::Parser;
-use millpond::Pool;
 use millpond::backends::sqlx::SqlxManager;
+use millpond::{Pool, with_causes};
 use sqlx::{Connection, Postgres};
 use std::error::Error;
 use std::process::ExitCode;
@@ -65,12 +65,6 @@ async fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
 #[tokio::main]
 async fn main() -> ExitCode {
     let Err(error) = run(Arguments::parse()).await else { return ExitCode::SUCCESS };
-    eprint!("error: {error}");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        eprint!(": {error}");
-        cause = error.source();
-    }
-    eprintln!();
+    eprintln!("error: {}", with_causes(&*error));
     ExitCode::FAILURE
 }

@@ -6,10 +6,41 @@ use crate::core::{MAX_CAPACITY, MAX_SHARDS};
 use std::borrow::Cow;
 use std::fmt::Display;
 
-/// What an error says, with all its causes. Many libraries' errors say what their cause says, and some causes what
-/// their error says: neither is said twice.
+/// An error with all its causes in one line, each said once.
+///
+/// An error's `{error}` leaves out its causes, such as why connecting failed, and its `{error:?}` shows how it is made
+/// up. Many libraries' errors say what their cause says, and some causes what their error says: neither is said twice.
+/// Where one has several lines, as those of PostgreSQL may, spaces take the place of their ends.
+///
+/// # Examples
+///
+/// ```
+/// use millpond::{Pool, from_fn, with_causes};
+/// use std::{error::Error, io};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let connect = || async { Err::<String, _>(io::Error::other("no such user")) };
+/// let pool = Pool::builder(from_fn(connect)).min_idle(1);
+/// let error = pool.build().await.unwrap_err();
+/// assert_eq!(error.to_string(), "cannot open the first connections");
+/// assert_eq!(with_causes(&error), "cannot open the first connections: no such user");
+///
+/// let boxed: Box<dyn Error> = error.into();
+/// eprintln!("{}", with_causes(&*boxed));
+/// # }
+/// ```
 #[cfg(feature = "tokio")]
-pub(crate) fn in_words(error: &(dyn std::error::Error + 'static)) -> String {
+#[must_use]
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let words = in_words(error);
+    let lines: Vec<_> = words.split(['\n', '\r']).filter(|line| !line.is_empty()).collect();
+    lines.join(" ")
+}
+
+/// The same, in as many lines as they say.
+#[cfg(feature = "tokio")]
+pub(crate) fn in_words(error: &dyn std::error::Error) -> String {
     let say = || {
         let mut said = error.to_string();
         // Where the last of them begins.
@@ -320,7 +351,8 @@ mod managed {
         Timeout(Box<Timeout<E>>),
         /// Connecting failed in a way that the manager calls [permanent](crate::Manager::is_permanent), for the
         /// caller or so shortly before that it is too early to try again, and no connection is left that could come
-        /// back to him.
+        /// back to him. Trying the same again does not help, but a restart is not needed either: once the password,
+        /// say, is right again, at the server or in the settings that the manager goes by, the next caller is served.
         Connect(Arc<OperationError<E>>),
         /// Connecting fails, no connection is left that could come back to the caller, and the pool is set to
         /// `fail_fast`. It goes on trying by itself.
@@ -350,7 +382,7 @@ mod managed {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str(match self {
                 Self::Timeout(timeout) => return fmt::Display::fmt(timeout, f),
-                Self::Connect(_) => "cannot connect, and trying again will not help",
+                Self::Connect(_) => "cannot connect until the server or the settings are changed",
                 Self::Unavailable(_) => {
                     "cannot connect at the moment, and no connection is left; the pool keeps trying"
                 }

@@ -165,7 +165,7 @@ pub use crate::config::{AcquireOptions, CheckPolicy, Config, Priority, Shed};
 #[cfg(feature = "tokio")]
 pub use crate::error::{
     AcquireError, BuildError, Deadlock, OperationError, ReleaseError, RotateError, Stage, Timeout,
-    WarmUpError,
+    WarmUpError, with_causes,
 };
 #[cfg(feature = "tokio")]
 pub use crate::hooks::{HookFuture, Hooks, Leak};

@@ -417,7 +417,7 @@ async fn a_timeout_has_the_cause_for_its_source_and_says_who_holds_what_and_what
     assert_eq!(chain(&error)[1..], ["scripted connect error"]);
     assert!(TestError::within(&error).is_some(), "the manager's own error is found: {error:?}");
     let said = error.to_string();
-    assert!(said.contains("a (role unknown) is degraded: all 1 connections are in use"), "{said}");
+    assert!(said.contains("a (role unknown) is degraded: the only connection is in use"), "{said}");
     assert!(said.contains("; held longest: connection 1"), "{said}");
     assert!(said.contains(", acquired at tests/cluster.rs:"), "{said}");
     assert!(said.contains("; b (replica) is down: connecting fails ["), "{said}");
@@ -3005,6 +3005,29 @@ async fn who_fails_fast_does_not_wait_for_what_others_ask_a_server_that_does_not
         become_primary(&managers[1], true);
         assert_eq!(cluster.acquire_any(Policy::Primary).await.unwrap().node(), "b");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_at_which_somebody_has_waited_in_vain_is_degraded_and_no_other_is() {
+    let of = |cluster: &TestCluster, node: usize| {
+        let status = cluster.status();
+        (status.nodes[node].pool.health.to_string(), status.health)
+    };
+    let in_vain = "degraded: an acquire has waited 3.0s in vain, 0ns ago";
+    // It may have none beside the only one that there may be, and that is nothing to keep others from it for.
+    let builder = || builder().acquire_timeout(3 * SECOND);
+    let (cluster, _managers) =
+        cluster_of(builder().max_connections(1), [("a", plain()), ("b", plain())]);
+    let _held = cluster.acquire("a").await.unwrap();
+    cluster.acquire("b").await.map(drop).unwrap_err();
+    assert_eq!(of(&cluster, 0).0, "healthy");
+    let (b, all) = of(&cluster, 1);
+    assert_eq!(b, in_vain);
+    assert_eq!(all, Health::Degraded(vec![format!("node b is {in_vain}")]));
+    // Nobody has waited at a node that may not be used.
+    let (cluster, _managers) = cluster_of(builder(), [("a", replica()), ("b", replica())]);
+    cluster.acquire_any(Policy::Primary).await.map(drop).unwrap_err();
+    assert_eq!((of(&cluster, 0).0, of(&cluster, 1).0), ("healthy".into(), "healthy".into()));
 }
 
 #[tokio::test]

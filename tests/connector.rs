@@ -156,7 +156,7 @@ async fn the_error_of_a_refused_acquire_leads_to_the_cause() {
     manager.connect.always(Act::Permanent);
     let pool = Pool::builder(manager).max_size(1).build_lazy().unwrap();
     let error = pool.acquire().await.unwrap_err();
-    assert_eq!(error.to_string(), "cannot connect, and trying again will not help");
+    assert_eq!(error.to_string(), "cannot connect until the server or the settings are changed");
     let source = error.source().expect("the cause");
     assert_eq!(source.to_string(), "scripted connect error");
     // The same type as in the source of a timeout.

@@ -307,17 +307,19 @@ mod readme {
     use millpond::cluster::{Cluster, NodeOptions, Policy, Role};
     use millpond::{Manager, Monitor, export};
     use prometheus_client::registry::Registry;
+    use std::error::Error;
     use std::time::Duration;
 
     type Outcome = Result<(), Box<dyn Error>>;
 
     mod a_program {
-        use millpond::{Pool, backends::postgres::PostgresManager};
+        use millpond::{Pool, backends::postgres::PostgresManager, with_causes};
 
         #[tokio::main]
         async fn main() -> Result<(), Box<dyn std::error::Error>> {
             let manager = PostgresManager::from_url("postgresql://app:password@localhost/app")?;
-            let pool = Pool::builder(manager).max_size(16).min_idle(1).build().await?;
+            let builder = Pool::builder(manager).max_size(16).min_idle(1);
+            let pool = builder.build().await.map_err(|error| with_causes(&error))?; // says why in words
             let client = pool.acquire().await?; // back in the pool when it is dropped
             let row = client.query_one("SELECT 1 + 1", &[]).await?;
             println!("{}", row.get::<_, i32>(0));
@@ -326,15 +328,14 @@ mod readme {
     }
 
     use axum::{Router, extract::State, http::StatusCode, routing::get};
-    use millpond::{Pool, backends::postgres::PostgresManager};
-    use std::error::Error;
+    use millpond::{Pool, backends::postgres::PostgresManager, with_causes};
 
     type Db = Pool<PostgresManager>;
 
     async fn orders(State(db): State<Db>) -> Result<String, StatusCode> {
         let client = db.acquire().await.map_err(|error| {
-            // Nobody could be served in time, or connecting fails for good: why, is in the source.
-            eprintln!("{error}; {:?}", error.source());
+            // Nobody could be served in time, or connecting fails for good; its causes say why.
+            eprintln!("{}", with_causes(&error));
             StatusCode::SERVICE_UNAVAILABLE
         })?;
         let row = client.query_one("SELECT count(*) FROM orders", &[]).await;
@@ -344,6 +345,53 @@ mod readme {
 
     fn service(db: Db) -> Router {
         Router::new().route("/orders", get(orders)).with_state(db)
+    }
+
+    mod an_end {
+        use super::{Db, service};
+
+        use millpond::{Monitor, web::StatusPage};
+        use std::{io, pin::pin, time::Duration};
+        use tokio::{net::TcpListener, signal, sync::watch};
+
+        async fn run(db: Db, jobs: Db, monitor: Monitor) -> io::Result<()> {
+            let (stop, stopped) = watch::channel(());
+            let over = || {
+                let mut stopped = stopped.clone();
+                async move { _ = stopped.changed().await }
+            };
+            tokio::spawn(async move {
+                _ = signal::ctrl_c().await; // and SIGTERM, by signal::unix
+                drop(stop);
+            });
+            let page = StatusPage::new(&monitor).until(over()).router(); // ends at the signal, or an open one holds up `serve`
+            let job = tokio::spawn(tidy_up(jobs.clone(), over())); // so does this, between two pieces of its work
+            let app = service(db.clone()).nest_service("/pools", page);
+            let listener = TcpListener::bind("0.0.0.0:8080").await?;
+            let served = axum::serve(listener, app).with_graceful_shutdown(over()).await; // requests under way are answered
+            _ = job.await;
+            for pool in [jobs, db] {
+                let report = pool.drain(Duration::from_secs(10)).await;
+                if !report.still_out.is_empty() {
+                    eprintln!("{}: {report}", pool.config().name); // who still holds a connection, with file and line
+                }
+            }
+            served
+        }
+
+        async fn tidy_up(jobs: Db, over: impl Future<Output = ()>) {
+            let mut over = pin!(over);
+            let mut minute = tokio::time::interval(Duration::from_secs(60));
+            loop {
+                tokio::select! {
+                    () = &mut over => return,
+                    _ = minute.tick() => {}
+                }
+                if let Ok(client) = jobs.acquire().await {
+                    _ = client.execute("DELETE FROM orders WHERE paid < now() - interval '1 year'", &[]).await;
+                }
+            }
+        }
     }
 
     /// The table of the backends: how each is used, and how its connections are passed on.

@@ -232,6 +232,32 @@ async fn the_last_failure_to_connect_is_told_with_its_causes_and_its_age_for_goo
     assert_eq!((after.message, after.ago), (before.message, before.ago + 60 * SECOND));
 }
 
+#[test]
+fn an_error_is_told_with_its_causes_in_one_line() {
+    #[derive(Debug, thiserror::Error)]
+    #[error("ERROR: no such user\r\nHINT: another\n")]
+    struct Refused;
+    #[derive(Debug, thiserror::Error)]
+    #[error("{says}")]
+    struct Failed<'s> {
+        says: &'s str,
+        source: Refused,
+    }
+    let says = String::from("no:\nnot now");
+    let error = Failed { says: &says, source: Refused };
+    assert_eq!(millpond::with_causes(&error), "no: not now: ERROR: no such user HINT: another");
+    let error: Box<dyn std::error::Error + Send + Sync> = "all of it".into();
+    assert_eq!(millpond::with_causes(&*error), "all of it");
+    fn words() -> &'static str {
+        panic!("scripted")
+    }
+    #[derive(Debug, thiserror::Error)]
+    #[error("{}", words())]
+    struct Panics;
+    let told = "an error that panicked while it was told: scripted";
+    assert_eq!(millpond::with_causes(&Panics), told);
+}
+
 /// Of redis the error says what its cause says; of rusqlite the cause says what its error says, and more.
 #[tokio::test(start_paused = true)]
 async fn a_failure_whose_cause_says_the_same_is_told_once() {
@@ -291,6 +317,46 @@ async fn the_oldest_holder_is_the_one_who_has_held_for_longest() {
     assert!(oldest.held >= 18 * SECOND, "{oldest}");
     drop(first);
     assert_eq!(pool.metrics().oldest_holder.unwrap().connection, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_holders_of_the_same_time_the_one_with_the_smallest_number_is_named() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 3).build_lazy().unwrap();
+    let held = [(); 3].map(|()| pool.acquire());
+    let mut all = Vec::new();
+    for acquire in held {
+        all.push(acquire.await.unwrap());
+    }
+    assert_eq!(pool.metrics().oldest_holder.unwrap().connection, 1, "nobody has looked");
+    tokio::time::sleep(10 * SECOND).await;
+    let mut metrics = pool.metrics();
+    assert_eq!(metrics.oldest_holder.unwrap().connection, 1);
+    let mut other = metrics.clone();
+    other.oldest_holder.as_mut().unwrap().connection = 7;
+    other.merge(&metrics);
+    metrics.merge(&other);
+    assert_eq!([&other, &metrics].map(|sum| sum.oldest_holder.unwrap().connection), [1, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_holder_is_told_with_at_least_how_long_the_connection_has_been_held() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).build_lazy().unwrap();
+    let _held = pool.acquire().await.unwrap();
+    let mut holder = pool.holders()[0];
+    let site = holder.site.take().unwrap();
+    let mut told = |millis| {
+        holder.held = Duration::from_millis(millis) + Duration::from_nanos(542_383);
+        holder.to_string()
+    };
+    assert_eq!(told(99), "connection 1", "that is nothing");
+    assert_eq!(told(100), "connection 1 for at least 0.1s");
+    assert_eq!(told(4015), "connection 1 for at least 4.0s");
+    assert_eq!(told(4999), "connection 1 for at least 4.9s", "and not more than it is");
+    assert_eq!(told(754_321), "connection 1 for at least 754.3s");
+    holder.site = Some(site);
+    assert!(holder.to_string().ends_with(&format!("754.3s, acquired at {site}")), "{holder}");
 }
 
 // ---- under stress ----

@@ -71,7 +71,7 @@ async fn a_connect_that_takes_long_is_told_while_somebody_waits_though_nothing_h
     tokio::time::sleep(SECOND).await;
     assert_eq!(pool.status().health, Health::Healthy, "it may take so long");
     tokio::time::sleep(SECOND / 5).await;
-    let reason = "opening a connection has gone on for 1.2s, and 1 wait for one";
+    let reason = "opening a connection has gone on for 1.2s, and 1 waits for one";
     degraded(&pool.status(), &[reason]);
     held.discard();
     eventually("it is closed", || pool.counts().alive() == 0).await;
@@ -108,7 +108,7 @@ async fn what_is_kept_for_others_does_not_hide_that_a_connect_takes_long() {
     assert!(poll_once(waits.as_mut()).is_pending());
     tokio::time::sleep(SECOND + SECOND / 5).await;
     assert_eq!((pool.counts().idle, pool.counts().waiters), (1, 1));
-    degraded(&pool.status(), &["opening a connection has gone on for 1.2s, and 1 wait for one"]);
+    degraded(&pool.status(), &["opening a connection has gone on for 1.2s, and 1 waits for one"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -121,6 +121,113 @@ async fn a_connect_takes_long_once_it_takes_longer_than_an_acquire_may() {
     assert!(poll_once(waits.as_mut()).is_pending());
     tokio::time::sleep(SECOND / 100).await;
     assert!(!pool.status().health.is_up(), "{}", pool.status());
+}
+
+/// How long an acquire that timed out is told of.
+const TOLD_FOR: Duration = Duration::from_secs(30);
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_serves_nobody_says_so_between_two_requests() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).build_lazy().unwrap();
+    let monitor = Monitor::new();
+    monitor.add(&pool).unwrap();
+    let _leaked = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
+    let site = format!("{}:{}:25", file!(), line!() - 1);
+    for round in 0..3 {
+        assert_eq!(pool.status().health == Health::Healthy, round == 0, "{}", pool.status());
+        pool.acquire().await.map(drop).unwrap_err();
+        tokio::time::sleep(SECOND / 2).await;
+        let status = pool.status();
+        let [in_vain, used_up, longest] = status.health.reasons() else { panic!("{status}") };
+        assert_eq!(in_vain, "an acquire has waited 5.0s in vain, 500ms ago");
+        assert_eq!(used_up, "all 2 connections are in use");
+        assert!(longest.starts_with("held longest: connection 1 for at least "), "{longest}");
+        assert!(longest.ends_with(&format!("s, acquired at {site}")), "{longest}");
+        assert!(matches!(status.health, Health::Degraded(_)));
+        assert!(matches!(&monitor.health()[0].1, Health::Degraded(_)));
+    }
+    tokio::time::sleep(TOLD_FOR - SECOND).await;
+    assert_eq!(pool.status().health.reasons().len(), 3, "{}", pool.status());
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(pool.status().health, Health::Healthy, "nobody has wanted one for long");
+}
+
+#[tokio::test(start_paused = true)]
+async fn that_one_is_served_does_not_hide_that_others_are_not() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).build_lazy().unwrap();
+    let held = pool.acquire().await.unwrap();
+    pool.acquire().await.map(drop).unwrap_err();
+    drop(held);
+    let held = pool.acquire().await.unwrap();
+    tokio::time::sleep(3 * SECOND).await;
+    let status = pool.status();
+    assert_eq!(status.health.reasons()[0], "an acquire has waited 5.0s in vain, 3s ago");
+    assert_eq!(status.health.reasons()[1], "the only connection is in use");
+    drop(held);
+    degraded(&pool.status(), &["an acquire has waited 5.0s in vain, 3s ago"]);
+    tokio::time::sleep(TOLD_FOR - 3 * SECOND).await;
+    assert_eq!(pool.status().health, Health::Healthy);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_a_deadline_that_is_short_for_the_pool_waits_in_vain_at_his_own_risk() {
+    let manager = TestManager::new();
+    for (timeout, deadline, is_told) in
+        [(5000, 999, false), (5000, 1000, true), (100, 99, false), (100, 100, true)]
+    {
+        let timeout = Duration::from_millis(timeout);
+        let pool = pool_of(&manager, 1).acquire_timeout(timeout).build_lazy().unwrap();
+        let _held = pool.acquire().await.unwrap();
+        pool.acquire_timeout(Duration::from_millis(deadline)).await.map(drop).unwrap_err();
+        assert_eq!(pool.status().health != Health::Healthy, is_told, "{deadline}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_is_still_opening_its_first_connection_is_down_between_two_requests() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).connect_timeout(60 * SECOND).build_lazy().unwrap();
+    manager.connect.always(Act::Gated);
+    pool.acquire().await.map(drop).unwrap_err();
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(
+        pool.status().health.to_string(),
+        "down: an acquire has waited 5.0s in vain, 1s ago"
+    );
+    manager.connect.open(1);
+    eventually("it is there", || pool.counts().idle == 1).await;
+    assert_eq!(pool.status().health, Health::Healthy, "what it waited for is there");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waited_in_vain_is_not_told_of_beside_what_he_waited_for_nor_after_it() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 2).build_lazy().unwrap();
+    let _held = pool.acquire().await.unwrap();
+    manager.connect.always(Act::Error);
+    pool.acquire().await.map(drop).unwrap_err();
+    degraded(&pool.status(), &["connecting fails: scripted connect error"]);
+    manager.clear();
+    let other = pool.acquire().await.unwrap();
+    assert_eq!(pool.status().health, Health::Healthy);
+    drop(other);
+    assert_eq!(pool.status().health, Health::Healthy);
+}
+
+#[tokio::test(start_paused = true)]
+async fn how_many_are_held_for_too_long_is_told() {
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 4).leak_after(5 * SECOND).build_lazy().unwrap();
+    let _first = pool.acquire().await.unwrap();
+    let _second = pool.acquire().await.unwrap();
+    tokio::time::sleep(7 * SECOND).await;
+    let _young = pool.acquire().await.unwrap();
+    let status = pool.status();
+    let [reason] = status.health.reasons() else { panic!("{status}") };
+    assert!(reason.starts_with("held for too long: connection 1 for at least "), "{reason}");
+    assert!(reason.ends_with(", and 1 more"), "{reason}");
 }
 
 /// A pool with no connection, to which connecting has failed, and which nobody asks for one.
@@ -360,13 +467,13 @@ async fn a_pool_that_is_used_up_held_for_too_long_or_left_alone_says_so() {
     let site = format!("{}:{}:{}", file!(), line!() - 1, 21);
     let mut waiter = pin!(pool.acquire_timeout(Duration::MAX));
     assert!(poll_once(waiter.as_mut()).is_pending());
-    degraded(&pool.status(), &["all 1 connections are in use, and 1 wait for one"]);
+    degraded(&pool.status(), &["the only connection is in use, and 1 waits for one"]);
     tokio::time::sleep(10 * SECOND).await;
     pool.maintenance().pause();
     let status = pool.status();
     assert_eq!(status.health.reasons().len(), 3);
     let leak = &status.health.reasons()[1];
-    assert!(leak.starts_with("held for too long: connection 1 for "), "{leak}");
+    assert!(leak.starts_with("held for too long: connection 1 for at least "), "{leak}");
     assert!(leak.ends_with(&format!("acquired at {site}")), "{leak} {site}");
     assert_eq!(status.health.reasons()[2], "maintenance is paused");
     pool.maintenance().resume();
@@ -383,14 +490,14 @@ async fn what_is_kept_for_others_does_not_hide_that_everything_else_is_used_up()
     assert_eq!(pool.status().health, Health::Healthy, "nobody waits");
     let mut waiter = pin!(pool.acquire_timeout(Duration::MAX));
     assert!(poll_once(waiter.as_mut()).is_pending());
-    let used_up = "2 connections are in use, all but what is reserved, and 1 wait for one";
+    let used_up = "2 connections are in use, all but what is reserved, and 1 waits for one";
     degraded(&pool.status(), &[used_up]);
     // One that is reserved and idle.
     drop(pool.acquire_with(Priority::High).await.unwrap());
     degraded(&pool.status(), &[used_up]);
     // One of the reserved is in use as well, and the other one is still to be had.
     let high = pool.acquire_with(Priority::High).await.unwrap();
-    let used_up = "3 connections are in use, all but what is reserved, and 1 wait for one";
+    let used_up = "3 connections are in use, all but what is reserved, and 1 waits for one";
     degraded(&pool.status(), &[used_up]);
     drop((high, held));
     drop(waiter.await.unwrap());
@@ -407,10 +514,10 @@ async fn a_pool_whose_connections_are_being_closed_does_not_say_that_they_are_in
     assert!(poll_once(waiter.as_mut()).is_pending());
     pool.invalidate();
     drop(a);
-    let one = "all 2 connections are in use or being closed, and 1 wait for one";
+    let one = "all 2 connections are in use or being closed, and 1 waits for one";
     degraded(&pool.status(), &[one]);
     drop(b);
-    degraded(&pool.status(), &["all 2 connections are being closed, and 1 wait for one"]);
+    degraded(&pool.status(), &["all 2 connections are being closed, and 1 waits for one"]);
     manager.close.open(2);
     drop(waiter.await.unwrap());
     assert_eq!(pool.status().health, Health::Healthy);
@@ -425,14 +532,14 @@ async fn a_pool_whose_connections_are_made_ready_between_two_users_is_used_up_al
     let [a, b] = [pool.acquire().await.unwrap(), pool.acquire().await.unwrap()];
     let mut waiter = pin!(pool.acquire_timeout(Duration::MAX));
     assert!(poll_once(waiter.as_mut()).is_pending());
-    degraded(&pool.status(), &["all 2 connections are in use, and 1 wait for one"]);
+    degraded(&pool.status(), &["all 2 connections are in use, and 1 waits for one"]);
     drop(a);
     eventually("it is being reset", || pool.counts().resetting == 1).await;
-    let one = "all 2 connections are in use or being made ready, and 1 wait for one";
+    let one = "all 2 connections are in use or being made ready, and 1 waits for one";
     degraded(&pool.status(), &[one]);
     drop(b);
     eventually("so is the other one", || pool.counts().resetting == 2).await;
-    degraded(&pool.status(), &["all 2 connections are being made ready, and 1 wait for one"]);
+    degraded(&pool.status(), &["all 2 connections are being made ready, and 1 waits for one"]);
     manager.reset.open(2);
     drop(waiter.await.unwrap());
     manager.reset.open(1);

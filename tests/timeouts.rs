@@ -357,7 +357,7 @@ async fn a_timeout_while_all_are_in_use_says_queued() {
     let manager = TestManager::new();
     let pool = Pool::builder(manager).name("orders").max_size(2).build_lazy().unwrap();
     let _held = (pool.acquire().await.unwrap(), pool.acquire().await.unwrap());
-    let site = format!("{}:{}:54", file!(), line!() - 1);
+    let site = format!("{}:{}:23", file!(), line!() - 1);
     let mut other = pin!(pool.acquire_timeout(9 * SECOND));
     assert!(poll_once(other.as_mut()).is_pending());
 
@@ -368,7 +368,7 @@ async fn a_timeout_while_all_are_in_use_says_queued() {
         format!(
             "pool orders: no connection within 1s: none was released in time \
              (2 of 2 in use, 0 idle, 1 waiting); \
-             held longest: connection 2, acquired at {site}"
+             held longest: connection 1, acquired at {site}"
         )
     );
     let timeout = timeout_of::<()>(Err(error));

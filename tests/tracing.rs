@@ -324,7 +324,11 @@ async fn leaks_and_slow_acquires_are_warnings() {
     );
     tokio::time::sleep(10 * SECOND).await;
     let told = notes.take();
-    has(&told, "WARN held for too long: connection 1 for ", "acquired at tests/tracing.rs:");
+    has(
+        &told,
+        "WARN held for too long: connection 1 for at least ",
+        "acquired at tests/tracing.rs:",
+    );
     has(&told, "WARN held for too long", "pool=orders connection=1");
     drop(held);
     tokio::time::sleep(10 * SECOND).await;

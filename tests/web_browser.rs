@@ -285,7 +285,7 @@ async fn the_page_shows_the_figures_of_the_pool() {
     };
     assert_eq!(window.text(".pool h2").await, "orders");
     assert_eq!(window.text(".pool .health").await, "degraded");
-    let reason = "all 4 connections are in use, and 1 wait for one";
+    let reason = "all 4 connections are in use, and 1 waits for one";
     assert_eq!(window.text(".pool .reasons").await, reason);
     assert_eq!(scraped("health", ",state=\"degraded\""), "1");
     assert_eq!(scraped("connections", ",state=\"in_use\""), "4");

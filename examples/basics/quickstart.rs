@@ -9,7 +9,7 @@
 use clap::{Parser, value_parser};
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use millpond::{Condition, Manager, Pool};
+use millpond::{Condition, Manager, Pool, with_causes};
 use rusqlite::{Connection, OpenFlags};
 use std::error::Error;
 use std::future::Future;
@@ -427,13 +427,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let mut sentence = error.to_string();
-            let mut cause = error.source();
-            while let Some(error) = cause {
-                sentence.push_str(&format!(": {error}"));
-                cause = error.source();
-            }
-            eprintln!("error: {sentence}");
+            eprintln!("error: {}", with_causes(&*error));
             ExitCode::FAILURE
         }
     }

@@ -9,7 +9,7 @@
 //! ```
 
 use clap::{Parser, value_parser};
-use millpond::{CheckPolicy, Condition, Manager, Pool};
+use millpond::{CheckPolicy, Condition, Manager, Pool, with_causes};
 use std::error::Error;
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -205,13 +205,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let mut sentence = error.to_string();
-            let mut cause = error.source();
-            while let Some(error) = cause {
-                sentence.push_str(&format!(": {error}"));
-                cause = error.source();
-            }
-            eprintln!("error: {sentence}");
+            eprintln!("error: {}", with_causes(&*error));
             ExitCode::FAILURE
         }
     }

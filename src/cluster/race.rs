@@ -353,10 +353,12 @@ impl<'a, K: Key, M: Manager> Race<'a, K, M> {
     /// It has come to its end, which is counted if it has waited.
     fn count(&mut self, outcome: Outcome) {
         if !mem::replace(&mut self.over, true) {
-            // Where none may be used it waits nowhere, and is to be seen all the same.
-            let table = self.cluster.table.load();
-            if let Some(node) = self.counted_at.as_ref().or(table.nodes().first()) {
-                node.pool.has_waited(self.caller, outcome, self.began.elapsed());
+            let waited = self.began.elapsed();
+            if let Some(node) = &self.counted_at {
+                node.pool.has_waited(self.caller, outcome, waited);
+            } else if let Some(node) = self.cluster.table.load().nodes().first() {
+                // Where none may be used it waits nowhere, and is to be seen all the same.
+                node.pool.has_waited_nowhere(self.caller, outcome, waited);
             }
         }
     }

@@ -146,7 +146,8 @@ pub(super) const FAMILIES: [Family; 22] = [
     Family {
         name: "millpond_oldest_holder_seconds",
         unit: "s",
-        help: "How long the oldest holder has had its connection, 0 if there is none",
+        help: "How long the oldest holder has had its connection at least, to the resolution of \
+               maintenance_interval, 0 if there is none",
         label: None,
         kind: Kind::Time(|status| {
             status.metrics.oldest_holder.as_ref().map(|holder| holder.held).unwrap_or_default()

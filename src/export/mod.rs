@@ -41,7 +41,7 @@
 //! | `millpond_connections_max` | gauge | | [the most connections](crate::PoolStatus::max_size) at the moment |
 //! | `millpond_connections_min_idle` | gauge | | [`min_idle`](crate::Config::min_idle) |
 //! | `millpond_waiters` | gauge | | callers that wait |
-//! | `millpond_oldest_holder_seconds` | gauge | | how long [the oldest holder](crate::PoolMetrics::oldest_holder) has had its connection; 0 if nobody has one |
+//! | `millpond_oldest_holder_seconds` | gauge | | how long [the oldest holder](crate::PoolMetrics::oldest_holder) has had its connection at least, to the resolution of `maintenance_interval`; 0 if nobody has one |
 //! | `millpond_acquires_total` | counter | | acquires that got a connection |
 //! | `millpond_acquire_waits_total` | counter | `outcome` | acquires that had to wait: the fields of [`Waits`](crate::Waits) |
 //! | `millpond_shed_total` | counter | | acquires that were [shed](crate::Shed), or would have been |

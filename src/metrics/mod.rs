@@ -26,7 +26,7 @@ pub use self::monitor::{DuplicateName, Group, Monitor, Source};
 #[cfg(all(feature = "serde", feature = "cluster"))]
 pub(crate) use self::serialize::read_role;
 pub use self::status::{ClusterNode, Health, PoolStatus, Role};
-pub(crate) use self::status::{Connecting, Signs};
+pub(crate) use self::status::{Connecting, InVain, Signs};
 #[cfg(feature = "cluster")]
 pub(crate) use self::status::{OneLine, health, write_line};
 
@@ -164,7 +164,6 @@ impl Totals {
         self.created.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    #[cfg(feature = "cluster")]
     pub(crate) fn opened(&self) -> u64 {
         self.created.load(Ordering::Relaxed)
     }
@@ -329,7 +328,8 @@ pub struct PoolMetrics {
     pub lifetime: Histogram,
     /// How long connections were in use each time, if the pool [measures](crate::Config::time_use) that.
     pub use_time: Option<Histogram>,
-    /// Who has held a connection for longest, to the resolution of `maintenance_interval`.
+    /// Who has held a connection for longest: at least for so long, to the resolution of `maintenance_interval`. Of
+    /// several who have for the same time, the one whose connection has the smallest number.
     pub oldest_holder: Option<Holder>,
 }
 
@@ -356,9 +356,8 @@ impl PoolMetrics {
             use_time,
             oldest_holder,
         } = self;
-        let longest = |holder: &Holder| holder.held;
         let (mine, others) = (oldest_holder.take(), other.oldest_holder);
-        *oldest_holder = mine.into_iter().chain(others).max_by_key(longest);
+        *oldest_holder = mine.into_iter().chain(others).max_by_key(Holder::seniority);
         let (mine, others) = (last_connect_error.take(), other.last_connect_error.clone());
         *last_connect_error = mine.into_iter().chain(others).min_by_key(|error| error.ago);
         if let Some(times) = &other.use_time {

@@ -14,7 +14,7 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct PoolStatus {
-    /// Whether it does what it is for, and if not, why.
+    /// Whether it does what it is for, and if not, why; between two requests, too.
     pub health: Health,
     /// The most connections that there may be at the moment.
     pub max_size: usize,
@@ -85,6 +85,15 @@ impl fmt::Display for Role {
 }
 
 /// Whether a pool does what it is for.
+///
+/// It is degraded while something is wrong with connecting, all connections are in use and somebody waits for one, one
+/// has been held for [`leak_after`](crate::Config::leak_after), or maintenance is paused. So it is for 30 s after an
+/// acquire has run into its deadline that had waited for a second, or for `acquire_timeout` if that is shorter: a pool
+/// that serves nobody is seen between two requests too. A caller with a shorter deadline of his own is not noted. That
+/// others are served meanwhile does not end that, since a pool with too few connections serves some; that one is opened
+/// does, if it was waited for.
+///
+/// It is down when it is closed or being drained, or something is wrong with connecting and it has no connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Health {
@@ -171,6 +180,14 @@ pub(crate) enum Connecting {
     FailsForGood,
 }
 
+/// An acquire that has run into its deadline not long ago.
+pub(crate) struct InVain {
+    pub(crate) waited: Duration,
+    pub(crate) ago: Duration,
+    /// One was to be opened for it, and none has been since.
+    pub(crate) for_a_new_one: bool,
+}
+
 /// What a pool's health follows from, besides its figures.
 pub(crate) struct Signs {
     /// `None` while it is open: then what it is instead.
@@ -184,6 +201,10 @@ pub(crate) struct Signs {
     pub(crate) is_dialing: bool,
     /// For how long the oldest connect has been under way.
     pub(crate) connecting_for: Option<Duration>,
+    /// The last acquire that has waited in vain, as long as that is to be told.
+    pub(crate) in_vain: Option<InVain>,
+    /// How many connections have been held for `leak_after`.
+    pub(crate) held_too_long: usize,
     /// What was opened last has been of no use: a hook has rejected it, or it was lost.
     pub(crate) all_are_useless: bool,
     pub(crate) maintenance_is_paused: bool,
@@ -253,13 +274,21 @@ pub(crate) fn health(
         let waiters = counts.waiters;
         let none_is_left = counts.idle <= signs.kept_idle;
         if signs.connecting == Connecting::Works && waiters > 0 && none_is_left {
-            reasons.push(format!(
-                "opening a connection has gone on for {long:.1?}, and {waiters} wait for one"
-            ));
+            let wait = wait_for_one(waiters);
+            reasons.push(format!("opening a connection has gone on for {long:.1?}, and {wait}"));
         }
     }
+    // What is wrong with connecting says why it was in vain. Once all connections are there, that it waited for one
+    // more says nothing.
+    let in_vain = signs.in_vain.as_ref();
+    let in_vain = in_vain.filter(|it| reasons.is_empty() && !(it.for_a_new_one && is_full));
+    if let Some(InVain { waited, ago, .. }) = in_vain {
+        reasons.push(format!("an acquire has waited {waited:.1?} in vain, {ago:.0?} ago"));
+    }
     let paused = signs.maintenance_is_paused.then(|| "maintenance is paused".to_owned());
-    if !reasons.is_empty() && serving == 0 {
+    // Where none was to be opened, as under a cap over several pools, others may have all connections.
+    let is_down = !reasons.is_empty() && in_vain.is_none_or(|it| it.for_a_new_one);
+    if is_down && serving == 0 {
         // It may be what keeps the pool from looking whether the server is back.
         reasons.extend(paused);
         return Health::Down(reasons);
@@ -268,8 +297,7 @@ pub(crate) fn health(
     // turn: that there is nothing in use is nothing wrong.
     let busy = counts.alive() - counts.idle;
     let used_up = busy > 0 && busy + signs.kept >= signs.max_size;
-    if counts.waiters > 0 && used_up {
-        let waiters = counts.waiters;
+    if used_up && (counts.waiters > 0 || in_vain.is_some()) {
         let what = [
             (counts.in_use, "in use"),
             (counts.checking + counts.resetting, "being made ready"),
@@ -278,19 +306,34 @@ pub(crate) fn health(
         let what: Vec<_> =
             what.iter().filter(|(count, _)| *count > 0).map(|(_, what)| *what).collect();
         let what = what.join(" or ");
-        reasons.push(if signs.kept == 0 {
-            format!("all {busy} connections are {what}, and {waiters} wait for one")
-        } else {
-            let all = "all but what is reserved";
-            format!("{busy} connections are {what}, {all}, and {waiters} wait for one")
+        let all = match (signs.kept, busy) {
+            (0, 1) => format!("the only connection is {what}"),
+            (0, _) => format!("all {busy} connections are {what}"),
+            (_, 1) => format!("1 connection is {what}, all but what is reserved"),
+            _ => format!("{busy} connections are {what}, all but what is reserved"),
+        };
+        reasons.push(match counts.waiters {
+            0 => all,
+            waiters => format!("{all}, and {}", wait_for_one(waiters)),
         });
     }
-    let late = |held: &Duration| config.leak_after.is_some_and(|limit| *held >= limit);
-    if let Some(holder) = oldest_holder.filter(|holder| late(&holder.held)) {
-        reasons.push(format!("held for too long: {holder}"));
+    match (oldest_holder, signs.held_too_long) {
+        (Some(holder), 0) if used_up && in_vain.is_some() => {
+            reasons.push(format!("held longest: {holder}"));
+        }
+        (None, _) | (_, 0) => {}
+        (Some(holder), 1) => reasons.push(format!("held for too long: {holder}")),
+        (Some(holder), all) => {
+            reasons.push(format!("held for too long: {holder}, and {} more", all - 1));
+        }
     }
     reasons.extend(paused);
     if reasons.is_empty() { Health::Healthy } else { Health::Degraded(reasons) }
+}
+
+/// How many wait, for the end of a sentence.
+fn wait_for_one(waiters: usize) -> String {
+    format!("{waiters} {} for one", if waiters == 1 { "waits" } else { "wait" })
 }
 
 /// A table for a terminal; `{:#}` is one line for a log: name, health, connections, and what is wrong.

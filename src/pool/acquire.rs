@@ -603,6 +603,14 @@ where
 impl<M: Manager> Shared<M> {
     /// An acquire that had to wait, for so long, has come to its end.
     pub(super) fn has_waited(&self, caller: Caller, outcome: Outcome, waited: Duration) {
+        if outcome == Outcome::TimedOut {
+            self.has_timed_out(waited);
+        }
+        self.count_wait(caller, outcome, waited);
+    }
+
+    /// Counts it and tells of it.
+    pub(super) fn count_wait(&self, caller: Caller, outcome: Outcome, waited: Duration) {
         self.totals.waited(outcome, nanos(waited));
         self.tell_waited(caller, outcome, waited);
     }
@@ -729,7 +737,7 @@ impl<M: Manager> Shared<M> {
             Line::General => self.kept(),
             Line::High => 0,
         };
-        let longest_held = self.oldest_holder();
+        let longest_held = self.longest().holder;
         Timeout {
             pool,
             waited,
@@ -745,7 +753,7 @@ impl<M: Manager> Shared<M> {
 
     /// Whether a connection could be opened, or is being opened, for those who wait in this line. If
     /// not, a failure to connect, of whenever that was, has nothing to do with their wait.
-    fn could_open_for(&self, line: Line) -> bool {
+    pub(super) fn could_open_for(&self, line: Line) -> bool {
         // What is checked may be new, and the last new ones have been of no use.
         let (useless, _) = self.connector.useless();
         self.slots_for(line).any(|slot| match self.core.state(slot) {
@@ -765,7 +773,7 @@ impl<M: Manager> Shared<M> {
     }
 
     /// Whether a connection is being opened that may go to those who wait in this line.
-    fn is_opening_for(&self, line: Line) -> bool {
+    pub(super) fn is_opening_for(&self, line: Line) -> bool {
         self.slots_for(line).any(|slot| self.core.state(slot) == State::Connecting)
     }
 

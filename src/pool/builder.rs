@@ -9,6 +9,7 @@ use super::operation::{has_timer, timer};
 use super::reaper::{Memory, Upkeep};
 use super::report::Reports;
 use super::shed::Shedder;
+use super::vain::Vain;
 use super::{LastHandle, OPEN, OnConnect, Pool, Shared, WhichNode};
 use crate::config::{CheckPolicy, Config, Priority, Shed, above_zero};
 use crate::core::{Core, Flags, IdleOrder, Size, default_shards};
@@ -423,6 +424,7 @@ impl<M: Manager> PoolBuilder<M> {
             on_connect,
             connector: Connector::new(patience),
             totals: Totals::new(size.shards, config.time_use),
+            vain: Vain::new(),
             keeps_idle: AtomicBool::new(false),
             closing: AtomicUsize::new(0),
             changed: Event::new(),

@@ -1,12 +1,12 @@
 //! `Pool`: connections that are opened, checked, reset and closed by a [`Manager`].
 //!
 //! Read `mod.rs` (the handle), `builder.rs` (its settings), `acquire.rs` (how a caller gets a
-//! connection), `prepare.rs` (what is done to it before), `guard.rs` (how it comes back), `connector.rs`
-//! (when one is opened), `dial.rs` (how), `trouble.rs` (what follows if that fails), `close.rs` (how one
-//! ends), `life.rs` (when it has to), `reaper.rs` (what happens by the clock), `admin.rs` (what an operator
-//! does), `report.rs` (who is told the figures), `trace.rs` (what is told of events), `shed.rs` and
-//! `deadlock.rs` (two options for when too much is asked), `node_side.rs` (what a cluster asks of the pool
-//! of a node).
+//! connection), `prepare.rs` (what is done to it before), `guard.rs` (how it comes back),
+//! `connector.rs` (when one is opened), `dial.rs` (how), `trouble.rs` (what follows if that fails),
+//! `vain.rs` (who has waited in vain), `close.rs` (how one ends), `life.rs` (when it has to),
+//! `reaper.rs` (what happens by the clock), `admin.rs` (what an operator does), `report.rs` (who is
+//! told the figures), `trace.rs` (what is told of events), `shed.rs` and `deadlock.rs` (two options for
+//! when too much is asked), `node_side.rs` (what a cluster asks of the pool of a node).
 //!
 //! Not here: which slot belongs to whom; see `core`.
 
@@ -29,6 +29,7 @@ mod shed;
 mod terms;
 mod trace;
 mod trouble;
+mod vain;
 
 pub use self::admin::DrainReport;
 pub use self::builder::PoolBuilder;
@@ -41,9 +42,10 @@ use self::deadlock::Detector;
 pub(crate) use self::life::nanos;
 use self::life::{Record, Term};
 pub(crate) use self::operation::runs_async_task;
-use self::reaper::{Memory, Upkeep};
+use self::reaper::{Longest, Memory, Upkeep};
 use self::report::Reports;
 use self::shed::Shedder;
+use self::vain::Vain;
 use crate::config::{AcquireOptions, Config};
 use crate::core::{Core, Counts, Doubt, Flags, Keeper, Lease, Line, State, Trial};
 use crate::error::{AcquireError, TryAcquireError};
@@ -109,6 +111,7 @@ pub(crate) struct Shared<M: Manager> {
     on_connect: Option<Box<OnConnect>>,
     connector: Connector<M::Error>,
     totals: Totals,
+    vain: Vain,
     /// False until the first connections are open, or somebody wants one.
     keeps_idle: AtomicBool,
     /// Connections that are being closed at the moment.
@@ -179,13 +182,16 @@ impl<M: Manager> Shared<M> {
     }
 
     fn metrics(&self) -> PoolMetrics {
+        self.metrics_with(self.longest().holder)
+    }
+
+    fn metrics_with(&self, oldest_holder: Option<Holder>) -> PoolMetrics {
         let Self { core, totals, connector, .. } = self;
-        let (oldest_holder, failure) = (self.oldest_holder(), connector.last_failure());
-        totals.snapshot(core.counts(), core.uses(), oldest_holder, failure)
+        totals.snapshot(core.counts(), core.uses(), oldest_holder, connector.last_failure())
     }
 
     /// What its health follows from, besides its figures.
-    fn signs(&self) -> Signs {
+    fn signs(&self, longest: &Longest) -> Signs {
         let (useless, _) = self.connector.useless();
         let (connecting, failure, rejects) = self.connector.state();
         Signs {
@@ -199,6 +205,8 @@ impl<M: Manager> Shared<M> {
             rejects,
             is_dialing: self.connector.is_dialing(),
             connecting_for: self.connector.connecting_for(),
+            in_vain: self.in_vain(),
+            held_too_long: longest.too_long,
             all_are_useless: useless > 0,
             maintenance_is_paused: self.upkeep.is_paused(),
             max_size: self.core.limit(),
@@ -793,7 +801,8 @@ impl<M: Manager> Pool<M> {
     #[must_use]
     pub fn status(&self) -> PoolStatus {
         let shared = &*self.shared;
-        let (metrics, signs) = (shared.metrics(), shared.signs());
+        let longest = shared.longest();
+        let (metrics, signs) = (shared.metrics_with(longest.holder), shared.signs(&longest));
         let cluster = shared.cluster.as_ref().map(|which| which());
         PoolStatus::new(&signs, metrics, shared.config.clone(), cluster)
     }

@@ -23,7 +23,7 @@ use crate::config::Config;
 use crate::core::{BareLoan, Counts, Found, Line, Loan, try_acquire as look, try_acquire_bare};
 use crate::error::{AcquireError, Timeout};
 use crate::manager::Manager;
-use crate::metrics::{ClusterNode, Connecting, Health, Outcome, health};
+use crate::metrics::{ClusterNode, Connecting, Health, Outcome, Signs, health};
 use event_listener::EventListener;
 use std::future::Future;
 use std::sync::Arc;
@@ -75,11 +75,14 @@ impl<M: Manager> Pool<M> {
         self.shared.have_idle_checked();
     }
 
-    /// How it is, and its connections: what a [status](Self::status) says, without the figures that are large.
+    /// How it is, and its connections: what a [status](Self::status) says, without the figures that are large, and
+    /// without who else has waited in vain.
     pub(crate) fn health_now(&self) -> (Health, Counts) {
         let shared = &*self.shared;
-        let counts = shared.core.counts();
-        (health(&shared.signs(), counts, shared.oldest_holder(), &shared.config), counts)
+        let (counts, longest) = (shared.core.counts(), shared.longest());
+        // Who is told this has waited in vain himself.
+        let signs = Signs { in_vain: None, ..shared.signs(&longest) };
+        (health(&signs, counts, longest.holder, &shared.config), counts)
     }
 
     /// What connecting has failed with last, in words.
@@ -146,6 +149,11 @@ impl<M: Manager> Pool<M> {
     /// An acquire that is to be counted here has waited for so long, here or elsewhere.
     pub(crate) fn has_waited(&self, site: Caller, outcome: Outcome, waited: Duration) {
         self.shared.has_waited(site, outcome, waited);
+    }
+
+    /// The same of one that was allowed no node: this one is not why.
+    pub(crate) fn has_waited_nowhere(&self, site: Caller, outcome: Outcome, waited: Duration) {
+        self.shared.count_wait(site, outcome, waited);
     }
 
     /// An acquire is served here that has waited on these terms.

@@ -29,6 +29,7 @@ use crate::hooks::Leak;
 use crate::manager::Manager;
 use crate::metrics::CloseReason;
 use event_listener::{Event, IntoNotification, listener};
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -173,22 +174,39 @@ pub struct Holder {
     pub connection: u64,
     /// Where it was acquired.
     pub site: Option<&'static Location<'static>>,
-    /// For how long it has been held, from the first look of the reaper that saw it: up to one
+    /// For how long it has been held at least, from the first look of the reaper that saw it: up to one
     /// `maintenance_interval` less than in truth.
     pub held: Duration,
+}
+
+impl Holder {
+    /// Who has held a connection for longest has the greatest; of several, the one with the smallest number.
+    pub(crate) fn seniority(&self) -> impl Ord + use<> {
+        (self.held, Reverse(self.connection))
+    }
 }
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "connection {}", self.connection)?;
-        if !self.held.is_zero() {
-            write!(f, " for {:?}", self.held)?;
+        // Rounded down, or it would not be true.
+        let tenths = self.held.as_millis() / 100;
+        if tenths > 0 {
+            write!(f, " for at least {}.{}s", tenths / 10, tenths % 10)?;
         }
         match self.site {
             Some(site) => write!(f, ", acquired at {site}"),
             None => Ok(()),
         }
     }
+}
+
+/// Those who have held a connection for longest.
+pub(super) struct Longest {
+    /// The first of them.
+    pub(super) holder: Option<Holder>,
+    /// How many have held theirs for `leak_after`.
+    pub(super) too_long: usize,
 }
 
 /// What a look found that has to be done.
@@ -486,25 +504,31 @@ impl<M: Manager> Shared<M> {
 
     /// Who holds a connection at the moment.
     pub(crate) fn holders(&self) -> Vec<Holder> {
-        let memory = lock(&self.memory);
-        let holders = (0..memory.tracks.len()).filter_map(|slot| self.holder(&memory, slot));
+        let (memory, now) = (lock(&self.memory), self.now());
+        let holders = (0..memory.tracks.len()).filter_map(|slot| self.holder(&memory, slot, now));
         holders.collect()
     }
 
-    /// Who has held a connection for longest.
-    pub(super) fn oldest_holder(&self) -> Option<Holder> {
-        let memory = lock(&self.memory);
-        let holders = (0..memory.tracks.len()).filter_map(|slot| self.holder(&memory, slot));
-        holders.max_by_key(|holder| holder.held)
+    /// Who has held a connection for longest, and how many have for too long.
+    pub(super) fn longest(&self) -> Longest {
+        let leak_after = self.config.leak_after;
+        let mut too_long = 0;
+        let (memory, now) = (lock(&self.memory), self.now());
+        let holders = (0..memory.tracks.len()).filter_map(|slot| self.holder(&memory, slot, now));
+        let holders = holders.inspect(|holder| {
+            too_long += usize::from(leak_after.is_some_and(|limit| holder.held >= limit));
+        });
+        let holder = holders.max_by_key(Holder::seniority);
+        Longest { holder, too_long }
     }
 
-    fn holder(&self, memory: &Memory, slot: usize) -> Option<Holder> {
+    fn holder(&self, memory: &Memory, slot: usize, now: u64) -> Option<Holder> {
         let (seen, track) = (self.core.glimpse(slot), &memory.tracks[slot]);
         if seen.state != State::InUse || seen.holder.is_none() {
             return None;
         }
         if seen.uses == track.uses {
-            return track.held.then(|| track.holder(self.now()));
+            return track.held.then(|| track.holder(now));
         }
         // The reaper has not seen this one yet.
         let (connection, _) = self.records[slot].read();

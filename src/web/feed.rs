@@ -110,7 +110,7 @@ impl Pool {
     fn of((source, status): (Arc<dyn Source>, PoolStatus)) -> Self {
         let PoolStatus { health, max_size, metrics, config, cluster } = status;
         let mut holders = source.holders();
-        holders.sort_by_key(|holder| std::cmp::Reverse(holder.held));
+        holders.sort_by_key(|holder| std::cmp::Reverse(holder.seniority()));
         Self {
             id: SourceId::of(&source),
             name: config.name.to_string(),

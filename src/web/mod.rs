@@ -9,6 +9,10 @@
 //! | `/health` | 200 while all that is looked at is [up](crate::Health::is_up), 503 if a pool or a whole [group](crate::Group) is down; either way how each is, with reasons | plain text, a line for each |
 //! | `/events` | the same figures again and again | server-sent events, each one JSON |
 //!
+//! A pool that serves nobody, since all its connections are in use, is degraded and thus up: restarting a service for
+//! want of connections makes its other instances want more. For 30 s after an acquire has waited in vain it is so though
+//! nobody waits: see [`Health`](crate::Health).
+//!
 //! A cluster counts in `/health` as a whole, by [`Monitor::health`](crate::Monitor::health): one that can
 //! serve is up, though a node of it is down, and one without nodes is down. The lines of its nodes follow
 //! its own.
@@ -51,7 +55,8 @@
 //! `/status` is an object with `millpond`, the crate's version, and `pools`, a list in which each has
 //! `name`, `cluster`, `health` (`healthy`, `degraded`, `down`), `reasons`, `max_size`, `metrics` (the
 //! fields of [`PoolMetrics`](crate::PoolMetrics)), `holders`, longest first, and `config`. Times are in
-//! seconds, but those of `config` are as in a file. `cluster` is `null`, or for a node of one its `name`,
+//! seconds, but those of `config` are as in a file. A holder's `held_seconds` is for how long at least, to the
+//! resolution of `maintenance_interval`. `cluster` is `null`, or for a node of one its `name`,
 //! the `node`'s key and the node's `role` (`primary`, `replica`, `unknown`). Beside `pools` there are `groups`, a list of the clusters and other
 //! [groups](crate::Group), in which each has `name`, `health`, `reasons` and the names of its `pools`.
 //! Events have `interval_seconds` besides, and each pool in them `recent`: `acquires_per_second`,
