@@ -1556,7 +1556,7 @@ async fn a_certificate_that_is_not_trusted_is_an_error_that_says_so() {
     pool.warm_up(1).await.unwrap_err();
     let error = pool.acquire_timeout(std::time::Duration::from_millis(300)).await.map(drop);
     let AcquireError::Timeout(timeout) = error.unwrap_err() else { panic!("it may be mended") };
-    let OperationError::Failed(error) = &**timeout.last_connect_error().unwrap() else {
+    let OperationError::Failed(error) = &timeout.last_connect_error().unwrap().error else {
         panic!("{timeout}");
     };
     let cause = std::error::Error::source(error).unwrap();

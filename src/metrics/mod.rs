@@ -26,7 +26,7 @@ pub use self::monitor::{DuplicateName, Group, Monitor, Source};
 pub use self::status::{ClusterNode, Health, PoolStatus, Role};
 pub(crate) use self::status::{Connecting, Signs};
 #[cfg(feature = "cluster")]
-pub(crate) use self::status::{OneLine, health, write_line};
+pub(crate) use self::status::{Failing, OneLine, health, write_line};
 
 use self::histogram::Recorder;
 use crate::core::Counts;
@@ -450,7 +450,7 @@ impl Waits {
 #[non_exhaustive]
 pub struct ConnectFailure {
     /// What went wrong, with all causes; what several of them say is said once. If it was a hook, its name comes
-    /// first.
+    /// before that; and before all, unless that names it already, the manager's [target](crate::Manager::target).
     pub message: String,
     /// How long ago that was.
     pub ago: Duration,

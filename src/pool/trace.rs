@@ -152,6 +152,11 @@ impl<M: Manager> Shared<M> {
         self.word(|node| &node.node)
     }
 
+    /// Where its connections lead.
+    fn server(&self) -> Option<DisplayValue<&str>> {
+        self.target.as_deref().map(display)
+    }
+
     fn word(&self, word: fn(&ClusterNode) -> &str) -> Option<DisplayValue<Word<'_>>> {
         self.cluster.as_deref().map(|which| display(Word { which, word }))
     }
@@ -169,11 +174,18 @@ impl<M: Manager> Shared<M> {
         in_a_row: u32,
     ) {
         #[cfg(feature = "tracing")]
-        let error = error as &(dyn std::error::Error + 'static);
+        let (server, error) = (self.server(), error as &(dyn std::error::Error + 'static));
         if permanent {
-            tell!(error, self, error, in_a_row, "cannot connect, and trying again will not help");
+            tell!(
+                error,
+                self,
+                server,
+                error,
+                in_a_row,
+                "cannot connect, and trying again will not help"
+            );
         } else {
-            tell!(warn, self, error, in_a_row, "cannot connect");
+            tell!(warn, self, server, error, in_a_row, "cannot connect");
         }
     }
 
@@ -181,7 +193,13 @@ impl<M: Manager> Shared<M> {
     pub(super) fn tell_rotation_failed(&self, error: &OperationError<M::Error>) {
         #[cfg(feature = "tracing")]
         let error = error as &(dyn std::error::Error + 'static);
-        tell!(warn, self, error, "cannot connect to rotate, and the old connections stay");
+        tell!(
+            warn,
+            self,
+            server = self.server(),
+            error,
+            "cannot connect to rotate, and the old connections stay"
+        );
     }
 
     /// Connecting had failed so many times in a row.
@@ -212,7 +230,15 @@ impl<M: Manager> Shared<M> {
     ) {
         #[cfg(feature = "tracing")]
         let error = error as &(dyn std::error::Error + 'static);
-        tell!(warn, self, connection, error, in_a_row, "a new connection is lost");
+        tell!(
+            warn,
+            self,
+            connection,
+            server = self.server(),
+            error,
+            in_a_row,
+            "a new connection is lost"
+        );
     }
 
     /// This connection has been found out of date, and so are all that are as old.
