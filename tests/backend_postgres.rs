@@ -1256,7 +1256,7 @@ async fn a_configuration_that_cannot_work_is_tried_once_and_names_what_is_wrong(
         let pool = pool_of(manager, 1).build().await.unwrap();
         let error = pool.acquire().await.map(drop).unwrap_err();
         let AcquireError::Connect(error) = error else { panic!("{error}") };
-        assert!(error.to_string().starts_with(said), "{error}");
+        assert!(error.error.to_string().starts_with(said), "{error}");
         assert_eq!(pool.metrics().connect_failures, 1);
     }
     let error = PostgresManager::from_url("postgresql://[").unwrap_err();
@@ -1278,6 +1278,8 @@ async fn a_password_that_changes_is_asked_for_at_each_connect() {
         }
     });
     let pool = pool_of(manager, 1).build().await.unwrap();
+    // Where it leads has been asked for.
+    assert_eq!(attempts.swap(0, SeqCst), 1);
     let sql = "SHOW application_name";
     assert_eq!(ask(&pool.acquire().await.unwrap(), sql).await, "attempt 0");
     pool.rotate(|client| Box::pin(async move { Ok(client.batch_execute("SELECT 1").await?) }))

@@ -271,3 +271,190 @@ mod of_nodes {
         assert_eq!(unserved.matches("scripted connect error").count(), 1, "{unserved}");
     }
 }
+
+/// Each backend's target; none tells the user or the password, which are `us3r` and `hush`.
+#[cfg(any(
+    all(feature = "tcp", unix, feature = "unix"),
+    feature = "postgres",
+    feature = "redis",
+    feature = "mysql",
+    feature = "pg-wired",
+    feature = "sqlx",
+    feature = "sqlite"
+))]
+mod of_backends {
+    use super::*;
+
+    /// `None` and what no manager is made of are one: neither tells anything.
+    fn tells(what: &str, manager: Option<impl Manager>, expected: Option<&str>) {
+        let target = manager.as_ref().and_then(Manager::target);
+        assert_eq!(target.as_deref(), expected, "{what}");
+        let told = target.unwrap_or_default();
+        assert!(!told.contains("hush") && !told.contains("us3r"), "{what}: {told}");
+    }
+
+    #[cfg(all(feature = "tcp", unix, feature = "unix"))]
+    #[test]
+    fn sockets_tell_their_address_or_path() {
+        use millpond::backends::{tcp::TcpManager, unix::UnixManager};
+        use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+        let addresses: [SocketAddr; 2] =
+            [([10, 0, 0, 1], 80).into(), (Ipv6Addr::LOCALHOST, 80).into()];
+        let leaked: &'static [SocketAddr] = Box::leak(Box::new(addresses));
+        macro_rules! tcp {
+            ($address:expr, $expected:expr) => {
+                tells(stringify!($address), Some(TcpManager::new($address)), $expected)
+            };
+        }
+        tcp!("cache.internal:6379", Some("cache.internal:6379"));
+        tcp!(String::from("[::1]:6379"), Some("[::1]:6379"));
+        tcp!(addresses[0], Some("10.0.0.1:80"));
+        tcp!(addresses[1], Some("[::1]:80"));
+        tcp!(leaked, Some("10.0.0.1:80,[::1]:80"));
+        tcp!(("cache", 80), Some("cache:80"));
+        tcp!((String::from("::1"), 80), Some("[::1]:80"));
+        tcp!((Ipv4Addr::LOCALHOST, 80), Some("127.0.0.1:80"));
+        tcp!((Ipv6Addr::LOCALHOST, 80), Some("[::1]:80"));
+        tcp!("us3r:hush@cache:80", None);
+        tcp!("redis://us3r:hush@cache:80", None);
+        tcp!("", None);
+        let path = "/run/service/control.sock";
+        tells(path, Some(UnixManager::new(path)), Some(path));
+    }
+
+    #[cfg(feature = "postgres")]
+    #[test]
+    fn postgres_tells_all_its_hosts() {
+        use millpond::backends::postgres::PostgresManager;
+
+        for (url, expected) in [
+            ("postgresql://us3r:hush@db.internal/app", Some("db.internal:5432")),
+            ("postgresql://us3r:hu%73h%40@db:6432/app", Some("db:6432")),
+            ("postgresql://db/app?user=us3r&password=hush", Some("db:5432")),
+            ("postgresql://us3r:hush@[::1]:5433/app", Some("[::1]:5433")),
+            (
+                "postgresql://us3r:hush@db1,db2:5433/app?load_balance_hosts=random",
+                Some("db1:5432,db2:5433"),
+            ),
+            (
+                "postgresql://us3r:hush@%2Frun%2Fpostgresql/app",
+                Some("/run/postgresql/.s.PGSQL.5432"),
+            ),
+            (
+                "host=/run/postgresql,db port=5433 user=us3r password=hush",
+                Some("/run/postgresql/.s.PGSQL.5433,db:5433"),
+            ),
+            ("host=db hostaddr=10.0.0.7 user=us3r", Some("db:5432")),
+            ("hostaddr=10.0.0.7 user=us3r", Some("10.0.0.7:5432")),
+            // The first `@` ends a password.
+            ("postgresql://us3r:x@hush@db/app", None),
+            ("user=us3r password=hush", None),
+        ] {
+            tells(url, PostgresManager::from_url(url).ok(), expected);
+        }
+        // What `from_url` would refuse.
+        let split = "postgresql://us3r:x@hush/x@db/app";
+        let config: tokio_postgres::Config = split.parse().unwrap();
+        tells(split, Some(PostgresManager::new(config)), None);
+        let of = |host| {
+            PostgresManager::from_url("postgresql://us3r:hush@db1,db2/app")
+                .unwrap()
+                .only(host, 5433)
+        };
+        tells("only", Some(of("db2").certificate_name("db.internal")), Some("db2:5433"));
+        tells("only", Some(of("::1")), Some("[::1]:5433"));
+        tells("only", Some(of("/run/db")), Some("/run/db/.s.PGSQL.5433"));
+    }
+
+    #[cfg(feature = "redis")]
+    #[test]
+    fn redis_tells_its_host_or_socket() {
+        use millpond::backends::redis::RedisManager;
+
+        for (url, expected) in [
+            ("redis://us3r:hush@cache.internal/2", Some("cache.internal:6379")),
+            ("redis://:hu%73h%40@cache:6380", Some("cache:6380")),
+            ("redis://us3r:hush@[::1]:6380/0?protocol=resp3", Some("[::1]:6380")),
+            ("redis+unix:///run/redis.sock?user=us3r&pass=hush", Some("/run/redis.sock")),
+            ("redis://us3r:1/hush@cache", None),
+        ] {
+            tells(url, RedisManager::new(url).ok(), expected);
+        }
+    }
+
+    #[cfg(feature = "mysql")]
+    #[test]
+    fn mysql_tells_its_host_or_socket() {
+        use millpond::backends::mysql::MysqlManager;
+        use mysql_async::OptsBuilder;
+
+        for (url, expected) in [
+            ("mysql://us3r:hush@db.internal/app", Some("db.internal:3306")),
+            ("mysql://us3r:hu%73h%40@db:3307/app?prefer_socket=false", Some("db:3307")),
+            ("mysql://us3r:hush@[::1]:3307/app", Some("[::1]:3307")),
+            ("mysql://us3r:hush@localhost/app?socket=%2Frun%2Fmysql.sock", Some("/run/mysql.sock")),
+            ("mysql://us3r:1/hush@db", None),
+        ] {
+            tells(url, MysqlManager::from_url(url).ok(), expected);
+        }
+        let opts =
+            OptsBuilder::default().ip_or_hostname("db").user(Some("us3r")).pass(Some("hush"));
+        tells("options", Some(MysqlManager::new(opts)), Some("db:3306"));
+    }
+
+    #[cfg(feature = "pg-wired")]
+    #[test]
+    fn pg_wired_tells_its_address() {
+        use millpond::backends::pg_wired::{Options, PgWiredManager};
+
+        for (url, expected) in [
+            ("postgresql://us3r:hush@db.internal/app", Some("db.internal:5432")),
+            ("postgresql://us3r:hu%73h%40@db:5433/app", Some("db:5433")),
+            ("postgresql://us3r:hush@[::1]/app", Some("[::1]:5432")),
+            ("postgresql://us3r:1/hush@db/app", None),
+        ] {
+            let manager = PgWiredManager::from_url(url).ok();
+            tells(url, manager.clone().map(PgWiredManager::raw), expected);
+            tells(url, manager, expected);
+        }
+        let options = |address| PgWiredManager::new(Options::new(address, "us3r", "app"));
+        tells("options", Some(options("us3r:hush@db:5432")), None);
+    }
+
+    #[cfg(feature = "sqlx")]
+    #[test]
+    fn sqlx_tells_where_a_url_leads() {
+        use millpond::backends::sqlx::SqlxManager;
+        use sqlx::postgres::PgConnectOptions;
+
+        for (url, expected) in [
+            ("postgres://us3r:hush@db.internal:5432/app", Some("db.internal:5432")),
+            ("postgres://us3r:hu%73h%40@db/app", Some("db")),
+            ("postgres://us3r:hush@[::1]:5433/app", Some("[::1]:5433")),
+            ("postgres:///app?host=db&port=5433&user=us3r&password=hush", Some("db:5433")),
+            ("postgres://us3r:hush@%2Frun%2Fpostgresql/app", Some("/run/postgresql")),
+            ("postgres:///app?host=/run/postgresql&password=hush", Some("/run/postgresql")),
+            ("postgres://us3r:1/hush@db", None),
+            ("postgres:///app", None),
+        ] {
+            tells(url, SqlxManager::<sqlx::Postgres>::from_url(url).ok(), expected);
+        }
+        let options = PgConnectOptions::new().host("::1").username("us3r").password("hush");
+        tells("options", Some(SqlxManager::<sqlx::Postgres>::new(options)), None);
+    }
+
+    #[cfg(feature = "sqlite")]
+    #[test]
+    fn sqlite_tells_its_path() {
+        use millpond::backends::sqlite::SqliteManager;
+
+        for (path, expected) in [
+            ("/var/lib/shop.db", "/var/lib/shop.db"),
+            ("why?.db", "why?.db"),
+            ("file:/var/lib/shop.db?mode=rw&key=hush", "file:/var/lib/shop.db"),
+        ] {
+            tells(path, Some(SqliteManager::new(path)), Some(expected));
+        }
+    }
+}
