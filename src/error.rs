@@ -259,8 +259,11 @@ pub enum OperationError<E> {
 
 #[cfg(feature = "tokio")]
 pub use self::managed::{
-    AcquireError, BuildError, Deadlock, ReleaseError, RotateError, Stage, Timeout, WarmUpError,
+    AcquireError, BuildError, ConnectError, Deadlock, ReleaseError, RotateError, Stage, Timeout,
+    WarmUpError,
 };
+#[cfg(feature = "tokio")]
+pub(crate) use self::managed::{To, names};
 
 /// The errors of the managed pool.
 #[cfg(feature = "tokio")]
@@ -274,6 +277,61 @@ mod managed {
     use std::sync::Arc;
     use std::time::Duration;
 
+    /// What connecting has failed with, and where it was to lead.
+    ///
+    /// The pool's errors name the target themselves, and have [`error`](Self::error) as their
+    /// [source](std::error::Error::source), so that no chain says it twice. By itself, this says both.
+    #[derive(Debug)]
+    #[non_exhaustive]
+    pub struct ConnectError<E> {
+        /// What went wrong.
+        pub error: OperationError<E>,
+        /// The [target](crate::Manager::target) of the manager, if it has one and the error does not name it already.
+        pub target: Option<Arc<str>>,
+    }
+
+    impl<E> ConnectError<E> {
+        fn to(&self) -> To<'_> {
+            To(self.target.as_deref())
+        }
+    }
+
+    impl<E: fmt::Display> fmt::Display for ConnectError<E> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            match &self.target {
+                Some(target) => write!(f, "{target}: {}", self.error),
+                None => fmt::Display::fmt(&self.error, f),
+            }
+        }
+    }
+
+    /// Its source is that of the [`error`](ConnectError::error), which it says itself.
+    impl<E: Error + 'static> Error for ConnectError<E> {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            self.error.source()
+        }
+    }
+
+    /// Where something leads, if that is to be said.
+    pub(crate) struct To<'t>(pub(crate) Option<&'t str>);
+
+    impl fmt::Display for To<'_> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            self.0.map_or(Ok(()), |target| write!(f, " to {target}"))
+        }
+    }
+
+    /// Whether words name a place already, and not only one in whose name this one's is.
+    pub(crate) fn names(words: &str, place: &str) -> bool {
+        let goes_on = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_');
+        words.match_indices(place).any(|(at, _)| {
+            let before = words[..at].chars().next_back();
+            let after = words[at + place.len()..].chars().next();
+            !before.is_some_and(|c| goes_on(c) || matches!(c, '.' | '/'))
+                && !after.is_some_and(goes_on)
+        })
+    }
+
     /// Why a pool was not built.
     #[derive(Debug)]
     #[non_exhaustive]
@@ -281,7 +339,7 @@ mod managed {
         /// A setting is out of its range. It says what that error says, and has no source.
         Config(ConfigError),
         /// One of the first `min_idle` connections could not be opened, or was lost at once.
-        Connect(Arc<OperationError<E>>),
+        Connect(Arc<ConnectError<E>>),
         /// `build` was called outside a tokio runtime, or on one that has ended.
         NoRuntime,
         /// The tokio runtime on which `build` was called has no timer.
@@ -294,7 +352,9 @@ mod managed {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str(match self {
                 Self::Config(error) => return fmt::Display::fmt(error, f),
-                Self::Connect(_) => "cannot open the first connections",
+                Self::Connect(error) => {
+                    return write!(f, "cannot open the first connections{}", error.to());
+                }
                 Self::NoRuntime => {
                     "no tokio runtime here: call build inside one, or build_lazy, or build_blocking"
                 }
@@ -309,7 +369,7 @@ mod managed {
     impl<E: Error + 'static> Error for BuildError<E> {
         fn source(&self) -> Option<&(dyn Error + 'static)> {
             match self {
-                Self::Connect(error) => Some(&**error),
+                Self::Connect(error) => Some(&error.error),
                 Self::Config(_) | Self::NoRuntime | Self::NoTimer => None,
                 Self::Thread(error) => Some(error),
             }
@@ -324,7 +384,8 @@ mod managed {
 
     /// Why an acquire failed.
     ///
-    /// Only [`Timeout`](Self::Timeout) names the pool: whoever is turned away is to cost the pool next to
+    /// What fails to connect names where it was to lead, if the manager [says so](crate::Manager::target). Only
+    /// [`Timeout`](Self::Timeout) names the pool: whoever is turned away is to cost the pool next to
     /// nothing. Where an error goes further than those who know which pool they have asked, put its
     /// [`name`](crate::Config::name) beside the error, and of [`QueueFull`](Self::QueueFull) its
     /// [`max_waiters`](crate::Config::max_waiters), as in the example. A cluster's errors name the node.
@@ -353,10 +414,10 @@ mod managed {
         /// caller or so shortly before that it is too early to try again, and no connection is left that could come
         /// back to him. Trying the same again does not help, but a restart is not needed either: once the password,
         /// say, is right again, at the server or in the settings that the manager goes by, the next caller is served.
-        Connect(Arc<OperationError<E>>),
+        Connect(Arc<ConnectError<E>>),
         /// Connecting fails, no connection is left that could come back to the caller, and the pool is set to
         /// `fail_fast`. It goes on trying by itself.
-        Unavailable(Arc<OperationError<E>>),
+        Unavailable(Arc<ConnectError<E>>),
         /// As many callers wait as `max_waiters` allows.
         QueueFull,
         /// The caller had waited too long to be served in time; see [`Shed`](crate::Shed).
@@ -382,9 +443,19 @@ mod managed {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str(match self {
                 Self::Timeout(timeout) => return fmt::Display::fmt(timeout, f),
-                Self::Connect(_) => "cannot connect until the server or the settings are changed",
-                Self::Unavailable(_) => {
-                    "cannot connect at the moment, and no connection is left; the pool keeps trying"
+                Self::Connect(error) => {
+                    let to = error.to();
+                    return write!(
+                        f,
+                        "cannot connect{to} until the server or the settings are changed"
+                    );
+                }
+                Self::Unavailable(error) => {
+                    return write!(
+                        f,
+                        "cannot connect{} at the moment, and no connection is left; the pool keeps trying",
+                        error.to()
+                    );
                 }
                 Self::QueueFull => {
                     "as many callers wait as max_waiters allows: the pool is overloaded"
@@ -414,7 +485,7 @@ mod managed {
         fn source(&self) -> Option<&(dyn Error + 'static)> {
             match self {
                 Self::Timeout(timeout) => timeout.source(),
-                Self::Connect(error) | Self::Unavailable(error) => Some(&**error),
+                Self::Connect(error) | Self::Unavailable(error) => Some(&error.error),
                 Self::QueueFull
                 | Self::Shed { .. }
                 | Self::WouldDeadlock(_)
@@ -473,7 +544,7 @@ mod managed {
         /// More than the pool may have. It says what that error says, and has no source.
         TooMany(ConfigError),
         /// A connection could not be opened, or was lost at once. Those that could stay in the pool.
-        Connect(Arc<OperationError<E>>),
+        Connect(Arc<ConnectError<E>>),
         /// The pool is closed.
         Closed,
         /// There is no tokio runtime here that has a timer and has not ended.
@@ -487,7 +558,7 @@ mod managed {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str(match self {
                 Self::TooMany(error) => return fmt::Display::fmt(error, f),
-                Self::Connect(_) => "cannot open a connection",
+                Self::Connect(error) => return write!(f, "cannot open a connection{}", error.to()),
                 Self::Closed => "the pool is closed",
                 Self::NoRuntime => "no tokio runtime with a timer here to open connections on",
                 Self::WouldBlock => {
@@ -504,7 +575,7 @@ mod managed {
     impl<E: Error + 'static> Error for WarmUpError<E> {
         fn source(&self) -> Option<&(dyn Error + 'static)> {
             match self {
-                Self::Connect(error) => Some(&**error),
+                Self::Connect(error) => Some(&error.error),
                 Self::TooMany(_) | Self::Closed | Self::NoRuntime | Self::WouldBlock => None,
             }
         }
@@ -515,7 +586,7 @@ mod managed {
     #[non_exhaustive]
     pub enum RotateError<E> {
         /// The new connection could not be opened, or was [lost](crate::LossSignal) before the rotation was over.
-        Connect(Arc<OperationError<E>>),
+        Connect(Arc<ConnectError<E>>),
         /// It was opened, and did not pass the caller's test.
         Verify(OperationError<E>),
         /// Every connection was in use, and none came back to make room for the new one; or another rotation was
@@ -534,7 +605,10 @@ mod managed {
     impl<E> fmt::Display for RotateError<E> {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str(match self {
-                Self::Connect(_) => "cannot open a connection of the new generation",
+                Self::Connect(error) => {
+                    let to = error.to();
+                    return write!(f, "cannot open a connection{to} of the new generation");
+                }
                 Self::Verify(_) => "the first connection of the new generation does not pass",
                 Self::NoRoom(_) => "no room for a connection of the new generation",
                 Self::Closed => "the pool is closed",
@@ -555,7 +629,7 @@ mod managed {
     impl<E: Error + 'static> Error for RotateError<E> {
         fn source(&self) -> Option<&(dyn Error + 'static)> {
             match self {
-                Self::Connect(error) => Some(&**error),
+                Self::Connect(error) => Some(&error.error),
                 Self::Verify(error) => Some(error),
                 Self::NoRoom(error) => Some(error),
                 Self::Closed | Self::NoRuntime | Self::WouldBlock => None,
@@ -572,8 +646,9 @@ mod managed {
         pub(crate) counts: Counts,
         pub(crate) kept: usize,
         pub(crate) longest_held: Option<Holder>,
-        pub(crate) last_connect_error: Option<Arc<OperationError<E>>>,
+        pub(crate) last_connect_error: Option<Arc<ConnectError<E>>>,
         pub(crate) failed_hook: Option<&'static str>,
+        pub(crate) target: Option<Arc<str>>,
         pub(crate) cap: Option<String>,
     }
 
@@ -621,7 +696,7 @@ mod managed {
         /// second since, nor been handed out where a hook or a setting sees each use. Where a [cap](Self::cap) is
         /// named, also what is wrong with a node that is down.
         #[must_use]
-        pub fn last_connect_error(&self) -> Option<&Arc<OperationError<E>>> {
+        pub fn last_connect_error(&self) -> Option<&Arc<ConnectError<E>>> {
             self.last_connect_error.as_ref()
         }
 
@@ -629,6 +704,22 @@ mod managed {
         #[must_use]
         pub fn failed_hook(&self) -> Option<&'static str> {
             self.failed_hook
+        }
+
+        /// Where the pool's connections lead, if its manager [says so](crate::Manager::target); of a cluster's node, if
+        /// its key does not say it. The message names it where the caller was waiting for one to be opened.
+        #[must_use]
+        pub fn target(&self) -> Option<&str> {
+            self.target.as_deref()
+        }
+
+        /// What is to be said of it.
+        fn to(&self) -> To<'_> {
+            match (self.stage, &self.last_connect_error) {
+                (Stage::ConnectFailing, Some(error)) => error.to(),
+                (Stage::Connecting, _) => To(self.target()),
+                _ => To(None),
+            }
         }
 
         /// In words, if the pool is a node's and its cluster had no more connections for it: the cluster's
@@ -642,7 +733,8 @@ mod managed {
     impl<E> fmt::Display for Timeout<E> {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             let Self { pool, waited, stage, counts, kept, .. } = self;
-            write!(f, "pool {pool}: no connection within {waited:?}: {stage}")?;
+            let (what, of_it) = stage.words();
+            write!(f, "pool {pool}: no connection within {waited:?}: {what}{}{of_it}", self.to())?;
             if let Some(hook) = self.failed_hook.filter(|_| *stage == Stage::ConnectFailing) {
                 write!(f, " in the hook {hook}")?;
             }
@@ -673,6 +765,7 @@ mod managed {
                 .field("longest_held", &self.longest_held)
                 .field("last_connect_error", &self.last_connect_error)
                 .field("failed_hook", &self.failed_hook)
+                .field("target", &self.target)
                 .field("cap", &self.cap)
                 .finish()
         }
@@ -680,7 +773,7 @@ mod managed {
 
     impl<E: Error + 'static> Error for Timeout<E> {
         fn source(&self) -> Option<&(dyn Error + 'static)> {
-            self.last_connect_error.as_ref().map(|error| &**error as _)
+            self.last_connect_error.as_ref().map(|error| &error.error as _)
         }
     }
 
@@ -700,14 +793,22 @@ mod managed {
         Checking,
     }
 
+    impl Stage {
+        /// What it says, in two parts, between which there is room to say where a connection leads.
+        fn words(self) -> (&'static str, &'static str) {
+            match self {
+                Self::Queued => ("none was released in time", ""),
+                Self::Connecting => ("opening one", " took too long"),
+                Self::ConnectFailing => ("opening one", " keeps failing"),
+                Self::Checking => ("checking or preparing one took too long", ""),
+            }
+        }
+    }
+
     impl fmt::Display for Stage {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str(match self {
-                Self::Queued => "none was released in time",
-                Self::Connecting => "opening one took too long",
-                Self::ConnectFailing => "opening one keeps failing",
-                Self::Checking => "checking or preparing one took too long",
-            })
+            let (what, of_it) = self.words();
+            write!(f, "{what}{of_it}")
         }
     }
 

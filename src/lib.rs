@@ -82,6 +82,7 @@
 //! |---|---|
 //! | a connection that is opened | `took`: how long that took |
 //! | one that ends | `reason` and `age` |
+//! | connecting that fails, and new connections that are lost | `server`: where it was to lead, if the manager has a [`target`](Manager::target) |
 //! | connecting that fails | `in_a_row`: how many times by now, if not to rotate |
 //! | a connection that a hook rejects, or that is lost, before anybody uses it | `in_a_row`: how many by now were of no use like that. Of several that were opened at the same time, only the first counts: the others have none, and are not told of if they are lost |
 //! | connecting that succeeds again | `failures`: how many times it had failed before |
@@ -164,8 +165,8 @@ pub use crate::object::{Object, ObjectPool, ObjectPoolBuilder, OwnedObject, Weak
 pub use crate::config::{AcquireOptions, CheckPolicy, Config, Priority, Shed};
 #[cfg(feature = "tokio")]
 pub use crate::error::{
-    AcquireError, BuildError, Deadlock, OperationError, ReleaseError, RotateError, Stage, Timeout,
-    WarmUpError, with_causes,
+    AcquireError, BuildError, ConnectError, Deadlock, OperationError, ReleaseError, RotateError,
+    Stage, Timeout, WarmUpError, with_causes,
 };
 #[cfg(feature = "tokio")]
 pub use crate::hooks::{HookFuture, Hooks, Leak};

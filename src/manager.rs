@@ -193,6 +193,52 @@ pub trait Manager: Send + Sync + 'static {
         let _ = error;
         false
     }
+
+    /// Where its connections lead, for those who read messages: a host and a port as in `db.internal:5432`, several
+    /// with commas between them, or the path of a socket or a file. **Never a user, a password or a whole URL**: it is
+    /// logged, and shown on the status page.
+    ///
+    /// Asked once, when a pool is built. The pool's errors and its health name it where they say that connecting fails
+    /// or takes too long, unless what went wrong names it already; what is told of that with the feature `tracing` has
+    /// it as `server`. An empty text counts as none, and so does a panic; a line break or another control
+    /// character in it counts as a space.
+    ///
+    /// Default: nobody is told. A manager around another one passes on what that says.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use millpond::{Manager, Pool};
+    /// use std::io;
+    /// use std::time::Duration;
+    /// use tokio::net::TcpStream;
+    ///
+    /// struct Cache { host: &'static str, port: u16 }
+    ///
+    /// impl Manager for Cache {
+    ///     type Connection = TcpStream;
+    ///     type Error = io::Error;
+    ///
+    ///     async fn connect(&self) -> io::Result<TcpStream> {
+    ///         TcpStream::connect((self.host, self.port)).await
+    ///     }
+    ///
+    ///     fn target(&self) -> Option<String> {
+    ///         Some(format!("{}:{}", self.host, self.port))
+    ///     }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// // Nobody listens there.
+    /// let pool = Pool::builder(Cache { host: "127.0.0.1", port: 1 }).fail_fast(true).build_lazy()?;
+    /// let error = pool.acquire().await.unwrap_err().to_string();
+    /// assert!(error.starts_with("cannot connect to 127.0.0.1:1 at the moment"));
+    /// # Ok(()) }
+    /// ```
+    fn target(&self) -> Option<String> {
+        None
+    }
 }
 
 /// By which a connection tells its pool that it has ended; from [`Manager::watch`].
@@ -341,7 +387,8 @@ pub enum Condition {
     Outdated,
 }
 
-/// A [`Manager`] made of a function that connects, and defaults for the rest.
+/// A [`Manager`] made of a function that connects, and defaults for the rest. It has no
+/// [`target`](Manager::target): where messages are to say where connections lead, have a manager of your own.
 ///
 /// # Examples
 ///

@@ -699,7 +699,7 @@ async fn a_wrong_password_is_tried_once_and_all_who_wait_hear_of_it() {
     }
     while let Some(error) = waiters.join_next().await {
         let error = error.unwrap();
-        let OperationError::Failed(Error::Server(error)) = &*error else { panic!("{error}") };
+        let OperationError::Failed(Error::Server(error)) = &error.error else { panic!("{error}") };
         assert_eq!(error.code, 1045);
     }
     assert_eq!(proxy.accepted(), 1, "one attempt to log in");
@@ -719,7 +719,7 @@ async fn what_the_server_will_always_refuse_is_permanent() {
     ] {
         let pool = Pool::builder(MysqlManager::new(opts)).build().await.unwrap();
         let error = refusal(pool.acquire().await);
-        let OperationError::Failed(Error::Server(error)) = &*error else { panic!("{error}") };
+        let OperationError::Failed(Error::Server(error)) = &error.error else { panic!("{error}") };
         assert_eq!(error.code, code, "{error}");
         assert_eq!(pool.metrics().connect_failures, 1, "{error}");
     }

@@ -519,7 +519,7 @@ async fn a_wrong_password_is_tried_once_and_so_is_an_unknown_database() {
         assert!(matches!(second.err(), Some(AcquireError::Connect(_))), "it waited, too");
         let Err(AcquireError::Connect(error)) = first else { panic!("it would try again") };
         assert_eq!(pool.metrics().connect_failures, 1);
-        match &*error {
+        match &error.error {
             OperationError::Failed(PgWireError::Pg(error)) => error.code.clone(),
             error => error.to_string(),
         }

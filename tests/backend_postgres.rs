@@ -1256,7 +1256,7 @@ async fn a_configuration_that_cannot_work_is_tried_once_and_names_what_is_wrong(
         let pool = pool_of(manager, 1).build().await.unwrap();
         let error = pool.acquire().await.map(drop).unwrap_err();
         let AcquireError::Connect(error) = error else { panic!("{error}") };
-        assert!(error.to_string().starts_with(said), "{error}");
+        assert!(error.error.to_string().starts_with(said), "{error}");
         assert_eq!(pool.metrics().connect_failures, 1);
     }
     let error = PostgresManager::from_url("postgresql://[").unwrap_err();
@@ -1278,6 +1278,8 @@ async fn a_password_that_changes_is_asked_for_at_each_connect() {
         }
     });
     let pool = pool_of(manager, 1).build().await.unwrap();
+    // Where it leads has been asked for.
+    assert_eq!(attempts.swap(0, SeqCst), 1);
     let sql = "SHOW application_name";
     assert_eq!(ask(&pool.acquire().await.unwrap(), sql).await, "attempt 0");
     pool.rotate(|client| Box::pin(async move { Ok(client.batch_execute("SELECT 1").await?) }))
@@ -1556,7 +1558,7 @@ async fn a_certificate_that_is_not_trusted_is_an_error_that_says_so() {
     pool.warm_up(1).await.unwrap_err();
     let error = pool.acquire_timeout(std::time::Duration::from_millis(300)).await.map(drop);
     let AcquireError::Timeout(timeout) = error.unwrap_err() else { panic!("it may be mended") };
-    let OperationError::Failed(error) = &**timeout.last_connect_error().unwrap() else {
+    let OperationError::Failed(error) = &timeout.last_connect_error().unwrap().error else {
         panic!("{timeout}");
     };
     let cause = std::error::Error::source(error).unwrap();

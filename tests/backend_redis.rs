@@ -535,7 +535,7 @@ async fn a_wrong_password_is_tried_once_and_all_who_wait_hear_of_it() {
         }
         while let Some(error) = waiters.join_next().await {
             let error = error.unwrap();
-            let OperationError::Failed(error) = &*error else { panic!("{error}") };
+            let OperationError::Failed(error) = &error.error else { panic!("{error}") };
             assert_eq!(error.code(), Some("WRONGPASS"));
         }
         assert_eq!(proxy.accepted(), 1, "one attempt to log in");
@@ -566,7 +566,7 @@ async fn what_the_server_will_always_refuse_is_permanent() {
             }
             let pool = Pool::builder(manager).build().await.unwrap();
             let error = refusal(pool.acquire().await);
-            let OperationError::Failed(error) = &*error else { panic!("{error}") };
+            let OperationError::Failed(error) = &error.error else { panic!("{error}") };
             assert_eq!(error.code(), Some(code), "{url} {name:?}: {error}");
             assert_eq!(pool.metrics().connect_failures, 1, "{url} {name:?}");
         }
@@ -701,7 +701,7 @@ async fn client(pool: Pool<RedisManager>, tally: Arc<Tally>) {
         let asked = match pool.acquire().await {
             Ok(mut connection) => echo(&mut connection).await,
             Err(AcquireError::Timeout(timeout)) => match timeout.last_connect_error() {
-                Some(error) => match &**error {
+                Some(error) => match &error.error {
                     OperationError::Failed(cause) => Err(cause.clone()),
                     error => panic!("{error}"),
                 },

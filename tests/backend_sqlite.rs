@@ -683,7 +683,7 @@ async fn a_place_where_no_database_can_be_is_tried_once_and_all_who_wait_hear_of
         }
         while let Some(error) = waiters.join_next().await {
             let error = error.unwrap();
-            let OperationError::Failed(error) = &*error else { panic!("{error}") };
+            let OperationError::Failed(error) = &error.error else { panic!("{error}") };
             assert_eq!(error.sqlite_error_code(), Some(code), "{shown}: {error}");
             assert!(error.to_string().contains(word), "{shown}: {error}");
         }
@@ -735,7 +735,7 @@ async fn those_who_wait_for_a_set_up_that_writes_are_told_that_the_file_is_locke
     let manager = file.manager().busy_timeout(10 * PATIENCE).init(|db| insert(db, 1).map(drop));
     let error = Pool::builder(manager).min_idle(1).build().await.unwrap_err();
     let BuildError::Connect(error) = error else { panic!("{error}") };
-    let OperationError::Failed(error) = &*error else { panic!("{error}") };
+    let OperationError::Failed(error) = &error.error else { panic!("{error}") };
     assert_eq!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy));
     drop(lock);
 }

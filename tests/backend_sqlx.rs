@@ -399,7 +399,7 @@ async fn a_wrong_password_is_tried_once_and_so_is_an_unknown_database() {
         let (first, second) = tokio::join!(pool.acquire(), pool.acquire());
         assert!(matches!(second.unwrap_err(), AcquireError::Connect(_)), "it waited, too");
         let Err(AcquireError::Connect(error)) = first else { panic!("it would try again") };
-        let OperationError::Failed(sqlx::Error::Database(error)) = &*error else {
+        let OperationError::Failed(sqlx::Error::Database(error)) = &error.error else {
             panic!("{error}")
         };
         assert_eq!(pool.metrics().connect_failures, 1);

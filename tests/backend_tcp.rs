@@ -254,7 +254,7 @@ async fn an_address_that_is_none_is_tried_once() {
     let Err(AcquireError::Connect(error)) = pool.acquire().await else {
         panic!("it would try again");
     };
-    let OperationError::Failed(error) = &*error else { panic!("{error}") };
+    let OperationError::Failed(error) = &error.error else { panic!("{error}") };
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
     assert_eq!(pool.metrics().connect_failures, 1);
 }

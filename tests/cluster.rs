@@ -411,7 +411,7 @@ async fn a_timeout_has_the_cause_for_its_source_and_says_who_holds_what_and_what
     let [a, b] = &*unserved.nodes else { panic!("{error}") };
     assert_eq!((a.stage, b.stage), (Stage::Queued, Stage::ConnectFailing));
     assert_eq!(a.longest_held.and_then(|holder| holder.site).unwrap().file(), "tests/cluster.rs");
-    let last = b.last_connect_error.as_deref();
+    let last = b.last_connect_error.as_ref().map(|failed| &failed.error);
     assert!(matches!(last, Some(OperationError::Failed(error)) if error.what == "connect"));
     // Of the only node where connecting fails, though another was waited at first.
     assert_eq!(chain(&error)[1..], ["scripted connect error"]);

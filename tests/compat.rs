@@ -142,7 +142,7 @@ async fn a_wrong_password_that_the_user_calls_permanent_is_tried_once() {
     let pool = Pool::builder(bb8_postgres(&url)).build().await.unwrap();
     let error = pool.acquire_timeout(SECOND).await.unwrap_err();
     let AcquireError::Timeout(timeout) = error else { panic!("{error}") };
-    let Some(OperationError::Failed(cause)) = timeout.last_connect_error().map(|e| &**e) else {
+    let Some(OperationError::Failed(cause)) = timeout.last_connect_error().map(|e| &e.error) else {
         panic!("{timeout}")
     };
     assert!(wrong(cause));

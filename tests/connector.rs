@@ -6,7 +6,9 @@
 mod support;
 use support::*;
 
-use millpond::{AcquireError, Health, OperationError, Pool, Pooled, Priority, Stage, WarmUpError};
+use millpond::{
+    AcquireError, ConnectError, Health, OperationError, Pool, Pooled, Priority, Stage, WarmUpError,
+};
 use std::error::Error;
 use std::future::{Future, ready};
 use std::pin::{Pin, pin};
@@ -43,7 +45,7 @@ async fn settle() {
 }
 
 #[track_caller]
-fn assert_refused(result: Acquired<'_>) -> Arc<OperationError<TestError>> {
+fn assert_refused(result: Acquired<'_>) -> Arc<ConnectError<TestError>> {
     match result {
         Err(AcquireError::Connect(error)) => error,
         other => panic!("not refused: {other:?}"),
@@ -59,7 +61,7 @@ async fn a_permanent_error_ends_every_waiter_after_one_attempt() {
     let acquires = waiting(&pool, 8);
     for acquire in acquires {
         let error = assert_refused(acquire.await);
-        assert!(matches!(&*error, OperationError::Failed(error) if error.permanent));
+        assert!(matches!(&error.error, OperationError::Failed(error) if error.permanent));
     }
     assert_eq!(began.elapsed(), Duration::ZERO, "told at once");
     settle().await;

@@ -231,7 +231,7 @@ async fn the_first_failing_connect_surfaces_in_build_after_one_attempt() {
     let error = builder(&manager).max_size(4).min_idle(4).build().await.unwrap_err();
     let BuildError::Connect(cause) = &error else { panic!("{error:?}") };
     let expected = TestError { what: "connect", permanent: false };
-    assert!(matches!(&**cause, OperationError::Failed(failed) if *failed == expected));
+    assert!(matches!(&cause.error, OperationError::Failed(failed) if *failed == expected));
     assert_eq!(error.source().unwrap().to_string(), "scripted connect error");
     assert_eq!(manager.connect.calls(), 1);
 }
@@ -255,14 +255,14 @@ async fn a_panicking_or_hanging_connect_surfaces_in_build() {
     manager.connect.once(Act::Panic);
     let built = builder(&manager).min_idle(1).build().await;
     let Err(BuildError::Connect(cause)) = &built else { panic!("{built:?}") };
-    let OperationError::Panicked { message } = &**cause else { panic!("{cause:?}") };
+    let OperationError::Panicked { message } = &cause.error else { panic!("{cause:?}") };
     assert_eq!(message, "scripted panic in connect");
 
     manager.connect.once(Act::Never);
     let began = tokio::time::Instant::now();
     let built = builder(&manager).min_idle(1).connect_timeout(3 * SECOND).build().await;
     let Err(BuildError::Connect(cause)) = &built else { panic!("{built:?}") };
-    assert!(matches!(**cause, OperationError::TimedOut { limit, .. } if limit == 3 * SECOND));
+    assert!(matches!(cause.error, OperationError::TimedOut { limit, .. } if limit == 3 * SECOND));
     assert_eq!(began.elapsed(), 3 * SECOND);
     assert_eq!(manager.ledger.live(), 0);
 }

@@ -240,7 +240,7 @@ async fn a_wrong_password_is_tried_once_and_everybody_hears_of_it() {
         }
         for error in waiters.join_all().await {
             let AcquireError::Connect(error) = error else { panic!("{error}") };
-            let OperationError::Failed(error) = &*error else { panic!("{error}") };
+            let OperationError::Failed(error) = &error.error else { panic!("{error}") };
             assert_eq!(error.code().unwrap().code(), "28P01");
             let said = "FATAL: password authentication failed for user \"locked\"";
             assert!(error.to_string().contains(said), "{error}");

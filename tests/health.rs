@@ -226,11 +226,11 @@ async fn a_warm_up_and_a_build_fail_where_what_they_open_is_lost_at_once() {
     let pool = Pool::builder(manager.clone()).max_size(2).build_lazy().unwrap();
     let error = pool.warm_up(2).await.unwrap_err();
     let WarmUpError::Connect(cause) = &error else { panic!("{error}") };
-    assert!(matches!(&**cause, OperationError::Lost { .. }), "{cause}");
+    assert!(matches!(&cause.error, OperationError::Lost { .. }), "{cause}");
     let built = Pool::builder(manager.clone()).max_size(2).min_idle(2).build().await;
     let error = built.map(drop).unwrap_err();
     let BuildError::Connect(cause) = &error else { panic!("{error}") };
-    assert!(matches!(&**cause, OperationError::Lost { .. }), "{cause}");
+    assert!(matches!(&cause.error, OperationError::Lost { .. }), "{cause}");
     assert_eq!(manager.connect.calls(), 2);
 }
 

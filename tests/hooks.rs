@@ -255,7 +255,7 @@ async fn a_failed_set_up_is_a_failed_connect_with_its_error_and_the_connection_i
         let pool = pool.unwrap();
         let error = pool.acquire().await.unwrap_err();
         let AcquireError::Timeout(timeout) = &error else { panic!("{error:?}") };
-        let cause = &**timeout.last_connect_error().expect("the cause");
+        let cause = &timeout.last_connect_error().expect("the cause").error;
         match act {
             Act::Error => {
                 assert_eq!(error.source().unwrap().to_string(), "scripted hook error");

@@ -569,9 +569,9 @@ async fn a_rotation_that_cannot_connect_keeps_the_old_connections() {
         let error = pool.rotate(passes).await.unwrap_err();
         let RotateError::Connect(cause) = error else { panic!("{error:?}") };
         match act {
-            Act::Panic => assert!(matches!(*cause, OperationError::Panicked { .. })),
-            Act::Never => assert!(matches!(*cause, OperationError::TimedOut { .. })),
-            _ => assert!(matches!(*cause, OperationError::Failed(_))),
+            Act::Panic => assert!(matches!(cause.error, OperationError::Panicked { .. })),
+            Act::Never => assert!(matches!(cause.error, OperationError::TimedOut { .. })),
+            _ => assert!(matches!(cause.error, OperationError::Failed(_))),
         }
         let metrics = balanced(&pool, &manager.ledger).await;
         assert_eq!((metrics.counts.idle, metrics.closed.total()), (3, 0));
@@ -1227,7 +1227,7 @@ async fn a_rotation_whose_new_connection_says_that_it_is_lost_leaves_the_others(
     manager.watch.once(Act::Error);
     let error = pool.rotate(passes).await.unwrap_err();
     let RotateError::Connect(lost) = &error else { panic!("{error:?}") };
-    assert!(matches!(**lost, OperationError::Lost { .. }), "{lost}");
+    assert!(matches!(lost.error, OperationError::Lost { .. }), "{lost}");
     assert_eq!((pool.counts().idle, pool.metrics().closed.broken), (3, 1));
     balanced(&pool, &manager.ledger).await;
 }

@@ -162,6 +162,32 @@ async fn failures_to_connect_are_warnings_and_one_for_good_an_error() {
     has(&told, "ERROR cannot connect, and trying again will not help pool=orders", "scripted");
 }
 
+/// As a field, by which one may filter, it is there though the error may name it.
+#[tokio::test(start_paused = true)]
+async fn whatever_tells_of_connecting_that_fails_tells_where_it_was_to_lead() {
+    let (notes, _listening) = listen();
+    let manager = TestManager::new();
+    manager.leads_to("db:5432");
+    let pool = || pool_of(&manager, 1).build_lazy().unwrap();
+    for act in [Act::Error, Act::Permanent] {
+        manager.connect.once(act);
+        pool().warm_up(1).await.unwrap_err();
+    }
+    manager.connect.once(Act::Error);
+    pool().rotate(|_| Box::pin(async { Ok(()) })).await.unwrap_err();
+    manager.watch.once(Act::Error);
+    pool().warm_up(1).await.unwrap_err();
+    let told = notes.take();
+    for begins in [
+        "WARN cannot connect pool=orders server=db:5432 error=",
+        "ERROR cannot connect, and trying again will not help pool=orders server=db:5432 error=",
+        "WARN cannot connect to rotate, and the old connections stay pool=orders server=db:5432 error=",
+        "WARN a new connection is lost pool=orders connection=1 server=db:5432 error=",
+    ] {
+        has(&told, begins, "");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_rotation_that_cannot_connect_is_told_of_too() {
     let (notes, _listening) = listen();

@@ -74,6 +74,11 @@ impl Manager for Echo {
             _ => Err(io::ErrorKind::ConnectionAborted.into()),
         }
     }
+
+    /// Told wherever connecting fails.
+    fn target(&self) -> Option<String> {
+        Some(self.address.to_string())
+    }
 }
 
 /// Sends back what comes in; closes each connection after some lines.

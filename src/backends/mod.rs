@@ -11,6 +11,10 @@
 //! | [`RedisManager`](redis::RedisManager) | `redis` | a [`RedisConnection`](redis::RedisConnection) on `redis` 1.2 | `PING` | what commands left: `RESET` | what the server refuses at the login |
 //! | [`SqliteManager`](sqlite::SqliteManager) | `sqlite` | a [`SqliteConnection`](sqlite::SqliteConnection) on `rusqlite` 0.40 | a read, and a look at the path | transactions, calls that were given up | a file that is no database, or has no place |
 //!
+//! Each tells where its connections lead, as [`target`](crate::Manager::target): a host and a port, all hosts of
+//! PostgreSQL, or the path of a socket or a file, and neither user nor password; nothing where what is before or
+//! behind an `@` that is out of place might be a part of one.
+//!
 //! Each is a [`Manager`](crate::Manager) and its options, and nothing else: what the pool does is the
 //! same for all of them. They are as good a start as any for a manager of your own.
 //!
@@ -48,7 +52,14 @@
 //! # Ok(()) }
 //! ```
 
-#[cfg(any(feature = "tcp", feature = "postgres"))]
+#[cfg(any(
+    feature = "tcp",
+    feature = "postgres",
+    feature = "redis",
+    feature = "mysql",
+    feature = "pg-wired",
+    feature = "sqlx"
+))]
 mod host;
 #[cfg(any(feature = "tcp", all(unix, feature = "unix")))]
 mod socket;

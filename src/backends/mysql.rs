@@ -2,6 +2,7 @@
 //!
 //! Not here: any SQL but what brings a connection back to what it was.
 
+use super::host::told;
 use crate::manager::{Condition, Manager};
 use crate::names::lookup;
 use mysql_async::consts::StatusFlags;
@@ -165,6 +166,7 @@ impl MysqlManager {
     /// Opens each connection by what `opts` says at that moment, as [`new`](Self::new) does: for
     /// passwords that change. After a change, [`Pool::rotate`](crate::Pool::rotate) replaces the
     /// connections there are.
+    /// `opts` is asked once more when a pool is built, for the [`target`](crate::Manager::target).
     pub fn with(opts: impl Fn() -> Opts + Send + Sync + 'static) -> Self {
         Self {
             opts: Arc::new(opts),
@@ -317,6 +319,18 @@ impl Manager for MysqlManager {
             ),
             Error::Url(_) => true,
             Error::Io(_) | Error::Other(_) => false,
+        }
+    }
+
+    fn target(&self) -> Option<String> {
+        let opts = (self.opts)();
+        // What stands before that `@` may be the rest of a password, and the port a part of one.
+        if opts.db_name().is_some_and(|name| name.contains('@')) {
+            return None;
+        }
+        match opts.socket() {
+            Some(path) => Some(path.to_owned()),
+            None => told(host(&opts), Some(opts.tcp_port())),
         }
     }
 }

@@ -13,6 +13,7 @@ pub use self::rows::Rows;
 pub use self::shared::Connection;
 
 use self::ground::Grounds;
+use super::host::told;
 use ::pg_wired::{PgWireError, TlsMode, WireConn};
 use std::fmt;
 use std::io::ErrorKind;
@@ -182,6 +183,10 @@ impl Options {
         self
     }
 
+    fn target(&self) -> Option<String> {
+        told(&self.address, None)
+    }
+
     async fn connect(&self) -> Result<WireConn, PgWireError> {
         let Self { address, user, password, database, tls, .. } = self;
         let parameters: Vec<(&str, &str)> =
@@ -218,6 +223,7 @@ impl PgWiredManager {
 
     /// Opens each connection by what `options` says at that moment: for passwords that change. After a
     /// change, [`Pool::rotate`](crate::Pool::rotate) replaces the connections there are.
+    /// `options` is asked once more when a pool is built, for the [`target`](crate::Manager::target).
     pub fn with(options: impl Fn() -> Options + Send + Sync + 'static) -> Self {
         Self {
             options: Arc::new(options),

@@ -2,14 +2,15 @@
 //!
 //! Not here: publish and subscribe, which needs a connection for good, and clusters.
 
+use super::host::told;
 use crate::manager::{Condition, Manager};
 use crate::names::lookup;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::io::AsyncDNSResolver;
 use redis::{
-    Arg, AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, IntoConnectionInfo,
-    Pipeline, ProtocolVersion, RedisConnectionInfo, RedisError, RedisFuture, RedisResult,
-    ServerError, ServerErrorKind, Value,
+    Arg, AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind,
+    IntoConnectionInfo, Pipeline, ProtocolVersion, RedisConnectionInfo, RedisError, RedisFuture,
+    RedisResult, ServerError, ServerErrorKind, Value,
 };
 use std::fmt;
 use std::future::Future;
@@ -129,6 +130,7 @@ impl RedisManager {
 
     /// Opens each connection by what `config` says at that moment: for passwords that change. After a
     /// change, [`Pool::rotate`](crate::Pool::rotate) replaces the connections there are.
+    /// `config` is asked once more when a pool is built, for the [`target`](crate::Manager::target).
     pub fn with(config: impl Fn() -> ConnectionInfo + Send + Sync + 'static) -> Self {
         Self {
             config: Arc::new(config),
@@ -298,6 +300,16 @@ impl Manager for RedisManager {
                 REFUSALS.iter().any(|refusal| detail.contains(refusal))
             }
             _ => false,
+        }
+    }
+
+    fn target(&self) -> Option<String> {
+        match (self.config)().addr() {
+            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+                told(host, Some(*port))
+            }
+            ConnectionAddr::Unix(path) => Some(path.display().to_string()),
+            _ => None,
         }
     }
 }

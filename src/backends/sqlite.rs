@@ -342,6 +342,13 @@ impl Manager for SqliteManager {
             _ => matches!(error, Error::NulError(_) | Error::InvalidPath(_)),
         }
     }
+
+    fn target(&self) -> Option<String> {
+        let path = self.path.display().to_string();
+        // A URI may have a key behind that.
+        let end = path.find(['?', '#']).filter(|_| path.starts_with("file:"));
+        Some(path[..end.unwrap_or(path.len())].to_owned())
+    }
 }
 
 impl fmt::Debug for SqliteManager {

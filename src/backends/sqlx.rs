@@ -3,17 +3,19 @@
 //! Not here: any database. The drivers come with the user's `sqlx`, whose types are those of
 //! `sqlx-core`.
 
+use super::host::told;
 use crate::manager::{Condition, Manager};
-use sqlx_core::Error;
 use sqlx_core::column::Column;
 use sqlx_core::connection::{ConnectOptions, Connection};
 use sqlx_core::database::Database;
 use sqlx_core::error::DatabaseError;
 use sqlx_core::executor::Executor;
+use sqlx_core::percent_encoding::percent_decode_str;
 use sqlx_core::raw_sql::raw_sql;
 use sqlx_core::row::Row;
 use sqlx_core::sql_str::{AssertSqlSafe, SqlSafeStr};
 use sqlx_core::transaction::TransactionManager;
+use sqlx_core::{Error, Url};
 use std::fmt;
 use std::future::Future;
 use std::pin::pin;
@@ -122,13 +124,15 @@ pub struct SqlxManager<DB: Database> {
     options: Arc<dyn Fn() -> Options<DB> + Send + Sync>,
     verify: bool,
     permanent: Option<IsPermanent>,
+    /// Where a URL leads.
+    target: Option<String>,
 }
 
 // Not derived: that would ask the database for it too, of which there is none here.
 impl<DB: Database> Clone for SqlxManager<DB> {
     fn clone(&self) -> Self {
         let (options, permanent) = (self.options.clone(), self.permanent.clone());
-        Self { options, verify: self.verify, permanent }
+        Self { options, verify: self.verify, permanent, target: self.target.clone() }
     }
 }
 
@@ -138,19 +142,21 @@ impl<DB: Database> SqlxManager<DB> {
         Self::with(move || options.clone())
     }
 
-    /// Opens connections to this URL.
+    /// Opens connections to this URL. Only of one that is made like this is the [`target`](Manager::target) known,
+    /// as far as the URL names it: sqlx's options tell nothing of it without the password.
     ///
     /// # Errors
     ///
     /// [`Error::Configuration`] if the driver cannot read it.
     pub fn from_url(url: &str) -> Result<Self, Error> {
-        url.parse().map(Self::new)
+        let manager = url.parse().map(Self::new)?;
+        Ok(Self { target: target(url), ..manager })
     }
 
     /// Opens each connection by what `options` says at that moment: for passwords that change. After a
     /// change, [`Pool::rotate`](crate::Pool::rotate) replaces the connections there are.
     pub fn with(options: impl Fn() -> Options<DB> + Send + Sync + 'static) -> Self {
-        Self { options: Arc::new(options), verify: true, permanent: None }
+        Self { options: Arc::new(options), verify: true, permanent: None, target: None }
     }
 
     /// Whether every connection that comes back is asked whether it is clean. Default: `true`.
@@ -183,6 +189,33 @@ impl<DB: Database> SqlxManager<DB> {
     #[must_use]
     pub fn options(&self) -> Options<DB> {
         (self.options)()
+    }
+}
+
+/// Where a URL leads, as far as that is sure. Only a URL tells: options have the password in all that they tell, and
+/// some of sqlx's panic there.
+fn target(url: &str) -> Option<String> {
+    let decoded = |text: &str| Some(percent_decode_str(text).decode_utf8().ok()?.into_owned());
+    if let Some(file) = url.strip_prefix("sqlite:") {
+        let path = file.strip_prefix("//").unwrap_or(file);
+        return decoded(path.split('?').next()?);
+    }
+    let url: Url = url.parse().ok()?;
+    // What stands before that `@` may be the rest of a password, and the port a part of one.
+    if decoded(url.path())?.contains('@') {
+        return None;
+    }
+    let (mut host, mut port) = (decoded(url.host_str().unwrap_or_default())?, url.port());
+    for (key, value) in url.query_pairs() {
+        match &*key {
+            "host" | "hostaddr" | "socket" => host = value.into_owned(),
+            "port" => port = value.parse().ok(),
+            _ => {}
+        }
+    }
+    match host.starts_with('/') {
+        true => Some(host),
+        false => told(&host, port),
     }
 }
 
@@ -308,6 +341,10 @@ where
             }
             _ => false,
         }
+    }
+
+    fn target(&self) -> Option<String> {
+        self.target.clone()
     }
 }
 

@@ -4,14 +4,15 @@
 //! go of one in the middle of an answer has it closed if the rest of the answer is there to be seen; who
 //! does not wait for an answer has to [discard](crate::Pooled::discard) it.
 
-use super::host::keepalive_time;
+use super::host::{keepalive_time, told};
 use super::socket;
 use crate::manager::{Condition, Manager};
 use crate::names::lookup;
 use socket2::{SockRef, TcpKeepalive};
+use std::any::Any;
 use std::future::{Future, poll_fn};
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -154,6 +155,37 @@ impl<A: ToSocketAddrs + Send + Sync + 'static> Manager for TcpManager<A> {
         // said of one address, and another may serve next time.
         error.kind() == ErrorKind::InvalidInput && error.raw_os_error().is_none()
     }
+
+    /// The address as it was given.
+    fn target(&self) -> Option<String> {
+        told_address(&self.address)
+    }
+}
+
+/// An address in words, of the types that tokio takes for one.
+fn told_address(address: &dyn Any) -> Option<String> {
+    macro_rules! is {
+        ($type:ty, $is:ident => $told:expr) => {
+            if let Some($is) = address.downcast_ref::<$type>() {
+                return $told;
+            }
+        };
+    }
+    is!(String, text => told(text, None));
+    is!(&'static str, text => told(text, None));
+    is!(SocketAddr, address => Some(address.to_string()));
+    is!(SocketAddrV4, address => Some(address.to_string()));
+    is!(SocketAddrV6, address => Some(address.to_string()));
+    is!((String, u16), pair => told(&pair.0, Some(pair.1)));
+    is!((&'static str, u16), pair => told(pair.0, Some(pair.1)));
+    is!((IpAddr, u16), pair => Some(SocketAddr::from(*pair).to_string()));
+    is!((Ipv4Addr, u16), pair => Some(SocketAddr::from(*pair).to_string()));
+    is!((Ipv6Addr, u16), pair => Some(SocketAddr::from(*pair).to_string()));
+    is!(&'static [SocketAddr], all => {
+        let all: Vec<_> = all.iter().map(ToString::to_string).collect();
+        Some(all.join(","))
+    });
+    None
 }
 
 /// How long one address is waited for alone, as in

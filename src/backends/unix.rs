@@ -85,4 +85,8 @@ impl Manager for UnixManager {
         // What the system says may pass.
         error.kind() == ErrorKind::InvalidInput && error.raw_os_error().is_none()
     }
+
+    fn target(&self) -> Option<String> {
+        Some(self.path.display().to_string())
+    }
 }

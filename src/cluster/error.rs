@@ -4,7 +4,7 @@
 
 use super::node::Node;
 use super::{Key, Role};
-use crate::error::{AcquireError, ConfigError, OperationError, Stage};
+use crate::error::{AcquireError, ConfigError, ConnectError, Stage};
 use crate::manager::Manager;
 use crate::metrics::Health;
 use crate::pool::Holder;
@@ -73,7 +73,7 @@ impl<K: fmt::Debug + fmt::Display, E: Error + 'static> Error for ClusterError<K,
         match self {
             Self::Node(refusal) => refusal.source(),
             Self::Unavailable(unserved) | Self::Timeout(unserved) => {
-                unserved.cause().map(|error| &**error as _)
+                unserved.cause().map(|error| &error.error as _)
             }
             Self::UnknownNode(_) | Self::Removed(_) | Self::Closed { .. } => None,
         }
@@ -177,7 +177,7 @@ impl<K, E> Unserved<K, E> {
         Self { watches, ..self }
     }
 
-    fn cause(&self) -> Option<&Arc<OperationError<E>>> {
+    fn cause(&self) -> Option<&Arc<ConnectError<E>>> {
         self.cause.and_then(|place| self.nodes[place].last_connect_error.as_ref())
     }
 }
@@ -226,9 +226,9 @@ pub struct NodeReport<K, E> {
     /// Who has held a connection of it for longest, to the resolution of the pool's maintenance.
     pub longest_held: Option<Holder>,
     /// The last failure to connect, if no connect has succeeded since and one could have been opened.
-    pub last_connect_error: Option<Arc<OperationError<E>>>,
+    pub last_connect_error: Option<Arc<ConnectError<E>>>,
     /// What that said, with all causes; nothing if there is none.
-    failure: String,
+    failure: Arc<str>,
 }
 
 impl<K: Key, E> NodeReport<K, E> {
@@ -245,7 +245,7 @@ impl<K: Key, E> NodeReport<K, E> {
             stage: timeout.stage,
             longest_held: timeout.longest_held,
             last_connect_error: timeout.last_connect_error,
-            failure: failure.unwrap_or_default(),
+            failure: failure.unwrap_or_else(|| "".into()),
         }
     }
 }
@@ -256,7 +256,7 @@ impl<K: fmt::Display, E> NodeReport<K, E> {
         let Self { key, role, health, connections, stage, longest_held, failure, .. } = self;
         let health = health.to_string();
         let health = match told {
-            Some(told) if told == failure && !told.is_empty() => {
+            Some(told) if *told == **failure && !told.is_empty() => {
                 health.replacen(&format!(": {failure}"), "", 1)
             }
             _ => health,

@@ -11,7 +11,7 @@ use super::endpoint::Endpoint;
 use super::limits::PATIENCE;
 use super::{Key, Shared};
 use crate::core::Counts;
-use crate::error::ConfigError;
+use crate::error::{ConfigError, names};
 use crate::manager::{Condition, LossSignal, Manager};
 use crate::metrics::{Role, Source};
 #[cfg(feature = "tracing")]
@@ -378,6 +378,11 @@ impl<K: Key, M: Manager> Manager for Member<K, M> {
 
     fn is_permanent(&self, error: &M::Error) -> bool {
         self.manager.is_permanent(error)
+    }
+
+    fn target(&self) -> Option<String> {
+        // Most keys say it, and whatever is told of a node has that.
+        self.manager.target().filter(|target| !names(&self.state.key.to_string(), target))
     }
 }
 

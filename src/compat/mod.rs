@@ -22,7 +22,8 @@
 //! | a function takes the pool's guard, or a trait that its crate has given to that alone | it takes the connection, or a trait of its library: see [`deadpool`](deadpool::Adapter#functions-that-take-a-trait) |
 //!
 //! Which errors are beyond retrying, none of the three traits says; each adapter has
-//! `permanent` for that.
+//! `permanent` for that. Nor where connections lead: an adapter has no [`target`](crate::Manager::target), so give the
+//! pool a [`name`](crate::PoolBuilder::name) that says it.
 
 #[cfg(feature = "bb8")]
 pub mod bb8;

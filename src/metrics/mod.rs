@@ -28,7 +28,7 @@ pub(crate) use self::serialize::read_role;
 pub use self::status::{ClusterNode, Health, PoolStatus, Role};
 pub(crate) use self::status::{Connecting, InVain, Signs};
 #[cfg(feature = "cluster")]
-pub(crate) use self::status::{OneLine, health, write_line};
+pub(crate) use self::status::{Failing, OneLine, health, write_line};
 
 use self::histogram::Recorder;
 use crate::core::Counts;
@@ -451,7 +451,7 @@ impl Waits {
 #[non_exhaustive]
 pub struct ConnectFailure {
     /// What went wrong, with all causes; what several of them say is said once. If it was a hook, its name comes
-    /// first.
+    /// before that; and before all, unless that names it already, the manager's [target](crate::Manager::target).
     pub message: String,
     /// How long ago that was.
     pub ago: Duration,

@@ -2,9 +2,10 @@
 //!
 //! Not here: the figures themselves (`mod.rs`).
 
-use super::{ConnectFailure, PoolMetrics};
+use super::PoolMetrics;
 use crate::config::Config;
 use crate::core::Counts;
+use crate::error::To;
 use crate::pool::Holder;
 use std::fmt::{self, Write};
 use std::sync::Arc;
@@ -188,13 +189,23 @@ pub(crate) struct InVain {
     pub(crate) for_a_new_one: bool,
 }
 
+/// Why connecting fails.
+pub(crate) struct Failing {
+    pub(crate) why: Arc<str>,
+    /// Where it was to lead, if that does not say so.
+    pub(crate) target: Option<Arc<str>>,
+    pub(crate) ago: Duration,
+}
+
 /// What a pool's health follows from, besides its figures.
 pub(crate) struct Signs {
     /// `None` while it is open: then what it is instead.
     pub(crate) closed: Option<&'static str>,
     pub(crate) connecting: Connecting,
     /// Why it fails, if it does.
-    pub(crate) failure: Option<ConnectFailure>,
+    pub(crate) failure: Option<Failing>,
+    /// Where connections lead, if the manager says so.
+    pub(crate) target: Option<Arc<str>>,
     /// That is what a hook has said of a new connection, and not a failed connect.
     pub(crate) rejects: bool,
     /// Somebody is connecting, or pauses before he tries again.
@@ -246,25 +257,27 @@ pub(crate) fn health(
     // it is they who were of no use.
     if !is_full || signs.all_are_useless {
         let failure = signs.failure.as_ref();
-        let why = failure.map_or("?", |error| &error.message);
-        let (fails, failed) = match signs.rejects {
-            true => ("hooks reject what is opened", "hooks rejected what was opened"),
-            false => ("connecting fails", "connecting failed"),
+        let why = failure.map_or("?", |failing| &failing.why);
+        let target = failure.and_then(|failing| failing.target.as_deref());
+        let (what, to_where, fails, failed) = match signs.rejects {
+            true => ("hooks", To(None), "reject what is opened", "rejected what was opened"),
+            false => ("connecting", To(target), "fails", "failed"),
         };
         match signs.connecting {
             Connecting::Works => {}
             // A pool that is down goes on trying.
             Connecting::Fails if signs.is_dialing || serving == 0 => {
-                reasons.push(format!("{fails}: {why}"));
+                reasons.push(format!("{what}{to_where} {fails}: {why}"));
             }
             Connecting::Fails => {
-                let ago = failure.map_or(Duration::ZERO, |error| error.ago);
+                let ago = failure.map_or(Duration::ZERO, |failing| failing.ago);
                 reasons.push(format!(
-                    "{failed} {ago:.0?} ago: {why}; it is tried again when one more is wanted"
+                    "{what}{to_where} {failed} {ago:.0?} ago: {why}; it is tried again when one more is \
+                     wanted"
                 ));
             }
             Connecting::FailsForGood => reasons.push(format!(
-                "connecting fails for good: {why}; it is tried again only when somebody has to wait \
+                "{what}{to_where} fails for good: {why}; it is tried again only when somebody has to wait \
                  for one more, or for a warm-up or a rotation"
             )),
         }
@@ -274,8 +287,9 @@ pub(crate) fn health(
         let waiters = counts.waiters;
         let none_is_left = counts.idle <= signs.kept_idle;
         if signs.connecting == Connecting::Works && waiters > 0 && none_is_left {
-            let wait = wait_for_one(waiters);
-            reasons.push(format!("opening a connection has gone on for {long:.1?}, and {wait}"));
+            let (to, wait) = (To(signs.target.as_deref()), wait_for_one(waiters));
+            reasons
+                .push(format!("opening a connection{to} has gone on for {long:.1?}, and {wait}"));
         }
     }
     // What is wrong with connecting says why it was in vain. Once all connections are there, that it waited for one

@@ -10,7 +10,8 @@ use super::terms::{InLine, Terms};
 use super::{CLOSED, DRAINING, Holder, OPEN, Pool, Shared};
 use crate::core::{Keeper, Lease, Line, Reservation, Search, State, Trial, Woken, reserve, wait};
 use crate::error::{
-    AcquireError, ConfigError, OperationError, RotateError, WarmUpError, check_capacity,
+    AcquireError, ConfigError, ConnectError, OperationError, RotateError, WarmUpError,
+    check_capacity,
 };
 use crate::hooks::HookFuture;
 use crate::manager::Manager;
@@ -278,7 +279,9 @@ impl<M: Manager> Pool<M> {
                     let after = trial.resource_mut().created.elapsed();
                     shared.lost(trial.resource_mut(), true, after);
                     shared.close_connection(trial.fail(), CloseReason::Broken);
-                    let lost = || RotateError::Connect(Arc::new(OperationError::Lost { after }));
+                    let lost = || {
+                        RotateError::Connect(shared.connect_error(OperationError::Lost { after }))
+                    };
                     Err(verdict.map_or_else(RotateError::Verify, |()| lost()))
                 }
                 Some(Ok(())) => {
@@ -501,7 +504,7 @@ impl Drop for WarmUp<'_> {
 }
 
 /// How one of the connections that `open` opens ended up: whether it is open, or was given up.
-type Opened<M> = Result<bool, Arc<OperationError<<M as Manager>::Error>>>;
+type Opened<M> = Result<bool, Arc<ConnectError<<M as Manager>::Error>>>;
 
 impl<M: Manager> Shared<M> {
     /// See [`Pool::drain`].
@@ -706,7 +709,7 @@ impl<M: Manager> Shared<M> {
     async fn open_to_try(
         self: Arc<Self>,
         rotating: Rotating<M>,
-    ) -> Result<Tried<M>, Arc<OperationError<M::Error>>> {
+    ) -> Result<Tried<M>, Arc<ConnectError<M::Error>>> {
         match self.connect(rotating.vacant.uses()).await {
             Ok(tenant) => {
                 self.connect_succeeded(&tenant);

@@ -17,6 +17,7 @@ use crate::error::{BuildError, ConfigError, WarmUpError};
 use crate::hooks::Hooks;
 use crate::manager::Manager;
 use crate::metrics::{PoolMetrics, Totals};
+use crate::panics::caught;
 use event_listener::Event;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
@@ -413,11 +414,13 @@ impl<M: Manager> PoolBuilder<M> {
         let greets = hooks.at_acquire() || watches;
         // The room beside one that is late is, under a cap, for whoever lacks it elsewhere.
         let patience = share_of.map_or(config.connect_patience(), |_| Duration::MAX);
+        let target = target_of(&manager);
         let shared = Arc::new_cyclic(|me| Shared {
             core: Core::new(me, size, config.order),
             attentive: checks || hooks.at_release() || watches,
             greeting: if greets { Flags::GREET } else { Flags::NONE },
             manager,
+            target,
             hooks,
             reports,
             cluster,
@@ -451,6 +454,14 @@ impl<M: Manager> PoolBuilder<M> {
         let handles = Arc::new(LastHandle(shared.clone()));
         Ok(Pool { shared, handles })
     }
+}
+
+/// Where a manager says that its connections lead, in one line.
+fn target_of(manager: &impl Manager) -> Option<Arc<str>> {
+    // Who panics instead, which the panic hook reports, has none.
+    let target = caught(|| manager.target()).ok()??;
+    let in_one_line = target.replace(char::is_control, " ");
+    Some(in_one_line.trim()).filter(|target| !target.is_empty()).map(Into::into)
 }
 
 impl<M: Manager> Shared<M> {

@@ -102,6 +102,8 @@ pub(crate) struct Shared<M: Manager> {
     /// What is flagged of each connection as long as it lives.
     greeting: Flags,
     manager: M,
+    /// Where that says that connections lead: one line.
+    target: Option<Arc<str>>,
     config: Config,
     hooks: Hooks<M>,
     reports: Option<Reports>,
@@ -202,6 +204,7 @@ impl<M: Manager> Shared<M> {
             },
             connecting,
             failure,
+            target: self.target.clone(),
             rejects,
             is_dialing: self.connector.is_dialing(),
             connecting_for: self.connector.connecting_for(),

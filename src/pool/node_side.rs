@@ -85,9 +85,9 @@ impl<M: Manager> Pool<M> {
         (health(&signs, counts, longest.holder, &shared.config), counts)
     }
 
-    /// What connecting has failed with last, in words.
-    pub(crate) fn last_failure(&self) -> Option<String> {
-        self.shared.connector.last_failure().map(|failure| failure.message)
+    /// What connecting has failed with last, in words, without where it was to lead.
+    pub(crate) fn last_failure(&self) -> Option<Arc<str>> {
+        self.shared.connector.last_words()
     }
 
     /// What an acquire is told that runs into its deadline now, while a connection is being checked for it or not.

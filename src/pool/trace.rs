@@ -166,6 +166,11 @@ impl<M: Manager> Shared<M> {
         self.word(|node| &node.node)
     }
 
+    /// Where its connections lead.
+    fn server(&self) -> Option<DisplayValue<&str>> {
+        self.target.as_deref().map(display)
+    }
+
     fn word(&self, word: fn(&ClusterNode) -> &str) -> Option<DisplayValue<Word<'_>>> {
         self.cluster.as_deref().map(|which| display(Word { which, word }))
     }
@@ -182,16 +187,19 @@ impl<M: Manager> Shared<M> {
         permanent: bool,
         in_a_row: u32,
     ) {
+        #[cfg(feature = "tracing")]
+        let server = self.server();
         if permanent {
             tell!(
                 error,
                 self,
+                server,
                 error = cause(error),
                 in_a_row,
                 "cannot connect, and trying again will not help"
             );
         } else {
-            tell!(warn, self, error = cause(error), in_a_row, "cannot connect");
+            tell!(warn, self, server, error = cause(error), in_a_row, "cannot connect");
         }
     }
 
@@ -200,6 +208,7 @@ impl<M: Manager> Shared<M> {
         tell!(
             warn,
             self,
+            server = self.server(),
             error = cause(error),
             "cannot connect to rotate, and the old connections stay"
         );
@@ -229,7 +238,15 @@ impl<M: Manager> Shared<M> {
         error: &OperationError<M::Error>,
         in_a_row: u32,
     ) {
-        tell!(warn, self, connection, error = cause(error), in_a_row, "a new connection is lost");
+        tell!(
+            warn,
+            self,
+            connection,
+            server = self.server(),
+            error = cause(error),
+            in_a_row,
+            "a new connection is lost"
+        );
     }
 
     /// This connection has been found out of date, and so are all that are as old.

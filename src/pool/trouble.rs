@@ -9,9 +9,9 @@ use super::connector::{Connector, GivenUp};
 use super::operation::unless;
 use super::{Shared, Tenant, lock};
 use crate::core::Line;
-use crate::error::{AcquireError, OperationError, in_words};
+use crate::error::{AcquireError, ConnectError, OperationError, in_words, names};
 use crate::manager::Manager;
-use crate::metrics::{self, Connecting};
+use crate::metrics::{self, Connecting, Failing};
 use crate::panics::caught;
 use event_listener::{IntoNotification, listener};
 use std::error::Error;
@@ -125,7 +125,7 @@ impl<E> Trouble<E> {
     }
 
     /// What whoever comes is told because it is not time yet to try again what has failed for good.
-    fn too_early(&self) -> Option<&Arc<OperationError<E>>> {
+    fn too_early(&self) -> Option<&Arc<ConnectError<E>>> {
         let failed = self.failed.as_ref().filter(|_| self.permanent)?;
         (failed.said.when.elapsed() < self.truce).then_some(&failed.error)
     }
@@ -141,7 +141,7 @@ impl<E> Trouble<E> {
 
 /// A failed connect, or a new connection that has been of no use.
 struct Failure<E> {
-    error: Arc<OperationError<E>>,
+    error: Arc<ConnectError<E>>,
     /// The hook whose error it is, if it is one's.
     hook: Option<&'static str>,
     said: Saying,
@@ -169,12 +169,24 @@ impl<E> From<OperationError<E>> for Unopened<E> {
 #[derive(Clone)]
 struct Saying {
     words: Arc<str>,
+    /// Where the connection was to lead, if they do not name it.
+    target: Option<Arc<str>>,
     when: Instant,
 }
 
 impl From<&Saying> for metrics::ConnectFailure {
-    fn from(said: &Saying) -> Self {
-        Self { message: said.words.to_string(), ago: said.when.elapsed() }
+    fn from(Saying { words, target, when }: &Saying) -> Self {
+        let message = match target {
+            Some(target) => format!("{target}: {words}"),
+            None => words.to_string(),
+        };
+        Self { message, ago: when.elapsed() }
+    }
+}
+
+impl From<&Saying> for Failing {
+    fn from(Saying { words, target, when }: &Saying) -> Self {
+        Self { why: words.clone(), target: target.clone(), ago: when.elapsed() }
     }
 }
 
@@ -182,9 +194,9 @@ impl From<&Saying> for metrics::ConnectFailure {
 pub(super) enum Verdict<E> {
     /// There is no point in trying again, and nothing is alive for anybody, or at least for those without
     /// priority.
-    Permanent { error: Arc<OperationError<E>>, for_all: bool },
+    Permanent { error: Arc<ConnectError<E>>, for_all: bool },
     /// The pool tries again, but nobody is to wait for it to whom no connection may come back.
-    Down(Arc<OperationError<E>>),
+    Down(Arc<ConnectError<E>>),
 }
 
 impl<E> Clone for Verdict<E> {
@@ -208,21 +220,23 @@ impl<E> From<Verdict<E>> for AcquireError<E> {
 }
 
 impl<E: Error + 'static> Failure<E> {
-    /// Takes down what it says, with the hook that said it and all causes.
-    fn new(Unopened { error, hook }: Unopened<E>) -> Self {
+    /// Takes down what it says, with the hook that said it and all causes, and where the connection was to lead,
+    /// unless that says so.
+    fn new(Unopened { error, hook }: Unopened<E>, target: Option<&Arc<str>>) -> Self {
         let said = in_words(&error);
+        let target = target.filter(|target| !names(&said, target)).cloned();
         let said = match hook {
             Some(hook) => format!("{hook}: {said}"),
             None => said,
         };
-        let said = Saying { words: said.into(), when: Instant::now() };
-        Self { error: Arc::new(error), hook, said }
+        let said = Saying { words: said.into(), target: target.clone(), when: Instant::now() };
+        Self { error: Arc::new(ConnectError { error, target }), hook, said }
     }
 }
 
 impl<E> Connector<E> {
     /// What is wrong now, if anything is, and the hook that has said so, if one has.
-    pub(super) fn last_error(&self) -> Option<(Arc<OperationError<E>>, Option<&'static str>)> {
+    pub(super) fn last_error(&self) -> Option<(Arc<ConnectError<E>>, Option<&'static str>)> {
         lock(&self.trouble).now().map(|failure| (failure.error.clone(), failure.hook))
     }
 
@@ -233,7 +247,7 @@ impl<E> Connector<E> {
     }
 
     /// The same, what is wrong, and whether that is a hook's rejection.
-    pub(super) fn state(&self) -> (Connecting, Option<metrics::ConnectFailure>, bool) {
+    pub(super) fn state(&self) -> (Connecting, Option<Failing>, bool) {
         let trouble = lock(&self.trouble);
         let now = trouble.now();
         let useless = trouble.useless().map(|useless| &useless.last);
@@ -251,6 +265,12 @@ impl<E> Connector<E> {
     /// Whether the last connect that was noted has succeeded.
     pub(super) fn last_succeeded(&self) -> bool {
         lock(&self.trouble).in_a_row == 0
+    }
+
+    /// What the last failure ever said, without where the connection was to lead.
+    #[cfg(feature = "cluster")]
+    pub(super) fn last_words(&self) -> Option<Arc<str>> {
+        lock(&self.trouble).last_ever.as_ref().map(|said| said.words.clone())
     }
 
     /// The last failure ever.
@@ -450,7 +470,7 @@ impl<E> Connector<E> {
     }
 
     /// That a new connection has been lost since then, if the last one of no use was.
-    pub(super) fn lost_since(&self, then: Instant) -> Option<Arc<OperationError<E>>> {
+    pub(super) fn lost_since(&self, then: Instant) -> Option<Arc<ConnectError<E>>> {
         let trouble = lock(&self.trouble);
         let useless = trouble.useless().filter(|useless| useless.is_lost())?;
         (useless.last.said.when >= then).then(|| useless.last.error.clone())
@@ -520,7 +540,7 @@ impl<E> Connector<E> {
 
 /// What is made of a failed connect.
 pub(super) struct ConnectFailure<M: Manager> {
-    pub(super) error: Arc<OperationError<M::Error>>,
+    pub(super) error: Arc<ConnectError<M::Error>>,
     /// Trying again is pointless.
     pub(super) permanent: bool,
     /// Whoever waits is to hear of it.
@@ -553,6 +573,18 @@ impl<M: Manager> Shared<M> {
         }
     }
 
+    fn failure(&self, unopened: Unopened<M::Error>) -> Failure<M::Error> {
+        Failure::new(unopened, self.target.as_ref())
+    }
+
+    /// What went wrong with a connect, of which note has been taken.
+    pub(super) fn connect_error(
+        &self,
+        error: OperationError<M::Error>,
+    ) -> Arc<ConnectError<M::Error>> {
+        self.failure(error.into()).error
+    }
+
     /// Whether there is no point in trying again.
     pub(super) fn is_permanent(&self, error: &OperationError<M::Error>) -> bool {
         match error {
@@ -579,9 +611,9 @@ impl<M: Manager> Shared<M> {
             return Some(unopened);
         }
         self.totals.connect_failed();
-        let failure = Failure::new(unopened);
+        let failure = self.failure(unopened);
         let in_a_row = self.connector.is_outdone(&failure);
-        self.tell_connect_failed(&failure.error, false, in_a_row);
+        self.tell_connect_failed(&failure.error.error, false, in_a_row);
         None
     }
 
@@ -599,7 +631,7 @@ impl<M: Manager> Shared<M> {
     }
 
     /// Takes note of a connect that was given up; of one that has not answered, as a failure.
-    pub(super) fn given_up(&self, why: GivenUp) -> Option<Arc<OperationError<M::Error>>> {
+    pub(super) fn given_up(&self, why: GivenUp) -> Option<Arc<ConnectError<M::Error>>> {
         let GivenUp::Silent(limit) = why else { return None };
         let error = OperationError::TimedOut { setting: "max_connections", limit };
         // It may take longer the next time, so whoever waits has his own deadline.
@@ -619,7 +651,7 @@ impl<M: Manager> Shared<M> {
             // First, so that whoever is refused does not come again because nobody has heard of it.
             told(false);
         }
-        let failure = Failure::new(unopened);
+        let failure = self.failure(unopened);
         let error = failure.error.clone();
         let verdict = hopeless.then(|| match permanent {
             true => Verdict::Permanent {
@@ -632,7 +664,7 @@ impl<M: Manager> Shared<M> {
         let truce = |failures| self.longest_pause(failures);
         let in_a_row = self.connector.failed(failure, permanent, verdict, probes, truce);
         self.tell_again();
-        self.tell_connect_failed(&error, permanent, in_a_row);
+        self.tell_connect_failed(&error.error, permanent, in_a_row);
         self.changed();
         ConnectFailure { error, permanent, tell, in_a_row }
     }
@@ -641,7 +673,7 @@ impl<M: Manager> Shared<M> {
     pub(super) fn warm_up_failed(
         &self,
         unopened: Unopened<M::Error>,
-    ) -> Arc<OperationError<M::Error>> {
+    ) -> Arc<ConnectError<M::Error>> {
         let failure = self.connect_failed(unopened, None);
         if failure.tell {
             self.core.nudge_all();
@@ -653,13 +685,13 @@ impl<M: Manager> Shared<M> {
     pub(super) fn rotation_failed(
         &self,
         unopened: Unopened<M::Error>,
-    ) -> Arc<OperationError<M::Error>> {
+    ) -> Arc<ConnectError<M::Error>> {
         self.totals.connect_failed();
         let permanent = self.is_permanent(&unopened.error);
-        let failure = Failure::new(unopened);
+        let failure = self.failure(unopened);
         let error = failure.error.clone();
         self.connector.rotation_failed(failure, permanent);
-        self.tell_rotation_failed(&error);
+        self.tell_rotation_failed(&error.error);
         error
     }
 
@@ -674,20 +706,20 @@ impl<M: Manager> Shared<M> {
         if !new {
             return self.tell_failed(tenant.id, hook, &error, None);
         }
-        let failure = Failure::new(Unopened::by(hook, error));
+        let failure = self.failure(Unopened::by(hook, error));
         let error = failure.error.clone();
         let in_a_row = self.connector.is_of_no_use(tenant, failure);
-        self.tell_failed(tenant.id, hook, &error, in_a_row);
+        self.tell_failed(tenant.id, hook, &error.error, in_a_row);
     }
 
     /// A connection is lost that was opened so long ago, unless that is because the runtime has ended. `new`: nobody
     /// has used it yet.
     pub(super) fn lost(&self, tenant: &Tenant<M::Connection>, new: bool, after: Duration) {
         if new && after < FLEETING && self.ground().is_some() {
-            let failure = Failure::new(OperationError::Lost { after }.into());
+            let failure = self.failure(OperationError::Lost { after }.into());
             let error = failure.error.clone();
             if let Some(in_a_row) = self.connector.is_of_no_use(tenant, failure) {
-                self.tell_lost(tenant.id, &error, in_a_row);
+                self.tell_lost(tenant.id, &error.error, in_a_row);
             }
         }
     }
@@ -699,7 +731,7 @@ mod tests {
     use tokio::time::advance;
 
     fn fails(connector: &Connector<std::fmt::Error>) {
-        let failure = Failure::new(OperationError::Failed(std::fmt::Error).into());
+        let failure = Failure::new(OperationError::Failed(std::fmt::Error).into(), None);
         let verdict = Verdict::Down(failure.error.clone());
         connector.failed(failure, false, Some(verdict), None, |_| Duration::ZERO);
     }

@@ -4,7 +4,7 @@
 //! Not here: any backend.
 
 use super::eventually;
-use millpond::{AcquireError, Manager, OperationError, Pool, PoolMetrics};
+use millpond::{AcquireError, ConnectError, Manager, Pool, PoolMetrics};
 use socket2::{Domain, Socket, Type};
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
@@ -86,7 +86,7 @@ pub async fn is_whole<M: Manager>(pool: &Pool<M>) {
 #[track_caller]
 pub fn refusal<T, E: std::error::Error>(
     acquired: Result<T, AcquireError<E>>,
-) -> std::sync::Arc<OperationError<E>> {
+) -> std::sync::Arc<ConnectError<E>> {
     match acquired {
         Err(AcquireError::Connect(error)) => error,
         Err(error) => panic!("{error:?} is not permanent"),

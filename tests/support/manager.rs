@@ -293,6 +293,9 @@ pub struct Scripts {
     pub condition: Script,
     /// What `watch` does.
     pub watch: Script,
+    /// What `target` does; without an act of its own it answers as it was told by `leads_to`.
+    pub target: Script,
+    leads_to: Mutex<Option<String>>,
     /// By the numbers of the connections.
     signals: Mutex<HashMap<usize, LossSignal>>,
     /// The connections.
@@ -314,6 +317,8 @@ impl TestManager {
             close: Script::new(),
             condition: Script::new(),
             watch: Script::new(),
+            target: Script::new(),
+            leads_to: Mutex::default(),
             signals: Mutex::default(),
             ledger: Arc::new(Ledger { whole, ..Ledger::default() }),
         }))
@@ -322,6 +327,11 @@ impl TestManager {
     /// How many handles to it there are, this one included.
     pub fn handles(&self) -> usize {
         Arc::strong_count(&self.0)
+    }
+
+    /// What it says from now on of where its connections lead.
+    pub fn leads_to(&self, target: &str) {
+        *self.leads_to.lock().unwrap() = Some(target.to_owned());
     }
 
     /// The connection with this number finds out that it has ended. May be said more than once.
@@ -405,5 +415,12 @@ impl Manager for TestManager {
 
     fn is_permanent(&self, error: &TestError) -> bool {
         error.permanent
+    }
+
+    fn target(&self) -> Option<String> {
+        match self.target.begin() {
+            Act::Panic => panic!("scripted panic in target"),
+            _ => self.leads_to.lock().unwrap().clone(),
+        }
     }
 }

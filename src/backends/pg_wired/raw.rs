@@ -86,4 +86,8 @@ impl Manager for PgWiredManager<WireConn> {
     fn is_permanent(&self, error: &PgWireError) -> bool {
         is_permanent(error)
     }
+
+    fn target(&self) -> Option<String> {
+        (self.options)().target()
+    }
 }

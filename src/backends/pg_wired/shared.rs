@@ -183,4 +183,8 @@ impl Manager for PgWiredManager<Connection> {
     fn is_permanent(&self, error: &PgWireError) -> bool {
         is_permanent(error)
     }
+
+    fn target(&self) -> Option<String> {
+        (self.options)().target()
+    }
 }

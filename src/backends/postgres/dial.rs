@@ -14,7 +14,7 @@ use std::future::{Future, Ready, poll_fn, ready};
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 #[cfg(unix)]
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -219,6 +219,15 @@ impl Target {
         }
     }
 
+    /// As [`Manager::target`](crate::Manager::target) tells it; a Unix socket as an error tells it.
+    pub(super) fn told(&self) -> String {
+        match &self.host {
+            Host::Tcp(_) => self.to_string(),
+            #[cfg(unix)]
+            Host::Unix(folder) => Address::of_socket(folder, self.port).to_string(),
+        }
+    }
+
     /// What leads here by [`new`](Self::new), but for an address of its own.
     #[cfg(feature = "cluster")]
     pub(super) fn endpoint(&self) -> crate::cluster::Endpoint {
@@ -249,7 +258,7 @@ impl Target {
             Host::Tcp(name) => name,
             #[cfg(unix)]
             Host::Unix(folder) => {
-                return Ok(vec![Address::Unix(folder.join(format!(".s.PGSQL.{}", self.port)))]);
+                return Ok(vec![Address::of_socket(folder, self.port)]);
             }
         };
         let failed = |error| Error::Open { address: format!("{name}:{}", self.port), error };
@@ -266,6 +275,12 @@ impl Target {
 }
 
 impl Address {
+    /// The socket of the server with this port, in this folder.
+    #[cfg(unix)]
+    fn of_socket(folder: &Path, port: u16) -> Self {
+        Self::Unix(folder.join(format!(".s.PGSQL.{port}")))
+    }
+
     /// Opens a socket.
     pub(super) async fn open(&self, config: &Config) -> io::Result<Socket> {
         Ok(match self {

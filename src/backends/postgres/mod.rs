@@ -38,7 +38,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::task::unconstrained;
 use tokio::time::timeout;
-use tokio_postgres::config::{SslMode, TargetSessionAttrs};
+use tokio_postgres::config::{LoadBalanceHosts, SslMode, TargetSessionAttrs};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{Config, Connection, NoTls, SimpleQueryMessage};
@@ -193,6 +193,7 @@ impl PostgresManager {
     /// Opens each connection by what `config` says at that moment, without encryption: for passwords
     /// that change. After a change, [`Pool::rotate`](crate::Pool::rotate) replaces the connections
     /// there are.
+    /// `config` is asked once more when a pool is built, for the [`target`](crate::Manager::target).
     pub fn with(config: impl Fn() -> Config + Send + Sync + 'static) -> Self {
         Self {
             config: Arc::new(config),
@@ -750,6 +751,21 @@ where
 
     fn is_permanent(&self, error: &Error) -> bool {
         error.is_permanent()
+    }
+
+    /// All hosts, in the order in which they are named.
+    fn target(&self) -> Option<String> {
+        let mut config = (self.config)();
+        config.load_balance_hosts(LoadBalanceHosts::Disable);
+        // What stands before that `@` may be the rest of a password, and the host a part of one.
+        if config.get_dbname().is_some_and(|name| name.contains('@')) {
+            return None;
+        }
+        let targets = match &self.only {
+            Some(target) => vec![target.clone()],
+            None => targets(&config).ok()?,
+        };
+        Some(targets.iter().map(Target::told).collect::<Vec<_>>().join(","))
     }
 }
 
