@@ -76,7 +76,7 @@
 //! is one, `connection`, its number. What is told of a set of nodes has no `pool` but `cluster`, and `node` if it
 //! is about one. The spans, and the warning of a slow acquire, have `site`: where it was called. What an attempt,
 //! a check, a reset or a hook fails with, a connection is lost with, a node is refused for, and a set is not learned
-//! for, is `error`. Also:
+//! for, is `error`: what it says, with all its causes, each once. Also:
 //!
 //! | of | there is |
 //! |---|---|

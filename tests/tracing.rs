@@ -8,6 +8,7 @@ use support::*;
 
 use millpond::{AcquireError, CheckPolicy, Hooks, Pool, PoolBuilder};
 use std::collections::VecDeque;
+use std::error::Error;
 use std::fmt::{Debug, Write};
 use std::future::pending;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,6 +37,16 @@ impl Visit for Fields {
             self.0.insert_str(0, &format!("{value:?}"));
         } else {
             write!(self.0, " {}={value:?}", field.name()).unwrap();
+        }
+    }
+
+    /// As `fmt` of tracing-subscriber does.
+    fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
+        self.record_debug(field, &format_args!("{value}"));
+        let mut causes = value.source();
+        while let Some(cause) = causes {
+            write!(self.0, " {}.sources={cause}", field.name()).unwrap();
+            causes = cause.source();
         }
     }
 }
@@ -160,6 +171,37 @@ async fn failures_to_connect_are_warnings_and_one_for_good_an_error() {
     assert!(matches!(pool.acquire().await, Err(AcquireError::Connect(_))));
     let told = notes.take();
     has(&told, "ERROR cannot connect, and trying again will not help pool=orders", "scripted");
+}
+
+/// Such as those of redis and MySQL.
+#[tokio::test(start_paused = true)]
+async fn an_error_that_says_what_its_cause_says_is_told_once_and_with_all_causes() {
+    #[derive(Debug, thiserror::Error)]
+    #[error("{says}")]
+    struct Link {
+        says: &'static str,
+        #[source]
+        cause: Option<Box<Link>>,
+    }
+    let refused = "Connection refused (os error 111)";
+    for (chain, told) in [
+        ([refused, refused], refused),
+        (["cannot connect to db:5432", refused], &format!("cannot connect to db:5432: {refused}")),
+    ] {
+        let connect = move || {
+            let cause = Some(Box::new(Link { says: chain[1], cause: None }));
+            async move { Err::<(), _>(Link { says: chain[0], cause }) }
+        };
+        let (notes, _listening) = listen();
+        let pool = Pool::builder(millpond::from_fn(connect)).build_lazy().unwrap();
+        pool.warm_up(1).await.unwrap_err();
+        pool.rotate(|_| Box::pin(async { Ok(()) })).await.unwrap_err();
+        let notes = notes.take();
+        let failed = format!("WARN cannot connect pool=millpond error={told} in_a_row=1");
+        let stays = "WARN cannot connect to rotate, and the old connections stay";
+        let rotates = format!("{stays} pool=millpond error={told}");
+        assert!(notes.contains(&failed) && notes.contains(&rotates), "{notes:#?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -20,7 +20,7 @@ use super::{Cluster, Key, Shared};
 use crate::manager::Manager;
 use crate::panics::caught;
 #[cfg(feature = "tracing")]
-use crate::panics::tell;
+use crate::{error::InWords, panics::tell};
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
@@ -303,8 +303,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
             let cluster = tracing::field::display(&self.settings.name);
             let is_told = |key: &K| told.iter().any(|(other, _)| other == key);
             for (key, error) in changes.errors.iter().filter(|(key, _)| !is_told(key)) {
-                let error = error as &(dyn std::error::Error + 'static);
-                tell!(warn, cluster, node = %key, error, "a node is refused");
+                tell!(warn, cluster, node = %key, error = %InWords(error), "a node is refused");
             }
             if !changes.is_empty() {
                 tell!(info, cluster, "the nodes have changed: {changes}");

@@ -24,6 +24,7 @@ use std::time::Duration;
 #[cfg(feature = "tracing")]
 use {
     super::WhichNode,
+    crate::error::InWords,
     crate::metrics::ClusterNode,
     crate::panics::caught,
     std::{error::Error, fmt, mem},
@@ -127,8 +128,8 @@ macro_rules! tell {
 
 /// An error as what it is written down as.
 #[cfg(feature = "tracing")]
-fn cause<E: Error + 'static>(error: &OperationError<E>) -> &(dyn Error + 'static) {
-    error
+fn cause<E: Error + 'static>(error: &OperationError<E>) -> DisplayValue<InWords<'_>> {
+    display(InWords(error))
 }
 
 /// A word about the node that a pool stands for. It is asked for when it is written down: tracing makes
