@@ -170,7 +170,11 @@ async fn failures_to_connect_are_warnings_and_one_for_good_an_error() {
     manager.connect.once(Act::Permanent);
     assert!(matches!(pool.acquire().await, Err(AcquireError::Connect(_))));
     let told = notes.take();
-    has(&told, "ERROR cannot connect, and trying again will not help pool=orders", "scripted");
+    has(
+        &told,
+        "ERROR cannot connect until the server or the settings are changed pool=orders",
+        "scripted",
+    );
 }
 
 /// Such as those of redis and MySQL.
@@ -710,7 +714,7 @@ async fn a_listener_that_panics_changes_nothing_of_what_it_is_told_of() {
     for message in [
         "connected",
         "cannot connect",
-        "cannot connect, and trying again will not help",
+        "cannot connect until the server or the settings are changed",
         "cannot connect to rotate",
         "connecting succeeds again",
         "a check has failed",

@@ -181,7 +181,7 @@ impl<M: Manager> Shared<M> {
                 self,
                 error = cause(error),
                 in_a_row,
-                "cannot connect, and trying again will not help"
+                "cannot connect until the server or the settings are changed"
             );
         } else {
             tell!(warn, self, error = cause(error), in_a_row, "cannot connect");
