@@ -69,7 +69,7 @@
 //! | warn | connecting fails, also to rotate; a check or a reset fails; a hook rejects a connection, by an error or a panic; new connections are lost before anybody uses them; all connections are out of date, as one of them has found out; a connection is held for too long; an acquire was slow; a connection is lost (`postgres`); of a set of nodes, one is refused, no set is learned, or a node that was taken away is not drained in time (`cluster`) |
 //! | info | connecting succeeds again; the pool is drained or closed; a leaked connection comes back; a set of nodes has changed which there are, or no more sets are to come (`cluster`) |
 //! | info, with `cluster` and `node`, without `pool` | a node's role changes (`from`, `to`); a node is added, removed, replaced or given other options by hand |
-//! | debug | a connection is opened or ends; the span `acquire` of one that has to wait (one that does not has none) |
+//! | debug | what is a warning above, but says the same as what has failed in the same way just before; a connection is opened or ends; the span `acquire` of one that has to wait (one that does not has none) |
 //! | trace | the span `use` of a connection in somebody's hands, if `Config::trace_uses` asks for it |
 //!
 //! Each has the field `pool`, the pool's name; at a cluster's node also `cluster` and `node`; and, where there
@@ -91,6 +91,11 @@
 //! it or the network fails, used or idle, with what the server has said, such as `terminating connection due to
 //! administrator command`; or when the driver has lost count of the answers, as after a `COPY … FROM STDIN` that
 //! was refused before it began (`unexpected message from server`).
+//!
+//! Of the failures to connect in a row the first is a warning, and so is each whose error says something else than
+//! the one before; of the others only the 2nd, 4th, 8th, and so on up to the 64th, and each 64th after that. What
+//! comes in between is told at the level debug; `in_a_row` counts all. It is the same with new connections that hooks
+//! reject, or that are lost, in a row. What fails for good is always an error.
 //!
 //! # How to read the code
 //!

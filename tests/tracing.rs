@@ -177,6 +177,85 @@ async fn failures_to_connect_are_warnings_and_one_for_good_an_error() {
     );
 }
 
+/// That these say the same at these levels: the first as a warning, and then fewer and fewer of them.
+fn are_warnings_less_and_less_often(told: &[String], says: impl Fn(usize) -> String) {
+    for (note, in_a_row) in told.iter().zip(1..) {
+        let is_warning = [1, 2, 4, 8, 16, 32, 64, 128, 192].contains(&in_a_row);
+        let level = if is_warning { "WARN" } else { "DEBUG" };
+        assert_eq!(*note, format!("{level} {} in_a_row={in_a_row}", says(in_a_row)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_to_connect_that_say_the_same_are_warnings_less_and_less_often() {
+    let what = Arc::new(Mutex::new("first"));
+    let manager = millpond::from_fn({
+        let what = what.clone();
+        move || {
+            let what = *what.lock().unwrap();
+            async move { Err::<(), _>(TestError { what, permanent: false }) }
+        }
+    });
+    let pool = Pool::builder(manager).name("orders").build_lazy().unwrap();
+    let (notes, _listening) = listen();
+    let fail = async || pool.warm_up(1).await.unwrap_err();
+    for _ in 0..200 {
+        fail().await;
+    }
+    let says = |what: &str| format!("cannot connect pool=orders error=scripted {what} error");
+    let told = notes.take();
+    assert_eq!(told.len(), 200);
+    are_warnings_less_and_less_often(&told, |_| says("first"));
+    *what.lock().unwrap() = "second";
+    fail().await;
+    fail().await;
+    let second = says("second");
+    let news = [format!("WARN {second} in_a_row=201"), format!("DEBUG {second} in_a_row=202")];
+    assert_eq!(notes.take(), news, "what has changed is a warning");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hook_that_rejects_one_after_the_other_is_a_warning_less_and_less_often() {
+    let (notes, _listening) = listen();
+    let manager = TestManager::new();
+    let hooks = Hooks::new()
+        .before_acquire(|_| Box::pin(async { Err(TestError { what: "hook", permanent: false }) }));
+    let pool = pool_of(&manager, 1).hooks(hooks).build_lazy().unwrap();
+    pool.acquire_timeout(150 * SECOND).await.map(drop).unwrap_err();
+    let mut told = notes.take();
+    told.retain(|note| note.contains("has failed"));
+    assert!(told.len() > 64, "{told:#?}");
+    are_warnings_less_and_less_often(&told, |id| {
+        let failed = "before_acquire has failed pool=orders connection=";
+        format!("{failed}{id} error=scripted hook error")
+    });
+}
+
+/// Each says another time.
+#[tokio::test(start_paused = true)]
+async fn new_connections_that_are_lost_in_a_row_are_warnings_less_and_less_often() {
+    let (notes, _listening) = listen();
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).build().await.unwrap();
+    let after = |id: usize| Duration::from_millis(id as u64);
+    for id in 1..=9 {
+        tokio::time::sleep(SECOND / 10).await;
+        pool.warm_up(1).await.unwrap();
+        tokio::time::sleep(after(id)).await;
+        manager.lose(id);
+    }
+    let mut told = notes.take();
+    told.retain(|note| note.contains("is lost"));
+    assert_eq!(told.len(), 9, "{told:#?}");
+    are_warnings_less_and_less_often(&told, |id| {
+        let lost = "a new connection is lost pool=orders connection=";
+        let after = after(id);
+        format!(
+            "{lost}{id} error=the new connection was lost after {after:.0?}, before anybody used it"
+        )
+    });
+}
+
 /// Such as those of redis and MySQL.
 #[tokio::test(start_paused = true)]
 async fn an_error_that_says_what_its_cause_says_is_told_once_and_with_all_causes() {
@@ -295,9 +374,11 @@ async fn new_connections_that_are_lost_before_anybody_uses_them_are_warnings() {
         manager.watch.once(Act::Error);
         assert!(pool.warm_up(1).await.is_err());
         let told = notes.take();
-        let lost = format!("WARN a new connection is lost pool=orders connection={id} error=");
+        let level = if id == 3 { "DEBUG" } else { "WARN" };
+        let lost = format!("{level} a new connection is lost pool=orders connection={id} error=");
         has(&told, &lost, &format!("in_a_row={id}"));
-        assert_eq!(told.iter().filter(|note| note.starts_with("WARN")).count(), 1, "{told:#?}");
+        let warnings = told.iter().filter(|note| note.starts_with("WARN"));
+        assert_eq!(warnings.count(), usize::from(id != 3), "{told:#?}");
     }
     // Two of one wave are one more.
     tokio::time::sleep(SECOND / 10).await;

@@ -126,6 +126,17 @@ macro_rules! tell {
     ($level:ident, $pool:expr, $($fields:tt)*) => {{}};
 }
 
+/// Tells an event as a warning if it is news, and otherwise to those who want to hear of each.
+macro_rules! tell_news {
+    ($is_news:expr, $pool:expr, $($fields:tt)*) => {
+        if $is_news {
+            tell!(warn, $pool, $($fields)*);
+        } else {
+            tell!(debug, $pool, $($fields)*);
+        }
+    };
+}
+
 /// An error as what it is written down as.
 #[cfg(feature = "tracing")]
 fn cause<E: Error + 'static>(error: &OperationError<E>) -> DisplayValue<InWords<'_>> {
@@ -174,6 +185,7 @@ impl<M: Manager> Shared<M> {
         error: &OperationError<M::Error>,
         permanent: bool,
         in_a_row: u32,
+        is_news: bool,
     ) {
         if permanent {
             tell!(
@@ -184,7 +196,7 @@ impl<M: Manager> Shared<M> {
                 "cannot connect until the server or the settings are changed"
             );
         } else {
-            tell!(warn, self, error = cause(error), in_a_row, "cannot connect");
+            tell_news!(is_news, self, error = cause(error), in_a_row, "cannot connect");
         }
     }
 
@@ -203,16 +215,26 @@ impl<M: Manager> Shared<M> {
         tell!(info, self, failures, "connecting succeeds again");
     }
 
-    /// A check, a reset or a hook has failed, and its connection is closed: if nobody had used that, as one of so many
-    /// in a row that were of no use.
+    /// A check, a reset or a hook has failed, and its connection is closed.
     pub(super) fn tell_failed(
         &self,
         connection: u64,
         what: &'static str,
         error: &OperationError<M::Error>,
-        in_a_row: Option<u32>,
     ) {
-        tell!(warn, self, connection, error = cause(error), in_a_row, "{what} has failed");
+        tell!(warn, self, connection, error = cause(error), "{what} has failed");
+    }
+
+    /// A hook has failed for a connection that nobody had used, as one of so many in a row that were of no use.
+    pub(super) fn tell_rejected(
+        &self,
+        connection: u64,
+        hook: &'static str,
+        error: &OperationError<M::Error>,
+        in_a_row: Option<u32>,
+        is_news: bool,
+    ) {
+        tell_news!(is_news, self, connection, error = cause(error), in_a_row, "{hook} has failed");
     }
 
     /// A connection has been lost before anybody used it, as one of so many in a row that were of no use.
@@ -221,8 +243,16 @@ impl<M: Manager> Shared<M> {
         connection: u64,
         error: &OperationError<M::Error>,
         in_a_row: u32,
+        is_news: bool,
     ) {
-        tell!(warn, self, connection, error = cause(error), in_a_row, "a new connection is lost");
+        tell_news!(
+            is_news,
+            self,
+            connection,
+            error = cause(error),
+            in_a_row,
+            "a new connection is lost"
+        );
     }
 
     /// This connection has been found out of date, and so are all that are as old.
