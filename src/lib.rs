@@ -74,7 +74,7 @@
 //!
 //! Each has the field `pool`, the pool's name; at a cluster's node also `cluster` and `node`; and, where there
 //! is one, `connection`, its number. What is told of a set of nodes has no `pool` but `cluster`, and `node` if it
-//! is about one. The spans, and the warning of a slow acquire, have `site`: where it was called. What an attempt,
+//! is about one. The spans, and what is told of a slow acquire and of a connection that is held, have `site`: where it was acquired. What an attempt,
 //! a check, a reset or a hook fails with, a connection is lost with, a node is refused for, and a set is not learned
 //! for, is `error`: what it says, with all its causes, each once. Also:
 //!
@@ -85,6 +85,7 @@
 //! | connecting that fails | `in_a_row`: how many times by now, if not to rotate |
 //! | a connection that a hook rejects, or that is lost, before anybody uses it | `in_a_row`: how many by now were of no use like that. Of several that were opened at the same time, only the first counts: the others have none, and are not told of if they are lost |
 //! | connecting that succeeds again | `failures`: how many times it had failed before |
+//! | a connection that is held for too long, or comes back late | `held`: for how long at least, as the reaper sees it, which looks once each `maintenance_interval` |
 //! | an acquire that was slow | `waited`: for how long; `outcome`: how it ended; and `counts`: what the connections were doing then |
 //!
 //! Of a lost connection nothing else is known but `server`, its address: it is told as soon as the server ends

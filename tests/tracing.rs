@@ -439,6 +439,7 @@ async fn leaks_and_slow_acquires_are_warnings() {
     let builder = pool_of(&manager, 1).leak_after(5 * SECOND).slow_acquire(2 * SECOND);
     let pool = builder.build().await.unwrap();
     let held = pool.acquire().await.unwrap();
+    let site = line!() - 1;
     pool.acquire_timeout(SECOND).await.map(drop).unwrap_err();
     let quick = notes.take();
     assert!(!quick.iter().any(|note| note.starts_with("WARN")), "{quick:#?}");
@@ -451,11 +452,12 @@ async fn leaks_and_slow_acquires_are_warnings() {
     );
     tokio::time::sleep(10 * SECOND).await;
     let told = notes.take();
-    has(&told, "WARN held for too long: connection 1 for ", "acquired at tests/tracing.rs:");
-    has(&told, "WARN held for too long", "pool=orders connection=1");
+    let held_for_5_s = "pool=orders connection=1 held=5.0s site=tests/tracing.rs:";
+    has(&told, &format!("WARN held for too long {held_for_5_s}{}:", site), "");
     drop(held);
     tokio::time::sleep(10 * SECOND).await;
-    has(&notes.take(), "INFO came back late: connection 1", "pool=orders connection=1");
+    let late = format!("site=tests/tracing.rs:{site}:");
+    has(&notes.take(), "INFO came back late pool=orders connection=1 held=1", &late);
     pool.drain(SECOND).await;
     has(&notes.take(), "INFO the pool is being drained pool=orders", "");
 }

@@ -23,7 +23,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 #[cfg(feature = "tracing")]
 use {
-    super::WhichNode,
+    super::{Holder, WhichNode},
     crate::error::InWords,
     crate::metrics::ClusterNode,
     crate::panics::caught,
@@ -135,6 +135,26 @@ macro_rules! tell_news {
             tell!(debug, $pool, $($fields)*);
         }
     };
+}
+
+/// Tells an event of somebody who holds a connection.
+macro_rules! tell_holder {
+    ($level:ident, $pool:expr, $holder:expr, $message:literal) => {
+        tell!(
+            $level,
+            $pool,
+            connection = $holder.connection,
+            held = held($holder),
+            site = $holder.site.map(display),
+            $message
+        )
+    };
+}
+
+/// For how long somebody has held a connection at least, as it is written down; nothing if nobody has seen that yet.
+#[cfg(feature = "tracing")]
+fn held(holder: &Holder) -> Option<DisplayValue<String>> {
+    (!holder.held.is_zero()).then(|| display(format!("{:.1?}", holder.held)))
 }
 
 /// An error as what it is written down as.
@@ -274,8 +294,8 @@ impl<M: Manager> Shared<M> {
     pub(super) fn tell_leak(&self, leak: &Leak) {
         let holder = leak.holder();
         match leak {
-            Leak::Held(_) => tell!(warn, self, connection = holder.connection, "{leak}"),
-            Leak::Returned(_) => tell!(info, self, connection = holder.connection, "{leak}"),
+            Leak::Held(_) => tell_holder!(warn, self, holder, "held for too long"),
+            Leak::Returned(_) => tell_holder!(info, self, holder, "came back late"),
         }
     }
 
