@@ -66,8 +66,8 @@
 //! | level | what |
 //! |---|---|
 //! | error | connecting fails for good |
-//! | warn | connecting fails, also to rotate; a check or a reset fails; a hook rejects a connection, by an error or a panic; new connections are lost before anybody uses them; all connections are out of date, as one of them has found out; a connection is held for too long; an acquire was slow; a connection is lost (`postgres`); of a set of nodes, one is refused, no set is learned, or a node that was taken away is not drained in time (`cluster`) |
-//! | info | connecting succeeds again; the pool is drained or closed; a leaked connection comes back; a set of nodes has changed which there are, or no more sets are to come (`cluster`) |
+//! | warn | connecting fails, also to rotate; a check or a reset fails; a hook rejects a connection, by an error or a panic; new connections are lost before anybody uses them; all connections are out of date, as one of them has found out; a connection is held for too long; an acquire was slow; a pool is not drained in time; a connection is lost (`postgres`); of a set of nodes, one is refused, or no set is learned (`cluster`) |
+//! | info | connecting succeeds again; the pool begins to be drained; it is closed, after a drain as well; a leaked connection comes back; a set of nodes has changed which there are, or no more sets are to come (`cluster`) |
 //! | info, with `cluster` and `node`, without `pool` | a node's role changes (`from`, `to`); a node is added, removed, replaced or given other options by hand |
 //! | debug | what is a warning above, but says the same as what has failed in the same way just before; a connection is opened or ends; the span `acquire` of one that has to wait (one that does not has none) |
 //! | trace | the span `use` of a connection in somebody's hands, if `Config::trace_uses` asks for it |
@@ -86,6 +86,7 @@
 //! | a connection that a hook rejects, or that is lost, before anybody uses it | `in_a_row`: how many by now were of no use like that. Of several that were opened at the same time, only the first counts: the others have none, and are not told of if they are lost |
 //! | connecting that succeeds again | `failures`: how many times it had failed before |
 //! | a connection that is held for too long, or comes back late | `held`: for how long at least, as the reaper sees it, which looks once each `maintenance_interval` |
+//! | a pool that is not drained in time | `still_out`: how many connections are still in use; `connection`, `held` and `site` of the one that has been held for longest |
 //! | an acquire that was slow | `waited`: for how long; `outcome`: how it ended; and `counts`: what the connections were doing then |
 //!
 //! Of a lost connection nothing else is known but `server`, its address: it is told as soon as the server ends

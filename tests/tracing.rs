@@ -459,7 +459,41 @@ async fn leaks_and_slow_acquires_are_warnings() {
     let late = format!("site=tests/tracing.rs:{site}:");
     has(&notes.take(), "INFO came back late pool=orders connection=1 held=1", &late);
     pool.drain(SECOND).await;
-    has(&notes.take(), "INFO the pool is being drained pool=orders", "");
+    let told = notes.take();
+    assert_eq!(told.first().unwrap(), "INFO the pool is being drained pool=orders");
+    assert_eq!(told.last().unwrap(), "INFO the pool is closed pool=orders");
+    assert!(!told.iter().any(|note| note.starts_with("WARN")), "{told:#?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_that_is_not_done_in_time_is_a_warning_and_then_the_pool_is_closed() {
+    let (notes, _listening) = listen();
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 3).build().await.unwrap();
+    let held = pool.acquire().await.unwrap();
+    let line = line!() - 1;
+    tokio::time::sleep(5 * SECOND).await;
+    let other = pool.acquire().await.unwrap();
+    tokio::time::sleep(2 * SECOND).await;
+    notes.take();
+    // It is being drained until the last of several drains is over.
+    assert_eq!(tokio::join!(pool.drain(2 * SECOND), pool.drain(SECOND)).0.still_out.len(), 2);
+    let told = notes.take();
+    let drained = "INFO the pool is being drained pool=orders";
+    let late = "WARN not drained in time pool=orders still_out=2 connection=1 held=";
+    assert_eq!((told.len(), told[0].as_str()), (4, drained), "{told:#?}");
+    for (late_one, held) in [(&told[1], 8), (&told[2], 9)] {
+        // To the reaper's resolution.
+        let held = [held - 1, held].map(|held| format!("{late}{held}."));
+        assert!(held.iter().any(|begins| late_one.starts_with(begins)), "{told:#?}");
+        assert!(late_one.contains(&format!("s site=tests/tracing.rs:{line}:")), "{told:#?}");
+    }
+    assert_eq!(told[3], "INFO the pool is closed pool=orders");
+    drop((held, other));
+    pool.drain(SECOND).await;
+    pool.close().await;
+    let told = notes.take();
+    assert!(told.iter().all(|note| note.starts_with("DEBUG a connection ends")), "{told:#?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -509,7 +543,9 @@ async fn a_set_of_nodes_is_told_of_and_what_of_it_is_refused_and_what_is_not_dra
     assert_eq!(told.len(), 2, "{told:#?}");
     tokio::time::sleep(2 * SECOND).await;
     let told = notes.take();
-    has(&told, "WARN removed, but not drained: 0 closed, 1 still out; ", "cluster=shop node=a");
+    has(&told, "WARN not drained in time pool=shop/a cluster=shop node=a still_out=1", "");
+    has(&told, "INFO the pool is closed pool=shop/a cluster=shop node=a", "");
+    assert_eq!(told.len(), 2, "{told:#?}");
     drop(held);
     // What a stream of sets has to say.
     let answers = [Err(io::Error::other("no answer")), Ok(Vec::new())];
@@ -578,7 +614,7 @@ async fn a_drain_in_the_background_goes_on_without_the_cluster() {
     notes.take();
     tokio::time::sleep(2 * SECOND).await;
     let told = notes.take();
-    has(&told, "WARN removed, but not drained: 0 closed, 1 still out; ", "cluster=shop node=a");
+    has(&told, "WARN not drained in time pool=shop/a cluster=shop node=a still_out=1", "");
     drop(held);
 }
 
@@ -1150,7 +1186,7 @@ async fn a_listener_that_panics_ends_no_watch_and_keeps_no_set_of_nodes_from_bei
     hush_scripted_panics();
     let mut harmed = Vec::new();
     for message in
-        ["a node is refused", "the nodes have changed", "removed, but", "no nodes", "a watch"]
+        ["a node is refused", "the nodes have changed", "not drained", "no nodes", "a watch"]
     {
         let listener = tracing_subscriber::registry().with(Trips(message));
         let _listening = tracing::subscriber::set_default(listener);

@@ -11,7 +11,7 @@
     allow(unused_variables, clippy::unused_self, clippy::if_same_then_else)
 )]
 
-use super::{Shared, Tenant};
+use super::{Holder, Shared, Tenant};
 use crate::error::OperationError;
 use crate::hooks::Leak;
 use crate::manager::Manager;
@@ -23,7 +23,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 #[cfg(feature = "tracing")]
 use {
-    super::{Holder, WhichNode},
+    super::WhichNode,
     crate::error::InWords,
     crate::metrics::ClusterNode,
     crate::panics::caught,
@@ -139,10 +139,11 @@ macro_rules! tell_news {
 
 /// Tells an event of somebody who holds a connection.
 macro_rules! tell_holder {
-    ($level:ident, $pool:expr, $holder:expr, $message:literal) => {
+    ($level:ident, $pool:expr, $holder:expr, $($field:ident,)? $message:literal) => {
         tell!(
             $level,
             $pool,
+            $($field,)?
             connection = $holder.connection,
             held = held($holder),
             site = $holder.site.map(display),
@@ -301,6 +302,14 @@ impl<M: Manager> Shared<M> {
 
     pub(super) fn tell_shut(&self, how: &'static str) {
         tell!(info, self, "the pool is {how}");
+    }
+
+    /// A drain has come to its end, and these still hold a connection.
+    pub(super) fn tell_not_drained(&self, still_out: &[Holder]) {
+        if let Some(holder) = still_out.iter().max_by_key(|holder| holder.held) {
+            let still_out = still_out.len();
+            tell_holder!(warn, self, holder, still_out, "not drained in time");
+        }
     }
 
     /// An acquire has waited.
