@@ -67,6 +67,17 @@ pub(crate) fn in_words(error: &dyn std::error::Error) -> String {
     })
 }
 
+/// The same as an event has it, which asks for it when it is written down.
+#[cfg(feature = "tracing")]
+pub(crate) struct InWords<'e>(pub(crate) &'e (dyn std::error::Error + 'static));
+
+#[cfg(feature = "tracing")]
+impl Display for InWords<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&in_words(self.0))
+    }
+}
+
 /// A setting is out of its range. Nothing was built.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{name} is {value}, but it {rule}", name = .variable.as_deref().unwrap_or(.field))]

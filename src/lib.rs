@@ -66,17 +66,17 @@
 //! | level | what |
 //! |---|---|
 //! | error | connecting fails for good |
-//! | warn | connecting fails, also to rotate; a check or a reset fails; a hook rejects a connection, by an error or a panic; new connections are lost before anybody uses them; all connections are out of date, as one of them has found out; a connection is held for too long; an acquire was slow; a connection is lost (`postgres`); of a set of nodes, one is refused, no set is learned, or a node that was taken away is not drained in time (`cluster`) |
-//! | info | connecting succeeds again; the pool is drained or closed; a leaked connection comes back; a set of nodes has changed which there are, or no more sets are to come (`cluster`) |
+//! | warn | connecting fails, also to rotate; a check or a reset fails; a hook rejects a connection, by an error or a panic; new connections are lost before anybody uses them; all connections are out of date, as one of them has found out; a connection is held for too long; an acquire was slow; a pool is not drained in time; a connection is lost (`postgres`); of a set of nodes, one is refused, or no set is learned (`cluster`) |
+//! | info | connecting succeeds again; the pool begins to be drained; it is closed, after a drain as well; a leaked connection comes back; a set of nodes has changed which there are, or no more sets are to come (`cluster`) |
 //! | info, with `cluster` and `node`, without `pool` | a node's role changes (`from`, `to`); a node is added, removed, replaced or given other options by hand |
-//! | debug | a connection is opened or ends; the span `acquire` of one that has to wait (one that does not has none) |
+//! | debug | what is a warning above, but says the same as what has failed in the same way just before; a connection is opened or ends; the span `acquire` of one that has to wait (one that does not has none) |
 //! | trace | the span `use` of a connection in somebody's hands, if `Config::trace_uses` asks for it |
 //!
 //! Each has the field `pool`, the pool's name; at a cluster's node also `cluster` and `node`; and, where there
 //! is one, `connection`, its number. What is told of a set of nodes has no `pool` but `cluster`, and `node` if it
-//! is about one. The spans, and the warning of a slow acquire, have `site`: where it was called. What an attempt,
+//! is about one. The spans, and what is told of a slow acquire and of a connection that is held, have `site`: where it was acquired. What an attempt,
 //! a check, a reset or a hook fails with, a connection is lost with, a node is refused for, and a set is not learned
-//! for, is `error`. Also:
+//! for, is `error`: what it says, with all its causes, each once. Also:
 //!
 //! | of | there is |
 //! |---|---|
@@ -86,12 +86,19 @@
 //! | connecting that fails | `in_a_row`: how many times by now, if not to rotate |
 //! | a connection that a hook rejects, or that is lost, before anybody uses it | `in_a_row`: how many by now were of no use like that. Of several that were opened at the same time, only the first counts: the others have none, and are not told of if they are lost |
 //! | connecting that succeeds again | `failures`: how many times it had failed before |
+//! | a connection that is held for too long, or comes back late | `held`: for how long at least, as the reaper sees it, which looks once each `maintenance_interval` |
+//! | a pool that is not drained in time | `still_out`: how many connections are still in use; `connection`, `held` and `site` of the one that has been held for longest |
 //! | an acquire that was slow | `waited`: for how long; `outcome`: how it ended; and `counts`: what the connections were doing then |
 //!
 //! Of a lost connection nothing else is known but `server`, its address: it is told as soon as the server ends
 //! it or the network fails, used or idle, with what the server has said, such as `terminating connection due to
 //! administrator command`; or when the driver has lost count of the answers, as after a `COPY … FROM STDIN` that
 //! was refused before it began (`unexpected message from server`).
+//!
+//! Of the failures to connect in a row the first is a warning, and so is each whose error says something else than
+//! the one before; of the others only the 2nd, 4th, 8th, and so on up to the 64th, and each 64th after that. What
+//! comes in between is told at the level debug; `in_a_row` counts all. It is the same with new connections that hooks
+//! reject, or that are lost, in a row. What fails for good is always an error.
 //!
 //! # How to read the code
 //!

@@ -294,7 +294,7 @@ mod tests {
         // Here, so that it is not lost.
         let (tell, told) = mpsc::channel();
         let tells = move |thread: io::Result<()>| {
-            tell.send(thread.map_err(|it| it.kind())).expect("the test waits")
+            tell.send(thread.map_err(|it| it.kind())).expect("the test waits");
         };
         give_to_another(Box::new(tells), none);
         assert_eq!(told.recv(), Ok(Err(io::ErrorKind::WouldBlock)));

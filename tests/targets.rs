@@ -99,7 +99,7 @@ async fn whatever_connecting_fails_with_names_the_target_once() {
     let pool = builder(Act::Permanent).build_lazy().unwrap();
     let refused = pool.acquire().await.map(drop).unwrap_err();
     assert!(matches!(refused, AcquireError::Connect(_)), "{refused}");
-    let said = "cannot connect to db.internal:5432, and trying again will not help: scripted connect error";
+    let said = "cannot connect to db.internal:5432 until the server or the settings are changed: scripted connect error";
     assert_eq!(chain(&refused), said);
 
     let pool = builder(Act::Never).fail_fast(true).connect_timeout(SECOND).build_lazy().unwrap();

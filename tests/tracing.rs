@@ -8,6 +8,7 @@ use support::*;
 
 use millpond::{AcquireError, CheckPolicy, Hooks, Pool, PoolBuilder};
 use std::collections::VecDeque;
+use std::error::Error;
 use std::fmt::{Debug, Write};
 use std::future::pending;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,6 +37,16 @@ impl Visit for Fields {
             self.0.insert_str(0, &format!("{value:?}"));
         } else {
             write!(self.0, " {}={value:?}", field.name()).unwrap();
+        }
+    }
+
+    /// As `fmt` of tracing-subscriber does.
+    fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
+        self.record_debug(field, &format_args!("{value}"));
+        let mut causes = value.source();
+        while let Some(cause) = causes {
+            write!(self.0, " {}.sources={cause}", field.name()).unwrap();
+            causes = cause.source();
         }
     }
 }
@@ -159,7 +170,121 @@ async fn failures_to_connect_are_warnings_and_one_for_good_an_error() {
     manager.connect.once(Act::Permanent);
     assert!(matches!(pool.acquire().await, Err(AcquireError::Connect(_))));
     let told = notes.take();
-    has(&told, "ERROR cannot connect, and trying again will not help pool=orders", "scripted");
+    has(
+        &told,
+        "ERROR cannot connect until the server or the settings are changed pool=orders",
+        "scripted",
+    );
+}
+
+/// That these say the same at these levels: the first as a warning, and then fewer and fewer of them.
+fn are_warnings_less_and_less_often(told: &[String], says: impl Fn(usize) -> String) {
+    for (note, in_a_row) in told.iter().zip(1..) {
+        let is_warning = [1, 2, 4, 8, 16, 32, 64, 128, 192].contains(&in_a_row);
+        let level = if is_warning { "WARN" } else { "DEBUG" };
+        assert_eq!(*note, format!("{level} {} in_a_row={in_a_row}", says(in_a_row)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_to_connect_that_say_the_same_are_warnings_less_and_less_often() {
+    let what = Arc::new(Mutex::new("first"));
+    let manager = millpond::from_fn({
+        let what = what.clone();
+        move || {
+            let what = *what.lock().unwrap();
+            async move { Err::<(), _>(TestError { what, permanent: false }) }
+        }
+    });
+    let pool = Pool::builder(manager).name("orders").build_lazy().unwrap();
+    let (notes, _listening) = listen();
+    let fail = async || pool.warm_up(1).await.unwrap_err();
+    for _ in 0..200 {
+        fail().await;
+    }
+    let says = |what: &str| format!("cannot connect pool=orders error=scripted {what} error");
+    let told = notes.take();
+    assert_eq!(told.len(), 200);
+    are_warnings_less_and_less_often(&told, |_| says("first"));
+    *what.lock().unwrap() = "second";
+    fail().await;
+    fail().await;
+    let second = says("second");
+    let news = [format!("WARN {second} in_a_row=201"), format!("DEBUG {second} in_a_row=202")];
+    assert_eq!(notes.take(), news, "what has changed is a warning");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hook_that_rejects_one_after_the_other_is_a_warning_less_and_less_often() {
+    let (notes, _listening) = listen();
+    let manager = TestManager::new();
+    let hooks = Hooks::new()
+        .before_acquire(|_| Box::pin(async { Err(TestError { what: "hook", permanent: false }) }));
+    let pool = pool_of(&manager, 1).hooks(hooks).build_lazy().unwrap();
+    pool.acquire_timeout(150 * SECOND).await.map(drop).unwrap_err();
+    let mut told = notes.take();
+    told.retain(|note| note.contains("has failed"));
+    assert!(told.len() > 64, "{told:#?}");
+    are_warnings_less_and_less_often(&told, |id| {
+        let failed = "before_acquire has failed pool=orders connection=";
+        format!("{failed}{id} error=scripted hook error")
+    });
+}
+
+/// Each says another time.
+#[tokio::test(start_paused = true)]
+async fn new_connections_that_are_lost_in_a_row_are_warnings_less_and_less_often() {
+    let (notes, _listening) = listen();
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 1).build().await.unwrap();
+    let after = |id: usize| Duration::from_millis(id as u64);
+    for id in 1..=9 {
+        tokio::time::sleep(SECOND / 10).await;
+        pool.warm_up(1).await.unwrap();
+        tokio::time::sleep(after(id)).await;
+        manager.lose(id);
+    }
+    let mut told = notes.take();
+    told.retain(|note| note.contains("is lost"));
+    assert_eq!(told.len(), 9, "{told:#?}");
+    are_warnings_less_and_less_often(&told, |id| {
+        let lost = "a new connection is lost pool=orders connection=";
+        let after = after(id);
+        format!(
+            "{lost}{id} error=the new connection was lost after {after:.0?}, before anybody used it"
+        )
+    });
+}
+
+/// Such as those of redis and MySQL.
+#[tokio::test(start_paused = true)]
+async fn an_error_that_says_what_its_cause_says_is_told_once_and_with_all_causes() {
+    #[derive(Debug, thiserror::Error)]
+    #[error("{says}")]
+    struct Link {
+        says: &'static str,
+        #[source]
+        cause: Option<Box<Link>>,
+    }
+    let refused = "Connection refused (os error 111)";
+    for (chain, told) in [
+        ([refused, refused], refused),
+        (["cannot connect to db:5432", refused], &format!("cannot connect to db:5432: {refused}")),
+    ] {
+        let connect = move || {
+            let cause = Some(Box::new(Link { says: chain[1], cause: None }));
+            async move { Err::<(), _>(Link { says: chain[0], cause }) }
+        };
+        let (notes, _listening) = listen();
+        let pool = Pool::builder(millpond::from_fn(connect)).build_lazy().unwrap();
+        pool.warm_up(1).await.unwrap_err();
+        pool.rotate(|_| Box::pin(async { Ok(()) })).await.unwrap_err();
+        let notes = notes.take();
+        let failed = format!("WARN cannot connect pool=millpond error={told} in_a_row=1");
+        let stays = "WARN cannot connect to rotate, and the old connections stay";
+        let rotates = format!("{stays} pool=millpond error={told}");
+        assert!(notes.contains(&failed) && notes.contains(&rotates), "{notes:#?}");
+    }
 }
 
 /// As a field, by which one may filter, it is there though the error may name it.
@@ -180,7 +305,7 @@ async fn whatever_tells_of_connecting_that_fails_tells_where_it_was_to_lead() {
     let told = notes.take();
     for begins in [
         "WARN cannot connect pool=orders server=db:5432 error=",
-        "ERROR cannot connect, and trying again will not help pool=orders server=db:5432 error=",
+        "ERROR cannot connect until the server or the settings are changed pool=orders server=db:5432 error=",
         "WARN cannot connect to rotate, and the old connections stay pool=orders server=db:5432 error=",
         "WARN a new connection is lost pool=orders connection=1 server=db:5432 error=",
     ] {
@@ -275,9 +400,11 @@ async fn new_connections_that_are_lost_before_anybody_uses_them_are_warnings() {
         manager.watch.once(Act::Error);
         assert!(pool.warm_up(1).await.is_err());
         let told = notes.take();
-        let lost = format!("WARN a new connection is lost pool=orders connection={id} error=");
+        let level = if id == 3 { "DEBUG" } else { "WARN" };
+        let lost = format!("{level} a new connection is lost pool=orders connection={id} error=");
         has(&told, &lost, &format!("in_a_row={id}"));
-        assert_eq!(told.iter().filter(|note| note.starts_with("WARN")).count(), 1, "{told:#?}");
+        let warnings = told.iter().filter(|note| note.starts_with("WARN"));
+        assert_eq!(warnings.count(), usize::from(id != 3), "{told:#?}");
     }
     // Two of one wave are one more.
     tokio::time::sleep(SECOND / 10).await;
@@ -338,6 +465,7 @@ async fn leaks_and_slow_acquires_are_warnings() {
     let builder = pool_of(&manager, 1).leak_after(5 * SECOND).slow_acquire(2 * SECOND);
     let pool = builder.build().await.unwrap();
     let held = pool.acquire().await.unwrap();
+    let site = line!() - 1;
     pool.acquire_timeout(SECOND).await.map(drop).unwrap_err();
     let quick = notes.take();
     assert!(!quick.iter().any(|note| note.starts_with("WARN")), "{quick:#?}");
@@ -350,17 +478,48 @@ async fn leaks_and_slow_acquires_are_warnings() {
     );
     tokio::time::sleep(10 * SECOND).await;
     let told = notes.take();
-    has(
-        &told,
-        "WARN held for too long: connection 1 for at least ",
-        "acquired at tests/tracing.rs:",
-    );
-    has(&told, "WARN held for too long", "pool=orders connection=1");
+    let held_for_5_s = "pool=orders connection=1 held=5.0s site=tests/tracing.rs:";
+    has(&told, &format!("WARN held for too long {held_for_5_s}{}:", site), "");
     drop(held);
     tokio::time::sleep(10 * SECOND).await;
-    has(&notes.take(), "INFO came back late: connection 1", "pool=orders connection=1");
+    let late = format!("site=tests/tracing.rs:{site}:");
+    has(&notes.take(), "INFO came back late pool=orders connection=1 held=1", &late);
     drop(pool.drain(SECOND).await);
-    has(&notes.take(), "INFO the pool is being drained pool=orders", "");
+    let told = notes.take();
+    assert_eq!(told.first().unwrap(), "INFO the pool is being drained pool=orders");
+    assert_eq!(told.last().unwrap(), "INFO the pool is closed pool=orders");
+    assert!(!told.iter().any(|note| note.starts_with("WARN")), "{told:#?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_that_is_not_done_in_time_is_a_warning_and_then_the_pool_is_closed() {
+    let (notes, _listening) = listen();
+    let manager = TestManager::new();
+    let pool = pool_of(&manager, 3).build().await.unwrap();
+    let held = pool.acquire().await.unwrap();
+    let line = line!() - 1;
+    tokio::time::sleep(5 * SECOND).await;
+    let other = pool.acquire().await.unwrap();
+    tokio::time::sleep(2 * SECOND).await;
+    notes.take();
+    // It is being drained until the last of several drains is over.
+    assert_eq!(tokio::join!(pool.drain(2 * SECOND), pool.drain(SECOND)).0.still_out.len(), 2);
+    let told = notes.take();
+    let drained = "INFO the pool is being drained pool=orders";
+    let late = "WARN not drained in time pool=orders still_out=2 connection=1 held=";
+    assert_eq!((told.len(), told[0].as_str()), (4, drained), "{told:#?}");
+    for (late_one, held) in [(&told[1], 8), (&told[2], 9)] {
+        // To the reaper's resolution.
+        let held = [held - 1, held].map(|held| format!("{late}{held}."));
+        assert!(held.iter().any(|begins| late_one.starts_with(begins)), "{told:#?}");
+        assert!(late_one.contains(&format!("s site=tests/tracing.rs:{line}:")), "{told:#?}");
+    }
+    assert_eq!(told[3], "INFO the pool is closed pool=orders");
+    drop((held, other));
+    drop(pool.drain(SECOND).await);
+    pool.close().await;
+    let told = notes.take();
+    assert!(told.iter().all(|note| note.starts_with("DEBUG a connection ends")), "{told:#?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -410,7 +569,9 @@ async fn a_set_of_nodes_is_told_of_and_what_of_it_is_refused_and_what_is_not_dra
     assert_eq!(told.len(), 2, "{told:#?}");
     tokio::time::sleep(2 * SECOND).await;
     let told = notes.take();
-    has(&told, "WARN removed, but not drained: 0 closed, 1 still out; ", "cluster=shop node=a");
+    has(&told, "WARN not drained in time pool=shop/a cluster=shop node=a still_out=1", "");
+    has(&told, "INFO the pool is closed pool=shop/a cluster=shop node=a", "");
+    assert_eq!(told.len(), 2, "{told:#?}");
     drop(held);
     // What a stream of sets has to say.
     let answers = [Err(io::Error::other("no answer")), Ok(Vec::new())];
@@ -479,7 +640,7 @@ async fn a_drain_in_the_background_goes_on_without_the_cluster() {
     notes.take();
     tokio::time::sleep(2 * SECOND).await;
     let told = notes.take();
-    has(&told, "WARN removed, but not drained: 0 closed, 1 still out; ", "cluster=shop node=a");
+    has(&told, "WARN not drained in time pool=shop/a cluster=shop node=a still_out=1", "");
     drop(held);
 }
 
@@ -698,7 +859,7 @@ async fn a_listener_that_panics_changes_nothing_of_what_it_is_told_of() {
     for message in [
         "connected",
         "cannot connect",
-        "cannot connect, and trying again will not help",
+        "cannot connect until the server or the settings are changed",
         "cannot connect to rotate",
         "connecting succeeds again",
         "a check has failed",
@@ -1051,7 +1212,7 @@ async fn a_listener_that_panics_ends_no_watch_and_keeps_no_set_of_nodes_from_bei
     hush_scripted_panics();
     let mut harmed = Vec::new();
     for message in
-        ["a node is refused", "the nodes have changed", "removed, but", "no nodes", "a watch"]
+        ["a node is refused", "the nodes have changed", "not drained", "no nodes", "a watch"]
     {
         let listener = tracing_subscriber::registry().with(Trips(message));
         let _listening = tracing::subscriber::set_default(listener);

@@ -20,7 +20,7 @@ use super::{Cluster, Key, Shared};
 use crate::manager::Manager;
 use crate::panics::caught;
 #[cfg(feature = "tracing")]
-use crate::panics::tell;
+use crate::{error::InWords, panics::tell};
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
@@ -304,7 +304,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
                 Look::Closed => return Err(SetError::Closed { cluster: self.name() }),
                 Look::Missing(missing) => missing.into_iter().for_each(|place| plan.make(place)),
                 Look::Done(changes, leaving) => {
-                    leaving.into_iter().for_each(|node| drain(self.name(), node, limit));
+                    leaving.into_iter().for_each(|node| drain(node, limit));
                     return Ok(changes);
                 }
             }
@@ -318,8 +318,7 @@ impl<K: Key, M: Manager> Shared<K, M> {
             let cluster = tracing::field::display(&self.settings.name);
             let is_told = |key: &K| told.iter().any(|(other, _)| other == key);
             for (key, error) in changes.errors.iter().filter(|(key, _)| !is_told(key)) {
-                let error = error as &(dyn std::error::Error + 'static);
-                tell!(warn, cluster, node = %key, error, "a node is refused");
+                tell!(warn, cluster, node = %key, error = %InWords(error), "a node is refused");
             }
             if !changes.is_empty() {
                 tell!(info, cluster, "the nodes have changed: {changes}");
@@ -565,16 +564,10 @@ impl<'p, K: Key, M: Manager> Plan<'p, K, M> {
 }
 
 /// Has a pool refuse everybody at once, and waits in the background for what is out of it.
-fn drain<K: Key, M: Manager>(cluster: Arc<str>, node: Arc<Node<K, M>>, limit: Duration) {
+fn drain<K: Key, M: Manager>(node: Arc<Node<K, M>>, limit: Duration) {
     let mut drain = Box::pin(async move {
-        let report = node.pool.drain(limit).await;
-        #[cfg(feature = "tracing")]
-        if !report.still_out.is_empty() {
-            let (cluster, node) = (&*cluster, node.key());
-            tell!(warn, %cluster, %node, "removed, but not drained: {report}");
-        }
-        #[cfg(not(feature = "tracing"))]
-        drop((report, cluster));
+        // The pool tells who is still out.
+        drop(node.pool.drain(limit).await);
     });
     // The first step is taken here; the task wakes for all others, since it begins with a poll.
     let begun = drain.as_mut().poll(&mut Context::from_waker(Waker::noop()));

@@ -12,7 +12,7 @@ use crate::error::in_words;
 use crate::manager::Manager;
 use crate::panics::caught;
 #[cfg(feature = "tracing")]
-use crate::panics::tell;
+use crate::{error::InWords, panics::tell};
 use event_listener::{Event, IntoNotification};
 use futures_core::Stream;
 use std::error::Error;
@@ -531,7 +531,7 @@ impl<K: Key, M: Manager> Watching<K, M> {
         {
             let cause = error.source().unwrap_or(&*error);
             let cluster = tracing::field::display(&self.name);
-            tell!(warn, cluster, error = cause, "no nodes are learned");
+            tell!(warn, cluster, error = %InWords(cause), "no nodes are learned");
         }
     }
 }

@@ -440,7 +440,9 @@ impl<'p, M: Manager> Draining<'p, M> {
 
     fn report(self) -> DrainReport {
         let closed = self.shared.totals.ended() - self.ended_before;
-        DrainReport { closed, still_out: self.shared.holders() }
+        let still_out = self.shared.holders();
+        self.shared.tell_not_drained(&still_out);
+        DrainReport { closed, still_out }
     }
 }
 
@@ -449,7 +451,10 @@ impl<M: Manager> Drop for Draining<'_, M> {
         // Ordering: SeqCst. The last of several ends it, even if another begins just then: to that one
         // the pool is closed already.
         if self.shared.drains.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.shared.phase.store(CLOSED, Ordering::SeqCst);
+            let before = self.shared.phase.swap(CLOSED, Ordering::SeqCst);
+            if before == DRAINING {
+                self.shared.tell_shut("closed");
+            }
         }
     }
 }

@@ -336,7 +336,7 @@ where
         return Some(lease);
     };
     let error = OperationError::Panicked { message };
-    shared.tell_failed(lease.resource_mut().id, "on_checkin", &error, None);
+    shared.tell_failed(lease.resource_mut().id, "on_checkin", &error);
     end_in_doubt(lease, doubt, CloseReason::Rejected);
     None
 }
@@ -436,7 +436,7 @@ where
             act_on(trial.pass(), doubt)
         }
         Err(error) => {
-            shared.tell_failed(trial.resource_mut().id, "a reset", &error, None);
+            shared.tell_failed(trial.resource_mut().id, "a reset", &error);
             shared.doubt_idle();
             shared.close_connection(trial.fail(), CloseReason::FailedReset);
             Err(ReleaseError::Reset(error))

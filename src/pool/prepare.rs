@@ -221,7 +221,7 @@ where
     match checked {
         Ok(()) => Ok(trial.pass()),
         Err(error) => {
-            shared.tell_failed(trial.resource_mut().id, "a check", &error, None);
+            shared.tell_failed(trial.resource_mut().id, "a check", &error);
             shared.doubt_idle();
             shared.close_connection(trial.fail(), CloseReason::FailedCheck);
             Err((&error).into())

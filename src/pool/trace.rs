@@ -11,7 +11,7 @@
     allow(unused_variables, clippy::unused_self, clippy::if_same_then_else)
 )]
 
-use super::{Shared, Tenant};
+use super::{Holder, Shared, Tenant};
 use crate::error::OperationError;
 use crate::hooks::Leak;
 use crate::manager::Manager;
@@ -22,6 +22,7 @@ use std::time::Duration;
 #[cfg(feature = "tracing")]
 use {
     super::WhichNode,
+    crate::error::InWords,
     crate::metrics::ClusterNode,
     crate::panics::caught,
     std::future::Future,
@@ -133,10 +134,42 @@ macro_rules! tell {
     ($level:ident, $pool:expr, $($fields:tt)*) => {{}};
 }
 
+/// Tells an event as a warning if it is news, and otherwise to those who want to hear of each.
+macro_rules! tell_news {
+    ($is_news:expr, $pool:expr, $($fields:tt)*) => {
+        if $is_news {
+            tell!(warn, $pool, $($fields)*);
+        } else {
+            tell!(debug, $pool, $($fields)*);
+        }
+    };
+}
+
+/// Tells an event of somebody who holds a connection.
+macro_rules! tell_holder {
+    ($level:ident, $pool:expr, $holder:expr, $($field:ident,)? $message:literal) => {
+        tell!(
+            $level,
+            $pool,
+            $($field,)?
+            connection = $holder.connection,
+            held = held($holder),
+            site = $holder.site.map(display),
+            $message
+        )
+    };
+}
+
+/// For how long somebody has held a connection at least, as it is written down; nothing if nobody has seen that yet.
+#[cfg(feature = "tracing")]
+fn held(holder: &Holder) -> Option<DisplayValue<String>> {
+    (!holder.held.is_zero()).then(|| display(format!("{:.1?}", holder.held)))
+}
+
 /// An error as what it is written down as.
 #[cfg(feature = "tracing")]
-fn cause<E: Error + 'static>(error: &OperationError<E>) -> &(dyn Error + 'static) {
-    error
+fn cause<E: Error + 'static>(error: &OperationError<E>) -> DisplayValue<InWords<'_>> {
+    display(InWords(error))
 }
 
 /// A word about the node that a pool stands for. It is asked for when it is written down: tracing makes
@@ -186,6 +219,7 @@ impl<M: Manager> Shared<M> {
         error: &OperationError<M::Error>,
         permanent: bool,
         in_a_row: u32,
+        is_news: bool,
     ) {
         #[cfg(feature = "tracing")]
         let server = self.server();
@@ -196,10 +230,10 @@ impl<M: Manager> Shared<M> {
                 server,
                 error = cause(error),
                 in_a_row,
-                "cannot connect, and trying again will not help"
+                "cannot connect until the server or the settings are changed"
             );
         } else {
-            tell!(warn, self, server, error = cause(error), in_a_row, "cannot connect");
+            tell_news!(is_news, self, server, error = cause(error), in_a_row, "cannot connect");
         }
     }
 
@@ -219,16 +253,26 @@ impl<M: Manager> Shared<M> {
         tell!(info, self, failures, "connecting succeeds again");
     }
 
-    /// A check, a reset or a hook has failed, and its connection is closed: if nobody had used that, as one of so many
-    /// in a row that were of no use.
+    /// A check, a reset or a hook has failed, and its connection is closed.
     pub(super) fn tell_failed(
         &self,
         connection: u64,
         what: &'static str,
         error: &OperationError<M::Error>,
-        in_a_row: Option<u32>,
     ) {
-        tell!(warn, self, connection, error = cause(error), in_a_row, "{what} has failed");
+        tell!(warn, self, connection, error = cause(error), "{what} has failed");
+    }
+
+    /// A hook has failed for a connection that nobody had used, as one of so many in a row that were of no use.
+    pub(super) fn tell_rejected(
+        &self,
+        connection: u64,
+        hook: &'static str,
+        error: &OperationError<M::Error>,
+        in_a_row: Option<u32>,
+        is_news: bool,
+    ) {
+        tell_news!(is_news, self, connection, error = cause(error), in_a_row, "{hook} has failed");
     }
 
     /// A connection has been lost before anybody used it, as one of so many in a row that were of no use.
@@ -237,12 +281,15 @@ impl<M: Manager> Shared<M> {
         connection: u64,
         error: &OperationError<M::Error>,
         in_a_row: u32,
+        is_news: bool,
     ) {
-        tell!(
-            warn,
+        #[cfg(feature = "tracing")]
+        let server = self.server();
+        tell_news!(
+            is_news,
             self,
             connection,
-            server = self.server(),
+            server,
             error = cause(error),
             in_a_row,
             "a new connection is lost"
@@ -268,13 +315,21 @@ impl<M: Manager> Shared<M> {
     pub(super) fn tell_leak(&self, leak: &Leak) {
         let holder = leak.holder();
         match leak {
-            Leak::Held(_) => tell!(warn, self, connection = holder.connection, "{leak}"),
-            Leak::Returned(_) => tell!(info, self, connection = holder.connection, "{leak}"),
+            Leak::Held(_) => tell_holder!(warn, self, holder, "held for too long"),
+            Leak::Returned(_) => tell_holder!(info, self, holder, "came back late"),
         }
     }
 
     pub(super) fn tell_shut(&self, how: &'static str) {
         tell!(info, self, "the pool is {how}");
+    }
+
+    /// A drain has come to its end, and these still hold a connection.
+    pub(super) fn tell_not_drained(&self, still_out: &[Holder]) {
+        if let Some(holder) = still_out.iter().max_by_key(|holder| holder.held) {
+            let still_out = still_out.len();
+            tell_holder!(warn, self, holder, still_out, "not drained in time");
+        }
     }
 
     /// An acquire has waited.

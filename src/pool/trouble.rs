@@ -219,6 +219,24 @@ impl<E> From<Verdict<E>> for AcquireError<E> {
     }
 }
 
+/// Warnings of failures in a row that say the same come no closer than this in the long run: a server that is away
+/// for hours is tried again every second or two.
+const TOLD_EACH: u32 = 64;
+
+impl<E> Failure<E> {
+    /// Whether it is to be a warning, as one of so many in a row: the first, one that says something else than the
+    /// one `before` it, and fewer and fewer of those that do not.
+    fn is_news(&self, in_a_row: u32, before: Option<&Self>) -> bool {
+        let is_loss = |failure: &Self| matches!(failure.error.error, OperationError::Lost { .. });
+        let says_the_same = before.is_some_and(|before| {
+            // Each was lost after another time.
+            before.said.words == self.said.words || is_loss(before) && is_loss(self)
+        });
+        let is_one_of_few = in_a_row < TOLD_EACH && in_a_row.is_power_of_two();
+        !says_the_same || is_one_of_few || in_a_row % TOLD_EACH == 0
+    }
+}
+
 impl<E: Error + 'static> Failure<E> {
     /// Takes down what it says, with the hook that said it and all causes, and where the connection was to lead,
     /// unless that says so.
@@ -417,11 +435,12 @@ impl<E> Connector<E> {
         lock(&self.trouble).newest.is_some_and(|newest| newest > began)
     }
 
-    /// Takes note of a failure that says nothing of how it is now; answers how many there have been in a row.
-    fn is_outdone(&self, failure: &Failure<E>) -> u32 {
+    /// Takes note of a failure that says nothing of how it is now; answers how many there have been in a row, and
+    /// whether this one is news.
+    fn is_outdone(&self, failure: &Failure<E>) -> (u32, bool) {
         let mut trouble = lock(&self.trouble);
         trouble.last_ever = Some(failure.said.clone());
-        trouble.in_a_row
+        (trouble.in_a_row, failure.is_news(trouble.in_a_row, trouble.failed.as_ref()))
     }
 
     /// A rotation could not connect. It is the last failure, for good or not, and all else goes by that. But it is
@@ -441,8 +460,9 @@ impl<E> Connector<E> {
         lock(&self.trouble).round
     }
 
-    /// A new connection that nobody has used yet is of no use; answers how many in a row that makes, if it is one more.
-    fn is_of_no_use<C>(&self, tenant: &Tenant<C>, failure: Failure<E>) -> Option<u32> {
+    /// A new connection that nobody has used yet is of no use; answers how many in a row that makes, if it is one
+    /// more, and whether this one is news.
+    fn is_of_no_use<C>(&self, tenant: &Tenant<C>, failure: Failure<E>) -> (Option<u32>, bool) {
         let _useless;
         let mut trouble = lock(&self.trouble);
         let is_next = tenant.round == trouble.round;
@@ -455,9 +475,10 @@ impl<E> Connector<E> {
                 (is_next, in_a_row, before.stays.filter(is_older))
             }
         };
+        let is_news = failure.is_news(in_a_row, trouble.useless().map(|useless| &useless.last));
         trouble.last_ever = Some(failure.said.clone());
         _useless = trouble.useless.replace(Useless { last: failure, in_a_row, stays });
-        is_one_more.then_some(in_a_row)
+        (is_one_more.then_some(in_a_row), is_news)
     }
 
     /// A new connection has been handed out.
@@ -507,10 +528,10 @@ impl<E> Connector<E> {
         useless.map_or((0, Duration::ZERO), |it| (it.in_a_row, it.last.said.when.elapsed()))
     }
 
-    /// Notes a failure, and the verdict on it; answers how many there have been in a row. A dial that is to
-    /// try again soon becomes the prober in the same step, unless another one is: so nobody who hears of the
-    /// failure finds that it is not followed up. After one for good that ends every wait, it is not tried again
-    /// for so long as the number says.
+    /// Notes a failure, and the verdict on it; answers how many there have been in a row, and whether this one is
+    /// news. A dial that is to try again soon becomes the prober in the same step, unless another one is: so nobody
+    /// who hears of the failure finds that it is not followed up. After one for good that ends every wait, it is not
+    /// tried again for so long as the number says.
     fn failed(
         &self,
         failure: Failure<E>,
@@ -518,7 +539,7 @@ impl<E> Connector<E> {
         verdict: Option<Verdict<E>>,
         probes: Option<&mut bool>,
         truce: impl FnOnce(u32) -> Duration,
-    ) -> u32 {
+    ) -> (u32, bool) {
         self.admitted.store(1, Ordering::SeqCst);
         let (_failed, _verdict);
         let mut trouble = lock(&self.trouble);
@@ -532,9 +553,10 @@ impl<E> Connector<E> {
         if let Some(verdict) = verdict {
             _verdict = self.pass(&mut trouble, verdict);
         }
+        let is_news = failure.is_news(trouble.in_a_row, trouble.failed.as_ref());
         trouble.last_ever = Some(failure.said.clone());
         _failed = trouble.failed.replace(failure);
-        trouble.in_a_row
+        (trouble.in_a_row, is_news)
     }
 }
 
@@ -612,8 +634,8 @@ impl<M: Manager> Shared<M> {
         }
         self.totals.connect_failed();
         let failure = self.failure(unopened);
-        let in_a_row = self.connector.is_outdone(&failure);
-        self.tell_connect_failed(&failure.error.error, false, in_a_row);
+        let (in_a_row, is_news) = self.connector.is_outdone(&failure);
+        self.tell_connect_failed(&failure.error.error, false, in_a_row, is_news);
         None
     }
 
@@ -662,9 +684,9 @@ impl<M: Manager> Shared<M> {
         });
         let tell = verdict.is_some();
         let truce = |failures| self.longest_pause(failures);
-        let in_a_row = self.connector.failed(failure, permanent, verdict, probes, truce);
+        let (in_a_row, is_news) = self.connector.failed(failure, permanent, verdict, probes, truce);
         self.tell_again();
-        self.tell_connect_failed(&error.error, permanent, in_a_row);
+        self.tell_connect_failed(&error.error, permanent, in_a_row, is_news);
         self.changed();
         ConnectFailure { error, permanent, tell, in_a_row }
     }
@@ -704,12 +726,12 @@ impl<M: Manager> Shared<M> {
         error: OperationError<M::Error>,
     ) {
         if !new {
-            return self.tell_failed(tenant.id, hook, &error, None);
+            return self.tell_failed(tenant.id, hook, &error);
         }
         let failure = self.failure(Unopened::by(hook, error));
         let error = failure.error.clone();
-        let in_a_row = self.connector.is_of_no_use(tenant, failure);
-        self.tell_failed(tenant.id, hook, &error.error, in_a_row);
+        let (in_a_row, is_news) = self.connector.is_of_no_use(tenant, failure);
+        self.tell_rejected(tenant.id, hook, &error.error, in_a_row, is_news);
     }
 
     /// A connection is lost that was opened so long ago, unless that is because the runtime has ended. `new`: nobody
@@ -718,8 +740,8 @@ impl<M: Manager> Shared<M> {
         if new && after < FLEETING && self.ground().is_some() {
             let failure = self.failure(OperationError::Lost { after }.into());
             let error = failure.error.clone();
-            if let Some(in_a_row) = self.connector.is_of_no_use(tenant, failure) {
-                self.tell_lost(tenant.id, &error.error, in_a_row);
+            if let (Some(in_a_row), is_news) = self.connector.is_of_no_use(tenant, failure) {
+                self.tell_lost(tenant.id, &error.error, in_a_row, is_news);
             }
         }
     }

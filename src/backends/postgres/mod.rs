@@ -591,8 +591,8 @@ fn beyond_budget<T>(mut poll: impl FnMut() -> Poll<T>) -> Poll<T> {
 fn tell_lost(address: &Address, error: Error) {
     #[cfg(feature = "tracing")]
     {
-        let error = &error as &(dyn std::error::Error + 'static);
-        crate::panics::tell!(warn, server = %address, error, "a connection is lost");
+        let error = crate::error::InWords(&error);
+        crate::panics::tell!(warn, server = %address, %error, "a connection is lost");
     }
 }
 
