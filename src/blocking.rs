@@ -259,7 +259,7 @@ fn drive<M: Manager>(
     report: &mpsc::Sender<Result<AsyncPool<M>, BuildError<M::Error>>>,
     go_on: mpsc::Sender<()>,
 ) {
-    runtime.block_on(async {
+    let ending = runtime.block_on(async {
         let (built, ending) = match builder.build_or_close().await {
             Ok(pool) => {
                 let ending = pool.without_handle().clone();
@@ -269,7 +269,7 @@ fn drive<M: Manager>(
         };
         // The one who waits for this is gone only if it panicked.
         drop(report.send(built));
-        if let Some(ending) = ending {
+        if let Some(ending) = &ending {
             stop.stopped().await;
             ending.all_closed().await;
             if ending.is_held_up() {
@@ -279,7 +279,11 @@ fn drive<M: Manager>(
                 ending.all_closed().await;
             }
         }
+        ending
     });
+    // Not in there, where nothing waits: a manager may have the last handle of another such pool.
+    let _inside = runtime.enter();
+    drop(ending);
 }
 
 impl<M: Manager> Pool<M> {

@@ -198,7 +198,7 @@ pub trait Manager: Send + Sync + 'static {
     /// with commas between them, or the path of a socket or a file. **Never a user, a password or a whole URL**: it is
     /// logged, and shown on the status page.
     ///
-    /// Asked once, when a pool is built. The pool's errors and its health name it where they say that connecting fails
+    /// Asked when a pool is built, and when a [rotation](crate::Pool::rotate) begins. The pool's errors and its health name it where they say that connecting fails
     /// or takes too long, unless what went wrong names it already; what is told of that with the feature `tracing` has
     /// it as `server`. An empty text counts as none, and so does a panic; a line break or another control
     /// character in it counts as a space.

@@ -1176,6 +1176,19 @@ fn the_writer_of_a_database_for_threads_that_is_dropped_outlives_its_readers() {
     assert_eq!(file.rows(), 2);
 }
 
+#[test]
+fn whoever_drops_the_last_readers_of_a_database_for_threads_waits_for_its_writer() {
+    let file = File::new();
+    let log = file.path.with_extension("db-wal");
+    let database = SqliteDatabase::open_blocking(file.manager(), 1).unwrap();
+    insert(database.writer().acquire().unwrap().in_place().unwrap(), 1).unwrap();
+    let readers = database.readers().clone();
+    rows(readers.acquire().unwrap().in_place().unwrap()).unwrap();
+    drop(database);
+    drop(readers);
+    assert!(!log.exists(), "it is in the file");
+}
+
 #[tokio::test]
 async fn a_database_that_cannot_be_opened_says_so_at_once() {
     let missing = SqliteManager::new("/no/such/folder/at-all.db");

@@ -179,7 +179,7 @@ async fn health_names_the_target_wherever_it_speaks_of_connecting() {
     let pool = builder(Act::Never).build_lazy().unwrap();
     let mut waits = Box::pin(pool.acquire());
     tokio::time::timeout(2 * SECOND, waits.as_mut()).await.map(drop).unwrap_err();
-    let said = "opening a connection to db.internal:5432 has gone on for 2.0s, and 1 wait for one";
+    let said = "opening a connection to db.internal:5432 has gone on for 2.0s, and 1 waits for one";
     assert_eq!(reasons(&pool), said);
 }
 
@@ -193,6 +193,20 @@ async fn a_rejection_by_a_hook_is_told_with_the_target_and_the_hook() {
     assert!(timeout.to_string().contains(said), "{timeout}");
     let last = pool.metrics().last_connect_error.unwrap();
     assert_eq!(last.message, "db.internal:5432: after_connect: scripted hook error");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_goes_over_to_another_server_is_told_of_that_one() {
+    let manager = manager_of(Act::Ok);
+    let pool = Pool::builder(manager.clone()).max_size(2).build_lazy().unwrap();
+    let _held = pool.acquire().await.unwrap();
+    manager.leads_to("db2:5432");
+    manager.connect.once(Act::Error);
+    let refused = pool.rotate(|_| Box::pin(async { Ok(()) })).await.unwrap_err().to_string();
+    assert!(refused.contains("db2:5432") && !refused.contains("db.internal"), "{refused}");
+    manager.connect.always(Act::Never);
+    let timeout = times_out(&pool).await.to_string();
+    assert!(timeout.contains("db2:5432") && !timeout.contains("db.internal"), "{timeout}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -395,6 +409,8 @@ mod of_backends {
             ("mysql://us3r:hush@[::1]:3307/app", Some("[::1]:3307")),
             ("mysql://us3r:hush@localhost/app?socket=%2Frun%2Fmysql.sock", Some("/run/mysql.sock")),
             ("mysql://us3r:1/hush@db", None),
+            ("mysql://us3r:12#hush@db/app", None),
+            ("mysql://us3r:1/x/hush@db/app", None),
         ] {
             tells(url, MysqlManager::from_url(url).ok(), expected);
         }
@@ -436,6 +452,8 @@ mod of_backends {
             ("postgres://us3r:hush@%2Frun%2Fpostgresql/app", Some("/run/postgresql")),
             ("postgres:///app?host=/run/postgresql&password=hush", Some("/run/postgresql")),
             ("postgres://us3r:1/hush@db", None),
+            ("postgres://us3r:12#hush@db/app", None),
+            ("postgres://us3r:12?hush@db/app", None),
             ("postgres:///app", None),
         ] {
             tells(url, SqlxManager::<sqlx::Postgres>::from_url(url).ok(), expected);

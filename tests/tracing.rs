@@ -1281,3 +1281,47 @@ async fn a_listener_that_panics_keeps_no_pool_that_was_closed() {
         eventually("the pool has let go of its manager", || manager.handles() == 1).await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_was_closed_before_is_not_said_to_be_drained_late() {
+    let pool = pool_of(&TestManager::new(), 3).build().await.unwrap();
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(pool.acquire().await.unwrap());
+    }
+    let (notes, _listening) = listen();
+    pool.close().await;
+    assert_eq!(pool.drain(Duration::ZERO).await.still_out.len(), 3);
+    let told = notes.take();
+    assert!(told.contains(&"INFO the pool is closed pool=orders".to_owned()), "{told:#?}");
+    assert!(!told.iter().any(|note| note.starts_with("WARN")), "{told:#?}");
+}
+
+/// Of those that are held as long as it, as far as is known.
+#[tokio::test(start_paused = true)]
+async fn a_drain_that_is_not_done_in_time_names_the_oldest_connection() {
+    let pool = pool_of(&TestManager::new(), 3).build().await.unwrap();
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(pool.acquire().await.unwrap());
+    }
+    let (notes, _listening) = listen();
+    drop(pool.drain(Duration::ZERO).await);
+    let late = "WARN not drained in time pool=orders still_out=3 connection=1 ";
+    has(&notes.take(), late, "site=tests/tracing.rs:");
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_of_one_wave_that_a_hook_rejects_are_one_warning() {
+    let manager = TestManager::new();
+    let hooks = Hooks::new()
+        .before_acquire(|_| Box::pin(async { Err(TestError { what: "hook", permanent: false }) }));
+    let pool = pool_of(&manager, 20).min_idle(20).hooks(hooks).build().await.unwrap();
+    let (notes, _listening) = listen();
+    pool.acquire_timeout(Duration::from_millis(1)).await.map(drop).unwrap_err();
+    let mut told = notes.take();
+    told.retain(|note| note.contains("before_acquire has failed"));
+    let (first, _) = told.split_at(20);
+    let warnings = first.iter().filter(|note| note.starts_with("WARN")).count();
+    assert_eq!(warnings, 1, "{first:#?}");
+}

@@ -13,7 +13,8 @@
 //!
 //! Each tells where its connections lead, as [`target`](crate::Manager::target): a host and a port, all hosts of
 //! PostgreSQL, or the path of a socket or a file, and neither user nor password; nothing where what is before or
-//! behind an `@` that is out of place might be a part of one.
+//! behind an `@` that is out of place might be a part of one. (redis-rs does not pass on what stands behind a `#`: of a
+//! URL with a password in which that is not written `%23`, it takes the user for the host.)
 //!
 //! Each is a [`Manager`](crate::Manager) and its options, and nothing else: what the pool does is the
 //! same for all of them. They are as good a start as any for a manager of your own.

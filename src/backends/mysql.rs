@@ -120,6 +120,8 @@ pub struct MysqlManager {
     reset: MysqlReset,
     verify: bool,
     must_write: bool,
+    /// Where the host ends in the URL.
+    is_clear: bool,
     turn: Arc<AtomicUsize>,
 }
 
@@ -160,19 +162,23 @@ impl MysqlManager {
     ///
     /// If it is none.
     pub fn from_url(url: &str) -> Result<Self, UrlError> {
-        Ok(Self::new(Opts::from_url(url)?))
+        let manager = Self::new(Opts::from_url(url)?);
+        // What stands before an `@` behind the host may be the rest of a password, and the host a part of one.
+        let behind = url.split_once("://").and_then(|(_, rest)| rest.split_once(['/', '?', '#']));
+        Ok(Self { is_clear: behind.is_none_or(|(_, behind)| !behind.contains('@')), ..manager })
     }
 
     /// Opens each connection by what `opts` says at that moment, as [`new`](Self::new) does: for
     /// passwords that change. After a change, [`Pool::rotate`](crate::Pool::rotate) replaces the
     /// connections there are.
-    /// `opts` is asked once more when a pool is built, for the [`target`](crate::Manager::target).
+    /// `opts` is asked once more when a pool is built or rotated, for the [`target`](crate::Manager::target).
     pub fn with(opts: impl Fn() -> Opts + Send + Sync + 'static) -> Self {
         Self {
             opts: Arc::new(opts),
             reset: MysqlReset::default(),
             verify: true,
             must_write: false,
+            is_clear: true,
             turn: Arc::default(),
         }
     }
@@ -325,7 +331,7 @@ impl Manager for MysqlManager {
     fn target(&self) -> Option<String> {
         let opts = (self.opts)();
         // What stands before that `@` may be the rest of a password, and the port a part of one.
-        if opts.db_name().is_some_and(|name| name.contains('@')) {
+        if !self.is_clear || opts.db_name().is_some_and(|name| name.contains('@')) {
             return None;
         }
         match opts.socket() {

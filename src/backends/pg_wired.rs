@@ -223,7 +223,7 @@ impl PgWiredManager {
 
     /// Opens each connection by what `options` says at that moment: for passwords that change. After a
     /// change, [`Pool::rotate`](crate::Pool::rotate) replaces the connections there are.
-    /// `options` is asked once more when a pool is built, for the [`target`](crate::Manager::target).
+    /// `options` is asked once more when a pool is built or rotated, for the [`target`](crate::Manager::target).
     pub fn with(options: impl Fn() -> Options + Send + Sync + 'static) -> Self {
         Self {
             options: Arc::new(options),

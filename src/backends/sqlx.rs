@@ -202,7 +202,8 @@ fn target(url: &str) -> Option<String> {
     }
     let url: Url = url.parse().ok()?;
     // What stands before that `@` may be the rest of a password, and the port a part of one.
-    if decoded(url.path())?.contains('@') {
+    let behind = [Some(url.path()), url.query(), url.fragment()];
+    if behind.into_iter().flatten().any(|part| decoded(part).is_none_or(|it| it.contains('@'))) {
         return None;
     }
     let (mut host, mut port) = (decoded(url.host_str().unwrap_or_default())?, url.port());

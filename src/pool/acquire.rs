@@ -747,7 +747,7 @@ impl<M: Manager> Shared<M> {
             longest_held,
             last_connect_error,
             failed_hook,
-            target: self.target.clone(),
+            target: self.target(),
             cap: None,
         }
     }

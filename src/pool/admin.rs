@@ -3,11 +3,12 @@
 //!
 //! Not here: what the pool does by itself.
 
+use super::builder::target_of;
 use super::deadlock::Detector;
 use super::life::{look_over, nanos};
 use super::operation::{Over, bounded, has_timer, unless, within};
 use super::terms::{InLine, Terms};
-use super::{CLOSED, DRAINING, Holder, OPEN, Pool, Shared};
+use super::{CLOSED, DRAINING, Holder, OPEN, Pool, Shared, lock};
 use crate::core::{Keeper, Lease, Line, Reservation, Search, State, Trial, Woken, reserve, wait};
 use crate::error::{
     AcquireError, ConfigError, ConnectError, OperationError, RotateError, WarmUpError,
@@ -252,6 +253,9 @@ impl<M: Manager> Pool<M> {
             }
             let shared = self.shared.clone();
             shared.connector.end_truce();
+            // It may lead elsewhere from now on.
+            let target = target_of(&shared.manager);
+            *lock(&shared.target) = target;
             // Before anything is closed to make room.
             if shared.ground_or_current().is_none() {
                 return Err(RotateError::NoRuntime);
@@ -441,7 +445,10 @@ impl<'p, M: Manager> Draining<'p, M> {
     fn report(self) -> DrainReport {
         let closed = self.shared.totals.ended() - self.ended_before;
         let still_out = self.shared.holders();
-        self.shared.tell_not_drained(&still_out);
+        // Of a pool that was closed before, it has only been waited for.
+        if self.shared.phase.load(Ordering::SeqCst) == DRAINING {
+            self.shared.tell_not_drained(&still_out);
+        }
         DrainReport { closed, still_out }
     }
 }

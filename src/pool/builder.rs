@@ -420,7 +420,7 @@ impl<M: Manager> PoolBuilder<M> {
             attentive: checks || hooks.at_release() || watches,
             greeting: if greets { Flags::GREET } else { Flags::NONE },
             manager,
-            target,
+            target: Mutex::new(target),
             hooks,
             reports,
             cluster,
@@ -457,7 +457,7 @@ impl<M: Manager> PoolBuilder<M> {
 }
 
 /// Where a manager says that its connections lead, in one line.
-fn target_of(manager: &impl Manager) -> Option<Arc<str>> {
+pub(super) fn target_of(manager: &impl Manager) -> Option<Arc<str>> {
     // Who panics instead, which the panic hook reports, has none.
     let target = caught(|| manager.target()).ok()??;
     let in_one_line = target.replace(char::is_control, " ");

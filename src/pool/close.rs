@@ -116,9 +116,9 @@ impl<M: Manager> Shared<M> {
     /// Refuses everything from now on, ends waiters and dials, and sets about closing what is idle.
     pub(super) fn shut(&self) {
         // A pool that is being drained stays that until the drain is over.
-        let _ = self.phase.compare_exchange(OPEN, CLOSED, Ordering::SeqCst, Ordering::SeqCst);
+        let was = self.phase.compare_exchange(OPEN, CLOSED, Ordering::SeqCst, Ordering::SeqCst);
         if self.core.close() {
-            let draining = self.phase.load(Ordering::SeqCst) == DRAINING;
+            let draining = was == Err(DRAINING);
             self.tell_shut(if draining { "being drained" } else { "closed" });
         }
         self.connector.close();

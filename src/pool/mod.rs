@@ -103,7 +103,7 @@ pub(crate) struct Shared<M: Manager> {
     greeting: Flags,
     manager: M,
     /// Where that says that connections lead: one line.
-    target: Option<Arc<str>>,
+    target: Mutex<Option<Arc<str>>>,
     config: Config,
     hooks: Hooks<M>,
     reports: Option<Reports>,
@@ -204,7 +204,7 @@ impl<M: Manager> Shared<M> {
             },
             connecting,
             failure,
-            target: self.target.clone(),
+            target: self.target(),
             rejects,
             is_dialing: self.connector.is_dialing(),
             connecting_for: self.connector.connecting_for(),

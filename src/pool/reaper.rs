@@ -184,15 +184,19 @@ impl Holder {
     pub(crate) fn seniority(&self) -> impl Ord + use<> {
         (self.held, Reverse(self.connection))
     }
+
+    /// For how long, in words, rounded down, or "at least" would not be true; nothing if nobody has seen that yet.
+    pub(super) fn held_for_at_least(&self) -> Option<String> {
+        let tenths = self.held.as_millis() / 100;
+        (tenths > 0).then(|| format!("{}.{}s", tenths / 10, tenths % 10))
+    }
 }
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "connection {}", self.connection)?;
-        // Rounded down, or it would not be true.
-        let tenths = self.held.as_millis() / 100;
-        if tenths > 0 {
-            write!(f, " for at least {}.{}s", tenths / 10, tenths % 10)?;
+        if let Some(held) = self.held_for_at_least() {
+            write!(f, " for at least {held}")?;
         }
         match self.site {
             Some(site) => write!(f, ", acquired at {site}"),

@@ -163,7 +163,7 @@ macro_rules! tell_holder {
 /// For how long somebody has held a connection at least, as it is written down; nothing if nobody has seen that yet.
 #[cfg(feature = "tracing")]
 fn held(holder: &Holder) -> Option<DisplayValue<String>> {
-    (!holder.held.is_zero()).then(|| display(format!("{:.1?}", holder.held)))
+    holder.held_for_at_least().map(display)
 }
 
 /// An error as what it is written down as.
@@ -200,8 +200,8 @@ impl<M: Manager> Shared<M> {
     }
 
     /// Where its connections lead.
-    fn server(&self) -> Option<DisplayValue<&str>> {
-        self.target.as_deref().map(display)
+    fn server(&self) -> Option<DisplayValue<std::sync::Arc<str>>> {
+        self.target().map(display)
     }
 
     fn word(&self, word: fn(&ClusterNode) -> &str) -> Option<DisplayValue<Word<'_>>> {
@@ -326,7 +326,7 @@ impl<M: Manager> Shared<M> {
 
     /// A drain has come to its end, and these still hold a connection.
     pub(super) fn tell_not_drained(&self, still_out: &[Holder]) {
-        if let Some(holder) = still_out.iter().max_by_key(|holder| holder.held) {
+        if let Some(holder) = still_out.iter().max_by_key(|holder| holder.seniority()) {
             let still_out = still_out.len();
             tell_holder!(warn, self, holder, still_out, "not drained in time");
         }

@@ -224,16 +224,16 @@ impl<E> From<Verdict<E>> for AcquireError<E> {
 const TOLD_EACH: u32 = 64;
 
 impl<E> Failure<E> {
-    /// Whether it is to be a warning, as one of so many in a row: the first, one that says something else than the
-    /// one `before` it, and fewer and fewer of those that do not.
-    fn is_news(&self, in_a_row: u32, before: Option<&Self>) -> bool {
+    /// Whether it is to be a warning, as one of so many in a row, if it is one more: the first, one that says
+    /// something else than the one `before` it, and fewer and fewer of those that do not.
+    fn is_news(&self, in_a_row: Option<u32>, before: Option<&Self>) -> bool {
         let is_loss = |failure: &Self| matches!(failure.error.error, OperationError::Lost { .. });
         let says_the_same = before.is_some_and(|before| {
             // Each was lost after another time.
             before.said.words == self.said.words || is_loss(before) && is_loss(self)
         });
-        let is_one_of_few = in_a_row < TOLD_EACH && in_a_row.is_power_of_two();
-        !says_the_same || is_one_of_few || in_a_row % TOLD_EACH == 0
+        let is_one_of_few = |in_a_row: u32| in_a_row < TOLD_EACH && in_a_row.is_power_of_two();
+        !says_the_same || in_a_row.is_some_and(|it| is_one_of_few(it) || it % TOLD_EACH == 0)
     }
 }
 
@@ -440,7 +440,7 @@ impl<E> Connector<E> {
     fn is_outdone(&self, failure: &Failure<E>) -> (u32, bool) {
         let mut trouble = lock(&self.trouble);
         trouble.last_ever = Some(failure.said.clone());
-        (trouble.in_a_row, failure.is_news(trouble.in_a_row, trouble.failed.as_ref()))
+        (trouble.in_a_row, failure.is_news(Some(trouble.in_a_row), trouble.failed.as_ref()))
     }
 
     /// A rotation could not connect. It is the last failure, for good or not, and all else goes by that. But it is
@@ -475,10 +475,11 @@ impl<E> Connector<E> {
                 (is_next, in_a_row, before.stays.filter(is_older))
             }
         };
-        let is_news = failure.is_news(in_a_row, trouble.useless().map(|useless| &useless.last));
+        let is_one_more = is_one_more.then_some(in_a_row);
+        let is_news = failure.is_news(is_one_more, trouble.useless().map(|useless| &useless.last));
         trouble.last_ever = Some(failure.said.clone());
         _useless = trouble.useless.replace(Useless { last: failure, in_a_row, stays });
-        (is_one_more.then_some(in_a_row), is_news)
+        (is_one_more, is_news)
     }
 
     /// A new connection has been handed out.
@@ -553,7 +554,7 @@ impl<E> Connector<E> {
         if let Some(verdict) = verdict {
             _verdict = self.pass(&mut trouble, verdict);
         }
-        let is_news = failure.is_news(trouble.in_a_row, trouble.failed.as_ref());
+        let is_news = failure.is_news(Some(trouble.in_a_row), trouble.failed.as_ref());
         trouble.last_ever = Some(failure.said.clone());
         _failed = trouble.failed.replace(failure);
         (trouble.in_a_row, is_news)
@@ -595,8 +596,13 @@ impl<M: Manager> Shared<M> {
         }
     }
 
+    /// Where connections lead, if the manager tells.
+    pub(super) fn target(&self) -> Option<Arc<str>> {
+        lock(&self.target).clone()
+    }
+
     fn failure(&self, unopened: Unopened<M::Error>) -> Failure<M::Error> {
-        Failure::new(unopened, self.target.as_ref())
+        Failure::new(unopened, self.target().as_ref())
     }
 
     /// What went wrong with a connect, of which note has been taken.

@@ -193,7 +193,7 @@ impl PostgresManager {
     /// Opens each connection by what `config` says at that moment, without encryption: for passwords
     /// that change. After a change, [`Pool::rotate`](crate::Pool::rotate) replaces the connections
     /// there are.
-    /// `config` is asked once more when a pool is built, for the [`target`](crate::Manager::target).
+    /// `config` is asked once more when a pool is built or rotated, for the [`target`](crate::Manager::target).
     pub fn with(config: impl Fn() -> Config + Send + Sync + 'static) -> Self {
         Self {
             config: Arc::new(config),
