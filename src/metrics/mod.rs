@@ -26,9 +26,9 @@ pub use self::monitor::{DuplicateName, Group, Monitor, Source};
 #[cfg(all(feature = "serde", feature = "cluster"))]
 pub(crate) use self::serialize::read_role;
 pub use self::status::{ClusterNode, Health, PoolStatus, Role};
-pub(crate) use self::status::{Connecting, InVain, Signs};
+pub(crate) use self::status::{Connecting, Failing, InVain, Signs};
 #[cfg(feature = "cluster")]
-pub(crate) use self::status::{Failing, OneLine, health, write_line};
+pub(crate) use self::status::{OneLine, health, write_line};
 
 use self::histogram::Recorder;
 use crate::core::Counts;
