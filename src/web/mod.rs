@@ -11,7 +11,7 @@
 //!
 //! A pool that serves nobody, since all its connections are in use, is degraded and thus up: restarting a service for
 //! want of connections makes its other instances want more. For 30 s after an acquire has waited in vain it is so though
-//! nobody waits: see [`Health`](crate::Health).
+//! nobody waits: see [`Health`].
 //!
 //! A cluster counts in `/health` as a whole, by [`Monitor::health`](crate::Monitor::health): one that can
 //! serve is up, though a node of it is down, and one without nodes is down. The lines of its nodes follow
